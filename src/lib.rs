@@ -1,0 +1,3 @@
+//! autoheal-pa: private EKS clusters, reachable for kubectl through SSM Session Manager.
+
+pub mod proto;

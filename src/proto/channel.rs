@@ -1,0 +1,378 @@
+//! The data channel: an ordered, acknowledged stream of messages that outlives its transports.
+//!
+//! Knows payloads only by their type. What they mean is up to [`session`](super::session).
+//!
+//! Invariants: numbers start at 0 in both directions and never repeat; a message is kept until it is
+//! acknowledged; acknowledgements go out before anything else and never wait.
+//!
+//! Source: section by section, `streaming.go` of session-manager-plugin 1.2.677.0 and
+//! `datachannel.go` of amazon-ssm-agent 3.3.1142.0; where this client does better than both, the
+//! comment says so.
+
+mod pacer;
+mod recv;
+mod rtt;
+mod send;
+
+use std::{collections::VecDeque, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use tracing::{debug, trace};
+
+use self::{
+    pacer::{Bucket, Pacer},
+    recv::{Receipt, Receiver},
+    send::Sender,
+};
+use super::{
+    Config, Now,
+    message::{
+        Acknowledgement, ChannelClosed, Flags, HEADER_LEN, Header, Message, MessageIds, MessageType, PayloadType,
+    },
+};
+
+/// Messages per second that are sent again after the transport was replaced.
+///
+/// A hundred thousand repeats at once would only be paused by the service.
+const REPLAY_RATE: u32 = 200;
+const REPLAY_BURST: u32 = 20;
+
+/// Largest number of acknowledgements that wait for the transport. More only gather when the peer
+/// floods without reading; one that is not sent makes the agent repeat the message, no more.
+const MAX_PENDING_ACKS: usize = 16_384;
+
+/// Largest number of messages from the oldest unacknowledged one on, whatever their size.
+const MAX_SPAN: usize = 4096;
+
+/// How often the oldest message is sent during a pause, to find out whether the agent is back.
+const PAUSE_PROBE: Duration = Duration::from_secs(1);
+
+/// What a message meant, beyond what the channel deals with by itself.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// Nothing: not for us, a repeat, damaged, or an acknowledgement.
+    None,
+    /// Sequenced messages may be taken with [`DataChannel::next_message`].
+    Sequenced,
+    /// The service ended the session, with a text for people.
+    Closed {
+        /// Why, in the service's or the agent's words.
+        output: String,
+    },
+}
+
+/// The client's end of a data channel.
+#[derive(Debug)]
+pub(super) struct DataChannel {
+    sender: Sender,
+    receiver: Receiver,
+    acks: VecDeque<Header>,
+    ids: MessageIds,
+    pacer: Pacer,
+    /// Holds back the repeats that a new transport calls for, until all are sent.
+    replay: Option<Bucket>,
+    /// When the service's pause began, and when the oldest message is next tried in it.
+    pause: Option<Pause>,
+    attached: bool,
+    attached_at: Duration,
+    /// Whether the current transport has brought an acknowledgement or a sequenced message.
+    proved: bool,
+    window: usize,
+    counts: Counts,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pause {
+    since: Duration,
+    probe_at: Duration,
+}
+
+/// Totals of messages, for status and tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Counts {
+    pub(super) sent: u64,
+    pub(super) resent: u64,
+    pub(super) received: u64,
+    pub(super) repeats: u64,
+    pub(super) refused: u64,
+}
+
+impl DataChannel {
+    pub(super) fn new(config: &Config, ids: MessageIds, now: Now) -> Self {
+        Self {
+            sender: Sender::new(now.mono),
+            receiver: Receiver::new(config.reorder_budget),
+            acks: VecDeque::new(),
+            ids,
+            pacer: Pacer::new(config.messages_per_second, now.mono),
+            replay: None,
+            pause: None,
+            attached: true,
+            attached_at: now.mono,
+            proved: false,
+            window: config.window,
+            counts: Counts::default(),
+        }
+    }
+
+    // Getters.
+
+    pub(super) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    pub(super) fn smoothed_rtt(&self) -> Duration {
+        self.sender.smoothed_rtt()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.sender.in_flight()
+    }
+
+    pub(super) fn early_messages(&self) -> usize {
+        self.receiver.early_len()
+    }
+
+    pub(super) fn is_proved(&self) -> bool {
+        self.proved
+    }
+
+    /// Returns whether every message up to and without `number` has been acknowledged.
+    pub(super) fn all_acknowledged(&self) -> bool {
+        self.sender.span() == 0
+    }
+
+    /// Returns since when the oldest message has been waited for on the current transport.
+    pub(super) fn unacknowledged_since(&self) -> Option<Duration> {
+        if !self.attached {
+            return None;
+        }
+        self.sender.oldest_since().map(|since| since.max(self.attached_at))
+    }
+
+    /// Returns since when the service has paused the session.
+    pub(super) fn paused_since(&self) -> Option<Duration> {
+        self.pause.filter(|_| self.attached).map(|pause| pause.since)
+    }
+
+    // Input.
+
+    pub(super) fn handle_message(&mut self, now: Now, bytes: Bytes) -> Input {
+        let message = match Message::decode(bytes) {
+            Ok(message) => message,
+            Err(error) => {
+                debug!(%error, "dropped a message that cannot be read");
+                return Input::None;
+            }
+        };
+        match message.header.message_type {
+            MessageType::OutputStreamData => self.handle_sequenced(message),
+            MessageType::Acknowledge => {
+                self.handle_acknowledgement(now, &message.payload);
+                Input::None
+            }
+            MessageType::ChannelClosed => Input::Closed { output: ChannelClosed::decode(&message.payload).output },
+            MessageType::StartPublication => {
+                self.unpause("start_publication");
+                Input::None
+            }
+            MessageType::PausePublication => {
+                self.pause(now);
+                Input::None
+            }
+            MessageType::InputStreamData | MessageType::Other(_) => {
+                debug!(kind = %message.header.message_type, "ignored a message that clients do not get");
+                Input::None
+            }
+        }
+    }
+
+    fn handle_sequenced(&mut self, message: Message) -> Input {
+        self.unpause("output_stream_data");
+        self.proved = true;
+        self.counts.received += 1;
+        let header = message.header.clone();
+        trace!(number = header.sequence_number, len = message.payload.len(), "received");
+        match self.receiver.insert(message) {
+            Receipt::New => {
+                self.acknowledge(header);
+                Input::Sequenced
+            }
+            Receipt::Repeat => {
+                self.counts.repeats += 1;
+                self.acknowledge(header);
+                Input::None
+            }
+            Receipt::Refused => {
+                self.counts.refused += 1;
+                debug!(number = header.sequence_number, "no room for a message; the agent has to repeat it");
+                Input::None
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, header: Header) {
+        if self.acks.len() < MAX_PENDING_ACKS {
+            self.acks.push_back(header);
+        }
+    }
+
+    fn handle_acknowledgement(&mut self, now: Now, payload: &[u8]) {
+        let number = match Acknowledgement::decode(payload) {
+            Ok(acknowledgement) => acknowledgement.acknowledged_message_sequence_number,
+            Err(error) => {
+                debug!(%error, "ignored an acknowledgement that cannot be read");
+                return;
+            }
+        };
+        self.unpause("acknowledge");
+        self.proved = true;
+        if !self.sender.acknowledged(number, now.mono) {
+            trace!(number, "ignored an acknowledgement of nothing that is outstanding");
+        }
+    }
+
+    fn pause(&mut self, now: Now) {
+        if self.pause.is_none() {
+            debug!("the service pauses publication");
+            self.pause = Some(Pause { since: now.mono, probe_at: now.mono + PAUSE_PROBE });
+        }
+    }
+
+    fn unpause(&mut self, sign: &'static str) {
+        if self.pause.take().is_some() {
+            debug!(sign, "publication goes on");
+        }
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Now) {
+        if self.attached && self.pause.is_none() {
+            self.sender.handle_timeout(now.mono);
+        }
+    }
+
+    pub(super) fn detached(&mut self) {
+        self.attached = false;
+        self.pause = None;
+    }
+
+    pub(super) fn reattached(&mut self, now: Now) {
+        self.attached = true;
+        self.attached_at = now.mono;
+        self.proved = false;
+        self.pause = None;
+        self.sender.mark_all(now.mono);
+        self.replay = self.sender.has_resend().then(|| Bucket::new(REPLAY_RATE, REPLAY_BURST, now.mono));
+    }
+
+    // Output.
+
+    /// Returns the next sequenced message of the agent in order.
+    pub(super) fn next_message(&mut self) -> Option<Message> {
+        self.receiver.next_in_order()
+    }
+
+    /// Numbers a message that must go out at once, whatever the window and the pace, and returns it.
+    pub(super) fn send_now(&mut self, now: Now, payload_type: PayloadType, payload: &[u8]) -> Bytes {
+        let message = self.header(now, payload_type).encode(payload);
+        self.register(message.clone(), 0, false, now);
+        message
+    }
+
+    /// Returns the next message that needs no new payload: an acknowledgement or a repeat.
+    pub(super) fn poll_transmit(&mut self, now: Now) -> Option<Bytes> {
+        if !self.attached {
+            return None;
+        }
+        if let Some(acknowledged) = self.acks.pop_front() {
+            self.pacer.count(now.mono);
+            let id = self.ids.next_id();
+            return Some(Acknowledgement::encode(&acknowledged, id, created_ms(now)));
+        }
+        if let Some(pause) = &mut self.pause {
+            if pause.probe_at > now.mono {
+                return None;
+            }
+            pause.probe_at = now.mono + PAUSE_PROBE;
+            return self.sender.probe_oldest(now.mono).inspect(|_| {
+                self.counts.resent += 1;
+                self.pacer.count(now.mono);
+            });
+        }
+        if !self.sender.has_resend() {
+            self.replay = None;
+            return None;
+        }
+        if self.replay.as_mut().is_some_and(|replay| !replay.take(now.mono)) || !self.pacer.take(now.mono) {
+            return None;
+        }
+        self.counts.resent += 1;
+        self.sender.next_resend(now.mono)
+    }
+
+    /// Whether a message with new data may be sent as far as window and pause go.
+    pub(super) fn has_window(&self) -> bool {
+        self.attached && self.pause.is_none() && self.sender.in_flight() < self.window && self.sender.span() < MAX_SPAN
+    }
+
+    /// Takes leave of the pacer to send a message with new data.
+    pub(super) fn take_pace(&mut self, now: Now) -> bool {
+        self.pacer.take(now.mono)
+    }
+
+    /// Returns when the pacer lets the next message with new data go.
+    pub(super) fn pace_ready_at(&self) -> Duration {
+        self.pacer.ready_at()
+    }
+
+    /// Makes a buffer for a data message: the payload is to be appended.
+    pub(super) fn buffer(payload_len: usize) -> BytesMut {
+        let mut buffer = BytesMut::with_capacity(HEADER_LEN + payload_len);
+        buffer.resize(HEADER_LEN, 0);
+        buffer
+    }
+
+    /// Numbers the message whose payload has been appended to a [`buffer`](Self::buffer).
+    pub(super) fn seal(&mut self, now: Now, buffer: BytesMut) -> Bytes {
+        let payload_len = buffer.len() - HEADER_LEN;
+        let message = self.header(now, PayloadType::Output).seal(buffer);
+        self.register(message.clone(), payload_len, true, now);
+        message
+    }
+
+    fn header(&mut self, now: Now, payload_type: PayloadType) -> Header {
+        Header {
+            message_type: MessageType::InputStreamData,
+            created_ms: created_ms(now),
+            sequence_number: self.sender.next_number(),
+            flags: Flags::NONE,
+            id: self.ids.next_id(),
+            payload_type,
+        }
+    }
+
+    fn register(&mut self, message: Bytes, payload_len: usize, is_data: bool, now: Now) {
+        self.counts.sent += 1;
+        self.sender.sent(message, payload_len, is_data, now.mono);
+    }
+
+    /// Returns when [`handle_timeout`](Self::handle_timeout) or another drain is due.
+    pub(super) fn poll_timeout(&self) -> Option<Duration> {
+        if !self.attached {
+            return None;
+        }
+        if let Some(pause) = self.pause {
+            return Some(pause.probe_at);
+        }
+        let resend = self.sender.has_resend().then(|| {
+            let replay = self.replay.as_ref().map_or(Duration::ZERO, Bucket::ready_at);
+            replay.max(self.pacer.ready_at())
+        });
+        [self.sender.timeout_at(), resend].into_iter().flatten().min()
+    }
+}
+
+/// The message's creation date: milliseconds since the Unix epoch, and never 0, which peers refuse.
+fn created_ms(now: Now) -> u64 {
+    u64::try_from(now.wall.as_millis()).unwrap_or(u64::MAX).max(1)
+}

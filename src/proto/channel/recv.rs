@@ -1,0 +1,134 @@
+//! The receiving half: puts the peer's messages in order and tells repeats from news.
+
+use std::collections::BTreeMap;
+
+use super::super::message::Message;
+
+/// How far ahead of the next expected number a message may be.
+///
+/// The agent keeps at most 100 000 unacknowledged messages (`OutgoingMessageBuffer` capacity in
+/// amazon-ssm-agent, `config.go`), so a number further ahead is not honest.
+const MAX_AHEAD: i64 = 100_000;
+
+/// What became of a sequenced message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Receipt {
+    /// It is kept or was the next in order: acknowledge it.
+    New,
+    /// It has come before: acknowledge it again, since the first acknowledgement may be lost.
+    Repeat,
+    /// There is no room for it: do not acknowledge it, so that it comes again.
+    Refused,
+}
+
+/// Messages that came early, and the number that is waited for.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    expected: i64,
+    early: BTreeMap<i64, Message>,
+    early_bytes: usize,
+    budget: usize,
+}
+
+impl Receiver {
+    pub(super) fn new(budget: usize) -> Self {
+        Self { expected: 0, early: BTreeMap::new(), early_bytes: 0, budget }
+    }
+
+    /// Takes a sequenced message; [`next_in_order`](Self::next_in_order) hands out what can be used.
+    pub(super) fn insert(&mut self, message: Message) -> Receipt {
+        let number = message.header.sequence_number;
+        if (0..self.expected).contains(&number) || self.early.contains_key(&number) {
+            return Receipt::Repeat;
+        }
+        if number < 0 || number - self.expected > MAX_AHEAD {
+            return Receipt::Refused;
+        }
+        let cost = cost(&message);
+        // The message that everything waits for is always taken: it frees room.
+        if number != self.expected && self.early_bytes + cost > self.budget {
+            return Receipt::Refused;
+        }
+        self.early_bytes += cost;
+        self.early.insert(number, message);
+        Receipt::New
+    }
+
+    /// Hands out the next message in order, if it is there.
+    pub(super) fn next_in_order(&mut self) -> Option<Message> {
+        let message = self.early.remove(&self.expected)?;
+        self.early_bytes -= cost(&message);
+        self.expected += 1;
+        Some(message)
+    }
+
+    /// Returns how many messages wait for an earlier one.
+    pub(super) fn early_len(&self) -> usize {
+        self.early.len()
+    }
+}
+
+/// Bytes that keeping a message takes: its payload's allocation holds the header too.
+fn cost(message: &Message) -> usize {
+    message.payload.len() + super::super::message::HEADER_LEN + size_of::<Message>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::message::{Flags, Header, MessageId, MessageType, PayloadType};
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    fn message(sequence_number: i64, payload_len: usize) -> Message {
+        Message {
+            header: Header {
+                message_type: MessageType::OutputStreamData,
+                created_ms: 1,
+                sequence_number,
+                flags: Flags::NONE,
+                id: MessageId([0; 16]),
+                payload_type: PayloadType::Output,
+            },
+            payload: Bytes::from(vec![0; payload_len]),
+        }
+    }
+
+    #[test]
+    fn refuses_absurd_numbers() {
+        let mut receiver = Receiver::new(1 << 20);
+        for number in [-1, i64::MIN, i64::MAX, MAX_AHEAD + 1] {
+            assert_eq!(receiver.insert(message(number, 1)), Receipt::Refused, "{number}");
+        }
+        assert_eq!(receiver.insert(message(MAX_AHEAD, 1)), Receipt::New);
+    }
+
+    #[test]
+    fn is_bounded_in_bytes_and_still_takes_the_missing_one() {
+        let mut receiver = Receiver::new(10_000);
+        let kept = (1..100).filter(|&n| receiver.insert(message(n, 1000)) == Receipt::New).count();
+        assert!((5..10).contains(&kept), "{kept}");
+        assert!(receiver.early_bytes <= 10_000);
+        assert_eq!(receiver.insert(message(0, 1000)), Receipt::New);
+        let delivered = std::iter::from_fn(|| receiver.next_in_order()).count();
+        assert_eq!(delivered, kept + 1);
+        assert_eq!(receiver.early_bytes, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_with_repeats_comes_out_once_and_in_order(mut order in proptest::collection::vec(0_i64..60, 0..300)) {
+            let mut receiver = Receiver::new(1 << 20);
+            order.extend(0..60);
+            let mut seen = std::collections::BTreeSet::new();
+            let mut out = Vec::new();
+            for number in order {
+                let receipt = receiver.insert(message(number, 3));
+                prop_assert_eq!(receipt, if seen.insert(number) { Receipt::New } else { Receipt::Repeat });
+                out.extend(std::iter::from_fn(|| receiver.next_in_order()).map(|m| m.header.sequence_number));
+            }
+            prop_assert_eq!(out, (0..60).collect::<Vec<_>>());
+            prop_assert_eq!(receiver.early_len(), 0);
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The sending half: numbers messages, keeps a copy of each until it is acknowledged, and decides
+//! which to send again.
+//!
+//! There are two signs of a lost message. One is that messages sent well after it are acknowledged
+//! (every message has an acknowledgement of its own); the other is that the oldest one is not
+//! acknowledged in time. The official programs only know the second, at a tick of 100 ms.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::rtt::{MAX_TIMEOUT, Rtt};
+
+/// A message is taken for lost when one that was sent this many messages later is acknowledged.
+const REORDER_THRESHOLD: u64 = 3;
+
+/// Shortest time between two transmissions of one message, whatever is acknowledged meanwhile.
+const MIN_RESEND_INTERVAL: Duration = Duration::from_millis(5);
+
+/// First wait for the acknowledgement of the first data message.
+///
+/// The agent drops data unacknowledged until its port session is up, which takes some time after
+/// `HandshakeComplete` (`port.go` and `datachannel.go` of amazon-ssm-agent). A full time-out would
+/// cost the first request 200 ms and more.
+const EARLY_TIMEOUT: Duration = Duration::from_millis(20);
+
+/// A message that has not been acknowledged.
+#[derive(Debug)]
+struct Outstanding {
+    /// The whole message; a repeat has identical bytes.
+    message: Bytes,
+    payload_len: usize,
+    last_sent: Duration,
+    /// Position of its last transmission among all transmissions.
+    order: u64,
+    /// How often it has been sent.
+    transmissions: u32,
+}
+
+/// Numbers, copies and timers of sent messages.
+#[derive(Debug)]
+pub(super) struct Sender {
+    /// Messages from `first_number` on; `None` where one has been acknowledged.
+    outstanding: VecDeque<Option<Outstanding>>,
+    /// The number of the first entry of `outstanding`.
+    first_number: i64,
+    /// Sum of the payloads in `outstanding`.
+    in_flight: usize,
+    next_order: u64,
+    /// The latest transmission that is known to have arrived.
+    newest_acknowledged: u64,
+    /// Numbers to be sent again.
+    resend: BTreeSet<i64>,
+    /// When the oldest message became the oldest, or the transport was attached.
+    oldest_since: Duration,
+    rtt: Rtt,
+    /// Number of the first data message, until it is acknowledged; then nothing is early any more.
+    early: Early,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Early {
+    Handshake,
+    FirstData(i64),
+    Over,
+}
+
+impl Sender {
+    pub(super) fn new(now: Duration) -> Self {
+        Self {
+            outstanding: VecDeque::new(),
+            first_number: 0,
+            in_flight: 0,
+            next_order: 1,
+            newest_acknowledged: 0,
+            resend: BTreeSet::new(),
+            oldest_since: now,
+            rtt: Rtt::new(),
+            early: Early::Handshake,
+        }
+    }
+
+    /// Returns the number of the next new message.
+    pub(super) fn next_number(&self) -> i64 {
+        self.first_number + i64::try_from(self.outstanding.len()).expect("the window bounds what is outstanding")
+    }
+
+    /// Keeps a message that is about to be sent for the first time; it has the next number.
+    pub(super) fn sent(&mut self, message: Bytes, payload_len: usize, is_data: bool, now: Duration) {
+        if self.outstanding.is_empty() {
+            self.oldest_since = now;
+        }
+        if is_data && self.early == Early::Handshake {
+            self.early = Early::FirstData(self.next_number());
+        }
+        self.in_flight += payload_len;
+        self.outstanding.push_back(Some(Outstanding {
+            message,
+            payload_len,
+            last_sent: now,
+            order: self.next_order,
+            transmissions: 1,
+        }));
+        self.next_order += 1;
+    }
+
+    /// Takes an acknowledgement; returns whether it is for a message that was outstanding.
+    pub(super) fn acknowledged(&mut self, number: i64, now: Duration) -> bool {
+        let Some(acknowledged) = self.slot(number).and_then(Option::take) else { return false };
+        self.in_flight -= acknowledged.payload_len;
+        self.resend.remove(&number);
+        if acknowledged.transmissions == 1 {
+            self.rtt.sample(now.saturating_sub(acknowledged.last_sent));
+        }
+        if self.early == Early::FirstData(number) {
+            self.early = Early::Over;
+        }
+        self.newest_acknowledged = self.newest_acknowledged.max(acknowledged.order);
+        if number == self.first_number {
+            while let Some(None) = self.outstanding.front() {
+                self.outstanding.pop_front();
+                self.first_number += 1;
+            }
+            self.oldest_since = now;
+        }
+        self.mark_lost(now);
+        true
+    }
+
+    /// Marks every message that was sent well before one that has arrived.
+    fn mark_lost(&mut self, now: Duration) {
+        for (number, entry) in (self.first_number..).zip(&self.outstanding) {
+            let Some(entry) = entry else { continue };
+            if entry.order + REORDER_THRESHOLD <= self.newest_acknowledged {
+                if now.saturating_sub(entry.last_sent) >= MIN_RESEND_INTERVAL {
+                    self.resend.insert(number);
+                }
+            } else if entry.transmissions == 1 {
+                // What follows was sent later still.
+                break;
+            }
+        }
+    }
+
+    /// Marks all that is outstanding: the transport that carried it is gone.
+    pub(super) fn mark_all(&mut self, now: Duration) {
+        let numbers = (self.first_number..).zip(&self.outstanding);
+        self.resend = numbers.filter(|(_, entry)| entry.is_some()).map(|(number, _)| number).collect();
+        self.oldest_since = now;
+    }
+
+    /// Marks the oldest message if it has not been acknowledged in time.
+    pub(super) fn handle_timeout(&mut self, now: Duration) {
+        if self.timeout_at().is_some_and(|at| at <= now) {
+            self.resend.insert(self.first_number);
+        }
+    }
+
+    /// Returns when the oldest message is to be sent again, unless it waits for that already.
+    pub(super) fn timeout_at(&self) -> Option<Duration> {
+        let oldest = self.outstanding.front()?.as_ref()?;
+        if self.resend.contains(&self.first_number) {
+            return None;
+        }
+        let base = if self.early == Early::FirstData(self.first_number) {
+            self.rtt.timeout().min(EARLY_TIMEOUT)
+        } else {
+            self.rtt.timeout()
+        };
+        let doublings = (oldest.transmissions - 1).min(10);
+        Some(oldest.last_sent + (base * (1 << doublings)).min(MAX_TIMEOUT))
+    }
+
+    /// Whether [`next_resend`](Self::next_resend) has something.
+    pub(super) fn has_resend(&self) -> bool {
+        !self.resend.is_empty()
+    }
+
+    /// Returns the oldest message that is to be sent again.
+    pub(super) fn next_resend(&mut self, now: Duration) -> Option<Bytes> {
+        let number = self.resend.pop_first()?;
+        let order = self.next_order;
+        self.next_order += 1;
+        let entry = self.slot(number)?.as_mut()?;
+        entry.last_sent = now;
+        entry.order = order;
+        entry.transmissions = entry.transmissions.saturating_add(1);
+        Some(entry.message.clone())
+    }
+
+    /// Sends the oldest message again now, unless one goes out anyway: a sign of life in a pause.
+    pub(super) fn probe_oldest(&mut self, now: Duration) -> Option<Bytes> {
+        if self.outstanding.is_empty() {
+            return None;
+        }
+        self.resend.insert(self.first_number);
+        self.next_resend(now)
+    }
+
+    /// Returns the payload bytes that are not acknowledged.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Returns how many messages lie between the oldest unacknowledged one and the newest.
+    pub(super) fn span(&self) -> usize {
+        self.outstanding.len()
+    }
+
+    /// Returns since when the oldest unacknowledged message has been waited for.
+    pub(super) fn oldest_since(&self) -> Option<Duration> {
+        (!self.outstanding.is_empty()).then_some(self.oldest_since)
+    }
+
+    pub(super) fn smoothed_rtt(&self) -> Duration {
+        self.rtt.smoothed()
+    }
+
+    fn slot(&mut self, number: i64) -> Option<&mut Option<Outstanding>> {
+        let index = usize::try_from(number.checked_sub(self.first_number)?).ok()?;
+        self.outstanding.get_mut(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn sender(messages: u8, now: Duration) -> Sender {
+        let mut sender = Sender::new(now);
+        sender.early = Early::Over;
+        for byte in 0..messages {
+            sender.sent(Bytes::from(vec![byte]), 1, true, now);
+        }
+        sender
+    }
+
+    fn resends(sender: &mut Sender, now: Duration) -> Vec<u8> {
+        std::iter::from_fn(|| sender.next_resend(now)).map(|message| message[0]).collect()
+    }
+
+    #[test]
+    fn a_gap_before_three_acknowledged_messages_is_sent_again() {
+        let mut sender = sender(10, ms(0));
+        for (number, lost) in [(0, None), (3, None), (4, Some(1)), (5, Some(2))] {
+            assert!(sender.acknowledged(number, ms(50)));
+            assert_eq!(resends(&mut sender, ms(50)), Vec::from_iter(lost), "after {number}");
+        }
+        sender.acknowledged(6, ms(51));
+        assert!(resends(&mut sender, ms(51)).is_empty(), "the repeats are still under way");
+        assert_eq!(sender.in_flight(), 5);
+    }
+
+    #[test]
+    fn a_lost_repeat_is_sent_again_when_later_ones_arrive() {
+        let mut sender = sender(5, ms(0));
+        for number in 1..5 {
+            sender.acknowledged(number, ms(50));
+        }
+        assert_eq!(resends(&mut sender, ms(50)), [0]);
+        for byte in 5..10 {
+            sender.sent(Bytes::from(vec![byte]), 1, true, ms(60));
+        }
+        for number in 5..9 {
+            sender.acknowledged(number, ms(110));
+        }
+        assert_eq!(resends(&mut sender, ms(110)), [0]);
+    }
+
+    #[test]
+    fn the_oldest_is_sent_again_after_the_timeout_and_then_ever_more_slowly() {
+        let mut sender = sender(3, ms(0));
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let at = sender.timeout_at().unwrap();
+            sender.handle_timeout(at - ms(1));
+            assert!(!sender.has_resend());
+            sender.handle_timeout(at);
+            assert_eq!(resends(&mut sender, at), [0]);
+            times.push(at);
+        }
+        assert_eq!(times, [200, 600, 1400, 2400, 3400].map(ms));
+    }
+
+    #[test]
+    fn the_first_data_message_is_sent_again_early() {
+        let mut sender = Sender::new(ms(0));
+        sender.sent(Bytes::from_static(b"h"), 0, false, ms(0));
+        sender.acknowledged(0, ms(0));
+        sender.sent(Bytes::from_static(b"a"), 1, true, ms(0));
+        let mut times = Vec::new();
+        for _ in 0..4 {
+            let at = sender.timeout_at().unwrap();
+            sender.handle_timeout(at);
+            assert_eq!(resends(&mut sender, at), b"a");
+            times.push(at);
+        }
+        assert_eq!(times, [20, 60, 140, 300].map(ms));
+        sender.acknowledged(1, ms(310));
+        sender.sent(Bytes::from_static(b"b"), 1, true, ms(310));
+        assert!(sender.timeout_at().unwrap() >= ms(400));
+    }
+
+    #[test]
+    fn only_messages_sent_once_are_sampled() {
+        let mut sender = sender(2, ms(0));
+        sender.handle_timeout(ms(200));
+        assert_eq!(resends(&mut sender, ms(200)), [0]);
+        sender.acknowledged(0, ms(5000));
+        assert_eq!(sender.smoothed_rtt(), ms(100));
+        sender.acknowledged(1, ms(5000));
+        assert!(sender.smoothed_rtt() > ms(500));
+    }
+
+    #[test]
+    fn acknowledgements_of_anything_else_are_ignored() {
+        let mut sender = sender(3, ms(0));
+        for number in [-1, 3, i64::MIN, i64::MAX] {
+            assert!(!sender.acknowledged(number, ms(1)), "{number}");
+        }
+        assert!(sender.acknowledged(1, ms(1)));
+        assert!(!sender.acknowledged(1, ms(1)));
+        assert_eq!((sender.in_flight(), sender.span(), sender.next_number()), (2, 3, 3));
+    }
+
+    #[test]
+    fn after_a_new_transport_everything_goes_again_in_order() {
+        let mut sender = sender(6, ms(0));
+        sender.acknowledged(2, ms(1));
+        sender.mark_all(ms(100));
+        assert_eq!(sender.next_resend(ms(100)).unwrap()[0], 0);
+        sender.acknowledged(3, ms(101));
+        assert_eq!(resends(&mut sender, ms(101)), [1, 4, 5]);
+    }
+}

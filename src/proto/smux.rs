@@ -1,0 +1,472 @@
+//! The multiplexer: many byte streams over the one byte stream of a data channel.
+//!
+//! smux version 1 has no window per stream and one close, FIN, which ends both directions. This end
+//! makes up for it: it never stops reading, holds what a slow local program has not taken within one
+//! budget, and keeps a stream whose local program has stopped writing open for the answer.
+//!
+//! Invariants: what is queued is bounded per stream; what is held is bounded over all streams; a FIN
+//! follows all data of its stream; ids are odd, rise from 3, and are never used twice.
+//!
+//! Source: `session.go`, `stream.go` and `frame.go` of xtaci/smux 1.5.15; `port_mux.go` of
+//! amazon-ssm-agent 3.3.1142.0 for what the other end does with it.
+
+pub mod frame;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use tracing::debug;
+
+use self::frame::{FRAME_HEADER_LEN, Frame, FrameDecoder, FrameError, MAX_FRAME_DATA_LEN, StreamId};
+use super::Config;
+
+/// Why a stream cannot be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The handshake is not complete.
+    #[error("the session is not established yet")]
+    NotEstablished,
+    /// Too many streams still wait for their first answer; one of them has to get it first.
+    #[error("too many streams wait for the destination")]
+    Busy,
+    /// The session has used up its stream ids; a new session has to be started.
+    #[error("the session has used up its stream ids")]
+    Exhausted,
+    /// The session has ended.
+    #[error("the session has ended")]
+    Closed,
+}
+
+/// What happened to a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum MuxEvent {
+    Data { id: StreamId, data: Bytes },
+    Finished { id: StreamId },
+    Refused { id: StreamId },
+    Reset { id: StreamId, held: usize },
+    Writable { id: StreamId },
+}
+
+/// The first stream id, and the distance to the next, as the official client numbers them.
+const FIRST_ID: u32 = 3;
+const ID_STEP: u32 = 2;
+
+/// What the local side of a stream has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Local {
+    /// Still writing.
+    Open,
+    /// Done writing; the stream stays open for the answer.
+    Finished,
+    /// FIN goes out after what is queued.
+    Closing,
+    /// FIN is out.
+    Closed,
+}
+
+#[derive(Debug)]
+struct Stream {
+    local: Local,
+    /// The agent's FIN has come, or the stream has been given up: nothing more is handed out.
+    deaf: bool,
+    /// The agent's FIN has come.
+    remote_closed: bool,
+    /// Whether anything has come from the agent.
+    answered: bool,
+    syn_sent: bool,
+    outbox: VecDeque<Bytes>,
+    outbox_len: usize,
+    /// The writer has been told to wait.
+    blocked: bool,
+    /// In the queue of streams that have something to send.
+    queued: bool,
+    /// Bytes handed out and not yet consumed.
+    held: usize,
+    last_activity: Duration,
+}
+
+impl Stream {
+    fn wants_to_send(&self) -> bool {
+        !self.syn_sent || self.outbox_len > 0 || self.local == Local::Closing
+    }
+
+    /// Still counts against the number of streams that wait for the destination.
+    fn is_silent(&self) -> bool {
+        !self.answered && !self.remote_closed
+    }
+}
+
+/// The client's end of the multiplexer.
+#[derive(Debug)]
+pub(super) struct Mux {
+    decoder: FrameDecoder,
+    streams: BTreeMap<StreamId, Stream>,
+    next_id: Option<u32>,
+    /// Streams that have something to send, each once, in the order of their turns.
+    turns: VecDeque<StreamId>,
+    /// A keepalive frame is to be sent.
+    nop: bool,
+    /// Half-closed streams, by the time at which to look at them.
+    half_closed: BTreeSet<(Duration, StreamId)>,
+    /// Connection errors that the agent has reported and that no FIN has settled yet.
+    refusals: usize,
+    /// Streams that wait for their first answer.
+    silent: usize,
+    /// Sum of what streams hold.
+    held: usize,
+    events: VecDeque<MuxEvent>,
+    outbox_limit: usize,
+    silent_limit: usize,
+    receive_budget: usize,
+    half_close_timeout: Duration,
+    bytes_sent: u64,
+    bytes_received: u64,
+}
+
+impl Mux {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            decoder: FrameDecoder::default(),
+            streams: BTreeMap::new(),
+            next_id: Some(FIRST_ID),
+            turns: VecDeque::new(),
+            nop: false,
+            half_closed: BTreeSet::new(),
+            refusals: 0,
+            silent: 0,
+            held: 0,
+            events: VecDeque::new(),
+            outbox_limit: config.stream_outbox,
+            silent_limit: config.silent_streams,
+            receive_budget: config.receive_budget,
+            half_close_timeout: config.half_close_timeout,
+            bytes_sent: 0,
+            bytes_received: 0,
+        }
+    }
+
+    // Getters.
+
+    /// Streams that a local program may still be using.
+    pub(super) fn open_streams(&self) -> usize {
+        self.streams.values().filter(|stream| !stream.deaf).count()
+    }
+
+    pub(super) fn writable_len(&self, id: StreamId) -> usize {
+        match self.streams.get(&id) {
+            Some(stream) if stream.local == Local::Open && !stream.deaf && !stream.blocked => {
+                self.outbox_limit.saturating_sub(stream.outbox_len)
+            }
+            _ => 0,
+        }
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    pub(super) fn bytes_sent(&self) -> u64 {
+        self.bytes_sent
+    }
+
+    pub(super) fn bytes_received(&self) -> u64 {
+        self.bytes_received
+    }
+
+    pub(super) fn wants_to_send(&self) -> bool {
+        self.nop || !self.turns.is_empty()
+    }
+
+    // Commands.
+
+    pub(super) fn can_open(&self) -> Result<(), OpenError> {
+        if self.next_id.is_none() {
+            Err(OpenError::Exhausted)
+        } else if self.silent >= self.silent_limit {
+            Err(OpenError::Busy)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) fn open(&mut self, now: Duration) -> Result<StreamId, OpenError> {
+        self.can_open()?;
+        let id = StreamId(self.next_id.ok_or(OpenError::Exhausted)?);
+        self.next_id = id.0.checked_add(ID_STEP);
+        self.silent += 1;
+        self.streams.insert(
+            id,
+            Stream {
+                local: Local::Open,
+                deaf: false,
+                remote_closed: false,
+                answered: false,
+                syn_sent: false,
+                outbox: VecDeque::new(),
+                outbox_len: 0,
+                blocked: false,
+                queued: false,
+                held: 0,
+                last_activity: now,
+            },
+        );
+        self.queue(id);
+        Ok(id)
+    }
+
+    pub(super) fn write(&mut self, id: StreamId, data: Bytes) {
+        let limit = self.outbox_limit;
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.local != Local::Open || stream.remote_closed || data.is_empty() {
+            return;
+        }
+        stream.outbox_len += data.len();
+        stream.blocked = stream.outbox_len >= limit;
+        stream.outbox.push_back(data);
+        self.queue(id);
+    }
+
+    /// The local program has stopped writing and may still be reading.
+    pub(super) fn finish(&mut self, id: StreamId, now: Duration) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.local == Local::Open {
+            stream.local = Local::Finished;
+            stream.last_activity = now;
+            self.half_closed.insert((now + self.half_close_timeout, id));
+        }
+    }
+
+    /// The local program is gone: what it wrote is still delivered, what comes for it is discarded.
+    pub(super) fn reset(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.deaf = true;
+        self.held -= std::mem::take(&mut stream.held);
+        self.close(id);
+    }
+
+    pub(super) fn consumed(&mut self, id: StreamId, len: usize) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let len = len.min(stream.held);
+        stream.held -= len;
+        self.held -= len;
+        self.forget_if_done(id);
+    }
+
+    /// Queues a keepalive frame.
+    pub(super) fn send_nop(&mut self) {
+        self.nop = true;
+    }
+
+    /// The agent could not connect to the destination; the FIN that follows says for which stream.
+    pub(super) fn connection_refused(&mut self) {
+        self.refusals += 1;
+    }
+
+    // Input.
+
+    /// Takes the next piece of the channel's byte stream.
+    pub(super) fn handle_data(&mut self, data: Bytes, now: Duration) -> Result<(), FrameError> {
+        self.decoder.push(data);
+        while let Some(frame) = self.decoder.next_frame()? {
+            match frame {
+                Frame::Psh(id, data) => self.handle_psh(id, data, now),
+                Frame::Fin(id) => self.handle_fin(id),
+                // Agents never open streams; smux ignores what it does not expect here.
+                Frame::Syn(_) | Frame::Nop => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_psh(&mut self, id: StreamId, data: Bytes, now: Duration) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.remote_closed || data.is_empty() {
+            return;
+        }
+        if !stream.answered {
+            stream.answered = true;
+            self.silent -= 1;
+        }
+        if stream.deaf {
+            return;
+        }
+        stream.last_activity = now;
+        stream.held += data.len();
+        self.held += data.len();
+        self.bytes_received += data.len() as u64;
+        self.events.push_back(MuxEvent::Data { id, data });
+        if self.held > self.receive_budget {
+            self.reset_biggest_holder();
+        }
+    }
+
+    fn handle_fin(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.remote_closed {
+            return;
+        }
+        let refused = stream.is_silent() && self.refusals > 0;
+        if stream.is_silent() {
+            self.silent -= 1;
+        }
+        if refused {
+            self.refusals -= 1;
+        }
+        stream.remote_closed = true;
+        // The agent has closed its side of both directions: what is queued has nowhere to go.
+        stream.outbox.clear();
+        stream.outbox_len = 0;
+        if !std::mem::replace(&mut stream.deaf, true) {
+            self.events.push_back(if refused { MuxEvent::Refused { id } } else { MuxEvent::Finished { id } });
+        }
+        self.close(id);
+    }
+
+    fn reset_biggest_holder(&mut self) {
+        let Some((&id, stream)) = self.streams.iter().max_by_key(|(_, stream)| stream.held) else { return };
+        let held = stream.held;
+        let already_ended = stream.deaf;
+        self.events.retain(|event| !matches!(event, MuxEvent::Data { id: other, .. } if *other == id));
+        if already_ended {
+            // Its FIN is on the way to the driver or has been there: the reset takes its place.
+            self.events.retain(|event| !matches!(event, MuxEvent::Finished { id: other } if *other == id));
+        }
+        self.events.push_back(MuxEvent::Reset { id, held });
+        self.reset(id);
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Duration) {
+        while let Some(&(at, id)) = self.half_closed.first() {
+            if at > now {
+                return;
+            }
+            self.half_closed.pop_first();
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            if stream.local != Local::Finished {
+                continue;
+            }
+            let due = stream.last_activity + self.half_close_timeout;
+            if due > now {
+                self.half_closed.insert((due, id));
+            } else {
+                debug!(stream = id.0, "closing a half-closed stream without an answer");
+                self.close(id);
+            }
+        }
+    }
+
+    // Output.
+
+    pub(super) fn poll_timeout(&self) -> Option<Duration> {
+        self.half_closed.first().map(|(at, _)| *at)
+    }
+
+    pub(super) fn poll_event(&mut self) -> Option<MuxEvent> {
+        self.events.pop_front()
+    }
+
+    /// Appends frames to `out`, up to `limit` bytes, taking the streams in turn: a request of a few
+    /// bytes waits for one frame of each busy stream, never for a bulk transfer.
+    pub(super) fn fill(&mut self, out: &mut BytesMut, limit: usize) {
+        let end = out.len() + limit;
+        if std::mem::take(&mut self.nop) {
+            Frame::Nop.encode(out);
+        }
+        while let Some(&id) = self.turns.front() {
+            if end - out.len() <= FRAME_HEADER_LEN {
+                return;
+            }
+            self.turns.pop_front();
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            stream.queued = false;
+            if !stream.syn_sent {
+                stream.syn_sent = true;
+                Frame::Syn(id).encode(out);
+            }
+            let room = (end - out.len()).saturating_sub(FRAME_HEADER_LEN).min(MAX_FRAME_DATA_LEN);
+            if room > 0 && stream.outbox_len > 0 {
+                let len = room.min(stream.outbox_len);
+                self.bytes_sent += len as u64;
+                stream.take_frame(id, len, out);
+                if stream.blocked && stream.outbox_len <= self.outbox_limit / 2 {
+                    stream.blocked = false;
+                    if stream.local == Local::Open {
+                        self.events.push_back(MuxEvent::Writable { id });
+                    }
+                }
+            }
+            let fin = stream.local == Local::Closing && stream.outbox_len == 0 && end - out.len() >= FRAME_HEADER_LEN;
+            if fin {
+                Frame::Fin(id).encode(out);
+                stream.local = Local::Closed;
+            }
+            if stream.wants_to_send() {
+                self.queue(id);
+            }
+            self.forget_if_done(id);
+        }
+    }
+
+    /// Sends FIN after what is queued.
+    fn close(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if matches!(stream.local, Local::Open | Local::Finished) {
+            stream.local = Local::Closing;
+            self.queue(id);
+        }
+        self.forget_if_done(id);
+    }
+
+    fn queue(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && !std::mem::replace(&mut stream.queued, true)
+        {
+            self.turns.push_back(id);
+        }
+    }
+
+    fn forget_if_done(&mut self, id: StreamId) {
+        let done = |stream: &Stream| {
+            stream.remote_closed && stream.local == Local::Closed && stream.held == 0 && stream.outbox_len == 0
+        };
+        if self.streams.get(&id).is_some_and(done) {
+            self.streams.remove(&id);
+        }
+    }
+
+    /// Checks what has to hold between any two calls.
+    #[cfg(test)]
+    pub(super) fn assert_invariants(&self) {
+        assert_eq!(self.held, self.streams.values().map(|s| s.held).sum::<usize>());
+        assert_eq!(self.silent, self.streams.values().filter(|s| s.is_silent()).count());
+        assert!(self.held <= self.receive_budget);
+        assert_eq!(self.turns.len(), self.streams.values().filter(|s| s.queued).count());
+        for stream in self.streams.values() {
+            assert_eq!(stream.outbox_len, stream.outbox.iter().map(Bytes::len).sum::<usize>());
+            assert!(!stream.wants_to_send() || stream.queued, "a stream with work has a turn");
+        }
+    }
+}
+
+impl Stream {
+    /// Moves `len` bytes of the outbox into one frame.
+    fn take_frame(&mut self, id: StreamId, len: usize, out: &mut BytesMut) {
+        self.outbox_len -= len;
+        frame::put_psh_header(out, id, len);
+        let mut missing = len;
+        while missing > 0 {
+            let Some(front) = self.outbox.front_mut() else { break };
+            if front.len() <= missing {
+                missing -= front.len();
+                out.extend_from_slice(front);
+                self.outbox.pop_front();
+            } else {
+                out.extend_from_slice(&front.split_to(missing));
+                missing = 0;
+            }
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! One behaviour each: handshake, refusals, half-close, limits, pauses, timeouts.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::{
+    super::{
+        CloseReason, Config, Event, MessageIds, Now, OpenError, PortSession, StreamId,
+        handshake::{Flag, HandshakeError},
+        message::{Flags, Header, Message, MessageId, MessageType, PayloadType, SERVICE_HEADER_LENGTH_FIELD},
+        smux::frame::{Frame, FrameError},
+    },
+    agent::{AgentConfig, Destination},
+    world::{End, World},
+};
+
+const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+/// A message of the service itself: NUL padding, short header, any digest.
+fn service_message(name: &str, payload: &[u8]) -> Bytes {
+    use sha2::Digest;
+    let mut message = vec![0; 116];
+    message[..4].copy_from_slice(&SERVICE_HEADER_LENGTH_FIELD.to_be_bytes());
+    message[4..4 + name.len()].copy_from_slice(name.as_bytes());
+    message[40..48].copy_from_slice(&1_u64.to_be_bytes());
+    message[80..112].copy_from_slice(&sha2::Sha256::digest(payload));
+    message[112..116].copy_from_slice(&(payload.len() as u32).to_be_bytes());
+    message.extend_from_slice(payload);
+    message.into()
+}
+
+fn agent_message(number: i64, payload_type: PayloadType, payload: &[u8]) -> Bytes {
+    Header {
+        message_type: MessageType::OutputStreamData,
+        created_ms: 1,
+        sequence_number: number,
+        flags: Flags::NONE,
+        id: MessageId([7; 16]),
+        payload_type,
+    }
+    .encode(payload)
+}
+
+fn answer(request_len: usize, answer: &'static [u8]) -> Destination {
+    Destination::Answer { request_len, answer: Bytes::from_static(answer) }
+}
+
+#[test]
+fn a_request_and_its_answer() {
+    let mut world = World::established(1, vec![answer(4, b"pong")]);
+    let id = world.open(Bytes::from_static(b"ping"), false);
+    world.run_until(World::all_ended);
+    assert_eq!(world.programs[&id].received, "pong");
+    assert_eq!(world.programs[&id].end, Some(End::Closed));
+    assert_eq!(world.agent.streams[&id].received, "ping");
+    world.run_for(secs(2));
+    assert!(world.agent.streams[&id].client_fin, "the client closes its side too");
+    assert_eq!(world.client.open_streams(), 0);
+    assert_eq!(world.agent.responses, 1);
+    assert_eq!(world.alive, 1);
+}
+
+#[test]
+fn the_first_data_is_sent_again_early_while_the_agent_is_not_ready() {
+    let mut world = World::established(1, vec![answer(4, b"pong")]);
+    let start = world.elapsed();
+    world.open(Bytes::from_static(b"ping"), false);
+    world.run_until(World::all_ended);
+    // 30 ms until the agent is ready; a full time-out would be 200 ms and more.
+    assert!(world.elapsed() - start < Duration::from_millis(120), "{:?}", world.elapsed() - start);
+}
+
+#[test]
+fn a_refused_destination_is_told_from_a_close_without_an_answer() {
+    let mut world = World::established(1, vec![answer(0, b""), Destination::Refuse, answer(1, b"x")]);
+    let closed = world.open(Bytes::new(), false);
+    let refused = world.open(Bytes::from_static(b"hello"), false);
+    let answered = world.open(Bytes::from_static(b"y"), false);
+    world.run_until(World::all_ended);
+    assert_eq!(world.programs[&closed].end, Some(End::Closed));
+    assert_eq!(world.programs[&refused].end, Some(End::Refused));
+    assert_eq!(world.programs[&answered].end, Some(End::Closed));
+    assert_eq!(world.closed, None, "the session goes on");
+}
+
+#[test]
+fn a_refusal_of_a_stream_that_is_already_closed_hits_no_other() {
+    let mut world = World::established(1, vec![Destination::Refuse, answer(1, b"")]);
+    let gone = world.client.open_stream(world.now).unwrap();
+    world.client.reset(world.now, gone);
+    let other = world.open(Bytes::from_static(b"x"), false);
+    world.run_until(World::all_ended);
+    assert_eq!(world.programs[&other].end, Some(End::Closed));
+}
+
+#[test]
+fn half_close_does_not_cut_off_the_answer() {
+    let mut world = World::established(1, vec![answer(3, b"late answer")]);
+    world.network.delay = secs(2);
+    let id = world.open(Bytes::from_static(b"req"), true);
+    world.run_until(World::all_ended);
+    assert_eq!(world.programs[&id].received, "late answer");
+}
+
+#[test]
+fn a_half_closed_stream_without_an_answer_is_closed_in_the_end() {
+    let mut world = World::established(1, vec![Destination::Sink]);
+    let id = world.open(Bytes::from_static(b"bye"), true);
+    world.run_for(secs(29));
+    assert_eq!(world.programs[&id].end, None);
+    world.run_for(secs(3));
+    assert_eq!(world.programs[&id].end, Some(End::Closed));
+    assert_eq!(world.agent.streams[&id].received, "bye");
+}
+
+#[test]
+fn what_a_program_wrote_before_it_left_is_delivered() {
+    let mut world = World::established(1, vec![Destination::Sink]);
+    let id = world.client.open_stream(world.now).unwrap();
+    world.client.write(world.now, id, Bytes::from(vec![5; 60_000]));
+    world.client.reset(world.now, id);
+    world.run_for(secs(3));
+    assert_eq!(world.agent.streams[&id].received.len(), 60_000);
+    assert!(world.agent.streams[&id].client_fin);
+}
+
+#[test]
+fn terminate_is_sent_once_and_acknowledged() {
+    let mut world = World::established(1, vec![]);
+    world.client.terminate(world.now);
+    assert!(!world.client.terminate_acknowledged());
+    world.client.terminate(world.now);
+    world.run_for(secs(1));
+    assert!(world.agent.terminated);
+    assert!(world.client.terminate_acknowledged());
+}
+
+#[test]
+fn channel_closed_ends_the_session_with_its_text() {
+    for (payload, output) in [(br#"{"Output":"idle for too long"}"#.as_slice(), "idle for too long"), (b"", "")] {
+        let mut world = World::established(1, vec![Destination::Echo]);
+        world.open(Bytes::from_static(b"x"), false);
+        world.client.handle_message(world.now, service_message("channel_closed", payload));
+        world.settle();
+        assert_eq!(world.closed, Some(CloseReason::ChannelClosed { output: output.into() }));
+        assert_eq!(world.client.open_stream(world.now), Err(OpenError::Closed));
+        assert_eq!(world.client.poll_timeout(), None);
+    }
+}
+
+#[test]
+fn kms_encryption_is_refused_in_words() {
+    let config = AgentConfig { kms: true, ..AgentConfig::default() };
+    let mut world = World::new(1, Config::default(), config, vec![]);
+    world.run_until(|world| world.closed.is_some());
+    let reason = world.closed.clone().unwrap();
+    assert_eq!(reason, CloseReason::Handshake(HandshakeError::KmsEncryption("arn:aws:kms:k".into())));
+    world.run_for(secs(1));
+    assert_eq!(world.agent.responses, 1, "the agent gets its refusal all the same");
+}
+
+#[test]
+fn an_agent_that_is_too_old_is_named() {
+    let config = AgentConfig { version: "3.0.0.0", ..AgentConfig::default() };
+    let mut world = World::new(1, Config::default(), config, vec![]);
+    world.run_until(|world| world.closed.is_some());
+    assert!(world.closed.unwrap().to_string().contains("3.0.0.0 is too old"));
+}
+
+#[test]
+fn a_silent_agent_is_given_up() {
+    let config = AgentConfig { mute: true, ..AgentConfig::default() };
+    let mut world = World::new(1, Config::default(), config, vec![]);
+    assert_eq!(world.client.open_stream(world.now), Err(OpenError::NotEstablished));
+    world.run_until(|world| world.closed.is_some());
+    assert_eq!(world.elapsed(), secs(30));
+    assert_eq!(world.closed, Some(CloseReason::HandshakeTimeout { seconds: 30, requested: false }));
+}
+
+#[test]
+fn repeated_handshake_requests_are_acknowledged_and_answered_once() {
+    let mut world = World::established(1, vec![]);
+    let number = 2;
+    let request = br#"{"AgentVersion":"3.3.1142.0","RequestedClientActions":[]}"#;
+    world.agent.send(world.now, PayloadType::HandshakeRequest, request);
+    world.agent.send(world.now, PayloadType::HandshakeComplete, b"{}");
+    world.run_for(secs(2));
+    assert_eq!((world.agent.responses, world.closed.is_some()), (1, false));
+    assert!(world.agent.acks_in[&number] >= 1);
+}
+
+#[test]
+fn unknown_messages_and_payloads_are_ignored_and_the_latter_acknowledged() {
+    let mut world = World::established(1, vec![answer(1, b"ok")]);
+    for name in ["agent_job", "interactive_shell", "input_stream_data", "data_channel_ready"] {
+        world.client.handle_message(world.now, service_message(name, b"{}"));
+    }
+    for kind in [PayloadType::None, PayloadType::EncChallengeRequest, PayloadType::Other(12), PayloadType::Flag] {
+        world.agent.send(world.now, kind, b"{}");
+    }
+    world.agent.send(world.now, PayloadType::Flag, &Flag::Other(77).encode());
+    let id = world.open(Bytes::from_static(b"x"), false);
+    world.run_until(World::all_ended);
+    assert_eq!(world.programs[&id].received, "ok");
+    world.run_for(secs(1));
+    assert_eq!(world.agent.unacknowledged(), 0);
+}
+
+#[test]
+fn nops_and_frames_of_unknown_streams_are_tolerated() {
+    let mut world = World::established(1, vec![answer(1, b"ok")]);
+    for frame in [
+        Frame::Nop,
+        Frame::Psh(StreamId(3), "early".into()),
+        Frame::Psh(StreamId(99), "who".into()),
+        Frame::Fin(StreamId(99)),
+        Frame::Syn(StreamId(4)),
+        Frame::Psh(StreamId(5), Bytes::new()),
+    ] {
+        world.agent.send_frame(&frame);
+    }
+    world.run_for(secs(1));
+    let id = world.open(Bytes::from_static(b"x"), false);
+    world.run_until(World::all_ended);
+    assert_eq!(world.programs[&id].received, "ok");
+}
+
+#[test]
+fn bytes_that_are_not_smux_end_the_session() {
+    let mut world = World::established(1, vec![]);
+    world.agent.send(world.now, PayloadType::Output, &[2, 0, 0, 0, 3, 0, 0, 0]);
+    world.run_until(|world| world.closed.is_some());
+    assert_eq!(world.closed, Some(CloseReason::Smux(FrameError::Version(2))));
+}
+
+#[test]
+fn damaged_messages_are_neither_used_nor_acknowledged() {
+    let mut world = World::established(1, vec![]);
+    let before = world.client_sent.len();
+    let mut damaged = agent_message(2, PayloadType::Output, b"12345678").to_vec();
+    *damaged.last_mut().unwrap() ^= 1;
+    for garbage in [damaged, vec![], vec![0; 200], vec![0xff; 3000]] {
+        world.client.handle_message(world.now, garbage.into());
+        world.settle();
+    }
+    assert_eq!((world.client_sent.len(), world.closed.is_some()), (before, false));
+}
+
+#[test]
+fn an_old_agent_gets_keepalives_and_a_new_one_does_not() {
+    for (version, expected) in [("3.1.1511.0", 6), ("3.3.1142.0", 0)] {
+        let config = AgentConfig { version, ..AgentConfig::default() };
+        let mut world = World::new(1, Config::default(), config, vec![]);
+        world.run_until(|world| world.established);
+        world.run_for(secs(65));
+        assert_eq!(world.agent.nops, expected, "{version}");
+    }
+}
+
+#[test]
+fn the_program_that_does_not_read_is_reset_and_nobody_else() {
+    let big = Bytes::from(vec![9; 300_000]);
+    let destinations = (0..3).map(|_| Destination::Answer { request_len: 1, answer: big.clone() }).collect();
+    let mut world =
+        World::new(1, Config { receive_budget: 100_000, ..Config::default() }, AgentConfig::default(), destinations);
+    world.run_until(|world| world.established);
+    let ids: Vec<_> = (0..3).map(|_| world.open(Bytes::from_static(b"x"), false)).collect();
+    world.programs.get_mut(&ids[1]).unwrap().reads = false;
+    world.run_until(World::all_ended);
+    assert_eq!(world.programs[&ids[1]].end, Some(End::Reset));
+    for id in [ids[0], ids[2]] {
+        assert_eq!(world.programs[&id].received, big);
+        assert_eq!(world.programs[&id].end, Some(End::Closed));
+    }
+    world.run_for(secs(3));
+    assert_eq!(world.client.stats().bytes_held, 0);
+}
+
+#[test]
+fn streams_that_wait_for_the_destination_are_limited() {
+    let config = Config { silent_streams: 3, ..Config::default() };
+    let mut world = World::new(1, config, AgentConfig::default(), vec![answer(1, b"1"), Destination::Sink]);
+    world.run_until(|world| world.established);
+    for _ in 0..3 {
+        world.open(Bytes::from_static(b"x"), false);
+    }
+    assert_eq!(world.client.open_stream(world.now), Err(OpenError::Busy));
+    world.run_for(secs(1));
+    assert_eq!(world.client.can_open_stream(), Ok(()), "two of the three have been answered");
+}
+
+#[test]
+fn a_writer_waits_when_the_destination_is_slow_and_goes_on_later() {
+    let mut world = World::established(1, vec![Destination::Sink]);
+    world.connected = false;
+    let upload = world.rng.bytes(1 << 20);
+    let id = world.open(upload.clone(), false);
+    world.run_for(secs(1));
+    assert_eq!(world.client.writable_len(id), 0);
+    let config = Config::default();
+    let taken = upload.len() - world.programs[&id].upload.len();
+    let most = config.window + config.payload_len + config.stream_outbox + (16 << 10);
+    assert!(taken <= most, "{taken} bytes are held of at most {most}");
+    world.connected = true;
+    world.run_until(|world| world.agent.streams.get(&id).is_some_and(|stream| stream.received.len() == 1 << 20));
+    assert_eq!(world.agent.streams[&id].received, upload);
+}
+
+#[test]
+fn a_small_request_does_not_wait_for_a_bulk_upload() {
+    let mut world = World::established(1, vec![Destination::Sink, answer(10, b"quick")]);
+    let upload = world.rng.bytes(8 << 20);
+    let bulk = world.open(upload, false);
+    world.run_for(secs(2));
+    let start = world.elapsed();
+    let small = world.open(Bytes::from_static(b"0123456789"), false);
+    world.run_until(|world| world.programs[&small].end.is_some());
+    assert!(world.elapsed() - start < Duration::from_millis(60), "{:?}", world.elapsed() - start);
+    assert!(!world.programs[&bulk].upload.is_empty(), "the upload is still under way");
+}
+
+#[test]
+fn no_second_has_more_messages_than_the_limit() {
+    let mut world = World::established(1, vec![Destination::Echo]);
+    let upload = world.rng.bytes(2 << 20);
+    world.open(upload, false);
+    world.run_for(secs(4));
+    world.client_sent.retain(|at| *at >= secs(1000));
+    let times = &world.client_sent;
+    let most =
+        times.iter().map(|start| times.iter().filter(|at| (*start..*start + secs(1)).contains(at)).count()).max();
+    // An echo has an acknowledgement for each message; data may always take 100 a second.
+    assert!(most.unwrap() <= 1001, "{most:?}");
+    assert!(times.len() > 3000, "{}", times.len());
+}
+
+#[test]
+fn a_pause_stops_data_and_not_acknowledgements() {
+    let mut world = World::established(1, vec![Destination::Sink, Destination::Sink]);
+    world.run_for(secs(1));
+    world.client.handle_message(world.now, service_message("pause_publication", b""));
+    let id = world.open(Bytes::from(vec![1; 5000]), false);
+    world.run_for(secs(3));
+    assert!(!world.agent.streams.contains_key(&id), "nothing is sent in a pause");
+    let before = world.client_sent.len();
+    world.agent.send(world.now, PayloadType::None, b"{}");
+    world.run_for(Duration::from_millis(21));
+    assert!(world.client_sent.len() > before, "acknowledgements go out, and the agent's message ends the pause");
+    world.run_for(secs(1));
+    assert_eq!(world.agent.streams[&id].received.len(), 5000);
+}
+
+#[test]
+fn an_agent_that_the_service_has_paused_goes_on_where_it_stopped() {
+    let body = Bytes::from(vec![7; 50_000]);
+    let mut world = World::established(1, vec![Destination::Answer { request_len: 1, answer: body.clone() }]);
+    let id = world.open(Bytes::from_static(b"x"), false);
+    world.agent.set_paused(true);
+    world.run_for(secs(30));
+    assert_eq!((world.programs[&id].received.len(), world.closed.is_some()), (0, false));
+    world.agent.set_paused(false);
+    world.run_until(World::all_ended);
+    assert_eq!(world.programs[&id].received, body);
+}
+
+#[test]
+fn start_publication_ends_a_pause() {
+    let mut world = World::established(1, vec![answer(1, b"ok")]);
+    world.client.handle_message(world.now, service_message("pause_publication", b"x"));
+    world.open(Bytes::from_static(b"x"), false);
+    world.run_for(secs(30));
+    assert!(!world.all_ended());
+    world.client.handle_message(world.now, service_message("start_publication", b""));
+    world.run_until(World::all_ended);
+}
+
+#[test]
+fn in_a_pause_the_oldest_message_is_tried_once_a_second_and_given_up_after_90() {
+    let mut world = World::established(1, vec![Destination::Sink]);
+    world.run_for(secs(1));
+    world.network.loss_percent = 100.0;
+    world.open(Bytes::from(vec![1; 5000]), false);
+    world.client.handle_message(world.now, service_message("pause_publication", b""));
+    world.client_sent.clear();
+    let start = world.elapsed();
+    world.run_for(secs(20));
+    assert!((19..=21).contains(&world.client_sent.len()), "{}", world.client_sent.len());
+    world.run_until(|world| world.closed.is_some());
+    assert_eq!(world.closed, Some(CloseReason::Paused { seconds: 90 }));
+    assert_eq!(world.elapsed() - start, secs(90));
+}
+
+#[test]
+fn an_agent_that_acknowledges_nothing_is_given_up_after_five_minutes() {
+    let mut world = World::established(1, vec![Destination::Sink]);
+    world.run_for(secs(1));
+    world.network.loss_percent = 100.0;
+    let start = world.elapsed();
+    world.open(Bytes::from_static(b"x"), false);
+    world.run_until(|world| world.closed.is_some());
+    assert_eq!(world.closed, Some(CloseReason::Unacknowledged { seconds: 300 }));
+    assert_eq!(world.elapsed() - start, secs(300));
+    assert!(world.client_sent.len() < 400, "about one repeat a second: {}", world.client_sent.len());
+}
+
+#[test]
+fn while_detached_nothing_is_transmitted_and_no_deadline_counts() {
+    let mut world = World::established(1, vec![Destination::Sink]);
+    world.open(Bytes::from(vec![1; 400_000]), false);
+    world.cut();
+    let sent = world.client_sent.len();
+    world.run_for(secs(1000));
+    assert_eq!((world.client_sent.len(), world.closed.is_some()), (sent, false));
+    world.reattach();
+    world.run_until(|world| world.agent.streams.values().any(|stream| stream.received.len() == 400_000));
+    assert_eq!(world.alive, 2);
+}
+
+#[test]
+fn repeats_after_a_new_transport_are_paced() {
+    let mut world = World::established(1, vec![Destination::Sink]);
+    world.run_for(secs(1));
+    world.network.loss_percent = 100.0;
+    let upload = world.rng.bytes(256 << 10);
+    world.open(upload, false);
+    world.run_for(secs(5));
+    world.network.loss_percent = 0.0;
+    world.cut();
+    world.client_sent.clear();
+    world.reattach();
+    world.run_for(Duration::from_millis(500));
+    let count = world.client_sent.len();
+    assert!((100..=125).contains(&count), "{count} repeats in half a second");
+}
+
+#[test]
+fn a_session_cut_inside_the_handshake_completes_it_on_the_next_transport() {
+    for cut_after in [0, 10, 25, 35, 45, 55] {
+        let mut world = World::new(1, Config::default(), AgentConfig::default(), vec![answer(1, b"ok")]);
+        world.run_for(Duration::from_millis(cut_after));
+        world.cut();
+        world.run_for(secs(40));
+        world.reattach();
+        world.run_until(|world| world.established);
+        world.open(Bytes::from_static(b"x"), false);
+        world.run_until(World::all_ended);
+        assert_eq!(world.agent.responses, 1, "cut after {cut_after} ms");
+    }
+}
+
+#[test]
+fn a_flood_without_reading_is_bounded() {
+    let now = Now { mono: secs(1), wall: secs(1) };
+    let mut session =
+        PortSession::new(Config { reorder_budget: 1 << 20, ..Config::default() }, MessageIds::new(1), now);
+    for number in (1..60_000).rev() {
+        session.handle_message(now, agent_message(number, PayloadType::Output, &[0; 500]));
+    }
+    let stats = session.stats();
+    assert!(stats.messages_early * 500 <= 1 << 20);
+    assert!(stats.messages_refused > 50_000);
+    let acks = std::iter::from_fn(|| session.poll_transmit(now)).count();
+    assert_eq!(acks, stats.messages_early);
+}
+
+#[test]
+fn acks_of_the_future_and_absurd_numbers_do_no_harm() {
+    let mut world = World::established(1, vec![answer(1, b"ok")]);
+    for number in [-5, 1, 2, i64::MAX, i64::MIN] {
+        let header = Header {
+            message_type: MessageType::InputStreamData,
+            created_ms: 1,
+            sequence_number: number,
+            flags: Flags::NONE,
+            id: MessageId([1; 16]),
+            payload_type: PayloadType::Output,
+        };
+        let ack = super::super::message::Acknowledgement::encode(&header, MessageId([2; 16]), 1);
+        world.client.handle_message(world.now, ack);
+        if number != 1 && number != 2 {
+            world.client.handle_message(world.now, agent_message(number, PayloadType::Output, b"x"));
+        }
+    }
+    world.open(Bytes::from_static(b"x"), false);
+    world.run_until(World::all_ended);
+}
+
+#[test]
+fn messages_have_the_agreed_size_and_share_frames() {
+    let mut world = World::established(1, vec![Destination::Sink, Destination::Sink]);
+    let now = world.now;
+    let (a, b) = (world.client.open_stream(now).unwrap(), world.client.open_stream(now).unwrap());
+    world.client.write(now, a, Bytes::from_static(b"aa"));
+    world.client.write(now, b, Bytes::from(vec![1; 5000]));
+    let sizes: Vec<_> = std::iter::from_fn(|| world.client.poll_transmit(now))
+        .map(|message| Message::decode(message).unwrap().payload.len())
+        .collect();
+    // The first message holds two SYN, "aa" and the first 990 of 5000 bytes; full ones hold 1016.
+    assert_eq!(sizes, [1024, 1024, 1024, 1024, 5000 - 990 - 3 * 1016 + 8]);
+    assert!(matches!(world.client.poll_event(), None | Some(Event::Writable { .. })));
+}
