@@ -1,3 +1,36 @@
 //! autoheal-pa: private EKS clusters, reachable for kubectl through SSM Session Manager.
+//!
+//! ```text
+//! cli ─┬─ settings    flags and environment, read once
+//!      ├─ aws         credentials, clusters, sessions and their WebSockets (implements tunnel::Dial)
+//!      ├─ supervisor ── tunnel ── proto      listeners, sessions, recovery; the protocol as values
+//!      ├─ kubeconfig  contexts and exec credentials
+//!      ├─ control     the socket over which kubectl's plugin asks a running `up`
+//!      └─ emulator    AWS, an agent and Kubernetes on loopback, for `demo` and tests
+//! ```
+//!
+//! One `up`: settings → control socket → role → clusters → ports → kubeconfig → a tunnel per cluster, each
+//! with a session that is proved by a TLS handshake with the API server → `tunnel ready`.
+//!
+//! Invariants:
+//!
+//! * `proto` has no sockets, clocks, tasks or randomness; `tunnel` knows nothing of AWS; nothing but
+//!   `cli` prints, and nothing but `settings` reads the environment. `tests/it/tidy.rs` checks who uses whom.
+//! * No secret is logged, written to disk or put on a command line.
+//! * No input of a peer, a file or a user panics.
+//!
+//! The library exists so that tests and examples can link it. It is not a public API.
 
+pub mod aws;
+pub mod cli;
+pub mod clock;
+pub mod cluster;
+pub mod control;
+#[cfg(feature = "demo")]
+pub mod emulator;
+pub mod kubeconfig;
 pub mod proto;
+pub mod secret;
+pub mod settings;
+pub mod supervisor;
+pub mod tunnel;

@@ -1,0 +1,398 @@
+//! AWS: who we are, which clusters there are, sessions, and the tokens that API servers take.
+//!
+//! Invariants:
+//!
+//! * There is one cache of credentials (`cache`); the SDK's clients and whatever signs by itself share it.
+//! * Errors are classified once, in `error`.
+//! * No call is without a limit, and everything honours the same proxies and certificate authorities (`tls`).
+//! * A stream URL is dialled only if `endpoint` takes its host for the region's message gateway.
+//!
+//! Modules: `identity` (source of credentials, roles), `token` (web identity tokens), `cache`, `clusters`
+//! (EKS discovery), `session` (implements [`Dial`]), `connect` (TCP, proxy, TLS), `endpoint`, `sign`, `tls`, [`error`].
+//! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
+
+mod cache;
+mod clusters;
+mod connect;
+mod endpoint;
+pub mod error;
+mod identity;
+mod session;
+mod sign;
+#[cfg(test)]
+mod testing;
+mod tls;
+mod token;
+
+use std::{
+    error::Error,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig, identity::IdentityCache, timeout::TimeoutConfig};
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_runtime_api::client::{http::SharedHttpClient, orchestrator::HttpResponse, result::SdkError};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use aws_types::os_shim_internal::{Env, Fs};
+use hyper_util::client::proxy::matcher::Matcher;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::task::TaskTracker;
+
+pub use clusters::{ClusterDescription, Discovery, SkipReason};
+pub use error::AwsError;
+pub use session::DOCUMENT;
+
+use cache::CredentialCache;
+use connect::Connector;
+use endpoint::GatewayPolicy;
+use error::{Call, HostSeen, classify};
+use identity::{Ambient, Choice, Identity};
+use tls::{Bundle, Tls};
+
+use crate::{clock, secret::Secret, settings::AwsSettings, tunnel::Dial};
+
+/// Limit of a TCP connection to a service; the SDK's own default.
+const CONNECT_LIMIT: Duration = Duration::from_millis(3100);
+
+/// Limit of one attempt at a call. The calls made here are answered within a second.
+const READ_LIMIT: Duration = Duration::from_secs(10);
+
+/// Limit of a call with all its attempts.
+const OPERATION_LIMIT: Duration = Duration::from_secs(30);
+
+/// Sessions that are started or resumed at a time, over all tunnels; the rates that AWS allows are not published.
+const CONCURRENT_SESSION_CALLS: usize = 4;
+
+/// How long a bearer token is good for: API servers take a signature for 15 minutes.
+const BEARER_TOKEN_LIFE: Duration = Duration::from_secs(14 * 60);
+
+/// One identity in one region. Cheap to clone; all clones share clients and credentials.
+#[derive(Clone)]
+pub struct Aws {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    region: String,
+    identity: Arc<Identity>,
+    credentials: CredentialCache,
+    sts: Api<aws_sdk_sts::Client>,
+    eks: Api<aws_sdk_eks::Client>,
+    ssm: Api<aws_sdk_ssm::Client>,
+    /// The host that bearer tokens name.
+    sts_host: String,
+    policy: GatewayPolicy,
+    connector: Connector,
+    session_calls: Semaphore,
+    signature_refused: AtomicBool,
+    tasks: TaskTracker,
+}
+
+/// A client, and the host that it calls.
+#[derive(Debug)]
+struct Api<C> {
+    client: C,
+    host: HostSeen,
+}
+
+/// Whose credentials are used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The account id.
+    pub account: String,
+    /// The ARN of the user or the assumed role.
+    pub arn: String,
+    /// The unique id, `${aws:userid}` in policies.
+    pub user_id: String,
+    /// Where the credentials come from, in words.
+    pub source: String,
+    /// When they expire, if they do.
+    pub expires: Option<SystemTime>,
+}
+
+/// What authenticates to the API server of a cluster.
+#[derive(Debug, Clone)]
+pub struct BearerToken {
+    /// The token itself.
+    pub token: Secret<String>,
+    /// When to ask for another; in whole seconds, and never after the credentials behind it.
+    pub expires: SystemTime,
+}
+
+/// What is taken from the process's surroundings; tests put something else in its place.
+#[derive(Default)]
+struct Surroundings {
+    env: Env,
+    fs: Fs,
+    ambient: Option<Ambient>,
+    endpoint: Option<String>,
+    /// Neither proxies nor repeated attempts.
+    plain: bool,
+}
+
+impl std::fmt::Debug for Aws {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Aws").field("region", &self.inner.region).finish_non_exhaustive()
+    }
+}
+
+impl Aws {
+    /// Makes the clients. Calls no service; credentials are loaded when they are first needed.
+    ///
+    /// # Errors
+    /// [`AwsError::NoRegion`], [`AwsError::InvalidRegion`], [`AwsError::UnknownProfile`], [`AwsError::ProfileFiles`],
+    /// [`AwsError::CaBundle`].
+    pub async fn new(settings: &AwsSettings) -> Result<Self, AwsError> {
+        Box::pin(Self::build(settings, Surroundings::default())).await
+    }
+
+    async fn build(settings: &AwsSettings, surroundings: Surroundings) -> Result<Self, AwsError> {
+        let bundle = match &settings.ca_bundle {
+            Some(path) => Some(Bundle::read(path).await?),
+            None => None,
+        };
+        let profile = settings.profile.clone().filter(|profile| !profile.is_empty());
+        let region = region(settings.region.as_deref(), profile.as_deref(), &surroundings).await?;
+        let sts_host = endpoint::sts_host(&region).await?;
+        let policy =
+            GatewayPolicy::new(&region, settings.ssm_endpoint_override, settings.ssm_endpoint.as_deref()).await?;
+
+        let (proxies, matcher) = if surroundings.plain {
+            (ProxyConfig::disabled(), Matcher::builder().build())
+        } else {
+            (ProxyConfig::from_env(), Matcher::from_env())
+        };
+        let http = tls::http_client(bundle.as_ref(), proxies.clone());
+        let loader = {
+            let (region, profile) = (region.clone(), profile.clone());
+            let (plain, endpoint) = (surroundings.plain, surroundings.endpoint);
+            move || loader(&region, profile.as_deref(), http.clone(), endpoint.as_deref(), plain)
+        };
+        let base = loader().no_credentials().load().await;
+        let ambient = surroundings.ambient.unwrap_or_else(|| Ambient::new(&region, loader));
+
+        let choice = Choice::new(settings, || tls::http_connector(bundle.as_ref(), &proxies));
+        let provider = match choice {
+            // These calls authenticate with the token alone.
+            Choice::WebIdentity { .. } => None,
+            Choice::Role { .. } | Choice::Ambient => Some(SharedCredentialsProvider::new(ambient.clone())),
+        };
+        let identity = Arc::new(Identity {
+            choice,
+            ambient,
+            sts: sts(&with_credentials(&base, provider)),
+            region: region.clone(),
+            session_name: identity::session_name(settings),
+            duration: settings.duration,
+            profile,
+        });
+        let credentials = {
+            let identity = Arc::clone(&identity);
+            CredentialCache::new(move || load(Arc::clone(&identity)))
+        };
+        let sdk = with_credentials(&base, Some(SharedCredentialsProvider::new(credentials.clone())));
+        let inner = Inner {
+            identity,
+            credentials,
+            sts: sts(&sdk),
+            eks: eks(&sdk),
+            ssm: ssm(&sdk),
+            region,
+            sts_host,
+            policy,
+            connector: Connector::new(matcher, Tls::new(bundle.as_ref())),
+            session_calls: Semaphore::new(CONCURRENT_SESSION_CALLS),
+            signature_refused: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Returns the region.
+    #[must_use]
+    pub fn region(&self) -> &str {
+        &self.inner.region
+    }
+
+    /// Asks STS who the caller is, which needs no permission.
+    ///
+    /// # Errors
+    /// See [`AwsError`]: every cause that credentials cannot be had or used.
+    pub async fn caller(&self) -> Result<Caller, AwsError> {
+        let credentials = self.credentials().await?;
+        let sts = &self.inner.sts;
+        let call = Call { action: "sts:GetCallerIdentity", resource: "*", region: self.region(), host: &sts.host };
+        let answer = sts.client.get_caller_identity().send().await.map_err(|error| self.failed(call, error))?;
+        Ok(Caller {
+            account: answer.account.unwrap_or_default(),
+            arn: answer.arn.unwrap_or_default(),
+            user_id: answer.user_id.unwrap_or_default(),
+            source: self.inner.identity.describe(&credentials),
+            expires: credentials.expiry(),
+        })
+    }
+
+    /// Returns what starts, resumes and ends sessions; `reason` is for the audit trail.
+    #[must_use]
+    pub fn dialer(&self, reason: Option<String>) -> Arc<dyn Dial> {
+        Arc::new(session::SsmDialer::new(self.clone(), reason.as_deref()))
+    }
+
+    /// Makes a bearer token for a cluster, without any call but for credentials.
+    ///
+    /// # Errors
+    /// [`AwsError::BearerTokenTooLong`], [`AwsError::Signing`], and every cause that credentials cannot be had.
+    pub async fn bearer_token(&self, token_name: &str) -> Result<BearerToken, AwsError> {
+        let credentials = self.credentials().await?;
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(clock::wall().as_secs());
+        let token = sign::bearer_token(&self.inner.sts_host, self.region(), token_name, &credentials, now)
+            .map_err(|source| AwsError::Signing { source: source.into() })?;
+        let len = token.expose().len();
+        if len > error::MAX_BEARER_TOKEN_LEN {
+            return Err(AwsError::BearerTokenTooLong { len });
+        }
+        let expires = now + BEARER_TOKEN_LIFE;
+        Ok(BearerToken { token, expires: credentials.expiry().map_or(expires, |end| expires.min(whole_seconds(end))) })
+    }
+
+    /// Waits for what goes on in the background: sessions that are ended because nobody took them. To be
+    /// called before the program ends, under a limit.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time and called again.
+    pub async fn settle(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    async fn credentials(&self) -> Result<Credentials, AwsError> {
+        self.inner.credentials.get().await
+    }
+
+    /// Finds the cause of a failed call.
+    fn failed<E>(&self, call: Call<'_>, error: SdkError<E, HttpResponse>) -> AwsError
+    where
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    {
+        let error = classify(call, error);
+        if let AwsError::ExpiredCredentials { .. } = error {
+            // What the cache still takes for valid is not: the next call asks the source again.
+            self.inner.credentials.discard();
+        }
+        error
+    }
+
+    fn eks(&self) -> &Api<aws_sdk_eks::Client> {
+        &self.inner.eks
+    }
+
+    fn ssm(&self) -> &Api<aws_sdk_ssm::Client> {
+        &self.inner.ssm
+    }
+
+    fn gateway_policy(&self) -> &GatewayPolicy {
+        &self.inner.policy
+    }
+
+    fn connector(&self) -> &Connector {
+        &self.inner.connector
+    }
+
+    fn tasks(&self) -> &TaskTracker {
+        &self.inner.tasks
+    }
+
+    async fn session_permit(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.inner.session_calls.acquire().await.ok()
+    }
+
+    /// Says whether this is the first time that the gateway has refused a signature.
+    fn is_first_refusal(&self) -> bool {
+        !self.inner.signature_refused.swap(true, Ordering::Relaxed)
+    }
+}
+
+async fn region(given: Option<&str>, profile: Option<&str>, surroundings: &Surroundings) -> Result<String, AwsError> {
+    let given = given.filter(|region| !region.is_empty());
+    if let (Some(region), None) = (given, profile) {
+        // Nothing is wanted of the profile files, so nothing that is wrong with them matters.
+        return Ok(region.to_owned());
+    }
+    let of_profile = identity::profile_region(profile, &surroundings.env, &surroundings.fs).await?;
+    given.map(str::to_owned).or(of_profile).ok_or(AwsError::NoRegion)
+}
+
+fn loader(
+    region: &str,
+    profile: Option<&str>,
+    http: SharedHttpClient,
+    endpoint: Option<&str>,
+    plain: bool,
+) -> ConfigLoader {
+    let limits = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_LIMIT)
+        .operation_attempt_timeout(READ_LIMIT)
+        .operation_timeout(OPERATION_LIMIT)
+        .build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .region(Region::new(region.to_owned()))
+        .http_client(http)
+        .timeout_config(limits);
+    if let Some(profile) = profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(endpoint) = endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    if plain {
+        loader = loader.retry_config(aws_config::retry::RetryConfig::disabled());
+    }
+    loader
+}
+
+/// Lets clients ask our cache each time, instead of keeping credentials in one of their own.
+fn with_credentials(base: &SdkConfig, provider: Option<SharedCredentialsProvider>) -> SdkConfig {
+    let mut builder = base.to_builder().identity_cache(IdentityCache::no_cache());
+    builder.set_credentials_provider(provider);
+    builder.build()
+}
+
+fn sts(sdk: &SdkConfig) -> Api<aws_sdk_sts::Client> {
+    let host = HostSeen::new("STS");
+    let config = aws_sdk_sts::config::Builder::from(sdk).interceptor(host.clone()).build();
+    Api { client: aws_sdk_sts::Client::from_conf(config), host }
+}
+
+fn eks(sdk: &SdkConfig) -> Api<aws_sdk_eks::Client> {
+    let host = HostSeen::new("EKS");
+    let config = aws_sdk_eks::config::Builder::from(sdk).interceptor(host.clone()).build();
+    Api { client: aws_sdk_eks::Client::from_conf(config), host }
+}
+
+fn ssm(sdk: &SdkConfig) -> Api<aws_sdk_ssm::Client> {
+    let host = HostSeen::new("Systems Manager");
+    let config = aws_sdk_ssm::config::Builder::from(sdk).interceptor(host.clone()).build();
+    Api { client: aws_sdk_ssm::Client::from_conf(config), host }
+}
+
+async fn load(identity: Arc<Identity>) -> Result<Credentials, AwsError> {
+    let credentials = identity.load().await?;
+    let left = credentials.expiry().and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let left = left.map(|end| end.saturating_sub(clock::wall()).as_secs());
+    tracing::info!(source = identity.describe(&credentials), seconds_left = left, "loaded AWS credentials");
+    Ok(credentials)
+}
+
+fn whole_seconds(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,341 @@
+//! The connection under a WebSocket: TCP, through a proxy where the environment says so, and TLS.
+//!
+//! Proxies are chosen by the matcher that the SDK's own client uses, so that one set of variables
+//! (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case) does for both: a `wss` URL is asked for
+//! as `https`, a `ws` URL as `http`. Every proxy is used with CONNECT. SOCKS proxies are left out, as they are
+//! in the SDK.
+
+use std::{
+    io,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::future::{Ready, ready};
+use http::Uri;
+use hyper_util::{
+    client::{
+        legacy::connect::{HttpConnector, proxy::Tunnel},
+        proxy::matcher::{Intercept, Matcher},
+    },
+    rt::TokioIo,
+};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tower_service::Service;
+
+use super::{endpoint::StreamUrl, tls::Tls};
+use crate::tunnel::{BoxError, Connection};
+
+/// Limit of one TCP connection, over all addresses of the host.
+const TCP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Opens connections for WebSockets.
+#[derive(Debug)]
+pub(super) struct Connector {
+    proxies: Matcher,
+    tls: Tls,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    /// The name cannot be resolved, or no address answers.
+    #[error("no TCP connection to `{peer}`")]
+    Tcp {
+        /// Host and port.
+        peer: String,
+        #[source]
+        source: BoxError,
+    },
+    /// The proxy does not open a tunnel.
+    #[error("the proxy `{proxy}` does not connect to `{peer}`")]
+    Proxy {
+        /// Host and port of the proxy.
+        proxy: String,
+        /// Host and port that were to be reached.
+        peer: String,
+        #[source]
+        source: BoxError,
+    },
+    /// The proxy variables name a proxy of another kind.
+    #[error("the proxy `{proxy}` is of kind `{scheme}`: only `http` and `https` are supported")]
+    ProxyKind {
+        /// Host and port of the proxy.
+        proxy: String,
+        /// The scheme of its URL.
+        scheme: String,
+    },
+    /// The peer's certificate is not trusted, or the peer does not speak TLS.
+    #[error("no TLS connection to `{peer}`")]
+    Tls {
+        /// The host.
+        peer: String,
+        #[source]
+        source: BoxError,
+    },
+}
+
+impl Connector {
+    pub(super) fn new(proxies: Matcher, tls: Tls) -> Self {
+        Self { proxies, tls }
+    }
+
+    /// Opens a connection to the host of a URL.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub(super) async fn connect(&self, url: &StreamUrl) -> Result<Box<dyn Connection>, ConnectError> {
+        let destination = Uri::builder()
+            .scheme(if url.is_secure() { "https" } else { "http" })
+            .authority(url.authority())
+            .path_and_query("/")
+            .build()
+            .map_err(|error| ConnectError::Tcp { peer: url.authority().to_owned(), source: error.into() })?;
+        let stream: Box<dyn Connection> = match self.proxies.intercept(&destination) {
+            Some(proxy) => self.tunnel(&proxy, url).await?,
+            None => Box::new(tcp(&destination).await?),
+        };
+        if url.is_secure() { self.secure(stream, url.host()).await } else { Ok(stream) }
+    }
+
+    async fn tunnel(&self, proxy: &Intercept, url: &StreamUrl) -> Result<Box<dyn Connection>, ConnectError> {
+        let name = proxy.uri().authority().map(ToString::to_string).unwrap_or_default();
+        let host = if url.host().contains(':') { format!("[{}]", url.host()) } else { url.host().to_owned() };
+        let peer = format!("{host}:{}", url.port());
+        let failed = |source| ConnectError::Proxy { proxy: name.clone(), peer: peer.clone(), source };
+        let stream: Box<dyn Connection> = match proxy.uri().scheme_str() {
+            Some("http") => Box::new(tcp(proxy.uri()).await?),
+            Some("https") => {
+                let stream = Box::new(tcp(proxy.uri()).await?);
+                self.secure(stream, proxy.uri().host().unwrap_or_default().trim_matches(['[', ']'])).await?
+            }
+            scheme => {
+                let scheme = scheme.unwrap_or_default().to_owned();
+                return Err(ConnectError::ProxyKind { proxy: name, scheme });
+            }
+        };
+        let destination: Uri = peer.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))?;
+        let mut tunnel = Tunnel::new(proxy.uri().clone(), Opened(Some(TokioIo::new(stream))));
+        if let Some(authorization) = proxy.basic_auth() {
+            tunnel = tunnel.with_auth(authorization.clone());
+        }
+        tracing::debug!(proxy = name, peer, "opening a tunnel through the proxy");
+        let stream = tunnel.call(destination).await.map_err(|error| failed(error.into()))?;
+        Ok(stream.into_inner())
+    }
+
+    async fn secure(&self, stream: Box<dyn Connection>, host: &str) -> Result<Box<dyn Connection>, ConnectError> {
+        let failed = |source| ConnectError::Tls { peer: host.to_owned(), source };
+        let config = self.tls.config().map_err(|error| failed(error.into()))?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(error.into()))?;
+        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| failed(error.into()))?;
+        Ok(Box::new(stream))
+    }
+}
+
+/// Connects to whichever address of the host answers first, both families at once.
+async fn tcp(destination: &Uri) -> Result<TcpStream, ConnectError> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(TCP_LIMIT));
+    let failed = |source: BoxError| {
+        let peer = destination.authority().map(ToString::to_string).unwrap_or_default();
+        ConnectError::Tcp { peer, source }
+    };
+    std::future::poll_fn(|cx| connector.poll_ready(cx)).await.map_err(|error| failed(error.into()))?;
+    let stream = connector.call(destination.clone()).await.map_err(|error| failed(error.into()))?;
+    Ok(stream.into_inner())
+}
+
+/// A connector that gives the connection that is there already, once.
+struct Opened(Option<TokioIo<Box<dyn Connection>>>);
+
+impl Service<Uri> for Opened {
+    type Response = TokioIo<Box<dyn Connection>>;
+    type Error = io::Error;
+    type Future = Ready<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _proxy: Uri) -> Self::Future {
+        ready(self.0.take().ok_or_else(|| io::ErrorKind::NotConnected.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+        net::TcpListener,
+        task::JoinSet,
+    };
+
+    use super::*;
+    use crate::aws::{endpoint::GatewayPolicy, error::chain_text, testing::in_time};
+
+    async fn url(text: &str) -> StreamUrl {
+        GatewayPolicy::new("us-east-1", true, None).await.unwrap().check(text).unwrap()
+    }
+
+    fn connector(proxies: Matcher) -> Connector {
+        Connector::new(proxies, Tls::new(None))
+    }
+
+    /// Echoes on every connection.
+    async fn echo(tasks: &mut JoinSet<()>) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tasks.spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = [0; 64];
+                while let Ok(len @ 1..) = stream.read(&mut buffer).await {
+                    stream.write_all(&buffer[..len]).await.unwrap();
+                }
+            }
+        });
+        port
+    }
+
+    /// A proxy that notes the heads of requests, and answers with `status`.
+    async fn proxy(tasks: &mut JoinSet<()>, status: &'static str) -> (u16, Arc<Mutex<Vec<String>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&heads);
+        tasks.spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                let peer = head.split(' ').nth(1).unwrap().to_owned();
+                seen.lock().unwrap().push(head);
+                stream.write_all(format!("HTTP/1.1 {status}\r\n\r\n").as_bytes()).await.unwrap();
+                if status.starts_with("200") {
+                    let mut upstream = TcpStream::connect(peer).await.unwrap();
+                    let _ended = copy_bidirectional(&mut stream, &mut upstream).await;
+                }
+            }
+        });
+        (port, heads)
+    }
+
+    async fn echoes(mut stream: Box<dyn Connection>) {
+        stream.write_all(b"hello").await.unwrap();
+        let mut answer = [0; 5];
+        in_time(stream.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"hello");
+    }
+
+    #[tokio::test]
+    async fn goes_through_the_proxy_with_credentials() {
+        let mut tasks = JoinSet::new();
+        let port = echo(&mut tasks).await;
+        let (proxy_port, heads) = proxy(&mut tasks, "200 OK").await;
+        let matcher = Matcher::builder().http(format!("http://ann:pa%20ss@127.0.0.1:{proxy_port}")).build();
+        echoes(in_time(connector(matcher).connect(&url(&format!("ws://127.0.0.1:{port}/x?y")).await)).await.unwrap())
+            .await;
+        assert_eq!(
+            *heads.lock().unwrap(),
+            [format!(
+                "CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nProxy-Authorization: Basic YW5uOnBhIHNz\r\n\r\n"
+            )]
+        );
+    }
+
+    #[tokio::test]
+    async fn leaves_out_the_proxy_where_it_is_told_to() {
+        let mut tasks = JoinSet::new();
+        let port = echo(&mut tasks).await;
+        let (proxy_port, heads) = proxy(&mut tasks, "200 OK").await;
+        let proxy = format!("http://127.0.0.1:{proxy_port}");
+        for matcher in [
+            Matcher::builder().all(proxy.clone()).no("127.0.0.1").build(),
+            // A proxy for https has nothing to do with ws.
+            Matcher::builder().https(proxy).build(),
+        ] {
+            echoes(in_time(connector(matcher).connect(&url(&format!("ws://127.0.0.1:{port}/")).await)).await.unwrap())
+                .await;
+        }
+        assert!(heads.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn names_the_proxy_that_fails() {
+        let mut tasks = JoinSet::new();
+        for (status, expected) in [("407 No", "proxy authorization required"), ("403 No", "unsuccessful")] {
+            let (port, _) = proxy(&mut tasks, status).await;
+            let matcher = Matcher::builder().all(format!("http://u:secret@127.0.0.1:{port}")).build();
+            let url = url("wss://ssmmessages.us-east-1.amazonaws.com/x").await;
+            let Err(error) = in_time(connector(matcher).connect(&url)).await else { panic!("connected") };
+            assert_eq!(
+                chain_text(&error),
+                format!(
+                    "the proxy `127.0.0.1:{port}` does not connect to `ssmmessages.us-east-1.amazonaws.com:443`: tunnel error: {expected}"
+                )
+            );
+        }
+        let matcher = Matcher::builder().all("socks5://127.0.0.1:1080").build();
+        let Err(error) = connector(matcher).connect(&url("ws://127.0.0.1:1/").await).await else { panic!("connected") };
+        assert!(matches!(error, ConnectError::ProxyKind { scheme, .. } if scheme == "socks5"));
+    }
+
+    #[tokio::test]
+    async fn says_that_nobody_listens() {
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let url = url(&format!("ws://127.0.0.1:{port}/")).await;
+        let Err(error) = in_time(connector(Matcher::builder().build()).connect(&url)).await else {
+            panic!("connected")
+        };
+        assert!(chain_text(&error).contains("Connection refused"), "{}", chain_text(&error));
+    }
+
+    #[cfg(feature = "demo")]
+    #[tokio::test]
+    async fn trusts_the_bundle_and_nobody_else() {
+        use crate::aws::{testing::tls_acceptor, tls::Bundle};
+
+        let (acceptor, certificate) = tls_acceptor(&[b"h2", b"http/1.1"]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                if let Ok(mut stream) = acceptor.accept(stream).await {
+                    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+                    let mut buffer = [0; 5];
+                    stream.read_exact(&mut buffer).await.unwrap();
+                    stream.write_all(&buffer).await.unwrap();
+                    stream.flush().await.unwrap();
+                }
+            }
+        });
+        let (proxy_port, heads) = proxy(&mut tasks, "200 OK").await;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        std::fs::write(&path, certificate).unwrap();
+        let bundle = Bundle::read(&path).await.unwrap();
+        let url = url(&format!("wss://localhost:{port}/")).await;
+
+        let Err(error) = in_time(connector(Matcher::builder().build()).connect(&url)).await else {
+            panic!("connected")
+        };
+        assert!(chain_text(&error).contains("invalid peer certificate"), "{}", chain_text(&error));
+        let trusting = Connector::new(Matcher::builder().build(), Tls::new(Some(&bundle)));
+        echoes(in_time(trusting.connect(&url)).await.unwrap()).await;
+        let proxied = Matcher::builder().https(format!("http://127.0.0.1:{proxy_port}")).build();
+        echoes(in_time(Connector::new(proxied, Tls::new(Some(&bundle))).connect(&url)).await.unwrap()).await;
+        assert!(heads.lock().unwrap()[0].starts_with(&format!("CONNECT localhost:{port} HTTP/1.1\r\n")));
+    }
+}

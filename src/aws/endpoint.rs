@@ -1,0 +1,432 @@
+//! Which hosts there are: the one that a bearer token names, and those that a session's WebSocket may go to.
+//!
+//! A stream URL carries a token that opens the session, so it is dialled only if it leads to the message
+//! gateway of the session's own region and partition, or, where the user has pointed SSM somewhere else, to
+//! that same place or this machine. Domains come from the SDK's rules, which know every partition.
+//! The URL is dialled byte for byte as it was given: its `cell-number` may hold a bare `+`.
+
+use std::net::IpAddr;
+
+use http::{Uri, uri::Authority};
+
+use super::error::AwsError;
+
+/// Query parameters of which any shows that a URL is signed already; the list of session-manager-plugin,
+/// `websocketutil.go`.
+const PRESIGNED: [&str; 7] = [
+    "X-Amz-Algorithm",
+    "X-Amz-Credential",
+    "X-Amz-Date",
+    "X-Amz-Expires",
+    "X-Amz-SignedHeaders",
+    "X-Amz-Signature",
+    "X-Amz-Security-Token",
+];
+
+/// Decides which stream URLs may be dialled.
+#[derive(Debug, Clone)]
+pub(super) struct GatewayPolicy {
+    region: String,
+    /// Domains of the region's partition, without a dot in front.
+    domains: Vec<String>,
+    /// Whether the user has pointed SSM somewhere else, and to which host.
+    moved: Option<Option<String>>,
+}
+
+/// A stream URL that may be dialled.
+#[derive(Clone)]
+pub(super) struct StreamUrl {
+    uri: Uri,
+    /// Host without brackets, in lower case.
+    host: String,
+    port: u16,
+    secure: bool,
+}
+
+impl std::fmt::Debug for StreamUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamUrl").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+/// A stream URL that leads to somebody else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Foreign {
+    /// Its host, or what stands for one.
+    pub(super) host: String,
+}
+
+impl StreamUrl {
+    /// Returns the URL as it was given.
+    pub(super) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// Returns host and, if it is in the URL, port: what the `Host` header says.
+    pub(super) fn authority(&self) -> &str {
+        self.uri.authority().map_or(&self.host, |authority| authority.as_str())
+    }
+
+    /// Returns the host, without brackets.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Returns the TCP port.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Says whether the connection is to be TLS.
+    pub(super) fn is_secure(&self) -> bool {
+        self.secure
+    }
+
+    /// Says whether the URL carries a signature of its own.
+    pub(super) fn is_presigned(&self) -> bool {
+        let query = self.uri.query().unwrap_or_default();
+        query.split('&').any(|pair| {
+            let name = pair.split('=').next().unwrap_or_default();
+            PRESIGNED.iter().any(|presigned| presigned.eq_ignore_ascii_case(name))
+        })
+    }
+}
+
+impl GatewayPolicy {
+    /// Makes the policy of a region.
+    ///
+    /// # Errors
+    /// [`AwsError::InvalidRegion`].
+    pub(super) async fn new(region: &str, moved: bool, endpoint: Option<&str>) -> Result<Self, AwsError> {
+        let mut domains = Vec::new();
+        for dual_stack in [false, true] {
+            // Not every partition has dual-stack names.
+            if let Some(host) = ssm_host(region, dual_stack).await
+                && let Some(domain) = host.strip_prefix(&format!("ssm.{region}."))
+            {
+                domains.push(domain.to_owned());
+            }
+        }
+        if domains.is_empty() {
+            return Err(AwsError::InvalidRegion { region: region.to_owned() });
+        }
+        let moved = moved.then(|| {
+            let endpoint: Uri = endpoint?.parse().ok()?;
+            endpoint.host().map(bare)
+        });
+        Ok(Self { region: region.to_owned(), domains, moved })
+    }
+
+    /// Checks a stream URL.
+    ///
+    /// # Errors
+    /// [`Foreign`] for every URL that may not be dialled.
+    pub(super) fn check(&self, url: &str) -> Result<StreamUrl, Foreign> {
+        let Ok(uri) = url.parse::<Uri>() else {
+            return Err(Foreign { host: "(not a URL)".to_owned() });
+        };
+        let host = uri.host().map(bare).unwrap_or_default();
+        let foreign = || Err(Foreign { host: host.clone() });
+        let secure = match uri.scheme_str() {
+            Some("wss") => true,
+            Some("ws") => false,
+            _ => return foreign(),
+        };
+        let Some(authority) = uri.authority() else {
+            return foreign();
+        };
+        // A user name in front of the host only serves to deceive.
+        if host.is_empty() || authority.as_str().contains('@') {
+            return foreign();
+        }
+        let Some(port) = port(authority, if secure { 443 } else { 80 }) else {
+            return foreign();
+        };
+        let allowed = if self.is_gateway(&host) { secure && port == 443 } else { self.is_moved_to(&host, secure) };
+        if !allowed {
+            return foreign();
+        }
+        Ok(StreamUrl { uri, host, port, secure })
+    }
+
+    /// Says whether a host is the region's message gateway: `ssmmessages.<region>.<domain>`, one of its
+    /// variants (`ssmmessages-fips`), or a name that leads to it, such as that of a VPC endpoint
+    /// (`vpce-0….ssmmessages.<region>.vpce.<domain>`).
+    fn is_gateway(&self, host: &str) -> bool {
+        self.domains.iter().any(|domain| {
+            let Some(name) = host.strip_suffix(domain).and_then(|name| name.strip_suffix('.')) else {
+                return false;
+            };
+            let mut labels: Vec<_> = name.split('.').collect();
+            if labels.iter().any(|label| label.is_empty()) {
+                return false;
+            }
+            labels.pop_if(|label| *label == "vpce");
+            let region = labels.pop();
+            let service = labels.pop().unwrap_or_default();
+            region == Some(&self.region) && (service == "ssmmessages" || service.starts_with("ssmmessages-"))
+        })
+    }
+
+    /// Says whether the user has pointed SSM to this host, or to somewhere that this host may stand for.
+    fn is_moved_to(&self, host: &str, secure: bool) -> bool {
+        let Some(moved) = &self.moved else {
+            return false;
+        };
+        is_loopback(host) || (secure && moved.as_deref() == Some(host))
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Reads the port of an authority without a user name; `None` if what follows the host is no port.
+///
+/// `Authority::port` takes a number that is out of range for no port at all.
+pub(super) fn port(authority: &Authority, default: u16) -> Option<u16> {
+    let rest = authority.as_str().strip_prefix(authority.host())?;
+    if rest.is_empty() {
+        return Some(default);
+    }
+    let digits = rest.strip_prefix(':').filter(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()))?;
+    digits.parse().ok().filter(|port| *port != 0)
+}
+
+/// Brings a host to the form in which hosts are compared.
+fn bare(host: &str) -> String {
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.to_ascii_lowercase()
+}
+
+async fn ssm_host(region: &str, dual_stack: bool) -> Option<String> {
+    use aws_sdk_ssm::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
+    let params = Params::builder().region(region).use_fips(false).use_dual_stack(dual_stack).build().ok()?;
+    let endpoint = DefaultResolver::new().resolve_endpoint(&params).await.ok()?;
+    Some(endpoint.url().strip_prefix("https://")?.trim_end_matches('/').to_owned())
+}
+
+/// Returns the host of the region's STS.
+///
+/// An endpoint override has no say: it is the API server that calls this host, and it takes no other.
+///
+/// # Errors
+/// [`AwsError::InvalidRegion`].
+pub(super) async fn sts_host(region: &str) -> Result<String, AwsError> {
+    use aws_sdk_sts::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
+    let invalid = || AwsError::InvalidRegion { region: region.to_owned() };
+    let params = Params::builder()
+        .region(region)
+        .use_fips(false)
+        .use_dual_stack(false)
+        .use_global_endpoint(false)
+        .build()
+        .map_err(|_| invalid())?;
+    let endpoint = DefaultResolver::new().resolve_endpoint(&params).await.map_err(|_| invalid())?;
+    let host = endpoint.url().strip_prefix("https://").ok_or_else(invalid)?;
+    Ok(host.trim_end_matches('/').to_owned())
+}
+
+/// Returns the pattern that a policy names the caller's own sessions with.
+pub(super) fn own_sessions(region: &str) -> String {
+    let partition = match region.split('-').next().unwrap_or_default() {
+        "cn" => "aws-cn",
+        "eusc" => "aws-eusc",
+        "us" if region.starts_with("us-gov-") => "aws-us-gov",
+        "us" if region.starts_with("us-isob-") => "aws-iso-b",
+        "us" if region.starts_with("us-isof-") => "aws-iso-f",
+        "us" if region.starts_with("us-iso-") => "aws-iso",
+        "eu" if region.starts_with("eu-isoe-") => "aws-iso-e",
+        _ => "aws",
+    };
+    format!("arn:{partition}:ssm:*:*:session/${{aws:userid}}-*")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn now<F: Future>(future: F) -> F::Output {
+        futures_util::future::FutureExt::now_or_never(future).unwrap()
+    }
+
+    fn policy(region: &str, moved: Option<&str>) -> GatewayPolicy {
+        now(GatewayPolicy::new(region, moved.is_some(), moved)).unwrap()
+    }
+
+    #[test]
+    fn takes_the_gateway_of_the_region() {
+        for (region, host) in [
+            ("us-east-1", "ssmmessages.us-east-1.amazonaws.com"),
+            ("us-east-1", "SSMMessages.us-east-1.AmazonAWS.com"),
+            ("us-east-1", "ssmmessages.us-east-1.api.aws"),
+            ("us-east-1", "ssmmessages-fips.us-east-1.amazonaws.com"),
+            ("us-east-1", "vpce-0a1b2c3d4e5f60718-abcdefgh.ssmmessages.us-east-1.vpce.amazonaws.com"),
+            ("us-east-1", "vpce-0a1b-abcd-us-east-1a.ssmmessages.us-east-1.vpce.amazonaws.com"),
+            ("us-gov-west-1", "ssmmessages.us-gov-west-1.amazonaws.com"),
+            ("cn-north-1", "ssmmessages.cn-north-1.amazonaws.com.cn"),
+            ("cn-north-1", "ssmmessages.cn-north-1.api.amazonwebservices.com.cn"),
+            ("us-iso-east-1", "ssmmessages.us-iso-east-1.c2s.ic.gov"),
+            ("us-isob-east-1", "ssmmessages.us-isob-east-1.sc2s.sgov.gov"),
+            ("eusc-de-east-1", "ssmmessages.eusc-de-east-1.amazonaws.eu"),
+        ] {
+            let url = format!("wss://{host}/v1/data-channel/s-1?role=publish_subscribe");
+            let checked = policy(region, None).check(&url).unwrap();
+            assert_eq!(checked.host(), host.to_lowercase());
+            assert_eq!((checked.port(), checked.is_secure(), checked.is_presigned()), (443, true, false));
+        }
+        let explicit = policy("us-east-1", None).check("wss://ssmmessages.us-east-1.amazonaws.com:443/x").unwrap();
+        assert_eq!(explicit.authority(), "ssmmessages.us-east-1.amazonaws.com:443");
+    }
+
+    #[test]
+    fn refuses_everything_else() {
+        for (url, host) in [
+            ("wss://ssmmessages.us-east-1.amazonaws.com.evil.com/", "ssmmessages.us-east-1.amazonaws.com.evil.com"),
+            ("wss://evil.com/ssmmessages.us-east-1.amazonaws.com", "evil.com"),
+            ("wss://evil.com#ssmmessages.us-east-1.amazonaws.com", "evil.com"),
+            ("wss://evil.com?ssmmessages.us-east-1.amazonaws.com", "evil.com"),
+            ("wss://ssmmessages.us-east-1.amazonaws.com@evil.com/", "evil.com"),
+            ("wss://user@ssmmessages.us-east-1.amazonaws.com/", "ssmmessages.us-east-1.amazonaws.com"),
+            ("wss://user:pw@ssmmessages.us-east-1.amazonaws.com/", "ssmmessages.us-east-1.amazonaws.com"),
+            ("wss://ssmmessages.us-east-1.amazonaws.com./", "ssmmessages.us-east-1.amazonaws.com."),
+            ("wss://ssmmessages.us-east-1.amazonaws.com:8443/", "ssmmessages.us-east-1.amazonaws.com"),
+            ("wss://ssmmessages.us-east-1.amazonaws.com:/", "ssmmessages.us-east-1.amazonaws.com"),
+            ("wss://ssmmessages.us-east-1.amazonaws.com:0/", "ssmmessages.us-east-1.amazonaws.com"),
+            ("wss://ssmmessages.us-east-1.amazonaws.com:65979/", "ssmmessages.us-east-1.amazonaws.com"),
+            ("wss://ssmmessages.us-east-1.amazonaws.com:+443/", "ssmmessages.us-east-1.amazonaws.com"),
+            ("ws://ssmmessages.us-east-1.amazonaws.com/", "ssmmessages.us-east-1.amazonaws.com"),
+            ("https://ssmmessages.us-east-1.amazonaws.com/", "ssmmessages.us-east-1.amazonaws.com"),
+            ("wss://ssmmessages.us-east-2.amazonaws.com/", "ssmmessages.us-east-2.amazonaws.com"),
+            ("wss://ssmmessages.us-east-1.amazonaws.com.cn/", "ssmmessages.us-east-1.amazonaws.com.cn"),
+            (
+                "wss://ssmmessages.us-east-1.amazonaws.com.us-east-1.amazonaws.com/",
+                "ssmmessages.us-east-1.amazonaws.com.us-east-1.amazonaws.com",
+            ),
+            ("wss://ssmmessages.us-east-1.evilamazonaws.com/", "ssmmessages.us-east-1.evilamazonaws.com"),
+            ("wss://xssmmessages.us-east-1.amazonaws.com/", "xssmmessages.us-east-1.amazonaws.com"),
+            ("wss://ssmmessagesx.us-east-1.amazonaws.com/", "ssmmessagesx.us-east-1.amazonaws.com"),
+            ("wss://ssmmessages.evil.us-east-1.amazonaws.com/", "ssmmessages.evil.us-east-1.amazonaws.com"),
+            ("wss://ssmmessages.us-east-1.elb.amazonaws.com/", "ssmmessages.us-east-1.elb.amazonaws.com"),
+            ("wss://ssmmessages..us-east-1.amazonaws.com/", "ssmmessages..us-east-1.amazonaws.com"),
+            ("wss://.ssmmessages.us-east-1.amazonaws.com/", ".ssmmessages.us-east-1.amazonaws.com"),
+            ("wss://us-east-1.amazonaws.com/", "us-east-1.amazonaws.com"),
+            ("wss://amazonaws.com/", "amazonaws.com"),
+            ("wss://127.0.0.1/", "127.0.0.1"),
+            ("wss://[::1]/", "::1"),
+            ("ws://localhost:8080/", "localhost"),
+            ("ssmmessages.us-east-1.amazonaws.com", "ssmmessages.us-east-1.amazonaws.com"),
+            ("/v1/data-channel", ""),
+            ("", "(not a URL)"),
+            ("wss://ssmmessages.us-east-1.amazonaws.com/ x", "(not a URL)"),
+            ("wss://ssmmessages.us-east-1.amazonaws.com\\@evil.com/", "(not a URL)"),
+        ] {
+            assert_eq!(policy("us-east-1", None).check(url).unwrap_err().host, host, "{url}");
+        }
+    }
+
+    #[test]
+    fn an_override_admits_its_own_host_and_this_machine() {
+        let moved = policy("us-east-1", Some("https://SSM.corp.example:8443/x"));
+        for url in [
+            "ws://127.0.0.1:4000/v1",
+            "ws://127.8.9.1/v1",
+            "wss://[::1]:4000/v1",
+            "ws://localhost:1/v1",
+            "wss://ssm.corp.example:9000/v1",
+            "wss://ssmmessages.us-east-1.amazonaws.com/v1",
+        ] {
+            moved.check(url).unwrap();
+        }
+        for url in [
+            "ws://ssm.corp.example/v1",
+            "ws://user@127.0.0.1/v1",
+            "ws://127.0.0.1.evil.com/v1",
+            "ws://127.1/v1",
+            "ws://0x7f000001/v1",
+            "ws://2130706433/v1",
+            "ws://0.0.0.0/v1",
+            "ws://[::]/v1",
+            "ws://[::ffff:127.0.0.1]/v1",
+            "ws://169.254.169.254/v1",
+            "ws://localhost.evil.com/v1",
+            "wss://messages.corp.example/v1",
+            "http://127.0.0.1/v1",
+            "ws://ssmmessages.us-east-1.amazonaws.com/v1",
+        ] {
+            assert!(moved.check(url).is_err(), "{url}");
+        }
+        assert!(policy("us-east-1", Some("not a url")).check("ws://127.0.0.1:1/").is_ok());
+        let unnamed = now(GatewayPolicy::new("us-east-1", true, None)).unwrap();
+        assert!(unnamed.check("ws://127.0.0.1:1/").is_ok());
+        assert!(unnamed.check("wss:///v1").is_err());
+    }
+
+    #[test]
+    fn sees_signatures_in_the_url() {
+        let presigned = |query: &str| {
+            let url = format!("wss://ssmmessages.us-east-1.amazonaws.com/v1?{query}");
+            policy("us-east-1", None).check(&url).unwrap().is_presigned()
+        };
+        assert!(!presigned("role=publish_subscribe&cell-number=AAEA+X-Amz-Date="));
+        assert!(presigned("role=publish_subscribe&X-Amz-Signature=00"));
+        assert!(presigned("x-amz-date=1"));
+        assert!(presigned("X-Amz-Security-Token"));
+    }
+
+    #[test]
+    fn knows_the_sts_host_of_every_partition() {
+        for (region, host) in [
+            ("us-east-1", "sts.us-east-1.amazonaws.com"),
+            ("eu-central-2", "sts.eu-central-2.amazonaws.com"),
+            ("us-gov-east-1", "sts.us-gov-east-1.amazonaws.com"),
+            ("cn-north-1", "sts.cn-north-1.amazonaws.com.cn"),
+            ("us-iso-east-1", "sts.us-iso-east-1.c2s.ic.gov"),
+            ("us-isob-east-1", "sts.us-isob-east-1.sc2s.sgov.gov"),
+            ("eusc-de-east-1", "sts.eusc-de-east-1.amazonaws.eu"),
+        ] {
+            assert_eq!(now(sts_host(region)).unwrap(), host);
+        }
+        for region in ["", "us east", "us-east-1.evil.com/", "a/b"] {
+            assert!(matches!(now(sts_host(region)), Err(AwsError::InvalidRegion { .. })), "{region}");
+            assert!(now(GatewayPolicy::new(region, false, None)).is_err(), "{region}");
+        }
+    }
+
+    #[test]
+    fn names_own_sessions_in_every_partition() {
+        assert_eq!(own_sessions("eu-west-1"), "arn:aws:ssm:*:*:session/${aws:userid}-*");
+        assert!(own_sessions("us-gov-west-1").starts_with("arn:aws-us-gov:"));
+        assert!(own_sessions("cn-northwest-1").starts_with("arn:aws-cn:"));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(url in ".{0,80}") {
+            let _outcome = policy("us-east-1", Some("https://h")).check(&url);
+        }
+
+        /// However the parts of a good URL are put together, the host that is dialled ends as it must.
+        #[test]
+        fn only_admits_hosts_of_the_domain(
+            parts in proptest::collection::vec(
+                prop_oneof![
+                    Just("ssmmessages"), Just("us-east-1"), Just("amazonaws.com"), Just("api.aws"), Just("vpce"), Just("."),
+                    Just("."), Just("@"), Just(":"), Just("/"), Just("?"), Just("#"), Just("evil.com"), Just("443"), Just("%2e"), Just("-"),
+                ],
+                1..9,
+            )
+        ) {
+            let url = format!("wss://{}", parts.concat());
+            if let Ok(checked) = policy("us-east-1", None).check(&url) {
+                let host = checked.uri().host().unwrap();
+                prop_assert!(
+                    [".us-east-1.amazonaws.com", ".us-east-1.vpce.amazonaws.com", ".us-east-1.api.aws", ".us-east-1.vpce.api.aws"]
+                        .iter().any(|end| host.ends_with(end)), "{}", url);
+                prop_assert_eq!(checked.port(), 443);
+            }
+        }
+    }
+}

@@ -1,0 +1,630 @@
+//! What goes wrong with AWS, by cause.
+//!
+//! Every error of the SDK passes `classify` once, on its way out of this module; nobody else looks at
+//! codes, except where a call gives one a narrower meaning (`identity` for roles, `session` for sessions).
+//! Errors can be cloned, as all callers that wait for the same credentials get the same one.
+//! Hints and exit codes are the command line's business.
+
+use std::{
+    error::Error,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
+
+use aws_config::imds::client::error::ImdsError;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sts::operation::{
+    assume_role::AssumeRoleError, assume_role_with_web_identity::AssumeRoleWithWebIdentityError,
+};
+use aws_smithy_runtime_api::{
+    box_error::BoxError,
+    client::{
+        interceptors::{Intercept, context::BeforeTransmitInterceptorContextRef},
+        orchestrator::HttpResponse,
+        result::{ConnectorError, SdkError},
+        runtime_components::RuntimeComponents,
+    },
+};
+use aws_smithy_types::{
+    config_bag::ConfigBag,
+    error::metadata::{ErrorMetadata, ProvideErrorMetadata},
+};
+
+/// The error behind an error, shared by everybody who is told of it.
+pub type Cause = Arc<dyn Error + Send + Sync>;
+
+/// Why something of AWS could not be had, by what can be done about it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AwsError {
+    /// Neither a flag, the environment nor the profile names a region.
+    #[error("no AWS region is set")]
+    NoRegion,
+    /// The region is not a name that a region can have.
+    #[error("`{region}` is not an AWS region")]
+    InvalidRegion {
+        /// What was given.
+        region: String,
+    },
+    /// The profile that was asked for is in none of the profile files.
+    #[error("there is no AWS profile `{name}` in {}", join(files))]
+    UnknownProfile {
+        /// The profile's name.
+        name: String,
+        /// The files that were looked at.
+        files: Vec<PathBuf>,
+    },
+    /// A profile file cannot be read or is not in the format of such files.
+    #[error("the AWS profile files cannot be used")]
+    ProfileFiles {
+        /// What is wrong with them.
+        #[source]
+        source: Cause,
+    },
+    /// The file of additional certificate authorities cannot be read, or holds no certificates.
+    #[error("the CA bundle `{}` cannot be used", path.display())]
+    CaBundle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: Cause,
+    },
+    /// No source of credentials has any.
+    #[error("no AWS credentials were found")]
+    NoCredentials {
+        /// The sources that were tried, in the SDK's words; one line.
+        attempted: String,
+    },
+    /// A source of credentials is there, but does not give any.
+    #[error("AWS credentials could not be loaded")]
+    CredentialSource {
+        /// What the source says.
+        #[source]
+        source: Cause,
+    },
+    /// The credentials took too long to load.
+    #[error("loading AWS credentials took longer than {seconds} s")]
+    CredentialTimeout {
+        /// The limit, in seconds.
+        seconds: u64,
+    },
+    /// The web identity token file cannot be read.
+    #[error("the web identity token file `{}` cannot be read", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: Cause,
+    },
+    /// The CI system's endpoint for OIDC tokens gave none.
+    #[error("the CI system gave no OIDC token")]
+    TokenEndpoint {
+        /// What went wrong.
+        #[source]
+        source: Cause,
+    },
+    /// What is there is not a JSON Web Token.
+    #[error("{origin} is not a JSON Web Token: {reason}")]
+    TokenMalformed {
+        /// Where the token comes from.
+        origin: TokenOrigin,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The web identity token is no longer valid.
+    #[error("{origin} has expired")]
+    TokenExpired {
+        /// Where the token comes from.
+        origin: TokenOrigin,
+        /// What tells so: the token itself, or the answer of STS.
+        #[source]
+        source: Cause,
+    },
+    /// STS does not take the token: no identity provider for its issuer, another audience, or a bad signature.
+    #[error("STS does not accept {origin} for `{role}`")]
+    InvalidIdentityToken {
+        /// Where the token comes from.
+        origin: TokenOrigin,
+        /// The role that was to be assumed.
+        role: String,
+        /// What STS answered.
+        #[source]
+        source: Cause,
+    },
+    /// The role may not be assumed: its trust policy does not match, or it does not exist.
+    #[error("not authorized to assume `{role}`")]
+    RoleDenied {
+        /// The role that was to be assumed.
+        role: String,
+        /// What STS answered.
+        #[source]
+        source: Cause,
+    },
+    /// The role's sessions may not last as long as was asked for.
+    #[error("`{role}` cannot be assumed for {seconds} s")]
+    DurationTooLong {
+        /// The role that was to be assumed.
+        role: String,
+        /// The duration that was asked for, in seconds.
+        seconds: u64,
+        /// What STS answered, with the limit.
+        #[source]
+        source: Cause,
+    },
+    /// The credentials have expired and their source has no newer ones.
+    #[error("the AWS credentials have expired")]
+    ExpiredCredentials {
+        /// What the service answered.
+        #[source]
+        source: Cause,
+    },
+    /// The credentials are not known to AWS, or do not belong together.
+    #[error("the AWS credentials are not valid")]
+    BadKeys {
+        /// What the service answered.
+        #[source]
+        source: Cause,
+    },
+    /// The clock of this machine is wrong by more than AWS tolerates.
+    #[error("the clock of this machine differs too much from that of AWS")]
+    ClockSkew {
+        /// What the service answered.
+        #[source]
+        source: Cause,
+    },
+    /// The identity may not do this.
+    #[error("not authorized to perform `{action}` on `{resource}`")]
+    AccessDenied {
+        /// The IAM action, as the service named it.
+        action: String,
+        /// The resource that the service named, or the one that was asked for.
+        resource: String,
+        /// What the service answered.
+        #[source]
+        source: Cause,
+    },
+    /// The service asks for fewer calls.
+    #[error("the service throttles `{action}`")]
+    Throttled {
+        /// The IAM action.
+        action: &'static str,
+        /// What the service answered.
+        #[source]
+        source: Cause,
+    },
+    /// The region is not enabled in the account.
+    #[error("region `{region}` is not enabled for this account")]
+    RegionDisabled {
+        /// The region.
+        region: String,
+        /// What the service answered.
+        #[source]
+        source: Cause,
+    },
+    /// The endpoint could not be reached: name, route, proxy, TLS, or no answer in time.
+    #[error("cannot reach `{host}`")]
+    Unreachable {
+        /// The host that was called.
+        host: String,
+        /// What went wrong.
+        #[source]
+        source: Cause,
+    },
+    /// There is no cluster of this name in the account and region.
+    #[error("there is no cluster `{name}` in {region}")]
+    ClusterNotFound {
+        /// The name that was asked for.
+        name: String,
+        /// The region.
+        region: String,
+        /// The clusters that are there, as far as they may be listed.
+        known: Vec<String>,
+    },
+    /// A request could not be signed: the credentials hold characters that do not fit into it.
+    #[error("the request cannot be signed with these AWS credentials")]
+    Signing {
+        /// What went wrong.
+        #[source]
+        source: Cause,
+    },
+    /// The bearer token would be refused by the API server for its length.
+    #[error(
+        "the bearer token would be {len} bytes long, and API servers take {MAX_BEARER_TOKEN_LEN}: the session of the credentials carries too many tags"
+    )]
+    BearerTokenTooLong {
+        /// Its length, in bytes.
+        len: usize,
+    },
+    /// Any other failure of a call.
+    #[error("`{action}` failed")]
+    Service {
+        /// The IAM action.
+        action: &'static str,
+        /// The error code, if the service gave one.
+        code: Option<String>,
+        /// What the service answered.
+        #[source]
+        source: Cause,
+    },
+}
+
+/// Length over which API servers refuse a bearer token; `maxTokenLenBytes` of aws-iam-authenticator.
+pub(super) const MAX_BEARER_TOKEN_LEN: usize = 4096;
+
+/// Where a web identity token comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenOrigin {
+    /// A file that somebody else keeps up to date.
+    File(PathBuf),
+    /// The OIDC endpoint of the CI system that runs this job.
+    CiJob,
+}
+
+impl std::fmt::Display for TokenOrigin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "the web identity token in `{}`", path.display()),
+            Self::CiJob => f.write_str("the OIDC token of the CI job"),
+        }
+    }
+}
+
+/// What a service said: the end of an error's chain of sources.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceAnswer {
+    /// The error code, such as `AccessDeniedException`.
+    pub code: Option<String>,
+    /// The message, in the service's words.
+    pub message: Option<String>,
+    /// The HTTP status, if the answer is at hand.
+    pub status: Option<u16>,
+    /// The id by which AWS finds the request.
+    pub request_id: Option<String>,
+}
+
+impl ServiceAnswer {
+    pub(super) fn new(meta: &ErrorMetadata, status: Option<u16>) -> Self {
+        Self {
+            code: meta.code().map(str::to_owned),
+            message: meta.message().map(str::to_owned),
+            status,
+            request_id: meta.extra("aws_request_id").map(str::to_owned),
+        }
+    }
+}
+
+impl std::fmt::Display for ServiceAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.code, &self.message) {
+            (Some(code), Some(message)) => write!(f, "{code}: {message}")?,
+            (Some(text), None) | (None, Some(text)) => f.write_str(text)?,
+            (None, None) => f.write_str("an answer without an error code")?,
+        }
+        match (self.status, &self.request_id) {
+            (Some(status), Some(id)) => write!(f, " (HTTP status {status}, request {id})"),
+            (Some(status), None) => write!(f, " (HTTP status {status})"),
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+impl Error for ServiceAnswer {}
+
+/// The call that an error belongs to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call<'a> {
+    /// The IAM action.
+    pub(super) action: &'static str,
+    /// What it acts on, for when the service does not name it.
+    pub(super) resource: &'a str,
+    /// The region.
+    pub(super) region: &'a str,
+    /// The host that was called.
+    pub(super) host: &'a HostSeen,
+}
+
+/// Finds the cause of a failed call.
+pub(super) fn classify<E>(call: Call<'_>, error: SdkError<E, HttpResponse>) -> AwsError
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    // Credentials that cannot be had surface as failures of the call that needed them.
+    if let Some(inner) = find::<AwsError>(&error) {
+        return inner.clone();
+    }
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the SDK may add variants; every other kind made no request")]
+    match error {
+        SdkError::ServiceError(context) => {
+            let answer = ServiceAnswer::new(context.err().meta(), Some(context.raw().status().as_u16()));
+            classify_answer(call.action, call.resource, call.region, answer)
+        }
+        SdkError::TimeoutError(_) => unreachable_host(call, error),
+        SdkError::DispatchFailure(ref failure)
+            if failure.is_io() || failure.is_timeout() || failure.as_other().is_some() =>
+        {
+            unreachable_host(call, error)
+        }
+        SdkError::ResponseError(ref context) => {
+            let status = Some(context.raw().status().as_u16());
+            let answer = ServiceAnswer { code: None, message: Some(chain_text(&error)), status, request_id: None };
+            AwsError::Service { action: call.action, code: None, source: Arc::new(answer) }
+        }
+        // No request was made: settings that the SDK found missing or in conflict.
+        other => {
+            if chain_text(&other).contains("Missing Region") {
+                return AwsError::NoRegion;
+            }
+            if let Some(source) = find::<CredentialsError>(&other) {
+                if let CredentialsError::CredentialsNotLoaded(_) = source {
+                    return AwsError::NoCredentials { attempted: source.source().map(attempted).unwrap_or_default() };
+                }
+                return AwsError::CredentialSource { source: cause(other) };
+            }
+            AwsError::Service { action: call.action, code: None, source: cause(other) }
+        }
+    }
+}
+
+fn unreachable_host<E>(call: Call<'_>, error: SdkError<E, HttpResponse>) -> AwsError
+where
+    E: Error + Send + Sync + 'static,
+{
+    AwsError::Unreachable { host: call.host.name(), source: cause(error) }
+}
+
+/// Strips the layers that say no more than that the SDK failed.
+fn cause<E>(error: SdkError<E, HttpResponse>) -> Cause
+where
+    E: Error + Send + Sync + 'static,
+{
+    let source = match error.into_source() {
+        Ok(source) => source,
+        Err(error) => Box::new(error),
+    };
+    match source.downcast::<ConnectorError>() {
+        Ok(error) => error.into_source().into(),
+        Err(source) => source.into(),
+    }
+}
+
+/// Finds the cause of an answer by its code.
+///
+/// Codes and not the SDK's types, as denials, throttling and expired tokens are never modelled.
+fn classify_answer(action: &'static str, resource: &str, region: &str, answer: ServiceAnswer) -> AwsError {
+    let message = answer.message.clone().unwrap_or_default();
+    let code = answer.code.clone();
+    let status = answer.status;
+    let source: Cause = Arc::new(answer);
+    match code.as_deref().unwrap_or_default() {
+        "AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation" | "NotAuthorized" => {
+            let (named_action, named_resource) = denied(&message);
+            AwsError::AccessDenied {
+                action: named_action.unwrap_or(action).to_owned(),
+                resource: named_resource.unwrap_or(resource).to_owned(),
+                source,
+            }
+        }
+        "ExpiredToken" | "ExpiredTokenException" => AwsError::ExpiredCredentials { source },
+        "RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture" => AwsError::ClockSkew { source },
+        "InvalidSignatureException" | "SignatureDoesNotMatch"
+            if ["Signature expired", "Signature not yet current"].iter().any(|text| message.contains(text)) =>
+        {
+            AwsError::ClockSkew { source }
+        }
+        "UnrecognizedClientException"
+        | "InvalidClientTokenId"
+        | "InvalidAccessKeyId"
+        | "InvalidSignatureException"
+        | "SignatureDoesNotMatch"
+        | "IncompleteSignature"
+        | "IncompleteSignatureException"
+        | "MissingAuthenticationToken"
+        | "MissingAuthenticationTokenException"
+        | "AuthFailure" => AwsError::BadKeys { source },
+        "Throttling"
+        | "ThrottlingException"
+        | "ThrottledException"
+        | "RequestThrottled"
+        | "RequestThrottledException"
+        | "RequestLimitExceeded"
+        | "TooManyRequestsException"
+        | "BandwidthLimitExceeded"
+        | "LimitExceededException"
+        | "SlowDown" => AwsError::Throttled { action, source },
+        "RegionDisabledException" | "OptInRequired" => AwsError::RegionDisabled { region: region.to_owned(), source },
+        _ if status == Some(429) => AwsError::Throttled { action, source },
+        _ => AwsError::Service { action, code, source },
+    }
+}
+
+/// Finds the cause of credentials that the SDK's own providers cannot give.
+pub(super) fn classify_credentials(region: &str, error: CredentialsError) -> AwsError {
+    if let Some(inner) = find::<AwsError>(&error) {
+        return inner.clone();
+    }
+    if let CredentialsError::CredentialsNotLoaded(_) = error {
+        return AwsError::NoCredentials { attempted: error.source().map(attempted).unwrap_or_default() };
+    }
+    // The last link of the chain: nothing else had any, and this machine is no instance or may not ask.
+    if let Some(error) = find::<ImdsError>(&error) {
+        return AwsError::NoCredentials { attempted: format!("instance metadata: {}", attempted(error)) };
+    }
+    // Profiles that assume roles make the SDK call STS by itself.
+    let meta = find::<AssumeRoleError>(&error).map(|error| ("sts:AssumeRole", error.meta())).or_else(|| {
+        find::<AssumeRoleWithWebIdentityError>(&error).map(|e| ("sts:AssumeRoleWithWebIdentity", e.meta()))
+    });
+    if let Some((action, meta)) = meta {
+        let known = classify_answer(action, "the role of the profile", region, ServiceAnswer::new(meta, None));
+        if !matches!(known, AwsError::Service { .. }) {
+            return known;
+        }
+    }
+    AwsError::CredentialSource { source: Arc::new(error) }
+}
+
+/// Brings the SDK's list of what it tried onto one line.
+fn attempted(error: &(dyn Error + 'static)) -> String {
+    let text = chain_text(error);
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    lines.join("; ").replace("Attempted:; ", "Attempted: ")
+}
+
+/// Reads action and resource from the text of a denial.
+fn denied(message: &str) -> (Option<&str>, Option<&str>) {
+    let word_after = |mark: &str| {
+        let rest = message.split_once(mark)?.1.trim_start();
+        let word = rest.split_whitespace().next()?.trim_end_matches(['.', ',', ';']);
+        (!word.is_empty()).then_some(word)
+    };
+    (word_after("not authorized to perform:"), word_after("on resource:"))
+}
+
+/// Looks for an error of one type among an error and its sources.
+pub(super) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
+}
+
+/// Writes an error and its sources on one line.
+pub(super) fn chain_text(error: &(dyn Error + 'static)) -> String {
+    let texts: Vec<_> = chain(error).map(ToString::to_string).collect();
+    texts.join(": ")
+}
+
+fn join(files: &[PathBuf]) -> String {
+    let names: Vec<_> = files.iter().map(|path| format!("`{}`", path.display())).collect();
+    names.join(" or ")
+}
+
+/// Remembers the host that a client calls, which only the SDK knows before it calls it.
+#[derive(Debug, Clone)]
+pub(super) struct HostSeen {
+    service: &'static str,
+    host: Arc<OnceLock<String>>,
+}
+
+impl HostSeen {
+    pub(super) fn new(service: &'static str) -> Self {
+        Self { service, host: Arc::default() }
+    }
+
+    fn name(&self) -> String {
+        self.host.get().cloned().unwrap_or_else(|| self.service.to_owned())
+    }
+}
+
+impl Intercept for HostSeen {
+    fn name(&self) -> &'static str {
+        "HostSeen"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _settings: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        if let Ok(uri) = context.request().uri().parse::<http::Uri>()
+            && let Some(authority) = uri.authority()
+        {
+            self.host.get_or_init(|| authority.as_str().to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(code: &str, message: &str) -> AwsError {
+        let answer = ServiceAnswer {
+            code: Some(code.into()),
+            message: Some(message.into()),
+            status: Some(400),
+            request_id: Some("r-1".into()),
+        };
+        classify_answer("ssm:StartSession", "i-0abcdef1", "us-east-1", answer)
+    }
+
+    #[test]
+    fn names_what_is_denied() {
+        let message = "User: arn:aws:sts::123456789012:assumed-role/r/s is not authorized to perform: ssm:StartSession on \
+                       resource: arn:aws:ssm:us-east-1::document/AWS-StartPortForwardingSessionToRemoteHost because no \
+                       identity-based policy allows the ssm:StartSession action";
+        let error = answered("AccessDeniedException", message);
+        assert_eq!(
+            error.to_string(),
+            "not authorized to perform `ssm:StartSession` on \
+             `arn:aws:ssm:us-east-1::document/AWS-StartPortForwardingSessionToRemoteHost`"
+        );
+        assert_eq!(
+            error.source().unwrap().to_string(),
+            format!("AccessDeniedException: {message} (HTTP status 400, request r-1)")
+        );
+        assert!(matches!(
+            answered("AccessDenied", "no"),
+            AwsError::AccessDenied { action, resource, .. } if action == "ssm:StartSession" && resource == "i-0abcdef1"
+        ));
+        assert_eq!(
+            denied("is not authorized to perform: eks:ListClusters on resource: *."),
+            (Some("eks:ListClusters"), Some("*"))
+        );
+        assert_eq!(denied("not authorized to perform: sts:AssumeRole"), (Some("sts:AssumeRole"), None));
+        assert_eq!(denied("not authorized to perform:"), (None, None));
+    }
+
+    #[test]
+    fn sorts_answers_by_code() {
+        assert!(matches!(answered("ExpiredToken", ""), AwsError::ExpiredCredentials { .. }));
+        assert!(matches!(answered("ExpiredTokenException", ""), AwsError::ExpiredCredentials { .. }));
+        assert!(matches!(answered("UnrecognizedClientException", ""), AwsError::BadKeys { .. }));
+        assert!(matches!(answered("InvalidClientTokenId", ""), AwsError::BadKeys { .. }));
+        assert!(matches!(
+            answered("InvalidSignatureException", "The request signature we calculated …"),
+            AwsError::BadKeys { .. }
+        ));
+        assert!(matches!(
+            answered("InvalidSignatureException", "Signature expired: 2026 is now earlier"),
+            AwsError::ClockSkew { .. }
+        ));
+        assert!(matches!(
+            answered("SignatureDoesNotMatch", "Signature not yet current: …"),
+            AwsError::ClockSkew { .. }
+        ));
+        assert!(matches!(answered("ThrottlingException", ""), AwsError::Throttled { action: "ssm:StartSession", .. }));
+        assert!(
+            matches!(answered("RegionDisabledException", ""), AwsError::RegionDisabled { region, .. } if region == "us-east-1")
+        );
+        assert!(matches!(
+            answered("TargetNotConnected", "i-0abcdef1 is not connected."),
+            AwsError::Service { code: Some(code), .. } if code == "TargetNotConnected"
+        ));
+    }
+
+    #[test]
+    fn tells_missing_credentials_from_other_failures() {
+        let missing = CredentialsError::not_loaded("no credentials found in chain. Attempted:\n  A: off\n  B: off");
+        assert!(matches!(
+            classify_credentials("us-east-1", missing),
+            AwsError::NoCredentials { attempted } if attempted == "no credentials found in chain. Attempted: A: off; B: off"
+        ));
+        let forbidden = CredentialsError::provider_error("failed to load IMDS session token");
+        let error = classify_credentials("us-east-1", forbidden);
+        assert!(matches!(error, AwsError::CredentialSource { .. }));
+        assert!(chain_text(&error).ends_with("failed to load IMDS session token"));
+        let ours = CredentialsError::provider_error(AwsError::NoRegion);
+        assert!(matches!(classify_credentials("us-east-1", ours), AwsError::NoRegion));
+    }
+
+    #[test]
+    fn names_the_profile_files() {
+        let error =
+            AwsError::UnknownProfile { name: "dev".into(), files: vec!["/a/config".into(), "/a/credentials".into()] };
+        assert_eq!(error.to_string(), "there is no AWS profile `dev` in `/a/config` or `/a/credentials`");
+    }
+}

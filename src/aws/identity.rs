@@ -1,0 +1,440 @@
+//! Who we are: which source of credentials is used, and the role that is assumed with it.
+//!
+//! The choice is made once, from the settings, never by trying what works. The SDK's default chain has no part
+//! in it where a role is named together with a web identity token: there a profile file would win over the
+//! token. Every load asks the source afresh, so that a rewritten token or profile file is seen.
+//!
+//! SAML assertions are left out: they cannot be renewed without the user, who has `credential_process`.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use aws_config::ConfigLoader;
+use aws_credential_types::{
+    Credentials,
+    credential_feature::AwsCredentialFeature,
+    provider::{ProvideCredentials, error::CredentialsError, future},
+};
+use aws_sdk_sts::types::AssumedRoleUser;
+use aws_smithy_runtime_api::client::http::HttpConnector;
+use aws_types::os_shim_internal::{Env, Fs};
+use futures_util::future::BoxFuture;
+
+use super::{
+    Api,
+    error::{AwsError, Call, Cause, ServiceAnswer, TokenOrigin, classify, classify_credentials},
+    token::TokenSource,
+};
+use crate::{clock, settings::AwsSettings};
+
+/// Longest name of a role session, in characters.
+const MAX_SESSION_NAME_LEN: usize = 64;
+
+/// What a role session lasts when nothing else is asked for, in seconds.
+const DEFAULT_SESSION_SECONDS: u64 = 3600;
+
+/// The source that the settings name.
+#[derive(Debug)]
+pub(super) enum Choice {
+    /// A role, assumed with a web identity token.
+    WebIdentity { role: String, tokens: TokenSource },
+    /// A role, assumed with what the default chain gives.
+    Role { role: String },
+    /// What the default chain gives.
+    Ambient,
+}
+
+impl Choice {
+    /// Chooses by the order that the manual gives: token file, token of the CI job, role from the default
+    /// chain, default chain. As in every AWS SDK, keys in the environment win over a web identity that is
+    /// in the environment too; a role that is named by a flag wins over both.
+    pub(super) fn new(settings: &AwsSettings, http: impl FnOnce() -> Arc<dyn HttpConnector>) -> Self {
+        let Some(role) = settings.role_arn.clone() else {
+            return Self::Ambient;
+        };
+        let tokens = match (&settings.web_identity_token_file, &settings.ci_oidc) {
+            (Some(path), _) => TokenSource::File(path.clone()),
+            (None, Some(oidc)) => TokenSource::CiJob { oidc: oidc.clone(), http: http() },
+            (None, None) => return Self::Role { role },
+        };
+        if settings.static_keys_in_environment && !settings.role_from_flags {
+            return Self::Ambient;
+        }
+        Self::WebIdentity { role, tokens }
+    }
+}
+
+/// The SDK's default chain, made anew for each load: its providers keep what they have read of files.
+#[derive(Clone)]
+pub(super) struct Ambient {
+    region: String,
+    load: Arc<dyn Fn() -> BoxFuture<'static, Result<Credentials, CredentialsError>> + Send + Sync>,
+}
+
+impl Ambient {
+    /// Takes what makes a loader with all settings but the credentials.
+    pub(super) fn new(region: &str, loader: impl Fn() -> ConfigLoader + Send + Sync + 'static) -> Self {
+        let load = move || -> BoxFuture<'static, _> {
+            let loader = loader();
+            Box::pin(async move {
+                match loader.load().await.credentials_provider() {
+                    Some(provider) => provider.provide_credentials().await,
+                    None => Err(CredentialsError::not_loaded("the default chain is empty")),
+                }
+            })
+        };
+        Self { region: region.to_owned(), load: Arc::new(load) }
+    }
+
+    /// Takes a provider instead of the default chain.
+    #[cfg(test)]
+    pub(super) fn of(region: &str, provider: impl ProvideCredentials + Clone + 'static) -> Self {
+        let load = move || -> BoxFuture<'static, _> {
+            let provider = provider.clone();
+            Box::pin(async move { provider.provide_credentials().await })
+        };
+        Self { region: region.to_owned(), load: Arc::new(load) }
+    }
+
+    async fn get(&self) -> Result<Credentials, AwsError> {
+        (self.load)().await.map_err(|error| classify_credentials(&self.region, error))
+    }
+}
+
+impl std::fmt::Debug for Ambient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ambient").finish_non_exhaustive()
+    }
+}
+
+impl ProvideCredentials for Ambient {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async move { self.get().await.map_err(CredentialsError::provider_error) })
+    }
+}
+
+/// The source of credentials, with all it needs.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub(super) choice: Choice,
+    pub(super) ambient: Ambient,
+    /// Signs with ambient credentials, or not at all for a web identity.
+    pub(super) sts: Api<aws_sdk_sts::Client>,
+    pub(super) region: String,
+    pub(super) session_name: String,
+    pub(super) duration: Option<Duration>,
+    pub(super) profile: Option<String>,
+}
+
+impl Identity {
+    /// Asks the source for credentials.
+    ///
+    /// # Errors
+    /// See [`AwsError`].
+    pub(super) async fn load(&self) -> Result<Credentials, AwsError> {
+        match &self.choice {
+            Choice::WebIdentity { role, tokens } => self.assume_with_token(role, tokens).await,
+            Choice::Role { role } => self.assume(role).await,
+            Choice::Ambient => self.ambient.get().await,
+        }
+    }
+
+    /// Says in words where credentials come from.
+    pub(super) fn describe(&self, credentials: &Credentials) -> String {
+        match &self.choice {
+            Choice::WebIdentity { role, tokens } => match tokens.origin() {
+                TokenOrigin::File(path) => format!("web identity token `{}` for role `{role}`", path.display()),
+                TokenOrigin::CiJob => format!("OIDC token of the CI job for role `{role}`"),
+            },
+            Choice::Role { role } => format!("role `{role}` assumed from the default credential chain"),
+            Choice::Ambient => ambient_source(credentials, self.profile.as_deref()),
+        }
+    }
+
+    async fn assume_with_token(&self, role: &str, tokens: &TokenSource) -> Result<Credentials, AwsError> {
+        let token = tokens.token(clock::wall()).await?;
+        let call = self.call("sts:AssumeRoleWithWebIdentity", role);
+        let answer = self
+            .sts
+            .client
+            .assume_role_with_web_identity()
+            .role_arn(role)
+            .role_session_name(&self.session_name)
+            .set_duration_seconds(self.duration_seconds())
+            .web_identity_token(token.expose())
+            .send()
+            .await
+            .map_err(|error| self.refine(role, Some(tokens.origin()), classify(call, error)))?;
+        assumed(call, answer.credentials, answer.assumed_role_user)
+    }
+
+    async fn assume(&self, role: &str) -> Result<Credentials, AwsError> {
+        let call = self.call("sts:AssumeRole", role);
+        let answer = self
+            .sts
+            .client
+            .assume_role()
+            .role_arn(role)
+            .role_session_name(&self.session_name)
+            .set_duration_seconds(self.duration_seconds())
+            .send()
+            .await
+            .map_err(|error| self.refine(role, None, classify(call, error)))?;
+        assumed(call, answer.credentials, answer.assumed_role_user)
+    }
+
+    fn call<'a>(&'a self, action: &'static str, role: &'a str) -> Call<'a> {
+        Call { action, resource: role, region: &self.region, host: &self.sts.host }
+    }
+
+    fn duration_seconds(&self) -> Option<i32> {
+        self.duration.map(|duration| i32::try_from(duration.as_secs()).unwrap_or(i32::MAX))
+    }
+
+    /// Gives answers of STS the meaning that they have where a role is assumed.
+    fn refine(&self, role: &str, origin: Option<TokenOrigin>, error: AwsError) -> AwsError {
+        let role = role.to_owned();
+        match (error, origin) {
+            (AwsError::AccessDenied { source, .. }, _) => AwsError::RoleDenied { role, source },
+            (AwsError::ExpiredCredentials { source }, Some(origin)) => AwsError::TokenExpired { origin, source },
+            (AwsError::Service { code: Some(code), source, .. }, Some(origin))
+                if matches!(
+                    code.as_str(),
+                    "InvalidIdentityToken"
+                        | "InvalidIdentityTokenException"
+                        | "IDPRejectedClaim"
+                        | "IDPRejectedClaimException"
+                ) =>
+            {
+                AwsError::InvalidIdentityToken { origin, role, source }
+            }
+            (AwsError::Service { code: Some(code), source, .. }, _)
+                if code == "ValidationError" && source.to_string().contains("DurationSeconds") =>
+            {
+                let seconds = self.duration.map_or(DEFAULT_SESSION_SECONDS, |duration| duration.as_secs());
+                AwsError::DurationTooLong { role, seconds, source }
+            }
+            (error, _) => error,
+        }
+    }
+}
+
+/// Takes the credentials out of an answer of STS.
+fn assumed(
+    call: Call<'_>,
+    credentials: Option<aws_sdk_sts::types::Credentials>,
+    user: Option<AssumedRoleUser>,
+) -> Result<Credentials, AwsError> {
+    let lacking = |what: &str| {
+        let answer = ServiceAnswer {
+            code: None,
+            message: Some(format!("the answer has no {what}")),
+            status: None,
+            request_id: None,
+        };
+        AwsError::Service { action: call.action, code: None, source: Arc::new(answer) }
+    };
+    let credentials = credentials.ok_or_else(|| lacking("credentials"))?;
+    let expiry = (*credentials.expiration()).try_into().map_err(|_| lacking("usable expiry"))?;
+    let mut builder = Credentials::builder()
+        .access_key_id(credentials.access_key_id)
+        .secret_access_key(credentials.secret_access_key)
+        .session_token(credentials.session_token)
+        .expiry(expiry)
+        .provider_name("AssumedRole");
+    builder.set_account_id(user.and_then(|user| user.arn.split(':').nth(4).map(Into::into)));
+    Ok(builder.build())
+}
+
+/// Says which link of the default chain credentials come from.
+fn ambient_source(credentials: &Credentials, profile: Option<&str>) -> String {
+    let features = credentials.get_property::<Vec<AwsCredentialFeature>>().map(Vec::as_slice).unwrap_or_default();
+    let has = |wanted: &[AwsCredentialFeature]| features.iter().any(|feature| wanted.contains(feature));
+    let profile = || format!("profile `{}`", profile.unwrap_or("default"));
+    use AwsCredentialFeature as Feature;
+    // A chain of sources has a feature for each; the one that the user set up comes first here.
+    if has(&[Feature::CredentialsEnvVarsStsWebIdToken]) {
+        "web identity token of the environment".to_owned()
+    } else if has(&[Feature::CredentialsEnvVars]) {
+        "keys in the environment".to_owned()
+    } else if has(&[Feature::CredentialsProfileSso, Feature::CredentialsSso]) {
+        format!("IAM Identity Center, {}", profile())
+    } else if has(&[Feature::CredentialsProfileProcess, Feature::CredentialsProcess]) {
+        format!("credential process, {}", profile())
+    } else if has(&[
+        Feature::CredentialsProfile,
+        Feature::CredentialsProfileSourceProfile,
+        Feature::CredentialsProfileNamedProvider,
+        Feature::CredentialsProfileStsWebIdToken,
+    ]) {
+        profile()
+    } else if has(&[Feature::CredentialsHttp]) {
+        "container credentials endpoint".to_owned()
+    } else if has(&[Feature::CredentialsImds]) {
+        "instance metadata".to_owned()
+    } else {
+        "default credential chain".to_owned()
+    }
+}
+
+/// Returns the name of role sessions: what was asked for, or what identifies user and host, as CloudTrail
+/// shows it and session ids start with it. Characters that STS does not take become `-`.
+pub(super) fn session_name(settings: &AwsSettings) -> String {
+    let clean = |name: &str| -> String {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c);
+        name.trim().chars().map(|c| if allowed(c) { c } else { '-' }).take(MAX_SESSION_NAME_LEN).collect()
+    };
+    if let Some(name) = settings.role_session_name.as_deref().map(clean)
+        && name.len() >= 2
+    {
+        return name;
+    }
+    let host = settings.host_name.as_deref().and_then(|name| name.split('.').next());
+    let parts = ["autoheal-pa"].into_iter().chain(settings.user_name.as_deref()).chain(host);
+    let parts: Vec<_> = parts.filter(|part| !part.trim().is_empty()).collect();
+    clean(&parts.join("-"))
+}
+
+/// Checks that the profile that was asked for exists, and returns the region that it names.
+///
+/// The SDK takes a profile that does not exist for no profile at all, and goes on to the next source.
+///
+/// # Errors
+/// [`AwsError::UnknownProfile`], [`AwsError::ProfileFiles`].
+pub(super) async fn profile_region(name: Option<&str>, env: &Env, fs: &Fs) -> Result<Option<String>, AwsError> {
+    let selected = name.map(|name| name.to_owned().into());
+    let profiles = aws_config::profile::load(fs, env, &Default::default(), selected)
+        .await
+        .map_err(|error| AwsError::ProfileFiles { source: Arc::new(error) as Cause })?;
+    match profiles.get_profile(profiles.selected_profile()) {
+        Some(profile) => Ok(profile.get("region").map(str::to_owned)),
+        // There need not be a default profile.
+        None => match name {
+            Some(name) if name != "default" => {
+                Err(AwsError::UnknownProfile { name: name.to_owned(), files: profile_files(env) })
+            }
+            _ => Ok(None),
+        },
+    }
+}
+
+fn profile_files(env: &Env) -> Vec<PathBuf> {
+    let home = env.get("HOME").or_else(|_| env.get("USERPROFILE")).map_or_else(|_| PathBuf::from("~"), PathBuf::from);
+    let file = |variable, default| env.get(variable).map_or_else(|_| home.join(".aws").join(default), PathBuf::from);
+    vec![file("AWS_CONFIG_FILE", "config"), file("AWS_SHARED_CREDENTIALS_FILE", "credentials")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{aws::testing, secret::Secret, settings::CiOidc};
+
+    fn choice(settings: &AwsSettings) -> &'static str {
+        match Choice::new(settings, testing::http) {
+            Choice::WebIdentity { tokens: TokenSource::File(_), .. } => "file",
+            Choice::WebIdentity { tokens: TokenSource::CiJob { .. }, .. } => "job",
+            Choice::Role { .. } => "role",
+            Choice::Ambient => "ambient",
+        }
+    }
+
+    #[test]
+    fn chooses_the_source_by_the_settings() {
+        let mut settings = AwsSettings {
+            web_identity_token_file: Some("/token".into()),
+            ci_oidc: Some(CiOidc { url: "http://x".into(), token: Secret::new("t".into()) }),
+            ..AwsSettings::default()
+        };
+        assert_eq!(choice(&settings), "ambient");
+        settings.role_arn = Some("arn:aws:iam::123456789012:role/r".into());
+        assert_eq!(choice(&settings), "file");
+        settings.static_keys_in_environment = true;
+        assert_eq!(choice(&settings), "ambient");
+        settings.role_from_flags = true;
+        assert_eq!(choice(&settings), "file");
+        settings.web_identity_token_file = None;
+        assert_eq!(choice(&settings), "job");
+        settings.role_from_flags = false;
+        assert_eq!(choice(&settings), "ambient");
+        settings.static_keys_in_environment = false;
+        assert_eq!(choice(&settings), "job");
+        settings.ci_oidc = None;
+        assert_eq!(choice(&settings), "role");
+        settings.static_keys_in_environment = true;
+        assert_eq!(choice(&settings), "role");
+    }
+
+    #[test]
+    fn names_sessions_as_sts_takes_them() {
+        let name = |given: Option<&str>, user: Option<&str>, host: Option<&str>| {
+            session_name(&AwsSettings {
+                role_session_name: given.map(Into::into),
+                user_name: user.map(Into::into),
+                host_name: host.map(Into::into),
+                ..AwsSettings::default()
+            })
+        };
+        assert_eq!(name(None, Some("ann"), Some("build-7.example.com")), "autoheal-pa-ann-build-7");
+        assert_eq!(name(None, None, Some("")), "autoheal-pa");
+        assert_eq!(name(None, Some("Ann Ö"), None), "autoheal-pa-Ann--");
+        assert_eq!(name(Some("ann.b+ci@example.com"), Some("x"), None), "ann.b+ci@example.com");
+        assert_eq!(name(Some("run #12/é"), None, None), "run--12--");
+        assert_eq!(name(Some(" "), Some("ann"), None), "autoheal-pa-ann");
+        assert_eq!(name(Some("x"), None, None), "autoheal-pa");
+        assert_eq!(name(Some(&"a".repeat(80)), None, None).len(), 64);
+    }
+
+    #[tokio::test]
+    async fn finds_the_profile_and_its_region() {
+        let env = Env::from_slice(&[("HOME", "/home/ann"), ("AWS_SHARED_CREDENTIALS_FILE", "/etc/keys")]);
+        let fs = Fs::from_slice(&[
+            (
+                "/home/ann/.aws/config",
+                "[default]\nregion = eu-west-1\n[profile dev]\nregion = us-east-2\n[profile bare]\noutput = json\n",
+            ),
+            ("/etc/keys", "[keys]\naws_access_key_id = a\n"),
+        ]);
+        let region = async |name| profile_region(name, &env, &fs).await;
+        assert_eq!(region(None).await.unwrap().as_deref(), Some("eu-west-1"));
+        assert_eq!(region(Some("dev")).await.unwrap().as_deref(), Some("us-east-2"));
+        assert_eq!(region(Some("bare")).await.unwrap(), None);
+        assert_eq!(region(Some("keys")).await.unwrap(), None);
+        assert_eq!(
+            region(Some("prod")).await.unwrap_err().to_string(),
+            "there is no AWS profile `prod` in `/home/ann/.aws/config` or `/etc/keys`"
+        );
+        let nothing = Fs::from_slice(&[]);
+        assert_eq!(profile_region(Some("default"), &env, &nothing).await.unwrap(), None);
+        assert!(profile_region(Some("dev"), &env, &nothing).await.is_err());
+        let broken = Fs::from_slice(&[("/home/ann/.aws/config", "[default\nregion\n")]);
+        assert!(matches!(profile_region(None, &env, &broken).await, Err(AwsError::ProfileFiles { .. })));
+    }
+
+    #[test]
+    fn says_where_ambient_credentials_come_from() {
+        let source = |features: &[AwsCredentialFeature], profile| {
+            let mut credentials = Credentials::new("a", "s", None, None, "test");
+            credentials.set_property(features.to_vec());
+            ambient_source(&credentials, profile)
+        };
+        assert_eq!(source(&[AwsCredentialFeature::CredentialsEnvVars], Some("dev")), "keys in the environment");
+        assert_eq!(
+            source(
+                &[
+                    AwsCredentialFeature::CredentialsProfileSourceProfile,
+                    AwsCredentialFeature::CredentialsStsAssumeRole
+                ],
+                Some("dev")
+            ),
+            "profile `dev`"
+        );
+        assert_eq!(
+            source(&[AwsCredentialFeature::CredentialsProfileSso], None),
+            "IAM Identity Center, profile `default`"
+        );
+        assert_eq!(source(&[AwsCredentialFeature::CredentialsImds], None), "instance metadata");
+        assert_eq!(source(&[], None), "default credential chain");
+    }
+}

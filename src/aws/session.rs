@@ -1,0 +1,392 @@
+//! Sessions: StartSession, ResumeSession, TerminateSession, and the WebSockets that carry them.
+//!
+//! Invariants:
+//!
+//! * The session's `TokenValue` stays here: a transport that is given away has been opened with it. Neither it
+//!   nor the stream URL is logged.
+//! * A session whose transport cannot be opened is ended again, and so is one whose caller has gone away
+//!   while it was being started.
+//! * Every wait for a peer has a limit.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use aws_credential_types::Credentials;
+use futures_util::{SinkExt, future::BoxFuture};
+use http::HeaderMap;
+use serde::Serialize;
+use tokio::{runtime::Handle, sync::oneshot, time::timeout};
+use tokio_tungstenite::{
+    WebSocketStream, client_async_with_config,
+    tungstenite::{self, Message, client::IntoClientRequest},
+};
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::{
+    Aws,
+    endpoint::{Foreign, StreamUrl, own_sessions},
+    error::{AwsError, Call, ServiceAnswer, chain_text},
+    sign,
+};
+use crate::{
+    clock,
+    cluster::{Destination, Target},
+    proto::handshake::CLIENT_VERSION,
+    secret::Secret,
+    tunnel::{BoxError, Connection, Dial, DialError, SessionHandle, SessionId, Transport},
+};
+
+/// The document whose sessions forward to a host that the target sees.
+pub const DOCUMENT: &str = "AWS-StartPortForwardingSessionToRemoteHost";
+
+const START_SESSION: &str = "ssm:StartSession";
+const RESUME_SESSION: &str = "ssm:ResumeSession";
+const TERMINATE_SESSION: &str = "ssm:TerminateSession";
+const OPEN_DATA_CHANNEL: &str = "ssmmessages:OpenDataChannel";
+
+/// Limit of connecting to the message gateway: name, TCP, proxy and TLS.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
+/// Limit of the WebSocket upgrade and the opening frame.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(15);
+
+/// Longest reason that StartSession takes, in characters.
+const MAX_REASON_LEN: usize = 256;
+
+/// Part of a refused upgrade's answer that is kept, in characters.
+const MAX_DETAIL_LEN: usize = 200;
+
+/// Dials sessions of Systems Manager.
+#[derive(Debug, Clone)]
+pub(super) struct SsmDialer {
+    aws: Aws,
+    /// Said to CloudTrail with each session; never empty.
+    reason: Option<Arc<str>>,
+}
+
+/// The first frame on a WebSocket; fields in the order of session-manager-plugin, `service.go`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct OpenDataChannel<'a> {
+    message_schema_version: &'static str,
+    request_id: String,
+    token_value: &'a str,
+    client_id: String,
+    client_version: &'static str,
+}
+
+impl SsmDialer {
+    pub(super) fn new(aws: Aws, reason: Option<&str>) -> Self {
+        let reason: Option<String> = reason.map(|reason| {
+            let printable = reason.chars().map(|c| if c.is_control() { ' ' } else { c });
+            printable.collect::<String>().trim().chars().take(MAX_REASON_LEN).collect()
+        });
+        Self { aws, reason: reason.filter(|reason| !reason.is_empty()).map(Into::into) }
+    }
+
+    /// Starts a session and opens its first transport.
+    async fn open(&self, target: Target, destination: Destination) -> Result<(SessionHandle, Transport), DialError> {
+        let ssm = self.aws.ssm();
+        let call =
+            Call { action: START_SESSION, resource: target.as_str(), region: self.aws.region(), host: &ssm.host };
+        let failed = |error| dial_error(START_SESSION, Some(&target), error);
+        self.aws.credentials().await.map_err(failed)?;
+        let answer = {
+            let _permit = self.aws.session_permit().await;
+            ssm.client
+                .start_session()
+                .target(target.as_str())
+                .document_name(DOCUMENT)
+                .set_reason(self.reason.as_deref().map(str::to_owned))
+                .parameters("host", vec![destination.host.clone()])
+                .parameters("portNumber", vec![destination.port.to_string()])
+                .parameters("localPortNumber", vec!["0".to_owned()])
+                .send()
+                .await
+                .map_err(|error| failed(self.aws.failed(call, error)))?
+        };
+        let token = answer.token_value.map(Secret::new);
+        let Some(id) = answer.session_id.filter(|id| !id.is_empty()) else {
+            return Err(lacking(START_SESSION, "SessionId"));
+        };
+        let id = SessionId(id);
+        tracing::debug!(%id, %target, "session started");
+        let client_id = Uuid::new_v4();
+        let opened = async {
+            let stream_url = answer.stream_url.ok_or_else(|| lacking(START_SESSION, "StreamUrl"))?;
+            let token = token.ok_or_else(|| lacking(START_SESSION, "TokenValue"))?;
+            let url = self.aws.gateway_policy().check(&stream_url).map_err(foreign)?;
+            Ok((self.transport(&url, client_id, &token).await?, stream_url))
+        };
+        match opened.await {
+            Ok((transport, stream_url)) => Ok((SessionHandle { id, target, client_id, stream_url }, transport)),
+            Err(error) => {
+                self.abandon(id, &Handle::current());
+                Err(error)
+            }
+        }
+    }
+
+    async fn reopen(&self, session: &SessionHandle) -> Result<Transport, DialError> {
+        let ssm = self.aws.ssm();
+        let call = Call { action: RESUME_SESSION, resource: &session.id.0, region: self.aws.region(), host: &ssm.host };
+        let failed = |error| dial_error(RESUME_SESSION, Some(&session.target), error);
+        let ended = || DialError::SessionEnded { id: session.id.clone() };
+        self.aws.credentials().await.map_err(failed)?;
+        let answer = {
+            let _permit = self.aws.session_permit().await;
+            ssm.client.resume_session().session_id(&session.id.0).send().await
+        };
+        let answer = match answer.map_err(|error| self.aws.failed(call, error)) {
+            Ok(answer) => answer,
+            Err(AwsError::Service { code: Some(code), .. }) if code == "DoesNotExistException" => return Err(ended()),
+            Err(error) => return Err(failed(error)),
+        };
+        // The service says so as well, by giving nothing to resume with.
+        let token = answer.token_value.filter(|token| !token.is_empty()).map(Secret::new).ok_or_else(ended)?;
+        let stream_url = answer.stream_url.filter(|url| !url.is_empty());
+        let url = stream_url.as_deref().unwrap_or(&session.stream_url);
+        let url = self.aws.gateway_policy().check(url).map_err(foreign)?;
+        self.transport(&url, session.client_id, &token).await
+    }
+
+    async fn end(&self, id: &SessionId) -> Result<(), DialError> {
+        let ssm = self.aws.ssm();
+        let call = Call { action: TERMINATE_SESSION, resource: &id.0, region: self.aws.region(), host: &ssm.host };
+        let failed = |error| dial_error(TERMINATE_SESSION, None, error);
+        self.aws.credentials().await.map_err(failed)?;
+        match ssm
+            .client
+            .terminate_session()
+            .session_id(&id.0)
+            .send()
+            .await
+            .map_err(|error| self.aws.failed(call, error))
+        {
+            Ok(_) => Ok(()),
+            Err(AwsError::Service { code: Some(code), .. }) if code == "DoesNotExistException" => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Ends a session that nobody will use, without anybody waiting for it.
+    fn abandon(&self, id: SessionId, runtime: &Handle) {
+        let dialer = self.clone();
+        let end = async move {
+            if let Err(error) = dialer.end(&id).await {
+                tracing::debug!(%id, error = %chain_text(&error), "abandoned session could not be ended");
+            }
+        };
+        self.aws.tasks().spawn_on(end.in_current_span(), runtime);
+    }
+
+    /// Opens a WebSocket and sends the opening frame.
+    async fn transport(
+        &self,
+        url: &StreamUrl,
+        client_id: Uuid,
+        token: &Secret<String>,
+    ) -> Result<Transport, DialError> {
+        let credentials = if url.is_presigned() {
+            None
+        } else {
+            let credentials = self.aws.credentials().await;
+            Some(credentials.map_err(|error| dial_error(OPEN_DATA_CHANNEL, None, error))?)
+        };
+        let mut websocket = match self.upgrade(url, credentials.as_ref()).await {
+            // Nothing has been sent with the token yet, so it can still be used.
+            Err(DialError::UpgradeRefused { status: 403, detail, .. }) if credentials.is_some() => {
+                if self.aws.is_first_refusal() {
+                    tracing::warn!(
+                        action = OPEN_DATA_CHANNEL,
+                        resource = own_sessions(self.aws.region()),
+                        answer = detail,
+                        "the message gateway refused a signed WebSocket: trying without a signature, as the permission may be \
+                         missing; AWS may not take unsigned ones in future"
+                    );
+                }
+                self.upgrade(url, None).await?
+            }
+            outcome => outcome?,
+        };
+        let frame = OpenDataChannel {
+            message_schema_version: "1.0",
+            request_id: Uuid::new_v4().to_string(),
+            token_value: token.expose(),
+            client_id: client_id.to_string(),
+            client_version: CLIENT_VERSION,
+        };
+        let frame = serde_json::to_string(&frame)
+            .map_err(|error| DialError::Service { action: OPEN_DATA_CHANNEL, source: error.into() })?;
+        match timeout(UPGRADE_LIMIT, websocket.send(Message::text(frame))).await {
+            Ok(Ok(())) => Ok(Transport::new(websocket)),
+            Ok(Err(error)) => Err(unreachable(url, error)),
+            Err(_) => Err(late("sending the opening frame", UPGRADE_LIMIT)),
+        }
+    }
+
+    /// Dials a URL exactly as it is, and upgrades the connection.
+    async fn upgrade(
+        &self,
+        url: &StreamUrl,
+        credentials: Option<&Credentials>,
+    ) -> Result<WebSocketStream<Box<dyn Connection>>, DialError> {
+        let mut request = url.uri().into_client_request().map_err(|error| unreachable(url, error))?;
+        let connection = match timeout(CONNECT_LIMIT, self.aws.connector().connect(url)).await {
+            Ok(connection) => connection.map_err(|error| unreachable(url, error))?,
+            Err(_) => return Err(late("connecting to the message gateway", CONNECT_LIMIT)),
+        };
+        // Signed last: a signature is good for minutes only.
+        request.headers_mut().extend(self.signature(url, credentials)?);
+        let upgrade = client_async_with_config(request, connection, Some(Transport::websocket_config()));
+        match timeout(UPGRADE_LIMIT, upgrade).await {
+            Ok(Ok((websocket, _))) => Ok(websocket),
+            Ok(Err(tungstenite::Error::Http(answer))) => {
+                let status = answer.status().as_u16();
+                let detail = detail(answer.body().as_deref().unwrap_or_default());
+                tracing::debug!(host = url.host(), status, detail, "WebSocket upgrade refused");
+                Err(DialError::UpgradeRefused { host: url.host().to_owned(), status, detail })
+            }
+            Ok(Err(error)) => Err(unreachable(url, error)),
+            Err(_) => Err(late("upgrading to a WebSocket", UPGRADE_LIMIT)),
+        }
+    }
+
+    fn signature(&self, url: &StreamUrl, credentials: Option<&Credentials>) -> Result<HeaderMap, DialError> {
+        let Some(credentials) = credentials else {
+            return Ok(HeaderMap::new());
+        };
+        let time = SystemTime::UNIX_EPOCH + clock::wall();
+        sign::upgrade_headers(url, self.aws.region(), credentials, time)
+            .map_err(|source| DialError::Credentials { action: OPEN_DATA_CHANNEL, source })
+    }
+}
+
+impl Dial for SsmDialer {
+    fn start<'a>(
+        &'a self,
+        target: &'a Target,
+        destination: &'a Destination,
+    ) -> BoxFuture<'a, Result<(SessionHandle, Transport), DialError>> {
+        Box::pin(async move {
+            let (answer, answered) = oneshot::channel();
+            let dialer = self.clone();
+            let (target, destination) = (target.clone(), destination.clone());
+            // On a task of its own, so that a caller that goes away leaves no session behind.
+            let open = async move {
+                let session = Box::pin(dialer.open(target, destination)).await;
+                let session =
+                    session.map(|session| Unclaimed { session: Some(session), dialer, runtime: Handle::current() });
+                let _unclaimed = answer.send(session);
+            };
+            self.aws.tasks().spawn(open.in_current_span());
+            match answered.await {
+                Ok(session) => session?.claim(),
+                Err(error) => Err(DialError::Service { action: START_SESSION, source: error.into() }),
+            }
+        })
+    }
+
+    fn resume<'a>(&'a self, session: &'a SessionHandle) -> BoxFuture<'a, Result<Transport, DialError>> {
+        Box::pin(self.reopen(session))
+    }
+
+    fn terminate<'a>(&'a self, session: &'a SessionHandle) -> BoxFuture<'a, Result<(), DialError>> {
+        Box::pin(self.end(&session.id))
+    }
+}
+
+/// A session on its way to whoever asked for it; it is ended if it does not get there.
+struct Unclaimed {
+    session: Option<(SessionHandle, Transport)>,
+    dialer: SsmDialer,
+    runtime: Handle,
+}
+
+impl Unclaimed {
+    fn claim(mut self) -> Result<(SessionHandle, Transport), DialError> {
+        self.session.take().ok_or_else(|| lacking(START_SESSION, "session"))
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        if let Some((session, _transport)) = self.session.take() {
+            tracing::debug!(id = %session.id, "nobody waits for the session any more");
+            self.dialer.abandon(session.id, &self.runtime);
+        }
+    }
+}
+
+/// Says what an error means to a tunnel.
+fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) -> DialError {
+    match error {
+        AwsError::Service { code, source, .. } => match (code.as_deref(), target) {
+            (Some("TargetNotConnected"), Some(target)) => {
+                DialError::TargetNotConnected { target: target.clone(), source: source.into() }
+            }
+            (
+                Some("InvalidDocument" | "InvalidDocumentVersion" | "InvalidDocumentOperation" | "InvalidParameters"),
+                _,
+            ) => DialError::DocumentRefused { document: DOCUMENT, source: source.into() },
+            _ => DialError::Service { action, source: source.into() },
+        },
+        AwsError::AccessDenied { resource, source, .. } => {
+            DialError::AccessDenied { action, resource, source: source.into() }
+        }
+        AwsError::Throttled { source, .. } => DialError::Throttled { action, source: source.into() },
+        AwsError::Unreachable { host, source } => DialError::Unreachable { host, source: source.into() },
+        AwsError::NoCredentials { .. }
+        | AwsError::CredentialSource { .. }
+        | AwsError::CredentialTimeout { .. }
+        | AwsError::TokenFile { .. }
+        | AwsError::TokenEndpoint { .. }
+        | AwsError::TokenMalformed { .. }
+        | AwsError::TokenExpired { .. }
+        | AwsError::InvalidIdentityToken { .. }
+        | AwsError::RoleDenied { .. }
+        | AwsError::DurationTooLong { .. }
+        | AwsError::ExpiredCredentials { .. }
+        | AwsError::BadKeys { .. }
+        | AwsError::ClockSkew { .. }
+        | AwsError::Signing { .. } => DialError::Credentials { action, source: error.into() },
+        AwsError::NoRegion
+        | AwsError::InvalidRegion { .. }
+        | AwsError::UnknownProfile { .. }
+        | AwsError::ProfileFiles { .. }
+        | AwsError::CaBundle { .. }
+        | AwsError::RegionDisabled { .. }
+        | AwsError::ClusterNotFound { .. }
+        | AwsError::BearerTokenTooLong { .. } => DialError::Service { action, source: error.into() },
+    }
+}
+
+fn foreign(url: Foreign) -> DialError {
+    DialError::ForeignStreamUrl { host: url.host }
+}
+
+fn unreachable(url: &StreamUrl, error: impl Into<BoxError>) -> DialError {
+    DialError::Unreachable { host: url.host().to_owned(), source: error.into() }
+}
+
+fn late(step: &'static str, limit: Duration) -> DialError {
+    DialError::Timeout { step, seconds: limit.as_secs() }
+}
+
+fn lacking(action: &'static str, field: &str) -> DialError {
+    let message = Some(format!("the answer has no {field}"));
+    DialError::Service { action, source: ServiceAnswer { code: None, message, status: None, request_id: None }.into() }
+}
+
+/// Makes the start of a body fit for a log line.
+fn detail(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim().chars().take(MAX_DETAIL_LEN).map(|c| if c.is_control() { ' ' } else { c });
+    text.collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,445 @@
+//! Sessions against a fake Systems Manager and a gateway of raw bytes.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures_util::StreamExt;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+use tokio_tungstenite::tungstenite::{handshake::derive_accept_key, protocol::Role};
+
+use super::*;
+use crate::aws::testing::{Answer, Fake, Request, aws, in_time};
+
+const QUERY: &str = "role=publish_subscribe&cell-number=AAEAAb+c/d==";
+
+/// What the gateway does with the next connection.
+#[derive(Clone)]
+enum Step {
+    Refuse(&'static str),
+    Accept,
+    /// Accepts when the gate has a permit.
+    Hold(Arc<Semaphore>),
+}
+
+/// What the gateway has seen of a connection.
+#[derive(Debug)]
+enum Seen {
+    Head(String),
+    Opening(serde_json::Value),
+}
+
+struct Gateway {
+    port: u16,
+    seen: mpsc::UnboundedReceiver<Seen>,
+    _tasks: JoinSet<()>,
+}
+
+impl Gateway {
+    async fn start(steps: impl IntoIterator<Item = Step>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (report, seen) = mpsc::unbounded_channel();
+        let mut steps: VecDeque<_> = steps.into_iter().collect();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                connections.spawn(serve(stream, steps.pop_front().unwrap_or(Step::Accept), report.clone()));
+            }
+        });
+        Self { port, seen, _tasks: tasks }
+    }
+
+    fn url(&self, session: &str) -> String {
+        format!("ws://127.0.0.1:{}/v1/data-channel/{session}?{QUERY}", self.port)
+    }
+
+    async fn head(&mut self) -> String {
+        match in_time(self.seen.recv()).await.unwrap() {
+            Seen::Head(head) => head,
+            Seen::Opening(frame) => panic!("unexpected {frame}"),
+        }
+    }
+
+    async fn opening(&mut self) -> serde_json::Value {
+        match in_time(self.seen.recv()).await.unwrap() {
+            Seen::Opening(frame) => frame,
+            Seen::Head(head) => panic!("unexpected {head}"),
+        }
+    }
+}
+
+async fn serve(mut stream: TcpStream, step: Step, report: mpsc::UnboundedSender<Seen>) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Ok(byte) = stream.read_u8().await else { return };
+        head.push(byte);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let key = header(&head, "sec-websocket-key").unwrap().to_owned();
+    report.send(Seen::Head(head)).unwrap();
+    match step {
+        Step::Refuse(status) => {
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 9\r\n\r\nforbidden");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            return;
+        }
+        Step::Accept => {}
+        Step::Hold(gate) => gate.acquire().await.unwrap().forget(),
+    }
+    let accept = derive_accept_key(key.as_bytes());
+    let answer = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: {accept}\r\n\r\n"
+    );
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    let mut websocket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
+    if let Some(Ok(Message::Text(text))) = websocket.next().await {
+        report.send(Seen::Opening(serde_json::from_str(&text).unwrap())).unwrap();
+        while websocket.next().await.is_some_and(|message| message.is_ok()) {}
+    }
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+    lines.find(|line| line.0.eq_ignore_ascii_case(name)).map(|line| line.1)
+}
+
+fn target() -> Target {
+    "i-0dc03fbcae2a87472".parse().unwrap()
+}
+
+fn destination() -> Destination {
+    Destination { host: "abc.eks.amazonaws.com".into(), port: 443 }
+}
+
+fn session(gateway_url: &str) -> SessionHandle {
+    SessionHandle {
+        id: SessionId("me-0123".into()),
+        target: target(),
+        client_id: Uuid::from_u128(7),
+        stream_url: gateway_url.to_owned(),
+    }
+}
+
+fn started(url: &str, token: &str) -> Answer {
+    Answer::json(200, &serde_json::json!({ "SessionId": "me-0123", "TokenValue": token, "StreamUrl": url }).to_string())
+}
+
+/// A Systems Manager whose sessions are at `url`.
+async fn manager(url: String) -> Fake {
+    Fake::start(move |request: &Request| match request.operation() {
+        "StartSession" => started(&url, "T-1"),
+        "ResumeSession" => started("", "T-2"),
+        _ => Answer::json(200, r#"{"SessionId":"me-0123"}"#),
+    })
+    .await
+}
+
+async fn start(aws: &Aws, reason: Option<&str>) -> Result<(SessionHandle, Transport), DialError> {
+    let dialer = aws.dialer(reason.map(Into::into));
+    in_time(dialer.start(&target(), &destination())).await
+}
+
+async fn start_error(answer: Answer) -> DialError {
+    let fake = Fake::start(move |_| answer.clone()).await;
+    start(&aws(&fake).await, None).await.unwrap_err()
+}
+
+async fn resume_outcome(answer: Answer) -> Result<Transport, DialError> {
+    let fake = Fake::start(move |_| answer.clone()).await;
+    let handle = session("wss://elsewhere.example/");
+    in_time(aws(&fake).await.dialer(None).resume(&handle)).await
+}
+
+#[tokio::test]
+async fn starts_and_resumes_a_session() {
+    let mut gateway = Gateway::start([]).await;
+    let fake = manager(gateway.url("me-0123")).await;
+    let aws = aws(&fake).await;
+    let (handle, _transport) = start(&aws, Some(" audit:\n#42 ")).await.unwrap();
+    assert_eq!((handle.id.0.as_str(), handle.target.clone()), ("me-0123", target()));
+
+    let request: serde_json::Value = serde_json::from_str(&fake.requests()[0].body).unwrap();
+    assert_eq!(
+        request,
+        serde_json::json!({
+            "Target": "i-0dc03fbcae2a87472",
+            "DocumentName": "AWS-StartPortForwardingSessionToRemoteHost",
+            "Reason": "audit: #42",
+            "Parameters": { "host": ["abc.eks.amazonaws.com"], "portNumber": ["443"], "localPortNumber": ["0"] },
+        })
+    );
+    let head = gateway.head().await;
+    // Byte for byte as it was given.
+    assert_eq!(head.lines().next(), Some(&*format!("GET /v1/data-channel/me-0123?{QUERY} HTTP/1.1")));
+    assert_eq!(header(&head, "host"), Some(&*format!("127.0.0.1:{}", gateway.port)));
+    assert_eq!(header(&head, "x-amz-security-token"), Some("session"));
+    assert!(header(&head, "x-amz-date").is_some());
+    let authorization = header(&head, "authorization").unwrap();
+    assert!(
+        authorization
+            .contains("/us-east-1/ssmmessages/aws4_request, SignedHeaders=host;x-amz-date;x-amz-security-token, ")
+    );
+    for absent in ["origin", "sec-websocket-protocol", "sec-websocket-extensions", "x-amz-content-sha256"] {
+        assert_eq!(header(&head, absent), None);
+    }
+    let first = gateway.opening().await;
+    assert_eq!(first["MessageSchemaVersion"], "1.0");
+    assert_eq!(first["TokenValue"], "T-1");
+    assert_eq!(first["ClientVersion"], CLIENT_VERSION);
+    assert_eq!(first["ClientId"], handle.client_id.to_string());
+    assert_eq!(first.as_object().unwrap().len(), 5);
+
+    // No StreamUrl in the answer: the old one is used.
+    let _transport = in_time(aws.dialer(None).resume(&handle)).await.unwrap();
+    assert!(gateway.head().await.starts_with(&format!("GET /v1/data-channel/me-0123?{QUERY} HTTP/1.1\r\n")));
+    let second = gateway.opening().await;
+    assert_eq!((&second["TokenValue"], &second["ClientId"]), (&"T-2".into(), &first["ClientId"]));
+    assert_ne!(second["RequestId"], first["RequestId"]);
+
+    in_time(aws.dialer(None).terminate(&handle)).await.unwrap();
+    assert_eq!(fake.operations(), ["StartSession", "ResumeSession", "TerminateSession"]);
+    assert_eq!(fake.requests()[2].body, r#"{"SessionId":"me-0123"}"#);
+}
+
+#[tokio::test]
+async fn an_empty_reason_is_not_sent() {
+    let gateway = Gateway::start([]).await;
+    let fake = manager(gateway.url("me-0123")).await;
+    let aws = aws(&fake).await;
+    for (reason, sent) in [(None, None), (Some(" \n"), None), (Some(&*"é".repeat(300)), Some("é".repeat(256)))] {
+        let _session = start(&aws, reason).await.unwrap();
+        let request: serde_json::Value = serde_json::from_str(&fake.requests().last().unwrap().body).unwrap();
+        assert_eq!(request.get("Reason").and_then(|reason| reason.as_str()), sent.as_deref());
+    }
+}
+
+#[tokio::test]
+async fn a_resume_takes_the_new_url() {
+    let mut gateway = Gateway::start([]).await;
+    let url = gateway.url("new");
+    let fake = Fake::start(move |_| started(&url, "T-3")).await;
+    let handle = session("wss://ssmmessages.us-east-1.amazonaws.com/old");
+    let _transport = in_time(aws(&fake).await.dialer(None).resume(&handle)).await.unwrap();
+    assert!(gateway.head().await.starts_with("GET /v1/data-channel/new?"));
+    assert_eq!(gateway.opening().await["ClientId"], handle.client_id.to_string());
+}
+
+#[tokio::test]
+async fn a_refused_signature_is_left_out_once() {
+    let mut gateway = Gateway::start([Step::Refuse("403 Forbidden"), Step::Accept]).await;
+    let fake = manager(gateway.url("s")).await;
+    let _session = start(&aws(&fake).await, None).await.unwrap();
+    assert!(header(&gateway.head().await, "authorization").is_some());
+    let second = gateway.head().await;
+    for absent in ["authorization", "x-amz-date", "x-amz-security-token"] {
+        assert_eq!(header(&second, absent), None);
+    }
+    assert_eq!(gateway.opening().await["TokenValue"], "T-1");
+    assert_eq!(fake.operations(), ["StartSession"]);
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_opened_is_ended() {
+    for (steps, dials, expected) in [
+        (vec![Step::Refuse("403 Forbidden"), Step::Refuse("403 Forbidden")], 2, 403),
+        (vec![Step::Refuse("500 Oh")], 1, 500),
+        (vec![Step::Refuse("302 Found")], 1, 302),
+    ] {
+        let mut gateway = Gateway::start(steps).await;
+        let fake = manager(gateway.url("s")).await;
+        let aws = aws(&fake).await;
+        let error = start(&aws, None).await.unwrap_err();
+        assert!(
+            matches!(&error, DialError::UpgradeRefused { host, status, .. } if host == "127.0.0.1" && *status == expected),
+            "{error:?}"
+        );
+        for _ in 0..dials {
+            gateway.head().await;
+        }
+        in_time(aws.settle()).await;
+        assert_eq!(fake.operations(), ["StartSession", "TerminateSession"]);
+    }
+}
+
+#[tokio::test]
+async fn a_presigned_url_is_dialled_without_a_signature() {
+    let mut gateway = Gateway::start([]).await;
+    let url = format!("{}&X-Amz-Signature=00&X-Amz-Date=1", gateway.url("s"));
+    let fake = manager(url).await;
+    let _session = start(&aws(&fake).await, None).await.unwrap();
+    let head = gateway.head().await;
+    assert!(head.starts_with(&format!("GET /v1/data-channel/s?{QUERY}&X-Amz-Signature=00&X-Amz-Date=1 HTTP/1.1\r\n")));
+    assert_eq!(header(&head, "authorization"), None);
+    assert_eq!(header(&head, "x-amz-security-token"), None);
+}
+
+#[tokio::test]
+async fn nothing_is_sent_to_a_foreign_host() {
+    let fake = manager("wss://ssmmessages.us-east-1.amazonaws.com.evil.example/v1".to_owned()).await;
+    let aws = aws(&fake).await;
+    let error = start(&aws, None).await.unwrap_err();
+    assert!(
+        matches!(&error, DialError::ForeignStreamUrl { host } if host == "ssmmessages.us-east-1.amazonaws.com.evil.example"),
+        "{error:?}"
+    );
+    in_time(aws.settle()).await;
+    assert_eq!(fake.operations(), ["StartSession", "TerminateSession"]);
+    let foreign = resume_outcome(started("wss://evil.example/", "T")).await;
+    assert!(matches!(foreign, Err(DialError::ForeignStreamUrl { host }) if host == "evil.example"));
+    let old = resume_outcome(started("", "T")).await;
+    assert!(matches!(old, Err(DialError::ForeignStreamUrl { host }) if host == "elsewhere.example"));
+}
+
+#[tokio::test]
+async fn says_why_a_session_cannot_be_started() {
+    let error = |code, message| start_error(Answer::json_error(400, code, message));
+    let offline = error("TargetNotConnected", "i-0dc03fbcae2a87472 is not connected.").await;
+    assert!(matches!(&offline, DialError::TargetNotConnected { target: named, .. } if *named == target()));
+    assert_eq!(
+        chain_text(&offline),
+        "target `i-0dc03fbcae2a87472` is not connected to Systems Manager: TargetNotConnected: i-0dc03fbcae2a87472 is not \
+         connected. (HTTP status 400)"
+    );
+    let document = "arn:aws:ssm:us-east-1::document/AWS-StartPortForwardingSessionToRemoteHost";
+    let message = format!("User: u is not authorized to perform: ssm:StartSession on resource: {document}");
+    let denied = error("AccessDeniedException", &message).await;
+    assert!(
+        matches!(&denied, DialError::AccessDenied { action: "ssm:StartSession", resource, .. } if resource == document)
+    );
+    assert!(matches!(error("InvalidDocument", "").await, DialError::DocumentRefused { document: DOCUMENT, .. }));
+    assert!(matches!(error("ThrottlingException", "").await, DialError::Throttled { action: "ssm:StartSession", .. }));
+    assert!(matches!(
+        error("UnrecognizedClientException", "").await,
+        DialError::Credentials { action: "ssm:StartSession", .. }
+    ));
+    assert!(matches!(error("InternalServerError", "").await, DialError::Service { action: "ssm:StartSession", .. }));
+    let incomplete = start_error(Answer::json(200, r#"{"SessionId":"s"}"#)).await;
+    assert_eq!(chain_text(&incomplete), "`ssm:StartSession` failed: the answer has no StreamUrl");
+    let empty = start_error(Answer::json(200, "{}")).await;
+    assert_eq!(chain_text(&empty), "`ssm:StartSession` failed: the answer has no SessionId");
+}
+
+#[tokio::test]
+async fn knows_when_there_is_nothing_to_resume() {
+    for answer in [
+        Answer::json_error(400, "DoesNotExistException", "no such session"),
+        Answer::json(200, r#"{"SessionId":"me-0123","TokenValue":"","StreamUrl":""}"#),
+        Answer::json(200, r#"{"SessionId":"me-0123"}"#),
+    ] {
+        let outcome = resume_outcome(answer).await;
+        assert!(matches!(outcome, Err(DialError::SessionEnded { id }) if id.0 == "me-0123"));
+    }
+    let denied = resume_outcome(Answer::json_error(400, "AccessDeniedException", "no")).await;
+    assert!(
+        matches!(denied, Err(DialError::AccessDenied { action: "ssm:ResumeSession", resource, .. }) if resource == "me-0123")
+    );
+}
+
+#[tokio::test]
+async fn ending_what_has_ended_is_no_error() {
+    let fake = Fake::start(|_| Answer::json_error(400, "DoesNotExistException", "no such session")).await;
+    in_time(aws(&fake).await.dialer(None).terminate(&session(""))).await.unwrap();
+}
+
+#[tokio::test]
+async fn says_that_the_gateway_cannot_be_reached() {
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let fake = manager(format!("ws://127.0.0.1:{port}/s")).await;
+    let error = start(&aws(&fake).await, None).await.unwrap_err();
+    assert!(matches!(&error, DialError::Unreachable { host, .. } if host == "127.0.0.1"), "{error:?}");
+    assert!(chain_text(&error).contains("Connection refused"));
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_leaves_no_session() {
+    let gate = Arc::new(Semaphore::new(0));
+    let mut gateway = Gateway::start([Step::Hold(Arc::clone(&gate))]).await;
+    let fake = manager(gateway.url("s")).await;
+    let aws = aws(&fake).await;
+    let dialer = aws.dialer(None);
+    let (target, destination) = (target(), destination());
+    let start = dialer.start(&target, &destination);
+    tokio::select! {
+        biased;
+        _ = start => panic!("started"),
+        _head = gateway.head() => {}
+    }
+    gate.add_permits(1);
+    in_time(aws.settle()).await;
+    assert_eq!(fake.operations(), ["StartSession", "TerminateSession"]);
+}
+
+#[tokio::test]
+async fn few_sessions_are_started_at_a_time() {
+    let gateway = Gateway::start([]).await;
+    let url = gateway.url("s");
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let fake = Fake::start(move |_| started(&url, "T").held_by(&held)).await;
+    let aws = aws(&fake).await;
+    let all = futures_util::future::join_all((0..9).map(|_| start(&aws, None)));
+    let release = async {
+        fake.until_pending(4).await;
+        gate.add_permits(9);
+    };
+    let (sessions, ()) = tokio::join!(all, release);
+    assert!(sessions.iter().all(Result::is_ok));
+    assert_eq!((fake.most_pending(), fake.requests().len()), (4, 9));
+}
+
+/// Collects what is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn warns_once_and_logs_no_secrets() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let refuse = Step::Refuse("403 Forbidden");
+    let gateway = Gateway::start([refuse.clone(), Step::Accept, refuse, Step::Accept]).await;
+    let fake = manager(gateway.url("s")).await;
+    let aws = aws(&fake).await;
+    for _ in 0..2 {
+        let (handle, transport) = start(&aws, None).await.unwrap();
+        assert!(!format!("{transport:?}").contains("T-1"));
+        assert_eq!(handle.id.0, "me-0123");
+    }
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let own: Vec<_> = log.lines().filter(|line| line.contains(" autoheal_pa::")).collect();
+    assert_eq!(own.iter().filter(|line| line.contains("WARN")).count(), 1);
+    let warning = own.iter().find(|line| line.contains("WARN")).unwrap();
+    assert!(
+        warning.contains("ssmmessages:OpenDataChannel") && warning.contains("arn:aws:ssm:*:*:session/${aws:userid}-*")
+    );
+    for line in own {
+        for secret in ["T-1", "data-channel", "cell-number", "AWS4-HMAC", "session\""] {
+            assert!(!line.contains(secret), "{line}");
+        }
+    }
+}

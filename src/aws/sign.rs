@@ -1,0 +1,228 @@
+//! Signature Version 4, for the two things that no client of the SDK signs: the WebSocket upgrade and the
+//! bearer token of EKS clusters.
+//!
+//! Time comes in as a parameter: the same input gives the same signature.
+
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::Credentials;
+use aws_sigv4::{
+    http_request::{SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign},
+    sign::v4::SigningParams,
+};
+use aws_smithy_runtime_api::client::identity::Identity;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+
+use super::endpoint::StreamUrl;
+use crate::{secret::Secret, tunnel::BoxError};
+
+/// What a bearer token starts with; `v1Prefix` of aws-iam-authenticator.
+const BEARER_TOKEN_PREFIX: &str = "k8s-aws-v1.";
+
+/// `X-Amz-Expires` of a bearer token. STS ignores it; API servers take 0 to 15 minutes.
+const BEARER_URL_EXPIRY: Duration = Duration::from_secs(60);
+
+/// Returns the headers that sign a WebSocket upgrade.
+///
+/// Only the host, the date and the session token are signed, and there is no body, as in session-manager-plugin
+/// 1.2.764.0, `websocketutil.go`. A bare `+` in the query counts as a space, while the URL that is dialled keeps it.
+///
+/// # Errors
+/// When the credentials do not fit into headers.
+pub(super) fn upgrade_headers(
+    url: &StreamUrl,
+    region: &str,
+    credentials: &Credentials,
+    time: SystemTime,
+) -> Result<HeaderMap, BoxError> {
+    let path = url.uri().path_and_query().map_or("/", |path| path.as_str());
+    let signable = SignableRequest::new(
+        "GET",
+        format!("https://{}{path}", url.authority()),
+        [("host", url.authority())].into_iter(),
+        SignableBody::empty(),
+    )?;
+    let identity = Identity::from(credentials.clone());
+    let params = SigningParams::builder()
+        .identity(&identity)
+        .region(region)
+        .name("ssmmessages")
+        .time(time)
+        .settings(SigningSettings::default())
+        .build()?;
+    let (headers, _) = sign(signable, &params.into())?.into_parts().0.into_parts();
+    let mut signed = HeaderMap::new();
+    for header in headers {
+        let mut value = HeaderValue::from_str(header.value())?;
+        value.set_sensitive(header.sensitive() || header.name() == "authorization");
+        signed.insert(HeaderName::from_static(header.name()), value);
+    }
+    Ok(signed)
+}
+
+/// Returns the bearer token of a cluster: a presigned call of GetCallerIdentity that the API server makes.
+///
+/// # Errors
+/// When the credentials or the name do not fit into a request.
+pub(super) fn bearer_token(
+    sts_host: &str,
+    region: &str,
+    token_name: &str,
+    credentials: &Credentials,
+    time: SystemTime,
+) -> Result<Secret<String>, BoxError> {
+    let url = format!("https://{sts_host}/?Action=GetCallerIdentity&Version=2011-06-15");
+    let signable =
+        SignableRequest::new("GET", url.as_str(), [("x-k8s-aws-id", token_name)].into_iter(), SignableBody::empty())?;
+    let mut settings = SigningSettings::default();
+    settings.signature_location = SignatureLocation::QueryParams;
+    settings.expires_in = Some(BEARER_URL_EXPIRY);
+    let identity = Identity::from(credentials.clone());
+    let params = SigningParams::builder()
+        .identity(&identity)
+        .region(region)
+        .name("sts")
+        .time(time)
+        .settings(settings)
+        .build()?;
+    let (instructions, _) = sign(signable, &params.into())?.into_parts();
+    let mut request = Request::get(url.as_str()).body(())?;
+    instructions.apply_to_request_http1x(&mut request);
+    let url = Secret::new(request.uri().to_string());
+    Ok(Secret::new(format!("{BEARER_TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(url.expose()))))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::FutureExt;
+
+    use super::*;
+    use crate::aws::endpoint::{GatewayPolicy, sts_host};
+
+    const SESSION_TOKEN: &str = "AQoDYXdzEPT//////////wEXAMPLEtc764bNrC9SAPBSM22wDOk4x4HIZ8j4FZTwdQW+/=";
+    const STREAM: &str = "wss://ssmmessages.us-east-1.amazonaws.com/v1/data-channel/ann%40example.com-0123456789abcdef0?role=publish_subscribe";
+
+    /// 2026-11-23T20:15:30Z.
+    fn time() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_464_930)
+    }
+
+    fn credentials(session_token: Option<&str>) -> Credentials {
+        let secret = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
+        Credentials::new("AKIDEXAMPLE", secret, session_token.map(Into::into), None, "test")
+    }
+
+    fn upgrade(url: &str, session_token: Option<&str>) -> HeaderMap {
+        let policy = GatewayPolicy::new("us-east-1", true, None).now_or_never().unwrap().unwrap();
+        upgrade_headers(&policy.check(url).unwrap(), "us-east-1", &credentials(session_token), time()).unwrap()
+    }
+
+    /// The expected values are those of botocore 1.43.11: `SigV4Auth(credentials, "ssmmessages", "us-east-1")`
+    /// with `add_auth` on a GET of the URL with scheme https, its clock stopped at the time above.
+    #[test]
+    fn signs_upgrades_as_botocore_does() {
+        let scope = "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20261123/us-east-1/ssmmessages/aws4_request";
+        let headers = upgrade(STREAM, None);
+        assert_eq!(headers.len(), 2);
+        assert_eq!(headers["x-amz-date"], "20261123T201530Z");
+        assert_eq!(
+            headers["authorization"],
+            format!(
+                "{scope}, SignedHeaders=host;x-amz-date, Signature=566f61cf56fc731fefc16409ff0b8556cc272ef810f9c4aeb70bafa7158d0909"
+            )
+        );
+        let with_token = |url: &str, signature: &str| {
+            let headers = upgrade(url, Some(SESSION_TOKEN));
+            assert_eq!(headers.len(), 3);
+            assert_eq!(headers["x-amz-security-token"], SESSION_TOKEN);
+            assert_eq!(
+                headers["authorization"],
+                format!("{scope}, SignedHeaders=host;x-amz-date;x-amz-security-token, Signature={signature}"),
+                "{url}"
+            );
+            assert!(headers["authorization"].is_sensitive() && headers["x-amz-security-token"].is_sensitive());
+        };
+        with_token(STREAM, "eef0973dfcfa167239cc03cdeb29b378c8558f00445651049b18a4623cc93958");
+        with_token(
+            &format!("{STREAM}&cell-number=AAEAAb%2Bc%2Fd%3D%3D"),
+            "4bc8f1c389c19f3a68c9a158feb7e7ecd075829b41bece4af46ebb28df8b8c7f",
+        );
+        // Made from `cell-number=AAEAAb%20c%2Fd%3D%3D`, as which session-manager-plugin signs this.
+        with_token(
+            &format!("{STREAM}&cell-number=AAEAAb+c/d=="),
+            "cc84434823569df20d931bbe5c69a66cda022f71fc05cf084408fbdb4cf3843a",
+        );
+    }
+
+    #[test]
+    fn signs_the_port_where_the_url_has_one() {
+        let with = upgrade("ws://127.0.0.1:4000/v1/data-channel/s-1", None);
+        let without = upgrade("ws://127.0.0.1/v1/data-channel/s-1", None);
+        assert_ne!(with["authorization"], without["authorization"]);
+        assert_eq!(with["authorization"], upgrade("ws://127.0.0.1:4000/v1/data-channel/s-1", None)["authorization"]);
+    }
+
+    #[test]
+    fn refuses_credentials_that_do_not_fit_into_headers() {
+        let policy = GatewayPolicy::new("us-east-1", false, None).now_or_never().unwrap().unwrap();
+        let url = policy.check(STREAM).unwrap();
+        assert!(upgrade_headers(&url, "us-east-1", &credentials(Some("a\nb")), time()).is_err());
+        assert!(bearer_token("sts.us-east-1.amazonaws.com", "us-east-1", "a\nb", &credentials(None), time()).is_err());
+    }
+
+    /// The expected values are those of botocore 1.43.11 with the handlers of awscli 1.45.11,
+    /// `customizations/eks/get_token.py`, its clock stopped at the time above.
+    #[test]
+    fn signs_bearer_tokens_as_the_aws_cli_does() {
+        let token = Some((
+            SESSION_TOKEN,
+            "AQoDYXdzEPT%2F%2F%2F%2F%2F%2F%2F%2F%2F%2FwEXAMPLEtc764bNrC9SAPBSM22wDOk4x4HIZ8j4FZTwdQW%2B%2F%3D",
+        ));
+        for (name, region, host, token, signature) in [
+            (
+                "prod-eu",
+                "eu-west-1",
+                "sts.eu-west-1.amazonaws.com",
+                None,
+                "98559ebe38b803cb37ac9812e84a5696b55348ec9181eb5cd4465b6e7727b742",
+            ),
+            (
+                "no",
+                "us-east-1",
+                "sts.us-east-1.amazonaws.com",
+                token,
+                "5af84a0ae794dc064b98535bc28d3443812eda3081b90aadd7f71a0024d9a8ea",
+            ),
+            (
+                "c1",
+                "cn-north-1",
+                "sts.cn-north-1.amazonaws.com.cn",
+                token,
+                "034b26567805edf4fdad1500541ef9ea6bf7ba1cfb6a7a53372451d9027dabf6",
+            ),
+        ] {
+            let sts = sts_host(region).now_or_never().unwrap().unwrap();
+            let bearer = bearer_token(&sts, region, name, &credentials(token.map(|t| t.0)), time()).unwrap();
+            let url = bearer.expose().strip_prefix("k8s-aws-v1.").unwrap();
+            let url = String::from_utf8(URL_SAFE_NO_PAD.decode(url).unwrap()).unwrap();
+            let (base, query) = url.split_once('?').unwrap();
+            assert_eq!(base, format!("https://{host}/"));
+            let mut query: Vec<_> = query.split('&').collect();
+            query.sort_unstable();
+            let mut expected = vec![
+                "Action=GetCallerIdentity".to_owned(),
+                "Version=2011-06-15".to_owned(),
+                "X-Amz-Algorithm=AWS4-HMAC-SHA256".to_owned(),
+                format!("X-Amz-Credential=AKIDEXAMPLE%2F20261123%2F{region}%2Fsts%2Faws4_request"),
+                "X-Amz-Date=20261123T201530Z".to_owned(),
+                "X-Amz-Expires=60".to_owned(),
+                "X-Amz-SignedHeaders=host%3Bx-k8s-aws-id".to_owned(),
+                format!("X-Amz-Signature={signature}"),
+            ];
+            expected.extend(token.map(|(_, encoded)| format!("X-Amz-Security-Token={encoded}")));
+            expected.sort_unstable();
+            assert_eq!(query, expected);
+        }
+    }
+}

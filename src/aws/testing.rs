@@ -1,0 +1,270 @@
+//! What the tests of this module share: a small HTTP server that answers as told, and clients that call it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_runtime_api::client::http::HttpConnector;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{Ambient, Aws, Surroundings, tls};
+use crate::settings::AwsSettings;
+
+/// A request as the server read it.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    pub(super) target: String,
+    pub(super) headers: HashMap<String, String>,
+    pub(super) body: String,
+}
+
+impl Request {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(String::as_str)
+    }
+
+    /// The operation of a JSON service, or of a query service.
+    pub(super) fn operation(&self) -> &str {
+        match self.header("x-amz-target") {
+            Some(target) => target.rsplit('.').next().unwrap(),
+            None => self.parameter("Action"),
+        }
+    }
+
+    /// A parameter of a query service, not decoded.
+    pub(super) fn parameter(&self, name: &str) -> &str {
+        let mut pairs = self.body.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|pair| pair.0 == name).map_or("", |pair| pair.1)
+    }
+}
+
+/// What the server answers.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: String,
+    gate: Option<Arc<Semaphore>>,
+}
+
+impl Answer {
+    pub(super) fn json(status: u16, body: &str) -> Self {
+        Self {
+            status,
+            headers: vec![("content-type".into(), "application/json".into())],
+            body: body.into(),
+            gate: None,
+        }
+    }
+
+    pub(super) fn xml(status: u16, body: &str) -> Self {
+        Self { status, headers: vec![("content-type".into(), "text/xml".into())], body: body.into(), gate: None }
+    }
+
+    /// The error of a query service such as STS.
+    pub(super) fn query_error(status: u16, code: &str, message: &str) -> Self {
+        Self::xml(
+            status,
+            &format!(
+                "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error>\
+                 <RequestId>r-1</RequestId></ErrorResponse>"
+            ),
+        )
+        .with("x-amzn-requestid", "r-1")
+    }
+
+    /// The error of a JSON service such as Systems Manager.
+    pub(super) fn json_error(status: u16, code: &str, message: &str) -> Self {
+        Self::json(status, &serde_json::json!({ "__type": code, "message": message }).to_string())
+    }
+
+    pub(super) fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+}
+
+impl Answer {
+    /// Waits with the answer until the gate has a permit for it.
+    pub(super) fn held_by(mut self, gate: &Arc<Semaphore>) -> Self {
+        self.gate = Some(Arc::clone(gate));
+        self
+    }
+}
+
+type Handler = dyn Fn(&Request) -> Answer + Send + Sync;
+
+/// An HTTP server on loopback, gone when it is dropped.
+pub(super) struct Fake {
+    port: u16,
+    secure: bool,
+    requests: Arc<Mutex<Vec<Request>>>,
+    /// Requests that have not been answered, and the most that there have been.
+    pending: watch::Sender<(usize, usize)>,
+    _tasks: JoinSet<()>,
+}
+
+impl Fake {
+    pub(super) async fn start(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+        Self::listen(Arc::new(handler), None).await
+    }
+
+    /// Starts a server for `localhost` that speaks TLS, and returns the certificate to trust.
+    #[cfg(feature = "demo")]
+    pub(super) async fn start_with_tls(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (Self, String) {
+        let (acceptor, certificate) = tls_acceptor(&[b"http/1.1"]);
+        (Self::listen(Arc::new(handler), Some(acceptor)).await, certificate)
+    }
+
+    async fn listen(handler: Arc<Handler>, acceptor: Option<TlsAcceptor>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&requests);
+        let (pending, _) = watch::channel((0, 0));
+        let count = pending.clone();
+        let secure = acceptor.is_some();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (seen, count, handler) = (Arc::clone(&seen), count.clone(), Arc::clone(&handler));
+                let acceptor = acceptor.clone();
+                connections.spawn(async move {
+                    match acceptor {
+                        None => serve(stream, seen, count, handler).await,
+                        Some(acceptor) => {
+                            if let Ok(stream) = acceptor.accept(stream).await {
+                                serve(stream, seen, count, handler).await;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        Self { port, secure, requests, pending, _tasks: tasks }
+    }
+
+    pub(super) fn url(&self) -> String {
+        if self.secure { format!("https://localhost:{}", self.port) } else { format!("http://127.0.0.1:{}", self.port) }
+    }
+
+    pub(super) fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    /// Waits until so many requests are without an answer.
+    pub(super) async fn until_pending(&self, wanted: usize) {
+        in_time(self.pending.subscribe().wait_for(|count| count.0 == wanted)).await.unwrap();
+    }
+
+    /// The most requests that have been without an answer at a time.
+    pub(super) fn most_pending(&self) -> usize {
+        self.pending.borrow().1
+    }
+
+    pub(super) fn operations(&self) -> Vec<String> {
+        self.requests().iter().map(|request| request.operation().to_owned()).collect()
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    seen: Arc<Mutex<Vec<Request>>>,
+    pending: watch::Sender<(usize, usize)>,
+    handler: Arc<Handler>,
+) {
+    let mut stream = BufReader::new(stream);
+    while let Some(request) = read(&mut stream).await {
+        seen.lock().unwrap().push(request.clone());
+        pending.send_modify(|count| *count = (count.0 + 1, count.1.max(count.0 + 1)));
+        let answer = handler(&request);
+        if let Some(gate) = &answer.gate {
+            gate.acquire().await.unwrap().forget();
+        }
+        pending.send_modify(|count| count.0 -= 1);
+        let mut text = format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\n", answer.status, answer.body.len());
+        for (name, value) in &answer.headers {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        text.push_str("\r\n");
+        text.push_str(&answer.body);
+        if stream.write_all(text.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Option<Request> {
+    let mut line = String::new();
+    stream.read_line(&mut line).await.ok().filter(|len| *len > 0)?;
+    let target = line.split(' ').nth(1)?.to_owned();
+    let mut headers = HashMap::new();
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line).await.ok()?;
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let len = headers.get("content-length").map_or(0, |len| len.parse().unwrap());
+    let mut body = vec![0; len];
+    stream.read_exact(&mut body).await.ok()?;
+    Some(Request { target, headers, body: String::from_utf8(body).unwrap() })
+}
+
+/// Makes a TLS server for `localhost`, and the certificate that it shows.
+#[cfg(feature = "demo")]
+pub(super) fn tls_acceptor(protocols: &[&[u8]]) -> (TlsAcceptor, String) {
+    use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer};
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    (TlsAcceptor::from(Arc::new(config)), cert.pem())
+}
+
+/// An HTTP client that uses no proxy.
+pub(super) fn http() -> Arc<dyn HttpConnector> {
+    tls::http_connector(None, &ProxyConfig::disabled())
+}
+
+/// Clients with fixed keys whose services are all the fake one; stream URLs on loopback are allowed.
+pub(super) async fn aws(fake: &Fake) -> Aws {
+    let settings =
+        AwsSettings { region: Some("us-east-1".into()), ssm_endpoint_override: true, ..AwsSettings::default() };
+    aws_with(fake, &settings).await
+}
+
+/// As [`aws`], with other settings.
+pub(super) async fn aws_with(fake: &Fake, settings: &AwsSettings) -> Aws {
+    let keys = Credentials::new("AKIDEXAMPLE", "secret", Some("session".into()), None, "test");
+    let surroundings = Surroundings {
+        ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
+        endpoint: Some(fake.url()),
+        plain: true,
+        ..Surroundings::default()
+    };
+    Box::pin(Aws::build(settings, surroundings)).await.unwrap()
+}
+
+/// Fails a test that waits for ever.
+pub(super) async fn in_time<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("the peer answers in time")
+}

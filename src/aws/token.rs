@@ -1,0 +1,287 @@
+//! Web identity tokens: JSON Web Tokens that STS exchanges for credentials.
+//!
+//! A source is asked afresh for every exchange: files are rewritten in place, and tokens of CI jobs live for
+//! five minutes. The token is checked as far as its form tells, so that a wrong file is named before STS
+//! answers in riddles; its signature is the business of STS.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use aws_smithy_runtime_api::client::http::HttpConnector;
+use aws_smithy_types::{body::SdkBody, byte_stream::ByteStream};
+use base64::{
+    Engine, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use http::{HeaderValue, Request, header};
+
+use super::error::{AwsError, Cause, TokenOrigin};
+use crate::{secret::Secret, settings::CiOidc};
+
+/// The audience that AWS identity providers are set up with.
+const AUDIENCE: &str = "sts.amazonaws.com";
+
+/// How far the clock of this machine may be ahead before an expired token is not even tried, in seconds.
+const CLOCK_LEEWAY: u64 = 60;
+
+/// Largest token that STS takes, in characters.
+const MAX_TOKEN_LEN: usize = 20_000;
+
+/// Largest answer that is read from a token endpoint, in bytes.
+const MAX_ANSWER_LEN: usize = 64 << 10;
+
+/// Attempts at a token endpoint, and the pause between two.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Where web identity tokens come from.
+#[derive(Debug)]
+pub(super) enum TokenSource {
+    /// A file that somebody else keeps up to date.
+    File(PathBuf),
+    /// GitHub Actions' endpoint for the job's OIDC token.
+    CiJob {
+        /// What the CI system says of its endpoint.
+        oidc: CiOidc,
+        /// What makes the requests.
+        http: Arc<dyn HttpConnector>,
+    },
+}
+
+/// Why a CI system's endpoint gave no token.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EndpointError {
+    #[error("the URL or the token of the endpoint cannot be used")]
+    Request(#[source] Cause),
+    #[error("the endpoint cannot be reached")]
+    Unreachable(#[source] Cause),
+    #[error("the endpoint answered with HTTP status {0}")]
+    Status(u16),
+    #[error("the endpoint's answer has no `value`")]
+    NoValue,
+}
+
+impl TokenSource {
+    pub(super) fn origin(&self) -> TokenOrigin {
+        match self {
+            Self::File(path) => TokenOrigin::File(path.clone()),
+            Self::CiJob { .. } => TokenOrigin::CiJob,
+        }
+    }
+
+    /// Asks for a token, and checks its form and its end against `now`, the time since the Unix epoch.
+    pub(super) async fn token(&self, now: Duration) -> Result<Secret<String>, AwsError> {
+        let token = match self {
+            Self::File(path) => {
+                let text = tokio::fs::read_to_string(path)
+                    .await
+                    .map_err(|error| AwsError::TokenFile { path: path.clone(), source: Arc::new(error) })?;
+                let text = Secret::new(text);
+                Secret::new(text.expose().trim().to_owned())
+            }
+            Self::CiJob { oidc, http } => {
+                request(oidc, http).await.map_err(|error| AwsError::TokenEndpoint { source: Arc::new(error) })?
+            }
+        };
+        check(self.origin(), token.expose(), now)?;
+        Ok(token)
+    }
+}
+
+/// A token whose own words say that it is over.
+#[derive(Debug, thiserror::Error)]
+#[error("its `exp` was {seconds} s ago")]
+struct PastExp {
+    seconds: u64,
+}
+
+fn check(origin: TokenOrigin, token: &str, now: Duration) -> Result<(), AwsError> {
+    let malformed = |reason| AwsError::TokenMalformed { origin: origin.clone(), reason };
+    if token.is_empty() {
+        return Err(malformed("it is empty"));
+    }
+    let parts: Vec<_> = token.split('.').collect();
+    let [_, claims, _] = parts[..] else {
+        return Err(malformed("it does not have three parts with dots between them"));
+    };
+    let base64url = |part: &&str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'='))
+    };
+    if !parts.iter().all(base64url) {
+        return Err(malformed("its parts are not all base64url"));
+    }
+    if token.len() > MAX_TOKEN_LEN {
+        return Err(malformed("it is longer than STS takes (20000 characters)"));
+    }
+    match end(claims) {
+        Some(end) if end.saturating_add(CLOCK_LEEWAY) < now.as_secs() => {
+            let source = Arc::new(PastExp { seconds: now.as_secs() - end });
+            Err(AwsError::TokenExpired { origin, source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads the `exp` claim, in seconds since the Unix epoch; `None` if it cannot be read.
+fn end(claims: &str) -> Option<u64> {
+    let config = GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true);
+    let claims = GeneralPurpose::new(&alphabet::URL_SAFE, config).decode(claims).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    let end = claims.get("exp")?;
+    // JSON has one kind of number: some issuers write a fraction.
+    end.as_u64().or_else(|| end.as_f64().filter(|end| *end >= 0.0).map(|end| end as u64))
+}
+
+async fn request(oidc: &CiOidc, http: &Arc<dyn HttpConnector>) -> Result<Secret<String>, EndpointError> {
+    let mut attempt = 1;
+    loop {
+        let transient = match request_once(oidc, http).await {
+            Err(error @ (EndpointError::Unreachable(_) | EndpointError::Status(429 | 500..))) => error,
+            outcome => return outcome,
+        };
+        if attempt == ATTEMPTS {
+            return Err(transient);
+        }
+        tracing::debug!(error = %super::error::chain_text(&transient), "asking for an OIDC token again");
+        tokio::time::sleep(PAUSE * attempt).await;
+        attempt += 1;
+    }
+}
+
+async fn request_once(oidc: &CiOidc, http: &Arc<dyn HttpConnector>) -> Result<Secret<String>, EndpointError> {
+    let unusable = |source: Cause| EndpointError::Request(source);
+    let joint = if oidc.url.contains('?') { '&' } else { '?' };
+    let mut authorization =
+        HeaderValue::try_from(format!("bearer {}", oidc.token.expose())).map_err(|error| unusable(Arc::new(error)))?;
+    authorization.set_sensitive(true);
+    let request = Request::get(format!("{}{joint}audience={AUDIENCE}", oidc.url))
+        .header(header::ACCEPT, "application/json")
+        .header(header::AUTHORIZATION, authorization)
+        .body(SdkBody::empty())
+        .map_err(|error| unusable(Arc::new(error)))?;
+    let request = request.try_into().map_err(|error| unusable(Arc::new(error)))?;
+    let response = http.call(request).await.map_err(|error| EndpointError::Unreachable(error.into_source().into()))?;
+    let status = response.status();
+    if !status.is_success() {
+        return Err(EndpointError::Status(status.as_u16()));
+    }
+    let mut body = ByteStream::new(response.into_body());
+    let mut answer = Secret::new(Vec::new());
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| EndpointError::Unreachable(Arc::new(error)))?;
+        if answer.expose().len() + chunk.len() > MAX_ANSWER_LEN {
+            return Err(EndpointError::NoValue);
+        }
+        answer = Secret::new([answer.expose(), &chunk[..]].concat());
+    }
+    let mut answer: serde_json::Value = serde_json::from_slice(answer.expose()).map_err(|_| EndpointError::NoValue)?;
+    match answer.get_mut("value").map(serde_json::Value::take) {
+        Some(serde_json::Value::String(token)) => Ok(Secret::new(token)),
+        _ => Err(EndpointError::NoValue),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+    use super::*;
+    use crate::aws::testing::{Answer, Fake, http};
+
+    const NOW: Duration = Duration::from_secs(1_700_000_000);
+
+    pub(in crate::aws) fn jwt(claims: &str) -> String {
+        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        format!("{}.{}.{}", part(r#"{"alg":"RS256"}"#), part(claims), part("signature"))
+    }
+
+    fn outcome(token: &str) -> Result<(), AwsError> {
+        check(TokenOrigin::File("/run/token".into()), token, NOW)
+    }
+
+    #[test]
+    fn takes_tokens_of_the_right_form() {
+        for claims in [r#"{"exp":1700000001}"#, r#"{"exp":1700000000.5}"#, r#"{"exp":"soon"}"#, "{}", "junk"] {
+            outcome(&jwt(claims)).unwrap();
+        }
+        outcome("header.payload.signature").unwrap();
+        // STS judges where clocks may differ.
+        outcome(&jwt(r#"{"exp":1699999950}"#)).unwrap();
+    }
+
+    #[test]
+    fn names_the_file_of_a_malformed_token() {
+        for (token, reason) in [
+            ("", "it is empty"),
+            ("token", "three parts"),
+            ("a.b", "three parts"),
+            ("a.b.c.d", "three parts"),
+            ("a..c", "base64url"),
+            ("a.b c.d", "base64url"),
+            ("a.b+.d", "base64url"),
+            ("{\"a\".\"b\".\"c\"}", "base64url"),
+            ("\u{feff}a.b.c", "base64url"),
+        ] {
+            let error = outcome(token).unwrap_err().to_string();
+            assert!(error.starts_with("the web identity token in `/run/token` is not a JSON Web Token"), "{error}");
+            assert!(error.contains(reason), "{token}: {error}");
+        }
+        assert!(outcome(&format!("a.{}.c", "b".repeat(20_000))).unwrap_err().to_string().contains("20000"));
+    }
+
+    #[test]
+    fn sees_that_a_token_has_expired() {
+        let error = outcome(&jwt(r#"{"exp":1699999000}"#)).unwrap_err();
+        assert_eq!(
+            super::super::error::chain_text(&error),
+            "the web identity token in `/run/token` has expired: its `exp` was 1000 s ago"
+        );
+    }
+
+    #[tokio::test]
+    async fn reads_the_file_at_every_call_and_trims_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let source = TokenSource::File(path.clone());
+        let error = source.token(NOW).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("the web identity token file `{}` cannot be read", path.display()));
+        for claims in [r#"{"sub":"a"}"#, r#"{"sub":"b"}"#] {
+            std::fs::write(&path, format!("  {}\r\n", jwt(claims))).unwrap();
+            assert_eq!(*source.token(NOW).await.unwrap().expose(), jwt(claims));
+        }
+        std::fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert!(matches!(source.token(NOW).await, Err(AwsError::TokenFile { .. })));
+    }
+
+    #[tokio::test]
+    async fn asks_the_ci_system_with_the_audience() {
+        let fake = Fake::start(|_| Answer::json(200, &format!(r#"{{"count":1,"value":"{}"}}"#, jwt("{}")))).await;
+        let oidc = CiOidc { url: format!("{}/token?api-version=2.0", fake.url()), token: Secret::new("t0k".into()) };
+        let source = TokenSource::CiJob { oidc, http: http() };
+        assert_eq!(*source.token(NOW).await.unwrap().expose(), jwt("{}"));
+        let requests = fake.requests();
+        assert_eq!(requests[0].target, "/token?api-version=2.0&audience=sts.amazonaws.com");
+        assert_eq!(requests[0].header("authorization"), Some("bearer t0k"));
+    }
+
+    #[tokio::test]
+    async fn says_what_the_ci_system_answered() {
+        for (status, body, expected) in [
+            (401, "", "the CI system gave no OIDC token: the endpoint answered with HTTP status 401"),
+            (200, "{}", "the CI system gave no OIDC token: the endpoint's answer has no `value`"),
+            (200, "<html>", "the CI system gave no OIDC token: the endpoint's answer has no `value`"),
+            (
+                200,
+                r#"{"value":"x"}"#,
+                "the OIDC token of the CI job is not a JSON Web Token: it does not have three parts with dots between them",
+            ),
+        ] {
+            let fake = Fake::start(move |_| Answer::json(status, body)).await;
+            let oidc = CiOidc { url: fake.url(), token: Secret::new("t".into()) };
+            let error = TokenSource::CiJob { oidc, http: http() }.token(NOW).await.unwrap_err();
+            assert_eq!(super::super::error::chain_text(&error), expected);
+            assert_eq!(fake.requests().len(), 1);
+        }
+    }
+}

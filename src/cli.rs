@@ -1,0 +1,176 @@
+//! The command line: what it takes, and which command does it.
+//!
+//! Each command is a module with one `run`. This layer knows all others and none knows it.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use error::CommandError;
+use output::Printer;
+
+use crate::settings::{Environment, UpSettings};
+pub use crate::settings::{GlobalArgs, LogFormat, UpArgs};
+
+pub mod clusters;
+#[cfg(feature = "demo")]
+pub mod demo;
+pub mod env;
+pub mod error;
+pub mod output;
+mod signals;
+pub mod token;
+pub mod up;
+
+/// Makes private EKS clusters reachable for kubectl through SSM Session Manager.
+///
+/// Opens one Session Manager session per cluster through a bastion, and writes a kubeconfig with one
+/// context per cluster that leads through it. Needs AWS credentials and nothing else: no VPN, no SSH, no
+/// AWS CLI, no session-manager-plugin.
+#[derive(Debug, Parser)]
+#[command(
+    name = "autoheal-pa",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = "Example:\n  autoheal-pa up --bastion i-0dc03fbcae2a87472 --region us-east-1\n  \
+                  eval \"$(autoheal-pa env)\" && kubectl get nodes"
+)]
+pub struct Cli {
+    /// Options that every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Opens the tunnels and keeps them open until it is stopped
+    ///
+    /// Prints `tunnel ready` on a line of its own on stdout when every tunnel is proved to work. Ctrl-C stops it.
+    #[command(after_help = "Examples:\n  autoheal-pa up --bastion i-0dc03fbcae2a87472\n  \
+                            autoheal-pa up --bastion i-0dc03fbcae2a87472 --cluster payments --cluster search --region us-east-1 \\\n    \
+                            --role-arn arn:aws:iam::123456789012:role/AutohealReadOnlyRole --web-identity-token-file /var/run/token")]
+    Up(UpArgs),
+    /// Lists the EKS clusters that the credentials can see
+    #[command(
+        after_help = "Examples:\n  autoheal-pa clusters --region us-east-1\n  autoheal-pa clusters --json | jq -r '.clusters[].name'"
+    )]
+    Clusters(clusters::ClustersArgs),
+    /// Prints lines that set KUBECONFIG, for a shell to evaluate
+    #[command(after_help = "Examples:\n  eval \"$(autoheal-pa env)\"\n  autoheal-pa env --shell fish | source\n  \
+                            autoheal-pa env --shell powershell | Out-String | Invoke-Expression")]
+    Env(env::EnvArgs),
+    /// Prints a token for a cluster as an ExecCredential; kubectl runs this itself
+    #[command(after_help = "Example:\n  autoheal-pa token --cluster-name payments --region us-east-1")]
+    Token(token::TokenArgs),
+    /// Tries everything on this machine, with an emulated AWS
+    ///
+    /// Starts an AWS of its own on loopback and `up` against it. With a command, runs that under the tunnels and
+    /// exits with its status; without, keeps running until it is stopped.
+    #[cfg(feature = "demo")]
+    #[command(
+        after_help = "Examples:\n  autoheal-pa demo\n  autoheal-pa demo -- kubectl --context pa-payments get pods -A"
+    )]
+    Demo(demo::DemoArgs),
+}
+
+impl Cli {
+    /// Tells whether the command keeps more than one processor busy. The others start faster without threads.
+    #[must_use]
+    pub fn needs_threads(&self) -> bool {
+        match self.command {
+            Command::Up(_) => true,
+            #[cfg(feature = "demo")]
+            Command::Demo(_) => true,
+            Command::Clusters(_) | Command::Env(_) | Command::Token(_) => false,
+        }
+    }
+
+    /// Runs the command, and returns its exit code.
+    ///
+    /// # Errors
+    /// [`CommandError`], to be shown to the user.
+    pub async fn run(self, printer: &Printer) -> Result<ExitCode, CommandError> {
+        let Self { global, command } = self;
+        match command {
+            Command::Up(args) => {
+                let settings = UpSettings::load(&global, &args, &Environment::read())?;
+                Box::pin(up::run(settings, printer)).await
+            }
+            Command::Clusters(args) => Box::pin(clusters::run(args, global, printer)).await,
+            Command::Env(args) => env::run(&args, &global, printer),
+            Command::Token(args) => Box::pin(token::run(args, global, printer)).await,
+            #[cfg(feature = "demo")]
+            Command::Demo(args) => Box::pin(demo::run(args, printer)).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("autoheal-pa "), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn global_options_go_anywhere() {
+        for line in ["autoheal-pa --region r-1 -vv up --bastion i-1", "autoheal-pa up --bastion i-1 -v --region=r-1 -v"]
+        {
+            let cli = parse(line).unwrap();
+            assert_eq!((cli.global.region.as_deref(), cli.global.verbose), (Some("r-1"), 2));
+        }
+    }
+
+    #[test]
+    fn values_are_not_judged_here() {
+        let cli = parse("autoheal-pa up --base-port x --timeout y --bastion z --duration 1").unwrap();
+        let Command::Up(args) = cli.command else { panic!("not up") };
+        assert_eq!((args.base_port.as_deref(), args.timeout.as_deref()), (Some("x"), Some("y")));
+    }
+
+    #[test]
+    fn usage_errors_exit_with_2_and_help_with_0() {
+        for (line, code) in [
+            ("autoheal-pa up --no-such-flag", 2),
+            ("autoheal-pa no-such-command", 2),
+            ("autoheal-pa", 2),
+            ("autoheal-pa token", 2),
+            ("autoheal-pa --help", 0),
+            ("autoheal-pa up --help", 0),
+            ("autoheal-pa --version", 0),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), code, "{line}");
+        }
+        assert_eq!(parse("autoheal-pa --version").unwrap_err().kind(), ErrorKind::DisplayVersion);
+    }
+
+    #[cfg(feature = "demo")]
+    #[test]
+    fn demo_takes_a_command() {
+        let cli = parse("autoheal-pa demo --clusters 3 -- kubectl get pods -v 2").unwrap();
+        let Command::Demo(args) = cli.command else { panic!("not demo") };
+        assert_eq!((args.clusters, args.command.len(), cli.global.verbose), (3, 5, 0));
+    }
+}

@@ -1,0 +1,223 @@
+//! `demo`: the whole system on this machine, with an emulated AWS.
+//!
+//! Nothing is special about the `up` that runs here: it is this program in a process of its own, led to
+//! the emulator by endpoint variables only, with a home and a kubeconfig of its own.
+
+use std::{
+    ffi::OsString,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{ExitCode, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use clap::Args;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+
+use super::{
+    error::{CommandError, Kind},
+    output::Printer,
+    signals::{Signal, Signals},
+    up::READY_LINE,
+};
+use crate::emulator::{ClusterConfig, Config, Emulator, FAULTS, Fault};
+
+/// The pace of real agents: a pause after each message of at most 1024 bytes.
+const AGENT_PACE: Duration = Duration::from_millis(1);
+
+/// How long `up` may take to end its sessions.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// Options of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Number of clusters; the first two are called `payments` and `search` [1 to 100]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub clusters: u8,
+    /// First local port; taken ones are skipped
+    #[arg(long, value_name = "PORT", default_value_t = 10100)]
+    pub base_port: u16,
+    /// What goes wrong in the emulated AWS, such as `drop-websocket=30s`; repeat it for more
+    #[arg(long, value_name = "FAULT", long_help = fault_help())]
+    pub fault: Vec<Fault>,
+    /// A command to run under the tunnels, with KUBECONFIG set; the demo ends with its status
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+fn fault_help() -> String {
+    let faults = FAULTS.iter().map(|(form, meaning)| format!("  {form:<26} {meaning}\n"));
+    std::iter::once("What goes wrong in the emulated AWS; repeat it for more:\n\n".to_owned()).chain(faults).collect()
+}
+
+/// Runs the demo until its command ends, or until a signal.
+///
+/// # Errors
+/// The emulator cannot start, `up` fails, or the command cannot be run.
+pub async fn run(args: DemoArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    let mut signals = Signals::listen()?;
+    let unexpected = |what: &str| CommandError::new(Kind::Unexpected, format!("cannot {what}"));
+    let dir = tempfile::Builder::new()
+        .prefix("autoheal-pa-demo-")
+        .tempdir()
+        .map_err(|error| unexpected("make a temporary folder").with_source(error))?;
+    let emulator = Emulator::start(config(&args))
+        .await
+        .map_err(|error| unexpected("start the emulated AWS").with_source(error))?;
+    for fault in &args.fault {
+        emulator.inject(fault);
+    }
+    printer.progress(&format!("an emulated AWS answers at {}", emulator.endpoint()));
+
+    let mut up = start_up(&args, &emulator, &dir)?;
+    let outcome = tokio::select! {
+        biased;
+        signal = signals.next() => Err(signal.into()),
+        outcome = under(&mut up, &args.command, &dir, printer) => outcome,
+    };
+    let outcome = match outcome {
+        Ok(Under::Idle) => {
+            tokio::select! {
+                biased;
+                _signal = signals.next() => Ok(ExitCode::SUCCESS),
+                status = up.wait() => Ok(exit_code(status.map_err(|error| unexpected("wait for `up`").with_source(error))?)),
+            }
+        }
+        Ok(Under::Command(child)) => see_through(child, &mut signals).await,
+        Ok(Under::UpEnded(status)) => Ok(exit_code(status)),
+        Err(error) => Err(error),
+    };
+    stop(up).await;
+    emulator.stop().await;
+    outcome
+}
+
+fn config(args: &DemoArgs) -> Config {
+    let name = |n: u8| match n {
+        0 => "payments".to_owned(),
+        1 => "search".to_owned(),
+        _ => format!("demo-{}", n + 1),
+    };
+    let mut config =
+        Config { clusters: (0..args.clusters).map(|n| ClusterConfig::new(name(n))).collect(), ..Config::default() };
+    config.agent.pace = Some(AGENT_PACE);
+    config
+}
+
+fn kubeconfig(dir: &TempDir) -> PathBuf {
+    dir.path().join("kubeconfig")
+}
+
+/// Starts this program's `up` with nothing but the emulator in its environment, and out of reach of the
+/// terminal's Ctrl-C, which is for the command.
+fn start_up(args: &DemoArgs, emulator: &Emulator, dir: &TempDir) -> Result<Child, CommandError> {
+    let program = std::env::current_exe().map_err(|error| {
+        CommandError::new(Kind::Unexpected, "cannot find the path of this program").with_source(error)
+    })?;
+    let kept = std::env::vars_os()
+        .filter(|(name, _)| ["PATH", "TERM", "NO_COLOR", "LANG", "LC_ALL"].iter().any(|kept| name == kept));
+    Command::new(&program)
+        .args(["up", "--name", "demo", "--base-port"])
+        .arg(args.base_port.to_string())
+        .arg("--kubeconfig")
+        .arg(kubeconfig(dir))
+        .env_clear()
+        .envs(kept)
+        .env("HOME", dir.path())
+        .env("XDG_RUNTIME_DIR", dir.path())
+        .envs(emulator.environment())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| not_run(program.as_os_str(), error))
+}
+
+/// What runs under the tunnels once they are ready.
+enum Under {
+    Command(Child),
+    Idle,
+    UpEnded(ExitStatus),
+}
+
+async fn under(up: &mut Child, command: &[OsString], dir: &TempDir, printer: &Printer) -> Result<Under, CommandError> {
+    let out = up.stdout.take().expect("stdout is piped");
+    let mut lines = BufReader::new(out).lines();
+    loop {
+        match lines.next_line().await {
+            Ok(Some(line)) if line == READY_LINE => break,
+            Ok(Some(line)) => printer.progress(&line),
+            Ok(None) | Err(_) => {
+                let status = up.wait().await;
+                let failed = |error| CommandError::new(Kind::Unexpected, "cannot wait for `up`").with_source(error);
+                return Ok(Under::UpEnded(status.map_err(failed)?));
+            }
+        }
+    }
+    let kubeconfig = kubeconfig(dir);
+    let Some((program, arguments)) = command.split_first() else {
+        printer.result(READY_LINE)?;
+        printer.progress("in another shell:");
+        printer.progress(&format!("  export KUBECONFIG={}", kubeconfig.display()));
+        printer.progress("  kubectl --context pa-payments get pods -A");
+        printer.progress("Ctrl-C stops");
+        return Ok(Under::Idle);
+    };
+    run_command(program, arguments, &kubeconfig)
+}
+
+fn run_command(program: &OsString, arguments: &[OsString], kubeconfig: &Path) -> Result<Under, CommandError> {
+    Command::new(program)
+        .args(arguments)
+        .env("KUBECONFIG", kubeconfig)
+        .kill_on_drop(true)
+        .spawn()
+        .map(Under::Command)
+        .map_err(|error| not_run(program, error))
+}
+
+fn not_run(program: &std::ffi::OsStr, error: std::io::Error) -> CommandError {
+    CommandError::new(Kind::Usage, format!("cannot run `{}`", program.display())).with_source(error)
+}
+
+/// Waits for the command. SIGTERM is passed on; Ctrl-C reaches it by itself.
+async fn see_through(mut child: Child, signals: &mut Signals) -> Result<ExitCode, CommandError> {
+    loop {
+        tokio::select! {
+            biased;
+            status = child.wait() => {
+                let failed = |error| CommandError::new(Kind::Unexpected, "cannot wait for the command").with_source(error);
+                return Ok(exit_code(status.map_err(failed)?));
+            }
+            signal = signals.next() => if signal == Signal::Terminate { terminate(&child) },
+        }
+    }
+}
+
+async fn stop(mut up: Child) {
+    terminate(&up);
+    if timeout(STOP_LIMIT, up.wait()).await.is_err() {
+        // It is killed when it is dropped.
+        tracing::warn!("`up` did not stop in time");
+    }
+}
+
+fn terminate(child: &Child) {
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        // It may have ended by itself.
+        let _outcome = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+/// Returns a status as a shell does: 128 and the signal's number for a command that a signal ended.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

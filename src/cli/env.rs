@@ -1,0 +1,206 @@
+//! `env`: lines for a shell to evaluate, which set `KUBECONFIG`. `up --env-file` writes the same to a file.
+
+use std::{path::Path, process::ExitCode};
+
+use clap::{Args, ValueEnum};
+
+use super::{
+    GlobalArgs,
+    error::{CommandError, Kind},
+    output::Printer,
+};
+use crate::{
+    kubeconfig::file,
+    settings::{Environment, Settings},
+};
+
+/// Options of `env`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct EnvArgs {
+    /// Shell to write for [default: that of the variable SHELL]
+    #[arg(long, value_enum)]
+    pub shell: Option<Shell>,
+    /// Kubeconfig that `up` was given [default: ~/.kube/autoheal-pa.yaml, with --name x autoheal-pa-x.yaml]
+    #[arg(long, value_name = "PATH")]
+    pub kubeconfig: Option<std::path::PathBuf>,
+}
+
+/// A shell whose language is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// bash, and every other shell that reads POSIX's language.
+    #[value(alias = "sh")]
+    Bash,
+    /// zsh.
+    Zsh,
+    /// fish.
+    Fish,
+    /// PowerShell.
+    #[value(alias = "pwsh")]
+    Powershell,
+}
+
+impl Shell {
+    /// Guesses the shell of the user.
+    #[must_use]
+    pub fn detect(environment: &Environment) -> Self {
+        let name = environment.get("SHELL").and_then(|path| Path::new(path).file_stem()?.to_str());
+        match name {
+            Some("zsh") => Self::Zsh,
+            Some("fish") => Self::Fish,
+            Some("pwsh" | "powershell") => Self::Powershell,
+            _ => Self::Bash,
+        }
+    }
+
+    /// Chooses the shell that a file is for, by its extension.
+    #[must_use]
+    pub fn of_file(path: &Path) -> Self {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("fish") => Self::Fish,
+            Some("ps1") => Self::Powershell,
+            _ => Self::Bash,
+        }
+    }
+
+    /// Writes a line that exports a variable.
+    #[must_use]
+    pub fn export(self, name: &str, value: &str) -> String {
+        match self {
+            Self::Bash | Self::Zsh => format!("export {name}='{}'\n", value.replace('\'', r"'\''")),
+            // In fish's single quotes a backslash still protects itself and the quote.
+            Self::Fish => format!("set -gx {name} '{}'\n", value.replace('\\', r"\\").replace('\'', r"\'")),
+            Self::Powershell => {
+                // PowerShell takes typographic quotes for quotes as well. Doubled they stand for themselves.
+                let mut quoted = String::with_capacity(value.len());
+                for c in value.chars() {
+                    quoted.push(c);
+                    if matches!(c, '\'' | '\u{2018}' | '\u{2019}' | '\u{201a}' | '\u{201b}') {
+                        quoted.push(c);
+                    }
+                }
+                format!("$Env:{name} = '{quoted}'\n")
+            }
+        }
+    }
+}
+
+/// Prints the lines.
+///
+/// # Errors
+/// [`CommandError`] if the settings are wrong.
+pub fn run(args: &EnvArgs, global: &GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    print(args, global, &Environment::read(), printer)
+}
+
+fn print(
+    args: &EnvArgs,
+    global: &GlobalArgs,
+    environment: &Environment,
+    printer: &Printer,
+) -> Result<ExitCode, CommandError> {
+    let settings = Settings::load(global, args.kubeconfig.as_deref(), environment)?;
+    let shell = args.shell.unwrap_or_else(|| Shell::detect(environment));
+    let lines = lines(shell, &settings.kubeconfig)?;
+    if !settings.kubeconfig.exists() {
+        printer.warning(&format!("`{}` is not there yet: `autoheal-pa up` writes it", settings.kubeconfig.display()));
+    }
+    printer.result(&lines)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the lines to a file that a shell can source; its extension tells which: `.fish`, `.ps1`, else bash and
+/// the like. The file is replaced as a whole.
+///
+/// # Errors
+/// [`CommandError`] if it cannot be written.
+pub fn write(path: &Path, settings: &Settings) -> Result<(), CommandError> {
+    let lines = lines(Shell::of_file(path), &settings.kubeconfig)?;
+    file::replace(path, lines.as_bytes()).map_err(|source| {
+        CommandError::new(Kind::Usage, format!("cannot write `{}`", path.display()))
+            .with_source(source)
+            .hint("give another file with `--env-file`")
+    })
+}
+
+fn lines(shell: Shell, kubeconfig: &Path) -> Result<String, CommandError> {
+    // An argument or a variable cannot hold a zero, so no path that gets here has one.
+    match kubeconfig.to_str() {
+        Some(path) => Ok(shell.export("KUBECONFIG", path)),
+        None => {
+            let message = format!("the path `{}` is not UTF-8, so no shell line can name it", kubeconfig.display());
+            Err(CommandError::new(Kind::Usage, message).hint("give another file with `--kubeconfig`"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::cli::output::Captured;
+
+    const AWKWARD: &str = "/tmp/it's a \"$HOME\" `id` \\n \\' ‘x’ !1 *;\n#";
+
+    #[test]
+    fn quotes_for_each_shell() {
+        assert_eq!(Shell::Bash.export("A", "it's"), "export A='it'\\''s'\n");
+        assert_eq!(Shell::Zsh.export("A", "b c"), "export A='b c'\n");
+        assert_eq!(Shell::Fish.export("A", r"it's \n"), "set -gx A 'it\\'s \\\\n'\n");
+        assert_eq!(Shell::Powershell.export("A", "it's ‘x’"), "$Env:A = 'it''s ‘‘x’’'\n");
+    }
+
+    #[test]
+    fn a_shell_reads_what_was_meant() {
+        // Whatever of these is installed; sh always is.
+        for (program, shell) in [("sh", Shell::Bash), ("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)]
+        {
+            let script = format!("{}printf %s \"$A\"", shell.export("A", AWKWARD));
+            match Command::new(program).arg("-c").arg(script).output() {
+                Ok(output) => assert_eq!(String::from_utf8(output.stdout).unwrap(), AWKWARD, "{program}"),
+                Err(error) => assert!(program != "sh", "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn knows_the_shell() {
+        let detect = |path: &str| Shell::detect(&Environment::default().with([("SHELL", path)]));
+        assert_eq!(detect("/usr/bin/zsh"), Shell::Zsh);
+        assert_eq!(detect("/opt/fish"), Shell::Fish);
+        assert_eq!(detect("/usr/bin/pwsh"), Shell::Powershell);
+        assert_eq!(detect("/bin/dash"), Shell::Bash);
+        assert_eq!(detect(""), Shell::Bash);
+        assert_eq!(Shell::of_file(Path::new("a/env.fish")), Shell::Fish);
+        assert_eq!(Shell::of_file(Path::new("env.ps1")), Shell::Powershell);
+        assert_eq!(Shell::of_file(Path::new(".env")), Shell::Bash);
+    }
+
+    #[test]
+    fn prints_and_warns() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        let args = EnvArgs { shell: Some(Shell::Bash), kubeconfig: Some(path.clone()) };
+        let (printer, out, err) = Captured::printer();
+        print(&args, &GlobalArgs::default(), &Environment::default(), &printer).unwrap();
+        assert_eq!(out.text(), format!("export KUBECONFIG='{}'\n", path.display()));
+        assert_eq!(err.text(), format!("warning: `{}` is not there yet: `autoheal-pa up` writes it\n", path.display()));
+        std::fs::write(&path, "").unwrap();
+        let (printer, _, err) = Captured::printer();
+        print(&args, &GlobalArgs::default(), &Environment::default(), &printer).unwrap();
+        assert_eq!(err.text(), "");
+    }
+
+    #[test]
+    fn writes_a_file_to_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/env");
+        let kubeconfig = Path::new("/home/alice/.kube/autoheal-pa.yaml");
+        let settings = Settings::load(&GlobalArgs::default(), Some(kubeconfig), &Environment::default()).unwrap();
+        write(&path, &settings).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "export KUBECONFIG='/home/alice/.kube/autoheal-pa.yaml'\n");
+        let error = write(dir.path(), &settings).unwrap_err();
+        assert_eq!(error.kind, Kind::Usage);
+    }
+}

@@ -1,0 +1,209 @@
+//! What a command ends with when it fails: one sentence, its causes, what to do next, and an exit code.
+//!
+//! Every error of the layers below is converted here, once. Only this module knows hints and exit codes;
+//! hints name the next step with the user's own names filled in.
+
+use std::{error::Error, fmt, process::ExitCode};
+
+use crate::{
+    control::ControlError,
+    kubeconfig::KubeconfigError,
+    settings::{Problem, SettingsError},
+    tunnel::{BindError, BoxError},
+};
+
+mod aws;
+mod tunnel;
+
+/// What kind of failure it is. The numbers are an interface: scripts look at them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Nothing that was foreseen.
+    Unexpected = 1,
+    /// Flags, variables or files say something that cannot be done.
+    Usage = 2,
+    /// Credentials are missing or not good, or do not allow what is needed.
+    Credentials = 3,
+    /// There is no such cluster or target.
+    NotFound = 4,
+    /// A tunnel could not be established.
+    Tunnel = 5,
+    /// `doctor` has found problems.
+    Doctor = 6,
+    /// SIGINT came before the work was done.
+    Interrupted = 130,
+    /// SIGTERM came before the work was done.
+    Terminated = 143,
+}
+
+impl Kind {
+    /// Returns the exit code.
+    #[must_use]
+    pub fn exit_code(self) -> ExitCode {
+        ExitCode::from(self as u8)
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct CommandError {
+    /// Decides the exit code.
+    pub kind: Kind,
+    message: String,
+    source: Option<BoxError>,
+    hints: Vec<String>,
+}
+
+impl CommandError {
+    /// Makes an error from one sentence without full stop.
+    #[must_use]
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None, hints: Vec::new() }
+    }
+
+    /// Makes an error that says what its cause says.
+    fn of(kind: Kind, error: impl Error + Send + Sync + 'static) -> Self {
+        // The cause itself is the message, so only what is behind it is still to be said.
+        Self { kind, message: String::new(), source: Some(Box::new(error)), hints: Vec::new() }
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Adds a hint: what to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    fn hints(mut self, hints: impl IntoIterator<Item = String>) -> Self {
+        self.hints.extend(hints);
+        self
+    }
+
+    /// Returns the message and its causes in one sentence.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let mut sentence = self.message.clone();
+        let mut next: Option<&(dyn Error + 'static)> = self.source.as_deref().map(|source| source as _);
+        while let Some(cause) = next {
+            next = cause.source();
+            let text = cause.to_string();
+            // Some errors of other crates repeat their source.
+            if sentence.ends_with(&text) {
+                continue;
+            }
+            if !sentence.is_empty() {
+                sentence.push_str(": ");
+            }
+            sentence.push_str(&text);
+        }
+        sentence
+    }
+
+    /// Returns what to do next.
+    #[must_use]
+    pub fn next_steps(&self) -> &[String] {
+        &self.hints
+    }
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence())
+    }
+}
+
+impl From<SettingsError> for CommandError {
+    fn from(error: SettingsError) -> Self {
+        let needs_bastion = error.problems.iter().any(|problem| matches!(problem, Problem::NoBastion));
+        let hint = "the bastion is a machine that Systems Manager knows and that reaches the clusters' endpoints, such as \
+                    `--bastion i-0123456789abcdef0`";
+        Self::of(Kind::Usage, error).hints(needs_bastion.then(|| hint.to_owned()))
+    }
+}
+
+impl From<BindError> for CommandError {
+    fn from(error: BindError) -> Self {
+        let hint = match &error {
+            BindError::Taken(_) => {
+                "choose others with `--base-port`, or leave out `--strict-ports` to skip what is taken"
+            }
+            BindError::Exhausted { .. } => {
+                "choose lower ones with `--base-port`, or any free ones with `--base-port 0`"
+            }
+            BindError::Io { .. } => "choose others with `--base-port`; ports below 1024 are reserved for the system",
+        };
+        Self::of(Kind::Tunnel, error).hint(hint)
+    }
+}
+
+impl From<KubeconfigError> for CommandError {
+    fn from(error: KubeconfigError) -> Self {
+        let another = "give another file with `--kubeconfig`";
+        let (kind, hint) = match &error {
+            KubeconfigError::Unreadable { .. }
+            | KubeconfigError::Unwritable { .. }
+            | KubeconfigError::TooLarge { .. } => (Kind::Usage, another.to_owned()),
+            KubeconfigError::Syntax { path, .. } => {
+                (Kind::Usage, format!("mend `{}`, or {another}; nothing was changed in it", path.display()))
+            }
+            KubeconfigError::NotAKubeconfig { .. } => {
+                (Kind::Usage, format!("{another}; nothing was changed in this one"))
+            }
+            KubeconfigError::NameTaken { owner, .. } => {
+                let also = match owner {
+                    Some(manager) => format!("stop the manager `{manager}`"),
+                    None => "rename that entry".to_owned(),
+                };
+                (Kind::Usage, format!("choose other names with `--context-prefix`, {another}, or {also}"))
+            }
+            KubeconfigError::Locked { lock, .. } => {
+                (Kind::Unexpected, format!("if no kubectl is running, it was left behind: `rm '{}'`", lock.display()))
+            }
+        };
+        Self::of(kind, error).hint(hint)
+    }
+}
+
+impl From<ControlError> for CommandError {
+    fn from(error: ControlError) -> Self {
+        let (kind, hint) = match &error {
+            ControlError::Running { pid: Some(pid), .. } => {
+                (Kind::Usage, Some(format!("stop it with `kill {pid}`, or give this one another `--name`")))
+            }
+            ControlError::Running { pid: None, .. } => {
+                (Kind::Usage, Some("stop it, or give this one another `--name`".to_owned()))
+            }
+            ControlError::NotPrivate { dir, .. } => (
+                Kind::Usage,
+                Some(format!(
+                    "remove it with `rm -r '{}'`, or set `XDG_RUNTIME_DIR` to a directory of your own",
+                    dir.display()
+                )),
+            ),
+            ControlError::Directory { .. } => {
+                (Kind::Usage, Some("set `XDG_RUNTIME_DIR` to a directory of your own".to_owned()))
+            }
+            ControlError::PathTooLong { .. } => {
+                (Kind::Usage, Some("set `XDG_RUNTIME_DIR` to a shorter path, or choose a shorter `--name`".to_owned()))
+            }
+            ControlError::NotRunning { .. } => (Kind::NotFound, Some("start it with `autoheal-pa up`".to_owned())),
+            ControlError::OtherUser { .. }
+            | ControlError::Timeout { .. }
+            | ControlError::Connection { .. }
+            | ControlError::Malformed { .. }
+            | ControlError::Refused { .. } => (Kind::Unexpected, None),
+        };
+        Self::of(kind, error).hints(hint)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! Errors of AWS that end a command: exit codes and hints.
+
+use super::{CommandError, Kind};
+use crate::aws::{AwsError, error::TokenOrigin};
+
+/// Most names of clusters in a hint.
+const MAX_NAMES: usize = 10;
+
+impl From<AwsError> for CommandError {
+    fn from(error: AwsError) -> Self {
+        let (kind, hints) = assess(&error);
+        Self::of(kind, error).hints(hints)
+    }
+}
+
+/// Finds the kind of failure, and what to do about it.
+pub(super) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
+    let one = |kind, hint: &str| (kind, vec![hint.to_owned()]);
+    match error {
+        AwsError::NoRegion => {
+            one(Kind::Usage, "add `--region us-east-1`, set `AWS_REGION`, or set a `region` in the profile")
+        }
+        AwsError::InvalidRegion { .. } => one(Kind::Usage, "regions look like `us-east-1`"),
+        AwsError::UnknownProfile { .. } => one(
+            Kind::Usage,
+            "check `--profile` and `AWS_PROFILE`: a profile starts with its name in brackets in these files",
+        ),
+        AwsError::ProfileFiles { .. } => one(Kind::Usage, "mend the file, or name another with `AWS_CONFIG_FILE`"),
+        AwsError::CaBundle { .. } => {
+            one(Kind::Usage, "`--ca-bundle` and `AWS_CA_BUNDLE` name a file with certificates in PEM")
+        }
+        AwsError::NoCredentials { attempted } => {
+            tracing::debug!(attempted, "no source of credentials has any");
+            (
+                Kind::Credentials,
+                vec![
+                    "add `--role-arn ARN --web-identity-token-file PATH` to use an OIDC token".to_owned(),
+                    "add `--profile NAME` to use a profile, or set `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and \
+                     `AWS_SESSION_TOKEN`"
+                        .to_owned(),
+                    "in GitHub Actions add `--role-arn ARN`, and `permissions: id-token: write` to the job".to_owned(),
+                ],
+            )
+        }
+        AwsError::CredentialSource { .. } => {
+            one(Kind::Credentials, "run with `-vv` to see which sources of credentials were tried")
+        }
+        AwsError::CredentialTimeout { .. } => one(
+            Kind::Credentials,
+            "set `AWS_EC2_METADATA_DISABLED=true` if this machine has no instance metadata, and check the credential process of \
+             the profile",
+        ),
+        AwsError::TokenFile { .. } => one(
+            Kind::Credentials,
+            "check `--web-identity-token-file` and `AWS_WEB_IDENTITY_TOKEN_FILE`, and who writes that file",
+        ),
+        AwsError::TokenEndpoint { .. } => {
+            one(Kind::Credentials, "the job needs `permissions: id-token: write`, and network access to its CI system")
+        }
+        AwsError::TokenMalformed { .. } => {
+            one(Kind::Credentials, "the token has to be a JSON Web Token: three parts with dots between them")
+        }
+        AwsError::TokenExpired { origin, .. } => match origin {
+            TokenOrigin::File(path) => (
+                Kind::Credentials,
+                vec![format!("whoever writes `{}` has to renew it; it is read again at each renewal", path.display())],
+            ),
+            TokenOrigin::CiJob => {
+                one(Kind::Credentials, "check the clock of this machine: the token was made a moment ago")
+            }
+        },
+        AwsError::InvalidIdentityToken { role, .. } => (
+            Kind::Credentials,
+            vec![
+                format!(
+                    "account {} needs an IAM OIDC provider for the token's issuer, with the token's audience: \
+                     `aws iam list-open-id-connect-providers`",
+                    account(role)
+                ),
+                "the audience is usually `sts.amazonaws.com`".to_owned(),
+            ],
+        ),
+        AwsError::RoleDenied { role, .. } => (
+            Kind::Credentials,
+            vec![format!(
+                "the role has to exist and its trust policy has to match this identity: `aws iam get-role --role-name {} --query \
+                 Role.AssumeRolePolicyDocument`",
+                role_name(role)
+            )],
+        ),
+        AwsError::DurationTooLong { role, seconds, .. } => (
+            Kind::Credentials,
+            vec![
+                "ask for less with `--duration 1h`, which is also all that a role gets that is assumed by another role"
+                    .to_owned(),
+                format!(
+                    "or allow the role more: `aws iam update-role --role-name {} --max-session-duration {seconds}`",
+                    role_name(role)
+                ),
+            ],
+        ),
+        AwsError::ExpiredCredentials { .. } => one(
+            Kind::Credentials,
+            "get new ones: keys in the environment cannot be renewed, `--role-arn` with a token file or a profile can",
+        ),
+        AwsError::BadKeys { .. } => one(
+            Kind::Credentials,
+            "access key, secret key and session token have to be of one set and of this partition of AWS",
+        ),
+        AwsError::ClockSkew { .. } => one(Kind::Credentials, "set the clock of this machine, for instance with NTP"),
+        AwsError::AccessDenied { action, resource, .. } => (Kind::Credentials, vec![allow(action, resource)]),
+        AwsError::Throttled { .. } => one(Kind::Unexpected, "try again in a minute"),
+        AwsError::RegionDisabled { region, .. } => (
+            Kind::Credentials,
+            vec![format!(
+                "choose another `--region`, or enable this one: `aws account enable-region --region-name {region}`"
+            )],
+        ),
+        AwsError::Unreachable { host, .. } => (Kind::Unexpected, network(host)),
+        AwsError::ClusterNotFound { region, known, .. } => (Kind::NotFound, vec![clusters_there(region, known)]),
+        AwsError::Signing { .. } => {
+            one(Kind::Credentials, "look for stray characters in the keys, such as a line feed")
+        }
+        AwsError::BearerTokenTooLong { .. } => {
+            one(Kind::Credentials, "use fewer or shorter session tags, or a session policy by ARN")
+        }
+        AwsError::Service { .. } => one(Kind::Unexpected, "run with `-vv` to see the calls"),
+    }
+}
+
+/// What to do when an action is denied.
+pub(super) fn allow(action: &str, resource: &str) -> String {
+    if resource.contains(":document/") || resource.starts_with("document/") {
+        format!(
+            "what is not allowed is the document, not the bastion: the policy has to allow `{action}` on `{resource}` in a \
+             statement without conditions on instance tags"
+        )
+    } else {
+        format!("the policy of this identity has to allow `{action}` on `{resource}`")
+    }
+}
+
+/// What to do when a host cannot be reached.
+pub(super) fn network(host: &str) -> Vec<String> {
+    vec![format!(
+        "check that this machine may connect to `{host}` on port 443; proxies are taken from `HTTPS_PROXY` and `NO_PROXY`, \
+         additional certificate authorities from `--ca-bundle`"
+    )]
+}
+
+fn clusters_there(region: &str, known: &[String]) -> String {
+    if known.is_empty() {
+        return format!("`autoheal-pa clusters --region {region}` lists what is there");
+    }
+    let names: Vec<_> = known.iter().take(MAX_NAMES).map(|name| format!("`{name}`")).collect();
+    let more = if known.len() > MAX_NAMES { format!(" and {} more", known.len() - MAX_NAMES) } else { String::new() };
+    format!("{region} has {}{more}; names are case-sensitive", names.join(", "))
+}
+
+/// Returns the account in a role's ARN.
+fn account(role: &str) -> &str {
+    role.split(':').nth(4).unwrap_or(role)
+}
+
+/// Returns the name in a role's ARN, which is behind its path.
+fn role_name(role: &str) -> &str {
+    role.rsplit('/').next().unwrap_or(role)
+}

@@ -1,0 +1,265 @@
+//! Tests of what users are told, and of exit codes.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use super::*;
+use crate::{
+    aws::{
+        AwsError,
+        error::{Cause, TokenOrigin},
+    },
+    cluster::{Cluster, Destination, Target},
+    proto::CloseReason,
+    settings::{Environment, GlobalArgs, UpArgs, UpSettings},
+    tunnel::{DialError, Fault, PortTaken, ProbeError},
+};
+
+const ROLE: &str = "arn:aws:iam::123456789012:role/team/ReadOnly";
+
+fn cause(text: &str) -> Cause {
+    Arc::new(io::Error::other(text.to_owned()))
+}
+
+fn cluster() -> Cluster {
+    Cluster {
+        name: "prod-eu".to_owned(),
+        region: "eu-west-1".to_owned(),
+        account: "123456789012".to_owned(),
+        arn: "arn:aws:eks:eu-west-1:123456789012:cluster/prod-eu".to_owned(),
+        endpoint: Destination { host: "x.eks.amazonaws.com".to_owned(), port: 443 },
+        certificate_authority: String::new(),
+        token_name: "prod-eu".to_owned(),
+    }
+}
+
+fn target() -> Target {
+    "i-0abcdef1".parse().unwrap()
+}
+
+/// All that a user sees.
+fn shown(error: impl Into<CommandError>) -> (Kind, String) {
+    let error = error.into();
+    let mut text = error.sentence();
+    for hint in error.next_steps() {
+        text.push_str("\nhint: ");
+        text.push_str(hint);
+    }
+    (error.kind, text)
+}
+
+fn tunnel(fault: Fault) -> (Kind, String) {
+    shown(CommandError::tunnel(&cluster(), &Arc::new(fault)))
+}
+
+#[test]
+fn exit_codes_are_an_interface() {
+    for (kind, code) in [
+        (Kind::Unexpected, 1),
+        (Kind::Usage, 2),
+        (Kind::Credentials, 3),
+        (Kind::NotFound, 4),
+        (Kind::Tunnel, 5),
+        (Kind::Doctor, 6),
+        (Kind::Interrupted, 130),
+        (Kind::Terminated, 143),
+    ] {
+        assert_eq!(format!("{:?}", kind.exit_code()), format!("{:?}", ExitCode::from(code)));
+    }
+}
+
+#[test]
+fn says_each_cause_once() {
+    let inner = io::Error::other("it rains");
+    let error = CommandError::new(Kind::Unexpected, "cannot go out").with_source(inner);
+    assert_eq!(error.sentence(), "cannot go out: it rains");
+    let repeated =
+        CommandError::new(Kind::Unexpected, "cannot go out: it rains").with_source(io::Error::other("it rains"));
+    assert_eq!(repeated.sentence(), "cannot go out: it rains");
+    assert_eq!(repeated.to_string(), repeated.sentence());
+}
+
+#[test]
+fn a_bastion_that_is_not_connected() {
+    let source = io::Error::other("TargetNotConnected: i-0abcdef1 is not connected.").into();
+    let (kind, text) = tunnel(Fault::Start(DialError::TargetNotConnected { target: target(), source }));
+    assert_eq!(kind, Kind::NotFound);
+    assert!(
+        text.starts_with(
+            "cannot open a tunnel to `prod-eu`: target `i-0abcdef1` is not connected to Systems Manager: TargetNotConnected: "
+        ),
+        "{text}"
+    );
+    assert!(
+        text.contains(
+            "`aws ssm describe-instance-information --filters Key=InstanceIds,Values=i-0abcdef1 --region eu-west-1`"
+        ),
+        "{text}"
+    );
+
+    let target: Target = "ecs:my_tools_0123_4567".parse().unwrap();
+    let source = io::Error::other("no").into();
+    let (_, text) = tunnel(Fault::Start(DialError::TargetNotConnected { target, source }));
+    assert!(text.contains("`aws ecs describe-tasks --cluster my_tools --tasks 0123 --region eu-west-1`"), "{text}");
+}
+
+#[test]
+fn what_is_not_allowed() {
+    let denied = |resource: &str| {
+        let source = io::Error::other("AccessDeniedException").into();
+        tunnel(Fault::Start(DialError::AccessDenied {
+            action: "ssm:StartSession",
+            resource: resource.to_owned(),
+            source,
+        }))
+    };
+    let document = "arn:aws:ssm:eu-west-1::document/AWS-StartPortForwardingSessionToRemoteHost";
+    let (kind, text) = denied(document);
+    assert_eq!(kind, Kind::Credentials);
+    assert!(text.contains("hint: what is not allowed is the document, not the bastion"), "{text}");
+    let (_, text) = denied("arn:aws:ec2:eu-west-1:123456789012:instance/i-0abcdef1");
+    assert!(
+        text.contains("has to allow `ssm:StartSession` on `arn:aws:ec2:eu-west-1:123456789012:instance/i-0abcdef1`"),
+        "{text}"
+    );
+
+    let refused = DialError::UpgradeRefused {
+        host: "ssmmessages.eu-west-1.amazonaws.com".into(),
+        status: 403,
+        detail: String::new(),
+    };
+    let (kind, text) = tunnel(Fault::Start(refused));
+    assert_eq!(kind, Kind::Credentials);
+    assert!(text.contains("`ssmmessages:OpenDataChannel` on `arn:aws:ssm:*:*:session/${aws:userid}-*`"), "{text}");
+
+    let list = AwsError::AccessDenied { action: "eks:ListClusters".into(), resource: "*".into(), source: cause("no") };
+    let (kind, text) = shown(list);
+    assert_eq!(kind, Kind::Credentials);
+    assert!(text.ends_with("hint: the policy of this identity has to allow `eks:ListClusters` on `*`"), "{text}");
+}
+
+#[test]
+fn credentials_that_end_while_a_session_starts() {
+    let path = PathBuf::from("/var/run/token");
+    let expired = AwsError::TokenExpired { origin: TokenOrigin::File(path), source: cause("at noon") };
+    let (kind, text) =
+        tunnel(Fault::Start(DialError::Credentials { action: "ssm:StartSession", source: expired.into() }));
+    assert_eq!(kind, Kind::Credentials);
+    assert_eq!(
+        text,
+        "cannot open a tunnel to `prod-eu`: there are no valid credentials for `ssm:StartSession`: the web identity token in \
+         `/var/run/token` has expired: at noon\nhint: whoever writes `/var/run/token` has to renew it; it is read again at each \
+         renewal"
+    );
+}
+
+#[test]
+fn what_is_behind_the_tunnel() {
+    let (kind, text) = tunnel(Fault::Probe(ProbeError::Refused));
+    assert_eq!(kind, Kind::Tunnel);
+    assert!(
+        text.starts_with(
+            "cannot open a tunnel to `prod-eu`: the API server was not reached through the tunnel: the target cannot connect to \
+             the API server\nhint: the bastion has to resolve `x.eks.amazonaws.com`"
+        ),
+        "{text}"
+    );
+    assert!(text.contains("aws eks describe-cluster --name prod-eu --region eu-west-1 --query"), "{text}");
+    let source = rustls::Error::General("wrong".into());
+    let (kind, text) = tunnel(Fault::Probe(ProbeError::Certificate { host: "x.eks.amazonaws.com".into(), source }));
+    assert_eq!(kind, Kind::Tunnel);
+    assert!(text.contains("is not the API server of `prod-eu`"), "{text}");
+}
+
+#[test]
+fn other_faults() {
+    let (kind, text) = tunnel(Fault::Start(DialError::ForeignStreamUrl { host: "evil.example".into() }));
+    assert_eq!(kind, Kind::Tunnel);
+    assert!(text.contains("`AWS_ENDPOINT_URL_SSM`"), "{text}");
+    let reason = CloseReason::HandshakeTimeout { seconds: 30, requested: false };
+    let (kind, text) = tunnel(Fault::Closed(reason));
+    assert_eq!(kind, Kind::Tunnel);
+    assert!(text.starts_with("cannot open a tunnel to `prod-eu`: the session is over: the agent did not"), "{text}");
+    let (kind, text) = tunnel(Fault::Silent { seconds: 30 });
+    assert_eq!((kind, text.lines().count()), (Kind::Tunnel, 1));
+}
+
+#[test]
+fn kinds_of_aws_errors() {
+    let origin = || TokenOrigin::File("/token".into());
+    let role = || ROLE.to_owned();
+    for (error, kind, hint) in [
+        (AwsError::NoRegion, Kind::Usage, "`--region us-east-1`"),
+        (AwsError::UnknownProfile { name: "dev".into(), files: vec!["/c".into()] }, Kind::Usage, "`AWS_PROFILE`"),
+        (AwsError::NoCredentials { attempted: String::new() }, Kind::Credentials, "--web-identity-token-file PATH"),
+        (AwsError::TokenExpired { origin: origin(), source: cause("") }, Kind::Credentials, "`/token` has to renew it"),
+        (AwsError::TokenMalformed { origin: origin(), reason: "it is empty" }, Kind::Credentials, "JSON Web Token"),
+        (
+            AwsError::InvalidIdentityToken { origin: origin(), role: role(), source: cause("") },
+            Kind::Credentials,
+            "account 123456789012 needs an IAM OIDC provider",
+        ),
+        (AwsError::RoleDenied { role: role(), source: cause("") }, Kind::Credentials, "--role-name ReadOnly --query"),
+        (
+            AwsError::DurationTooLong { role: role(), seconds: 43_200, source: cause("") },
+            Kind::Credentials,
+            "--role-name ReadOnly --max-session-duration 43200",
+        ),
+        (AwsError::ExpiredCredentials { source: cause("") }, Kind::Credentials, "get new ones"),
+        (AwsError::Unreachable { host: "sts.example".into(), source: cause("") }, Kind::Unexpected, "`HTTPS_PROXY`"),
+        (
+            AwsError::ClusterNotFound {
+                name: "Prod".into(),
+                region: "r".into(),
+                known: vec!["prod".into(), "no".into()],
+            },
+            Kind::NotFound,
+            "r has `prod`, `no`; names are case-sensitive",
+        ),
+        (
+            AwsError::ClusterNotFound { name: "Prod".into(), region: "r".into(), known: Vec::new() },
+            Kind::NotFound,
+            "`autoheal-pa clusters --region r`",
+        ),
+    ] {
+        let name = error.to_string();
+        let (actual, text) = shown(error);
+        assert_eq!(actual, kind, "{name}");
+        assert!(text.split_once("\nhint: ").unwrap().1.contains(hint), "{text}");
+    }
+}
+
+#[test]
+fn settings_ports_files_and_managers() {
+    let error = UpSettings::load(&GlobalArgs::default(), &UpArgs::default(), &Environment::default()).unwrap_err();
+    let (kind, text) = shown(error);
+    assert_eq!(kind, Kind::Usage);
+    assert!(text.starts_with("there are 2 problems with the settings\n  "), "{text}");
+    assert!(text.contains("\nhint: the bastion is a machine"), "{text}");
+
+    let (kind, text) = shown(BindError::Taken(PortTaken { port: 10100, owner: None }));
+    assert_eq!(kind, Kind::Tunnel);
+    assert!(text.contains("port 10100") && text.contains("`--strict-ports`"), "{text}");
+
+    let path = PathBuf::from("/k");
+    let (kind, text) = shown(KubeconfigError::Locked { path: path.clone(), lock: "/k.lock".into() });
+    assert_eq!(kind, Kind::Unexpected);
+    assert_eq!(
+        text,
+        "the kubeconfig `/k` is locked by `/k.lock`\nhint: if no kubectl is running, it was left behind: `rm '/k.lock'`"
+    );
+    let (kind, text) = shown(KubeconfigError::Unwritable { path, source: io::ErrorKind::PermissionDenied.into() });
+    assert_eq!(
+        (kind, text.as_str()),
+        (
+            Kind::Usage,
+            "cannot write the kubeconfig `/k`: permission denied\nhint: give another file with `--kubeconfig`"
+        )
+    );
+
+    let (kind, text) = shown(ControlError::Running { dir: "/run/x".into(), pid: Some(17) });
+    assert_eq!(kind, Kind::Usage);
+    assert_eq!(
+        text,
+        "a manager is already running as process 17 in `/run/x`\nhint: stop it with `kill 17`, or give this one another `--name`"
+    );
+}

@@ -1,0 +1,159 @@
+//! Faults of tunnels that users get to see: exit codes and hints.
+
+use std::sync::Arc;
+
+use super::{CommandError, Kind, aws};
+use crate::{
+    aws::AwsError,
+    cluster::{Cluster, Target},
+    proto::CloseReason,
+    tunnel::{DialError, Fault, ProbeError},
+};
+
+impl CommandError {
+    /// Says why there is no tunnel to a cluster.
+    #[must_use]
+    pub fn tunnel(cluster: &Cluster, fault: &Arc<Fault>) -> Self {
+        let (kind, hints) = match &**fault {
+            Fault::Start(error) | Fault::Resume(error) => dial(cluster, error),
+            Fault::Probe(error) => (Kind::Tunnel, probe(cluster, error)),
+            Fault::Closed(reason) => (Kind::Tunnel, closed(reason)),
+            Fault::Transport(_) | Fault::Silent { .. } | Fault::Exhausted | Fault::Panicked { .. } => {
+                (Kind::Tunnel, Vec::new())
+            }
+        };
+        let message = format!("cannot open a tunnel to `{}`", cluster.name);
+        // That a session could not be started is what the message says already.
+        let error = Self::new(kind, message).hints(hints);
+        match &**fault {
+            Fault::Start(_) => error.with_source(Behind(Arc::clone(fault))),
+            Fault::Transport(_)
+            | Fault::Silent { .. }
+            | Fault::Resume(_)
+            | Fault::Closed(_)
+            | Fault::Probe(_)
+            | Fault::Exhausted
+            | Fault::Panicked { .. } => error.with_source(Arc::clone(fault)),
+        }
+    }
+}
+
+/// A fault of which only the source is shown.
+#[derive(Debug)]
+struct Behind(Arc<Fault>);
+
+impl std::fmt::Display for Behind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match std::error::Error::source(&*self.0) {
+            Some(source) => write!(f, "{source}"),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl std::error::Error for Behind {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&*self.0)?.source()
+    }
+}
+
+fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
+    let region = &cluster.region;
+    match error {
+        DialError::TargetNotConnected { target, .. } => (Kind::NotFound, not_connected(target, region)),
+        DialError::AccessDenied { action, resource, .. } => (Kind::Credentials, vec![aws::allow(action, resource)]),
+        DialError::DocumentRefused { document, .. } => (
+            Kind::Tunnel,
+            vec![format!(
+                "look whether the document is there: `aws ssm describe-document --name {document} --region {region}`"
+            )],
+        ),
+        DialError::Credentials { source, .. } => {
+            // What the credentials lack is said by the error behind.
+            let hints = find(&**source).map(|error| aws::assess(error).1);
+            (Kind::Credentials, hints.unwrap_or_default())
+        }
+        DialError::Unreachable { host, .. } => (Kind::Tunnel, aws::network(host)),
+        DialError::ForeignStreamUrl { .. } => (
+            Kind::Tunnel,
+            vec![
+                "if this is an endpoint of your own, name it in `AWS_ENDPOINT_URL_SSM`: its host is trusted then"
+                    .to_owned(),
+            ],
+        ),
+        DialError::UpgradeRefused { status: 401 | 403, .. } => {
+            let partition = cluster.arn.split(':').nth(1).unwrap_or("aws");
+            let sessions = format!("arn:{partition}:ssm:*:*:session/${{aws:userid}}-*");
+            (Kind::Credentials, vec![aws::allow("ssmmessages:OpenDataChannel", &sessions)])
+        }
+        DialError::Throttled { .. } => (Kind::Tunnel, vec!["it is tried again, each time later".to_owned()]),
+        DialError::UpgradeRefused { .. }
+        | DialError::SessionEnded { .. }
+        | DialError::Service { .. }
+        | DialError::Timeout { .. } => (Kind::Tunnel, Vec::new()),
+    }
+}
+
+fn not_connected(target: &Target, region: &str) -> Vec<String> {
+    let reasons = format!(
+        "`{target}` has to run, to be in this account and in {region}, and its agent has to reach Systems Manager with the \
+         permissions of `AmazonSSMManagedInstanceCore`"
+    );
+    let command = match target {
+        Target::Instance(id) | Target::ManagedNode(id) => {
+            format!(
+                "`aws ssm describe-instance-information --filters Key=InstanceIds,Values={id} --region {region}` shows it if it is known"
+            )
+        }
+        Target::EcsTask(id) => {
+            let mut parts = id.trim_start_matches("ecs:").rsplitn(3, '_');
+            let (_, task, cluster) = (parts.next(), parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+            format!(
+                "the task needs `enableExecuteCommand`: `aws ecs describe-tasks --cluster {cluster} --tasks {task} --region {region}`"
+            )
+        }
+    };
+    vec![reasons, command]
+}
+
+fn probe(cluster: &Cluster, error: &ProbeError) -> Vec<String> {
+    let Cluster { name, region, endpoint, .. } = cluster;
+    match error {
+        ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![
+            format!("the bastion has to resolve `{}` and to reach it on port {}", endpoint.host, endpoint.port),
+            format!(
+                "the cluster's security group has to admit the bastion: `aws eks describe-cluster --name {name} --region {region} \
+                 --query cluster.resourcesVpcConfig.clusterSecurityGroupId`"
+            ),
+        ],
+        ProbeError::Certificate { host, .. } => vec![format!(
+            "what answers on the bastion's side is not the API server of `{name}`: look at what `{host}` resolves to there"
+        )],
+        ProbeError::Authority { .. } => vec![format!(
+            "look at what EKS says: `aws eks describe-cluster --name {name} --region {region} --query cluster.certificateAuthority`"
+        )],
+        ProbeError::Tls { .. } | ProbeError::NotHttp | ProbeError::SessionLost => Vec::new(),
+    }
+}
+
+fn closed(reason: &CloseReason) -> Vec<String> {
+    match reason {
+        CloseReason::Handshake(_) => {
+            vec!["update the SSM agent on the bastion; 3.1.1374.0 is the oldest that will do".to_owned()]
+        }
+        CloseReason::HandshakeTimeout { .. } => {
+            vec![
+                "the agent on the bastion has to reach `ssmmessages` of this region; restarting it may help".to_owned(),
+            ]
+        }
+        CloseReason::ChannelClosed { .. }
+        | CloseReason::Smux(_)
+        | CloseReason::Unacknowledged { .. }
+        | CloseReason::Paused { .. } => Vec::new(),
+    }
+}
+
+/// Looks for an error of AWS among an error and its sources.
+fn find<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a AwsError> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
+}

@@ -1,0 +1,263 @@
+//! `token`: an ExecCredential on stdout, for kubectl.
+//!
+//! Asks the running manager first, which has credentials at hand, and finds them itself if there is none.
+//! The kubeconfig calls it with what [`exec_entry`] says, so that it needs no variable of any shell.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use clap::Args;
+
+use super::{
+    GlobalArgs,
+    error::{CommandError, Kind},
+    output::Printer,
+};
+use crate::{
+    aws::{Aws, BearerToken},
+    clock,
+    cluster::Cluster,
+    control::{self, ControlError, TokenRequest},
+    kubeconfig::{
+        Exec,
+        exec::{self, ApiVersion},
+    },
+    settings::{Environment, Settings},
+};
+
+/// Time for the manager to answer. It has the token at hand, unless it is just renewing its credentials.
+const MANAGER_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Options of `token`.
+#[derive(Debug, Clone, Args)]
+pub struct TokenArgs {
+    /// Name of the cluster; for a local cluster on Outposts its id
+    #[arg(long, value_name = "NAME")]
+    pub cluster_name: String,
+    /// Directory of the manager to ask first
+    #[arg(long, value_name = "PATH")]
+    pub manager: Option<PathBuf>,
+}
+
+/// Prints a token.
+///
+/// # Errors
+/// [`CommandError`] if neither the manager nor this identity has one.
+pub async fn run(args: TokenArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    let environment = Environment::read();
+    let version = ApiVersion::asked_for(environment.get("KUBERNETES_EXEC_INFO"));
+    let BearerToken { token, expires } = token(&args, &global, &environment).await?;
+    let now = SystemTime::UNIX_EPOCH + clock::wall();
+    printer.result(exec::credential(version, &token, expires, now).expose())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn token(args: &TokenArgs, global: &GlobalArgs, environment: &Environment) -> Result<BearerToken, CommandError> {
+    let settings = Settings::load(global, None, environment)?;
+    let refused = match (&args.manager, &settings.aws.region) {
+        (Some(dir), Some(region)) => {
+            let request = TokenRequest { cluster: args.cluster_name.clone(), region: region.clone() };
+            match control::request_token(dir, &request, MANAGER_DEADLINE).await {
+                Ok(answer) => return Ok(BearerToken { token: answer.token, expires: answer.expires }),
+                Err(error) => Some(error),
+            }
+        }
+        _ => None,
+    };
+    if let Some(error) = &refused {
+        tracing::debug!(%error, "no token from the manager");
+    }
+    let own = async { Aws::new(&settings.aws).await?.bearer_token(&args.cluster_name).await };
+    own.await.map_err(|error| {
+        let error = CommandError::from(error);
+        match refused {
+            Some(reason) => error.hint(manager_hint(reason)),
+            None => error,
+        }
+    })
+}
+
+/// Says why the manager was no help.
+fn manager_hint(error: ControlError) -> String {
+    let no_manager = matches!(error, ControlError::NotRunning { .. });
+    let reason = CommandError::from(error).sentence();
+    if no_manager { format!("{reason}; start it again with `autoheal-pa up`") } else { reason }
+}
+
+/// Says what kubectl has to run for a token of a cluster: this binary, with all that leads to the manager
+/// and to the same identity.
+///
+/// # Errors
+/// If a path is not UTF-8, which kubeconfigs are, or that of the binary is not known.
+pub fn exec_entry(settings: &Settings, cluster: &Cluster) -> Result<Exec, CommandError> {
+    let Some(executable) = &settings.executable else {
+        return Err(CommandError::new(Kind::Unexpected, "the system does not tell the path of this program"));
+    };
+    let mut args = vec![
+        "token".to_owned(),
+        format!("--cluster-name={}", cluster.token_name),
+        format!("--region={}", cluster.region),
+        format!("--manager={}", utf8(&settings.control_dir)?),
+    ];
+    args.extend(settings.identity.args.iter().cloned());
+    Ok(Exec { command: utf8(executable)?.to_owned(), args, env: settings.identity.env.clone() })
+}
+
+fn utf8(path: &Path) -> Result<&str, CommandError> {
+    path.to_str().ok_or_else(|| {
+        CommandError::new(
+            Kind::Usage,
+            format!("the path `{}` is not UTF-8, so kubeconfigs cannot name it", path.display()),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use clap::Parser;
+    use futures_util::future::BoxFuture;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        cli::{Cli, Command},
+        cluster::Destination,
+        control::{Handler, Refusal, Server, TokenAnswer},
+        secret::Secret,
+    };
+
+    const ROLE: &str = "arn:aws:iam::123456789012:role/ReadOnly";
+
+    fn cluster(name: &str, token_name: &str) -> Cluster {
+        Cluster {
+            name: name.to_owned(),
+            region: "eu-west-1".to_owned(),
+            account: "123456789012".to_owned(),
+            arn: format!("arn:aws:eks:eu-west-1:123456789012:cluster/{name}"),
+            endpoint: Destination { host: "x.eks.amazonaws.com".to_owned(), port: 443 },
+            certificate_authority: String::new(),
+            token_name: token_name.to_owned(),
+        }
+    }
+
+    fn surroundings(executable: &str) -> Environment {
+        let mut environment = Environment::default();
+        environment.current_dir = "/work".into();
+        environment.home = Some("/home/alice".into());
+        environment.temp_dir = "/tmp".into();
+        environment.uid = 1000;
+        environment.executable = Some(executable.into());
+        environment
+    }
+
+    #[test]
+    fn the_entry_leads_back_to_the_same_identity() {
+        let environment = surroundings("/opt/bin/autoheal-pa").with([
+            ("AWS_ROLE_ARN", ROLE),
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token"),
+            ("AWS_ROLE_SESSION_NAME", "alice@example.com"),
+            ("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:5000"),
+            ("AWS_REGION", "us-east-1"),
+        ]);
+        let settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
+        let entry = exec_entry(&settings, &cluster("no", "0f-id")).unwrap();
+        assert_eq!(entry.command, "/opt/bin/autoheal-pa");
+        assert_eq!(
+            entry.args,
+            [
+                "token",
+                "--cluster-name=0f-id",
+                "--region=eu-west-1",
+                "--manager=/tmp/autoheal-pa-1000/default",
+                &format!("--role-arn={ROLE}"),
+                "--role-session-name=alice@example.com",
+                "--web-identity-token-file=/var/run/token",
+            ]
+        );
+        assert_eq!(entry.env, [("AWS_ENDPOINT_URL_STS".to_owned(), "http://127.0.0.1:5000".to_owned())]);
+
+        let cli = Cli::try_parse_from([entry.command].into_iter().chain(entry.args)).unwrap();
+        let Command::Token(args) = cli.command else { panic!("not token") };
+        assert_eq!(args.cluster_name, "0f-id");
+        let bare = surroundings("/opt/bin/autoheal-pa").with(entry.env);
+        let again = Settings::load(&cli.global, None, &bare).unwrap();
+        assert_eq!(again.aws.region.as_deref(), Some("eu-west-1"));
+        assert_eq!(again.aws.role_arn, settings.aws.role_arn);
+        assert_eq!(again.aws.role_session_name, settings.aws.role_session_name);
+        assert_eq!(again.aws.web_identity_token_file, settings.aws.web_identity_token_file);
+        assert_eq!(again.identity, settings.identity);
+    }
+
+    #[test]
+    fn a_path_that_is_not_utf8_is_an_error() {
+        use std::os::unix::ffi::OsStrExt;
+        let mut environment = surroundings("");
+        environment.executable = Some(std::ffi::OsStr::from_bytes(b"/opt/\xff").into());
+        let settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
+        assert_eq!(exec_entry(&settings, &cluster("a", "a")).unwrap_err().kind, Kind::Usage);
+    }
+
+    /// Has a token for `no` only.
+    struct OneCluster;
+
+    impl Handler for OneCluster {
+        fn token<'a>(&'a self, request: &'a TokenRequest) -> BoxFuture<'a, Result<TokenAnswer, Refusal>> {
+            Box::pin(async move {
+                match (request.cluster.as_str(), request.region.as_str()) {
+                    ("no", "eu-west-1") => {
+                        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_317_508);
+                        Ok(TokenAnswer { token: Secret::new("t".to_owned()), expires })
+                    }
+                    _ => Err(Refusal::new("unknown-cluster", "there is no tunnel to it")),
+                }
+            })
+        }
+    }
+
+    fn args(name: &str, manager: &Path) -> (TokenArgs, GlobalArgs) {
+        let args = TokenArgs { cluster_name: name.to_owned(), manager: Some(manager.to_owned()) };
+        // A CA bundle that is not there keeps the fallback from going anywhere.
+        let global = GlobalArgs {
+            region: Some("eu-west-1".to_owned()),
+            ca_bundle: Some("/does/not/exist".into()),
+            ..GlobalArgs::default()
+        };
+        (args, global)
+    }
+
+    #[tokio::test]
+    async fn asks_the_manager_first() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("run/default");
+        let server = Server::bind(&dir).unwrap();
+        let stop = CancellationToken::new();
+        let client = async {
+            let environment = surroundings("/opt/bin/autoheal-pa");
+            let (known, global) = args("no", &dir);
+            let token = token(&known, &global, &environment).await.unwrap();
+            assert_eq!(token.token.expose(), "t");
+            let (unknown, global) = args("yes", &dir);
+            let error = super::token(&unknown, &global, &environment).await.unwrap_err();
+            assert!(error.sentence().starts_with("the CA bundle `/does/not/exist` cannot be used"), "{error}");
+            assert_eq!(error.next_steps().last().unwrap(), "the manager has no answer: there is no tunnel to it");
+            stop.cancel();
+        };
+        let both = async { tokio::join!(server.serve(Arc::new(OneCluster), stop.clone()), client) };
+        tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn says_that_there_is_no_manager() {
+        let root = tempfile::tempdir().unwrap();
+        let (args, global) = args("no", root.path());
+        let error = token(&args, &global, &surroundings("/opt/bin/autoheal-pa")).await.unwrap_err();
+        let expected =
+            format!("no manager is running in `{}`; start it again with `autoheal-pa up`", root.path().display());
+        assert_eq!(error.next_steps().last(), Some(&expected));
+    }
+}

@@ -1,0 +1,44 @@
+//! The only reader of the monotonic and the wall clock.
+//!
+//! The monotonic clock is tokio's, so a test with paused time drives everything that uses this.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use crate::proto::Now;
+
+/// A clock whose monotonic part starts at 0 when it is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// Starts a clock.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the place that reads the clock")]
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// Reads both clocks.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the place that reads the clock")]
+    pub fn now(&self) -> Now {
+        Now { mono: Instant::now() - self.start, wall: wall() }
+    }
+
+    /// Returns the instant at which the monotonic part reads `mono`.
+    #[must_use]
+    pub fn instant(&self, mono: Duration) -> Instant {
+        self.start + mono
+    }
+}
+
+/// Reads the wall clock: time since the Unix epoch.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the place that reads the clock")]
+pub fn wall() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}

@@ -1,0 +1,162 @@
+//! Plain data that the layers share: what a cluster is, where it is, and what leads to it.
+//!
+//! Leaves out everything that AWS says of a cluster beyond what a tunnel and a kubeconfig need.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// An EKS cluster that a tunnel can lead to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// The name, unique per account and region; any of `[0-9A-Za-z][A-Za-z0-9_-]*`, `no` included.
+    pub name: String,
+    /// The region, such as `us-east-1`.
+    pub region: String,
+    /// The account id: twelve digits, from the ARN.
+    pub account: String,
+    /// The cluster's ARN.
+    pub arn: String,
+    /// Where its API server answers.
+    pub endpoint: Destination,
+    /// The certificate authority of the API server: PEM in base64, exactly as EKS gives it.
+    pub certificate_authority: String,
+    /// What the bearer token names: the cluster's name, or its id for a local cluster on Outposts.
+    pub token_name: String,
+}
+
+/// A host and a port, as seen from the target.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// DNS name or IP address, without brackets.
+    pub host: String,
+    /// TCP port, 1 to 65535.
+    pub port: u16,
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// What Systems Manager connects to: the bastion.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Target {
+    /// An EC2 instance, `i-` and 8 or 17 hexadecimal digits.
+    Instance(String),
+    /// A hybrid managed node, `mi-` and 17 hexadecimal digits.
+    ManagedNode(String),
+    /// A container of an ECS task: `ecs:<cluster>_<task id>_<container runtime id>`.
+    EcsTask(String),
+}
+
+impl Target {
+    /// Returns the target as `StartSession` takes it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Instance(id) | Self::ManagedNode(id) | Self::EcsTask(id) => id,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> Self {
+        target.as_str().to_owned()
+    }
+}
+
+impl TryFrom<String> for Target {
+    type Error = TargetError;
+
+    fn try_from(text: String) -> Result<Self, TargetError> {
+        text.parse()
+    }
+}
+
+/// A bastion id of none of the known forms.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a bastion id: expected an instance (`i-` and 8 or 17 hexadecimal digits), a managed node (`mi-` and 17), \
+     or an ECS container (`ecs:<cluster>_<task id>_<container runtime id>`)"
+)]
+pub struct TargetError(String);
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let hex = |digits: &str| digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if let Some(digits) = text.strip_prefix("mi-") {
+            if digits.len() == 17 && hex(digits) {
+                return Ok(Self::ManagedNode(text.to_owned()));
+            }
+        } else if let Some(digits) = text.strip_prefix("i-") {
+            if matches!(digits.len(), 8 | 17) && hex(digits) {
+                return Ok(Self::Instance(text.to_owned()));
+            }
+        } else if let Some(path) = text.strip_prefix("ecs:") {
+            // The cluster's name may itself hold underscores; the two ids never do.
+            let mut parts = path.rsplitn(3, '_');
+            let word = |part: Option<&str>| {
+                part.is_some_and(|p| {
+                    !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+                })
+            };
+            if word(parts.next()) && word(parts.next()) && word(parts.next()) && text.len() <= 400 {
+                return Ok(Self::EcsTask(text.to_owned()));
+            }
+        }
+        Err(TargetError(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_every_kind_of_target() {
+        assert_eq!("i-0abcdef1".parse(), Ok(Target::Instance("i-0abcdef1".into())));
+        assert!("i-0dc03fbcae2a87472".parse::<Target>().is_ok());
+        assert!(matches!("mi-0dc03fbcae2a87472".parse(), Ok(Target::ManagedNode(_))));
+        assert!(matches!(
+            "ecs:my_tools_0f9de17a6465404e8b1b2356dc13c2f8_0f9de17a6465404e8b1b2356dc13c2f8-1234".parse(),
+            Ok(Target::EcsTask(_))
+        ));
+        let text = "ecs:tools_a_b";
+        assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn refuses_everything_else() {
+        for text in [
+            "",
+            "i-",
+            "i-123",
+            "i-0DC03FBCAE2A87472",
+            "i-0dc03fbcae2a8747g",
+            "mi-1",
+            "bastion",
+            "ecs:",
+            "ecs:a_b",
+            "ecs:a__b",
+            " i-0abcdef1",
+        ] {
+            let error = text.parse::<Target>().unwrap_err();
+            assert!(error.to_string().starts_with(&format!("`{text}` is not a bastion id")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,577 @@
+//! An emulated AWS on loopback: STS, EKS and Systems Manager behind one port, the message gateway with
+//! an agent for each session, and a small Kubernetes API for each cluster.
+//!
+//! It is what the `demo` command, the tests and the `emulator` example run against. The program reaches
+//! it through endpoint settings only. It checks what AWS checks (signatures, tokens, digests) and some
+//! things that AWS lets pass (sequence numbers, acknowledgements), and it misbehaves as AWS does when a
+//! script tells it to.
+//!
+//! Invariants:
+//! - everything listens on 127.0.0.1;
+//! - it shares the codecs of [`proto`](crate::proto) with the program and nothing else: signatures are
+//!   verified, and agents behave, by code of its own, so that a mistake in the program cannot hide;
+//! - every task belongs to the [`Emulator`] and ends with it;
+//! - what a client does wrong is recorded, see [`Emulator::violations`], and logged as an error.
+//!
+//! Left out: everything that `up` does not need, KMS encryption, and agents' basic mode.
+
+mod agent;
+mod api;
+mod clock;
+mod config;
+mod credentials;
+mod eks;
+mod gateway;
+mod http;
+mod journal;
+mod kube;
+mod link;
+mod pki;
+mod script;
+mod session;
+mod sigv4;
+mod ssm;
+mod sts;
+#[cfg(test)]
+mod tests;
+mod world;
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::{
+    config::{AbsentClient, AgentConfig, AgentStart, BastionConfig, ClusterConfig, Config, Identity, StreamScheme},
+    credentials::{OIDC_AUDIENCE, OIDC_ISSUER, OidcClaims},
+    journal::Event,
+    script::{
+        AgentQuirks, Command, Destination, DialFailure, ExtraAction, FAULTS, Failure, Fault, FaultError, Link, Resume,
+        Settings, Upgrade,
+    },
+    session::{SessionInfo, SessionState},
+};
+use self::{
+    credentials::{Caller, Keys},
+    pki::Authority,
+    session::Control,
+    world::{Places, World, lock},
+};
+
+/// How long [`Emulator::stop`] waits for tasks.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What part of a token's lifetime passes before the token file is written again.
+const ROTATION: f64 = 0.5;
+
+/// Pauses that a scripted burst sends.
+const PAUSE_BURST: u32 = 20;
+
+/// Why an emulator does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EmulatorError {
+    /// No port could be bound.
+    #[error("cannot listen on 127.0.0.1, port {port}")]
+    Bind {
+        /// The port that was asked for; 0 is any.
+        port: u16,
+        /// What the operating system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The folder for the token file could not be made or written.
+    #[error("cannot write to a temporary folder")]
+    Folder(#[source] io::Error),
+    /// A certificate could not be made.
+    #[error("cannot make a certificate")]
+    Certificate(#[from] rcgen::Error),
+    /// TLS could not be set up.
+    #[error("cannot set up TLS")]
+    Tls(#[from] rustls::Error),
+}
+
+/// An emulated AWS that runs until it is stopped or dropped.
+pub struct Emulator {
+    world: Arc<World>,
+    address: SocketAddr,
+    /// Holds the token file and the gateway's authority.
+    folder: TempDir,
+    static_keys: Keys,
+}
+
+impl std::fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Emulator").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Asks every task to end.
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        self.world.stop.cancel();
+    }
+}
+
+impl Emulator {
+    /// Binds all ports and starts to serve.
+    ///
+    /// # Errors
+    /// See [`EmulatorError`].
+    pub async fn start(config: Config) -> Result<Self, EmulatorError> {
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let mut servers = Vec::with_capacity(config.clusters.len());
+        for cluster in &config.clusters {
+            servers.push(kube::Server::bind(&config, cluster).await?);
+        }
+
+        let ((api, address), (gateway, gateway_address)) = (bind(config.port).await?, bind(0).await?);
+        let folder = tempfile::Builder::new().prefix("emulated-aws-").tempdir().map_err(EmulatorError::Folder)?;
+        let (scheme, acceptor) = match config.stream_scheme {
+            StreamScheme::Ws => ("ws", None),
+            StreamScheme::Wss => {
+                let authority = Authority::new("emulated message gateway")?;
+                std::fs::write(folder.path().join(AUTHORITY_FILE), authority.pem()).map_err(EmulatorError::Folder)?;
+                ("wss", Some(authority.acceptor(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?))
+            }
+        };
+        let places = Places {
+            clusters: servers.iter().map(|server| server.cluster.clone()).collect(),
+            gateway: format!("{scheme}://{gateway_address}"),
+        };
+        let world = Arc::new(World::new(config, places, stop, tasks));
+        let emulator = Self { static_keys: issue_static_keys(&world), address, folder, world };
+        emulator.write_token().map_err(EmulatorError::Folder)?;
+        for server in servers {
+            emulator.world.tasks.spawn(server.serve(emulator.world.clone()));
+        }
+        emulator.world.tasks.spawn(serve_api(emulator.world.clone(), api));
+        emulator.world.tasks.spawn(serve_gateway(emulator.world.clone(), gateway, acceptor));
+        emulator.world.tasks.spawn(rotate_token(emulator.world.clone(), emulator.token_file()));
+        Ok(emulator)
+    }
+
+    /// Ends everything and waits for it.
+    pub async fn stop(self) {
+        self.world.stop.cancel();
+        self.world.tasks.close();
+        if tokio::time::timeout(STOP_TIMEOUT, self.world.tasks.wait()).await.is_err() {
+            tracing::warn!("the emulator did not end in time");
+        }
+    }
+
+    // Where things are.
+
+    /// URL of STS, EKS and Systems Manager.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The variables that the program needs to use this emulator, in the order in which they are best
+    /// read.
+    #[must_use]
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let mut variables = self.base_environment();
+        variables.extend(match self.world.config.identity {
+            Identity::WebIdentity => self.web_identity_environment(),
+            Identity::StaticKeys => self.static_environment(),
+        });
+        if let Some(bastion) = self.world.config.bastions.first() {
+            variables.push(("AUTOHEAL_PA_BASTION".to_owned(), bastion.id.clone()));
+        }
+        variables
+    }
+
+    /// Endpoints and region.
+    fn base_environment(&self) -> Vec<(String, String)> {
+        let mut variables: Vec<(String, String)> =
+            ["STS", "EKS", "SSM"].map(|service| (format!("AWS_ENDPOINT_URL_{service}"), self.endpoint())).into();
+        variables.push(("AWS_REGION".to_owned(), self.world.config.region.clone()));
+        variables.push(("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned()));
+        if let Some(path) = self.gateway_authority() {
+            variables.push(("AWS_CA_BUNDLE".to_owned(), path.display().to_string()));
+        }
+        variables
+    }
+
+    /// Role and token file.
+    #[must_use]
+    pub fn web_identity_environment(&self) -> Vec<(String, String)> {
+        vec![
+            ("AWS_ROLE_ARN".to_owned(), self.role_arn()),
+            ("AWS_WEB_IDENTITY_TOKEN_FILE".to_owned(), self.token_file().display().to_string()),
+        ]
+    }
+
+    /// Keys of a session that does not expire.
+    #[must_use]
+    pub fn static_environment(&self) -> Vec<(String, String)> {
+        vec![
+            ("AWS_ACCESS_KEY_ID".to_owned(), self.static_keys.access_key.clone()),
+            ("AWS_SECRET_ACCESS_KEY".to_owned(), self.static_keys.secret.clone()),
+            ("AWS_SESSION_TOKEN".to_owned(), self.static_keys.session_token.clone()),
+        ]
+    }
+
+    /// What a CI job has to ask for an OIDC token with.
+    #[must_use]
+    pub fn ci_environment(&self) -> Vec<(String, String)> {
+        vec![
+            ("ACTIONS_ID_TOKEN_REQUEST_URL".to_owned(), format!("{}/oidc?api-version=2.0", self.endpoint())),
+            ("ACTIONS_ID_TOKEN_REQUEST_TOKEN".to_owned(), self.world.ci_request_token.clone()),
+        ]
+    }
+
+    /// ARN of the first role.
+    #[must_use]
+    pub fn role_arn(&self) -> String {
+        let config = &self.world.config;
+        let role = config.roles.first().map_or("none", String::as_str);
+        format!("arn:aws:iam::{}:role/{role}", config.account)
+    }
+
+    /// The file with an OIDC token, which is written again before the token expires.
+    #[must_use]
+    pub fn token_file(&self) -> PathBuf {
+        self.folder.path().join(TOKEN_FILE)
+    }
+
+    /// PEM file of the gateway's authority, if stream URLs are `wss`.
+    #[must_use]
+    pub fn gateway_authority(&self) -> Option<PathBuf> {
+        let wss = self.world.config.stream_scheme == StreamScheme::Wss;
+        wss.then(|| self.folder.path().join(AUTHORITY_FILE))
+    }
+
+    /// Names of the clusters, in the order of the configuration.
+    #[must_use]
+    pub fn cluster_names(&self) -> Vec<String> {
+        self.world.clusters.iter().map(|cluster| cluster.config.name.clone()).collect()
+    }
+
+    /// Where each cluster's API server listens: a shortcut past the tunnel, for tests of the emulator.
+    #[must_use]
+    pub fn cluster_addresses(&self) -> Vec<(String, SocketAddr)> {
+        kube::addresses(&self.world)
+    }
+
+    /// Makes an OIDC token.
+    #[must_use]
+    pub fn mint_oidc_token(&self, claims: &OidcClaims) -> String {
+        self.world.oidc.mint(claims, self.world.clock.wall())
+    }
+
+    /// Claims of a good OIDC token that lives so long.
+    #[must_use]
+    pub fn oidc_claims(&self, lifetime: Duration) -> OidcClaims {
+        OidcClaims {
+            issuer: OIDC_ISSUER.to_owned(),
+            audience: OIDC_AUDIENCE.to_owned(),
+            subject: "system:serviceaccount:default:autoheal".to_owned(),
+            expires: self.world.clock.wall() + lifetime,
+        }
+    }
+
+    fn write_token(&self) -> io::Result<()> {
+        write_token(&self.world, &self.token_file())
+    }
+
+    // What has happened.
+
+    /// All events, oldest first.
+    #[must_use]
+    pub fn events(&self) -> Vec<Event> {
+        self.world.journal.events()
+    }
+
+    /// What clients did wrong; empty is good.
+    #[must_use]
+    pub fn violations(&self) -> Vec<String> {
+        self.world.journal.violations()
+    }
+
+    /// All sessions, ended ones too, by id.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<SessionInfo> {
+        lock(&self.world.sessions).values().map(|session| session.info()).collect()
+    }
+
+    /// Waits until a condition on this emulator holds. It is looked at after every event and message.
+    ///
+    /// # Cancel safety
+    /// Safe: put it under a deadline.
+    pub async fn wait_until(&self, mut condition: impl FnMut(&Self) -> bool) {
+        let mut changes = self.world.journal.subscribe();
+        while !condition(self) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    // What goes wrong.
+
+    /// The settings in force.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        self.world.settings().clone()
+    }
+
+    /// Changes the settings, for sessions that are live as well as for new ones.
+    pub fn update(&self, change: impl FnOnce(&mut Settings)) {
+        self.world.update(change);
+    }
+
+    /// Does something to all sessions that are not over; returns how many they are.
+    pub fn command(&self, command: &Command) -> usize {
+        self.world.command(command)
+    }
+
+    /// Does something to one session.
+    pub fn command_session(&self, id: &str, command: Command) {
+        if let Some(session) = self.world.session(id) {
+            session.control(Control::Command(command));
+        }
+    }
+
+    /// Lets all credentials that were handed out expire, those of the environment too.
+    pub fn expire_credentials(&self) {
+        lock(&self.world.credentials).expire_all(self.world.clock.wall());
+    }
+
+    /// Adds a destination as agents see it, `host:port`, that leads to an address on this machine.
+    pub fn route(&self, destination: impl Into<String>, address: SocketAddr) {
+        lock(&self.world.routes).insert(destination.into(), address);
+    }
+
+    /// Puts a fault in force until the emulator stops.
+    pub fn inject(&self, fault: &Fault) {
+        if let Some((every, command)) = repeated(fault) {
+            let world = self.world.clone();
+            self.world.tasks.spawn(async move {
+                loop {
+                    tokio::select! {
+                        biased;
+                        () = world.stop.cancelled() => return,
+                        () = tokio::time::sleep(every) => {}
+                    }
+                    world.command(&command);
+                }
+            });
+            return;
+        }
+        if let Fault::BastionOffline(time) = fault {
+            let (world, time) = (self.world.clone(), *time);
+            let bastions: Vec<String> = world.config.bastions.iter().map(|bastion| bastion.id.clone()).collect();
+            world.update(|settings| settings.offline_bastions.extend(bastions.iter().cloned()));
+            world.command(&Command::KillAgent);
+            self.world.tasks.spawn(async move {
+                tokio::select! {
+                    biased;
+                    () = world.stop.cancelled() => return,
+                    () = tokio::time::sleep(time) => {}
+                }
+                world.update(|settings| settings.offline_bastions.clear());
+            });
+            return;
+        }
+        self.update(|settings| apply(settings, fault));
+    }
+}
+
+const TOKEN_FILE: &str = "oidc-token";
+
+const AUTHORITY_FILE: &str = "gateway-ca.pem";
+
+fn issue_static_keys(world: &World) -> Keys {
+    let account = &world.config.account;
+    let caller = match world.config.roles.first() {
+        Some(role) => world.role_caller(&format!("arn:aws:iam::{account}:role/{role}"), "emulator"),
+        None => None,
+    };
+    let caller = caller.unwrap_or_else(|| Caller {
+        account: account.clone(),
+        arn: format!("arn:aws:iam::{account}:user/emulator"),
+        user_id: "AIDAEMULATEDUSER00000".to_owned(),
+        session_name: "emulator".to_owned(),
+        assumed_role: false,
+    });
+    lock(&world.credentials).issue(caller, None)
+}
+
+/// Writes the token file in one step, so that nobody reads half a token.
+fn write_token(world: &World, path: &Path) -> io::Result<()> {
+    let now = world.clock.wall();
+    let claims = OidcClaims {
+        issuer: OIDC_ISSUER.to_owned(),
+        audience: OIDC_AUDIENCE.to_owned(),
+        subject: "system:serviceaccount:default:autoheal".to_owned(),
+        expires: now + world.config.oidc_token_lifetime,
+    };
+    let next = path.with_extension("next");
+    std::fs::write(&next, format!("{}\n", world.oidc.mint(&claims, now)))?;
+    std::fs::rename(&next, path)
+}
+
+async fn rotate_token(world: Arc<World>, path: PathBuf) {
+    let pause = world.config.oidc_token_lifetime.mul_f64(ROTATION).max(Duration::from_millis(100));
+    loop {
+        tokio::select! {
+            biased;
+            () = world.stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        if let Err(error) = write_token(&world, &path) {
+            tracing::warn!(%error, "the token file could not be written");
+        }
+    }
+}
+
+async fn serve_api(world: Arc<World>, listener: TcpListener) {
+    while let Some(tcp) = accept(&world, &listener).await {
+        let (owner, world) = (world.clone(), world.clone());
+        owner.tasks.spawn(async move {
+            let stop = world.stop.clone();
+            http::serve(tcp, stop, |request| api::answer(&world, request)).await;
+        });
+    }
+}
+
+async fn serve_gateway(world: Arc<World>, listener: TcpListener, acceptor: Option<TlsAcceptor>) {
+    while let Some(tcp) = accept(&world, &listener).await {
+        let (owner, world, acceptor) = (world.clone(), world.clone(), acceptor.clone());
+        let stop = world.stop.clone();
+        let connection = async move {
+            match acceptor {
+                None => gateway::serve(world, tcp).await,
+                Some(acceptor) => match acceptor.accept(tcp).await {
+                    Ok(tls) => gateway::serve(world, tls).await,
+                    Err(error) => tracing::debug!(%error, "a TLS handshake failed"),
+                },
+            }
+        };
+        owner.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = connection => {}
+            }
+        });
+    }
+}
+
+/// Binds a port on loopback.
+async fn bind(port: u16) -> Result<(TcpListener, SocketAddr), EmulatorError> {
+    let failed = |source| EmulatorError::Bind { port, source };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// Accepts the next connection; `None` when the emulator stops.
+async fn accept(world: &World, listener: &TcpListener) -> Option<TcpStream> {
+    loop {
+        tokio::select! {
+            biased;
+            () = world.stop.cancelled() => return None,
+            accepted = listener.accept() => if let Ok((tcp, _)) = accepted {
+                if let Err(error) = tcp.set_nodelay(true) {
+                    tracing::debug!(%error, "no TCP_NODELAY");
+                }
+                return Some(tcp);
+            },
+        }
+    }
+}
+
+/// What a fault does again and again, and how often.
+fn repeated(fault: &Fault) -> Option<(Duration, Command)> {
+    Some(match fault {
+        Fault::DropWebSocket(every) => (*every, Command::CutTransport),
+        Fault::Silence(every) => (*every, Command::SilenceTransport),
+        Fault::Pause(every) => (*every, Command::Pause { messages: PAUSE_BURST, start_after: Some(*every / 4) }),
+        Fault::EndSession(every) => (*every, Command::CloseChannel { output: Some("ended by the demo".to_owned()) }),
+        Fault::KillAgent(every) => (*every, Command::KillAgent),
+        Fault::CloseWebSocket(_)
+        | Fault::BastionOffline(_)
+        | Fault::Delay(_)
+        | Fault::Loss(_)
+        | Fault::Duplicate(_)
+        | Fault::Reorder(_)
+        | Fault::RefuseResume
+        | Fault::ThrottleResume(_)
+        | Fault::FailStart(_)
+        | Fault::RejectToken(_)
+        | Fault::RefuseSignedUpgrade
+        | Fault::Deny(_)
+        | Fault::RefuseDestination
+        | Fault::BlackHole
+        | Fault::TextFrames
+        | Fault::Fragment(_)
+        | Fault::WrongDigest(_)
+        | Fault::WrongCertificate
+        | Fault::ForeignStreamUrl(_)
+        | Fault::ClockSkew(_) => return None,
+    })
+}
+
+/// Puts a fault that is a setting in force.
+fn apply(settings: &mut Settings, fault: &Fault) {
+    match fault {
+        Fault::CloseWebSocket(age) => settings.transport_lifetime = Some(*age),
+        Fault::Delay(delay) => {
+            settings.upstream.delay = *delay;
+            settings.downstream.delay = *delay;
+        }
+        Fault::Loss(fraction) => {
+            settings.upstream.loss = *fraction;
+            settings.downstream.loss = *fraction;
+        }
+        Fault::Duplicate(fraction) => {
+            settings.upstream.duplicate = *fraction;
+            settings.downstream.duplicate = *fraction;
+        }
+        Fault::Reorder(fraction) => {
+            settings.upstream.reorder = *fraction;
+            settings.downstream.reorder = *fraction;
+        }
+        Fault::RefuseResume => settings.resume = Resume::Refused,
+        Fault::ThrottleResume(calls) => {
+            settings.failing_actions.insert("ssm:ResumeSession".to_owned(), Failure::throttled(*calls));
+        }
+        Fault::FailStart(calls) => {
+            settings.failing_actions.insert("ssm:StartSession".to_owned(), Failure::internal(*calls));
+        }
+        Fault::RejectToken(tokens) => settings.rejected_tokens = *tokens,
+        Fault::RefuseSignedUpgrade => settings.upgrade = Upgrade::Unsigned,
+        Fault::Deny(action) => {
+            settings.denied_actions.insert(action.clone());
+        }
+        Fault::RefuseDestination => {
+            settings.destinations.insert("*".to_owned(), Destination::Refused);
+        }
+        Fault::BlackHole => {
+            settings.destinations.insert("*".to_owned(), Destination::BlackHole);
+        }
+        Fault::TextFrames => settings.text_frames = true,
+        Fault::Fragment(len) => settings.fragment_len = Some(*len),
+        Fault::WrongDigest(messages) => settings.agent.wrong_digests = *messages,
+        Fault::WrongCertificate => settings.wrong_certificate = true,
+        Fault::ForeignStreamUrl(host) => settings.foreign_stream_host = Some(host.clone()),
+        Fault::ClockSkew(time) => settings.clock_skew_ms = i64::try_from(time.as_millis()).unwrap_or(i64::MAX),
+        Fault::DropWebSocket(_)
+        | Fault::Silence(_)
+        | Fault::Pause(_)
+        | Fault::EndSession(_)
+        | Fault::KillAgent(_)
+        | Fault::BastionOffline(_) => {}
+    }
+}

@@ -1,0 +1,243 @@
+//! The API port: tells the services apart, verifies signatures, applies what a script denies or lets
+//! fail, and gives errors the shape that each service's protocol has.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::{
+    credentials::{Caller, OIDC_ISSUER, OidcClaims},
+    eks,
+    http::{FullRequest, Response, json, response, text},
+    journal::Event,
+    sigv4::{SignatureError, Signed, claim_of_headers, parse_query},
+    ssm, sts,
+    world::{World, lock},
+};
+
+/// An error answer of any service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ApiError {
+    pub(super) status: u16,
+    pub(super) code: String,
+    pub(super) message: String,
+}
+
+impl ApiError {
+    pub(super) fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
+        Self { status, code: code.to_owned(), message: message.into() }
+    }
+}
+
+/// A service, and with it the protocol that it speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Service {
+    /// Query protocol: forms in, XML out.
+    Sts,
+    /// REST with JSON.
+    Eks,
+    /// JSON 1.1.
+    Ssm,
+}
+
+impl Service {
+    /// The name in IAM actions and in credential scopes.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sts => "sts",
+            Self::Eks => "eks",
+            Self::Ssm => "ssm",
+        }
+    }
+
+    fn signature_error(self, error: &SignatureError) -> ApiError {
+        let code = match (self, error) {
+            (Self::Sts, SignatureError::UnknownKey) => "InvalidClientTokenId",
+            (Self::Eks | Self::Ssm, SignatureError::UnknownKey) => "UnrecognizedClientException",
+            (Self::Sts, SignatureError::ExpiredToken) => "ExpiredToken",
+            (Self::Eks | Self::Ssm, SignatureError::ExpiredToken) => "ExpiredTokenException",
+            (Self::Sts, SignatureError::Missing) => "MissingAuthenticationToken",
+            (Self::Eks | Self::Ssm, SignatureError::Missing) => "MissingAuthenticationTokenException",
+            (Self::Sts, SignatureError::Incomplete(_)) => "IncompleteSignature",
+            (Self::Eks | Self::Ssm, SignatureError::Incomplete(_)) => "IncompleteSignatureException",
+            (
+                Self::Sts,
+                SignatureError::Expired { .. }
+                | SignatureError::NotYetCurrent { .. }
+                | SignatureError::Scope { .. }
+                | SignatureError::Mismatch,
+            ) => "SignatureDoesNotMatch",
+            (
+                Self::Eks | Self::Ssm,
+                SignatureError::Expired { .. }
+                | SignatureError::NotYetCurrent { .. }
+                | SignatureError::Scope { .. }
+                | SignatureError::Mismatch,
+            ) => "InvalidSignatureException",
+        };
+        ApiError::new(self.denied_status(), code, error.to_string())
+    }
+
+    /// Services with JSON 1.1 answer 400 where others answer 403.
+    fn denied_status(self) -> u16 {
+        match self {
+            Self::Sts | Self::Eks => 403,
+            Self::Ssm => 400,
+        }
+    }
+
+    fn access_denied(self, caller: &Caller, action: &str, resource: &str) -> ApiError {
+        let code = match self {
+            Self::Sts => "AccessDenied",
+            Self::Eks | Self::Ssm => "AccessDeniedException",
+        };
+        ApiError::new(self.denied_status(), code, denial(&caller.arn, action, resource))
+    }
+
+    fn render(self, error: &ApiError, request_id: &str) -> Response {
+        let mut rendered = match self {
+            Self::Sts => response(error.status, "text/xml", sts::error_document(error, request_id)),
+            Self::Eks => json(error.status, &json!({"message": error.message})),
+            Self::Ssm => response(
+                error.status,
+                "application/x-amz-json-1.1",
+                json!({"__type": error.code, "message": error.message}).to_string(),
+            ),
+        };
+        if let (Self::Eks, Ok(code)) = (self, error.code.parse()) {
+            rendered.headers_mut().insert("x-amzn-errortype", code);
+        }
+        rendered
+    }
+}
+
+/// What AWS says when no policy allows an action.
+pub(super) fn denial(arn: &str, action: &str, resource: &str) -> String {
+    format!(
+        "User: {arn} is not authorized to perform: {action} on resource: {resource} because no identity-based policy \
+         allows the {action} action"
+    )
+}
+
+/// A call whose caller is known and whom nothing in the script denies it.
+pub(super) struct Call<'a> {
+    pub(super) world: &'a Arc<World>,
+    pub(super) caller: Caller,
+    pub(super) region: String,
+    pub(super) action: String,
+    service: Service,
+}
+
+impl Call<'_> {
+    /// Fails if the script denies the action.
+    pub(super) fn authorize(&self, resource: &str) -> Result<(), ApiError> {
+        if self.world.settings().denied_actions.contains(&self.action) {
+            return Err(self.denied(resource));
+        }
+        Ok(())
+    }
+
+    pub(super) fn denied(&self, resource: &str) -> ApiError {
+        self.service.access_denied(&self.caller, &self.action, resource)
+    }
+}
+
+/// Answers one request on the API port.
+pub(super) async fn answer(world: &Arc<World>, request: FullRequest) -> Response {
+    let delay = world.settings().api_delay;
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    if request.path() == "/oidc" {
+        return ci_token(world, &request);
+    }
+    let Some((service, operation)) = recognize(&request) else {
+        return text(404, "no such API here");
+    };
+    let action = format!("{}:{operation}", service.name());
+    let request_id = uuid::Uuid::new_v4().to_string();
+    let outcome = dispatch(world, &request, service, &action, &operation);
+    let error = outcome.as_ref().err().map(|error| error.code.clone());
+    world.journal.record(Event::Api { action, error });
+    let mut answer = match outcome {
+        Ok(answer) => answer,
+        Err(error) => service.render(&error, &request_id),
+    };
+    if let Ok(id) = request_id.parse() {
+        answer.headers_mut().insert("x-amzn-requestid", id);
+    }
+    answer
+}
+
+fn recognize(request: &FullRequest) -> Option<(Service, String)> {
+    if let Some(operation) = request.header("x-amz-target").strip_prefix("AmazonSSM.") {
+        return Some((Service::Ssm, operation.to_owned()));
+    }
+    let method = request.head.method.as_str();
+    if let Some(operation) = eks::operation(method, request.path()) {
+        return Some((Service::Eks, operation.to_owned()));
+    }
+    if request.path() != "/" {
+        return None;
+    }
+    let form =
+        if method == "POST" { String::from_utf8_lossy(&request.body).into_owned() } else { request.query().to_owned() };
+    parse_query(&form).into_iter().find(|(name, _)| name == "Action").map(|(_, action)| (Service::Sts, action))
+}
+
+fn dispatch(
+    world: &Arc<World>,
+    request: &FullRequest,
+    service: Service,
+    action: &str,
+    operation: &str,
+) -> Result<Response, ApiError> {
+    if let Some(failure) = world.take_failure(action) {
+        return Err(ApiError { status: failure.status, code: failure.code, message: failure.message });
+    }
+    if service == Service::Sts && operation == "AssumeRoleWithWebIdentity" {
+        return sts::assume_role_with_web_identity(world, request);
+    }
+    let (caller, region) = authenticate(world, request, service).map_err(|error| service.signature_error(&error))?;
+    let call = Call { world, caller, region, action: action.to_owned(), service };
+    match service {
+        Service::Sts => sts::answer(&call, operation, request),
+        Service::Eks => eks::answer(&call, request),
+        Service::Ssm => ssm::answer(&call, operation, request),
+    }
+}
+
+fn authenticate(world: &World, request: &FullRequest, service: Service) -> Result<(Caller, String), SignatureError> {
+    let claim = claim_of_headers(&request.head.headers)?;
+    let signed = Signed {
+        method: request.head.method.as_str(),
+        path: request.path(),
+        query: request.query(),
+        headers: &request.head.headers,
+        body: &request.body,
+    };
+    let caller = lock(&world.credentials).verify(&claim, &signed, service.name(), world.clock.wall())?;
+    Ok((caller, claim.region))
+}
+
+/// The endpoint from which a CI job gets its OIDC token: `GET /oidc?…&audience=…` with a bearer token.
+fn ci_token(world: &World, request: &FullRequest) -> Response {
+    let authorization = request.header("authorization");
+    let given = authorization
+        .split_once(' ')
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token);
+    if given != Some(world.ci_request_token.as_str()) {
+        return json(401, &json!({"message": "the request token is missing or wrong"}));
+    }
+    let audience =
+        parse_query(request.query()).into_iter().find(|(name, _)| name == "audience").map(|(_, value)| value);
+    let now = world.clock.wall();
+    let claims = OidcClaims {
+        issuer: OIDC_ISSUER.to_owned(),
+        audience: audience.unwrap_or_else(|| "https://github.com/example".to_owned()),
+        subject: "repo:example/repository:ref:refs/heads/main".to_owned(),
+        expires: now + world.config.oidc_token_lifetime,
+    };
+    json(200, &json!({"count": 1, "value": world.oidc.mint(&claims, now)}))
+}

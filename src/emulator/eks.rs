@@ -1,0 +1,124 @@
+//! EKS: ListClusters and DescribeCluster.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+
+use super::{
+    api::{ApiError, Call},
+    http::{FullRequest, Response, json},
+    sigv4::parse_query,
+    world::Cluster,
+};
+
+/// Most names in one answer, whatever is configured.
+const MAX_RESULTS: usize = 100;
+
+/// The operation that a request is for.
+pub(super) fn operation(method: &str, path: &str) -> Option<&'static str> {
+    let rest = path.strip_prefix("/clusters").filter(|_| method == "GET")?;
+    match rest.strip_prefix('/') {
+        None if rest.is_empty() => Some("ListClusters"),
+        Some("") => Some("ListClusters"),
+        Some(name) if !name.contains('/') => Some("DescribeCluster"),
+        Some(_) | None => None,
+    }
+}
+
+pub(super) fn answer(call: &Call<'_>, request: &FullRequest) -> Result<Response, ApiError> {
+    match request.path().strip_prefix("/clusters/").filter(|name| !name.is_empty()) {
+        Some(name) => describe(call, name),
+        None => list(call, request.query()),
+    }
+}
+
+fn list(call: &Call<'_>, query: &str) -> Result<Response, ApiError> {
+    call.authorize(&format!("arn:aws:eks:{}:{}:cluster/*", call.region, call.caller.account))?;
+    let parameters = parse_query(query);
+    let parameter = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let all = parameters.iter().any(|(name, value)| name == "include" && value == "all");
+    let names: Vec<&str> = call
+        .world
+        .clusters
+        .iter()
+        .filter(|cluster| cluster.region == call.region && (all || !cluster.config.connected))
+        .map(|cluster| cluster.config.name.as_str())
+        .collect();
+    let invalid = |message: &str| ApiError::new(400, "InvalidParameterException", message);
+    let start = match parameter("nextToken") {
+        None => 0,
+        Some(token) => {
+            read_token(token).filter(|start| *start <= names.len()).ok_or_else(|| invalid("Invalid nextToken"))?
+        }
+    };
+    let asked = match parameter("maxResults") {
+        None => MAX_RESULTS,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|results| (1..=MAX_RESULTS).contains(results))
+            .ok_or_else(|| invalid("maxResults needs to be between 1 and 100"))?,
+    };
+    let end = names.len().min(start + asked.min(call.world.config.list_page_len.max(1)));
+    let next = (end < names.len()).then(|| STANDARD.encode(format!("clusters/{end}")));
+    Ok(json(200, &json!({"clusters": names[start..end], "nextToken": next})))
+}
+
+fn read_token(token: &str) -> Option<usize> {
+    String::from_utf8(STANDARD.decode(token).ok()?).ok()?.strip_prefix("clusters/")?.parse().ok()
+}
+
+fn describe(call: &Call<'_>, name: &str) -> Result<Response, ApiError> {
+    call.authorize(&format!("arn:aws:eks:{}:{}:cluster/{name}", call.region, call.caller.account))?;
+    let found = call.world.clusters.iter().find(|c| c.region == call.region && c.config.name == name);
+    let cluster = found.ok_or_else(|| {
+        ApiError::new(404, "ResourceNotFoundException", format!("No cluster found for name: {name}."))
+    })?;
+    Ok(json(200, &json!({ "cluster": description(cluster) })))
+}
+
+fn description(cluster: &Cluster) -> Value {
+    let config = &cluster.config;
+    let mut value = json!({
+        "name": config.name,
+        "arn": cluster.arn(),
+        "createdAt": 1_700_000_000.0,
+        "version": config.version,
+        "status": config.status,
+        "roleArn": format!("arn:aws:iam::{}:role/eks-cluster", cluster.account),
+        "platformVersion": "eks.7",
+        "kubernetesNetworkConfig": {"serviceIpv4Cidr": "10.100.0.0/16", "ipFamily": "ipv4"},
+        "logging": {"clusterLogging": []},
+        "certificateAuthority": {},
+        "tags": {"emulated": "true"},
+        "health": {"issues": []},
+        "resourcesVpcConfig": {
+            "subnetIds": ["subnet-0a1b2c3d4e5f60718", "subnet-08f7e6d5c4b3a2910"],
+            "securityGroupIds": [],
+            "clusterSecurityGroupId": "sg-0c0ffee0c0ffee0c0",
+            "vpcId": "vpc-0a0b0c0d0e0f01020",
+            "endpointPublicAccess": config.public_access,
+            "endpointPrivateAccess": config.private_access,
+            "publicAccessCidrs": if config.public_access { json!(["0.0.0.0/0"]) } else { json!([]) },
+        },
+    });
+    if config.has_endpoint {
+        value["endpoint"] = format!("https://{}", Cluster::endpoint_host(&cluster.id, &cluster.region)).into();
+        value["certificateAuthority"] = json!({ "data": cluster.authority });
+        let issuer = format!("https://oidc.eks.{}.amazonaws.com/id/{}", cluster.region, cluster.id);
+        value["identity"] = json!({"oidc": {"issuer": issuer}});
+    }
+    if let Some(mode) = &config.authentication_mode {
+        value["accessConfig"] = json!({ "authenticationMode": mode });
+    }
+    if config.connected {
+        value["connectorConfig"] = json!({"activationId": "e1f2", "provider": "OTHER", "roleArn": value["roleArn"]});
+    }
+    if config.outpost {
+        value["id"] = cluster.id.clone().into();
+        value["outpostConfig"] = json!({
+            "outpostArns": [format!("arn:aws:outposts:{}:{}:outpost/op-0a1b2c3d4e5f60718", cluster.region, cluster.account)],
+            "controlPlaneInstanceType": "m5.large",
+        });
+    }
+    value
+}

@@ -1,0 +1,359 @@
+//! The agent's connections: dials in turn, one task for each stream, and one receive budget.
+//!
+//! As in the agent, a dial that hangs holds up all later ones, and data that destinations have not
+//! taken counts against 4 MiB for all streams together; when they are spent the agent stops reading.
+
+use std::{
+    collections::VecDeque,
+    future::{Future, pending},
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{Notify, mpsc},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    super::{
+        journal::Event,
+        script::Destination,
+        world::{World, lock},
+    },
+    Session, Streams,
+};
+use crate::proto::smux::frame::StreamId;
+
+/// Data that destinations have not taken, in bytes, above which the agent stops reading:
+/// `MaxReceiveBuffer` of smux.
+const RECEIVE_BUDGET: usize = 4 << 20;
+
+/// Largest frame that the agent makes: `MaxFrameSize` of smux.
+const MAX_FRAME_LEN: usize = 32_768;
+
+/// Events of connections that wait for the session's task.
+const EVENT_QUEUE_LEN: usize = 16;
+
+/// Addresses that agents refuse to forward to, whatever is routed there.
+const FORBIDDEN: [&str; 9] = [
+    "169.254.169.254",
+    "169.254.169.253",
+    "169.254.169.123",
+    "169.254.169.250",
+    "169.254.169.251",
+    "fd00:ec2::254",
+    "fd00:ec2::253",
+    "fd00:ec2::123",
+    "fd00:ec2::240",
+];
+
+/// What a connection reports.
+#[derive(Debug)]
+pub(super) enum FromDestination {
+    /// The destination sent data.
+    Data(StreamId, Bytes),
+    /// The connection is closed; nothing follows.
+    Closed(StreamId),
+    /// There is no connection.
+    DialFailed(StreamId),
+}
+
+#[derive(Debug)]
+enum ToDestination {
+    Data(Bytes),
+    Fin,
+}
+
+/// Bytes that wait for destinations.
+#[derive(Debug, Default)]
+struct Budget {
+    held: AtomicUsize,
+    released: Notify,
+}
+
+impl Budget {
+    fn release(&self, len: usize) {
+        self.held.fetch_sub(len, Ordering::AcqRel);
+        self.released.notify_one();
+    }
+}
+
+type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+
+struct Waiting {
+    id: StreamId,
+    commands: mpsc::UnboundedReceiver<ToDestination>,
+}
+
+/// All connections of one session.
+pub(super) struct Destinations {
+    world: Arc<World>,
+    session: Arc<Session>,
+    name: String,
+    address: Option<SocketAddr>,
+    streams: Streams<mpsc::UnboundedSender<ToDestination>>,
+    waiting: VecDeque<Waiting>,
+    dial: Option<Dial>,
+    events: mpsc::Receiver<FromDestination>,
+    event_sender: mpsc::Sender<FromDestination>,
+    budget: Arc<Budget>,
+    stop: CancellationToken,
+}
+
+impl Drop for Destinations {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Destinations {
+    pub(super) fn new(world: Arc<World>, session: Arc<Session>) -> Self {
+        let (event_sender, events) = mpsc::channel(EVENT_QUEUE_LEN);
+        Self {
+            name: session.destination(),
+            stop: world.stop.child_token(),
+            world,
+            session,
+            address: None,
+            streams: Streams::new(),
+            waiting: VecDeque::new(),
+            dial: None,
+            events,
+            event_sender,
+            budget: Arc::default(),
+        }
+    }
+
+    /// Looks the destination up, once for the session; the error is the text for the client.
+    pub(super) fn resolve(&mut self) -> Result<(), String> {
+        let host = self.name.rsplit_once(':').map_or(self.name.as_str(), |(host, _)| host);
+        if FORBIDDEN.contains(&host) {
+            return Err(format!("Forwarding to IP address {host} is forbidden."));
+        }
+        self.address = lock(&self.world.routes).get(&self.name).copied();
+        match self.address {
+            Some(_) => Ok(()),
+            None if host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()) => {
+                Err(format!("Forwarding to IP address {host} is forbidden."))
+            }
+            None => Err(format!("Unable to resolve host: lookup {host}: no such host")),
+        }
+    }
+
+    /// Whether the agent reads on.
+    pub(super) fn can_receive(&self) -> bool {
+        self.budget.held.load(Ordering::Acquire) < RECEIVE_BUDGET
+    }
+
+    /// Waits until a destination has taken something.
+    pub(super) fn released(&self) -> impl Future<Output = ()> + use<> {
+        let budget = self.budget.clone();
+        async move { budget.released.notified().await }
+    }
+
+    /// Queues a dial for a new stream.
+    pub(super) fn open(&mut self, id: StreamId) {
+        self.session.counters.streams.fetch_add(1, Ordering::Relaxed);
+        let (sender, commands) = mpsc::unbounded_channel();
+        self.streams.insert(id, sender);
+        self.waiting.push_back(Waiting { id, commands });
+        self.dial_next();
+    }
+
+    pub(super) fn write(&self, id: StreamId, data: Bytes) {
+        let Some(stream) = self.streams.get(&id) else { return };
+        let len = data.len();
+        self.budget.held.fetch_add(len, Ordering::AcqRel);
+        if stream.send(ToDestination::Data(data)).is_err() {
+            self.budget.release(len);
+        }
+    }
+
+    /// The client has closed the stream: what is buffered is written, then the connection is closed.
+    pub(super) fn finish(&self, id: StreamId) {
+        if let Some(stream) = self.streams.get(&id) {
+            // A connection that is gone reports its own end.
+            let _gone = stream.send(ToDestination::Fin);
+        }
+    }
+
+    /// Closes everything at once; no event follows.
+    pub(super) fn close_all(&mut self) {
+        self.stop.cancel();
+        self.stop = self.world.stop.child_token();
+        self.streams.clear();
+        self.waiting.clear();
+        self.dial = None;
+        let (event_sender, events) = mpsc::channel(EVENT_QUEUE_LEN);
+        self.event_sender = event_sender;
+        self.events = events;
+        self.budget = Arc::default();
+    }
+
+    /// Waits for the next event.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: a dial that has not ended stays.
+    pub(super) async fn next_event(&mut self) -> FromDestination {
+        loop {
+            tokio::select! {
+                biased;
+                Some(event) = self.events.recv() => {
+                    if let FromDestination::Closed(id) = &event {
+                        self.streams.remove(id);
+                    }
+                    return event;
+                }
+                outcome = dialled(&mut self.dial) => {
+                    self.dial = None;
+                    let waiting = self.waiting.pop_front();
+                    let connected = outcome.is_ok();
+                    self.world.journal.record(Event::Dialled {
+                        session: self.session.start.id.clone(),
+                        destination: self.name.clone(),
+                        connected,
+                    });
+                    self.dial_next();
+                    match (waiting, outcome) {
+                        (Some(waiting), Ok(tcp)) => self.connect(waiting, tcp),
+                        (Some(mut waiting), Err(_)) => {
+                            self.streams.remove(&waiting.id);
+                            drain(&mut waiting.commands, &self.budget);
+                            return FromDestination::DialFailed(waiting.id);
+                        }
+                        (None, _) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn behaviour(&self) -> Destination {
+        let settings = self.world.settings();
+        let found = settings.destinations.get(&self.name).or_else(|| settings.destinations.get("*"));
+        found.copied().unwrap_or_default()
+    }
+
+    fn dial_next(&mut self) {
+        if self.dial.is_some() || self.waiting.is_empty() {
+            return;
+        }
+        let (behaviour, address) = (self.behaviour(), self.address);
+        self.dial = Some(Box::pin(async move {
+            match behaviour {
+                Destination::Refused => return Err(io::ErrorKind::ConnectionRefused.into()),
+                Destination::BlackHole => return pending().await,
+                Destination::Slow(time) => tokio::time::sleep(time).await,
+                Destination::Reachable | Destination::NeverReads | Destination::HalfCloses => {}
+            }
+            let tcp = TcpStream::connect(address.ok_or(io::ErrorKind::AddrNotAvailable)?).await?;
+            tcp.set_nodelay(true)?;
+            Ok(tcp)
+        }));
+    }
+
+    fn connect(&self, waiting: Waiting, tcp: TcpStream) {
+        let connection = Connection {
+            id: waiting.id,
+            behaviour: self.behaviour(),
+            commands: waiting.commands,
+            events: self.event_sender.clone(),
+            budget: self.budget.clone(),
+            session: self.session.clone(),
+        };
+        let stop = self.stop.clone();
+        self.world.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = connection.run(tcp) => {}
+            }
+        });
+    }
+}
+
+async fn dialled(dial: &mut Option<Dial>) -> io::Result<TcpStream> {
+    match dial {
+        Some(dial) => dial.await,
+        None => pending().await,
+    }
+}
+
+/// Gives back what is queued for a connection that will not take it.
+fn drain(commands: &mut mpsc::UnboundedReceiver<ToDestination>, budget: &Budget) {
+    commands.close();
+    while let Ok(command) = commands.try_recv() {
+        if let ToDestination::Data(data) = command {
+            budget.release(data.len());
+        }
+    }
+}
+
+/// One connection to the destination.
+struct Connection {
+    id: StreamId,
+    behaviour: Destination,
+    commands: mpsc::UnboundedReceiver<ToDestination>,
+    events: mpsc::Sender<FromDestination>,
+    budget: Arc<Budget>,
+    session: Arc<Session>,
+}
+
+impl Connection {
+    /// Copies both ways until one side has had enough, then closes the connection, as the agent does.
+    async fn run(mut self, mut tcp: TcpStream) {
+        let (mut reader, mut writer) = tcp.split();
+        let (id, behaviour) = (self.id, self.behaviour);
+        let events = self.events.clone();
+        let download = async move {
+            if behaviour == Destination::HalfCloses {
+                return;
+            }
+            let mut buffer = BytesMut::new();
+            loop {
+                buffer.reserve(MAX_FRAME_LEN);
+                match (&mut reader).take(MAX_FRAME_LEN as u64).read_buf(&mut buffer).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) if events.send(FromDestination::Data(id, buffer.split().freeze())).await.is_err() => return,
+                    Ok(_) => {}
+                }
+            }
+        };
+        let (commands, budget, session) = (&mut self.commands, &self.budget, &self.session);
+        let upload = async move {
+            while let Some(command) = commands.recv().await {
+                let data = match command {
+                    ToDestination::Data(data) => data,
+                    ToDestination::Fin => return,
+                };
+                if behaviour == Destination::NeverReads {
+                    // The bytes stay where they are: in the budget.
+                    continue;
+                }
+                let outcome = writer.write_all(&data).await;
+                budget.release(data.len());
+                let len = u64::try_from(data.len()).unwrap_or_default();
+                session.counters.bytes_to_destination.fetch_add(len, Ordering::Relaxed);
+                if outcome.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = download => {}
+            () = upload => {}
+        }
+        drop(tcp);
+        drain(&mut self.commands, &self.budget);
+        let _session_is_gone = self.events.send(FromDestination::Closed(self.id)).await;
+    }
+}

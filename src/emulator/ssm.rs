@@ -1,0 +1,292 @@
+//! Systems Manager: sessions and what is known of bastions.
+
+use std::sync::Arc;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{
+    api::{ApiError, Call},
+    config::{BastionConfig, PORT_DOCUMENT, REMOTE_HOST_DOCUMENT},
+    http::{FullRequest, Response, response},
+    journal::Event,
+    script::Resume,
+    session::{Parameters, Session, SessionStart, SessionState},
+    world::lock,
+};
+
+/// Bytes of a `cell-number`, chosen so that its base64 form has `+`, `/` and `=`.
+const CELL_NUMBER: [u8; 10] = [0, 0, 0, 0xfb, 0xef, 0xbe, 0xff, 0xff, 0xff, 0x01];
+
+pub(super) fn answer(call: &Call<'_>, operation: &str, request: &FullRequest) -> Result<Response, ApiError> {
+    let input: Value = serde_json::from_slice(&request.body)
+        .ok()
+        .filter(Value::is_object)
+        .ok_or_else(|| ApiError::new(400, "SerializationException", "the body is not a JSON object"))?;
+    let output = match operation {
+        "StartSession" => start(call, &input)?,
+        "ResumeSession" => resume(call, &input)?,
+        "TerminateSession" => terminate(call, &input)?,
+        "DescribeSessions" => describe_sessions(call, &input)?,
+        "DescribeInstanceInformation" => describe_instances(call, &input)?,
+        "GetConnectionStatus" => connection_status(call, &input)?,
+        other => return Err(ApiError::new(400, "UnknownOperationException", format!("no operation {other}"))),
+    };
+    Ok(response(200, "application/x-amz-json-1.1", output.to_string()))
+}
+
+fn invalid(message: impl Into<String>) -> ApiError {
+    ApiError::new(400, "ValidationException", message)
+}
+
+fn text<'a>(input: &'a Value, name: &str, max_len: usize) -> Result<&'a str, ApiError> {
+    match input.get(name).and_then(Value::as_str) {
+        Some(value) if !value.is_empty() && value.len() <= max_len => Ok(value),
+        Some(_) => {
+            Err(invalid(format!("1 validation error detected: '{name}' must have length between 1 and {max_len}")))
+        }
+        None => Err(invalid(format!("1 validation error detected: Value null at '{name}': Member must not be null"))),
+    }
+}
+
+fn target_arn(call: &Call<'_>, target: &str) -> String {
+    let (region, account) = (&call.region, &call.caller.account);
+    if target.starts_with("mi-") {
+        format!("arn:aws:ssm:{region}:{account}:managed-instance/{target}")
+    } else if let Some(task) = target.strip_prefix("ecs:") {
+        let mut parts = task.rsplitn(3, '_').skip(1);
+        let (task, cluster) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        format!("arn:aws:ecs:{region}:{account}:task/{cluster}/{task}")
+    } else {
+        format!("arn:aws:ec2:{region}:{account}:instance/{target}")
+    }
+}
+
+fn start(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
+    let world = call.world;
+    let target = text(input, "Target", 400)?;
+    call.authorize(&target_arn(call, target))?;
+    let document = input.get("DocumentName").and_then(Value::as_str).unwrap_or("SSM-SessionManagerRunShell");
+    if world.settings().denied_documents.contains(document) {
+        return Err(call.denied(&format!("arn:aws:ssm:{}::document/{document}", call.region)));
+    }
+    let reason = match input.get("Reason") {
+        None | Some(Value::Null) => None,
+        Some(_) => Some(text(input, "Reason", 256)?.to_owned()),
+    };
+    let bastion = world.config.bastions.iter().find(|bastion| bastion.id == target);
+    let Some(bastion) = bastion.filter(|bastion| is_online(call, bastion)) else {
+        return Err(ApiError::new(400, "TargetNotConnected", format!("{target} is not connected.")));
+    };
+    if ![REMOTE_HOST_DOCUMENT, PORT_DOCUMENT].contains(&document)
+        || !bastion.documents.iter().any(|known| known == document)
+    {
+        return Err(ApiError::new(400, "InvalidDocument", format!("Document with name {document} does not exist.")));
+    }
+    let parameters = parameters(document, input)?;
+    let digits = Uuid::new_v4().simple().to_string();
+    let id = format!("{}-{}", call.caller.session_name, &digits[..17]);
+    let foreign = world.settings().foreign_stream_host.clone();
+    let gateway = foreign.map_or_else(|| world.gateway.clone(), |host| format!("wss://{host}"));
+    let stream_url =
+        format!("{gateway}/v1/data-channel/{id}?role=publish_subscribe&cell-number={}", STANDARD.encode(CELL_NUMBER));
+    let token = new_token();
+    let session = Session::start(
+        world,
+        SessionStart {
+            id: id.clone(),
+            target: target.to_owned(),
+            agent_version: bastion.agent_version.clone(),
+            document: document.to_owned(),
+            region: call.region.clone(),
+            owner: call.caller.clone(),
+            parameters,
+            reason,
+            stream_url: stream_url.clone(),
+        },
+    );
+    session.set_token(token.clone(), world.clock.instant() + world.config.stream_token_lifetime);
+    world.journal.record(Event::SessionStarted { session: id.clone() });
+    Ok(json!({"SessionId": id, "TokenValue": token, "StreamUrl": stream_url}))
+}
+
+fn new_token() -> String {
+    STANDARD.encode(
+        [
+            b"\x00\x02emulated".as_slice(),
+            Uuid::new_v4().as_bytes(),
+            Uuid::new_v4().as_bytes(),
+            Uuid::new_v4().as_bytes(),
+        ]
+        .concat(),
+    )
+}
+
+fn is_online(call: &Call<'_>, bastion: &BastionConfig) -> bool {
+    !call.world.settings().offline_bastions.contains(&bastion.id)
+}
+
+/// Reads `Parameters` as the documents declare them.
+fn parameters(document: &str, input: &Value) -> Result<Parameters, ApiError> {
+    let wrong = |message: String| ApiError::new(400, "InvalidParameters", message);
+    let empty = serde_json::Map::new();
+    let given = match input.get("Parameters") {
+        None | Some(Value::Null) => &empty,
+        Some(value) => value.as_object().ok_or_else(|| wrong("Parameters is not a map".into()))?,
+    };
+    let mut parameters = Parameters { host: None, port: "80".to_owned(), local_port: "0".to_owned() };
+    for (name, value) in given {
+        let value = match value.as_array().map(Vec::as_slice) {
+            Some([Value::String(value)]) => value.clone(),
+            _ => return Err(wrong(format!("Parameter {name} is not a list of one string"))),
+        };
+        let is_port = value.parse::<u16>().is_ok() && value.bytes().all(|byte| byte.is_ascii_digit());
+        match name.as_str() {
+            "portNumber" if is_port && value != "0" => parameters.port = value,
+            "localPortNumber" if is_port => parameters.local_port = value,
+            "host"
+                if document == REMOTE_HOST_DOCUMENT && !value.is_empty() && !value.contains([' ', '/', ';', '$']) =>
+            {
+                parameters.host = Some(value);
+            }
+            _ => {
+                return Err(wrong(format!(
+                    "Parameter {name} with value {value} is not defined in document {document} or not allowed by it"
+                )));
+            }
+        }
+    }
+    if document == REMOTE_HOST_DOCUMENT && parameters.host.is_none() {
+        return Err(wrong("Parameter host is required".into()));
+    }
+    Ok(parameters)
+}
+
+fn session_arn(call: &Call<'_>, id: &str) -> String {
+    format!("arn:aws:ssm:{}:{}:session/{id}", call.region, call.caller.account)
+}
+
+/// Finds a session and checks that it is the caller's, as the usual policies ask for.
+fn own_session(call: &Call<'_>, id: &str) -> Result<Option<Arc<Session>>, ApiError> {
+    call.authorize(&session_arn(call, id))?;
+    match call.world.session(id).filter(|session| session.start.region == call.region) {
+        Some(session) if session.start.owner.user_id != call.caller.user_id => Err(call.denied(&session_arn(call, id))),
+        found => Ok(found),
+    }
+}
+
+fn resume(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
+    let id = text(input, "SessionId", 96)?;
+    let gone = || ApiError::new(400, "DoesNotExistException", format!("Session {id} does not exist or has ended."));
+    let session = own_session(call, id)?.ok_or_else(gone)?;
+    let mode = call.world.settings().resume;
+    match (mode, session.state()) {
+        (Resume::Refused, _) | (_, SessionState::Ended) => Err(gone()),
+        (Resume::WithoutToken, _) => Ok(json!({ "SessionId": id })),
+        (Resume::Granted, SessionState::Waiting | SessionState::Connected | SessionState::Disconnected) => {
+            let token = new_token();
+            session.resume(token.clone(), call.world.clock.instant() + call.world.config.stream_token_lifetime);
+            call.world.journal.record(Event::SessionResumed { session: id.to_owned() });
+            Ok(json!({"SessionId": id, "TokenValue": token, "StreamUrl": session.start.stream_url}))
+        }
+    }
+}
+
+fn terminate(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
+    let id = text(input, "SessionId", 96)?;
+    if let Some(session) = own_session(call, id)? {
+        session.terminate();
+    }
+    Ok(json!({ "SessionId": id }))
+}
+
+fn describe_sessions(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
+    call.authorize("*")?;
+    let active = match text(input, "State", 10)? {
+        "Active" => true,
+        "History" => false,
+        _ => return Err(invalid("State must be Active or History")),
+    };
+    let filters = filters(input, &["SessionId", "Target", "Owner", "Status"], "key", "value")?;
+    let sessions: Vec<Value> = lock(&call.world.sessions)
+        .values()
+        .filter(|session| (session.state() != SessionState::Ended) == active)
+        .map(|session| {
+            let status = match session.state() {
+                SessionState::Waiting | SessionState::Connected => "Connected",
+                SessionState::Disconnected => "Disconnected",
+                SessionState::Ended => "Terminated",
+            };
+            json!({
+                "SessionId": session.start.id,
+                "Target": session.start.target,
+                "Status": status,
+                "Owner": session.start.owner.arn,
+                "DocumentName": session.start.document,
+                "Reason": session.start.reason,
+                "StartDate": session.started.as_secs(),
+            })
+        })
+        .filter(|session| filters.iter().all(|(key, values)| values.iter().any(|value| session[key] == *value)))
+        .collect();
+    Ok(json!({ "Sessions": sessions }))
+}
+
+/// A filter's key and the values of which one has to match.
+type Filter = (String, Vec<String>);
+
+fn filters(input: &Value, known: &[&str], key: &str, value: &str) -> Result<Vec<Filter>, ApiError> {
+    let list = input.get("Filters").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    list.iter()
+        .map(|filter| {
+            let name = filter.get(key).and_then(Value::as_str).unwrap_or_default();
+            let wanted: Vec<String> = match filter.get(value) {
+                Some(Value::String(value)) => vec![value.clone()],
+                Some(Value::Array(values)) => values.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+                _ => Vec::new(),
+            };
+            if !known.contains(&name) || wanted.is_empty() {
+                return Err(ApiError::new(400, "InvalidFilterKey", format!("the filter {name} is not known")));
+            }
+            Ok((name.to_owned(), wanted))
+        })
+        .collect()
+}
+
+fn describe_instances(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
+    call.authorize("*")?;
+    if input.get("MaxResults").and_then(Value::as_u64).is_some_and(|results| !(5..=50).contains(&results)) {
+        return Err(invalid("MaxResults must be between 5 and 50"));
+    }
+    let filters = filters(input, &["InstanceIds"], "Key", "Values")?;
+    let bastions = call.world.config.bastions.iter();
+    let list: Vec<Value> = bastions
+        .filter(|bastion| {
+            !bastion.id.starts_with("ecs:") && filters.iter().all(|(_, wanted)| wanted.contains(&bastion.id))
+        })
+        .map(|bastion| {
+            json!({
+                "InstanceId": bastion.id,
+                "PingStatus": if is_online(call, bastion) { "Online" } else { "ConnectionLost" },
+                "LastPingDateTime": call.world.clock.wall().as_secs(),
+                "AgentVersion": bastion.agent_version,
+                "IsLatestVersion": false,
+                "PlatformType": "Linux",
+                "PlatformName": "Amazon Linux",
+                "PlatformVersion": "2023",
+                "ResourceType": if bastion.id.starts_with("mi-") { "ManagedInstance" } else { "EC2Instance" },
+                "ComputerName": "bastion",
+            })
+        })
+        .collect();
+    Ok(json!({ "InstanceInformationList": list }))
+}
+
+fn connection_status(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
+    let target = text(input, "Target", 400)?;
+    call.authorize(&target_arn(call, target))?;
+    let known = call.world.config.bastions.iter().find(|bastion| bastion.id == target);
+    let status = if known.is_some_and(|bastion| is_online(call, bastion)) { "connected" } else { "notconnected" };
+    Ok(json!({"Target": target, "Status": status}))
+}

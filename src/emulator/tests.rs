@@ -1,0 +1,8 @@
+//! Tests of the emulator by itself, with a client of its own: what is right goes through, what is
+//! wrong is noticed.
+
+mod agent;
+mod api;
+mod channel;
+mod kube;
+mod support;

@@ -1,0 +1,168 @@
+//! What all parts of the emulator share: configuration, settings in force, credentials, sessions,
+//! the journal, and the owner of every task.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    clock::Clock,
+    config::{ClusterConfig, Config},
+    credentials::{Caller, Credentials, Oidc, upper_alphanumeric},
+    journal::Journal,
+    script::{Command, Failure, Settings},
+    session::{Control, Session, SessionState},
+};
+
+/// A lock whose holder panicked is still good: every holder changes it in one step.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An emulated cluster with its server.
+pub(super) struct Cluster {
+    pub(super) config: ClusterConfig,
+    pub(super) region: String,
+    pub(super) account: String,
+    /// Id of the endpoint: 32 hexadecimal digits.
+    pub(super) id: String,
+    /// PEM of the authority, in base64.
+    pub(super) authority: String,
+    /// Where the API server listens on this machine.
+    pub(super) address: SocketAddr,
+}
+
+impl Cluster {
+    pub(super) fn endpoint_host(id: &str, region: &str) -> String {
+        format!("{id}.gr7.{region}.eks.amazonaws.com")
+    }
+
+    pub(super) fn arn(&self) -> String {
+        format!("arn:aws:eks:{}:{}:cluster/{}", self.region, self.account, self.config.name)
+    }
+}
+
+/// See the module.
+pub(super) struct World {
+    pub(super) config: Config,
+    pub(super) clock: Clock,
+    pub(super) journal: Journal,
+    pub(super) settings: Mutex<Settings>,
+    /// Changes with the settings.
+    pub(super) settings_version: watch::Sender<u64>,
+    pub(super) credentials: Mutex<Credentials>,
+    pub(super) oidc: Oidc,
+    /// What the CI endpoint wants as its bearer token.
+    pub(super) ci_request_token: String,
+    /// Part of the user id of each role, by name.
+    role_ids: BTreeMap<String, String>,
+    pub(super) clusters: Vec<Arc<Cluster>>,
+    /// Where the message gateway is: scheme, host and port.
+    pub(super) gateway: String,
+    pub(super) sessions: Mutex<BTreeMap<String, Arc<Session>>>,
+    /// `host:port` as agents see it, and where it leads.
+    pub(super) routes: Mutex<BTreeMap<String, SocketAddr>>,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+}
+
+/// What [`World::new`] takes besides the configuration.
+pub(super) struct Places {
+    pub(super) clusters: Vec<Arc<Cluster>>,
+    pub(super) gateway: String,
+}
+
+impl World {
+    pub(super) fn new(config: Config, places: Places, stop: CancellationToken, tasks: TaskTracker) -> Self {
+        let mut settings = config.settings.clone();
+        settings.offline_bastions.extend(config.bastions.iter().filter(|b| !b.online).map(|b| b.id.clone()));
+        let clock = Clock::default();
+        clock.set_skew_ms(settings.clock_skew_ms);
+        let mut routes: BTreeMap<String, SocketAddr> = config.hosts.iter().cloned().collect();
+        for cluster in &places.clusters {
+            routes.insert(format!("{}:443", Cluster::endpoint_host(&cluster.id, &cluster.region)), cluster.address);
+        }
+        Self {
+            clock,
+            journal: Journal::new(),
+            settings: Mutex::new(settings),
+            settings_version: watch::Sender::new(0),
+            credentials: Mutex::default(),
+            oidc: Oidc::new(),
+            ci_request_token: upper_alphanumeric(32),
+            role_ids: config
+                .roles
+                .iter()
+                .map(|role| (role.clone(), format!("AROA{}", upper_alphanumeric(17))))
+                .collect(),
+            clusters: places.clusters,
+            gateway: places.gateway,
+            sessions: Mutex::default(),
+            routes: Mutex::new(routes),
+            stop,
+            tasks,
+            config,
+        }
+    }
+
+    pub(super) fn settings(&self) -> MutexGuard<'_, Settings> {
+        lock(&self.settings)
+    }
+
+    /// Changes the settings and tells all sessions.
+    pub(super) fn update(&self, change: impl FnOnce(&mut Settings)) {
+        let skew = {
+            let mut settings = self.settings();
+            change(&mut settings);
+            settings.clock_skew_ms
+        };
+        self.clock.set_skew_ms(skew);
+        self.settings_version.send_modify(|version| *version = version.wrapping_add(1));
+        for session in lock(&self.sessions).values() {
+            session.control(Control::Settings);
+        }
+        self.journal.touch();
+    }
+
+    /// Does something to all sessions that are not over; returns how many they are.
+    pub(super) fn command(&self, command: &Command) -> usize {
+        let sessions = lock(&self.sessions);
+        let live = sessions.values().filter(|session| session.state() != SessionState::Ended);
+        live.map(|session| session.control(Control::Command(command.clone()))).count()
+    }
+
+    pub(super) fn session(&self, id: &str) -> Option<Arc<Session>> {
+        lock(&self.sessions).get(id).cloned()
+    }
+
+    /// The caller that assuming a role makes; `None` if there is no such role.
+    pub(super) fn role_caller(&self, role_arn: &str, session_name: &str) -> Option<Caller> {
+        let account = &self.config.account;
+        let role = role_arn.strip_prefix(&format!("arn:aws:iam::{account}:role/"))?;
+        let role_id = self.role_ids.get(role)?;
+        Some(Caller {
+            account: account.clone(),
+            arn: format!("arn:aws:sts::{account}:assumed-role/{role}/{session_name}"),
+            user_id: format!("{role_id}:{session_name}"),
+            session_name: session_name.to_owned(),
+            assumed_role: true,
+        })
+    }
+
+    /// The next scripted failure of an action, if there is one.
+    pub(super) fn take_failure(&self, action: &str) -> Option<Failure> {
+        let mut settings = self.settings();
+        let failure = settings.failing_actions.get_mut(action)?;
+        failure.calls = failure.calls.saturating_sub(1);
+        let taken = failure.clone();
+        if failure.calls == 0 {
+            settings.failing_actions.remove(action);
+        }
+        Some(taken)
+    }
+}

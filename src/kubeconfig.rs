@@ -1,0 +1,228 @@
+//! Kubeconfigs: one context per cluster, merged into a file that may be the user's own.
+//!
+//! Invariants:
+//!
+//! * Entries of this program carry an extension called `autoheal-pa` that names their manager. Only those
+//!   of the same manager are replaced or removed; everything else is kept, fields that we do not know included.
+//! * A reader never sees half a file, and two writers never lose each other's changes: client-go's lock file
+//!   is held from reading to renaming.
+//! * Every string that is written is quoted, and whatever was in the file means the same as before to a
+//!   reader of YAML 1.1 (the private module `yaml` says how). Comments are lost, as with `kubectl config`.
+//! * A namespace that the user has set on one of our contexts survives.
+//!
+//! Everything here blocks; async callers use a thread for it. Leaves out what the exec entry has to say:
+//! the caller knows that.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::cluster::Cluster;
+
+pub mod exec;
+pub(crate) mod file;
+mod merge;
+mod yaml;
+
+/// Largest kubeconfig that is read, in bytes. Hundreds of clusters fit; a bomb of aliases does little harm.
+const MAX_LEN: u64 = 1 << 20;
+
+/// The program that gives kubectl its tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exec {
+    /// Absolute path of the program.
+    pub command: String,
+    /// Its arguments, each flag joined to its value.
+    pub args: Vec<String>,
+    /// Variables that are set for it, name and value. Never a secret.
+    pub env: Vec<(String, String)>,
+}
+
+/// One cluster in a kubeconfig: a cluster, a user and a context of the same name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContextEntry {
+    /// The name, from [`context_names`].
+    pub name: String,
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The local port that leads to it, on 127.0.0.1.
+    pub port: u16,
+    /// What kubectl runs for a token.
+    pub exec: Exec,
+}
+
+/// What a manager wants a kubeconfig to hold of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Update<'a> {
+    /// The manager's name.
+    pub manager: &'a str,
+    /// Its contexts, in order; what it had before and is not among them is removed.
+    pub contexts: &'a [ContextEntry],
+    /// The current context is set to the first of them even in a file with contexts of others, unless it is
+    /// one of them already.
+    pub set_current: bool,
+}
+
+/// Brings a kubeconfig up to date, and returns the name of its current context. The file is made if it
+/// is missing. Its current context is left alone where it names a context that is there; where it does not,
+/// it becomes the first context, if all contexts in the file are of this program.
+///
+/// # Errors
+/// See [`KubeconfigError`]; the file is then as it was.
+pub fn write(path: &Path, update: &Update<'_>) -> Result<Option<String>, KubeconfigError> {
+    file::create_parent(path).map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })?;
+    let _lock = file::Lock::acquire(path, file::LOCK_ATTEMPTS)?;
+    rewrite(path, update)
+}
+
+/// Removes all that a manager has in a kubeconfig. A file that is missing is as good.
+///
+/// # Errors
+/// See [`KubeconfigError`]; the file is then as it was.
+pub fn remove(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let _lock = file::Lock::acquire(path, file::LOCK_ATTEMPTS)?;
+    rewrite(path, &Update { manager, contexts: &[], set_current: false })?;
+    Ok(())
+}
+
+/// Reads, merges and writes. The caller holds the lock.
+fn rewrite(path: &Path, update: &Update<'_>) -> Result<Option<String>, KubeconfigError> {
+    let root = match file::read(path, MAX_LEN)? {
+        Some(text) => yaml::parse(&text).map_err(|source| KubeconfigError::Syntax { path: path.to_owned(), source })?,
+        None => yaml::Node::null(),
+    };
+    let merged = merge::merge(root.clone(), update).map_err(|refusal| refusal.at(path))?;
+    let merged_root = yaml::Node::Mapping(merged.root);
+    // A file in which nothing changes keeps its comments and its time.
+    if merged_root != root {
+        file::replace(path, yaml::emit(&merged_root).as_bytes())
+            .map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })?;
+    }
+    Ok(merged.current)
+}
+
+/// Names the contexts of clusters, in their order: the prefix and the cluster's name. Where that is the same
+/// for several, all of those get their region as well, and where it still is, their account.
+#[must_use]
+pub fn context_names(prefix: &str, clusters: &[Cluster]) -> Vec<String> {
+    // How much of a cluster its name tells: itself, with its region, with its account.
+    let mut levels = vec![0_u8; clusters.len()];
+    loop {
+        let names: Vec<String> = clusters
+            .iter()
+            .zip(&levels)
+            .map(|(Cluster { name, region, account, .. }, level)| match level {
+                0 => format!("{prefix}{name}"),
+                1 => format!("{prefix}{name}-{region}"),
+                _ => format!("{prefix}{name}-{region}-{account}"),
+            })
+            .collect();
+        let mut holders: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (index, name) in names.iter().enumerate() {
+            holders.entry(name).or_default().push(index);
+        }
+        let mut changed = false;
+        for index in holders.into_values().filter(|holders| holders.len() > 1).flatten() {
+            if levels[index] < 2 {
+                levels[index] += 1;
+                changed = true;
+            }
+        }
+        if !changed {
+            return numbered(names);
+        }
+    }
+}
+
+/// Numbers names that are still the same: one cluster given twice, or one called like another with its
+/// region and account.
+fn numbered(mut names: Vec<String>) -> Vec<String> {
+    for index in 1..names.len() {
+        let mut number = 2;
+        let mut name = names[index].clone();
+        while names[..index].contains(&name) {
+            name = format!("{}-{number}", names[index]);
+            number += 1;
+        }
+        names[index] = name;
+    }
+    names
+}
+
+/// Why a kubeconfig could not be brought up to date. It is then as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeconfigError {
+    /// The file is there and cannot be read.
+    #[error("cannot read the kubeconfig `{}`", path.display())]
+    Unreadable {
+        /// The kubeconfig.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The file, its folder or its lock cannot be written.
+    #[error("cannot write the kubeconfig `{}`", path.display())]
+    Unwritable {
+        /// The kubeconfig.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is larger than any kubeconfig should be.
+    #[error("`{}` is larger than {MAX_LEN} bytes, which no kubeconfig should be", path.display())]
+    TooLarge {
+        /// The kubeconfig.
+        path: PathBuf,
+    },
+    /// The file is neither YAML nor JSON.
+    #[error("cannot understand the kubeconfig `{}`", path.display())]
+    Syntax {
+        /// The kubeconfig.
+        path: PathBuf,
+        /// What the parser says, with line and column.
+        #[source]
+        source: serde_yaml::Error,
+    },
+    /// The file is not a kubeconfig, so nothing is written over it.
+    #[error("`{}` is not a kubeconfig: {reason}", path.display())]
+    NotAKubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// There is an entry of this name that is not this manager's.
+    #[error("the kubeconfig `{}` has an entry `{name}` in `{section}` that belongs to {}", path.display(), owner_text(owner.as_deref()))]
+    NameTaken {
+        /// The kubeconfig.
+        path: PathBuf,
+        /// `clusters`, `users` or `contexts`.
+        section: &'static str,
+        /// The name.
+        name: String,
+        /// The manager that it belongs to; `None`: it is not of this program.
+        owner: Option<String>,
+    },
+    /// Another program holds the lock file, or has left it behind.
+    #[error("the kubeconfig `{}` is locked by `{}`", path.display(), lock.display())]
+    Locked {
+        /// The kubeconfig.
+        path: PathBuf,
+        /// The lock file.
+        lock: PathBuf,
+    },
+}
+
+fn owner_text(owner: Option<&str>) -> String {
+    owner.map_or_else(|| "someone else".to_owned(), |manager| format!("the manager `{manager}`"))
+}
+
+#[cfg(test)]
+mod tests;

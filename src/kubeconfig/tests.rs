@@ -1,0 +1,315 @@
+//! Tests of whole files: what is written, what is kept, what is refused.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use super::*;
+use crate::cluster::Destination;
+
+fn cluster(name: &str, region: &str, account: &str) -> Cluster {
+    Cluster {
+        name: name.to_owned(),
+        region: region.to_owned(),
+        account: account.to_owned(),
+        arn: format!("arn:aws:eks:{region}:{account}:cluster/{name}"),
+        endpoint: Destination { host: format!("{name}.gr7.{region}.eks.amazonaws.com"), port: 443 },
+        certificate_authority: "TFMwdA==".to_owned(),
+        token_name: name.to_owned(),
+    }
+}
+
+fn entry(name: &str, port: u16) -> ContextEntry {
+    let exec = Exec {
+        command: "/opt/bin/autoheal-pa".to_owned(),
+        args: vec!["token".to_owned(), format!("--cluster-name={name}")],
+        env: vec![("AWS_PROFILE".to_owned(), "no".to_owned())],
+    };
+    ContextEntry { name: format!("pa-{name}"), cluster: cluster(name, "us-east-1", "123456789012"), port, exec }
+}
+
+fn update<'a>(contexts: &'a [ContextEntry]) -> Update<'a> {
+    Update { manager: "default", contexts, set_current: false }
+}
+
+/// Writes a file and tries to bring it up to date. Returns its content and what was wrong.
+fn outcome(old: &str, update: &Update<'_>) -> (String, Option<KubeconfigError>) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config");
+    fs::write(&path, old).unwrap();
+    let error = write(&path, update).err();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no lock and no temporary file is left");
+    (fs::read_to_string(&path).unwrap(), error)
+}
+
+/// Brings a file up to date.
+fn updated(old: &str, update: &Update<'_>) -> String {
+    let (new, error) = outcome(old, update);
+    assert!(error.is_none(), "{error:?}");
+    new
+}
+
+/// Fails to bring a file up to date.
+fn refused(old: &str, update: &Update<'_>) -> KubeconfigError {
+    let (new, error) = outcome(old, update);
+    assert_eq!(new, old, "a refused file stays as it is");
+    error.unwrap()
+}
+
+fn current(text: &str) -> Option<String> {
+    yaml::parse(text).unwrap().get("current-context").and_then(|node| node.as_str().map(ToOwned::to_owned))
+}
+
+const ONE: &str = r#"apiVersion: "v1"
+kind: "Config"
+clusters:
+- name: "pa-no"
+  cluster:
+    server: "https://127.0.0.1:10100"
+    tls-server-name: "no.gr7.us-east-1.eks.amazonaws.com"
+    certificate-authority-data: "TFMwdA=="
+    extensions:
+    - name: "autoheal-pa"
+      extension:
+        manager: "default"
+users:
+- name: "pa-no"
+  user:
+    exec:
+      apiVersion: "client.authentication.k8s.io/v1beta1"
+      command: "/opt/bin/autoheal-pa"
+      args:
+      - "token"
+      - "--cluster-name=no"
+      env:
+      - name: "AWS_PROFILE"
+        value: "no"
+      interactiveMode: "Never"
+      provideClusterInfo: false
+    extensions:
+    - name: "autoheal-pa"
+      extension:
+        manager: "default"
+contexts:
+- name: "pa-no"
+  context:
+    cluster: "pa-no"
+    user: "pa-no"
+    extensions:
+    - name: "autoheal-pa"
+      extension:
+        manager: "default"
+current-context: "pa-no"
+"#;
+
+const FOREIGN: &str = r#"# The user's own.
+apiVersion: v1
+kind: Config
+preferences: {colors: true}
+clusters:
+- name: prod
+  cluster: {server: "https://prod.example", extensions: [{name: x, extension: {on: off, mode: 0644}}]}
+users:
+- name: prod
+  user: {token: "0123"}
+contexts:
+- name: prod
+  context: {cluster: prod, user: prod, namespace: "on"}
+current-context: prod
+"#;
+
+const FOREIGN_KEPT: &str = r#"apiVersion: v1
+kind: Config
+preferences:
+  colors: true
+clusters:
+- name: prod
+  cluster:
+    server: "https://prod.example"
+    extensions:
+    - name: x
+      extension:
+        on: off
+        mode: 0644
+"#;
+
+#[test]
+fn a_new_file_holds_exactly_this() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(".kube/autoheal-pa.yaml");
+    let contexts = [entry("no", 10100)];
+    assert_eq!(write(&path, &update(&contexts)).unwrap().as_deref(), Some("pa-no"));
+    assert_eq!(fs::read_to_string(&path).unwrap(), ONE);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+    assert_eq!(updated("", &update(&contexts)), ONE);
+    assert_eq!(
+        updated("apiVersion: v1\nkind: Config\nclusters: null\ncontexts: null\nusers: null\n", &update(&contexts))
+            .matches("pa-no")
+            .count(),
+        6
+    );
+}
+
+#[test]
+fn a_file_in_which_nothing_changes_is_not_written() {
+    let contexts = [entry("no", 10100)];
+    let commented = format!("# mine\n{ONE}");
+    assert_eq!(updated(&commented, &update(&contexts)), commented);
+    assert_eq!(updated(FOREIGN, &update(&[])), FOREIGN);
+}
+
+#[test]
+fn keeps_everything_of_others() {
+    let contexts = [entry("no", 10100)];
+    let text = updated(FOREIGN, &update(&contexts));
+    assert!(text.starts_with(FOREIGN_KEPT), "{text}");
+    assert!(text.contains("  user:\n    token: \"0123\"\n"), "{text}");
+    assert!(text.contains("    namespace: \"on\"\n"), "{text}");
+    assert_eq!(current(&text).as_deref(), Some("prod"));
+
+    // All of ours goes again, and nothing else.
+    let text = updated(&text, &update(&[]));
+    assert!(!text.contains("pa-no") && text.starts_with(FOREIGN_KEPT), "{text}");
+    assert_eq!(current(&text).as_deref(), Some("prod"));
+}
+
+#[test]
+fn reads_json() {
+    let json = r#"{"apiVersion":"v1","kind":"Config","clusters":[],"users":[],"contexts":[{"name":"no","context":{"cluster":"no","user":"no"}}]}"#;
+    let text = updated(json, &update(&[entry("a", 1)]));
+    assert!(text.contains("\"name\": \"no\"\n  \"context\":\n    \"cluster\": \"no\"\n"), "{text}");
+}
+
+#[test]
+fn replaces_what_it_had_before() {
+    let text = updated(ONE, &update(&[entry("b", 10100), entry("a", 10101)]));
+    assert!(!text.contains("pa-no"), "{text}");
+    assert_eq!(current(&text).as_deref(), Some("pa-b"));
+    let text = updated(&text, &update(&[entry("a", 10100)]));
+    assert!(text.contains("https://127.0.0.1:10100") && !text.contains("10101"), "{text}");
+    assert_eq!(current(&text).as_deref(), Some("pa-a"));
+    let text = updated(&text, &update(&[]));
+    assert!(!text.contains("pa-"), "{text}");
+    assert_eq!(current(&text).as_deref(), Some(""));
+}
+
+#[test]
+fn keeps_the_current_context_and_the_namespace() {
+    let contexts = [entry("a", 1), entry("b", 2)];
+    let text = updated("", &update(&contexts));
+    // As kubectl leaves it after `config use-context` and `config set-context --current --namespace`.
+    let text = text.replace("current-context: \"pa-a\"", "current-context: pa-b");
+    let text = text.replace("    cluster: \"pa-b\"\n", "    cluster: pa-b\n    namespace: \"on\"\n");
+    let again = updated(&text, &update(&[entry("a", 3), entry("b", 4)]));
+    assert_eq!(current(&again).as_deref(), Some("pa-b"));
+    assert!(again.contains("    user: \"pa-b\"\n    namespace: \"on\"\n"), "{again}");
+    assert!(again.contains(":4\"") && !again.contains(":2\""), "{again}");
+}
+
+#[test]
+fn managers_share_a_file() {
+    let text = updated("", &update(&[entry("a", 1)]));
+    let other = [entry("b", 2)];
+    let text = updated(&text, &Update { manager: "ci", contexts: &other, set_current: false });
+    assert!(text.contains("pa-a") && text.contains("pa-b"), "{text}");
+    assert_eq!(current(&text).as_deref(), Some("pa-a"));
+    let text = updated(&text, &update(&[]));
+    assert!(!text.contains("pa-a") && text.contains("pa-b"), "{text}");
+    assert_eq!(current(&text).as_deref(), Some("pa-b"));
+}
+
+#[test]
+fn sets_the_current_context_of_others_only_on_request() {
+    let contexts = [entry("a", 1), entry("b", 2)];
+    let text = updated(FOREIGN, &Update { set_current: true, ..update(&contexts) });
+    assert_eq!(current(&text).as_deref(), Some("pa-a"));
+    let text = text.replace("current-context: \"pa-a\"", "current-context: \"pa-b\"");
+    let text = updated(&text, &Update { set_current: true, ..update(&contexts) });
+    assert_eq!(current(&text).as_deref(), Some("pa-b"));
+    // A current context that goes away leaves nothing that kubectl would stumble over.
+    let text = updated(&text, &update(&[]));
+    assert_eq!(current(&text).as_deref(), Some(""));
+    // One that was broken before is not ours to mend.
+    let broken = FOREIGN.replace("current-context: prod", "current-context: gone");
+    assert_eq!(current(&updated(&broken, &update(&contexts))).as_deref(), Some("gone"));
+}
+
+#[test]
+fn does_not_take_names_of_others() {
+    let foreign = FOREIGN.replace("prod", "pa-a");
+    let error = refused(&foreign, &update(&[entry("a", 1)]));
+    assert!(error.to_string().ends_with("has an entry `pa-a` in `clusters` that belongs to someone else"), "{error}");
+    let text = updated("", &update(&[entry("a", 1)]));
+    let error = refused(&text, &Update { manager: "ci", ..update(&[entry("a", 1)]) });
+    assert!(error.to_string().ends_with("in `clusters` that belongs to the manager `default`"), "{error}");
+}
+
+#[test]
+fn refuses_what_is_no_kubeconfig() {
+    for (text, message) in [
+        ("[]", "does not hold a mapping"),
+        ("just words", "does not hold a mapping"),
+        ("a: 1", "has no `kind`"),
+        ("apiVersion: v1\nkind: Pod\n", "its `kind` is not `Config`"),
+        ("apiVersion: v2\nkind: Config\n", "its `apiVersion` is not `v1`"),
+        ("kind: Config\nclusters: {}\n", "`clusters` is not a list"),
+        ("kind: Config\ncontexts: x\n", "`contexts` is not a list"),
+    ] {
+        let error = refused(text, &update(&[entry("a", 1)]));
+        assert!(error.to_string().ends_with(message), "{text:?}: {error}");
+    }
+    let error = refused("kind: Config\nclusters: [\n", &update(&[]));
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("line 3 column 1"), "{source}");
+    updated("clusters: []", &update(&[entry("a", 1)]));
+    // Entries of a strange shape are the user's business.
+    updated("kind: Config\nclusters: [1, {}, {name: x}]\n", &update(&[entry("a", 1)]));
+}
+
+#[test]
+fn two_writers_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config");
+    std::thread::scope(|scope| {
+        for number in 0..4_u16 {
+            let path = &path;
+            scope.spawn(move || {
+                let contexts = [entry(&format!("c{number}"), number)];
+                write(path, &Update { manager: &format!("m{number}"), contexts: &contexts, set_current: false })
+                    .unwrap();
+            });
+        }
+    });
+    let text = fs::read_to_string(&path).unwrap();
+    for number in 0..4 {
+        assert!(text.contains(&format!("- name: \"pa-c{number}\"")), "{text}");
+    }
+}
+
+#[test]
+fn removes_from_a_file_that_may_be_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    remove(&dir.path().join("none/config"), "default").unwrap();
+    let path = dir.path().join("config");
+    fs::write(&path, ONE).unwrap();
+    remove(&path, "ci").unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), ONE);
+    remove(&path, "default").unwrap();
+    assert!(!fs::read_to_string(&path).unwrap().contains("pa-no"));
+}
+
+#[test]
+fn names_contexts() {
+    let names = |clusters: &[(&str, &str, &str)]| {
+        let clusters: Vec<_> = clusters.iter().map(|(name, region, account)| cluster(name, region, account)).collect();
+        context_names("pa-", &clusters)
+    };
+    assert_eq!(names(&[("no", "r1", "1"), ("b", "r1", "1")]), ["pa-no", "pa-b"]);
+    assert_eq!(names(&[("a", "r1", "1"), ("b", "r1", "1"), ("a", "r2", "1")]), ["pa-a-r1", "pa-b", "pa-a-r2"]);
+    assert_eq!(names(&[("a", "r1", "1"), ("a", "r1", "2"), ("a", "r2", "1")]), ["pa-a-r1-1", "pa-a-r1-2", "pa-a-r2"]);
+    // One that is called like another with its region.
+    assert_eq!(
+        names(&[("a", "r1", "1"), ("a", "r2", "1"), ("a-r1", "r3", "1")]),
+        ["pa-a-r1-1", "pa-a-r2", "pa-a-r1-r3"]
+    );
+    assert_eq!(names(&[("a", "r1", "1"), ("a", "r1", "1")]), ["pa-a-r1-1", "pa-a-r1-1-2"]);
+    assert_eq!(names(&[]), [""; 0]);
+}

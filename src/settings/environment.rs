@@ -1,0 +1,148 @@
+//! What surrounds the process: variables, directories, user and host. The only reader of all that.
+//!
+//! It is a value, so that a test gives the settings any environment it likes. It keeps variables as
+//! they are; what they mean is decided in [`Settings`](super::Settings).
+
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// The surroundings of the process when it was started.
+#[derive(Clone, Default)]
+pub struct Environment {
+    pub(super) variables: BTreeMap<String, String>,
+    /// Names of variables whose values are not UTF-8.
+    pub(super) undecodable: Vec<String>,
+    /// The current directory, against which relative paths are read.
+    pub current_dir: PathBuf,
+    /// The home directory: `HOME`, else the user database.
+    pub home: Option<PathBuf>,
+    /// Where temporary files go.
+    pub temp_dir: PathBuf,
+    /// The absolute path of the running binary, if the system tells.
+    pub executable: Option<PathBuf>,
+    /// The user id.
+    pub uid: u32,
+    /// The name of this machine.
+    pub host_name: Option<String>,
+}
+
+impl std::fmt::Debug for Environment {
+    /// Shows the names of the variables only: some of the values are keys.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Environment").field("variables", &self.variables.keys()).finish_non_exhaustive()
+    }
+}
+
+impl Environment {
+    /// Reads the surroundings of this process.
+    #[must_use]
+    pub fn read() -> Self {
+        let mut variables = BTreeMap::new();
+        let mut undecodable = Vec::new();
+        for (name, value) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
+            match value.into_string() {
+                Ok(value) => drop(variables.insert(name, value)),
+                Err(_) => undecodable.push(name),
+            }
+        }
+        let host = rustix::system::uname();
+        Self {
+            variables,
+            undecodable,
+            // A current directory that has been deleted leaves relative paths relative.
+            current_dir: std::env::current_dir().unwrap_or_default(),
+            home: std::env::home_dir().filter(|home| home.is_absolute()),
+            temp_dir: std::env::temp_dir(),
+            executable: std::env::current_exe().ok(),
+            uid: rustix::process::getuid().as_raw(),
+            host_name: host.nodename().to_str().ok().filter(|name| !name.is_empty()).map(ToOwned::to_owned),
+        }
+    }
+
+    /// Returns this environment with variables added or replaced.
+    #[must_use]
+    pub fn with<N: Into<String>, V: Into<String>>(mut self, variables: impl IntoIterator<Item = (N, V)>) -> Self {
+        self.variables.extend(variables.into_iter().map(|(name, value)| (name.into(), value.into())));
+        self
+    }
+
+    /// Returns the value of a variable; one that is empty counts as not set, as it does for AWS tools.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// Tells whether a variable is set to a word that means yes.
+    #[must_use]
+    pub fn is_true(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| value.eq_ignore_ascii_case("true") || value == "1")
+    }
+
+    /// Returns an absolute form of a path, with a leading `~/` taken as the home directory.
+    #[must_use]
+    pub fn absolute(&self, path: &Path) -> PathBuf {
+        if let (Ok(rest), Some(home)) = (path.strip_prefix("~"), &self.home) {
+            return home.join(rest);
+        }
+        self.current_dir.join(path)
+    }
+
+    /// Returns the directory for sockets of this user's programs: `$XDG_RUNTIME_DIR/autoheal-pa` where that
+    /// directory is really this user's, else `autoheal-pa-<uid>` in the temporary directory.
+    pub(super) fn runtime_dir(&self) -> PathBuf {
+        // After `su` or `sudo` the variable may still name the directory of another user.
+        let own = |dir: &&Path| dir.is_absolute() && dir.metadata().is_ok_and(|m| m.is_dir() && m.uid() == self.uid);
+        match self.get("XDG_RUNTIME_DIR").map(Path::new).filter(own) {
+            Some(dir) => dir.join("autoheal-pa"),
+            None => self.temp_dir.join(format!("autoheal-pa-{}", self.uid)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_variable_is_not_set() {
+        let environment = Environment::default().with([("A", ""), ("B", "x")]);
+        assert_eq!(environment.get("A"), None);
+        assert_eq!(environment.get("B"), Some("x"));
+        assert_eq!(environment.get("C"), None);
+    }
+
+    #[test]
+    fn does_not_show_values() {
+        let text = format!("{:?}", Environment::default().with([("AWS_SECRET_ACCESS_KEY", "hunter2")]));
+        assert!(text.contains("AWS_SECRET_ACCESS_KEY") && !text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn makes_paths_absolute() {
+        let environment =
+            Environment { current_dir: "/work".into(), home: Some("/home/alice".into()), ..Environment::default() };
+        assert_eq!(environment.absolute(Path::new("a/b")), Path::new("/work/a/b"));
+        assert_eq!(environment.absolute(Path::new("/a")), Path::new("/a"));
+        assert_eq!(environment.absolute(Path::new("~/a")), Path::new("/home/alice/a"));
+        assert_eq!(environment.absolute(Path::new("~bob/a")), Path::new("/work/~bob/a"));
+    }
+
+    #[test]
+    fn takes_only_an_own_runtime_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let uid = dir.path().metadata().unwrap().uid();
+        let path = dir.path().to_str().unwrap();
+        let base = || Environment { temp_dir: "/tmp".into(), uid, ..Environment::default() };
+        assert_eq!(base().with([("XDG_RUNTIME_DIR", path)]).runtime_dir(), dir.path().join("autoheal-pa"));
+        let other = Environment { uid: uid + 1, ..base() }.with([("XDG_RUNTIME_DIR", path)]);
+        assert_eq!(other.runtime_dir(), Path::new("/tmp").join(format!("autoheal-pa-{}", uid + 1)));
+        for unusable in ["", "relative", "/does/not/exist"] {
+            let environment = base().with([("XDG_RUNTIME_DIR", unusable)]);
+            assert_eq!(environment.runtime_dir(), Path::new("/tmp").join(format!("autoheal-pa-{uid}")));
+        }
+    }
+}

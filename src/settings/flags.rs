@@ -1,0 +1,93 @@
+//! The flags exactly as they were typed: nothing here is checked or given a default.
+//!
+//! Values stay text, so that [`Settings`](super::Settings) can name everything that is wrong at once
+//! instead of stopping at the first. Environment variables are not clap's business either.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Common options")]
+pub struct GlobalArgs {
+    /// AWS region [env: AWS_REGION, AWS_DEFAULT_REGION, else the profile's]
+    #[arg(long, global = true, value_name = "REGION")]
+    pub region: Option<String>,
+    /// Profile of the AWS configuration files [env: AWS_PROFILE]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Role to assume [env: AWS_ROLE_ARN]
+    #[arg(long, global = true, value_name = "ARN")]
+    pub role_arn: Option<String>,
+    /// Name of the role's session, which CloudTrail shows; an e-mail address will do [env: AWS_ROLE_SESSION_NAME]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub role_session_name: Option<String>,
+    /// File with an OIDC token, read again at each renewal [env: AWS_WEB_IDENTITY_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub web_identity_token_file: Option<PathBuf>,
+    /// How long the role's credentials last, 15m to 12h [default: 1h]
+    #[arg(long, global = true, value_name = "DURATION")]
+    pub duration: Option<String>,
+    /// PEM file with certificate authorities to trust besides the system's [env: AWS_CA_BUNDLE]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub ca_bundle: Option<PathBuf>,
+    /// Name of the manager, so that several can run side by side [default: default]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Logs more to stderr: -v what happens, -vv why, -vvv every message
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Form of the log
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// Form of the log on stderr.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One line per event, for people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Options of `up`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UpArgs {
+    /// Bastion to connect through: an instance, managed node or ECS container; repeat it for others to fall
+    /// back to, in this order [env: AUTOHEAL_PA_BASTION, separated by commas]
+    #[arg(long, value_name = "TARGET")]
+    pub bastion: Vec<String>,
+    /// Cluster to open a tunnel to; repeat it for more, in the order of their ports [default: all that are active]
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Vec<String>,
+    /// First local port; clusters take this and the following ones, 0 any free ones [default: 10100]
+    #[arg(long, value_name = "PORT")]
+    pub base_port: Option<String>,
+    /// Fails when a port is taken, instead of skipping it
+    #[arg(long)]
+    pub strict_ports: bool,
+    /// Kubeconfig to write the contexts to [default: ~/.kube/autoheal-pa.yaml, with --name x autoheal-pa-x.yaml]
+    #[arg(long, value_name = "PATH")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Makes the first cluster the current context, also in a kubeconfig that has contexts of others
+    #[arg(long)]
+    pub set_current: bool,
+    /// What context names start with [default: pa-]
+    #[arg(long, value_name = "PREFIX")]
+    pub context_prefix: Option<String>,
+    /// How long the tunnels may take until all are ready [default: 60s]
+    #[arg(long, value_name = "DURATION")]
+    pub timeout: Option<String>,
+    /// How often each tunnel is proved to work, which also keeps its session from idling out; 0: only once [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    pub probe_interval: Option<String>,
+    /// Reason for the sessions, which CloudTrail and Session Manager's history show
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// File to write shell lines to that set KUBECONFIG, to source when the tunnels are ready
+    #[arg(long, value_name = "PATH")]
+    pub env_file: Option<PathBuf>,
+}

@@ -1,0 +1,231 @@
+//! Tests of what flags and variables make of the identity.
+
+use super::*;
+
+const ROLE: &str = "arn:aws:iam::123456789012:role/ReadOnly";
+const OTHER_ROLE: &str = "arn:aws-cn:iam::210987654321:role/team/Admin";
+
+fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
+    Environment { current_dir: "/work".into(), home: Some("/home/alice".into()), ..Environment::default() }
+        .with(variables)
+}
+
+fn load(flags: &GlobalArgs, environment: &Environment) -> (AwsSettings, ExecIdentity) {
+    let mut problems = Vec::new();
+    let aws = AwsSettings::load(flags, environment, &mut problems);
+    assert!(problems.is_empty(), "{problems:?}");
+    let identity = ExecIdentity::of(&aws, environment);
+    (aws, identity)
+}
+
+fn problems(flags: &GlobalArgs, environment: &Environment) -> Vec<String> {
+    let mut problems = Vec::new();
+    AwsSettings::load(flags, environment, &mut problems);
+    problems.iter().map(ToString::to_string).collect()
+}
+
+fn role(arn: &str) -> GlobalArgs {
+    GlobalArgs { role_arn: Some(arn.to_owned()), ..GlobalArgs::default() }
+}
+
+#[test]
+fn flags_win_over_variables() {
+    let environment = environment([
+        ("AWS_REGION", "eu-west-1"),
+        ("AWS_DEFAULT_REGION", "eu-west-2"),
+        ("AWS_PROFILE", "dev"),
+        ("AWS_ROLE_ARN", OTHER_ROLE),
+        ("AWS_ROLE_SESSION_NAME", "ci"),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", "tokens/aws"),
+        ("AWS_CA_BUNDLE", "ca.pem"),
+    ]);
+    let (aws, _) = load(&GlobalArgs::default(), &environment);
+    assert_eq!(aws.region.as_deref(), Some("eu-west-1"));
+    assert_eq!(aws.profile.as_deref(), Some("dev"));
+    assert_eq!(aws.role_arn.as_deref(), Some(OTHER_ROLE));
+    assert_eq!(aws.role_session_name.as_deref(), Some("ci"));
+    assert_eq!(aws.web_identity_token_file.as_deref(), Some(Path::new("/work/tokens/aws")));
+    assert_eq!(aws.ca_bundle.as_deref(), Some(Path::new("/work/ca.pem")));
+    assert!(!aws.role_from_flags);
+
+    let flags = GlobalArgs {
+        region: Some("us-east-1".into()),
+        role_session_name: Some("alice@example.com".into()),
+        web_identity_token_file: Some("~/token".into()),
+        duration: Some("15m".into()),
+        ca_bundle: Some("/etc/ca.pem".into()),
+        ..role(ROLE)
+    };
+    let (aws, _) = load(&flags, &environment);
+    assert_eq!(aws.region.as_deref(), Some("us-east-1"));
+    assert_eq!(aws.role_arn.as_deref(), Some(ROLE));
+    assert_eq!(aws.role_session_name.as_deref(), Some("alice@example.com"));
+    assert_eq!(aws.web_identity_token_file.as_deref(), Some(Path::new("/home/alice/token")));
+    assert_eq!(aws.ca_bundle.as_deref(), Some(Path::new("/etc/ca.pem")));
+    assert_eq!(aws.duration, Some(Duration::from_secs(900)));
+    assert!(aws.role_from_flags);
+}
+
+#[test]
+fn keys_and_a_profile_flag_overrule_a_pair_that_is_only_in_the_environment() {
+    let pair = [("AWS_ROLE_ARN", ROLE), ("AWS_WEB_IDENTITY_TOKEN_FILE", "/token")];
+    let with_keys = environment(pair).with([("AWS_ACCESS_KEY_ID", "AKIA")]);
+    let (aws, identity) = load(&GlobalArgs::default(), &with_keys);
+    assert!(aws.static_keys_in_environment && aws.role_arn.is_none() && aws.web_identity_token_file.is_none());
+    assert_eq!(identity, ExecIdentity::default());
+
+    let profile = GlobalArgs { profile: Some("dev".into()), ..GlobalArgs::default() };
+    let (aws, identity) = load(&profile, &environment(pair));
+    assert!(aws.role_arn.is_none() && aws.web_identity_token_file.is_none());
+    assert_eq!(identity.args, ["--profile=dev"]);
+
+    let (aws, _) = load(&role(OTHER_ROLE), &with_keys);
+    assert_eq!(aws.role_arn.as_deref(), Some(OTHER_ROLE));
+    assert_eq!(aws.web_identity_token_file.as_deref(), Some(Path::new("/token")));
+
+    // A role alone is no pair: it is assumed with the keys.
+    let (aws, _) = load(&GlobalArgs::default(), &environment([("AWS_ROLE_ARN", ROLE), ("AWS_ACCESS_KEY_ID", "AKIA")]));
+    assert_eq!(aws.role_arn.as_deref(), Some(ROLE));
+}
+
+#[test]
+fn a_token_file_without_a_role_is_left_to_the_sdk() {
+    let (aws, _) = load(&GlobalArgs::default(), &environment([("AWS_WEB_IDENTITY_TOKEN_FILE", "/token")]));
+    assert!(aws.web_identity_token_file.is_none());
+}
+
+#[test]
+fn reads_the_ci_endpoint_only_whole() {
+    let url = ("ACTIONS_ID_TOKEN_REQUEST_URL", "https://ci.example/token?x=1");
+    let (aws, _) = load(&role(ROLE), &environment([url]));
+    assert!(aws.ci_oidc.is_none());
+    let (aws, identity) = load(&role(ROLE), &environment([url, ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "hunter2")]));
+    assert_eq!(aws.ci_oidc.as_ref().unwrap().token.expose(), "hunter2");
+    assert!(!format!("{aws:?}{identity:?}").contains("hunter2"));
+}
+
+#[test]
+fn knows_an_override_of_the_ssm_endpoint() {
+    let all = ("AWS_ENDPOINT_URL", "http://localhost:4566");
+    let (aws, _) = load(&GlobalArgs::default(), &environment([all]));
+    assert!(aws.ssm_endpoint_override);
+    let (aws, _) = load(&GlobalArgs::default(), &environment([all, ("AWS_ENDPOINT_URL_SSM", "http://localhost:1")]));
+    assert_eq!(aws.ssm_endpoint.as_deref(), Some("http://localhost:1"));
+    let ignored = environment([all, ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")]);
+    let (aws, _) = load(&GlobalArgs::default(), &ignored);
+    assert!(!aws.ssm_endpoint_override && aws.ssm_endpoint.is_none());
+}
+
+#[test]
+fn hands_on_everything_but_secrets() {
+    let environment = environment([
+        ("AWS_ACCESS_KEY_ID", "AKIASECRET"),
+        ("AWS_SECRET_ACCESS_KEY", "secret"),
+        ("AWS_SESSION_TOKEN", "secret"),
+        ("ACTIONS_ID_TOKEN_REQUEST_URL", "https://secret"),
+        ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "secret"),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "secret"),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "/var/run/token"),
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://169.254.170.23/v1/credentials"),
+        ("AWS_CONFIG_FILE", "aws/config"),
+        ("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:5000"),
+        ("AWS_ENDPOINT_URL_EKS", "http://127.0.0.1:5000"),
+        ("HTTPS_PROXY", "http://alice:secret@proxy:3128"),
+        ("http_proxy", "http://proxy:3128"),
+        ("NO_PROXY", "localhost,127.0.0.1"),
+        ("USER", "alice"),
+    ]);
+    let flags = GlobalArgs {
+        web_identity_token_file: Some("token".into()),
+        duration: Some("1h".into()),
+        ca_bundle: Some("ca.pem".into()),
+        ..role(ROLE)
+    };
+    let (_, identity) = load(&flags, &environment);
+    assert_eq!(
+        identity.args,
+        [
+            format!("--role-arn={ROLE}"),
+            "--web-identity-token-file=/work/token".to_owned(),
+            "--duration=3600s".to_owned(),
+            "--ca-bundle=/work/ca.pem".to_owned(),
+        ]
+    );
+    let env: Vec<_> = identity.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(
+        env,
+        [
+            "AWS_ENDPOINT_URL_STS=http://127.0.0.1:5000",
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI=http://169.254.170.23/v1/credentials",
+            "NO_PROXY=localhost,127.0.0.1",
+            "http_proxy=http://proxy:3128",
+            "AWS_CONFIG_FILE=/work/aws/config",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=/var/run/token",
+            "USER=alice",
+        ]
+    );
+    assert!(!format!("{identity:?}").to_lowercase().contains("secret"));
+}
+
+#[test]
+fn what_is_handed_on_leads_to_the_same_identity() {
+    let environment = environment([("AWS_PROFILE", "no"), ("AWS_ROLE_ARN", ROLE), ("AWS_ROLE_SESSION_NAME", "a b")]);
+    let (aws, identity) = load(&GlobalArgs::default(), &environment);
+    assert_eq!(identity.args, ["--profile=no", &format!("--role-arn={ROLE}"), "--role-session-name=a b"]);
+    let flags = GlobalArgs { profile: Some("no".into()), role_session_name: Some("a b".into()), ..role(ROLE) };
+    let (again, _) = load(&flags, &Environment::default());
+    assert_eq!(
+        (again.profile, again.role_arn, again.role_session_name),
+        (aws.profile, aws.role_arn, aws.role_session_name)
+    );
+}
+
+#[test]
+fn names_everything_that_is_wrong() {
+    let flags = GlobalArgs {
+        region: Some("US East".into()),
+        profile: Some(String::new()),
+        duration: Some("13h".into()),
+        ..role("arn:aws:iam::12:role/x")
+    };
+    assert_eq!(
+        problems(&flags, &environment([])),
+        [
+            "`--role-arn`: `arn:aws:iam::12:role/x` is not the ARN of a role, such as `arn:aws:iam::123456789012:role/ReadOnly`",
+            "`--duration`: `13h` is not between `15m` and `12h`, which is what STS allows",
+            "`--region`: `US East` is not a region, such as `us-east-1`",
+            "`--profile`: `` is not the name of a profile",
+        ]
+    );
+    let flags = GlobalArgs {
+        web_identity_token_file: Some("token".into()),
+        role_session_name: Some("x".into()),
+        duration: Some("1h".into()),
+        ..GlobalArgs::default()
+    };
+    assert_eq!(
+        problems(&flags, &environment([("AWS_REGION", "nowhere")])),
+        [
+            "`--web-identity-token-file` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`",
+            "`--role-session-name` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`",
+            "`--duration` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`",
+            "`AWS_REGION`: `nowhere` is not a region, such as `us-east-1`",
+        ]
+    );
+}
+
+#[test]
+fn knows_role_arns() {
+    for arn in [ROLE, OTHER_ROLE, "arn:aws-us-gov:iam::123456789012:role/aws-reserved/sso.amazonaws.com/X_1a+=,.@-"] {
+        assert!(is_role_arn(arn), "{arn}");
+    }
+    for arn in [
+        "",
+        "ReadOnly",
+        "arn:aws:iam::123456789012:user/x",
+        "arn:aws:iam::123456789012:role/",
+        "arn:aws:sts::123456789012:assumed-role/x/y",
+    ] {
+        assert!(!is_role_arn(arn), "{arn}");
+    }
+}

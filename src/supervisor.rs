@@ -1,0 +1,315 @@
+//! Owns all tunnels: starts them, shows them on one board, stops them together.
+//!
+//! Invariants: a tunnel that fails or panics does not touch the others; the board is made only of
+//! what the tunnels say themselves; a stop is bounded whatever the tunnels do.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::tunnel::{CONCURRENT_STARTS, State, Tunnel, TunnelStatus};
+
+/// How long a stop may take before what is left is cut. Tunnels bound their own steps below it.
+const STOP_LIMIT: Duration = Duration::from_secs(8);
+
+/// The state of the tunnels together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overall {
+    /// None has failed, and not all work yet.
+    Starting,
+    /// All work.
+    Active,
+    /// Some work.
+    Degraded,
+    /// None works, and at least one needs a human.
+    Failed,
+    /// They are being stopped.
+    Stopping,
+}
+
+impl Overall {
+    /// Returns the state's name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Active => "active",
+            Self::Degraded => "degraded",
+            Self::Failed => "failed",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// All tunnels at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Board {
+    /// In the order in which they were started.
+    pub tunnels: Vec<TunnelStatus>,
+    /// A stop has been asked for.
+    pub stopping: bool,
+}
+
+impl Board {
+    /// Whether every tunnel is proved to work.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.tunnels.iter().all(TunnelStatus::is_ready)
+    }
+
+    /// Returns the state of the tunnels together.
+    #[must_use]
+    pub fn overall(&self) -> Overall {
+        if self.stopping {
+            return Overall::Stopping;
+        }
+        let works = self.tunnels.iter().filter(|tunnel| tunnel.state == State::Active).count();
+        let failed = self.tunnels.iter().any(|tunnel| matches!(tunnel.state, State::Failed | State::Stopped));
+        let starting = self.tunnels.iter().all(|tunnel| tunnel.ready_at.is_none() || tunnel.state == State::Active);
+        if works == self.tunnels.len() {
+            Overall::Active
+        } else if !failed && starting {
+            Overall::Starting
+        } else if works == 0 && failed {
+            Overall::Failed
+        } else {
+            Overall::Degraded
+        }
+    }
+}
+
+/// Not all tunnels were ready in time.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{} of {} tunnels are not ready after {} s", waiting(.board), .board.tunnels.len(), .limit.as_secs())]
+pub struct NotReady {
+    /// The tunnels as they were then.
+    pub board: Board,
+    /// How long was waited.
+    pub limit: Duration,
+}
+
+fn waiting(board: &Board) -> usize {
+    board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()).count()
+}
+
+/// Owns the tunnels' tasks. Dropping it cuts them; [`stop`](Self::stop) ends them in good order.
+#[derive(Debug)]
+pub struct Supervisor {
+    tunnels: JoinSet<()>,
+    board: Arc<watch::Sender<Board>>,
+    stop: CancellationToken,
+    starts: Arc<Semaphore>,
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Supervisor {
+    /// Creates a supervisor without tunnels.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            tunnels: JoinSet::new(),
+            board: Arc::new(watch::Sender::new(Board::default())),
+            stop: CancellationToken::new(),
+            starts: Arc::new(Semaphore::new(CONCURRENT_STARTS)),
+        }
+    }
+
+    /// Returns the limit on sessions that are started at once, to be given to each tunnel.
+    #[must_use]
+    pub fn starts(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.starts)
+    }
+
+    /// Starts a tunnel.
+    pub fn start(&mut self, tunnel: Tunnel) {
+        let status = tunnel.status();
+        let mut place = 0;
+        self.board.send_modify(|board| {
+            place = board.tunnels.len();
+            board.tunnels.push(status.borrow().clone());
+        });
+        let board = Arc::clone(&self.board);
+        let stop = self.stop.child_token();
+        self.tunnels.spawn(supervise(tunnel, status, place, board, stop));
+    }
+
+    /// Returns the board, now and later.
+    #[must_use]
+    pub fn board(&self) -> watch::Receiver<Board> {
+        self.board.subscribe()
+    }
+
+    /// Waits until every tunnel is ready.
+    ///
+    /// # Errors
+    /// [`NotReady`] when that has not come by `limit`. The tunnels go on.
+    ///
+    /// # Cancel safety
+    /// Changes nothing, so it may be dropped at any time.
+    pub async fn wait_ready(&self, limit: Duration) -> Result<(), NotReady> {
+        let mut board = self.board();
+        let ready = timeout(limit, board.wait_for(Board::is_ready)).await.is_ok_and(|outcome| outcome.is_ok());
+        if ready { Ok(()) } else { Err(NotReady { board: self.board.borrow().clone(), limit }) }
+    }
+
+    /// Stops all tunnels at once, within a bounded time. Returns whether all ended in good order.
+    pub async fn stop(mut self) -> bool {
+        self.board.send_modify(|board| board.stopping = true);
+        self.stop.cancel();
+        let joined = timeout(STOP_LIMIT, async { while self.tunnels.join_next().await.is_some() {} }).await;
+        if joined.is_err() {
+            warn!(left = self.tunnels.len(), "tunnels did not stop in time: their sessions may have to time out");
+            self.tunnels.shutdown().await;
+        }
+        joined.is_ok()
+    }
+}
+
+/// Runs one tunnel, and copies what it says to its place on the board.
+async fn supervise(
+    tunnel: Tunnel,
+    mut status: watch::Receiver<TunnelStatus>,
+    place: usize,
+    board: Arc<watch::Sender<Board>>,
+    stop: CancellationToken,
+) {
+    let name = status.borrow().cluster.name.clone();
+    let mut task = JoinSet::new();
+    task.spawn(tunnel.run(stop));
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = task.join_next() => break ended,
+            Ok(()) = status.changed() => copy(&mut status, place, &board),
+        }
+    };
+    copy(&mut status, place, &board);
+    if let Some(Err(join_error)) = ended
+        && let Ok(panic) = join_error.try_into_panic()
+    {
+        let message = panic_message(&*panic);
+        error!(cluster = name, message, "tunnel panicked: the others go on");
+        board.send_modify(|board| board.tunnels[place].set_panicked(message));
+    }
+}
+
+fn copy(status: &mut watch::Receiver<TunnelStatus>, place: usize, board: &watch::Sender<Board>) {
+    let status = status.borrow_and_update().clone();
+    board.send_modify(|board| board.tunnels[place] = status);
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::{
+        cluster::{Cluster, Destination, Target},
+        tunnel::{Config, Dial, DialError, Listeners, SessionHandle, Transport},
+    };
+
+    /// Never gets anywhere, in one of two ways.
+    struct Nowhere {
+        panics: bool,
+    }
+
+    impl Dial for Nowhere {
+        fn start<'a>(
+            &'a self,
+            _target: &'a Target,
+            _destination: &'a Destination,
+        ) -> BoxFuture<'a, Result<(SessionHandle, Transport), DialError>> {
+            assert!(!self.panics, "a bug");
+            Box::pin(std::future::pending())
+        }
+
+        fn resume<'a>(&'a self, _session: &'a SessionHandle) -> BoxFuture<'a, Result<Transport, DialError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn terminate<'a>(&'a self, _session: &'a SessionHandle) -> BoxFuture<'a, Result<(), DialError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn tunnel(supervisor: &Supervisor, name: &str, panics: bool) -> Tunnel {
+        let cluster = Cluster {
+            name: name.into(),
+            region: "eu-west-1".into(),
+            account: "123456789012".into(),
+            arn: String::new(),
+            endpoint: Destination { host: "api.example".into(), port: 443 },
+            certificate_authority: String::new(),
+            token_name: name.into(),
+        };
+        let listeners = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
+        let targets = vec![Target::Instance("i-00000000".into())];
+        Tunnel::new(cluster, targets, Arc::new(Nowhere { panics }), listeners, Config::default(), supervisor.starts())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_stays_within_its_tunnel() {
+        let mut supervisor = Supervisor::new();
+        for (name, panics) in [("good", false), ("bad", true)] {
+            let tunnel = tunnel(&supervisor, name, panics);
+            supervisor.start(tunnel);
+        }
+        let mut board = supervisor.board();
+        let limit = Duration::from_secs(60);
+        let failed = |board: &Board| {
+            let error = board.tunnels[1].last_error.as_ref();
+            error.is_some_and(|error| error.to_string() == "the tunnel's task panicked: a bug")
+        };
+        let board = timeout(limit, board.wait_for(failed)).await.unwrap().unwrap().clone();
+        assert_eq!(board.tunnels[1].state, State::Failed);
+        let error = supervisor.wait_ready(Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!(error.to_string(), "2 of 2 tunnels are not ready after 5 s");
+        assert!(supervisor.stop().await, "the other one stops in good order");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_board_sums_up() {
+        let supervisor = Supervisor::new();
+        let status = tunnel(&supervisor, "any", false).status().borrow().clone();
+        let of = |states: &[(State, bool)]| {
+            let tunnels = states
+                .iter()
+                .map(|&(state, was_ready)| TunnelStatus {
+                    state,
+                    ready_at: was_ready.then_some(SystemTime::UNIX_EPOCH),
+                    ..status.clone()
+                })
+                .collect();
+            Board { tunnels, stopping: false }.overall()
+        };
+        let (starting, active, away, failed) =
+            ((State::Starting, false), (State::Active, true), (State::Reconnecting, true), (State::Failed, false));
+        assert_eq!(of(&[]), Overall::Active);
+        assert_eq!(of(&[starting, starting]), Overall::Starting);
+        assert_eq!(of(&[starting, active]), Overall::Starting);
+        assert_eq!(of(&[active, active]), Overall::Active);
+        assert_eq!(of(&[active, away]), Overall::Degraded);
+        assert_eq!(of(&[active, failed]), Overall::Degraded);
+        assert_eq!(of(&[away, away]), Overall::Degraded);
+        assert_eq!(of(&[failed, starting]), Overall::Failed);
+        assert_eq!(of(&[failed, away]), Overall::Failed);
+    }
+}

@@ -1,0 +1,724 @@
+//! The event loop of one session: its transport, its state, and its local connections, in one task.
+//!
+//! There is no task and no channel hop per connection, and no lock around the session: whatever wakes
+//! the task, it makes turns until there is nothing to do. A turn reads a bounded number of messages,
+//! hands their data to local programs, reads from the programs that have some and may send it, and
+//! writes what the session has to say, with one flush. Each connection has a waker of its own, so a
+//! turn costs what is ready.
+//!
+//! The driver outlives transports and sessions. Without a transport it goes on delivering what has
+//! come; without a session it still delivers the last bytes of streams that had ended.
+//!
+//! Invariants: the transport is always read, whatever local programs do; a program is read only while
+//! its stream takes data; bytes are neither lost nor reordered between a stream and its connection.
+//!
+//! Leaves out who dials and when ([`session`](super::session)) and which connections come here
+//! ([`Tunnel`](super::Tunnel)).
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Sleep,
+};
+use tracing::{debug, warn};
+
+use super::{
+    Fault, Incoming, Transport,
+    connection::{Connection, PipeEnd, Stage},
+    held::Held,
+    liveness::{Due, Liveness},
+    meter::{LinkState, Meter, Progress},
+    ready::{Ready, ReadySet},
+    report::{Report, Reporter},
+};
+use crate::{
+    clock::Clock,
+    proto::{Event, Now, OpenError, PortSession, StreamId},
+};
+
+/// Messages that are read in one turn, so that a flood leaves the rest of the turn its time.
+const READ_BATCH: usize = 64;
+
+/// Messages that are written before they are flushed.
+const WRITE_BATCH: usize = 64;
+
+/// Connections that are served in one turn.
+const SERVE_BATCH: usize = 256;
+
+/// Turns that are made before other tasks of this thread get theirs.
+const MAX_TURNS: usize = 16;
+
+/// Bytes read from a local program at once: one frame's worth for the multiplexer to interleave.
+const READ_LEN: usize = 16 << 10;
+
+/// Size of the blocks that local programs are read into, in bytes.
+const READ_BLOCK: usize = 64 << 10;
+
+/// How long a program has for closing its side after the last byte has been written to it.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Least time between two looks at a deadline that has passed and nothing can be done about.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// The same while the transport takes nothing: it wakes the task when it does.
+const RETRY_BLOCKED: Duration = Duration::from_millis(20);
+
+/// What the driver can be told from outside its task.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Open a stream for a connection.
+    Connect(Held),
+    /// Give the session of this generation up: it has been found to be of no use.
+    Abandon {
+        /// The session's generation, see [`LinkState::Up`].
+        generation: u32,
+        /// What was found.
+        fault: Fault,
+    },
+    /// A connection waits for a session: start one, if that was put off until one does.
+    Wake,
+}
+
+/// A transport that is in use.
+#[derive(Debug)]
+pub(super) struct Link {
+    transport: Transport,
+    liveness: Liveness,
+    /// What is queued in the transport has not left it: the session keeps the rest to itself, where
+    /// acknowledgements overtake data.
+    blocked: bool,
+}
+
+impl Link {
+    /// Starts using a transport.
+    pub(super) fn new(transport: Transport, now: Now) -> Self {
+        Self { transport, liveness: Liveness::new(now), blocked: false }
+    }
+
+    /// Returns the transport to close it.
+    pub(super) fn into_transport(self) -> Transport {
+        self.transport
+    }
+}
+
+/// A connection's place: the generation of its session, and its stream there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    generation: u32,
+    stream: StreamId,
+}
+
+/// What may be ready.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    /// The future that ends [`Driver::drive`].
+    Until,
+    Connection(Key),
+}
+
+/// Why a series of turns ended.
+enum Turned {
+    /// The future that ends [`Driver::drive`] wants to be polled.
+    Until,
+    Fault(Fault),
+}
+
+/// The state of the loop. See the module's documentation.
+pub(super) struct Driver {
+    clock: Clock,
+    session: Option<PortSession>,
+    /// Counts sessions.
+    generation: u32,
+    connections: BTreeMap<Key, Connection<Source>>,
+    ready: ReadySet<Source>,
+    waiting: VecDeque<Held>,
+    lingering: VecDeque<(Duration, Key)>,
+    inbox: mpsc::UnboundedReceiver<Command>,
+    reports: Reporter,
+    scratch: BytesMut,
+    timer: Pin<Box<Sleep>>,
+    /// What the timer is set to; `None` when it has fired.
+    armed: Option<Duration>,
+    /// The session has proved itself on the present transport.
+    alive: bool,
+    /// Data has come from the destination, in this session.
+    served: bool,
+    /// A connection waits for a session that is not there.
+    wanted: bool,
+    /// Connections of local programs that have a stream, or bytes to get.
+    with_stream: usize,
+    totals: Totals,
+    published: Totals,
+    meter: Arc<Meter>,
+    progress: watch::Sender<Progress>,
+    last_progress: Progress,
+    link_state: watch::Sender<LinkState>,
+    /// Counts transports.
+    transports: u32,
+}
+
+/// Plain copies of what [`Meter`] shows, published at the end of each series of turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Totals {
+    sent: u64,
+    received: u64,
+    connections: u64,
+    open: usize,
+    sent_at: Duration,
+    received_at: Duration,
+}
+
+impl Driver {
+    /// Creates a driver without a session.
+    pub(super) fn new(
+        clock: Clock,
+        inbox: mpsc::UnboundedReceiver<Command>,
+        reports: Reporter,
+        meter: Arc<Meter>,
+        link_state: watch::Sender<LinkState>,
+    ) -> Self {
+        Self {
+            clock,
+            session: None,
+            generation: 0,
+            connections: BTreeMap::new(),
+            ready: ReadySet::new(),
+            waiting: VecDeque::new(),
+            lingering: VecDeque::new(),
+            inbox,
+            reports,
+            scratch: BytesMut::new(),
+            timer: Box::pin(tokio::time::sleep_until(clock.instant(Duration::ZERO))),
+            armed: Some(Duration::ZERO),
+            alive: false,
+            served: false,
+            wanted: false,
+            with_stream: 0,
+            totals: Totals::default(),
+            published: Totals::default(),
+            meter,
+            progress: watch::Sender::new(Progress::default()),
+            last_progress: Progress::default(),
+            link_state,
+            transports: 0,
+        }
+    }
+
+    // Getters.
+
+    /// Whether the session has proved itself on the present transport.
+    pub(super) fn is_alive(&self) -> bool {
+        self.alive
+    }
+
+    /// Whether data has come from the destination in this session.
+    pub(super) fn has_served(&self) -> bool {
+        self.served
+    }
+
+    /// Returns the number of connections that a new session would cut.
+    pub(super) fn open_connections(&self) -> usize {
+        self.totals.open
+    }
+
+    /// Returns what its owner may wait for while driving.
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+
+    // Commands.
+
+    /// Takes a new session, which counts as attached to its first transport.
+    pub(super) fn begin(&mut self, session: PortSession) {
+        self.end();
+        self.generation += 1;
+        self.transports += 1;
+        self.session = Some(session);
+        self.served = false;
+        self.publish();
+    }
+
+    /// Drops the session. Its streams are reset; what had ended well before is still delivered.
+    pub(super) fn end(&mut self) {
+        self.session = None;
+        self.alive = false;
+        self.wanted = false;
+        self.link_state.send_replace(LinkState::Down);
+        let is_open = |connection: &Connection<Source>| matches!(connection.stage, Stage::Open { .. });
+        let cut: Vec<Key> = self.connections.iter().filter(|(_, c)| is_open(c)).map(|(key, _)| *key).collect();
+        for key in cut {
+            self.abort(key, PipeEnd::Lost);
+        }
+        self.publish();
+    }
+
+    /// Takes note that the transport is lost.
+    pub(super) fn detach(&mut self) {
+        let now = self.clock.now();
+        self.alive = false;
+        self.link_state.send_replace(LinkState::Down);
+        if let Some(session) = &mut self.session {
+            session.detached(now);
+        }
+    }
+
+    /// Goes on with another transport.
+    pub(super) fn reattach(&mut self) {
+        let now = self.clock.now();
+        self.transports += 1;
+        if let Some(session) = &mut self.session {
+            session.reattached(now);
+            if session.is_established() {
+                self.link_is_up();
+            }
+        }
+    }
+
+    /// Gives the connections that wait for a stream back to the tunnel.
+    pub(super) fn return_waiting(&mut self) {
+        while let Some(held) = self.waiting.pop_front() {
+            self.give_back(held);
+        }
+        self.publish();
+    }
+
+    fn give_back(&self, held: Held) {
+        if held.io.is_counted() {
+            self.reports.send(Report::Returned(held));
+        } else {
+            held.io.abort(PipeEnd::Lost);
+        }
+    }
+
+    /// Tells the agent to end the session.
+    pub(super) fn terminate(&mut self) {
+        let now = self.clock.now();
+        if let Some(session) = &mut self.session {
+            session.terminate(now);
+        }
+    }
+
+    /// Keeps everything going until `until` is ready.
+    ///
+    /// # Errors
+    /// The fault that ends the transport or the session. Without a session there is none.
+    pub(super) async fn drive<F: Future>(&mut self, mut link: Option<&mut Link>, until: F) -> Result<F::Output, Fault> {
+        let mut until = pin!(until);
+        let signal: Ready<Source> = self.ready.insert(Source::Until);
+        poll_fn(|cx| {
+            self.ready.register(cx);
+            loop {
+                match ready!(self.poll_turns(cx, link.as_deref_mut())) {
+                    Turned::Fault(fault) => {
+                        self.publish();
+                        return Poll::Ready(Err(fault));
+                    }
+                    Turned::Until => {
+                        signal.begin();
+                        let mut cx = Context::from_waker(signal.waker());
+                        if let Poll::Ready(output) = until.as_mut().poll(&mut cx) {
+                            return Poll::Ready(Ok(output));
+                        }
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    fn poll_turns(&mut self, cx: &mut Context<'_>, mut link: Option<&mut Link>) -> Poll<Turned> {
+        for _ in 0..MAX_TURNS {
+            let now = self.clock.now();
+            let (more, until) = match self.turn(cx, now, link.as_deref_mut()) {
+                Ok(turn) => turn,
+                Err(fault) => return Poll::Ready(Turned::Fault(fault)),
+            };
+            if until {
+                return Poll::Ready(Turned::Until);
+            }
+            if !more && self.poll_timer(cx, now, link.as_deref()).is_pending() {
+                self.publish();
+                return Poll::Pending;
+            }
+        }
+        self.publish();
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Makes one turn. Returns whether there is more to do at once, and whether the future that ends
+    /// the drive has been woken.
+    fn turn(&mut self, cx: &mut Context<'_>, now: Now, mut link: Option<&mut Link>) -> Result<(bool, bool), Fault> {
+        self.take_commands(cx, link.is_some())?;
+        let mut more = false;
+        if let Some(link) = link.as_deref_mut() {
+            more |= self.read_transport(cx, now, link)?;
+            self.check_liveness(now, link)?;
+        }
+        self.handle_timeouts(now);
+        self.handle_events(now)?;
+        self.open_waiting(now, link.is_some())?;
+        let until = self.serve_ready(now, &mut more);
+        if let Some(link) = link {
+            self.write_transport(cx, now, link)?;
+            // Sending makes room: writers that waited for it go on in the next turn.
+            more |= self.handle_events(now)?;
+        }
+        Ok((more, until))
+    }
+
+    fn take_commands(&mut self, cx: &mut Context<'_>, attached: bool) -> Result<(), Fault> {
+        while let Poll::Ready(Some(command)) = self.inbox.poll_recv(cx) {
+            match command {
+                Command::Connect(held) if attached => self.waiting.push_back(held),
+                Command::Connect(held) => {
+                    // It was sent before the sender knew. Another session may take it sooner.
+                    self.wanted |= self.session.is_none();
+                    self.give_back(held);
+                }
+                Command::Wake => self.wanted |= self.session.is_none(),
+                Command::Abandon { generation, fault } => {
+                    if self.session.is_some() && generation == self.generation {
+                        return Err(fault);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a batch of messages. Returns whether there may be more at once.
+    fn read_transport(&mut self, cx: &mut Context<'_>, now: Now, link: &mut Link) -> Result<bool, Fault> {
+        for _ in 0..READ_BATCH {
+            let incoming = match link.transport.poll_next(cx) {
+                Poll::Ready(Ok(incoming)) => incoming,
+                Poll::Ready(Err(error)) => {
+                    // What came before the end may say that it is the session's end as well.
+                    self.handle_events(now)?;
+                    return Err(Fault::Transport(error));
+                }
+                Poll::Pending => return Ok(false),
+            };
+            match incoming {
+                Incoming::Message(message) => {
+                    link.liveness.heard(now);
+                    if let Some(session) = &mut self.session {
+                        session.handle_message(now, message);
+                    }
+                }
+                Incoming::Ping => link.liveness.heard(now),
+                Incoming::Pong => link.liveness.answered(now),
+            }
+        }
+        Ok(true)
+    }
+
+    fn check_liveness(&self, now: Now, link: &mut Link) -> Result<(), Fault> {
+        match link.liveness.poll(now) {
+            Due::Nothing => Ok(()),
+            // It goes into the transport's own queue, in front of what is written in this turn.
+            Due::Ping => link.transport.ping().map_err(Fault::Transport),
+            Due::Dead(silence) => Err(Fault::Silent { seconds: silence.as_secs() }),
+        }
+    }
+
+    fn handle_timeouts(&mut self, now: Now) {
+        if let Some(session) = &mut self.session
+            && session.poll_timeout().is_some_and(|at| at <= now.mono)
+        {
+            session.handle_timeout(now);
+        }
+        while self.waiting.front().is_some_and(|held| held.deadline <= now.mono) {
+            if let Some(held) = self.waiting.pop_front() {
+                debug!("reset a connection that had waited too long for a stream");
+                held.io.abort(PipeEnd::Lost);
+            }
+        }
+        while let Some((_, key)) = self.lingering.pop_front_if(|(at, _)| *at <= now.mono) {
+            self.forget(key);
+        }
+    }
+
+    /// Passes on what the session has to say. Returns whether there was anything.
+    fn handle_events(&mut self, now: Now) -> Result<bool, Fault> {
+        let mut any = false;
+        while let Some(event) = self.session.as_mut().and_then(PortSession::poll_event) {
+            any = true;
+            match event {
+                Event::Established { agent_version, customer_message } => {
+                    self.link_is_up();
+                    self.reports.send(Report::Established { agent_version, customer_message });
+                }
+                Event::Alive => {
+                    self.alive = true;
+                    self.reports.send(Report::Alive);
+                }
+                Event::Data { id, data } => {
+                    self.served = true;
+                    let key = self.key(id);
+                    if let Some(connection) = self.connections.get_mut(&key) {
+                        if connection.is_counted() {
+                            self.totals.received += data.len() as u64;
+                            self.totals.received_at = now.mono;
+                        }
+                        connection.push(data);
+                        connection.ready.mark();
+                    } else if let Some(session) = &mut self.session {
+                        session.consumed(id, data.len());
+                    }
+                }
+                Event::Finished { id } => {
+                    let key = self.key(id);
+                    if let Some(connection) = self.connections.get_mut(&key) {
+                        connection.drain();
+                        connection.ready.mark();
+                    }
+                }
+                Event::Refused { id } => self.handle_refused(id),
+                Event::Reset { id, held } => {
+                    warn!(stream = %id, held, "reset a connection whose program does not read: the receive budget is spent");
+                    self.abort(self.key(id), PipeEnd::Lost);
+                }
+                Event::Writable { id } => {
+                    if let Some(connection) = self.connections.get(&self.key(id)) {
+                        connection.ready.mark();
+                    }
+                }
+                Event::Closed(reason) => return Err(Fault::Closed(reason)),
+            }
+        }
+        Ok(any)
+    }
+
+    fn handle_refused(&mut self, id: StreamId) {
+        let Some(connection) = self.forget(self.key(id)) else { return };
+        if connection.is_counted() {
+            debug!(stream = %id, "the destination refused a connection");
+            self.reports.send(Report::Refused);
+        }
+        connection.abort(PipeEnd::Refused);
+    }
+
+    /// Opens streams for the connections that wait, as far as the session lets them.
+    fn open_waiting(&mut self, now: Now, attached: bool) -> Result<(), Fault> {
+        if !attached {
+            return Ok(());
+        }
+        let Some(session) = &mut self.session else { return Ok(()) };
+        while let Some(held) = self.waiting.pop_front() {
+            let stream = match session.open_stream(now) {
+                Ok(stream) => stream,
+                Err(OpenError::NotEstablished | OpenError::Busy | OpenError::Closed) => {
+                    self.waiting.push_front(held);
+                    return Ok(());
+                }
+                Err(OpenError::Exhausted) => {
+                    self.waiting.push_front(held);
+                    return Err(Fault::Exhausted);
+                }
+            };
+            let key = Key { generation: self.generation, stream };
+            if held.io.is_counted() {
+                self.totals.connections += 1;
+                self.with_stream += 1;
+            }
+            self.connections.insert(key, Connection::new(held.io, self.ready.insert(Source::Connection(key))));
+        }
+        Ok(())
+    }
+
+    /// Serves what is ready. Returns whether the future that ends the drive is among it.
+    fn serve_ready(&mut self, now: Now, more: &mut bool) -> bool {
+        let mut until = false;
+        for _ in 0..SERVE_BATCH {
+            match self.ready.next() {
+                Some(Source::Until) => until = true,
+                Some(Source::Connection(key)) => *more |= self.serve(now, key),
+                None => return until,
+            }
+        }
+        *more = true;
+        until
+    }
+
+    /// Moves bytes of one connection both ways. Returns whether it has more to do at once.
+    fn serve(&mut self, now: Now, key: Key) -> bool {
+        let Some(connection) = self.connections.get_mut(&key) else { return false };
+        connection.ready.begin();
+        let mut session = self.session.as_mut().filter(|_| key.generation == self.generation);
+        match connection.write_backlog() {
+            Ok(0) => {}
+            Ok(written) => {
+                if let Some(session) = session.as_deref_mut() {
+                    session.consumed(key.stream, written);
+                }
+            }
+            Err(error) => {
+                debug!(stream = %key.stream, %error, "the local program is gone");
+                self.abort(key, PipeEnd::Lost);
+                return false;
+            }
+        }
+        match connection.stage {
+            Stage::Open { input_ended: true } => return false,
+            Stage::Open { input_ended: false } => {}
+            before @ (Stage::Draining | Stage::Lingering) => {
+                let closed = connection.poll_close(&mut self.scratch).is_ready();
+                if before != connection.stage {
+                    self.with_stream -= usize::from(connection.is_counted());
+                    self.lingering.push_back((now.mono + LINGER, key));
+                }
+                if closed {
+                    self.forget(key);
+                }
+                return false;
+            }
+        }
+        let Some(session) = session else { return false };
+        let limit = session.writable_len(key.stream).min(READ_LEN);
+        if limit == 0 {
+            return false;
+        }
+        if self.scratch.capacity() < limit {
+            self.scratch.reserve(READ_BLOCK);
+        }
+        match connection.poll_read(&mut self.scratch, limit) {
+            Poll::Ready(Ok(0)) => {
+                connection.stage = Stage::Open { input_ended: true };
+                session.finish(now, key.stream);
+                false
+            }
+            Poll::Ready(Ok(len)) => {
+                if connection.is_counted() {
+                    self.totals.sent += len as u64;
+                    self.totals.sent_at = now.mono;
+                }
+                session.write(now, key.stream, self.scratch.split().freeze());
+                connection.ready.mark();
+                true
+            }
+            Poll::Ready(Err(error)) => {
+                debug!(stream = %key.stream, %error, "the local program is gone");
+                self.abort(key, PipeEnd::Lost);
+                false
+            }
+            Poll::Pending => false,
+        }
+    }
+
+    /// Ends a connection at once, and its stream if it has one.
+    fn abort(&mut self, key: Key, why: PipeEnd) {
+        let Some(connection) = self.forget(key) else { return };
+        if key.generation == self.generation
+            && let Some(session) = &mut self.session
+        {
+            // The stream may have ended already, and still hold what was not delivered.
+            session.consumed(key.stream, connection.backlog_len());
+            if matches!(connection.stage, Stage::Open { .. }) {
+                session.reset(self.clock.now(), key.stream);
+            }
+        }
+        connection.abort(why);
+    }
+
+    /// Takes a connection out of the table.
+    fn forget(&mut self, key: Key) -> Option<Connection<Source>> {
+        let connection = self.connections.remove(&key)?;
+        if connection.is_counted() && connection.stage != Stage::Lingering {
+            self.with_stream -= 1;
+        }
+        Some(connection)
+    }
+
+    /// Writes what the session has to say, as far as the transport takes it.
+    fn write_transport(&mut self, cx: &mut Context<'_>, now: Now, link: &mut Link) -> Result<(), Fault> {
+        loop {
+            let mut written = 0;
+            if !link.blocked {
+                let Some(session) = &mut self.session else { return Ok(()) };
+                while written < WRITE_BATCH && link.transport.poll_ready(cx).map_err(Fault::Transport)?.is_ready() {
+                    let Some(message) = session.poll_transmit(now) else { break };
+                    link.transport.write(message).map_err(Fault::Transport)?;
+                    written += 1;
+                }
+            }
+            link.blocked = link.transport.poll_flush(cx).map_err(Fault::Transport)?.is_pending();
+            if link.blocked || written < WRITE_BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sets the timer to the next deadline. Ready when that has passed and another turn is due.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, now: Now, link: Option<&Link>) -> Poll<()> {
+        let blocked = link.is_some_and(|link| link.blocked);
+        let session = self.session.as_ref().and_then(PortSession::poll_timeout);
+        // A session may say that it has something to send which the transport does not take.
+        let session = session.map(|at| at.max(now.mono + if blocked { RETRY_BLOCKED } else { RETRY }));
+        let deadlines = [
+            session,
+            link.map(|link| link.liveness.deadline()),
+            self.waiting.front().map(|held| held.deadline),
+            self.lingering.front().map(|(at, _)| *at),
+        ];
+        let Some(deadline) = deadlines.into_iter().flatten().min() else { return Poll::Pending };
+        // A timer that is set too early costs one needless turn; setting it costs more, each time.
+        if self.armed.is_none_or(|armed| armed > deadline || armed <= now.mono) {
+            self.timer.as_mut().reset(self.clock.instant(deadline));
+            self.armed = Some(deadline);
+        }
+        let fired = self.timer.as_mut().poll(cx);
+        if fired.is_ready() {
+            self.armed = None;
+        }
+        fired
+    }
+
+    fn link_is_up(&self) {
+        let up = LinkState::Up { generation: self.generation, transport: self.transports };
+        self.link_state.send_replace(up);
+    }
+
+    /// Publishes what others may read, if it has changed.
+    fn publish(&mut self) {
+        let waiting = self.waiting.iter().filter(|held| held.io.is_counted()).count();
+        self.totals.open = self.with_stream + waiting;
+        if self.totals != self.published {
+            self.published = self.totals;
+            let Totals { sent, received, connections, open: _, sent_at, received_at } = self.totals;
+            self.meter.bytes_sent.store(sent, Ordering::Relaxed);
+            self.meter.bytes_received.store(received, Ordering::Relaxed);
+            self.meter.connections_total.store(connections, Ordering::Relaxed);
+            self.meter.sent_at_ms.store(millis(sent_at), Ordering::Relaxed);
+            self.meter.received_at_ms.store(millis(received_at), Ordering::Relaxed);
+        }
+        // The tunnel counts up in advance when it gives a connection: this is the truth, each time.
+        self.meter.open.store(self.totals.open, Ordering::Relaxed);
+        let progress = Progress {
+            open: self.totals.open,
+            terminated: self.session.as_ref().is_some_and(PortSession::terminate_acknowledged),
+            wanted: self.wanted,
+        };
+        if progress != self.last_progress {
+            self.last_progress = progress;
+            self.progress.send_replace(progress);
+        }
+    }
+
+    fn key(&self, stream: StreamId) -> Key {
+        Key { generation: self.generation, stream }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

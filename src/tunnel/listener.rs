@@ -1,0 +1,305 @@
+//! The local ports: bound on loopback, one after the other, before any session is started.
+//!
+//! Invariants: a tunnel's port is bound from before its first session to its stop, so that a client
+//! may try again on the same port at any time; nothing is ever bound but loopback addresses.
+
+use std::{
+    fmt, fs,
+    future::poll_fn,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    task::{Context, Poll},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::connection::Io;
+
+/// Connections that the system keeps until they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// How often a port that the system chose for IPv4 is tried for IPv6 before another is asked for.
+const CHOICES: u32 = 16;
+
+/// The sockets of one tunnel, all on one port.
+#[derive(Debug)]
+pub struct Listeners {
+    port: u16,
+    source: Source,
+}
+
+/// Where connections come from.
+#[derive(Debug)]
+enum Source {
+    Tcp(Vec<TcpListener>),
+    /// Pipes, which go with paused time where sockets do not.
+    #[cfg(test)]
+    Pipes(tokio::sync::mpsc::UnboundedReceiver<Io>),
+}
+
+/// What [`Listeners::bind`] has bound.
+#[derive(Debug)]
+pub struct Bound {
+    /// As many as were asked for, ports rising.
+    pub listeners: Vec<Listeners>,
+    /// Ports that were skipped since they are taken.
+    pub skipped: Vec<PortTaken>,
+}
+
+/// A port that another process, or this one, has already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortTaken {
+    /// The port.
+    pub port: u16,
+    /// Who has it, where the system tells.
+    pub owner: Option<PortOwner>,
+}
+
+impl fmt::Display for PortTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.owner {
+            Some(owner) => write!(f, "port {} is taken by `{}` (process {})", self.port, owner.command, owner.pid),
+            None => write!(f, "port {} is taken by another process", self.port),
+        }
+    }
+}
+
+/// A process that listens on a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortOwner {
+    /// Its process id.
+    pub pid: u32,
+    /// Its command's name, as the kernel keeps it: at most 15 bytes.
+    pub command: String,
+}
+
+/// Why not all ports could be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// A port is taken, and none may be skipped.
+    #[error("{0}")]
+    Taken(PortTaken),
+    /// There are not enough free ports above the first.
+    #[error("there are no {count} free ports from {base_port} on")]
+    Exhausted {
+        /// The first port.
+        base_port: u16,
+        /// How many were wanted.
+        count: usize,
+    },
+    /// The system does not let this process listen there.
+    #[error("cannot listen on port {port}")]
+    Io {
+        /// The port.
+        port: u16,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Listeners {
+    /// Binds `count` ports from `base_port` on, on 127.0.0.1, and on ::1 where the machine has it.
+    /// With `strict` a port that is taken is an error instead of being skipped. With a `base_port`
+    /// of 0 the system chooses each port.
+    ///
+    /// # Errors
+    /// See [`BindError`]. What has been bound by then is closed again.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with IO enabled.
+    pub fn bind(base_port: u16, count: usize, strict: bool) -> Result<Bound, BindError> {
+        let mut bound = Bound { listeners: Vec::with_capacity(count), skipped: Vec::new() };
+        let mut next = Some(base_port);
+        while bound.listeners.len() < count {
+            let port = next.ok_or(BindError::Exhausted { base_port, count })?;
+            match Self::bind_port(port) {
+                Ok(listeners) => bound.listeners.push(listeners),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && port != 0 => {
+                    let taken = PortTaken { port, owner: owner_of(port) };
+                    if strict {
+                        return Err(BindError::Taken(taken));
+                    }
+                    bound.skipped.push(taken);
+                }
+                Err(source) => return Err(BindError::Io { port, source }),
+            }
+            if base_port != 0 {
+                next = port.checked_add(1);
+            }
+        }
+        Ok(bound)
+    }
+
+    fn bind_port(port: u16) -> io::Result<Self> {
+        let mut choices = 0;
+        loop {
+            let v4 = listen(IpAddr::V4(Ipv4Addr::LOCALHOST), port)?;
+            let chosen = v4.local_addr()?.port();
+            match listen(IpAddr::V6(Ipv6Addr::LOCALHOST), chosen) {
+                Ok(v6) => return Ok(Self { port: chosen, source: Source::Tcp(vec![v4, v6]) }),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    choices += 1;
+                    if port != 0 || choices == CHOICES {
+                        return Err(error);
+                    }
+                }
+                // No IPv6 on this machine, or none on its loopback interface.
+                Err(_) => return Ok(Self { port: chosen, source: Source::Tcp(vec![v4]) }),
+            }
+        }
+    }
+
+    /// Creates listeners that hand out what is sent to them.
+    #[cfg(test)]
+    pub(super) fn of_pipes(pipes: tokio::sync::mpsc::UnboundedReceiver<Io>) -> Self {
+        Self { port: 10100, source: Source::Pipes(pipes) }
+    }
+
+    /// Returns the port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Accepts the next connection.
+    ///
+    /// # Errors
+    /// What the system says; most of it concerns one connection, or passes.
+    ///
+    /// # Cancel safety
+    /// No connection is lost.
+    pub(super) async fn accept(&mut self) -> io::Result<Io> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Io>> {
+        match &mut self.source {
+            Source::Tcp(sockets) => {
+                for socket in sockets {
+                    if let Poll::Ready(outcome) = socket.poll_accept(cx) {
+                        return Poll::Ready(outcome.and_then(|(stream, _)| prepare(stream)));
+                    }
+                }
+                Poll::Pending
+            }
+            #[cfg(test)]
+            Source::Pipes(pipes) => match std::task::ready!(pipes.poll_recv(cx)) {
+                Some(io) => Poll::Ready(Ok(io)),
+                None => Poll::Pending,
+            },
+        }
+    }
+}
+
+fn prepare(stream: TcpStream) -> io::Result<Io> {
+    stream.set_nodelay(true)?;
+    Ok(Io::Tcp(stream))
+}
+
+fn listen(address: IpAddr, port: u16) -> io::Result<TcpListener> {
+    let address = SocketAddr::new(address, port);
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Elsewhere than on Unix this option would let two processes share the port.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Finds the process that listens on a port, as far as `/proc` shows it.
+fn owner_of(port: u16) -> Option<PortOwner> {
+    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|table| fs::read_to_string(table).ok())
+        .flat_map(|table| listening_inodes(&table, port))
+        .map(|inode| format!("socket:[{inode}]"))
+        .collect();
+    if inodes.is_empty() {
+        return None;
+    }
+    fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        let holds = fs::read_dir(process.path().join("fd")).ok()?.flatten().any(|descriptor| {
+            fs::read_link(descriptor.path()).is_ok_and(|link| inodes.iter().any(|inode| link == Path::new(inode)))
+        });
+        let command = holds.then(|| fs::read_to_string(process.path().join("comm")).ok())??;
+        Some(PortOwner { pid, command: command.trim_end().to_owned() })
+    })
+}
+
+/// Returns the inodes of the sockets that listen on a port, from the text of `/proc/net/tcp`.
+///
+/// Source of the format: `Documentation/networking/proc_net_tcp.rst` of Linux; state 0A is `LISTEN`.
+fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
+    let inode = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (_, local_port) = fields.get(1)?.rsplit_once(':')?;
+        let listens = u16::from_str_radix(local_port, 16) == Ok(port) && *fields.get(3)? == "0A";
+        fields.get(9).filter(|_| listens)?.parse().ok()
+    };
+    table.lines().filter_map(inode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_kernels_table() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:2774 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 53201 1 0000000000000000 100 0 0 10 0
+   1: 0100007F:2774 0100007F:9C40 01 00000000:00000000 00:00000000 00000000  1000        0 53202 1 0000000000000000 20 4 30 10 -1
+   2: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 21876 1 0000000000000000 100 0 0 10 0
+   garbage";
+        assert_eq!(listening_inodes(table, 10100), [53201]);
+        assert_eq!(listening_inodes(table, 22), [21876]);
+        assert!(listening_inodes(table, 443).is_empty());
+        assert!(listening_inodes("", 443).is_empty());
+    }
+
+    #[tokio::test]
+    async fn skips_a_taken_port_and_names_it() {
+        let first = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
+        let bound = Listeners::bind(first.port(), 2, false).unwrap();
+        assert!(bound.listeners.iter().all(|listeners| listeners.port() > first.port()));
+        assert_eq!(bound.skipped[0].port, first.port());
+        if cfg!(target_os = "linux") {
+            assert_eq!(bound.skipped[0].owner.as_ref().map(|owner| owner.pid), Some(std::process::id()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_an_error_when_none_may_be_skipped() {
+        let first = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
+        let error = Listeners::bind(first.port(), 1, true).unwrap_err();
+        assert!(error.to_string().starts_with(&format!("port {} is taken by ", first.port())), "{error}");
+    }
+
+    #[tokio::test]
+    async fn ends_with_the_last_port() {
+        let error = Listeners::bind(65535, 2, false).unwrap_err();
+        assert!(matches!(error, BindError::Exhausted { base_port: 65535, count: 2 }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn accepts_on_both_addresses_without_delay() {
+        let mut listeners = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
+        for address in ["127.0.0.1", "::1"] {
+            let Ok(client) = std::net::TcpStream::connect((address, listeners.port())) else {
+                assert_eq!(address, "::1", "IPv4 is always there");
+                continue;
+            };
+            let Io::Tcp(stream) = listeners.accept().await.unwrap() else { panic!("a TCP connection") };
+            assert_eq!(stream.peer_addr().unwrap(), client.local_addr().unwrap());
+            assert!(stream.nodelay().unwrap());
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! What to do about a fault: a pure function of the fault and of what went before.
+//!
+//! Invariants: every kind of fault is matched by name, none by a wildcard; the policy never gives up,
+//! it only gets slower; no delay is longer than [`SLOWEST`]; a delay other than none is jittered, so
+//! that many tunnels which lose their sessions together do not come back together.
+
+use std::time::Duration;
+
+use super::{DialError, Fault, ProbeError};
+use crate::proto::{CloseReason, handshake::HandshakeError};
+
+/// Back-off between attempts to resume: quick, since open connections are waiting.
+const RESUME: Backoff = Backoff { first: Duration::from_millis(100), cap: Duration::from_secs(5) };
+
+/// Back-off between attempts to start a session, each of which costs a call and shows in CloudTrail.
+const RESTART: Backoff = Backoff { first: Duration::from_millis(500), cap: Duration::from_secs(15) };
+
+/// Back-off when the service asks for fewer calls.
+const THROTTLED: Backoff = Backoff { first: Duration::from_secs(2), cap: Duration::from_secs(30) };
+
+/// Back-off when only a human can help: permissions, names, versions.
+const SLOW: Backoff = Backoff { first: Duration::from_secs(10), cap: SLOWEST };
+
+/// The longest delay there is.
+const SLOWEST: Duration = Duration::from_secs(60);
+
+/// How long a target that worked before may be away before it counts as a matter for a human. An
+/// instance takes a minute or two to stop and start.
+const TARGET_RETURN: Duration = Duration::from_secs(180);
+
+/// How many sessions in a row may end without having been of use before it counts as a matter for a
+/// human: the agent refuses the destination, or cannot resolve it.
+const USELESS_SESSIONS: u32 = 3;
+
+/// Probes without an answer, one after the other, after which the agent counts as wedged.
+const UNANSWERED_PROBES: u32 = 2;
+
+/// Refused or broken probes after which a new session is tried: an agent resolves the destination's
+/// name only once, when its session starts.
+const FAILED_PROBES: u32 = 4;
+
+/// What to do next about a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Try to resume it. Its streams stay as they are.
+    Resume {
+        /// How long to wait first.
+        after: Duration,
+    },
+    /// Start a new one. The streams of the old one are reset.
+    Restart {
+        /// How long to wait first.
+        after: Duration,
+        /// Which target to try, by its place in the list.
+        target: usize,
+    },
+    /// Start a new one, but hardly before a human has done something.
+    SlowRetry {
+        /// How long to wait first.
+        after: Duration,
+        /// Which target to try.
+        target: usize,
+    },
+    /// Start a new one when the next local connection comes.
+    OnDemand {
+        /// Which target to try.
+        target: usize,
+    },
+}
+
+/// What went before a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct History {
+    /// Transports lost or not obtained since one last proved itself; the present loss counts.
+    pub(super) resumes: u32,
+    /// How long the session has been without a transport that proved itself.
+    pub(super) down_for: Duration,
+    /// How long to try to resume before a new session is the better choice.
+    pub(super) resume_budget: Duration,
+    /// The identity may not resume sessions, as an earlier attempt has shown.
+    pub(super) resume_denied: bool,
+    /// Sessions in a row that were not started or were of no use; 0 if this one was.
+    pub(super) starts: u32,
+    /// How long ago a session was last of use; `None` if none has been yet.
+    pub(super) useful_before: Option<Duration>,
+    /// The target of this session, by its place in the list.
+    pub(super) target: usize,
+    /// How many targets there are.
+    pub(super) targets: usize,
+    /// Nobody misses a session that ends now: no connection is open, and nothing is to keep it warm.
+    pub(super) idle: bool,
+}
+
+/// Decides what to do about `fault`.
+pub(super) fn decide(fault: &Fault, history: &History, jitter: &mut Jitter) -> Step {
+    match fault {
+        Fault::Transport(_) | Fault::Silent { .. } => resume(RESUME, history, jitter),
+        Fault::Resume(error) => after_resume_error(error, history, jitter),
+        Fault::Start(error) => after_start_error(error, history, jitter),
+        Fault::Closed(reason) => after_close(reason, history, jitter),
+        Fault::Probe(error) => match error {
+            ProbeError::Certificate { .. } | ProbeError::Authority { .. } => slow(history, history.target, jitter),
+            // One new session after the other leads nowhere: it is not the session.
+            ProbeError::Refused
+            | ProbeError::NoAnswer { .. }
+            | ProbeError::Ended
+            | ProbeError::Tls { .. }
+            | ProbeError::NotHttp
+                if history.starts >= USELESS_SESSIONS =>
+            {
+                slow(history, (history.target + 1) % history.targets.max(1), jitter)
+            }
+            ProbeError::Refused
+            | ProbeError::NoAnswer { .. }
+            | ProbeError::Ended
+            | ProbeError::Tls { .. }
+            | ProbeError::NotHttp
+            | ProbeError::SessionLost => restart(RESTART, history, jitter),
+        },
+        Fault::Exhausted => Step::Restart { after: Duration::ZERO, target: history.target },
+        Fault::Panicked { .. } => restart(RESTART, history, jitter),
+    }
+}
+
+fn after_resume_error(error: &DialError, history: &History, jitter: &mut Jitter) -> Step {
+    match error {
+        // There is nothing left to resume, or it may not be resumed: no use in trying again.
+        DialError::SessionEnded { .. }
+        | DialError::AccessDenied { .. }
+        | DialError::DocumentRefused { .. }
+        | DialError::ForeignStreamUrl { .. }
+        | DialError::TargetNotConnected { .. } => restart(RESTART, history, jitter),
+        DialError::Throttled { .. } => resume(THROTTLED, history, jitter),
+        // A token that the gateway does not take is spent; the next attempt gets a new one.
+        DialError::UpgradeRefused { .. }
+        | DialError::Credentials { .. }
+        | DialError::Unreachable { .. }
+        | DialError::Service { .. }
+        | DialError::Timeout { .. } => resume(RESUME, history, jitter),
+    }
+}
+
+fn after_start_error(error: &DialError, history: &History, jitter: &mut Jitter) -> Step {
+    match error {
+        DialError::TargetNotConnected { .. } => {
+            let next = history.target + 1;
+            if next < history.targets {
+                return Step::Restart { after: Duration::ZERO, target: next };
+            }
+            if history.useful_before.is_some_and(|before| before < TARGET_RETURN) {
+                Step::Restart { after: RESTART.delay(history.starts, jitter), target: 0 }
+            } else {
+                slow(history, 0, jitter)
+            }
+        }
+        DialError::AccessDenied { .. }
+        | DialError::DocumentRefused { .. }
+        | DialError::ForeignStreamUrl { .. }
+        | DialError::Credentials { .. }
+        | DialError::UpgradeRefused { status: 401 | 403, .. } => {
+            // Permission may be given for one target and not for another.
+            slow(history, (history.target + 1) % history.targets.max(1), jitter)
+        }
+        DialError::Throttled { .. } => restart(THROTTLED, history, jitter),
+        DialError::SessionEnded { .. }
+        | DialError::UpgradeRefused { .. }
+        | DialError::Unreachable { .. }
+        | DialError::Service { .. }
+        | DialError::Timeout { .. } => restart(RESTART, history, jitter),
+    }
+}
+
+fn after_close(reason: &CloseReason, history: &History, jitter: &mut Jitter) -> Step {
+    match reason {
+        CloseReason::ChannelClosed { .. } if history.starts == 0 && history.idle => {
+            Step::OnDemand { target: history.target }
+        }
+        CloseReason::ChannelClosed { .. } if history.starts >= USELESS_SESSIONS => {
+            slow(history, (history.target + 1) % history.targets.max(1), jitter)
+        }
+        // After a session that worked, the first target has precedence again.
+        CloseReason::ChannelClosed { .. } if history.starts == 0 => Step::Restart { after: Duration::ZERO, target: 0 },
+        CloseReason::ChannelClosed { .. }
+        | CloseReason::Unacknowledged { .. }
+        | CloseReason::Paused { .. }
+        | CloseReason::Smux(_) => restart(RESTART, history, jitter),
+        // An agent that is registered and does not speak: another target may.
+        CloseReason::HandshakeTimeout { .. } => Step::Restart {
+            after: RESTART.delay(history.starts, jitter),
+            target: (history.target + 1) % history.targets.max(1),
+        },
+        CloseReason::Handshake(error) => match error {
+            HandshakeError::Malformed(_)
+            | HandshakeError::UnknownVersion(_)
+            | HandshakeError::AgentTooOld { .. }
+            | HandshakeError::SessionType(_)
+            | HandshakeError::PortType(_)
+            | HandshakeError::KmsEncryption(_)
+            | HandshakeError::UnknownAction(_) => slow(history, (history.target + 1) % history.targets.max(1), jitter),
+        },
+    }
+}
+
+fn resume(backoff: Backoff, history: &History, jitter: &mut Jitter) -> Step {
+    if history.resume_denied || history.down_for >= history.resume_budget {
+        return restart(RESTART, history, jitter);
+    }
+    // The first attempt after a transport that worked is made at once: most losses are the hourly
+    // close, and then the next transport is milliseconds away.
+    Step::Resume { after: backoff.delay(history.resumes.saturating_sub(1), jitter) }
+}
+
+fn restart(backoff: Backoff, history: &History, jitter: &mut Jitter) -> Step {
+    Step::Restart { after: backoff.delay(history.starts, jitter), target: history.target }
+}
+
+fn slow(history: &History, target: usize, jitter: &mut Jitter) -> Step {
+    Step::SlowRetry { after: SLOW.delay(history.starts.max(1), jitter), target }
+}
+
+/// What to do after a probe of a session that has not succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AfterProbe {
+    /// Probe again.
+    Again {
+        /// How long to wait first.
+        after: Duration,
+    },
+    /// The session is of no use: replace it.
+    Replace,
+}
+
+/// Decides what to do after the `failures`-th probe in a row has failed. `in_use` says whether local
+/// connections are open, which a new session would cut.
+pub(super) fn after_probe(error: &ProbeError, failures: u32, in_use: bool, jitter: &mut Jitter) -> AfterProbe {
+    let again = |backoff: Backoff, jitter: &mut Jitter| AfterProbe::Again { after: backoff.delay(failures, jitter) };
+    match error {
+        ProbeError::NoAnswer { .. } if failures >= UNANSWERED_PROBES => AfterProbe::Replace,
+        // Twice in a row, without a pause: connections are waiting to be told.
+        ProbeError::NoAnswer { .. } | ProbeError::SessionLost => AfterProbe::Again { after: Duration::ZERO },
+        ProbeError::Refused | ProbeError::Ended | ProbeError::Tls { .. } | ProbeError::NotHttp => {
+            if failures >= FAILED_PROBES && !in_use { AfterProbe::Replace } else { again(RESTART, jitter) }
+        }
+        // The name may lead elsewhere by now; only a new session would find out.
+        ProbeError::Certificate { .. } if failures >= UNANSWERED_PROBES && !in_use => AfterProbe::Replace,
+        ProbeError::Certificate { .. } | ProbeError::Authority { .. } => again(SLOW, jitter),
+    }
+}
+
+/// A delay that doubles with each failure.
+#[derive(Debug, Clone, Copy)]
+struct Backoff {
+    first: Duration,
+    cap: Duration,
+}
+
+impl Backoff {
+    /// Returns the delay after `failures` failures in a row: none after none, then between half of
+    /// the doubling delay and all of it.
+    fn delay(self, failures: u32, jitter: &mut Jitter) -> Duration {
+        let Some(doublings) = failures.checked_sub(1) else { return Duration::ZERO };
+        let full = self.first.saturating_mul(1 << doublings.min(16)).min(self.cap);
+        full / 2 + jitter.below(full / 2)
+    }
+}
+
+/// Random delays from a seed (SplitMix64).
+#[derive(Debug, Clone)]
+pub(super) struct Jitter(u64);
+
+impl Jitter {
+    /// Creates a generator. Two with one seed give the same delays.
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Returns the next random number.
+    pub(super) fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: Duration) -> Duration {
+        let nanos = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(self.next_u64() % nanos.max(1))
+    }
+}

@@ -1,0 +1,239 @@
+//! Proof that a tunnel leads to the right place: a TLS handshake with the API server through it.
+//!
+//! The certificate has to verify against the cluster's authority and the endpoint's name. The first
+//! proof also takes an HTTP answer of any status; later ones stop after the handshake, which leaves
+//! no trace in the API server's audit log. No credentials are sent.
+
+use std::{io, sync::Arc, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rustls::{
+    ClientConfig, RootCertStore,
+    client::Resumption,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    sync::oneshot,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{BoxError, connection::PipeEnd};
+use crate::{clock::Clock, cluster::Cluster};
+
+/// Longest status line that is read from the API server, in bytes.
+const MAX_STATUS_LINE: usize = 1024;
+
+/// Why a probe did not prove the path.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The cluster's certificate authority or endpoint name cannot be read. No probe can succeed.
+    #[error("the cluster's certificate authority cannot be used")]
+    Authority {
+        /// What is wrong with it.
+        #[source]
+        source: BoxError,
+    },
+    /// The target could not connect to the API server: a security group, a route, or no listener.
+    #[error("the target cannot connect to the API server")]
+    Refused,
+    /// Nothing came back within the time that a probe may take.
+    #[error("the API server did not answer within {seconds} s")]
+    NoAnswer {
+        /// The limit, in seconds.
+        seconds: u64,
+    },
+    /// The connection was closed in the middle of the probe.
+    #[error("the API server closed the connection without an answer")]
+    Ended,
+    /// What answers is not the cluster's API server: its certificate does not verify.
+    #[error("the certificate of `{host}` does not verify against the cluster's authority")]
+    Certificate {
+        /// The name that was expected.
+        host: String,
+        /// How it failed.
+        #[source]
+        source: rustls::Error,
+    },
+    /// What answers does not speak TLS, or not as a server does.
+    #[error("the TLS handshake with the API server failed")]
+    Tls {
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// The answer to the request is not HTTP.
+    #[error("the API server's answer is not HTTP")]
+    NotHttp,
+    /// The session or its transport was lost in the meantime: the probe says nothing.
+    #[error("the session was lost during the probe")]
+    SessionLost,
+}
+
+/// What a successful probe found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// Time from opening the stream to the end of the TLS handshake.
+    pub(super) round_trip: Duration,
+    /// The HTTP status, if a request was sent.
+    pub(super) status: Option<u16>,
+}
+
+/// Probes one cluster.
+#[derive(Debug, Clone)]
+pub(super) struct Probe {
+    tls: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    host: String,
+}
+
+impl Probe {
+    /// Reads the cluster's certificate authority.
+    pub(super) fn new(cluster: &Cluster) -> Result<Self, ProbeError> {
+        let authority = |source: BoxError| ProbeError::Authority { source };
+        let pem = STANDARD.decode(cluster.certificate_authority.trim()).map_err(|error| authority(error.into()))?;
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|error| authority(error.into()))?;
+            roots.add(certificate).map_err(|error| authority(error.into()))?;
+        }
+        if roots.is_empty() {
+            return Err(authority("it holds no certificate".into()));
+        }
+        let host = cluster.endpoint.host.clone();
+        let name = ServerName::try_from(host.clone()).map_err(|error| authority(error.into()))?;
+        let mut tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| authority(error.into()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // A resumed TLS session would not show its certificate again.
+        tls.resumption = Resumption::disabled();
+        Ok(Self { tls: Arc::new(tls), name, host })
+    }
+
+    /// Probes through `stream`, whose other end the driver has. `end` tells how that end closed.
+    pub(super) async fn run(
+        &self,
+        stream: DuplexStream,
+        end: oneshot::Receiver<PipeEnd>,
+        request: bool,
+        limit: Duration,
+        clock: &Clock,
+    ) -> Result<Answer, ProbeError> {
+        match tokio::time::timeout(limit, self.exchange(stream, request, clock)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(after_end(error, end)),
+            Err(_) => Err(ProbeError::NoAnswer { seconds: limit.as_secs() }),
+        }
+    }
+
+    async fn exchange(&self, stream: DuplexStream, request: bool, clock: &Clock) -> Result<Answer, ProbeError> {
+        let started = clock.now().mono;
+        let mut tls = TlsConnector::from(Arc::clone(&self.tls))
+            .connect(self.name.clone(), stream)
+            .await
+            .map_err(|error| self.tls_error(error))?;
+        let round_trip = clock.now().mono.saturating_sub(started);
+        let status = if request { Some(self.request(&mut tls).await?) } else { None };
+        // The proof is complete; what becomes of the goodbye does not matter.
+        let _outcome = tls.shutdown().await;
+        Ok(Answer { round_trip, status })
+    }
+
+    async fn request(&self, tls: &mut TlsStream<DuplexStream>) -> Result<u16, ProbeError> {
+        let request = format!(
+            "GET /livez HTTP/1.1\r\nHost: {}\r\nUser-Agent: autoheal-pa/{}\r\nAccept: */*\r\nConnection: close\r\n\r\n",
+            self.host,
+            env!("CARGO_PKG_VERSION")
+        );
+        tls.write_all(request.as_bytes()).await.map_err(|error| self.tls_error(error))?;
+        tls.flush().await.map_err(|error| self.tls_error(error))?;
+        let mut line = Vec::new();
+        while !line.contains(&b'\n') {
+            if line.len() >= MAX_STATUS_LINE {
+                return Err(ProbeError::NotHttp);
+            }
+            match tls.read_buf(&mut line).await {
+                Ok(0) if line.is_empty() => return Err(ProbeError::Ended),
+                Ok(0) => return Err(ProbeError::NotHttp),
+                Ok(_) => {}
+                Err(error) => return Err(self.tls_error(error)),
+            }
+        }
+        status_of(&line).ok_or(ProbeError::NotHttp)
+    }
+
+    fn tls_error(&self, error: io::Error) -> ProbeError {
+        if let Some(source @ rustls::Error::InvalidCertificate(_)) =
+            error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        {
+            return ProbeError::Certificate { host: self.host.clone(), source: source.clone() };
+        }
+        let ended = [io::ErrorKind::UnexpectedEof, io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+        if ended.contains(&error.kind()) { ProbeError::Ended } else { ProbeError::Tls { source: error } }
+    }
+}
+
+/// Tells apart why the pipe ended, which the probe itself sees as an end of file.
+fn after_end(error: ProbeError, mut end: oneshot::Receiver<PipeEnd>) -> ProbeError {
+    if !matches!(error, ProbeError::Ended) {
+        return error;
+    }
+    match end.try_recv() {
+        Ok(PipeEnd::Refused) => ProbeError::Refused,
+        Ok(PipeEnd::Lost) => ProbeError::SessionLost,
+        Err(_) => ProbeError::Ended,
+    }
+}
+
+fn status_of(line: &[u8]) -> Option<u16> {
+    let text = std::str::from_utf8(line.get(..12)?).ok()?;
+    let (version, status) = text.split_once(' ')?;
+    if !matches!(version, "HTTP/1.0" | "HTTP/1.1") {
+        return None;
+    }
+    status.parse().ok().filter(|status| (100..600).contains(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Destination;
+
+    #[test]
+    fn reads_status_lines() {
+        assert_eq!(status_of(b"HTTP/1.1 401 Unauthorized\r\n"), Some(401));
+        assert_eq!(status_of(b"HTTP/1.0 200\n"), Some(200));
+        assert_eq!(status_of(b"HTTP/1.1 200 OK\r\n"), Some(200));
+        for line in [
+            "SSH-2.0-OpenSSH_9\r\n",
+            "HTTP/2.0 200 OK",
+            "HTTP/1.1 2x0 OK\n",
+            "HTTP/1.1 999 \n",
+            "\n",
+            "HTTP/1.1 \u{fffd}00 ",
+        ] {
+            assert_eq!(status_of(line.as_bytes()), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn refuses_authorities_that_hold_no_certificate() {
+        let cluster = |authority: &str, host: &str| Cluster {
+            name: "c".into(),
+            region: "r".into(),
+            account: "1".into(),
+            arn: "arn".into(),
+            endpoint: Destination { host: host.into(), port: 443 },
+            certificate_authority: authority.into(),
+            token_name: "c".into(),
+        };
+        for authority in ["", "!", "aGVsbG8="] {
+            let error = Probe::new(&cluster(authority, "h")).unwrap_err();
+            assert!(matches!(error, ProbeError::Authority { .. }), "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! When to probe a session, and what to make of the outcome.
+//!
+//! One prober per session slot. A new session is probed at once, a resumed one too; then the path is
+//! probed whenever it has not been proved for an interval, by a probe or by bytes both ways. Bytes
+//! both ways are asked for because the service counts a session as idle that only receives.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tracing::{debug, info};
+
+use super::{
+    Fault, ProbeError,
+    connection::Io,
+    driver::Command,
+    held::Held,
+    meter::{LinkState, Meter},
+    policy::{self, AfterProbe, Jitter},
+    probe::{Answer, Probe},
+    report::{Report, Reporter},
+};
+use crate::clock::Clock;
+
+/// How long a probe may take. Two in a row and the interval before them make less than 45 s.
+const PROBE_LIMIT: Duration = Duration::from_secs(7);
+
+/// Size of the pipe between the probe and the driver, in bytes.
+const PIPE_LEN: usize = 16 << 10;
+
+/// Probes the session of one slot, and the ones that follow it.
+pub(super) struct Prober {
+    pub(super) probe: Probe,
+    /// How long the path may go unproved; zero: only new sessions are probed.
+    pub(super) interval: Duration,
+    pub(super) clock: Clock,
+    pub(super) link: watch::Receiver<LinkState>,
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) reports: Reporter,
+    pub(super) meter: Arc<Meter>,
+    /// The tunnel has been proved with a request before: a handshake is enough.
+    pub(super) requested: Arc<AtomicBool>,
+    /// Asks for a probe: a connection has been refused.
+    pub(super) suspicion: Arc<Notify>,
+    pub(super) jitter: Jitter,
+}
+
+impl Prober {
+    /// Probes until the driver is gone.
+    pub(super) async fn run(mut self) {
+        let mut failures = 0;
+        let mut proved: Option<LinkState> = None;
+        let mut due = Due::At(Duration::ZERO);
+        let mut last = LinkState::Down;
+        loop {
+            let Ok(state) = self.link.wait_for(|state| *state != LinkState::Down).await.map(|state| *state) else {
+                return;
+            };
+            if state != last {
+                let is_new = generation(state) != generation(last);
+                if is_new {
+                    failures = 0;
+                }
+                if is_new || proved.is_none_or(|proved| generation(proved) != generation(state)) || self.is_periodic() {
+                    due = Due::At(Duration::ZERO);
+                }
+                last = state;
+            }
+            tokio::select! {
+                biased;
+                changed = self.link.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                // While probes fail anyway there is nothing to find out.
+                () = self.suspicion.notified(), if failures == 0 => {}
+                () = wait_until(due, &self.clock) => {
+                    let proved_until = self.proved_until();
+                    if matches!(due, Due::Unless(_)) && proved_until > self.clock.now().mono {
+                        due = Due::Unless(proved_until);
+                        continue;
+                    }
+                }
+            }
+            let started = self.clock.now().mono;
+            let outcome = self.probe_once(state).await;
+            let now = self.clock.now().mono;
+            match outcome {
+                Ok(answer) => {
+                    failures = 0;
+                    proved = Some(state);
+                    due = if self.is_periodic() { Due::Unless(now + self.interval) } else { Due::Never };
+                    self.reports.send(Report::Probed(Ok(answer)));
+                }
+                Err(ProbeError::SessionLost) => due = Due::At(now),
+                Err(error) => {
+                    failures += 1;
+                    // Data of other connections says that it is not the session which hangs.
+                    let served = self.received_at() >= started;
+                    if served && matches!(error, ProbeError::NoAnswer { .. }) {
+                        failures = 1;
+                    }
+                    debug!(%error, failures, "probe failed");
+                    let in_use = self.meter.open.load(Ordering::Relaxed) > 0;
+                    match policy::after_probe(&error, failures, in_use, &mut self.jitter) {
+                        AfterProbe::Again { after } => {
+                            due = Due::At(now + after);
+                            self.reports.send(Report::Probed(Err(error)));
+                        }
+                        AfterProbe::Replace => {
+                            due = Due::Never;
+                            self.abandon(state, error);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn probe_once(&mut self, state: LinkState) -> Result<Answer, ProbeError> {
+        let (near, far) = tokio::io::duplex(PIPE_LEN);
+        let (end, ended) = oneshot::channel();
+        let io = Io::Pipe { stream: far, end, probe: true };
+        let deadline = self.clock.now().mono + 2 * PROBE_LIMIT;
+        if self.commands.send(Command::Connect(Held { io, deadline })).is_err() {
+            return Err(ProbeError::SessionLost);
+        }
+        let request = !self.requested.load(Ordering::Relaxed);
+        let outcome = tokio::select! {
+            biased;
+            _ = self.link.wait_for(|now| *now != state) => Err(ProbeError::SessionLost),
+            outcome = self.probe.run(near, ended, request, PROBE_LIMIT, &self.clock) => outcome,
+        };
+        if let Ok(answer) = &outcome
+            && !self.requested.swap(true, Ordering::Relaxed)
+        {
+            info!(status = answer.status, round_trip_ms = answer.round_trip.as_millis(), "the API server answers");
+        }
+        outcome
+    }
+
+    /// Returns until when bytes both ways prove the path.
+    fn proved_until(&self) -> Duration {
+        let sent_at = Duration::from_millis(self.meter.sent_at_ms.load(Ordering::Relaxed));
+        sent_at.min(self.received_at()) + self.interval
+    }
+
+    fn received_at(&self) -> Duration {
+        Duration::from_millis(self.meter.received_at_ms.load(Ordering::Relaxed))
+    }
+
+    fn is_periodic(&self) -> bool {
+        !self.interval.is_zero()
+    }
+
+    fn abandon(&self, state: LinkState, error: ProbeError) {
+        if let Some(generation) = generation(state) {
+            // A driver that is gone has no session to give up.
+            let _outcome = self.commands.send(Command::Abandon { generation, fault: Fault::Probe(error) });
+        }
+    }
+}
+
+fn generation(state: LinkState) -> Option<u32> {
+    match state {
+        LinkState::Down => None,
+        LinkState::Up { generation, .. } => Some(generation),
+    }
+}
+
+/// When the next probe is due.
+#[derive(Debug, Clone, Copy)]
+enum Due {
+    /// At this time, whatever happens before.
+    At(Duration),
+    /// At this time, unless bytes of connections prove the path before.
+    Unless(Duration),
+    /// Only when the session changes or a connection is refused.
+    Never,
+}
+
+async fn wait_until(due: Due, clock: &Clock) {
+    match due {
+        Due::At(at) | Due::Unless(at) => tokio::time::sleep_until(clock.instant(at)).await,
+        Due::Never => std::future::pending().await,
+    }
+}

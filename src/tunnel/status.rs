@@ -1,0 +1,180 @@
+//! What a tunnel shows of itself.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use super::{Fault, SessionId};
+use crate::{
+    clock,
+    cluster::{Cluster, Target},
+    proto::Version,
+};
+
+/// The state of a tunnel, or of one of its sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// It has not worked yet.
+    Starting,
+    /// It works, as far as the last proof goes.
+    Active,
+    /// It worked, and is being resumed or started again.
+    Reconnecting,
+    /// The session is there and the API server is not, or not always.
+    Degraded,
+    /// Only a human can help; it is tried again all the same, slowly.
+    Failed,
+    /// It has been stopped.
+    Stopped,
+}
+
+impl State {
+    /// Returns the state's name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Active => "active",
+            Self::Reconnecting => "reconnecting",
+            Self::Degraded => "degraded",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// Returns the state of a tunnel whose sessions have these: the best of them, as that is the one
+    /// which new connections get.
+    pub(super) fn of(sessions: impl Iterator<Item = Self>) -> Self {
+        let rank = |state: &Self| match state {
+            Self::Active => 0,
+            Self::Degraded => 1,
+            Self::Reconnecting => 2,
+            Self::Starting => 3,
+            Self::Failed => 4,
+            Self::Stopped => 5,
+        };
+        sessions.min_by_key(rank).unwrap_or(Self::Stopped)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A tunnel at one moment. The tunnel is the only source of it.
+#[derive(Debug, Clone)]
+pub struct TunnelStatus {
+    /// The cluster that the tunnel leads to.
+    pub cluster: Arc<Cluster>,
+    /// The local port.
+    pub port: u16,
+    /// Its state.
+    pub state: State,
+    /// Since when it has been in this state.
+    pub since: SystemTime,
+    /// When it was first proved to work.
+    pub ready_at: Option<SystemTime>,
+    /// Its sessions, in the order of their numbers; those without a target yet are left out.
+    pub sessions: Vec<SessionStatus>,
+    /// Local connections that are open, held ones included.
+    pub open_connections: usize,
+    /// Local connections that wait for a session.
+    pub held_connections: usize,
+    /// Local connections that were given a stream since the start.
+    pub connections_total: u64,
+    /// Bytes from local programs since the start.
+    pub bytes_sent: u64,
+    /// Bytes for local programs since the start.
+    pub bytes_received: u64,
+    /// How often a session got another transport.
+    pub resumes: u64,
+    /// How often a session was replaced by a new one.
+    pub restarts: u64,
+    /// The last thing that went wrong. It stays when it is over.
+    pub last_error: Option<LastError>,
+    /// The last successful probe.
+    pub last_probe: Option<ProbeStatus>,
+}
+
+impl TunnelStatus {
+    /// Returns the session that tells most about the tunnel: the first in the best state.
+    #[must_use]
+    pub fn session(&self) -> Option<&SessionStatus> {
+        self.sessions.iter().find(|session| session.state == self.state).or(self.sessions.first())
+    }
+
+    /// Takes note, in place of the tunnel, that its task has panicked with this message.
+    pub fn set_panicked(&mut self, message: String) {
+        let at = system_time(clock::wall());
+        self.state = State::Failed;
+        self.since = at;
+        self.sessions.clear();
+        self.last_error = Some(LastError { at, fault: Arc::new(Fault::Panicked { message }) });
+    }
+
+    /// Whether the tunnel is proved to work.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Active
+    }
+}
+
+/// One session of a tunnel.
+#[derive(Debug, Clone)]
+pub struct SessionStatus {
+    /// Its id, by which CloudTrail knows it; `None` while there is none.
+    pub id: Option<SessionId>,
+    /// When it was started.
+    pub started_at: Option<SystemTime>,
+    /// The target that it runs on, or is being started on.
+    pub target: Target,
+    /// The agent's version, once the agent has spoken.
+    pub agent_version: Option<Version>,
+    /// Its state.
+    pub state: State,
+    /// Since when it has been in this state.
+    pub since: SystemTime,
+    /// Local connections that it carries.
+    pub open_connections: usize,
+}
+
+/// Something that went wrong, and when.
+#[derive(Debug, Clone)]
+pub struct LastError {
+    /// When.
+    pub at: SystemTime,
+    /// What, with its sources.
+    pub fault: Arc<Fault>,
+}
+
+impl fmt::Display for LastError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.fault)?;
+        let mut source = std::error::Error::source(&*self.fault);
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// A successful probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeStatus {
+    /// When it ended.
+    pub at: SystemTime,
+    /// Time from opening the stream to the end of the TLS handshake.
+    pub round_trip: Duration,
+    /// The HTTP status, if a request was sent.
+    pub http_status: Option<u16>,
+}
+
+/// Converts a time since the Unix epoch.
+pub(super) fn system_time(wall: Duration) -> SystemTime {
+    SystemTime::UNIX_EPOCH + wall
+}

@@ -1,0 +1,10 @@
+//! Whole tunnels on paused time, over in-memory transports, against a scripted agent.
+
+mod agent;
+mod policy;
+#[cfg(feature = "demo")]
+mod proof;
+mod recovery;
+mod sockets;
+mod streams;
+mod support;

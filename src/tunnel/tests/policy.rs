@@ -1,0 +1,208 @@
+//! The policy as a table.
+
+use std::time::Duration;
+
+use crate::{
+    proto::{CloseReason, Version, handshake::HandshakeError, smux::frame::FrameError},
+    tunnel::{
+        BoxError, DialError, Fault, ProbeError, SessionId, TransportError,
+        policy::{AfterProbe, History, Jitter, Step, after_probe, decide},
+        tests::support::target,
+    },
+};
+
+const NOW: Duration = Duration::ZERO;
+
+fn history() -> History {
+    History {
+        resumes: 1,
+        down_for: NOW,
+        resume_budget: Duration::from_secs(90),
+        resume_denied: false,
+        starts: 0,
+        useful_before: Some(NOW),
+        target: 1,
+        targets: 3,
+        idle: false,
+    }
+}
+
+/// A step in short: what, the bounds of its delay in milliseconds, and which target.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Expected {
+    Resume(u64, u64),
+    Restart(u64, u64, usize),
+    Slow(u64, u64, usize),
+    OnDemand(usize),
+}
+
+fn check(name: &str, fault: &Fault, history: &History, expected: Expected) {
+    for seed in 0..200 {
+        let step = decide(fault, history, &mut Jitter::new(seed));
+        let within =
+            |after: Duration, low: u64, high: u64| (u128::from(low)..=u128::from(high)).contains(&after.as_millis());
+        let fits = match (step, expected) {
+            (Step::Resume { after }, Expected::Resume(low, high)) => within(after, low, high),
+            (Step::Restart { after, target }, Expected::Restart(low, high, wanted))
+            | (Step::SlowRetry { after, target }, Expected::Slow(low, high, wanted)) => {
+                within(after, low, high) && target == wanted
+            }
+            (Step::OnDemand { target }, Expected::OnDemand(wanted)) => target == wanted,
+            _ => false,
+        };
+        assert!(fits, "{name}: {step:?} is not {expected:?}");
+    }
+}
+
+fn source() -> BoxError {
+    "because".into()
+}
+
+fn broken() -> Fault {
+    Fault::Transport(TransportError::Closed { code: 1000, reason: "Bye".into() })
+}
+
+fn not_connected() -> Fault {
+    Fault::Start(DialError::TargetNotConnected { target: target(0), source: source() })
+}
+
+fn closed() -> Fault {
+    Fault::Closed(CloseReason::ChannelClosed { output: String::new() })
+}
+
+#[test]
+fn a_lost_transport() {
+    let h = history();
+    check("the first attempt is made at once", &broken(), &h, Expected::Resume(0, 0));
+    check("silence is no different", &Fault::Silent { seconds: 44 }, &h, Expected::Resume(0, 0));
+    let again = History { resumes: 2, ..h };
+    check("the second after the first pause", &broken(), &again, Expected::Resume(50, 100));
+    check("pauses double", &broken(), &History { resumes: 4, ..h }, Expected::Resume(200, 400));
+    check("up to five seconds", &broken(), &History { resumes: 40, ..h }, Expected::Resume(2500, 5000));
+    let late = History { down_for: Duration::from_secs(90), resumes: 30, starts: 1, ..h };
+    check("not beyond the budget", &broken(), &late, Expected::Restart(250, 500, 1));
+    let denied = History { resume_denied: true, ..h };
+    check("not when it may not", &broken(), &denied, Expected::Restart(0, 0, 1));
+}
+
+#[test]
+fn a_resume_that_fails() {
+    let h = History { resumes: 3, starts: 1, ..history() };
+    let id = SessionId("s".into());
+    let action = "ssm:ResumeSession";
+    let again = Expected::Resume(100, 200);
+    let restart = Expected::Restart(250, 500, 1);
+    for (error, expected) in [
+        (DialError::SessionEnded { id }, restart),
+        (DialError::AccessDenied { action, resource: "r".into(), source: source() }, restart),
+        (DialError::DocumentRefused { document: "d", source: source() }, restart),
+        (DialError::ForeignStreamUrl { host: "h".into() }, restart),
+        (DialError::TargetNotConnected { target: target(1), source: source() }, restart),
+        (DialError::Throttled { action, source: source() }, Expected::Resume(2000, 4000)),
+        (DialError::UpgradeRefused { host: "h".into(), status: 403, detail: "token".into() }, again),
+        (DialError::Credentials { action, source: source() }, again),
+        (DialError::Unreachable { host: "h".into(), source: source() }, again),
+        (DialError::Service { action, source: source() }, again),
+        (DialError::Timeout { step: "resume", seconds: 20 }, again),
+    ] {
+        check(&error.to_string(), &Fault::Resume(error), &h, expected);
+    }
+}
+
+#[test]
+fn a_start_that_fails() {
+    let h = History { starts: 2, ..history() };
+    let action = "ssm:StartSession";
+    let again = Expected::Restart(500, 1000, 1);
+    let slow = Expected::Slow(10_000, 20_000, 2);
+    for (error, expected) in [
+        (DialError::SessionEnded { id: SessionId("s".into()) }, again),
+        (DialError::AccessDenied { action, resource: "r".into(), source: source() }, slow),
+        (DialError::DocumentRefused { document: "d", source: source() }, slow),
+        (DialError::ForeignStreamUrl { host: "h".into() }, slow),
+        (DialError::Throttled { action, source: source() }, Expected::Restart(2000, 4000, 1)),
+        (DialError::UpgradeRefused { host: "h".into(), status: 403, detail: String::new() }, slow),
+        (DialError::UpgradeRefused { host: "h".into(), status: 410, detail: String::new() }, again),
+        (DialError::Credentials { action, source: source() }, slow),
+        (DialError::Unreachable { host: "h".into(), source: source() }, again),
+        (DialError::Service { action, source: source() }, again),
+        (DialError::Timeout { step: "start", seconds: 60 }, again),
+    ] {
+        check(&error.to_string(), &Fault::Start(error), &h, expected);
+    }
+}
+
+#[test]
+fn a_target_that_is_away() {
+    let h = History { starts: 3, ..history() };
+    check("the next is tried at once", &not_connected(), &h, Expected::Restart(0, 0, 2));
+    let last = History { target: 2, ..h };
+    check("the last leads back to the first", &not_connected(), &last, Expected::Restart(1000, 2000, 0));
+    let never = History { useful_before: None, ..last };
+    check("one that never worked", &not_connected(), &never, Expected::Slow(20_000, 40_000, 0));
+    let long = History { useful_before: Some(Duration::from_secs(181)), ..last };
+    check("one that is away for long", &not_connected(), &long, Expected::Slow(20_000, 40_000, 0));
+}
+
+#[test]
+fn a_session_that_ends() {
+    let h = history();
+    let useless = History { starts: 1, ..h };
+    check("after use: at once, the first target first", &closed(), &h, Expected::Restart(0, 0, 0));
+    check("that was of no use", &closed(), &useless, Expected::Restart(250, 500, 1));
+    check("three times", &closed(), &History { starts: 3, ..h }, Expected::Slow(20_000, 40_000, 2));
+    check("and for ever", &closed(), &History { starts: 99, ..h }, Expected::Slow(30_000, 60_000, 2));
+    check("when nobody needs it", &closed(), &History { idle: true, ..h }, Expected::OnDemand(1));
+    check("idle but never of use", &closed(), &History { idle: true, ..useless }, Expected::Restart(250, 500, 1));
+    let version = Version([3, 0, 0, 0]);
+    let next = Expected::Slow(5_000, 10_000, 2);
+    for (reason, expected) in [
+        (CloseReason::Unacknowledged { seconds: 300 }, Expected::Restart(250, 500, 1)),
+        (CloseReason::Paused { seconds: 90 }, Expected::Restart(250, 500, 1)),
+        (CloseReason::Smux(FrameError::Version(2)), Expected::Restart(250, 500, 1)),
+        (CloseReason::HandshakeTimeout { seconds: 30, requested: false }, Expected::Restart(250, 500, 2)),
+        (HandshakeError::AgentTooOld { version }.into(), next),
+        (HandshakeError::Malformed(String::new()).into(), next),
+        (HandshakeError::UnknownVersion(String::new()).into(), next),
+        (HandshakeError::SessionType(String::new()).into(), next),
+        (HandshakeError::PortType(String::new()).into(), next),
+        (HandshakeError::KmsEncryption(String::new()).into(), next),
+        (HandshakeError::UnknownAction(String::new()).into(), next),
+    ] {
+        check(&reason.to_string(), &Fault::Closed(reason), &useless, expected);
+    }
+    check("stream ids", &Fault::Exhausted, &useless, Expected::Restart(0, 0, 1));
+}
+
+#[test]
+fn a_session_that_leads_nowhere() {
+    let h = history();
+    check("wedged", &Fault::Probe(ProbeError::NoAnswer { seconds: 7 }), &h, Expected::Restart(0, 0, 1));
+    let again = History { starts: 2, ..h };
+    check("again", &Fault::Probe(ProbeError::NoAnswer { seconds: 7 }), &again, Expected::Restart(500, 1000, 1));
+    let always = History { starts: 3, ..h };
+    check("always", &Fault::Probe(ProbeError::NoAnswer { seconds: 7 }), &always, Expected::Slow(20_000, 40_000, 2));
+    let certificate = ProbeError::Certificate { host: "h".into(), source: rustls::Error::General("no".into()) };
+    check("somewhere else", &Fault::Probe(certificate), &h, Expected::Slow(5_000, 10_000, 1));
+}
+
+#[test]
+fn probes_that_fail() {
+    let mut jitter = Jitter::new(1);
+    let mut after = |error: ProbeError, failures, in_use| match after_probe(&error, failures, in_use, &mut jitter) {
+        AfterProbe::Again { after } => Some(after.as_millis()),
+        AfterProbe::Replace => None,
+    };
+    let silent = || ProbeError::NoAnswer { seconds: 7 };
+    assert_eq!(after(silent(), 1, true), Some(0));
+    assert_eq!(after(silent(), 2, true), None);
+    assert!(matches!(after(ProbeError::Refused, 1, true), Some(250..=500)));
+    assert!(matches!(after(ProbeError::Refused, 50, true), Some(7_500..=15_000)), "open connections are not cut");
+    assert_eq!(after(ProbeError::Refused, 4, false), None, "the name may lead elsewhere by now");
+    let certificate = || ProbeError::Certificate { host: "h".into(), source: rustls::Error::General("no".into()) };
+    assert!(matches!(after(certificate(), 1, false), Some(5_000..=10_000)));
+    assert_eq!(after(certificate(), 2, false), None);
+    assert!(after(certificate(), 2, true).is_some());
+    assert_eq!(after(ProbeError::SessionLost, 9, true), Some(0));
+    assert!(after(ProbeError::Authority { source: source() }, 9, false).is_some());
+}

@@ -1,0 +1,154 @@
+//! Rules of the repository that no compiler checks, read off the sources.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What each module of the crate may use of the others. A module that is not listed may use all.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("proto", &["proto"]),
+    ("cluster", &["cluster"]),
+    ("secret", &["secret"]),
+    ("clock", &["clock", "proto"]),
+    ("tunnel", &["tunnel", "proto", "cluster", "clock"]),
+    ("aws", &["aws", "tunnel", "proto", "settings", "cluster", "secret", "clock"]),
+    ("kubeconfig", &["kubeconfig", "cluster", "secret", "clock"]),
+    ("settings", &["settings", "cluster", "secret"]),
+    ("supervisor", &["supervisor", "tunnel", "cluster", "clock", "proto"]),
+    ("control", &["control", "tunnel", "cluster", "secret", "supervisor"]),
+    ("emulator", &["emulator", "proto"]),
+];
+
+/// Crates that the core must not touch: it is values and arithmetic.
+const NOT_IN_PROTO: &[&str] = &["tokio", "aws_", "std::env", "std::fs", "std::net", "Instant", "SystemTime"];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The module that a file of `src` belongs to, and its code without comments and tests.
+fn modules() -> Vec<(String, PathBuf, String)> {
+    let src = root().join("src");
+    rust_files(&src)
+        .into_iter()
+        .filter(|path| !path.to_string_lossy().contains("tests"))
+        .map(|path| {
+            let relative = path.strip_prefix(&src).unwrap().to_path_buf();
+            let first = relative.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+            let text = fs::read_to_string(&path).unwrap();
+            let code: Vec<_> = text
+                .lines()
+                .take_while(|line| *line != "#[cfg(test)]")
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .collect();
+            (first.trim_end_matches(".rs").to_owned(), relative, code.join("\n"))
+        })
+        .collect()
+}
+
+/// The modules that `code` names after `crate::`, in single and in grouped imports.
+fn used(code: &str) -> BTreeSet<String> {
+    let mut used = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        if let Some(group) = rest.strip_prefix('{') {
+            let mut depth = 0;
+            let mut word = String::new();
+            for c in group.chars() {
+                match c {
+                    '{' => depth += 1,
+                    '}' if depth == 0 => break,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => word.clear(),
+                    c if depth == 0 && (c.is_alphanumeric() || c == '_') => word.push(c),
+                    ':' if depth == 0 && !word.is_empty() => {
+                        used.insert(std::mem::take(&mut word));
+                    }
+                    _ => {}
+                }
+            }
+        } else {
+            used.insert(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+        }
+    }
+    used
+}
+
+#[test]
+fn modules_use_only_what_they_may() {
+    let mut wrong = Vec::new();
+    for (module, path, code) in modules() {
+        let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == module) else { continue };
+        for other in used(&code) {
+            if !allowed.contains(&other.as_str()) {
+                wrong.push(format!("{} uses crate::{other}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn nothing_but_main_uses_cli() {
+    for (module, path, code) in modules() {
+        if !matches!(module.as_str(), "cli" | "main") {
+            assert!(!used(&code).contains("cli"), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_core_touches_nothing_outside() {
+    for (module, path, code) in modules() {
+        if module == "proto" {
+            for word in NOT_IN_PROTO {
+                assert!(!code.contains(word), "{} has {word}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_emulator_shares_only_codecs() {
+    for (module, path, code) in modules() {
+        if module == "emulator" {
+            for word in ["DataChannel", "PortSession", "Mux", "proto::session", "proto::channel", "aws_sigv4"] {
+                assert!(!code.contains(word), "{} has {word}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn files_are_short_enough_to_read() {
+    for (_, path, code) in modules() {
+        let lines = code.lines().count();
+        assert!(lines <= 800, "{} has {lines} lines", path.display());
+    }
+}
+
+#[test]
+fn nothing_is_left_undone() {
+    for file in rust_files(&root().join("src")) {
+        let text = fs::read_to_string(&file).unwrap();
+        for word in ["todo!", "unimplemented!", "FIXME", "XXX", "#[ignore"] {
+            assert!(!text.contains(word), "{} has {word}", file.display());
+        }
+    }
+}
