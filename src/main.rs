@@ -42,7 +42,10 @@ fn start_log(global: &GlobalArgs, printer: &Printer) {
         2 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let filter = Targets::new().with_default(LevelFilter::WARN).with_target("autoheal_pa", level);
+    // Other crates never get further: below WARN some of them show requests with their credentials.
+    let aws = if global.verbose < 2 { LevelFilter::ERROR } else { LevelFilter::WARN };
+    let filter =
+        Targets::new().with_default(LevelFilter::WARN).with_target("aws_", aws).with_target("autoheal_pa", level);
     let layer = tracing_subscriber::fmt::layer().with_writer(printer.log_writer()).with_ansi(printer.colour());
     let layer = match global.log_format {
         LogFormat::Text => layer.boxed(),

@@ -3,7 +3,12 @@
 //! Order matters: what can fail without AWS fails first, ports are bound and the kubeconfig is written
 //! before any session is started, and what has been started is ended on every way out.
 
-use std::{collections::BTreeMap, path::Path, process::ExitCode, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::future::BoxFuture;
 use tokio::{sync::watch, task::JoinSet, time::timeout};
@@ -14,19 +19,23 @@ use super::{
     error::{CommandError, Kind},
     output::{Line, Mark, Printer},
     signals::{Signal, Signals},
+    token,
 };
 use crate::{
     aws::{Aws, Caller, Discovery, SkipReason},
     cluster::Cluster,
     control::{self, Refusal, TokenAnswer, TokenRequest},
-    kubeconfig::{self, ContextEntry, Exec},
-    settings::{ExecIdentity, UpSettings},
+    kubeconfig::{self, ContextEntry},
+    settings::UpSettings,
     supervisor::{Board, Supervisor},
     tunnel::{self, DialError, Fault, Listeners, State, Tunnel, TunnelStatus},
 };
 
 /// What `up` prints on stdout when every tunnel is proved to work. Callers wait for this line.
 pub(super) const READY_LINE: &str = "tunnel ready";
+
+/// How long calls that end sessions may take after the tunnels have stopped.
+const SETTLE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Opens the tunnels and keeps them open until a signal.
 ///
@@ -134,7 +143,9 @@ impl Manager {
         self.supervisor.stop().await;
         self.stop.cancel();
         self.control.join_all().await;
-        self.aws.settle().await;
+        if timeout(SETTLE_LIMIT, self.aws.settle()).await.is_err() {
+            tracing::warn!("calls that end sessions did not return in time");
+        }
     }
 }
 
@@ -215,29 +226,12 @@ async fn write_kubeconfig(
 }
 
 fn contexts(settings: &UpSettings, clusters: &[Cluster], ports: &[u16]) -> Result<Vec<ContextEntry>, CommandError> {
-    let command = std::env::current_exe().map_err(|error| {
-        CommandError::new(Kind::Unexpected, "cannot find the path of this program").with_source(error)
-    })?;
     let names = kubeconfig::context_names(&settings.context_prefix, clusters);
-    let entries = clusters.iter().zip(ports).zip(names).map(|((cluster, port), name)| ContextEntry {
-        name,
-        cluster: cluster.clone(),
-        port: *port,
-        exec: exec(&command, cluster, &settings.common.identity, &settings.common.control_dir),
+    let entries = clusters.iter().zip(ports).zip(names).map(|((cluster, &port), name)| {
+        let exec = token::exec_entry(&settings.common, cluster)?;
+        Ok(ContextEntry { name, cluster: cluster.clone(), port, exec })
     });
-    Ok(entries.collect())
-}
-
-/// What kubectl runs for a token, from a shell that need not have any variable of this one.
-fn exec(command: &Path, cluster: &Cluster, identity: &ExecIdentity, control_dir: &Path) -> Exec {
-    let mut args = vec![
-        "token".to_owned(),
-        format!("--cluster-name={}", cluster.token_name),
-        format!("--region={}", cluster.region),
-        format!("--manager={}", control_dir.display()),
-    ];
-    args.extend(identity.args.iter().cloned());
-    Exec { command: command.display().to_string(), args, env: identity.env.clone() }
+    entries.collect()
 }
 
 /// Gives kubectl its tokens over the control socket.

@@ -1,6 +1,6 @@
 //! What is emulated: clusters, bastions, identities and limits, fixed when the emulator starts.
 //!
-//! What may change while it runs is in [`Settings`](super::Settings).
+//! What may change while it runs is in [`Settings`].
 
 use std::{net::SocketAddr, time::Duration};
 

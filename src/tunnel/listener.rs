@@ -133,6 +133,25 @@ impl Listeners {
         Ok(bound)
     }
 
+    /// Binds one address as it is; port 0: the system chooses one.
+    ///
+    /// # Errors
+    /// [`BindError::Taken`], [`BindError::Io`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with IO enabled.
+    pub fn at(address: SocketAddr) -> Result<Self, BindError> {
+        let port = address.port();
+        let bound = listen(address.ip(), port).and_then(|socket| Ok((socket.local_addr()?.port(), socket)));
+        match bound {
+            Ok((chosen, socket)) => Ok(Self { port: chosen, source: Source::Tcp(vec![socket]) }),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                Err(BindError::Taken(PortTaken { port, owner: owner_of(port) }))
+            }
+            Err(source) => Err(BindError::Io { port, source }),
+        }
+    }
+
     fn bind_port(port: u16) -> io::Result<Self> {
         let mut choices = 0;
         loop {

@@ -7,8 +7,9 @@
 //! ended by its flag, by the service, or by a call, and the call is made unless the service has said
 //! that the session is over.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
+use futures_util::future::maybe_done;
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
@@ -357,25 +358,24 @@ impl SessionTask {
         let grace = timeout(self.shared.config.grace, quiet);
         let mut fault = self.driver.drive(Some(&mut link), grace).await.err();
         let shared = Arc::clone(&self.shared);
-        let mut call = Box::pin(timeout(STOP_CALL_LIMIT, shared.dial.terminate(handle)));
+        // The session may end while the call is under way or after it: its outcome is kept for both.
+        let mut call = pin!(maybe_done(timeout(STOP_CALL_LIMIT, shared.dial.terminate(handle))));
         if fault.is_none() {
             self.driver.terminate();
             let mut progress = self.driver.progress();
             let acknowledged = async { progress.wait_for(|progress| progress.terminated).await.is_ok() };
             let flag = timeout(FLAG_LIMIT, acknowledged);
             // Together, so that a slow answer to one does not add to the other.
-            let both = async { futures_util::join!(flag, &mut call) };
-            match self.driver.drive(Some(&mut link), both).await {
-                Ok((_, outcome)) => {
-                    note_terminated(outcome);
-                    close(link.into_transport()).await;
-                    return;
-                }
-                Err(ended) => fault = Some(ended),
-            }
+            let both = async { futures_util::join!(flag, call.as_mut()) };
+            fault = self.driver.drive(Some(&mut link), both).await.err();
         }
-        debug!(error = fault.map(|fault| display_chain(&fault)), "session ended while it was being stopped");
-        note_terminated(call.await);
+        if let Some(fault) = fault {
+            debug!(error = display_chain(&fault), "session ended while it was being stopped");
+        }
+        call.as_mut().await;
+        if let Some(outcome) = call.as_mut().take_output() {
+            note_terminated(outcome);
+        }
         close(link.into_transport()).await;
     }
 

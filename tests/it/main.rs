@@ -1,1 +1,13 @@
-//! x
+//! The binary and the examples against the emulated AWS, with real Kubernetes clients.
+//!
+//! One binary for all, since the AWS SDK makes each link slow. Nothing here sleeps for a condition or uses a
+//! fixed port: conditions are awaited under a deadline, ports are chosen by the system.
+
+mod examples;
+mod faults;
+mod kubernetes;
+mod support;
+mod tidy;
+mod transfer;
+mod up;
+mod wrong_input;

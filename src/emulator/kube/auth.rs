@@ -1,7 +1,7 @@
 //! The bearer token, checked as aws-iam-authenticator does.
 //!
-//! Source: `pkg/token/token.go` of kubernetes-sigs/aws-iam-authenticator, as told in the facts that the
-//! project works from; the presigned request is verified here instead of being sent to STS.
+//! Source: `pkg/token/token.go` of kubernetes-sigs/aws-iam-authenticator; the presigned request is verified
+//! here instead of being sent to STS.
 
 use std::{collections::BTreeSet, time::Duration};
 

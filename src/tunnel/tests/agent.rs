@@ -60,6 +60,8 @@ pub(super) enum Order {
     Wedge,
     /// Read nothing from this transport and answer no ping, until it is replaced.
     Hang,
+    /// Answer the flag that ends the session with its end and not with an acknowledgement.
+    CloseOnFlag,
 }
 
 /// What an agent tells the test.
@@ -95,6 +97,7 @@ struct State {
     closed: BTreeSet<StreamId>,
     lose: usize,
     wedged: bool,
+    close_on_flag: bool,
     outbox: Vec<Bytes>,
 }
 
@@ -116,6 +119,7 @@ impl Agent {
             closed: BTreeSet::new(),
             lose: 0,
             wedged: false,
+            close_on_flag: false,
             outbox: Vec::new(),
         };
         if self.speaks {
@@ -148,6 +152,7 @@ impl Agent {
                         Some(Order::Freeze) => frozen = true,
                         Some(Order::Wedge) => state.wedged = true,
                         Some(Order::Hang) => hung = true,
+                        Some(Order::CloseOnFlag) => state.close_on_flag = true,
                         None => std::future::pending().await,
                     },
                     // A replaced transport is given up.
@@ -247,6 +252,9 @@ impl State {
                 }
                 PayloadType::Flag => {
                     assert_eq!(Flag::decode(&message.payload), Some(Flag::TerminateSession));
+                    if self.close_on_flag {
+                        self.outbox = vec![channel_closed("")];
+                    }
                     let _outcome = agent.notes.send(Note::Terminated);
                 }
                 PayloadType::None

@@ -183,6 +183,16 @@ async fn a_stop_ends_the_session_in_good_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_takes_the_end_of_the_session_for_an_acknowledgement() {
+    let mut world = World::new(Destination::Echo);
+    world.until_state(State::Active).await;
+    world.network.order(super::agent::Order::CloseOnFlag);
+    world.stop().await;
+    world.until_note(&Note::Terminated).await;
+    world.until_call(&Call::Terminate("0".into())).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_gives_open_connections_a_second() {
     let mut world = World::new(Destination::Echo);
     world.until_state(State::Active).await;

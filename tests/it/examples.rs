@@ -1,0 +1,109 @@
+//! The examples, run as a reader of the README would.
+
+use std::process::Stdio;
+
+use autoheal_pa::emulator::Config;
+use tokio::io::AsyncWriteExt;
+
+use super::support::{Lab, PROGRAM, Running, example, kubectl, within};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn decode_reads_a_recorded_exchange() {
+    let lab = Lab::start(Config::default()).await;
+    let trace = include_str!("../fixtures/traces/refused.jsonl");
+    let mut decode = Running::start(lab.bare_command(example("decode")).stdin(Stdio::piped()));
+    let mut stdin = decode.stdin();
+    let (written, ended) = tokio::join!(
+        async move {
+            let written = stdin.write_all(trace.as_bytes()).await;
+            drop(stdin);
+            written
+        },
+        decode.ended()
+    );
+    written.unwrap();
+    let text = ended.assert_success();
+    for part in ["HandshakeRequest", "SYN stream 3", "FIN stream 3", r"Flag, 4 bytes: \x00\x00\x00\x03"] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+
+    let mut decode = Running::start(lab.bare_command(example("decode")).stdin(Stdio::piped()));
+    let mut stdin = decode.stdin();
+    stdin.write_all(b"zz\n00000074\n").await.unwrap();
+    drop(stdin);
+    let ended = decode.ended().await;
+    assert_eq!(ended.code(), Some(1));
+    assert!(ended.stdout.contains("not hexadecimal") && ended.stdout.contains("not a message"), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn emulator_prints_all_that_up_needs() {
+    let lab = Lab::start(Config::default()).await;
+    let mut emulator = Running::start(lab.bare_command(example("emulator")).args(["--clusters", "3"]));
+    assert!(emulator.prints("AUTOHEAL_PA_BASTION").await, "{}", emulator.stderr_so_far());
+    let exports = emulator.stdout_so_far();
+    assert!(exports.lines().all(|line| line.starts_with("export ")), "{exports}");
+
+    let script = format!("{exports}\nexec '{PROGRAM}' up --base-port 0");
+    let mut up = Running::start(lab.bare_command("sh").args(["-c", &script]));
+    up.ready().await;
+    assert_eq!(up.stop().await.code(), Some(0));
+    assert_eq!(emulator.stop().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn demo_runs_a_command_and_exits_with_its_status() {
+    let lab = Lab::start(Config::default()).await;
+    let mut demo = lab.bare_command(PROGRAM);
+    demo.args(["demo", "--base-port", "0", "--", "sh", "-c", "test -s \"$KUBECONFIG\" && exit 7"]);
+    let ended = Running::start(&mut demo).ended().await;
+    assert_eq!(ended.code(), Some(7), "{ended:#?}");
+    if kubectl().is_some() {
+        let mut demo = lab.bare_command(PROGRAM);
+        demo.args(["demo", "--base-port", "0", "--fault", "loss=1%", "--"]);
+        demo.args(["kubectl", "--context", "pa-payments", "get", "pods", "-A"]);
+        let ended = Running::start(&mut demo).ended().await;
+        assert!(ended.assert_success().contains("kube-system"), "{ended:#?}");
+    }
+    for (args, text) in [
+        (&["demo", "--fault", "drop-websockets=3s"][..], "drop-websocket=30s"),
+        (&["demo", "--base-port", "0", "--", "/no/such/program"], "cannot run `/no/such/program`"),
+    ] {
+        let ended = Running::start(lab.bare_command(PROGRAM).args(args)).ended().await;
+        assert_eq!(ended.code(), Some(2), "{ended:#?}");
+        assert!(ended.stderr.contains(text), "{ended:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sandbox_start_returns_when_the_tunnels_are_ready() {
+    let lab = Lab::start(Config::default()).await;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/sandbox-start.sh");
+    let mut start = lab.command(script);
+    start.arg("--base-port").arg("0").env("AUTOHEAL_PA", PROGRAM);
+    let ended = within("the script", Running::start(&mut start).ended()).await;
+    assert_eq!(ended.assert_success(), "tunnel ready\n");
+    let env = lab.path(".autoheal-pa/env");
+    let shown = format!(". '{}' && echo \"$KUBECONFIG\"", env.display());
+    let sourced = Running::start(lab.bare_command("sh").args(["-c", &shown])).ended().await;
+    assert_eq!(sourced.assert_success().trim_end(), lab.kubeconfig().to_str().unwrap());
+
+    let pid: i32 = std::fs::read_to_string(lab.path(".autoheal-pa/pid")).unwrap().trim().parse().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    lab.wait_until("the sessions to end", |emulator| emulator.sessions().iter().all(super::support::has_ended)).await;
+
+    // Without a bastion it fails, and says why.
+    let mut start = lab.command(script);
+    start.env("AUTOHEAL_PA", PROGRAM).env_remove("AUTOHEAL_PA_BASTION");
+    let ended = within("the script", Running::start(&mut start).ended()).await;
+    assert_eq!(ended.code(), Some(2), "{ended:#?}");
+    assert!(ended.stderr.contains("no bastion is given"), "{ended:#?}");
+}
+
+#[test]
+fn the_workflow_is_yaml_with_the_permission_it_needs() {
+    let workflow: serde_yaml::Value = serde_yaml::from_str(include_str!("../../examples/github-actions.yml")).unwrap();
+    assert_eq!(workflow["permissions"]["id-token"], "write");
+    assert!(workflow["jobs"]["smoke-test"]["steps"].as_sequence().unwrap().len() >= 4);
+}

@@ -1,0 +1,179 @@
+//! What goes wrong while tunnels are open.
+
+use autoheal_pa::emulator::{ClusterConfig, Command, Config, Event, Resume, SessionState};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use super::support::{Lab, Running, example, within};
+
+async fn lab() -> Lab {
+    Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await
+}
+
+async fn list_pods(lab: &Lab) -> usize {
+    let kubeconfig = Kubeconfig::read_from(lab.kubeconfig()).unwrap();
+    let options = KubeConfigOptions::default();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+    let pods: Api<Pod> = Api::all(Client::try_from(config).unwrap());
+    within("the pods", pods.list(&Default::default())).await.unwrap().items.len()
+}
+
+/// An echo server behind `forward`, and a connection to it.
+async fn echo(lab: &Lab) -> (Running, TcpStream, tokio::task::JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    lab.emulator.route("echo.internal:7", listener.local_addr().unwrap());
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let (mut read, mut write) = stream.split();
+                drop(tokio::io::copy(&mut read, &mut write).await);
+            });
+        }
+    });
+    let mut command = lab.command(example("forward"));
+    command.args(["--target", "i-0dc03fbcae2a87472", "--host", "echo.internal", "--port", "7"]);
+    let mut forward = Running::start(&mut command);
+    forward.ready().await;
+    let stderr = forward.stderr_so_far();
+    let port: u16 = stderr.split("127.0.0.1:").nth(1).and_then(|rest| rest.lines().next()).unwrap().parse().unwrap();
+    let connection = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    (forward, connection, tasks)
+}
+
+async fn ask(connection: &mut TcpStream, text: &[u8]) -> std::io::Result<()> {
+    connection.write_all(text).await?;
+    let mut answer = vec![0; text.len()];
+    within("the echo", connection.read_exact(&mut answer)).await?;
+    assert_eq!(answer, text);
+    Ok(())
+}
+
+fn transports(lab: &Lab) -> usize {
+    lab.count(|event| matches!(event, Event::TransportOpened { .. }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_survive_every_way_to_lose_a_websocket() {
+    let lab = lab().await;
+    let (forward, mut connection, _echo) = echo(&lab).await;
+    ask(&mut connection, b"before").await.unwrap();
+    let bye = Command::CloseTransport { code: 1000, reason: "Bye".to_owned() };
+    for command in [Command::CutTransport, bye, Command::CutTransport] {
+        let before = transports(&lab);
+        lab.emulator.command(&command);
+        ask(&mut connection, b"across").await.unwrap();
+        assert!(transports(&lab) > before, "{command:?} has cut nothing");
+    }
+    assert_eq!(lab.emulator.sessions().len(), 1);
+    drop(connection);
+    forward.stop().await.assert_success();
+    lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_cannot_be_resumed_is_replaced_behind_the_same_port() {
+    for resume in [Resume::Refused, Resume::WithoutToken] {
+        let lab = lab().await;
+        lab.emulator.update(|settings| settings.resume = resume);
+        let (forward, mut connection, _echo) = echo(&lab).await;
+        let address = connection.peer_addr().unwrap();
+        ask(&mut connection, b"before").await.unwrap();
+        lab.emulator.command(&Command::CutTransport);
+        let mut rest = Vec::new();
+        let end = within("the reset", connection.read_to_end(&mut rest)).await;
+        assert!(end.is_err(), "an open connection is reset, not ended: {rest:?}");
+        let mut again = TcpStream::connect(address).await.unwrap();
+        ask(&mut again, b"after").await.unwrap();
+        assert_eq!(lab.emulator.sessions().len(), 2, "{resume:?}");
+        drop(again);
+        forward.stop().await.assert_success();
+        // What the service calls ended needs no further call.
+        let live = lab.emulator.sessions().iter().filter(|session| session.state == SessionState::Connected).count();
+        assert_eq!((live, lab.emulator.violations()), (0, vec![]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_the_service_ends_is_replaced() {
+    let lab = lab().await;
+    let up = lab.up(&[]).await;
+    assert!(list_pods(&lab).await > 0);
+    lab.emulator.command(&Command::CloseChannel { output: Some("the idle timeout has passed".to_owned()) });
+    assert!(list_pods(&lab).await > 0, "a new connection waits for the new session");
+    assert_eq!(lab.emulator.sessions().len(), 2);
+    assert_eq!(up.stop().await.code(), Some(0));
+    lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_destinations_reset_the_local_connection() {
+    let lab = lab().await;
+    let (forward, connection, _echo) = echo(&lab).await;
+    let address = connection.peer_addr().unwrap();
+    lab.emulator.update(|settings| {
+        settings.destinations.insert("*".to_owned(), autoheal_pa::emulator::Destination::Refused);
+    });
+    let mut refused = TcpStream::connect(address).await.unwrap();
+    refused.write_all(b"hello").await.unwrap();
+    let error = within("the reset", refused.read_u8()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    drop(connection);
+    forward.stop().await.assert_success();
+    lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_frames_of_the_service_change_nothing() {
+    let lab = lab().await;
+    lab.emulator.update(|settings| {
+        settings.text_frames = true;
+        settings.fragment_len = Some(100);
+        settings.start_publication = true;
+        settings.agent.stray_frames = true;
+        settings.agent.unknown_messages = true;
+        settings.agent.bad_headers = true;
+        settings.agent.wrong_digests = 5;
+        settings.agent.repeat_handshake = true;
+        settings.agent.payload_len = Some(7);
+    });
+    let (forward, mut connection, _echo) = echo(&lab).await;
+    for _ in 0..20 {
+        ask(&mut connection, b"is it still the same?").await.unwrap();
+    }
+    drop(connection);
+    forward.stop().await.assert_success();
+    lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn loss_and_duplication_lose_nothing() {
+    let lab = lab().await;
+    lab.emulator.update(|settings| {
+        for link in [&mut settings.upstream, &mut settings.downstream] {
+            link.loss = 0.03;
+            link.duplicate = 0.05;
+            link.reorder = 0.02;
+        }
+    });
+    let (forward, mut connection, _echo) = echo(&lab).await;
+    for round in 0..30_u32 {
+        let text: Vec<u8> = (0..3000_u32).map(|i| (i * 7 + round) as u8).collect();
+        ask(&mut connection, &text).await.unwrap();
+    }
+    drop(connection);
+    lab.emulator.update(|settings| {
+        settings.upstream = Default::default();
+        settings.downstream = Default::default();
+    });
+    forward.stop().await.assert_success();
+    lab.assert_clean();
+}

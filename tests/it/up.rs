@@ -1,0 +1,210 @@
+//! `up`, `clusters`, `env` and `token`: the main job from outside.
+
+use std::os::unix::fs::PermissionsExt;
+
+use autoheal_pa::emulator::{ClusterConfig, Config, Event, Identity, StreamScheme};
+use rustix::process::Signal;
+
+use super::support::{Lab, PROGRAM, Running};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn opens_tunnels_and_ends_its_sessions() {
+    let lab = Lab::start(Config::default()).await;
+    let up = lab.up(&["--reason", "INC-42"]).await;
+    let mode = std::fs::metadata(lab.kubeconfig()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(lab.emulator.sessions().len(), 2);
+
+    let ended = up.stop().await;
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    assert_eq!(ended.stdout, "tunnel ready\n");
+    assert!(ended.stderr.contains("identity arn:aws:sts::123456789012:assumed-role/AutohealReadOnlyRole/autoheal-pa-"));
+    assert!(lab.count(|event| matches!(event, Event::TransportOpened { signed: true, .. })) >= 2);
+    lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn works_over_tls_with_a_ca_bundle() {
+    let lab = Lab::start(Config { stream_scheme: StreamScheme::Wss, ..Config::default() }).await;
+    let ended = lab.up(&[]).await.stop().await;
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_clusters_come_up_together() {
+    let lab = Lab::start(Config::with_clusters(10)).await;
+    let up = lab.up(&[]).await;
+    assert_eq!(lab.emulator.sessions().len(), 10);
+    assert_eq!(up.stop().await.code(), Some(0));
+    lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_pages_of_the_list_are_read_and_what_cannot_be_reached_is_skipped() {
+    let mut config = Config { list_page_len: 2, ..Config::with_clusters(5) };
+    config.clusters.push(ClusterConfig::creating("fresh"));
+    config.clusters.push(ClusterConfig::connected("elsewhere"));
+    let lab = Lab::start(config).await;
+    let ended = lab.up(&[]).await.stop().await;
+    assert!(ended.stderr.contains("skipped `fresh`: its status is CREATING"), "{}", ended.stderr);
+    assert_eq!(lab.emulator.sessions().len(), 5);
+    lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_failing_cluster_does_not_stop_the_others() {
+    let lab = Lab::start(Config::default()).await;
+    let refused = lab.emulator.cluster_names()[1].clone();
+    lab.emulator.update(|settings| {
+        settings.destinations.insert("*".to_owned(), autoheal_pa::emulator::Destination::Refused);
+    });
+    let mut up = lab.start_up(&["--timeout", "2s", "--cluster", "payments", "--cluster", &refused]);
+    assert!(up.says("trying on").await, "{}", up.stderr_so_far());
+    lab.emulator.update(|settings| settings.destinations.clear());
+    up.ready().await;
+    assert_eq!(up.stop().await.code(), Some(0));
+    lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_before_the_tunnels_are_ready_is_told_from_one_after() {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let lab = Lab::start(Config::default()).await;
+        lab.emulator.update(|settings| {
+            settings.destinations.insert("*".to_owned(), autoheal_pa::emulator::Destination::BlackHole);
+        });
+        let up = lab.start_up(&[]);
+        lab.wait_until("both sessions", |emulator| {
+            let connects = |event: &Event| matches!(event, Event::HandshakeComplete { .. });
+            emulator.events().iter().filter(|event| connects(event)).count() == 2
+        })
+        .await;
+        up.signal(signal);
+        let ended = up.ended().await;
+        assert_eq!(ended.code(), Some(code), "{ended:#?}");
+        assert_eq!(ended.stdout, "");
+        lab.assert_clean();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_source_of_credentials_leads_to_tunnels() {
+    let lab = Lab::start(Config { clusters: vec![ClusterConfig::new("one")], ..Config::default() }).await;
+    let role = lab.emulator.role_arn();
+    let base: Vec<_> = lab.emulator.environment();
+    let without_role =
+        || base.iter().filter(|(name, _)| !name.contains("ROLE") && !name.contains("TOKEN_FILE")).cloned();
+
+    let ci = without_role().chain(lab.emulator.ci_environment());
+    let chained = without_role().chain(lab.emulator.static_environment());
+    let keys = without_role().chain(lab.emulator.static_environment());
+    let cases: [(&str, Vec<(String, String)>, Vec<&str>); 3] = [
+        ("CI token", ci.collect(), vec!["--role-arn", &role]),
+        ("role chaining", chained.collect(), vec!["--role-arn", &role, "--role-session-name", "ann@example.com"]),
+        ("keys", keys.collect(), vec![]),
+    ];
+    for (name, variables, args) in cases {
+        let mut command = lab.bare_command(PROGRAM);
+        command.args(["up", "--base-port", "0"]).args(args).envs(variables);
+        let mut up = Running::start(&mut command);
+        up.ready().await;
+        let ended = up.stop().await;
+        assert_eq!(ended.code(), Some(0), "{name}: {ended:#?}");
+        if name == "role chaining" {
+            assert!(ended.stderr.contains("/AutohealReadOnlyRole/ann@example.com"), "{}", ended.stderr);
+        }
+    }
+    lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_are_sequential_and_taken_ones_are_skipped() {
+    let lab = Lab::start(Config::with_clusters(3)).await;
+    // Some port that is taken, with free ones behind it as far as anybody can tell.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut up = Running::start(&mut lab.program(&["up", "--base-port", &port.to_string()]));
+    up.ready().await;
+    let ended = up.stop().await;
+    assert!(ended.stderr.contains(&format!("port {port} is taken by `")), "{}", ended.stderr);
+    let kubeconfig = std::fs::read_to_string(lab.kubeconfig()).unwrap();
+    let servers = kubeconfig.lines().filter_map(|line| line.split("https://127.0.0.1:").nth(1));
+    let ports: Vec<u16> = servers.map(|rest| rest.trim_matches('"').parse().unwrap()).collect();
+    assert_eq!(ports.len(), 3);
+    assert!(ports[0] > port && ports.is_sorted(), "{ports:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_up_of_the_same_name_is_refused_and_of_another_is_not() {
+    let lab = Lab::start(Config::default()).await;
+    let first = lab.up(&[]).await;
+    let refused = lab.start_up(&[]).ended().await;
+    assert_eq!(refused.code(), Some(2), "{refused:#?}");
+    assert!(refused.stderr.contains(&format!("kill {}", first.pid())), "{}", refused.stderr);
+    let second = lab.up(&["--name", "other"]).await;
+    assert!(lab.path(".kube/autoheal-pa-other.yaml").exists());
+    assert_eq!(second.stop().await.code(), Some(0));
+    assert_eq!(first.stop().await.code(), Some(0));
+    lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn token_asks_the_manager_and_falls_back_on_its_own() {
+    let lab = Lab::start(Config { identity: Identity::WebIdentity, ..Config::default() }).await;
+    let up = lab.up(&[]).await;
+    let calls = || lab.count(|event| matches!(event, Event::Api { .. }));
+    let before = calls();
+    let directory = lab.path("autoheal-pa/default");
+    let args = ["token", "--cluster-name=payments", "--region=us-east-1", "--manager", directory.to_str().unwrap()];
+    let mut bare = lab.bare_command(PROGRAM);
+    let ended = Running::start(bare.args(args)).ended().await;
+    let credential: serde_json::Value = serde_json::from_str(ended.assert_success()).unwrap();
+    assert_eq!(credential["kind"], "ExecCredential");
+    assert!(credential["status"]["token"].as_str().unwrap().starts_with("k8s-aws-v1."));
+    assert_eq!(calls(), before, "the manager needs no call for it");
+    assert_eq!(up.stop().await.code(), Some(0));
+
+    let ended = lab.run(&args).await;
+    let credential: serde_json::Value = serde_json::from_str(ended.assert_success()).unwrap();
+    assert!(credential["status"]["token"].as_str().unwrap().starts_with("k8s-aws-v1."));
+    assert!(calls() > before, "without a manager it finds credentials itself");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clusters_are_shown_as_a_table_and_as_json() {
+    let mut config = Config::default();
+    config.clusters.push(ClusterConfig::creating("fresh"));
+    let lab = Lab::start(config).await;
+    let table = lab.run(&["clusters"]).await;
+    assert!(table.assert_success().contains("payments"), "{}", table.stdout);
+    let json = lab.run(&["clusters", "--json"]).await;
+    let value: serde_json::Value = serde_json::from_str(json.assert_success()).unwrap();
+    assert_eq!(value["version"], 1);
+    let names: Vec<_> = value["clusters"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["payments", "search", "fresh"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_can_source_what_it_writes() {
+    let lab = Lab::start(Config::default()).await;
+    let file = lab.path("tunnels' env");
+    let up = lab.up(&["--env-file", file.to_str().unwrap()]).await;
+    let script = format!(". \"{}\" && echo \"$KUBECONFIG\"", file.display());
+    let sourced = Running::start(lab.bare_command("sh").args(["-c", &script])).ended().await;
+    assert_eq!(sourced.assert_success().trim_end(), lab.kubeconfig().to_str().unwrap());
+    let evaluated = Running::start(
+        lab.bare_command("sh").args(["-c", &format!("eval \"$('{PROGRAM}' env)\" && echo \"$KUBECONFIG\"")]),
+    );
+    assert_eq!(evaluated.ended().await.assert_success().trim_end(), lab.kubeconfig().to_str().unwrap());
+    assert_eq!(up.stop().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unsigned_upgrade_is_tried_when_the_signed_one_is_refused() {
+    let lab = Lab::start(Config::default()).await;
+    lab.emulator.update(|settings| settings.upgrade = autoheal_pa::emulator::Upgrade::Unsigned);
+    let ended = lab.up(&[]).await.stop().await;
+    assert!(ended.stderr.contains("ssmmessages:OpenDataChannel"), "{}", ended.stderr);
+    assert!(lab.count(|event| matches!(event, Event::TransportOpened { signed: false, .. })) >= 2);
+}

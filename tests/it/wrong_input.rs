@@ -1,0 +1,188 @@
+//! Everything that a user, an administrator or a peer can get wrong: one sentence, the next step, the right
+//! exit code, and nothing left behind.
+
+use std::time::Duration;
+
+use autoheal_pa::emulator::{BastionConfig, ClusterConfig, Config, Destination, Identity};
+
+use super::support::{Ended, Lab, PROGRAM, Running};
+
+/// Runs `up` to its end with other variables than the lab's.
+async fn up_with(lab: &Lab, args: &[&str], change: impl FnOnce(&mut tokio::process::Command)) -> Ended {
+    let mut command = lab.program(&["up", "--base-port", "0"]);
+    command.args(args);
+    if !args.contains(&"--timeout") {
+        command.args(["--timeout", "3s"]);
+    }
+    change(&mut command);
+    Running::start(&mut command).ended().await
+}
+
+async fn up(lab: &Lab, args: &[&str]) -> Ended {
+    up_with(lab, args, |_| {}).await
+}
+
+/// Checks the exit code, that stderr has all of `parts`, that stdout is empty, and that nothing is left.
+#[track_caller]
+fn assert_fails(lab: &Lab, ended: &Ended, code: i32, parts: &[&str]) {
+    assert_eq!(ended.code(), Some(code), "{ended:#?}");
+    assert_eq!(ended.stdout, "");
+    assert!(ended.stderr.contains("error: "), "{ended:#?}");
+    for part in parts {
+        assert!(ended.stderr.contains(part), "`{part}` is missing\n{}", ended.stderr);
+    }
+    assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+    lab.assert_clean();
+}
+
+async fn lab() -> Lab {
+    Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_region_and_profile() {
+    let lab = lab().await;
+    let no_identity = |command: &mut tokio::process::Command| {
+        command.env_remove("AWS_ROLE_ARN").env_remove("AWS_WEB_IDENTITY_TOKEN_FILE");
+    };
+    assert_fails(&lab, &up_with(&lab, &[], no_identity).await, 3, &["credentials", "hint: "]);
+
+    let no_region = |command: &mut tokio::process::Command| {
+        command.env_remove("AWS_REGION");
+    };
+    assert_fails(&lab, &up_with(&lab, &[], no_region).await, 2, &["region", "--region"]);
+
+    let ended = up_with(&lab, &["--profile", "nosuch"], no_identity).await;
+    assert_fails(&lab, &ended, 2, &["`nosuch`", "hint: "]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oidc_tokens_and_roles() {
+    let lab = lab().await;
+    let file = lab.path("token");
+    let arg = file.to_str().unwrap();
+    let with_token = ["--web-identity-token-file", arg];
+    assert_fails(&lab, &up(&lab, &with_token).await, 3, &[arg, "hint: "]);
+
+    std::fs::write(&file, "not a token").unwrap();
+    assert_fails(&lab, &up(&lab, &with_token).await, 3, &[arg]);
+
+    let mut claims = lab.emulator.oidc_claims(Duration::from_secs(600));
+    claims.expires = Duration::from_secs(1_000_000);
+    std::fs::write(&file, lab.emulator.mint_oidc_token(&claims)).unwrap();
+    assert_fails(&lab, &up(&lab, &with_token).await, 3, &["expired"]);
+
+    let mut claims = lab.emulator.oidc_claims(Duration::from_secs(600));
+    claims.audience = "somebody-else".to_owned();
+    std::fs::write(&file, lab.emulator.mint_oidc_token(&claims)).unwrap();
+    assert_fails(&lab, &up(&lab, &with_token).await, 3, &["audience"]);
+
+    let role = "arn:aws:iam::123456789012:role/Nobody";
+    assert_fails(&lab, &up(&lab, &["--role-arn", role]).await, 3, &[role, "hint: "]);
+    assert_fails(&lab, &up(&lab, &["--duration", "99h"]).await, 2, &["--duration"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clusters() {
+    let lab = lab().await;
+    let ended = up(&lab, &["--cluster", "payment"]).await;
+    assert_fails(&lab, &ended, 4, &["`payment`", "us-east-1", "payments"]);
+
+    let empty = Lab::start(Config { clusters: vec![], ..Config::default() }).await;
+    assert_fails(&empty, &up(&empty, &[]).await, 4, &["us-east-1", "123456789012", "--region"]);
+
+    let creating = Lab::start(Config { clusters: vec![ClusterConfig::creating("fresh")], ..Config::default() }).await;
+    assert_fails(&creating, &up(&creating, &["--cluster", "fresh"]).await, 4, &["`fresh`", "CREATING"]);
+
+    let denied = Lab::start(Config::default()).await;
+    denied.emulator.update(|settings| {
+        settings.denied_actions.insert("eks:ListClusters".to_owned());
+    });
+    assert_fails(&denied, &up(&denied, &[]).await, 3, &["eks:ListClusters", "hint: "]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bastions() {
+    let lab = lab().await;
+    assert_fails(&lab, &up(&lab, &["--bastion", "i-12"]).await, 2, &["`i-12` is not a bastion id"]);
+
+    let unknown = up(&lab, &["--bastion", "i-0fedcba9876543210"]).await;
+    assert_fails(&lab, &unknown, 4, &["`payments`", "`i-0fedcba9876543210` is not connected", "hint: "]);
+
+    lab.emulator.update(|settings| {
+        settings.denied_documents.insert("AWS-StartPortForwardingSessionToRemoteHost".to_owned());
+    });
+    let denied = up(&lab, &[]).await;
+    assert_fails(&lab, &denied, 3, &["ssm:StartSession", "document/AWS-StartPortForwardingSessionToRemoteHost"]);
+
+    let old = BastionConfig { agent_version: "3.0.100.0".to_owned(), ..BastionConfig::new("i-0dc03fbcae2a87472") };
+    let old = Lab::start(Config { bastions: vec![old], ..Config::default() }).await;
+    let ended = up(&old, &["--timeout", "30s"]).await;
+    assert_fails(&old, &ended, 5, &["3.0.100.0", "3.1.1374.0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ports_and_files() {
+    let lab = lab().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let mut strict = lab.program(&["up", "--strict-ports", "--base-port", &port]);
+    let ended = Running::start(&mut strict).ended().await;
+    assert_fails(&lab, &ended, 5, &[&format!("port {port} is taken by"), "--base-port"]);
+
+    // Below a file there can be no folder, whoever runs the test.
+    let file = lab.path("file");
+    std::fs::write(&file, "x").unwrap();
+    let below = file.join("config");
+    let ended = up(&lab, &["--kubeconfig", below.to_str().unwrap()]).await;
+    assert_fails(&lab, &ended, 2, &[below.to_str().unwrap(), "--kubeconfig"]);
+
+    for (text, part) in
+        [("a: [1,", "line"), ("just a string\n", "is not a kubeconfig"), ("kind: Pod\n", "is not a kubeconfig")]
+    {
+        std::fs::write(&file, text).unwrap();
+        let ended = up(&lab, &["--kubeconfig", file.to_str().unwrap()]).await;
+        assert_fails(&lab, &ended, 2, &[file.to_str().unwrap(), part]);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "nothing is changed");
+    }
+
+    let ended = up(&lab, &["--env-file", "/dev/null/env"]).await;
+    assert_fails(&lab, &ended, 2, &["/dev/null/env"]);
+    assert!(lab.emulator.sessions().is_empty(), "no session is started before files and ports are there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_are_not_who_they_should_be() {
+    let lab = lab().await;
+    lab.emulator.update(|settings| settings.foreign_stream_host = Some("gateway.example.com".to_owned()));
+    let foreign = up(&lab, &[]).await;
+    assert_eq!(foreign.code(), Some(5), "{foreign:#?}");
+    assert!(foreign.stderr.contains("`gateway.example.com`"), "{foreign:#?}");
+    lab.emulator.update(|settings| settings.foreign_stream_host = None);
+
+    lab.emulator.update(|settings| settings.wrong_certificate = true);
+    let wrong = up(&lab, &["--timeout", "30s"]).await;
+    assert_eq!(wrong.code(), Some(5), "{wrong:#?}");
+    assert!(wrong.stderr.contains("certificate"), "{wrong:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_that_is_wrong_with_the_settings_is_said_at_once() {
+    let lab = Lab::start(Config { identity: Identity::StaticKeys, ..Config::default() }).await;
+    let args = ["up", "--bastion", "bastion", "--base-port", "99999", "--timeout", "soon", "--name", "a/b"];
+    let ended = Running::start(lab.bare_command(PROGRAM).args(args)).ended().await;
+    assert_fails(&lab, &ended, 2, &["`bastion`", "99999", "`soon`", "a/b"]);
+    assert!(lab.emulator.events().is_empty(), "no call has left the machine");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_does_not_answer_is_named() {
+    let lab = lab().await;
+    lab.emulator.update(|settings| {
+        settings.destinations.insert("*".to_owned(), Destination::Refused);
+    });
+    let mut up = lab.start_up(&["--timeout", "2s"]);
+    assert!(up.says("security group").await, "{}", up.stderr_so_far());
+    let ended = up.stop().await;
+    assert_eq!(ended.code(), Some(143), "{ended:#?}");
+}
