@@ -11,7 +11,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::support::{Lab, Running, example, within};
+use super::support::{Lab, Running, within};
 
 async fn lab() -> Lab {
     Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await
@@ -28,7 +28,7 @@ async fn list_pods(lab: &Lab) -> usize {
 /// An echo server behind `forward`, and a connection to it.
 async fn echo(lab: &Lab) -> (Running, TcpStream, tokio::task::JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    lab.emulator.route("echo.internal:7", listener.local_addr().unwrap());
+    let address = listener.local_addr().unwrap();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
@@ -39,12 +39,7 @@ async fn echo(lab: &Lab) -> (Running, TcpStream, tokio::task::JoinSet<()>) {
             });
         }
     });
-    let mut command = lab.command(example("forward"));
-    command.args(["--target", "i-0dc03fbcae2a87472", "--host", "echo.internal", "--port", "7"]);
-    let mut forward = Running::start(&mut command);
-    forward.ready().await;
-    let stderr = forward.stderr_so_far();
-    let port: u16 = stderr.split("127.0.0.1:").nth(1).and_then(|rest| rest.lines().next()).unwrap().parse().unwrap();
+    let (forward, port) = lab.forward("echo.internal:7", address, &[]).await;
     let connection = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     (forward, connection, tasks)
 }

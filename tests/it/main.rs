@@ -3,6 +3,8 @@
 //! One binary for all, since the AWS SDK makes each link slow. Nothing here sleeps for a condition or uses a
 //! fixed port: conditions are awaited under a deadline, ports are chosen by the system.
 
+#![expect(clippy::unwrap_used, reason = "a test that meets an error fails")]
+
 mod examples;
 mod faults;
 mod kubernetes;

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     future::Future,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -101,6 +102,21 @@ impl Lab {
         Running::start(self.program(&["up", "--base-port", "0"]).args(args))
     }
 
+    /// Starts the example `forward` to a destination that the agent knows as `name`, `host:port`. Returns its
+    /// local port as well.
+    pub(crate) async fn forward(&self, name: &str, destination: SocketAddr, args: &[&str]) -> (Running, u16) {
+        self.emulator.route(name, destination);
+        let (host, port) = name.rsplit_once(':').expect("host and port");
+        let mut command = self.command(example("forward"));
+        command.args(["--target", "i-0dc03fbcae2a87472", "--host", host, "--port", port]).args(args);
+        let mut forward = Running::start(&mut command);
+        forward.ready().await;
+        let stderr = forward.stderr_so_far();
+        let local = stderr.lines().find_map(|line| line.strip_prefix("listening on 127.0.0.1:"));
+        let local = local.and_then(|port| port.parse().ok()).expect("it says where it listens");
+        (forward, local)
+    }
+
     /// Awaits a condition on the emulator.
     #[track_caller]
     pub(crate) fn wait_until<'a>(
@@ -180,7 +196,6 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    #[expect(clippy::zombie_processes, reason = "it is killed when it is dropped")]
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let stdout = Collected::start(child.stdout.take().expect("stdout is piped"));

@@ -9,7 +9,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::support::{Lab, Running, example, within};
+use super::support::{Lab, Running, within};
 
 /// A destination. The first byte of a connection is a command, the next eight are a length: `d` sends so many
 /// bytes down, `u` takes so many and answers with how many were as they should be.
@@ -99,14 +99,7 @@ async fn upload(port: u16, len: u64) -> u64 {
 
 /// Starts `forward` to a destination; returns its local port.
 async fn forward(lab: &Lab, destination: &Destination, args: &[&str]) -> (Running, u16) {
-    lab.emulator.route("files.internal:80", destination.address);
-    let mut command = lab.command(example("forward"));
-    command.args(["--target", "i-0dc03fbcae2a87472", "--host", "files.internal", "--port", "80"]).args(args);
-    let mut forward = Running::start(&mut command);
-    forward.ready().await;
-    let stderr = forward.stderr_so_far();
-    let port = stderr.split("127.0.0.1:").nth(1).and_then(|rest| rest.lines().next()).unwrap().parse().unwrap();
-    (forward, port)
+    lab.forward("files.internal:80", destination.address, args).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

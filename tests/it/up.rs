@@ -99,8 +99,8 @@ async fn every_source_of_credentials_leads_to_tunnels() {
     let ci = without_role().chain(lab.emulator.ci_environment());
     let chained = without_role().chain(lab.emulator.static_environment());
     let keys = without_role().chain(lab.emulator.static_environment());
-    let cases: [(&str, Vec<(String, String)>, Vec<&str>); 3] = [
-        ("CI token", ci.collect(), vec!["--role-arn", &role]),
+    let cases = [
+        ("CI token", ci.collect::<Vec<_>>(), vec!["--role-arn", &role]),
         ("role chaining", chained.collect(), vec!["--role-arn", &role, "--role-session-name", "ann@example.com"]),
         ("keys", keys.collect(), vec![]),
     ];
