@@ -33,7 +33,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig, identity::IdentityCache, timeout::TimeoutConfig};
+use aws_config::{
+    BehaviorVersion, ConfigLoader, Region, SdkConfig, identity::IdentityCache, profile::ProfileFileCredentialsProvider,
+    provider_config::ProviderConfig, timeout::TimeoutConfig,
+};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_runtime_api::client::{http::SharedHttpClient, orchestrator::HttpResponse, result::SdkError};
@@ -169,9 +172,16 @@ impl Aws {
         };
         let http = tls::http_client(bundle.as_ref(), proxies.clone());
         let loader = {
-            let (region, profile) = (region.clone(), profile.clone());
+            let (region, profile, alone) = (region.clone(), profile.clone(), settings.profile_from_flags);
             let (plain, endpoint) = (surroundings.plain, surroundings.endpoint);
-            move || loader(&region, profile.as_deref(), http.clone(), endpoint.as_deref(), plain)
+            move || {
+                let loader = loader(&region, profile.as_deref(), http.clone(), endpoint.as_deref(), plain);
+                match profile.as_deref() {
+                    // The default chain would take keys in the environment first.
+                    Some(profile) if alone => loader.credentials_provider(of_profile(profile, &region, http.clone())),
+                    _ => loader,
+                }
+            }
         };
         let base = loader().no_credentials().load().await;
         let ambient = surroundings.ambient.unwrap_or_else(|| Ambient::new(&region, loader));
@@ -354,6 +364,13 @@ fn loader(
         loader = loader.retry_config(aws_config::retry::RetryConfig::disabled());
     }
     loader
+}
+
+/// Takes credentials from a profile and from nowhere else, as the AWS CLI does with `--profile`.
+fn of_profile(profile: &str, region: &str, http: SharedHttpClient) -> ProfileFileCredentialsProvider {
+    let config =
+        ProviderConfig::without_region().with_region(Some(Region::new(region.to_owned()))).with_http_client(http);
+    ProfileFileCredentialsProvider::builder().configure(&config).profile_name(profile).build()
 }
 
 /// Lets clients ask our cache each time, instead of keeping credentials in one of their own.

@@ -23,6 +23,8 @@ pub struct AwsSettings {
     pub region: Option<String>,
     /// The profile; `None`: the SDK's default.
     pub profile: Option<String>,
+    /// The profile was named by a flag, so that it wins over keys in the environment.
+    pub profile_from_flags: bool,
     /// The role to assume.
     pub role_arn: Option<String>,
     /// The name of the role's session, as the user wrote it.
@@ -121,6 +123,7 @@ impl AwsSettings {
         let ca_bundle = flags.ca_bundle.as_deref().or_else(|| environment.get("AWS_CA_BUNDLE").map(Path::new));
         Self {
             region: region.map(|(_, value)| value.to_owned()),
+            profile_from_flags: flags.profile.is_some(),
             profile: flags.profile.clone().or_else(|| environment.get("AWS_PROFILE").map(ToOwned::to_owned)),
             role_arn: role.arn,
             role_session_name: role.session_name,

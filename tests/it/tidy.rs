@@ -157,3 +157,18 @@ fn nothing_is_left_undone() {
         }
     }
 }
+
+#[test]
+fn the_page_of_pitfalls_names_tests_that_exist() {
+    let sources: String = ["src", "tests/it"]
+        .iter()
+        .flat_map(|dir| rust_files(&root().join(dir)))
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let page = fs::read_to_string(root().join("tests/pitfalls.md")).unwrap();
+    let names = page.split('`').skip(1).step_by(2).filter(|word| {
+        word.matches('_').count() >= 2 && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    });
+    let missing: Vec<_> = names.filter(|name| !sources.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}

@@ -119,6 +119,30 @@ async fn every_source_of_credentials_leads_to_tunnels() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_profile_that_is_named_by_a_flag_wins_over_keys_in_the_environment() {
+    let lab = Lab::start(Config { identity: Identity::StaticKeys, ..Config::default() }).await;
+    let key = |wanted: &str| {
+        let variables = lab.emulator.static_environment();
+        variables.into_iter().find(|(name, _)| name == wanted).expect("a key").1
+    };
+    let credentials = format!(
+        "[ci]\naws_access_key_id = {}\naws_secret_access_key = {}\naws_session_token = {}\n",
+        key("AWS_ACCESS_KEY_ID"),
+        key("AWS_SECRET_ACCESS_KEY"),
+        key("AWS_SESSION_TOKEN")
+    );
+    std::fs::create_dir(lab.path(".aws")).unwrap();
+    std::fs::write(lab.path(".aws/credentials"), credentials).unwrap();
+    let mut command = lab.program(&["clusters", "--profile", "ci"]);
+    command.env("AWS_ACCESS_KEY_ID", "AKIAWRONG").env("AWS_SECRET_ACCESS_KEY", "wrong").env_remove("AWS_SESSION_TOKEN");
+    assert!(Running::start(&mut command).ended().await.assert_success().contains("payments"));
+
+    command = lab.program(&["clusters"]);
+    command.env("AWS_PROFILE", "ci").env("AWS_ACCESS_KEY_ID", "AKIAWRONG").env_remove("AWS_SESSION_TOKEN");
+    assert_eq!(Running::start(&mut command).ended().await.code(), Some(3), "the variable does not");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ports_are_sequential_and_taken_ones_are_skipped() {
     let lab = Lab::start(Config::with_clusters(3)).await;
     // Some port that is taken, with free ones behind it as far as anybody can tell.
