@@ -105,7 +105,7 @@ impl Cli {
             Command::Env(args) => env::run(&args, &global, printer),
             Command::Token(args) => Box::pin(token::run(args, global, printer)).await,
             #[cfg(feature = "demo")]
-            Command::Demo(args) => Box::pin(demo::run(args, printer)).await,
+            Command::Demo(args) => Box::pin(demo::run(args, &global, printer)).await,
         }
     }
 }

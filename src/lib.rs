@@ -30,6 +30,7 @@ pub mod control;
 pub mod emulator;
 pub mod kubeconfig;
 pub mod proto;
+pub mod random;
 pub mod secret;
 pub mod settings;
 pub mod supervisor;

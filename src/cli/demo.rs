@@ -20,12 +20,17 @@ use tokio::{
 };
 
 use super::{
+    GlobalArgs, LogFormat,
+    env::Shell,
     error::{CommandError, Kind},
     output::Printer,
     signals::{Signal, Signals},
     up::READY_LINE,
 };
-use crate::emulator::{ClusterConfig, Config, Emulator, FAULTS, Fault};
+use crate::{
+    emulator::{ClusterConfig, Config, Emulator, FAULTS, Fault},
+    settings::Environment,
+};
 
 /// The pace of real agents: a pause after each message of at most 1024 bytes.
 const AGENT_PACE: Duration = Duration::from_millis(1);
@@ -59,7 +64,8 @@ fn fault_help() -> String {
 ///
 /// # Errors
 /// The emulator cannot start, `up` fails, or the command cannot be run.
-pub async fn run(args: DemoArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+pub async fn run(args: DemoArgs, global: &GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    refuse_aws(global)?;
     let mut signals = Signals::listen()?;
     let unexpected = |what: &str| CommandError::new(Kind::Unexpected, format!("cannot {what}"));
     let dir = tempfile::Builder::new()
@@ -74,7 +80,7 @@ pub async fn run(args: DemoArgs, printer: &Printer) -> Result<ExitCode, CommandE
     }
     printer.progress(&format!("an emulated AWS answers at {}", emulator.endpoint()));
 
-    let mut up = start_up(&args, &emulator, &dir)?;
+    let mut up = start_up(&args, global, &emulator, &dir)?;
     let outcome = tokio::select! {
         biased;
         signal = signals.next() => Err(signal.into()),
@@ -97,6 +103,28 @@ pub async fn run(args: DemoArgs, printer: &Printer) -> Result<ExitCode, CommandE
     outcome
 }
 
+/// The demo's AWS is its own: options that lead to another would be ignored.
+fn refuse_aws(global: &GlobalArgs) -> Result<(), CommandError> {
+    let given = [
+        ("--region", global.region.is_some()),
+        ("--profile", global.profile.is_some()),
+        ("--role-arn", global.role_arn.is_some()),
+        ("--role-session-name", global.role_session_name.is_some()),
+        ("--web-identity-token-file", global.web_identity_token_file.is_some()),
+        ("--duration", global.duration.is_some()),
+        ("--ca-bundle", global.ca_bundle.is_some()),
+        ("--name", global.name.is_some()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((option, _)) => Err(CommandError::new(
+            Kind::Usage,
+            format!("`{option}` means nothing to `demo`, which has an AWS of its own"),
+        )
+        .hint("`autoheal-pa up` takes it")),
+        None => Ok(()),
+    }
+}
+
 fn config(args: &DemoArgs) -> Config {
     let name = |n: u8| match n {
         0 => "payments".to_owned(),
@@ -115,13 +143,15 @@ fn kubeconfig(dir: &TempDir) -> PathBuf {
 
 /// Starts this program's `up` with nothing but the emulator in its environment, and out of reach of the
 /// terminal's Ctrl-C, which is for the command.
-fn start_up(args: &DemoArgs, emulator: &Emulator, dir: &TempDir) -> Result<Child, CommandError> {
+fn start_up(args: &DemoArgs, global: &GlobalArgs, emulator: &Emulator, dir: &TempDir) -> Result<Child, CommandError> {
     let program = std::env::current_exe().map_err(|error| {
         CommandError::new(Kind::Unexpected, "cannot find the path of this program").with_source(error)
     })?;
     let kept = std::env::vars_os()
         .filter(|(name, _)| ["PATH", "TERM", "NO_COLOR", "LANG", "LC_ALL"].iter().any(|kept| name == kept));
     Command::new(&program)
+        .args(std::iter::repeat_n("-v", usize::from(global.verbose)))
+        .args(["--log-format", if global.log_format == LogFormat::Json { "json" } else { "text" }])
         .args(["up", "--name", "demo", "--base-port"])
         .arg(args.base_port.to_string())
         .arg("--kubeconfig")
@@ -164,7 +194,8 @@ async fn under(up: &mut Child, command: &[OsString], dir: &TempDir, printer: &Pr
     let Some((program, arguments)) = command.split_first() else {
         printer.result(READY_LINE)?;
         printer.progress("in another shell:");
-        printer.progress(&format!("  export KUBECONFIG={}", kubeconfig.display()));
+        let export = Shell::detect(&Environment::read()).export("KUBECONFIG", &kubeconfig.display().to_string());
+        printer.progress(&format!("  {}", export.trim_end()));
         printer.progress("  kubectl --context pa-payments get pods -A");
         printer.progress("Ctrl-C stops");
         return Ok(Under::Idle);

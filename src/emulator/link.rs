@@ -7,27 +7,25 @@ use tokio::time::Instant;
 
 use super::script::Link;
 
+use crate::random::SplitMix64;
+
 /// Most messages that are on their way.
 pub(super) const MAX_IN_FLIGHT: usize = 20_000;
 
 /// How much later a message that is overtaken arrives, at most.
 const MAX_DETOUR: Duration = Duration::from_millis(20);
 
-/// A small generator (SplitMix64), so that a seed gives the same faults again.
+/// Chance from a seed, so that the same faults can be had again.
 #[derive(Debug, Clone)]
-pub(super) struct Random(u64);
+pub(super) struct Random(SplitMix64);
 
 impl Random {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(SplitMix64::new(seed))
     }
 
     pub(super) fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next_u64()
     }
 
     /// A number from 0 up to, but not, 1.

@@ -13,6 +13,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::random::SplitMix64;
+
 /// Bytes of a message before its payload, as clients and agents write it.
 pub const HEADER_LEN: usize = 120;
 
@@ -196,36 +198,28 @@ impl fmt::Debug for MessageId {
 
 /// Makes message ids: version 4 UUIDs from a seeded generator.
 ///
-/// The ids only have to be unique within a session, so a small generator (SplitMix64) will do; the
-/// seed comes from outside, which lets a test replay a session byte for byte.
+/// The ids only have to be unique within a session; the seed comes from outside, which lets a test
+/// replay a session byte for byte.
 #[derive(Debug, Clone)]
 pub struct MessageIds {
-    state: u64,
+    random: SplitMix64,
 }
 
 impl MessageIds {
     /// Creates a generator. Two generators with one seed make the same ids.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { state: seed }
+        Self { random: SplitMix64::new(seed) }
     }
 
     /// Returns the next id.
     pub fn next_id(&mut self) -> MessageId {
         let mut id = [0; 16];
-        id[..8].copy_from_slice(&self.next_u64().to_be_bytes());
-        id[8..].copy_from_slice(&self.next_u64().to_be_bytes());
+        id[..8].copy_from_slice(&self.random.next_u64().to_be_bytes());
+        id[8..].copy_from_slice(&self.random.next_u64().to_be_bytes());
         id[6] = (id[6] & 0x0f) | 0x40;
         id[8] = (id[8] & 0x3f) | 0x80;
         MessageId(id)
-    }
-
-    fn next_u64(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
     }
 }
 

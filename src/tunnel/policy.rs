@@ -7,7 +7,10 @@
 use std::time::Duration;
 
 use super::{DialError, Fault, ProbeError};
-use crate::proto::{CloseReason, handshake::HandshakeError};
+use crate::{
+    proto::{CloseReason, handshake::HandshakeError},
+    random::SplitMix64,
+};
 
 /// Back-off between attempts to resume: quick, since open connections are waiting.
 const RESUME: Backoff = Backoff { first: Duration::from_millis(100), cap: Duration::from_secs(5) };
@@ -264,23 +267,19 @@ impl Backoff {
     }
 }
 
-/// Random delays from a seed (SplitMix64).
+/// Random delays from a seed.
 #[derive(Debug, Clone)]
-pub(super) struct Jitter(u64);
+pub(super) struct Jitter(SplitMix64);
 
 impl Jitter {
     /// Creates a generator. Two with one seed give the same delays.
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(SplitMix64::new(seed))
     }
 
     /// Returns the next random number.
     pub(super) fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next_u64()
     }
 
     fn below(&mut self, limit: Duration) -> Duration {

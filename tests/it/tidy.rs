@@ -8,17 +8,18 @@ use std::{
 
 /// What each module of the crate may use of the others. A module that is not listed may use all.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("proto", &["proto"]),
+    ("proto", &["proto", "random"]),
     ("cluster", &["cluster"]),
     ("secret", &["secret"]),
     ("clock", &["clock", "proto"]),
-    ("tunnel", &["tunnel", "proto", "cluster", "clock"]),
+    ("random", &["random"]),
+    ("tunnel", &["tunnel", "proto", "cluster", "clock", "random"]),
     ("aws", &["aws", "tunnel", "proto", "settings", "cluster", "secret", "clock"]),
     ("kubeconfig", &["kubeconfig", "cluster", "secret", "clock"]),
     ("settings", &["settings", "cluster", "secret"]),
     ("supervisor", &["supervisor", "tunnel", "cluster", "clock", "proto"]),
     ("control", &["control", "tunnel", "cluster", "secret", "supervisor"]),
-    ("emulator", &["emulator", "proto"]),
+    ("emulator", &["emulator", "proto", "random"]),
 ];
 
 /// Crates that the core must not touch: it is values and arithmetic.

@@ -19,15 +19,17 @@ struct Expected {
     answer: Bytes,
 }
 
-/// Runs `connections` request-and-answer exchanges, cutting the transport `cuts` times.
-fn exchange(seed: u64, network: Network, agent: AgentConfig, connections: usize, size: u64, cuts: usize) -> World {
+/// Requests and answers of random lengths up to `size`.
+fn random_plan(seed: u64, connections: usize, size: u64) -> Vec<(Bytes, Bytes)> {
+    let mut rng = Rng::new(seed ^ 0x91a);
+    let mut bytes = |len: u64| rng.bytes(len as usize);
+    let mut lens = Rng::new(seed);
+    (0..connections).map(|_| (bytes(lens.below(size) + 1), bytes(lens.below(size)))).collect()
+}
+
+/// Runs request-and-answer exchanges side by side, cutting the transport `cuts` times.
+fn exchange(seed: u64, network: Network, agent: AgentConfig, plan: Vec<(Bytes, Bytes)>, cuts: usize) -> World {
     let mut rng = Rng::new(seed ^ 0x5eed);
-    let plan: Vec<(Bytes, Bytes)> = (0..connections)
-        .map(|_| {
-            let (up, down) = (rng.below(size) as usize + 1, rng.below(size) as usize);
-            (rng.bytes(up), rng.bytes(down))
-        })
-        .collect();
     let destinations = plan
         .iter()
         .map(|(upload, answer)| Destination::Answer { request_len: upload.len(), answer: answer.clone() })
@@ -74,27 +76,30 @@ fn lossy(percent: f64) -> Network {
 #[test]
 fn survives_loss_of_every_severity() {
     for (percent, size) in [(1.0, 200_000), (5.0, 60_000), (20.0, 20_000)] {
-        exchange(percent as u64, lossy(percent), AgentConfig::default(), 6, size, 0);
+        exchange(1, lossy(percent), AgentConfig::default(), random_plan(percent as u64, 6, size), 0);
     }
 }
 
 #[test]
 fn survives_duplication_and_reordering() {
     let network = Network { duplicate_percent: 30.0, jitter: Duration::from_millis(150), ..Network::default() };
-    let world = exchange(3, network, AgentConfig::default(), 8, 200_000, 0);
+    let world = exchange(3, network, AgentConfig::default(), random_plan(3, 8, 200_000), 0);
     assert!(world.client.stats().repeats_received > 100);
 }
 
 #[test]
-fn sixty_four_downloads_survive_ten_cuts() {
+fn sixty_four_downloads_of_a_mebibyte_survive_ten_cuts() {
     let network = Network { delay: Duration::from_millis(40), ..Network::default() };
-    exchange(64, network, AgentConfig::default(), 64, 100_000, 10);
+    let agent = AgentConfig { pace: Duration::from_millis(1), ..AgentConfig::default() };
+    let mut rng = Rng::new(64);
+    let plan = (0..64).map(|_| (Bytes::from_static(b"GET"), rng.bytes(1 << 20))).collect();
+    exchange(64, network, agent, plan, 10);
 }
 
 #[test]
 fn keeps_the_agents_pace() {
     let agent = AgentConfig { pace: Duration::from_millis(1), ..AgentConfig::default() };
-    exchange(9, lossy(1.0), agent, 4, 100_000, 2);
+    exchange(9, lossy(1.0), agent, random_plan(9, 4, 100_000), 2);
 }
 
 #[test]
@@ -128,6 +133,6 @@ proptest! {
             loss_percent: loss,
             duplicate_percent: duplicate,
         };
-        exchange(seed, network, AgentConfig::default(), connections, 30_000, cuts);
+        exchange(seed, network, AgentConfig::default(), random_plan(seed, connections, 30_000), cuts);
     }
 }

@@ -8,21 +8,19 @@ use super::{
     super::{CloseReason, Config, Event, MessageIds, Now, PortSession, StreamId},
     agent::{Agent, AgentConfig, Destination},
 };
+use crate::random::SplitMix64;
 
-/// A small seeded generator (xorshift64*).
+/// Chance from a seed.
 #[derive(Debug, Clone)]
-pub(super) struct Rng(u64);
+pub(super) struct Rng(SplitMix64);
 
 impl Rng {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self(SplitMix64::new(seed))
     }
 
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    fn next(&mut self) -> u64 {
+        self.0.next_u64()
     }
 
     pub(super) fn below(&mut self, limit: u64) -> u64 {
