@@ -67,7 +67,7 @@ use self::{
 };
 pub use self::{
     dial::{BoxError, Dial, DialError, SessionHandle, SessionId},
-    fault::Fault,
+    fault::{Fault, with_causes},
     listener::{BindError, Bound, Listeners, PortOwner, PortTaken},
     probe::ProbeError,
     status::{LastError, ProbeStatus, SessionStatus, State, TunnelStatus},

@@ -9,7 +9,7 @@ use crate::{
     control::ControlError,
     kubeconfig::KubeconfigError,
     settings::{Problem, SettingsError},
-    tunnel::{BindError, BoxError},
+    tunnel::{BindError, BoxError, with_causes},
 };
 
 mod aws;
@@ -90,21 +90,10 @@ impl CommandError {
     /// Returns the message and its causes in one sentence.
     #[must_use]
     pub fn sentence(&self) -> String {
-        let mut sentence = self.message.clone();
-        let mut next: Option<&(dyn Error + 'static)> = self.source.as_deref().map(|source| source as _);
-        while let Some(cause) = next {
-            next = cause.source();
-            let text = cause.to_string();
-            // Some errors of other crates repeat their source.
-            if sentence.ends_with(&text) {
-                continue;
-            }
-            if !sentence.is_empty() {
-                sentence.push_str(": ");
-            }
-            sentence.push_str(&text);
+        match self.source.as_deref() {
+            Some(source) => with_causes(self.message.clone(), source),
+            None => self.message.clone(),
         }
-        sentence
     }
 
     /// Returns what to do next.

@@ -129,6 +129,7 @@ impl Manager {
                     biased;
                     signal = signals.next() => return Err(signal.into()),
                     () = wait_ready(board.clone()) => printer.result(READY_LINE)?,
+                    () = show_changes(board.clone(), printer) => {}
                 }
             }
         }

@@ -39,3 +39,41 @@ pub enum Fault {
         message: String,
     },
 }
+
+/// Writes an error and its sources in one sentence.
+#[must_use]
+pub(super) fn display_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    with_causes(String::new(), error)
+}
+
+/// Adds an error and its sources to a sentence.
+#[must_use]
+pub fn with_causes(mut text: String, error: &(dyn std::error::Error + 'static)) -> String {
+    for cause in std::iter::successors(Some(error), |error| error.source()) {
+        let cause = cause.to_string();
+        // Some errors of other crates repeat their source.
+        if text.ends_with(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_its_error_has_said_already_is_not_repeated() {
+        let io = std::io::Error::other("reset by peer");
+        let fault = Fault::Transport(TransportError::Broken(tokio_tungstenite::tungstenite::Error::Io(io)));
+        assert_eq!(
+            display_chain(&fault),
+            "lost the connection to the message gateway: the WebSocket connection broke: IO error: reset by peer"
+        );
+    }
+}

@@ -17,6 +17,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use super::{
     Config, Dial, DialError, Fault, SessionHandle, Transport,
     driver::{Driver, Link},
+    fault::display_chain,
     policy::{self, History, Jitter, Step},
     report::{Report, Reporter},
 };
@@ -442,16 +443,4 @@ fn note_terminated(outcome: Result<Result<(), DialError>, tokio::time::error::El
         Ok(Err(error)) => warn!(error = display_chain(&error), "cannot end the session"),
         Err(_) => warn!("ending the session took too long"),
     }
-}
-
-/// Writes an error and its sources in one line.
-pub(super) fn display_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Fault, SessionId};
+use super::{Fault, SessionId, fault::display_chain};
 use crate::{
     clock,
     cluster::{Cluster, Target},
@@ -153,13 +153,7 @@ pub struct LastError {
 
 impl fmt::Display for LastError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.fault)?;
-        let mut source = std::error::Error::source(&*self.fault);
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
+        f.write_str(&display_chain(&*self.fault))
     }
 }
 
