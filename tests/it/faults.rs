@@ -1,6 +1,10 @@
 //! What goes wrong while tunnels are open.
 
-use autoheal_pa::emulator::{ClusterConfig, Command, Config, Event, Resume, SessionState};
+use std::time::Duration;
+
+use autoheal_pa::emulator::{
+    AbsentClient, AgentConfig, AgentStart, ClusterConfig, Command, Config, Event, Resume, SessionState,
+};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
@@ -72,6 +76,37 @@ async fn connections_survive_every_way_to_lose_a_websocket() {
     drop(connection);
     forward.stop().await.assert_success();
     lab.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_service_does_while_the_client_is_away_nothing_is_lost() {
+    let starts = [AgentStart::WithClient, AgentStart::After(Duration::ZERO)];
+    for absent_client in [AbsentClient::Pause, AbsentClient::Drop, AbsentClient::Hold] {
+        for start in starts {
+            let agent = AgentConfig { start, ..AgentConfig::default() };
+            let lab = Lab::start(Config { absent_client, agent, ..Config::default() }).await;
+            let (forward, mut connection, _echo) = echo(&lab).await;
+            let (mut read, mut write) = connection.split();
+            let text: Vec<u8> = (0..200_000_u32).map(|i| (i % 253) as u8).collect();
+            let mut answer = vec![0; text.len()];
+            let (written, answered) = tokio::join!(
+                async {
+                    for piece in text.chunks(text.len() / 4) {
+                        write.write_all(piece).await?;
+                        lab.emulator.command(&Command::CutTransport);
+                    }
+                    std::io::Result::Ok(())
+                },
+                within("the echo", read.read_exact(&mut answer))
+            );
+            written.unwrap();
+            answered.unwrap();
+            assert!(answer == text, "{absent_client:?}, {start:?}");
+            drop(connection);
+            forward.stop().await.assert_success();
+            lab.assert_clean();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

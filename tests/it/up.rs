@@ -1,6 +1,6 @@
 //! `up`, `clusters`, `env` and `token`: the main job from outside.
 
-use std::os::unix::fs::PermissionsExt;
+use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use autoheal_pa::emulator::{ClusterConfig, Config, Event, Identity, StreamScheme};
 use rustix::process::Signal;
@@ -86,6 +86,28 @@ async fn a_signal_before_the_tunnels_are_ready_is_told_from_one_after() {
         assert_eq!(ended.stdout, "");
         lab.assert_clean();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_interrupt_exits_at_once() {
+    let lab = Lab::start(Config::default()).await;
+    let mut up = lab.up(&[]).await;
+    lab.emulator.update(|settings| settings.api_delay = Duration::from_secs(60));
+    up.signal(Signal::INT);
+    assert!(up.says("stopping").await, "{}", up.stderr_so_far());
+    up.signal(Signal::INT);
+    assert_eq!(up.ended().await.code(), Some(130));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_up_has_left_is_taken_over() {
+    let lab = Lab::start(Config::default()).await;
+    let killed = lab.up(&[]).await;
+    killed.signal(Signal::KILL);
+    assert_eq!(killed.ended().await.code(), None);
+    let up = lab.up(&[]).await;
+    assert_eq!(up.stop().await.code(), Some(0));
+    assert_eq!(lab.emulator.violations(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
