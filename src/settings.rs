@@ -89,6 +89,19 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Reads the settings of a command that has nothing to do with kubeconfigs, so that it works where there
+    /// is no home directory.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with everything that is wrong.
+    pub fn without_kubeconfig(flags: &GlobalArgs, environment: &Environment) -> Result<Self, SettingsError> {
+        let mut problems = Vec::new();
+        let settings = Self::collect(flags, None, environment, &mut problems);
+        problems.retain(|problem| !matches!(problem, Problem::NoHome));
+        SettingsError::unless_empty(problems)?;
+        Ok(settings)
+    }
+
     fn collect(
         flags: &GlobalArgs,
         kubeconfig: Option<&Path>,
@@ -462,6 +475,15 @@ mod tests {
             let error = Settings::load(&flags, None, &environment([])).unwrap_err().to_string();
             assert!(error.starts_with("`--name`: `") && error.contains("is not a name"), "{error}");
         }
+    }
+
+    #[test]
+    fn only_kubeconfigs_need_a_home() {
+        let surroundings = Environment { home: None, ..environment([]) };
+        let flags = GlobalArgs::default();
+        assert!(Settings::without_kubeconfig(&flags, &surroundings).is_ok());
+        assert!(Settings::load(&flags, None, &surroundings).is_err());
+        assert!(Settings::load(&flags, Some(Path::new("/tmp/config")), &surroundings).is_ok());
     }
 
     #[test]
