@@ -365,7 +365,12 @@ impl Driver {
             self.check_liveness(now, link)?;
         }
         self.handle_timeouts(now);
-        self.handle_events(now)?;
+        if let Err(fault) = self.handle_events(now) {
+            // The session's last words, such as the refusal of a handshake, as far as the transport takes
+            // them at once. What is wrong with the transport does not matter any more.
+            let _outcome = link.map(|link| self.write_transport(cx, now, link));
+            return Err(fault);
+        }
         self.open_waiting(now, link.is_some())?;
         let until = self.serve_ready(now, &mut more);
         if let Some(link) = link {

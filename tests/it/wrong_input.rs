@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use autoheal_pa::emulator::{BastionConfig, ClusterConfig, Config, Destination, Identity};
+use autoheal_pa::emulator::{BastionConfig, ClusterConfig, Config, Destination, Event, ExtraAction, Identity};
 
 use super::support::{Ended, Lab, PROGRAM, Running};
 
@@ -119,6 +119,26 @@ async fn bastions() {
     let old = Lab::start(Config { bastions: vec![old], ..Config::default() }).await;
     let ended = up(&old, &["--timeout", "30s"]).await;
     assert_fails(&old, &ended, 5, &["3.0.100.0", "3.1.1374.0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encryption_is_refused_in_words_to_the_user_and_to_the_agent() {
+    let lab = lab().await;
+    let key = "arn:aws:kms:us-east-1:123456789012:key/1";
+    lab.emulator.update(|settings| {
+        settings.agent.extra_action = Some(ExtraAction::Kms(key.to_owned()));
+        // So that the refusal is there well before the call that ends the session.
+        settings.api_delay = Duration::from_millis(300);
+    });
+    let ended = up(&lab, &["--timeout", "30s"]).await;
+    assert_fails(&lab, &ended, 5, &["KMS", key]);
+    let reasons: Vec<_> = lab
+        .emulator
+        .events()
+        .into_iter()
+        .filter_map(|event| if let Event::SessionEnded { reason, .. } = event { Some(reason) } else { None })
+        .collect();
+    assert!(reasons.iter().any(|reason| reason == "the agent ended"), "the agent has its answer: {reasons:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
