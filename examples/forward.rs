@@ -90,8 +90,8 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     }
     let mut supervisor = Supervisor::new();
     let destination = destination(&args, aws.region());
-    let starts = supervisor.starts();
-    supervisor.start(Tunnel::new(destination, vec![args.target.clone()], aws.dialer(None), listeners, config, starts));
+    let common = supervisor.common();
+    supervisor.start(Tunnel::new(destination, vec![args.target.clone()], aws.dialer(None), listeners, config, common));
 
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),

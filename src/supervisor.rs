@@ -5,15 +5,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{Semaphore, watch},
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::tunnel::{CONCURRENT_STARTS, State, Tunnel, TunnelStatus};
+use crate::{
+    clock::Clock,
+    tunnel::{Common, State, Tunnel, TunnelStatus},
+};
 
 /// How long a stop may take before what is left is cut. Tunnels bound their own steps below it.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
@@ -104,7 +103,7 @@ pub struct Supervisor {
     tunnels: JoinSet<()>,
     board: Arc<watch::Sender<Board>>,
     stop: CancellationToken,
-    starts: Arc<Semaphore>,
+    common: Arc<Common>,
 }
 
 impl Default for Supervisor {
@@ -117,18 +116,24 @@ impl Supervisor {
     /// Creates a supervisor without tunnels.
     #[must_use]
     pub fn new() -> Self {
+        Self::with_clock(Clock::start())
+    }
+
+    /// Creates a supervisor without tunnels that goes by this clock.
+    #[must_use]
+    pub fn with_clock(clock: Clock) -> Self {
         Self {
             tunnels: JoinSet::new(),
             board: Arc::new(watch::Sender::new(Board::default())),
             stop: CancellationToken::new(),
-            starts: Arc::new(Semaphore::new(CONCURRENT_STARTS)),
+            common: Common::new(clock),
         }
     }
 
-    /// Returns the limit on sessions that are started at once, to be given to each tunnel.
+    /// Returns what the tunnels share, to be given to each.
     #[must_use]
-    pub fn starts(&self) -> Arc<Semaphore> {
-        Arc::clone(&self.starts)
+    pub fn common(&self) -> Arc<Common> {
+        Arc::clone(&self.common)
     }
 
     /// Starts a tunnel.
@@ -141,7 +146,7 @@ impl Supervisor {
         });
         let board = Arc::clone(&self.board);
         let stop = self.stop.child_token();
-        self.tunnels.spawn(supervise(tunnel, status, place, board, stop));
+        self.tunnels.spawn(supervise(tunnel, status, place, board, stop, self.common.clock()));
     }
 
     /// Returns the board, now and later.
@@ -183,6 +188,7 @@ async fn supervise(
     place: usize,
     board: Arc<watch::Sender<Board>>,
     stop: CancellationToken,
+    clock: Clock,
 ) {
     let name = status.borrow().cluster.name.clone();
     let mut task = JoinSet::new();
@@ -200,7 +206,7 @@ async fn supervise(
     {
         let message = panic_message(&*panic);
         error!(cluster = name, message, "tunnel panicked: the others go on");
-        board.send_modify(|board| board.tunnels[place].set_panicked(message));
+        board.send_modify(|board| board.tunnels[place].set_panicked(message, clock.now()));
     }
 }
 
@@ -262,7 +268,7 @@ mod tests {
         };
         let listeners = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
         let targets = vec![Target::Instance("i-00000000".into())];
-        Tunnel::new(cluster, targets, Arc::new(Nowhere { panics }), listeners, Config::default(), supervisor.starts())
+        Tunnel::new(cluster, targets, Arc::new(Nowhere { panics }), listeners, Config::default(), supervisor.common())
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,6 +17,7 @@
 //!
 //! Knows sessions only through [`Dial`]: nothing of AWS, kubeconfigs or the command line.
 
+mod common;
 mod connection;
 pub mod dial;
 mod driver;
@@ -24,6 +25,7 @@ mod fault;
 mod held;
 mod listener;
 mod liveness;
+mod memory;
 mod meter;
 mod policy;
 mod probe;
@@ -46,13 +48,23 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, Semaphore, mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::{JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
+pub use self::{
+    common::Common,
+    dial::{BoxError, Dial, DialError, SessionHandle, SessionId},
+    fault::{Fault, with_causes},
+    listener::{BindError, Bound, Listeners, PortOwner, PortTaken},
+    memory::{MemoryConnection, MemoryPort},
+    probe::ProbeError,
+    status::{LastError, ProbeStatus, SessionStatus, State, TunnelStatus},
+    transport::{Connection, Incoming, Transport, TransportError},
+};
 use self::{
     connection::Io,
     driver::{Command, Driver},
@@ -65,16 +77,7 @@ use self::{
     session::{SessionTask, Shared},
     status::system_time,
 };
-pub use self::{
-    dial::{BoxError, Dial, DialError, SessionHandle, SessionId},
-    fault::{Fault, with_causes},
-    listener::{BindError, Bound, Listeners, PortOwner, PortTaken},
-    probe::ProbeError,
-    status::{LastError, ProbeStatus, SessionStatus, State, TunnelStatus},
-    transport::{Connection, Incoming, Transport, TransportError},
-};
 use crate::{
-    clock::Clock,
     cluster::{Cluster, Target},
     proto,
 };
@@ -84,9 +87,6 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Pause after an error of the listener. Errors such as too many open files pass.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-
-/// How many sessions are started at once by default, over all tunnels that share the limit.
-pub const CONCURRENT_STARTS: usize = 4;
 
 /// Settings of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,7 +168,7 @@ impl std::fmt::Debug for Tunnel {
 
 impl Tunnel {
     /// Creates a tunnel, which does nothing until it is [run](Self::run). `targets` are tried in
-    /// order. `starts` limits how many sessions are started at once, over all tunnels that share it.
+    /// order. `common` is the same for all tunnels of a manager.
     ///
     /// # Panics
     /// If there is no target.
@@ -179,16 +179,15 @@ impl Tunnel {
         dial: Arc<dyn Dial>,
         listeners: Listeners,
         config: Config,
-        starts: Arc<Semaphore>,
+        common: Arc<Common>,
     ) -> Self {
         assert!(!targets.is_empty(), "a tunnel needs a target");
-        let clock = Clock::start();
         let cluster = Arc::new(cluster);
         let status = TunnelStatus {
             cluster: Arc::clone(&cluster),
             port: listeners.port(),
             state: State::Starting,
-            since: system_time(clock.now().wall),
+            since: system_time(common.clock().now().wall),
             ready_at: None,
             sessions: Vec::new(),
             open_connections: 0,
@@ -201,7 +200,7 @@ impl Tunnel {
             last_error: None,
             last_probe: None,
         };
-        let shared = Arc::new(Shared { cluster, targets, dial, config, clock, starts });
+        let shared = Arc::new(Shared { cluster, targets, dial, config, common });
         Self { shared, listeners, status: watch::Sender::new(status) }
     }
 
@@ -247,7 +246,7 @@ struct Running {
 impl Running {
     fn start(shared: Arc<Shared>, status: watch::Sender<TunnelStatus>, stop: &CancellationToken) -> Self {
         let config = &shared.config;
-        let clock = shared.clock;
+        let clock = shared.common.clock();
         let seed = config.seed.unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0);
         let mut jitter = Jitter::new(seed);
         let proof = match config.readiness {
@@ -307,7 +306,7 @@ impl Running {
     }
 
     async fn run(mut self, mut listeners: Listeners, stop: CancellationToken) {
-        let clock = self.shared.clock;
+        let clock = self.shared.common.clock();
         let sleep_until = |at: Duration| tokio::time::sleep_until(clock.instant(at));
         let mut accept_again = Duration::ZERO;
         loop {
@@ -356,7 +355,7 @@ impl Running {
         }
         self.status.send_modify(|status| {
             status.state = State::Stopped;
-            status.since = system_time(self.shared.clock.now().wall);
+            status.since = system_time(self.shared.common.clock().now().wall);
             status.sessions.clear();
             status.open_connections = 0;
             status.held_connections = 0;
@@ -365,13 +364,13 @@ impl Running {
 
     /// Takes a connection that has just been accepted.
     fn hold(&mut self, io: Io) {
-        let now = self.shared.clock.now().mono;
+        let now = self.shared.common.clock().now().mono;
         self.held.push(Held { io, deadline: now + self.shared.config.hold_time });
         self.publish_at.get_or_insert(now + STATUS_INTERVAL);
     }
 
     fn handle_report(&mut self, number: usize, report: Report) {
-        let now = self.shared.clock.now();
+        let now = self.shared.common.clock().now();
         self.changed = true;
         match report {
             Report::Returned(held) => {
@@ -429,7 +428,7 @@ impl Running {
         if !std::mem::take(&mut self.changed) {
             return;
         }
-        let now = self.shared.clock.now();
+        let now = self.shared.common.clock().now();
         let state = State::of(self.slots.iter().map(Slot::state));
         let sessions: Vec<_> = self.slots.iter().filter_map(Slot::status).collect();
         let sum = |read: fn(&Meter) -> u64| self.slots.iter().map(|slot| read(&slot.meter)).sum::<u64>();

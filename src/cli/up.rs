@@ -100,7 +100,7 @@ impl Manager {
                 Arc::clone(&dial),
                 listeners,
                 tunnel::Config { probe_interval: settings.probe_interval, ..tunnel::Config::default() },
-                supervisor.starts(),
+                supervisor.common(),
             );
             supervisor.start(tunnel);
         }

@@ -13,9 +13,12 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
 
-use super::connection::Io;
+use super::{connection::Io, memory::MemoryPort};
 
 /// Connections that the system keeps until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -34,9 +37,7 @@ pub struct Listeners {
 #[derive(Debug)]
 enum Source {
     Tcp(Vec<TcpListener>),
-    /// Pipes, which go with paused time where sockets do not.
-    #[cfg(test)]
-    Pipes(tokio::sync::mpsc::UnboundedReceiver<Io>),
+    Memory(mpsc::UnboundedReceiver<Io>),
 }
 
 /// What [`Listeners::bind`] has bound.
@@ -171,10 +172,11 @@ impl Listeners {
         }
     }
 
-    /// Creates listeners that hand out what is sent to them.
-    #[cfg(test)]
-    pub(super) fn of_pipes(pipes: tokio::sync::mpsc::UnboundedReceiver<Io>) -> Self {
-        Self { port: 10100, source: Source::Pipes(pipes) }
+    /// Listens within this process, under a port number that means nothing.
+    #[must_use]
+    pub fn in_memory(port: u16) -> (Self, MemoryPort) {
+        let (way, connections) = MemoryPort::new();
+        (Self { port, source: Source::Memory(connections) }, way)
     }
 
     /// Returns the port.
@@ -204,8 +206,7 @@ impl Listeners {
                 }
                 Poll::Pending
             }
-            #[cfg(test)]
-            Source::Pipes(pipes) => match std::task::ready!(pipes.poll_recv(cx)) {
+            Source::Memory(connections) => match std::task::ready!(connections.poll_recv(cx)) {
                 Some(io) => Poll::Ready(Ok(io)),
                 None => Poll::Pending,
             },

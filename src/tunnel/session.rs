@@ -10,19 +10,18 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future::maybe_done;
-use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::{
-    Config, Dial, DialError, Fault, SessionHandle, Transport,
+    Common, Config, Dial, DialError, Fault, SessionHandle, Transport,
     driver::{Driver, Link},
     fault::display_chain,
     policy::{self, History, Jitter, Step},
     report::{Report, Reporter},
 };
 use crate::{
-    clock::Clock,
     cluster::{Cluster, Target},
     proto::{CloseReason, MessageIds, PortSession},
 };
@@ -64,9 +63,7 @@ pub(super) struct Shared {
     pub(super) targets: Vec<Target>,
     pub(super) dial: Arc<dyn Dial>,
     pub(super) config: Config,
-    pub(super) clock: Clock,
-    /// Limits how many sessions are being started at once, over all tunnels.
-    pub(super) starts: Arc<Semaphore>,
+    pub(super) common: Arc<Common>,
 }
 
 /// What the task does next.
@@ -110,7 +107,6 @@ pub(super) struct SessionTask {
     target: usize,
     resumes: u32,
     down_since: Option<Duration>,
-    resume_denied: bool,
     starts: u32,
     useful_at: Option<Duration>,
     /// The user has been told that only a human can help.
@@ -136,7 +132,6 @@ impl SessionTask {
             target: 0,
             resumes: 0,
             down_since: None,
-            resume_denied: false,
             starts: 0,
             useful_at: None,
             needs_human: false,
@@ -174,12 +169,11 @@ impl SessionTask {
         let stop = self.stop.clone();
         let pause = async {
             tokio::time::sleep(after).await;
-            shared.starts.acquire().await
+            shared.common.start_permit().await
         };
         let permit = match self.driver.drive(None, or_stop(&stop, pause)).await {
-            Ok(Some(Ok(permit))) => permit,
-            // The semaphore is never closed.
-            Ok(None | Some(Err(_))) => return Stage::Stopped,
+            Ok(Some(permit)) => permit,
+            Ok(None) => return Stage::Stopped,
             Err(fault) => return self.after_fault(fault, None),
         };
         self.target = target;
@@ -209,7 +203,7 @@ impl SessionTask {
             }
         };
         info!(session = %handle.id, target = %handle.target, "session started");
-        let now = shared.clock.now();
+        let now = shared.common.clock().now();
         let ids = MessageIds::new(self.jitter.next_u64());
         self.driver.begin(PortSession::new(shared.config.session_config(), ids, now));
         self.resumes = 0;
@@ -231,7 +225,7 @@ impl SessionTask {
 
     async fn drive(&mut self, session: Live, transport: Box<Transport>) -> Stage {
         let stop = self.stop.clone();
-        let attached_at = self.shared.clock.now();
+        let attached_at = self.shared.common.clock().now();
         let mut link = Link::new(*transport, attached_at);
         match self.driver.drive(Some(&mut link), stop.cancelled()).await {
             Ok(()) => {
@@ -239,7 +233,7 @@ impl SessionTask {
                 Stage::Stopped
             }
             Err(fault) => {
-                let now = self.shared.clock.now().mono;
+                let now = self.shared.common.clock().now().mono;
                 if self.driver.is_alive() || now.saturating_sub(attached_at.mono) >= IDLE_PROOF {
                     self.resumes = 0;
                     self.down_since = None;
@@ -274,9 +268,8 @@ impl SessionTask {
             Err(fault) => return self.after_fault(fault, Some(session)),
         };
         if let DialError::AccessDenied { action, resource, .. } = &error
-            && !self.resume_denied
+            && self.shared.common.set_resume_denied()
         {
-            self.resume_denied = true;
             warn!(
                 action,
                 resource, "sessions cannot be resumed without this permission: connections will be cut instead"
@@ -287,7 +280,7 @@ impl SessionTask {
 
     /// Decides what follows a fault. The transport, if there was one, is gone.
     fn after_fault(&mut self, fault: Fault, session: Option<Live>) -> Stage {
-        let now = self.shared.clock.now().mono;
+        let now = self.shared.common.clock().now().mono;
         let lived = session.as_ref().map(|session| now.saturating_sub(session.started_at));
         let useful = lived.is_some_and(|lived| lived >= if self.driver.has_served() { USE_PROOF } else { IDLE_PROOF });
         if useful {
@@ -301,7 +294,7 @@ impl SessionTask {
             resumes: self.resumes,
             down_for: self.down_since.map_or(Duration::ZERO, |since| now.saturating_sub(since)),
             resume_budget: self.shared.config.resume_budget,
-            resume_denied: self.resume_denied,
+            resume_denied: self.shared.common.is_resume_denied(),
             starts: if useful { 0 } else { self.starts + 1 },
             useful_before: self.useful_at.map(|at| now.saturating_sub(at)),
             target: self.target,

@@ -8,9 +8,8 @@ use std::{
 
 use super::{Fault, SessionId, fault::display_chain};
 use crate::{
-    clock,
     cluster::{Cluster, Target},
-    proto::Version,
+    proto::{Now, Version},
 };
 
 /// The state of a tunnel, or of one of its sessions.
@@ -108,8 +107,8 @@ impl TunnelStatus {
     }
 
     /// Takes note, in place of the tunnel, that its task has panicked with this message.
-    pub fn set_panicked(&mut self, message: String) {
-        let at = system_time(clock::wall());
+    pub fn set_panicked(&mut self, message: String, now: Now) {
+        let at = system_time(now.wall);
         self.state = State::Failed;
         self.since = at;
         self.sessions.clear();

@@ -8,8 +8,8 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
-    sync::{Semaphore, mpsc, oneshot, watch},
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
@@ -21,9 +21,8 @@ use crate::{
     clock::Clock,
     cluster::{self, Cluster, Target},
     tunnel::{
-        Config, Connection, Dial, DialError, Listeners, Readiness, SessionHandle, SessionId, State, Transport, Tunnel,
-        TunnelStatus,
-        connection::{Io, PipeEnd},
+        Common, Config, Connection, Dial, DialError, Listeners, MemoryConnection, MemoryPort, Readiness, SessionHandle,
+        SessionId, State, Transport, Tunnel, TunnelStatus, connection::PipeEnd,
     },
 };
 
@@ -225,7 +224,7 @@ pub(super) struct World {
     pub(super) status: watch::Receiver<TunnelStatus>,
     pub(super) notes: mpsc::UnboundedReceiver<Note>,
     pub(super) calls: mpsc::UnboundedReceiver<Call>,
-    local: mpsc::UnboundedSender<Io>,
+    local: MemoryPort,
     stop: CancellationToken,
     tunnel: JoinSet<()>,
 }
@@ -263,14 +262,13 @@ impl World {
         authority: &str,
         prepare: impl FnOnce(&mut NetworkState),
     ) -> Self {
-        let (local, pipes) = mpsc::unbounded_channel();
-        let listeners = Listeners::of_pipes(pipes);
+        let (listeners, local) = Listeners::in_memory(10100);
         Self::build(destination, config, targets, authority, prepare, listeners, local)
     }
 
     /// A tunnel with a real port, for tests in real time.
     pub(super) fn listening(destination: Destination) -> Self {
-        let (local, _pipes) = mpsc::unbounded_channel();
+        let (_unused, local) = Listeners::in_memory(0);
         let listeners = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
         Self::build(destination, config(), 1, "", |_| {}, listeners, local)
     }
@@ -282,7 +280,7 @@ impl World {
         authority: &str,
         prepare: impl FnOnce(&mut NetworkState),
         listeners: Listeners,
-        local: mpsc::UnboundedSender<Io>,
+        local: MemoryPort,
     ) -> Self {
         let (note_sender, notes) = mpsc::unbounded_channel();
         let (call_sender, calls) = mpsc::unbounded_channel();
@@ -304,7 +302,7 @@ impl World {
             Arc::clone(&network) as Arc<dyn Dial>,
             listeners,
             config,
-            Arc::new(Semaphore::new(4)),
+            Common::new(Clock::start()),
         );
         let status = tunnel.status();
         let stop = CancellationToken::new();
@@ -324,10 +322,7 @@ impl World {
 
     /// Connects as a local program does.
     pub(super) fn connect(&self) -> Local {
-        let (ours, theirs) = tokio::io::duplex(64 << 10);
-        let (end, ended) = oneshot::channel();
-        self.local.send(Io::Pipe { stream: theirs, end, probe: false }).unwrap();
-        Local { stream: ours, ended }
+        Local { stream: self.local.connect().unwrap() }
     }
 
     /// Waits for a call, skipping others.
@@ -354,8 +349,7 @@ impl World {
 
 /// A local program's connection.
 pub(super) struct Local {
-    pub(super) stream: DuplexStream,
-    ended: oneshot::Receiver<PipeEnd>,
+    pub(super) stream: MemoryConnection,
 }
 
 impl Local {
@@ -378,7 +372,7 @@ impl Local {
 
     /// Waits until the connection is reset, and returns why.
     pub(super) async fn reset(self) -> PipeEnd {
-        within(self.ended).await.expect("it is reset, not closed")
+        within(self.stream.until_reset()).await.expect("it is reset, not closed")
     }
 }
 
