@@ -28,6 +28,7 @@ mod tests;
 
 use std::time::Duration;
 
+pub use channel::Violation;
 pub use handshake::Version;
 pub use message::MessageIds;
 pub use session::{CloseReason, Event, PortSession, Stats};

@@ -9,6 +9,7 @@
 //! `datachannel.go` of amazon-ssm-agent 3.3.1142.0; where this client does better than both, the
 //! comment says so.
 
+mod conduct;
 mod pacer;
 mod recv;
 mod rtt;
@@ -19,7 +20,9 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tracing::{debug, trace};
 
+pub use self::conduct::Violation;
 use self::{
+    conduct::Conduct,
     pacer::{Bucket, Pacer},
     recv::{Receipt, Receiver},
     send::Sender,
@@ -43,6 +46,11 @@ const MAX_PENDING_ACKS: usize = 16_384;
 
 /// Largest number of messages from the oldest unacknowledged one on, whatever their size.
 const MAX_SPAN: usize = 4096;
+
+/// How often an agent sends a lost message again: one per tick of its resend scheduler.
+///
+/// `ResendSleepInterval` in amazon-ssm-agent, `config.go`; it looks at its oldest message only.
+const AGENT_RESEND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often the oldest message is sent during a pause, to find out whether the agent is back.
 const PAUSE_PROBE: Duration = Duration::from_secs(1);
@@ -79,6 +87,7 @@ pub(super) struct DataChannel {
     proved: bool,
     window: usize,
     counts: Counts,
+    conduct: Conduct,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +121,7 @@ impl DataChannel {
             proved: false,
             window: config.window,
             counts: Counts::default(),
+            conduct: Conduct::default(),
         }
     }
 
@@ -131,6 +141,20 @@ impl DataChannel {
 
     pub(super) fn early_messages(&self) -> usize {
         self.receiver.early_len()
+    }
+
+    /// Returns about how long it takes until the messages that were lost have come again, both ways. What is new
+    /// waits behind them.
+    pub(super) fn backlog(&self) -> Duration {
+        let count = |messages: usize| u32::try_from(messages).unwrap_or(u32::MAX);
+        let down = AGENT_RESEND_INTERVAL.saturating_mul(count(self.receiver.missing()));
+        let up = Duration::from_secs(1).saturating_mul(count(self.sender.resend_len())) / REPLAY_RATE;
+        down.max(up)
+    }
+
+    /// Returns what the peer has done, once it is more than can be lived with.
+    pub(super) fn misconduct(&self) -> Option<(u64, Violation)> {
+        self.conduct.verdict()
     }
 
     pub(super) fn is_proved(&self) -> bool {
@@ -162,6 +186,7 @@ impl DataChannel {
             Ok(message) => message,
             Err(error) => {
                 debug!(%error, "dropped a message that cannot be read");
+                self.conduct.bad(error.into());
                 return Input::None;
             }
         };
@@ -188,19 +213,30 @@ impl DataChannel {
     }
 
     fn handle_sequenced(&mut self, message: Message) -> Input {
-        self.unpause("output_stream_data");
-        self.proved = true;
-        self.counts.received += 1;
         let header = message.header.clone();
         trace!(number = header.sequence_number, len = message.payload.len(), "received");
-        match self.receiver.insert(message) {
+        self.counts.received += 1;
+        let receipt = self.receiver.insert(message);
+        if receipt != Receipt::Absurd {
+            self.unpause("output_stream_data");
+            self.proved = true;
+        }
+        match receipt {
             Receipt::New => {
+                self.conduct.good();
                 self.acknowledge(header);
                 Input::Sequenced
             }
             Receipt::Repeat => {
                 self.counts.repeats += 1;
+                self.conduct.good();
                 self.acknowledge(header);
+                Input::None
+            }
+            Receipt::Absurd => {
+                let (number, expected) = (header.sequence_number, self.receiver.expected());
+                debug!(number, expected, "dropped a message with an absurd number");
+                self.conduct.bad(Violation::AbsurdNumber { number, expected });
                 Input::None
             }
             Receipt::Refused => {
@@ -222,9 +258,17 @@ impl DataChannel {
             Ok(acknowledgement) => acknowledgement.acknowledged_message_sequence_number,
             Err(error) => {
                 debug!(%error, "ignored an acknowledgement that cannot be read");
+                self.conduct.bad(Violation::UnreadableAcknowledgement);
                 return;
             }
         };
+        let last = self.sender.next_number() - 1;
+        if !(0..=last).contains(&number) {
+            debug!(number, last, "ignored an acknowledgement of what was not sent");
+            self.conduct.bad(Violation::FutureAcknowledgement { number, last });
+            return;
+        }
+        self.conduct.good();
         self.unpause("acknowledge");
         self.proved = true;
         if !self.sender.acknowledged(number, now.mono) {

@@ -10,7 +10,7 @@ use tracing::{debug, info};
 
 use super::{
     Config, Now, Version,
-    channel::{DataChannel, Input},
+    channel::{DataChannel, Input, Violation},
     handshake::{self, Agreement, Flag, HandshakeComplete, HandshakeError},
     message::{HEADER_LEN, Message, MessageIds, PayloadType},
     smux::{
@@ -93,6 +93,15 @@ pub enum CloseReason {
     /// What the agent sends is not smux.
     #[error("the agent sent bytes that are not smux")]
     Smux(#[from] FrameError),
+    /// The service or the agent keeps sending what no honest one does.
+    #[error("the message gateway or the agent broke the protocol {count} times")]
+    Misbehaved {
+        /// How often.
+        count: u64,
+        /// What it did last.
+        #[source]
+        last: Violation,
+    },
     /// The agent has not acknowledged the oldest message for too long.
     #[error("the agent has not acknowledged a message for {seconds} s")]
     Unacknowledged {
@@ -235,6 +244,20 @@ impl PortSession {
         self.terminate_sent && self.urgent.is_empty() && self.channel.all_acknowledged()
     }
 
+    /// Returns about how long a new stream would wait for messages that were lost and have to come again.
+    ///
+    /// An agent repeats ten lost messages a second, whatever else it sends, and nothing overtakes them.
+    #[must_use]
+    pub fn backlog(&self) -> Duration {
+        self.channel.backlog()
+    }
+
+    /// Returns since when an acknowledgement has been waited for on the current transport, as [`Now::mono`].
+    #[must_use]
+    pub fn waiting_since(&self) -> Option<Duration> {
+        self.channel.unacknowledged_since()
+    }
+
     /// Returns totals and present values.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -274,6 +297,9 @@ impl PortSession {
                 }
             }
             Input::Closed { output } => self.close(CloseReason::ChannelClosed { output }),
+        }
+        if let Some((count, last)) = self.channel.misconduct() {
+            self.close(CloseReason::Misbehaved { count, last });
         }
         self.collect_events();
     }

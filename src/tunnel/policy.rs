@@ -186,6 +186,7 @@ fn after_close(reason: &CloseReason, history: &History, jitter: &mut Jitter) -> 
         CloseReason::ChannelClosed { .. }
         | CloseReason::Unacknowledged { .. }
         | CloseReason::Paused { .. }
+        | CloseReason::Misbehaved { .. }
         | CloseReason::Smux(_) => restart(RESTART, history, jitter),
         // An agent that is registered and does not speak: another target may.
         CloseReason::HandshakeTimeout { .. } => Step::Restart {

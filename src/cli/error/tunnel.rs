@@ -146,10 +146,13 @@ fn closed(reason: &CloseReason) -> Vec<String> {
                 "the agent on the bastion has to reach `ssmmessages` of this region; restarting it may help".to_owned(),
             ]
         }
-        CloseReason::ChannelClosed { .. }
-        | CloseReason::Smux(_)
-        | CloseReason::Unacknowledged { .. }
-        | CloseReason::Paused { .. } => Vec::new(),
+        CloseReason::Misbehaved { .. } | CloseReason::Smux(_) => vec![
+            "the agent on the bastion may be broken: `sudo systemctl restart amazon-ssm-agent` there, and update it"
+                .to_owned(),
+        ],
+        CloseReason::ChannelClosed { .. } | CloseReason::Unacknowledged { .. } | CloseReason::Paused { .. } => {
+            Vec::new()
+        }
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) enum Receipt {
     Repeat,
     /// There is no room for it: do not acknowledge it, so that it comes again.
     Refused,
+    /// No honest peer numbers a message so: do not acknowledge it.
+    Absurd,
 }
 
 /// Messages that came early, and the number that is waited for.
@@ -42,7 +44,7 @@ impl Receiver {
             return Receipt::Repeat;
         }
         if number < 0 || number - self.expected > MAX_AHEAD {
-            return Receipt::Refused;
+            return Receipt::Absurd;
         }
         let cost = cost(&message);
         // The message that everything waits for is always taken: it frees room.
@@ -62,9 +64,20 @@ impl Receiver {
         Some(message)
     }
 
+    /// Returns the number that comes next in order.
+    pub(super) fn expected(&self) -> i64 {
+        self.expected
+    }
+
     /// Returns how many messages wait for an earlier one.
     pub(super) fn early_len(&self) -> usize {
         self.early.len()
+    }
+
+    /// Returns how many messages are missing before the latest that has come.
+    pub(super) fn missing(&self) -> usize {
+        let Some((latest, _)) = self.early.last_key_value() else { return 0 };
+        usize::try_from(latest + 1 - self.expected).unwrap_or_default() - self.early.len()
     }
 }
 
@@ -98,9 +111,25 @@ mod tests {
     fn refuses_absurd_numbers() {
         let mut receiver = Receiver::new(1 << 20);
         for number in [-1, i64::MIN, i64::MAX, MAX_AHEAD + 1] {
-            assert_eq!(receiver.insert(message(number, 1)), Receipt::Refused, "{number}");
+            assert_eq!(receiver.insert(message(number, 1)), Receipt::Absurd, "{number}");
         }
         assert_eq!(receiver.insert(message(MAX_AHEAD, 1)), Receipt::New);
+    }
+
+    #[test]
+    fn counts_what_is_missing() {
+        let mut receiver = Receiver::new(1 << 20);
+        assert_eq!(receiver.missing(), 0);
+        for (number, missing) in [(3, 3), (5, 4), (0, 3), (4, 2)] {
+            receiver.insert(message(number, 1));
+            assert_eq!(receiver.missing(), missing, "after {number}");
+        }
+        while receiver.next_in_order().is_some() {}
+        assert_eq!(receiver.missing(), 2);
+        receiver.insert(message(1, 1));
+        receiver.insert(message(2, 1));
+        while receiver.next_in_order().is_some() {}
+        assert_eq!(receiver.missing(), 0);
     }
 
     #[test]

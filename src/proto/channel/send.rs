@@ -174,6 +174,11 @@ impl Sender {
         Some(oldest.last_sent + (base * (1 << doublings)).min(MAX_TIMEOUT))
     }
 
+    /// Returns how many messages wait to be sent again.
+    pub(super) fn resend_len(&self) -> usize {
+        self.resend.len()
+    }
+
     /// Whether [`next_resend`](Self::next_resend) has something.
     pub(super) fn has_resend(&self) -> bool {
         !self.resend.is_empty()

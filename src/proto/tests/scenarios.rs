@@ -488,6 +488,76 @@ fn acks_of_the_future_and_absurd_numbers_do_no_harm() {
     world.run_until(World::all_ended);
 }
 
+/// Sends the client the same thing until it has had enough; returns why, and how often it was sent.
+fn flood(mut message: impl FnMut(i64) -> Bytes) -> (CloseReason, i64) {
+    let mut world = World::established(1, vec![Destination::Sink]);
+    for i in 0..100_000 {
+        let bytes = message(i);
+        world.client.handle_message(world.now, bytes);
+        world.settle();
+        if let Some(reason) = &world.closed {
+            return (reason.clone(), i + 1);
+        }
+    }
+    panic!("it takes anything");
+}
+
+#[test]
+fn a_peer_that_floods_with_nonsense_is_given_up_by_name() {
+    let acknowledge = |number| {
+        let mut header = Message::decode(agent_message(number, PayloadType::Output, b"x")).unwrap().header;
+        header.message_type = MessageType::InputStreamData;
+        super::super::message::Acknowledgement::encode(&header, MessageId([2; 16]), 1)
+    };
+    let last = |flood: (CloseReason, i64)| match flood {
+        (CloseReason::Misbehaved { count, last }, sent) => {
+            assert_eq!((count, sent), (257, 257));
+            last.to_string()
+        }
+        (other, _) => panic!("{other}"),
+    };
+    assert_eq!(last(flood(|_| Bytes::from_static(b"GET / HTTP/1.1"))), "it sent a message that cannot be read");
+    assert_eq!(
+        last(flood(|i| agent_message(1_000_000 + i, PayloadType::Output, b"x"))),
+        "it sent a message with number 1000256 when 2 was the next"
+    );
+    assert_eq!(last(flood(|i| acknowledge(1 + i))), "it acknowledged message 257 when the last one sent was 0");
+    assert_eq!(
+        last(flood(|_| service_message("acknowledge", b"{}"))),
+        "it sent an acknowledgement that cannot be read"
+    );
+}
+
+#[test]
+fn a_flood_of_streams_costs_no_memory() {
+    let mut world = World::established(1, vec![answer(4, b"pong")]);
+    let before = world.client.open_streams();
+    for number in 2..2000 {
+        let mut frames = bytes::BytesMut::new();
+        for stream in 0..100 {
+            Frame::Syn(StreamId(number as u32 * 100 + stream)).encode(&mut frames);
+        }
+        let message = agent_message(number, PayloadType::Output, &frames);
+        world.client.handle_message(world.now, message);
+        while world.client.poll_transmit(world.now).is_some() {}
+    }
+    assert_eq!((world.client.open_streams(), world.client.stats().bytes_held), (before, 0));
+    assert_eq!(world.client.poll_event(), None);
+}
+
+#[test]
+fn the_backlog_is_what_the_agent_needs_to_repeat_what_was_lost() {
+    let mut world = World::established(1, vec![Destination::Sink]);
+    assert_eq!(world.client.backlog(), Duration::ZERO);
+    let nop = |number| agent_message(number, PayloadType::Output, &[1, 3, 0, 0, 0, 0, 0, 0]);
+    world.client.handle_message(world.now, nop(42));
+    assert_eq!(world.client.backlog(), secs(4), "numbers 2 to 41, ten a second");
+    for number in 2..42 {
+        world.client.handle_message(world.now, nop(number));
+    }
+    assert_eq!(world.client.backlog(), Duration::ZERO);
+}
+
 #[test]
 fn messages_have_the_agreed_size_and_share_frames() {
     let mut world = World::established(1, vec![Destination::Sink, Destination::Sink]);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    proto::{CloseReason, Version, handshake::HandshakeError, smux::frame::FrameError},
+    proto::{CloseReason, Version, Violation, handshake::HandshakeError, smux::frame::FrameError},
     tunnel::{
         BoxError, DialError, Fault, ProbeError, SessionId, TransportError,
         policy::{AfterProbe, History, Jitter, Step, after_probe, decide},
@@ -160,6 +160,10 @@ fn a_session_that_ends() {
         (CloseReason::Unacknowledged { seconds: 300 }, Expected::Restart(250, 500, 1)),
         (CloseReason::Paused { seconds: 90 }, Expected::Restart(250, 500, 1)),
         (CloseReason::Smux(FrameError::Version(2)), Expected::Restart(250, 500, 1)),
+        (
+            CloseReason::Misbehaved { count: 257, last: Violation::UnreadableAcknowledgement },
+            Expected::Restart(250, 500, 1),
+        ),
         (CloseReason::HandshakeTimeout { seconds: 30, requested: false }, Expected::Restart(250, 500, 2)),
         (HandshakeError::AgentTooOld { version }.into(), next),
         (HandshakeError::Malformed(String::new()).into(), next),
