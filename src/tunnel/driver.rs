@@ -428,12 +428,17 @@ impl Driver {
     }
 
     fn check_liveness(&self, now: Now, link: &mut Link) -> Result<(), Fault> {
-        match link.liveness.poll(now) {
+        match link.liveness.poll(now, self.waiting_since()) {
             Due::Nothing => Ok(()),
             // It goes into the transport's own queue, in front of what is written in this turn.
             Due::Ping => link.transport.ping().map_err(Fault::Transport),
             Due::Dead(silence) => Err(Fault::Silent { seconds: silence.as_secs() }),
         }
+    }
+
+    /// Since when an acknowledgement has been waited for on this transport.
+    fn waiting_since(&self) -> Option<Duration> {
+        self.session.as_ref().and_then(PortSession::waiting_since)
     }
 
     fn handle_timeouts(&mut self, now: Now) {
@@ -671,7 +676,7 @@ impl Driver {
         let session = session.map(|at| at.max(now.mono + if blocked { RETRY_BLOCKED } else { RETRY }));
         let deadlines = [
             session,
-            link.map(|link| link.liveness.deadline()),
+            link.map(|link| link.liveness.deadline(self.waiting_since())),
             self.waiting.front().map(|held| held.deadline),
             self.lingering.front().map(|(at, _)| *at),
         ];

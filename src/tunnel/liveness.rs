@@ -3,6 +3,9 @@
 //! Pure: times go in, a decision comes out. A transport is dead when nothing at all has come for a
 //! while after a ping, or, on a transport that has answered pings before, when the answers stay away
 //! although data comes: then the way out is broken and only the way in is not.
+//!
+//! An idle transport may take its time. One on which an acknowledgement is waited for is asked as soon as
+//! it has been quiet for a moment, so that whoever uses the tunnel does not wait for the next round of pings.
 
 use std::time::Duration;
 
@@ -14,8 +17,13 @@ const PING_INTERVAL: Duration = Duration::from_secs(25);
 /// How long a ping may go without any sign of life: with the interval, 45 s at most to find a dead link.
 const SILENCE_LIMIT: Duration = Duration::from_secs(19);
 
-/// The same for a ping that is sent because the clocks say that the machine has slept.
-const WAKE_UP_LIMIT: Duration = Duration::from_secs(5);
+/// The same for a ping that is sent because something speaks for a dead link: an acknowledgement that stays
+/// away, or clocks that say that the machine has slept.
+const SUSPECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long an acknowledgement may stay away, with nothing else coming either, before the transport is suspected.
+/// Round trips take a second at most, queues included.
+const QUIET_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long the answer to a ping may stay away while other things come. Answers queue behind data.
 const PONG_LIMIT: Duration = Duration::from_secs(60);
@@ -76,17 +84,22 @@ impl Liveness {
         self.unanswered = None;
     }
 
-    /// Returns what is due. [`Due::Ping`] counts as sent.
-    pub(super) fn poll(&mut self, now: Now) -> Due {
+    /// Returns what is due. [`Due::Ping`] counts as sent. `waiting_since` says since when an acknowledgement has
+    /// been waited for, if it is.
+    pub(super) fn poll(&mut self, now: Now, waiting_since: Option<Duration>) -> Due {
         let offset = now.wall.saturating_sub(now.mono);
         let slept = offset > self.offset + SLEEP_THRESHOLD;
         self.offset = offset;
         if slept {
-            self.asked = Some((now.mono, WAKE_UP_LIMIT));
+            self.asked = Some((now.mono, SUSPECT_LIMIT));
             return self.ping(now);
         }
-        if self.dead_at().is_some_and(|at| at <= now.mono) {
+        if self.dead_at(waiting_since).is_some_and(|at| at <= now.mono) {
             return Due::Dead(now.mono.saturating_sub(self.heard_at));
+        }
+        if self.asked.is_none() && self.suspect_at(waiting_since).is_some_and(|at| at <= now.mono) {
+            self.asked = Some((now.mono, SUSPECT_LIMIT));
+            return self.ping(now);
         }
         if self.next_ping <= now.mono {
             self.asked.get_or_insert((now.mono, SILENCE_LIMIT));
@@ -101,15 +114,25 @@ impl Liveness {
         Due::Ping
     }
 
-    fn dead_at(&self) -> Option<Duration> {
-        let silent = self.asked.map(|(at, limit)| at + limit);
+    /// When the transport becomes suspect, as an acknowledgement stays away.
+    fn suspect_at(&self, waiting_since: Option<Duration>) -> Option<Duration> {
+        Some(waiting_since?.max(self.heard_at) + QUIET_LIMIT)
+    }
+
+    fn dead_at(&self, waiting_since: Option<Duration>) -> Option<Duration> {
+        let silent = self.asked.map(|(at, limit)| {
+            let suspect = self.suspect_at(waiting_since).map(|suspect| at.max(suspect) + SUSPECT_LIMIT);
+            suspect.map_or(at + limit, |suspect| suspect.min(at + limit))
+        });
         let one_way = self.unanswered.filter(|_| self.answers).map(|at| at + PONG_LIMIT);
         [silent, one_way].into_iter().flatten().min()
     }
 
     /// Returns when [`poll`](Self::poll) has something to say at the latest.
-    pub(super) fn deadline(&self) -> Duration {
-        self.dead_at().map_or(self.next_ping, |at| at.min(self.next_ping))
+    pub(super) fn deadline(&self, waiting_since: Option<Duration>) -> Duration {
+        let suspect = self.suspect_at(waiting_since).filter(|_| self.asked.is_none());
+        let early = [self.dead_at(waiting_since), suspect].into_iter().flatten();
+        early.fold(self.next_ping, Duration::min)
     }
 }
 
@@ -124,29 +147,32 @@ mod tests {
     #[test]
     fn pings_at_once_and_every_25_seconds() {
         let mut liveness = Liveness::new(at(0.0));
-        assert_eq!(liveness.poll(at(0.0)), Due::Ping);
+        assert_eq!(liveness.poll(at(0.0), None), Due::Ping);
         liveness.answered(at(0.1));
-        assert_eq!(liveness.poll(at(24.9)), Due::Nothing);
-        assert_eq!(liveness.deadline(), Duration::from_secs(25));
-        assert_eq!(liveness.poll(at(25.0)), Due::Ping);
+        assert_eq!(liveness.poll(at(24.9), None), Due::Nothing);
+        assert_eq!(liveness.deadline(None), Duration::from_secs(25));
+        assert_eq!(liveness.poll(at(25.0), None), Due::Ping);
     }
 
     #[test]
     fn finds_a_dead_link_within_45_seconds() {
         let mut liveness = Liveness::new(at(0.0));
-        assert_eq!(liveness.poll(at(0.0)), Due::Ping);
+        assert_eq!(liveness.poll(at(0.0), None), Due::Ping);
         liveness.answered(at(0.0));
-        assert_eq!(liveness.poll(at(25.0)), Due::Ping);
-        assert_eq!(liveness.deadline(), Duration::from_secs(44));
-        assert_eq!(liveness.poll(at(43.9)), Due::Nothing);
-        assert_eq!(liveness.poll(at(44.0)), Due::Dead(Duration::from_secs(44)));
+        assert_eq!(liveness.poll(at(25.0), None), Due::Ping);
+        assert_eq!(liveness.deadline(None), Duration::from_secs(44));
+        assert_eq!(liveness.poll(at(43.9), None), Due::Nothing);
+        assert_eq!(liveness.poll(at(44.0), None), Due::Dead(Duration::from_secs(44)));
     }
 
     #[test]
     fn anything_that_comes_is_a_sign_of_life() {
         let mut liveness = Liveness::new(at(0.0));
         for second in 0..200 {
-            assert!(!matches!(liveness.poll(at(f64::from(second))), Due::Dead(_)), "a peer that never answers pings");
+            assert!(
+                !matches!(liveness.poll(at(f64::from(second)), None), Due::Dead(_)),
+                "a peer that never answers pings"
+            );
             liveness.heard(at(f64::from(second)));
         }
     }
@@ -154,10 +180,10 @@ mod tests {
     #[test]
     fn answers_that_stay_away_behind_data_are_the_end_of_it() {
         let mut liveness = Liveness::new(at(0.0));
-        assert_eq!(liveness.poll(at(0.0)), Due::Ping);
+        assert_eq!(liveness.poll(at(0.0), None), Due::Ping);
         liveness.answered(at(0.0));
         let dead = (1..200).find(|second| {
-            let due = liveness.poll(at(f64::from(*second)));
+            let due = liveness.poll(at(f64::from(*second)), None);
             liveness.heard(at(f64::from(*second)));
             matches!(due, Due::Dead(_))
         });
@@ -167,19 +193,65 @@ mod tests {
     #[test]
     fn sleep_is_followed_by_a_ping_with_a_short_limit() {
         let mut liveness = Liveness::new(at(0.0));
-        assert_eq!(liveness.poll(at(0.0)), Due::Ping);
+        assert_eq!(liveness.poll(at(0.0), None), Due::Ping);
         liveness.answered(at(0.0));
         let woken = |mono: f64| Now { wall: Duration::from_secs_f64(30_000.0 + mono), ..at(mono) };
-        assert_eq!(liveness.poll(woken(3.0)), Due::Ping);
-        assert_eq!(liveness.poll(woken(3.1)), Due::Nothing);
-        assert_eq!(liveness.poll(woken(8.0)), Due::Dead(Duration::from_secs(8)));
+        assert_eq!(liveness.poll(woken(3.0), None), Due::Ping);
+        assert_eq!(liveness.poll(woken(3.1), None), Due::Nothing);
+        assert_eq!(liveness.poll(woken(8.0), None), Due::Dead(Duration::from_secs(8)));
+    }
+
+    #[test]
+    fn an_acknowledgement_that_stays_away_is_reason_to_ask() {
+        let mut liveness = Liveness::new(at(0.0));
+        assert_eq!(liveness.poll(at(0.0), None), Due::Ping);
+        liveness.answered(at(0.1));
+        let waiting = Some(Duration::from_secs(2));
+        assert_eq!(liveness.deadline(waiting), Duration::from_secs(5));
+        assert_eq!(liveness.poll(at(4.9), waiting), Due::Nothing);
+        assert_eq!(liveness.poll(at(5.0), waiting), Due::Ping);
+        assert_eq!(liveness.poll(at(9.9), waiting), Due::Nothing, "asked once");
+        assert_eq!(liveness.deadline(waiting), Duration::from_secs(10));
+        assert!(matches!(liveness.poll(at(10.0), waiting), Due::Dead(_)));
+    }
+
+    #[test]
+    fn a_ping_under_way_answers_the_question() {
+        let mut liveness = Liveness::new(at(0.0));
+        assert_eq!(liveness.poll(at(0.0), None), Due::Ping);
+        liveness.answered(at(0.1));
+        assert_eq!(liveness.poll(at(25.0), None), Due::Ping);
+        let waiting = Some(Duration::from_secs(26));
+        assert_eq!(liveness.poll(at(29.0), waiting), Due::Nothing, "asked already");
+        assert_eq!(liveness.deadline(waiting), Duration::from_secs(34));
+        assert_eq!(liveness.poll(at(33.9), waiting), Due::Nothing);
+        assert!(matches!(liveness.poll(at(34.0), waiting), Due::Dead(_)));
+    }
+
+    #[test]
+    fn a_slow_agent_behind_a_link_that_answers_is_not_the_links_fault() {
+        let mut liveness = Liveness::new(at(0.0));
+        let waiting = Some(Duration::ZERO);
+        let mut pings = 0;
+        for tenth in 0..3000 {
+            let now = at(f64::from(tenth) / 10.0);
+            match liveness.poll(now, waiting) {
+                Due::Nothing => {}
+                Due::Ping => {
+                    pings += 1;
+                    liveness.answered(now);
+                }
+                Due::Dead(after) => panic!("dead after {after:?}"),
+            }
+        }
+        assert_eq!(pings, 100, "every three seconds");
     }
 
     #[test]
     fn a_clock_that_is_set_back_means_nothing() {
         let mut liveness = Liveness::new(at(100.0));
-        assert_eq!(liveness.poll(at(100.0)), Due::Ping);
-        assert_eq!(liveness.poll(Now { wall: Duration::ZERO, ..at(101.0) }), Due::Nothing);
-        assert_eq!(liveness.poll(Now { wall: Duration::from_secs(3), ..at(102.0) }), Due::Nothing);
+        assert_eq!(liveness.poll(at(100.0), None), Due::Ping);
+        assert_eq!(liveness.poll(Now { wall: Duration::ZERO, ..at(101.0) }, None), Due::Nothing);
+        assert_eq!(liveness.poll(Now { wall: Duration::from_secs(3), ..at(102.0) }, None), Due::Nothing);
     }
 }

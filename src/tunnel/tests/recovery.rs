@@ -200,6 +200,22 @@ async fn a_silent_link_is_found_within_45_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_silent_link_is_found_within_ten_seconds_when_somebody_uses_it() {
+    let mut world = World::new(Destination::Echo);
+    world.until_state(State::Active).await;
+    let mut open = world.connect();
+    open.write(b"a").await;
+    open.expect(b"a").await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    world.network.order(Order::Hang);
+    let started = Stopwatch::start();
+    open.write(b"b").await;
+    open.expect(b"b").await;
+    assert!(started.elapsed() <= Duration::from_secs(10), "{:?}", started.elapsed());
+    assert_eq!(world.until(|status| status.resumes == 1).await.restarts, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_agent_that_does_not_speak_makes_the_next_target_be_tried() {
     let mut world = World::with(Destination::Echo, config(), 2, "", super::support::NetworkState::silence_agents);
     world.until_call(&Call::Start(target(0).to_string())).await;
