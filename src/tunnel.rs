@@ -33,24 +33,15 @@ mod prober;
 mod ready;
 mod report;
 mod session;
+mod sessions;
 mod status;
 #[cfg(test)]
 mod tests;
 pub mod transport;
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{Notify, mpsc, watch},
-    task::{JoinError, JoinSet},
-};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
@@ -66,15 +57,11 @@ pub use self::{
     transport::{Connection, Incoming, Transport, TransportError},
 };
 use self::{
-    connection::Io,
-    driver::{Command, Driver},
-    held::{Held, HeldConnections},
-    meter::{LinkState, Meter},
-    policy::Jitter,
-    probe::Probe,
-    prober::Prober,
-    report::{Proof, Report, Reporter, Slot},
-    session::{SessionTask, Shared},
+    connection::{Io, PipeEnd},
+    held::HeldConnections,
+    report::Report,
+    session::Shared,
+    sessions::Sessions,
     status::system_time,
 };
 use crate::{
@@ -106,6 +93,9 @@ pub struct Config {
     pub resume_budget: Duration,
     /// How long a connection waits for a session before it is reset.
     pub hold_time: Duration,
+    /// How many connections are open at most, waiting ones included. It bounds what a program gone wild, or many
+    /// that open connections and never use them, can take of memory and file descriptors.
+    pub max_connections: usize,
     /// How many connections wait for a session at most. It bounds what a client that tries again and
     /// again can pile up.
     pub held_connections: usize,
@@ -124,6 +114,7 @@ impl Default for Config {
             probe_interval: Duration::from_secs(30),
             resume_budget: Duration::from_secs(90),
             hold_time: Duration::from_secs(30),
+            max_connections: 1024,
             held_connections: 256,
             grace: Duration::from_secs(1),
             seed: None,
@@ -230,79 +221,31 @@ impl Tunnel {
 struct Running {
     shared: Arc<Shared>,
     status: watch::Sender<TunnelStatus>,
-    slots: Vec<Slot>,
-    commands: Vec<mpsc::UnboundedSender<Command>>,
-    suspicions: Vec<Arc<Notify>>,
+    sessions: Sessions,
     reports: mpsc::UnboundedReceiver<(usize, Report)>,
-    sessions: JoinSet<()>,
-    probers: JoinSet<()>,
     held: HeldConnections,
     /// Something has changed that is to be seen at once.
     changed: bool,
     /// When counters that may have moved are published; `None`: they stand still.
     publish_at: Option<Duration>,
+    /// Connections are being reset as there are too many.
+    overrun: bool,
 }
 
 impl Running {
     fn start(shared: Arc<Shared>, status: watch::Sender<TunnelStatus>, stop: &CancellationToken) -> Self {
-        let config = &shared.config;
-        let clock = shared.common.clock();
-        let seed = config.seed.unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0);
-        let mut jitter = Jitter::new(seed);
-        let proof = match config.readiness {
-            Readiness::Established => Proof::Handshake,
-            Readiness::Proved if config.probe_interval.is_zero() => Proof::FirstProbe,
-            Readiness::Proved => Proof::Probes,
-        };
+        let seed = shared.config.seed.unwrap_or_else(|| Uuid::new_v4().as_u64_pair().0);
         let (report_sender, reports) = mpsc::unbounded_channel();
-        let requested = Arc::new(AtomicBool::new(false));
-        let mut running = Self {
-            held: HeldConnections::new(config.held_connections),
-            slots: Vec::new(),
-            commands: Vec::new(),
-            suspicions: Vec::new(),
+        Self {
+            held: HeldConnections::new(shared.config.held_connections, shared.config.hold_time),
+            sessions: Sessions::start(Arc::clone(&shared), seed, report_sender, stop.clone()),
             reports,
-            sessions: JoinSet::new(),
-            probers: JoinSet::new(),
             changed: true,
             publish_at: None,
+            overrun: false,
             status,
-            shared: Arc::clone(&shared),
-        };
-        for number in 0..config.sessions.max(1) {
-            let (commands, inbox) = mpsc::unbounded_channel();
-            let reporter = Reporter::new(number, report_sender.clone());
-            let meter = Arc::new(Meter::default());
-            let link = watch::Sender::new(LinkState::Down);
-            let suspicion = Arc::new(Notify::new());
-            if proof != Proof::Handshake {
-                match Probe::new(&shared.cluster) {
-                    Ok(probe) => {
-                        let prober = Prober {
-                            probe,
-                            interval: config.probe_interval,
-                            clock,
-                            link: link.subscribe(),
-                            commands: commands.clone(),
-                            reports: reporter.clone(),
-                            meter: Arc::clone(&meter),
-                            requested: Arc::clone(&requested),
-                            suspicion: Arc::clone(&suspicion),
-                            jitter: Jitter::new(jitter.next_u64()),
-                        };
-                        running.probers.spawn(prober.run().in_current_span());
-                    }
-                    Err(error) => reporter.send(Report::Probed(Err(error))),
-                }
-            }
-            let driver = Driver::new(clock, inbox, reporter.clone(), Arc::clone(&meter), link);
-            let task = SessionTask::new(Arc::clone(&shared), driver, reporter, jitter.next_u64(), stop.child_token());
-            running.sessions.spawn(task.run().in_current_span());
-            running.slots.push(Slot::new(clock.now(), meter, proof));
-            running.commands.push(commands);
-            running.suspicions.push(suspicion);
+            shared,
         }
-        running
     }
 
     async fn run(mut self, mut listeners: Listeners, stop: CancellationToken) {
@@ -312,13 +255,20 @@ impl Running {
         loop {
             self.publish();
             let now = clock.now().mono;
-            let (expiry, publish_at) = (self.held.deadline(), self.publish_at);
+            let review_at = self.sessions.deadline(self.held.since());
+            let timers = [self.held.deadline(), self.publish_at, review_at.filter(|at| *at > now)];
+            let due = timers.into_iter().flatten().min();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some((slot, report)) = self.reports.recv() => self.handle_report(slot, report),
-                Some(ended) = self.sessions.join_next() => propagate(ended),
-                Some(ended) = self.probers.join_next() => propagate(ended),
+                Some((number, report)) = self.reports.recv() => {
+                    self.handle_report(number, report);
+                    // What came together is judged together.
+                    while let Ok((number, report)) = self.reports.try_recv() {
+                        self.handle_report(number, report);
+                    }
+                }
+                Some(()) = self.sessions.join_next(|| clock.now()) => self.changed = true,
                 accepted = listeners.accept(), if accept_again <= now => match accepted {
                     Ok(io) => self.hold(io),
                     Err(error) => {
@@ -326,36 +276,38 @@ impl Running {
                     }
                 },
                 () = sleep_until(accept_again), if accept_again > now => {}
-                () = sleep_until(expiry.unwrap_or_default()), if expiry.is_some() => {
-                    self.held.expire(clock.now().mono);
-                }
-                () = sleep_until(publish_at.unwrap_or_default()), if publish_at.is_some() => self.changed = true,
+                () = sleep_until(due.unwrap_or_default()), if due.is_some() => self.handle_timers(),
             }
+            self.sessions.review(clock.now());
             self.dispatch();
         }
         drop(listeners);
         self.held.clear();
-        self.probers.shutdown().await;
+        self.sessions.stop_probers().await;
         self.stop_sessions().await;
     }
 
     async fn stop_sessions(&mut self) {
         info!("stopping");
+        let clock = self.shared.common.clock();
         loop {
             tokio::select! {
                 biased;
-                Some((slot, report)) = self.reports.recv() => self.handle_report(slot, report),
-                ended = self.sessions.join_next() => match ended {
-                    Some(ended) => propagate(ended),
-                    None => break,
-                },
+                Some((number, report)) = self.reports.recv() => self.handle_report(number, report),
+                ended = self.sessions.join_next(|| clock.now()) => if ended.is_none() { break },
             }
             self.held.clear();
             self.publish();
         }
+        // Their last reports, connections among them.
+        while let Ok((number, report)) = self.reports.try_recv() {
+            self.handle_report(number, report);
+        }
+        self.held.clear();
+        self.publish();
         self.status.send_modify(|status| {
             status.state = State::Stopped;
-            status.since = system_time(self.shared.common.clock().now().wall);
+            status.since = system_time(clock.now().wall);
             status.sessions.clear();
             status.open_connections = 0;
             status.held_connections = 0;
@@ -365,19 +317,33 @@ impl Running {
     /// Takes a connection that has just been accepted.
     fn hold(&mut self, io: Io) {
         let now = self.shared.common.clock().now().mono;
-        self.held.push(Held { io, deadline: now + self.shared.config.hold_time });
+        let limit = self.shared.config.max_connections;
+        if self.sessions.open_connections() + self.held.len() >= limit {
+            if !std::mem::replace(&mut self.overrun, true) {
+                warn!(limit, "too many connections are open: further ones are reset until some of them end");
+            }
+            io.abort(PipeEnd::Lost);
+            return;
+        }
+        self.overrun = false;
+        self.held.push(io, now);
         self.publish_at.get_or_insert(now + STATUS_INTERVAL);
+    }
+
+    fn handle_timers(&mut self) {
+        let now = self.shared.common.clock().now().mono;
+        self.held.expire(now);
+        self.changed |= self.publish_at.is_some_and(|at| at <= now);
     }
 
     fn handle_report(&mut self, number: usize, report: Report) {
         let now = self.shared.common.clock().now();
-        self.changed = true;
         match report {
             Report::Returned(held) => {
+                self.changed = true;
                 self.held.put_back(held);
                 return;
             }
-            Report::Refused => self.suspicions[number].notify_one(),
             Report::Probed(Ok(answer)) => self.status.send_modify(|status| {
                 status.last_probe = Some(ProbeStatus {
                     at: system_time(now.wall),
@@ -388,6 +354,11 @@ impl Running {
             Report::Established { ref customer_message, .. } if !customer_message.is_empty() => {
                 info!(customer_message, "the agent has a message");
             }
+            // It changes ten times a second, and is not shown.
+            Report::Backlog(_) => {
+                self.sessions.apply(number, report, now);
+                return;
+            }
             Report::Dialing { .. }
             | Report::Started(_)
             | Report::Established { .. }
@@ -395,9 +366,11 @@ impl Running {
             | Report::Lost(_)
             | Report::Resumed
             | Report::Ended { .. }
+            | Report::Refused
             | Report::Probed(Err(_)) => {}
         }
-        if let Some(fault) = self.slots[number].apply(report, now) {
+        self.changed = true;
+        if let Some(fault) = self.sessions.apply(number, report, now) {
             let error = LastError { at: system_time(now.wall), fault };
             self.status.send_modify(|status| status.last_error = Some(error));
         }
@@ -405,21 +378,19 @@ impl Running {
 
     /// Gives held connections to sessions that can take them, in arrival order.
     fn dispatch(&mut self) {
-        while !self.held.is_empty() {
-            let open = |(_, slot): &(usize, &Slot)| slot.meter.open.load(Ordering::Relaxed);
-            let best = self.slots.iter().enumerate().filter(|(_, slot)| slot.takes_connections()).min_by_key(open);
-            let Some((number, slot)) = best else { break };
+        let now = self.shared.common.clock().now();
+        while let Some(since) = self.held.since() {
+            let waited = now.mono.saturating_sub(since);
+            let Some(number) = self.sessions.assign(now, waited) else { break };
             let Some(held) = self.held.pop() else { break };
-            // The driver will count it, but the next of this burst is to see it.
-            slot.meter.open.fetch_add(1, Ordering::Relaxed);
-            // A session whose task is gone has ended the tunnel.
-            let _outcome = self.commands[number].send(Command::Connect(held));
+            if let Err(held) = self.sessions.give(number, held) {
+                // Its end comes next, and then another is chosen.
+                self.held.put_back(held);
+                break;
+            }
         }
         if !self.held.is_empty() {
-            for (slot, commands) in self.slots.iter().zip(&self.commands).filter(|(slot, _)| slot.dormant) {
-                debug!(state = %slot.state(), "a connection waits for a session");
-                let _outcome = commands.send(Command::Wake);
-            }
+            self.sessions.wake();
         }
     }
 
@@ -429,15 +400,11 @@ impl Running {
             return;
         }
         let now = self.shared.common.clock().now();
-        let state = State::of(self.slots.iter().map(Slot::state));
-        let sessions: Vec<_> = self.slots.iter().filter_map(Slot::status).collect();
-        let sum = |read: fn(&Meter) -> u64| self.slots.iter().map(|slot| read(&slot.meter)).sum::<u64>();
-        let bytes_sent = sum(|meter| meter.bytes_sent.load(Ordering::Relaxed));
-        let bytes_received = sum(|meter| meter.bytes_received.load(Ordering::Relaxed));
-        let connections_total = sum(|meter| meter.connections_total.load(Ordering::Relaxed));
+        let state = self.sessions.state();
+        let sessions = self.sessions.statuses();
+        let totals = self.sessions.totals();
         let held_connections = self.held.len();
-        let open_connections =
-            sessions.iter().map(|session| session.open_connections).sum::<usize>() + held_connections;
+        let open_connections = self.sessions.open_connections() + held_connections;
         // With connections open the counters may move at any time; without, once more at most.
         let busy = open_connections > 0 || self.status.borrow().open_connections > 0;
         self.publish_at = busy.then_some(now.mono + STATUS_INTERVAL);
@@ -453,22 +420,12 @@ impl Running {
             status.sessions = sessions;
             status.open_connections = open_connections;
             status.held_connections = held_connections;
-            status.connections_total = connections_total;
-            status.bytes_sent = bytes_sent;
-            status.bytes_received = bytes_received;
-            status.resumes = self.slots.iter().map(|slot| slot.resumes).sum();
-            status.restarts = self.slots.iter().map(|slot| slot.restarts).sum();
+            status.connections_total = totals.connections;
+            status.bytes_sent = totals.bytes_sent;
+            status.bytes_received = totals.bytes_received;
+            status.resumes = totals.resumes;
+            status.restarts = totals.restarts;
         });
-    }
-}
-
-/// Goes on with a panic of a task: the supervisor sees to it. A task that ends otherwise has been
-/// told to.
-fn propagate(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && let Ok(panic) = error.try_into_panic()
-    {
-        std::panic::resume_unwind(panic);
     }
 }
 

@@ -72,6 +72,9 @@ const RETRY: Duration = Duration::from_millis(1);
 /// The same while the transport takes nothing: it wakes the task when it does.
 const RETRY_BLOCKED: Duration = Duration::from_millis(20);
 
+/// How much a backlog has to change to be worth a report.
+const BACKLOG_STEP: Duration = Duration::from_millis(250);
+
 /// What the driver can be told from outside its task.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -164,6 +167,7 @@ pub(super) struct Driver {
     link_state: watch::Sender<LinkState>,
     /// Counts transports.
     transports: u32,
+    reported_backlog: Duration,
 }
 
 /// Plain copies of what [`Meter`] shows, published at the end of each series of turns.
@@ -210,6 +214,7 @@ impl Driver {
             last_progress: Progress::default(),
             link_state,
             transports: 0,
+            reported_backlog: Duration::ZERO,
         }
     }
 
@@ -297,6 +302,18 @@ impl Driver {
         } else {
             held.io.abort(PipeEnd::Lost);
         }
+    }
+
+    /// Takes no further commands, and gives back the connections that wait or have just been sent.
+    pub(super) fn close(&mut self) {
+        self.inbox.close();
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::Connect(held) => self.give_back(held),
+                Command::Wake | Command::Abandon { .. } => {}
+            }
+        }
+        self.return_waiting();
     }
 
     /// Tells the agent to end the session.
@@ -470,6 +487,7 @@ impl Driver {
                 }
                 Event::Alive => {
                     self.alive = true;
+                    self.report_backlog();
                     self.reports.send(Report::Alive);
                 }
                 Event::Data { id, data } => {
@@ -693,6 +711,16 @@ impl Driver {
         fired
     }
 
+    /// Says how long lost messages hold up a new connection, if that is worth another look.
+    fn report_backlog(&mut self) {
+        let backlog = self.session.as_ref().map_or(Duration::ZERO, PortSession::backlog);
+        let far = backlog.abs_diff(self.reported_backlog) >= BACKLOG_STEP;
+        if far || (backlog.is_zero() && !self.reported_backlog.is_zero()) {
+            self.reported_backlog = backlog;
+            self.reports.send(Report::Backlog(backlog));
+        }
+    }
+
     fn link_is_up(&self) {
         let up = LinkState::Up { generation: self.generation, transport: self.transports };
         self.link_state.send_replace(up);
@@ -700,6 +728,7 @@ impl Driver {
 
     /// Publishes what others may read, if it has changed.
     fn publish(&mut self) {
+        self.report_backlog();
         let waiting = self.waiting.iter().filter(|held| held.io.is_counted()).count();
         self.totals.open = self.with_stream + waiting;
         if self.totals != self.published {
@@ -710,6 +739,10 @@ impl Driver {
             self.meter.connections_total.store(connections, Ordering::Relaxed);
             self.meter.sent_at_ms.store(millis(sent_at), Ordering::Relaxed);
             self.meter.received_at_ms.store(millis(received_at), Ordering::Relaxed);
+        }
+        if let Some(session) = &self.session {
+            let stats = session.stats();
+            self.meter.news.store(stats.messages_received - stats.repeats_received, Ordering::Relaxed);
         }
         // The tunnel counts up in advance when it gives a connection: this is the truth, each time.
         self.meter.open.store(self.totals.open, Ordering::Relaxed);

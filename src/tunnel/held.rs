@@ -21,12 +21,13 @@ pub(super) struct HeldConnections {
     /// Deadlines rise, as all wait for the same time.
     queue: VecDeque<Held>,
     limit: usize,
+    hold_time: Duration,
 }
 
 impl HeldConnections {
-    /// Creates an empty queue for at most `limit` connections.
-    pub(super) fn new(limit: usize) -> Self {
-        Self { queue: VecDeque::new(), limit }
+    /// Creates an empty queue for at most `limit` connections, each of which waits for at most `hold_time`.
+    pub(super) fn new(limit: usize, hold_time: Duration) -> Self {
+        Self { queue: VecDeque::new(), limit, hold_time }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -38,13 +39,13 @@ impl HeldConnections {
     }
 
     /// Adds a connection that has just been accepted, or resets it if there is no room.
-    pub(super) fn push(&mut self, held: Held) {
+    pub(super) fn push(&mut self, io: Io, now: Duration) {
         if self.queue.len() >= self.limit {
             warn!(limit = self.limit, "reset a connection: too many wait for a session");
-            held.io.abort(PipeEnd::Lost);
+            io.abort(PipeEnd::Lost);
             return;
         }
-        self.queue.push_back(held);
+        self.queue.push_back(Held { io, deadline: now + self.hold_time });
     }
 
     /// Adds a connection that had been given to a session, at its place in the arrival order.
@@ -56,6 +57,11 @@ impl HeldConnections {
     /// Takes the connection that has waited longest.
     pub(super) fn pop(&mut self) -> Option<Held> {
         self.queue.pop_front()
+    }
+
+    /// Returns since when the connection that has waited longest has done so.
+    pub(super) fn since(&self) -> Option<Duration> {
+        self.queue.front().map(|held| held.deadline.saturating_sub(self.hold_time))
     }
 
     /// Returns when the next connection has waited too long.
@@ -85,34 +91,33 @@ mod tests {
 
     use super::*;
 
-    fn held(seconds: u64) -> (Held, oneshot::Receiver<PipeEnd>) {
+    const HOLD_TIME: Duration = Duration::from_secs(30);
+
+    fn connection() -> (Io, oneshot::Receiver<PipeEnd>) {
         let (end, ended) = oneshot::channel();
-        let io = Io::Pipe { stream: tokio::io::duplex(1).0, end, probe: false };
-        (Held { io, deadline: Duration::from_secs(seconds) }, ended)
+        (Io::Pipe { stream: tokio::io::duplex(1).0, end, probe: false }, ended)
     }
 
     #[test]
     fn keeps_the_order_of_arrival_and_both_bounds() {
-        let mut queue = HeldConnections::new(2);
-        let mut ends: Vec<_> = [3, 1, 2, 4]
-            .into_iter()
-            .map(|seconds| {
-                let (held, end) = held(seconds);
-                if seconds == 1 || seconds == 2 {
-                    queue.put_back(held)
-                } else {
-                    queue.push(held)
-                }
-                end
-            })
-            .collect();
-        assert_eq!(ends[3].try_recv(), Ok(PipeEnd::Lost), "there was no room");
-        queue.expire(Duration::from_secs(1));
-        assert_eq!(ends[1].try_recv(), Ok(PipeEnd::Lost));
-        assert_eq!(queue.deadline(), Some(Duration::from_secs(2)));
+        let secs = Duration::from_secs;
+        let mut queue = HeldConnections::new(2, HOLD_TIME);
+        assert_eq!(queue.since(), None);
+        let (third, mut third_end) = connection();
+        queue.push(third, secs(3));
+        let (first, mut first_end) = connection();
+        queue.put_back(Held { io: first, deadline: secs(1) + HOLD_TIME });
+        let (second, mut second_end) = connection();
+        queue.put_back(Held { io: second, deadline: secs(2) + HOLD_TIME });
+        let (last, mut last_end) = connection();
+        queue.push(last, secs(4));
+        assert_eq!(last_end.try_recv(), Ok(PipeEnd::Lost), "there was no room");
+        assert_eq!(queue.since(), Some(secs(1)));
+        queue.expire(secs(1) + HOLD_TIME);
+        assert_eq!(first_end.try_recv(), Ok(PipeEnd::Lost));
+        assert_eq!(queue.deadline(), Some(secs(2) + HOLD_TIME));
         queue.clear();
-        assert_eq!(ends[2].try_recv(), Ok(PipeEnd::Lost));
-        assert_eq!(ends[0].try_recv(), Ok(PipeEnd::Lost));
+        assert_eq!((second_end.try_recv(), third_end.try_recv()), (Ok(PipeEnd::Lost), Ok(PipeEnd::Lost)));
         assert!(queue.is_empty());
     }
 }

@@ -13,6 +13,8 @@ pub(super) struct Meter {
     pub(super) connections_total: AtomicU64,
     /// Connections that have one now, or wait for it.
     pub(super) open: AtomicUsize,
+    /// Messages of the agent, repeats aside, that have come in the present session.
+    pub(super) news: AtomicU64,
     /// When bytes were last sent, in milliseconds of the tunnel's clock.
     pub(super) sent_at_ms: AtomicU64,
     /// When bytes last came, in milliseconds of the tunnel's clock.

@@ -1,7 +1,7 @@
 //! What to do about a fault: a pure function of the fault and of what went before.
 //!
 //! Invariants: every kind of fault is matched by name, none by a wildcard; the policy never gives up,
-//! it only gets slower; no delay is longer than [`SLOWEST`]; a delay other than none is jittered, so
+//! it only gets slower; no delay that anybody waits for is longer than [`SLOWEST`]; a delay other than none is jittered, so
 //! that many tunnels which lose their sessions together do not come back together.
 
 use std::time::Duration;
@@ -24,12 +24,19 @@ const THROTTLED: Backoff = Backoff { first: Duration::from_secs(2), cap: Duratio
 /// Back-off when only a human can help: permissions, names, versions.
 const SLOW: Backoff = Backoff { first: Duration::from_secs(10), cap: SLOWEST };
 
-/// The longest delay there is.
+/// Back-off between looks whether a target that comes earlier in the list is back. Each costs a call that shows in
+/// CloudTrail, and nobody is waiting.
+const FAILBACK: Backoff = Backoff { first: Duration::from_secs(30), cap: Duration::from_secs(600) };
+
+/// The longest delay there is while a tunnel does not work.
 const SLOWEST: Duration = Duration::from_secs(60);
 
 /// How long a target that worked before may be away before it counts as a matter for a human. An
 /// instance takes a minute or two to stop and start.
 const TARGET_RETURN: Duration = Duration::from_secs(180);
+
+/// Lost messages that hold a new connection up for less than this are not worth another session.
+const CAUGHT_UP: Duration = Duration::from_millis(500);
 
 /// How many sessions in a row may end without having been of use before it counts as a matter for a
 /// human: the agent refuses the destination, or cannot resolve it.
@@ -220,6 +227,17 @@ fn restart(backoff: Backoff, history: &History, jitter: &mut Jitter) -> Step {
 
 fn slow(history: &History, target: usize, jitter: &mut Jitter) -> Step {
     Step::SlowRetry { after: SLOW.delay(history.starts.max(1), jitter), target }
+}
+
+/// Returns how long to wait before the `attempt`-th look, counted from 1, whether a better target is back.
+pub(super) fn failback(attempt: u32, jitter: &mut Jitter) -> Duration {
+    FAILBACK.delay(attempt, jitter)
+}
+
+/// When a session counts as behind, and when as caught up again: a new connection would wait longer for the
+/// repeats of lost messages than for a session of its own.
+pub(super) fn is_behind(backlog: Duration, was_behind: bool, start_time: Duration) -> bool {
+    if was_behind { backlog > CAUGHT_UP } else { backlog > start_time.max(CAUGHT_UP) + CAUGHT_UP }
 }
 
 /// What to do after a probe of a session that has not succeeded.

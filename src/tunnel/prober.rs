@@ -89,7 +89,7 @@ impl Prober {
                     }
                 }
             }
-            let started = self.clock.now().mono;
+            let heard = self.meter.news.load(Ordering::Relaxed);
             let outcome = self.probe_once(state).await;
             let now = self.clock.now().mono;
             match outcome {
@@ -102,9 +102,9 @@ impl Prober {
                 Err(ProbeError::SessionLost) => due = Due::At(now),
                 Err(error) => {
                     failures += 1;
-                    // Data of other connections says that it is not the session which hangs.
-                    let served = self.received_at() >= started;
-                    if served && matches!(error, ProbeError::NoAnswer { .. }) {
+                    // An agent that still sends is slow or busy with repeats, and not wedged.
+                    let speaks = self.meter.news.load(Ordering::Relaxed) != heard;
+                    if speaks && matches!(error, ProbeError::NoAnswer { .. }) {
                         failures = 1;
                     }
                     debug!(%error, failures, "probe failed");

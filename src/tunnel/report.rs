@@ -2,12 +2,19 @@
 //!
 //! Invariant: a slot's state is a function of the reports that came, in their order.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 
 use super::{
-    Fault, ProbeError, SessionHandle, SessionStatus, State, held::Held, meter::Meter, policy::Step, probe::Answer,
+    Fault, ProbeError, SessionHandle, SessionStatus, State,
+    held::Held,
+    meter::Meter,
+    policy::{self, Step},
+    probe::Answer,
     status::system_time,
 };
 use crate::{
@@ -34,6 +41,8 @@ pub(super) enum Report {
     },
     /// The session has proved itself on its transport.
     Alive,
+    /// About how long lost messages hold up a new connection, when that has changed.
+    Backlog(Duration),
     /// The transport is lost; the session will be resumed.
     Lost(Arc<Fault>),
     /// The session has another transport.
@@ -84,6 +93,10 @@ pub(super) enum Proof {
     Probes,
 }
 
+/// How long a session with open connections that has been resumed is given to show how much it has lost, before it
+/// is given new ones: a round trip, and a message of the agent.
+const SETTLE_TIME: Duration = Duration::from_millis(250);
+
 /// What the tunnel knows of one of its sessions.
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -99,6 +112,10 @@ pub(super) struct Slot {
     target: Option<Target>,
     agent_version: Option<Version>,
     attached: bool,
+    /// When a session that has been resumed takes connections again, as [`Now::mono`].
+    settles_at: Option<Duration>,
+    backlog: Duration,
+    behind: bool,
     /// No session, until a connection needs one.
     pub(super) dormant: bool,
     pub(super) resumes: u64,
@@ -119,6 +136,9 @@ impl Slot {
             target: None,
             agent_version: None,
             attached: false,
+            settles_at: None,
+            backlog: Duration::ZERO,
+            behind: false,
             dormant: false,
             resumes: 0,
             restarts: 0,
@@ -131,9 +151,34 @@ impl Slot {
         self.state
     }
 
+    /// Returns the target that it is on, or being started on.
+    pub(super) fn target(&self) -> Option<&Target> {
+        self.target.as_ref()
+    }
+
     /// Whether streams can be opened.
-    pub(super) fn takes_connections(&self) -> bool {
-        self.attached && self.agent_version.is_some()
+    pub(super) fn takes_connections(&self, now: Duration) -> bool {
+        self.attached && self.agent_version.is_some() && self.settles_at.is_none_or(|at| at <= now)
+    }
+
+    /// Returns when it takes connections again, if it is only that.
+    pub(super) fn settles_at(&self) -> Option<Duration> {
+        self.settles_at.filter(|_| self.attached)
+    }
+
+    /// Returns about how long lost messages hold up a new connection.
+    pub(super) fn backlog(&self) -> Duration {
+        self.backlog
+    }
+
+    /// Whether lost messages hold up new connections for longer than another session would take.
+    pub(super) fn is_behind(&self) -> bool {
+        self.behind
+    }
+
+    /// Decides whether it is behind, given what starting a session costs.
+    pub(super) fn judge_backlog(&mut self, start_time: Duration) {
+        self.behind = policy::is_behind(self.backlog, self.behind, start_time);
     }
 
     /// Takes note of a report, but for those that concern the tunnel only. Returns the error that it
@@ -162,6 +207,7 @@ impl Slot {
                     self.set(State::Active, now);
                 }
             }
+            Report::Backlog(backlog) => self.backlog = backlog,
             Report::Lost(fault) => {
                 self.attached = false;
                 if self.state != self.connecting() {
@@ -172,6 +218,8 @@ impl Slot {
             }
             Report::Resumed => {
                 self.attached = true;
+                let in_use = self.meter.open.load(Ordering::Relaxed) > 0;
+                self.settles_at = in_use.then(|| now.mono + SETTLE_TIME);
                 self.resumes += 1;
                 if self.proof != Proof::Probes {
                     self.set(self.before, now);
@@ -180,6 +228,8 @@ impl Slot {
             Report::Ended { fault, step } => {
                 self.attached = false;
                 self.agent_version = None;
+                self.backlog = Duration::ZERO;
+                self.behind = false;
                 self.restarts += u64::from(self.session.take().is_some());
                 self.before = State::Starting;
                 self.dormant = matches!(step, Step::OnDemand { .. });
@@ -248,7 +298,7 @@ impl Slot {
             agent_version: self.agent_version,
             state: self.state,
             since: system_time(self.since),
-            open_connections: self.meter.open.load(std::sync::atomic::Ordering::Relaxed),
+            open_connections: self.meter.open.load(Ordering::Relaxed),
         })
     }
 }

@@ -7,7 +7,14 @@
 //! ended by its flag, by the service, or by a call, and the call is made unless the service has said
 //! that the session is over.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::future::maybe_done;
 use tokio::{task::JoinSet, time::timeout};
@@ -94,6 +101,18 @@ struct Live {
     started_at: Duration,
 }
 
+/// Where a session's task looks for a target, and what it does when a session ends.
+#[derive(Debug, Clone)]
+pub(super) struct Assignment {
+    /// The first target, by its place in the list.
+    pub(super) first: usize,
+    /// How many targets of the list there are, as long as the session is not [replaced](Self::replaced).
+    pub(super) targets: usize,
+    /// Another session follows, on any target, when one ends. Otherwise the task ends with its session, or
+    /// when none can be had on the targets from the first on. May change at any time.
+    pub(super) replaced: Arc<AtomicBool>,
+}
+
 /// One slot's task.
 pub(super) struct SessionTask {
     shared: Arc<Shared>,
@@ -103,6 +122,7 @@ pub(super) struct SessionTask {
     /// Calls that end replaced sessions.
     endings: JoinSet<()>,
     stop: CancellationToken,
+    assignment: Assignment,
     /// See [`History`].
     target: usize,
     resumes: u32,
@@ -120,6 +140,7 @@ impl SessionTask {
         driver: Driver,
         reports: Reporter,
         seed: u64,
+        assignment: Assignment,
         stop: CancellationToken,
     ) -> Self {
         Self {
@@ -129,7 +150,8 @@ impl SessionTask {
             jitter: Jitter::new(seed),
             endings: JoinSet::new(),
             stop,
-            target: 0,
+            target: assignment.first,
+            assignment,
             resumes: 0,
             down_since: None,
             starts: 0,
@@ -140,7 +162,7 @@ impl SessionTask {
 
     /// Keeps a session going until the stop is asked for, then ends it.
     pub(super) async fn run(mut self) {
-        let mut stage = Stage::Start { after: Duration::ZERO, target: 0 };
+        let mut stage = Stage::Start { after: Duration::ZERO, target: self.target };
         loop {
             stage = match stage {
                 Stage::Start { after, target } => self.start(after, target).await,
@@ -157,7 +179,7 @@ impl SessionTask {
             };
         }
         self.driver.end();
-        self.driver.return_waiting();
+        self.driver.close();
         let endings = async { while self.endings.join_next().await.is_some() {} };
         if timeout(STOP_CALL_LIMIT, endings).await.is_err() {
             warn!("ending replaced sessions took too long");
@@ -290,6 +312,7 @@ impl SessionTask {
             self.resumes += 1;
             self.down_since.get_or_insert(now);
         }
+        let replaced = self.assignment.replaced.load(Ordering::Relaxed);
         let history = History {
             resumes: self.resumes,
             down_for: self.down_since.map_or(Duration::ZERO, |since| now.saturating_sub(since)),
@@ -298,7 +321,7 @@ impl SessionTask {
             starts: if useful { 0 } else { self.starts + 1 },
             useful_before: self.useful_at.map(|at| now.saturating_sub(at)),
             target: self.target,
-            targets: self.shared.targets.len(),
+            targets: if replaced { self.shared.targets.len() } else { self.assignment.targets },
             idle: !self.shared.config.keeps_warm() && self.driver.open_connections() == 0,
         };
         let step = policy::decide(&fault, &history, &mut self.jitter);
@@ -337,6 +360,10 @@ impl SessionTask {
         }
         self.reports.send(Report::Ended { fault: Arc::new(fault), step });
         self.driver.return_waiting();
+        let goes_on = matches!(step, Step::Restart { target, .. } if target > self.target);
+        if !replaced && !goes_on {
+            return Stage::Stopped;
+        }
         match step {
             Step::OnDemand { target } => Stage::OnDemand { target },
             Step::Resume { .. } | Step::Restart { .. } | Step::SlowRetry { .. } => Stage::Start { after, target },

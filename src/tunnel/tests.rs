@@ -5,6 +5,7 @@ mod policy;
 #[cfg(feature = "demo")]
 mod proof;
 mod recovery;
+mod sessions;
 mod sockets;
 mod streams;
 mod support;

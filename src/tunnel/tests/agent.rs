@@ -1,7 +1,10 @@
 //! An agent with the service in front of it, written from the codecs alone: one task per session,
 //! which keeps its state while transports come and go, as the real one does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
@@ -29,6 +32,9 @@ pub(super) type ServerSocket = WebSocketStream<Box<dyn Connection>>;
 
 const REQUEST: &str = r#"{"AgentVersion":"3.3.1142.0","RequestedClientActions":[{"ActionType":"SessionType",
     "ActionParameters":{"SessionType":"Port","Properties":{"host":"h","portNumber":"443","type":"LocalPortForwarding"}}}]}"#;
+
+/// How often an agent looks at its oldest unacknowledged message.
+const RESEND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What the destination does with connections.
 #[derive(Clone)]
@@ -60,6 +66,10 @@ pub(super) enum Order {
     Wedge,
     /// Read nothing from this transport and answer no ping, until it is replaced.
     Hang,
+    /// On later transports, repeat what is lost one message every 100 ms, as real agents do, and not at once.
+    RepeatSlowly,
+    /// Send these bytes as a message, so many times.
+    Flood(Bytes, usize),
     /// Answer the flag that ends the session with its end and not with an acknowledgement.
     CloseOnFlag,
 }
@@ -98,6 +108,7 @@ struct State {
     lose: usize,
     wedged: bool,
     close_on_flag: bool,
+    slow: bool,
     outbox: Vec<Bytes>,
 }
 
@@ -120,6 +131,7 @@ impl Agent {
             lose: 0,
             wedged: false,
             close_on_flag: false,
+            slow: false,
             outbox: Vec::new(),
         };
         if self.speaks {
@@ -128,7 +140,8 @@ impl Agent {
         let mut frozen = false;
         while let Some(mut socket) = self.sockets.recv().await {
             // Everything unacknowledged goes again, and nothing is lost on purpose.
-            state.outbox = state.unacked.values().cloned().collect();
+            state.outbox = if state.slow { Vec::new() } else { state.unacked.values().cloned().collect() };
+            let mut tick = tokio::time::interval(RESEND_INTERVAL);
             state.lose = 0;
             let mut hung = false;
             loop {
@@ -153,6 +166,8 @@ impl Agent {
                         Some(Order::Wedge) => state.wedged = true,
                         Some(Order::Hang) => hung = true,
                         Some(Order::CloseOnFlag) => state.close_on_flag = true,
+                        Some(Order::RepeatSlowly) => state.slow = true,
+                        Some(Order::Flood(bytes, count)) => state.outbox.extend(std::iter::repeat_n(bytes, count)),
                         None => std::future::pending().await,
                     },
                     // A replaced transport is given up.
@@ -160,6 +175,7 @@ impl Agent {
                         Some(next) => { socket = next; hung = false; state.outbox = state.unacked.values().cloned().collect(); }
                         None => return,
                     },
+                    _ = tick.tick(), if state.slow && !frozen => state.outbox.extend(state.unacked.values().next().cloned()),
                     Some((id, data)) = output.recv(), if !frozen => state.handle_output(id, data),
                     message = socket.next(), if !hung && !frozen => match message {
                         Some(Ok(tungstenite::Message::Binary(bytes))) => {
