@@ -1,14 +1,13 @@
 //! A tunnel: one cluster's local port, and the sessions that carry its connections.
 //!
 //! [`Tunnel`] accepts connections, holds them while no session can take them, and gives each to the
-//! session that carries the fewest. Sessions come and go behind the listener: each slot has a task
-//! that starts, drives, resumes and replaces its session. A prober proves that a session leads to the
-//! API server.
+//! session where it gets through soonest. Sessions come and go behind the listener: each has a task
+//! that starts, drives, resumes and replaces it, and a prober that proves that it leads to the API server.
 //!
 //! ```text
-//! Listeners ── Tunnel ── held connections ──► SessionTask ── Driver { PortSession, connections } ── Transport
-//!                ▲                                 │ Prober ──┘
-//!                └──────────── reports ────────────┘
+//! Listeners ── Tunnel ── held connections ── Sessions ──► SessionTask ── Driver { PortSession, connections } ── Transport
+//!                ▲                                             │ Prober ──┘
+//!                └────────────────── reports ──────────────────┘
 //! ```
 //!
 //! Invariants: the listener is bound until the stop, whatever happens to sessions; every connection
@@ -78,7 +77,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Settings of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Settings of each session. The receive budget is shared by the tunnel's sessions.
+    /// Settings of each session. The receive budget is shared by the tunnel's regular sessions.
     pub session: proto::Config,
     /// How many sessions carry the tunnel's connections, at least 1. An agent sends at most about
     /// 0.9 MB/s through one.
@@ -354,8 +353,8 @@ impl Running {
             Report::Established { ref customer_message, .. } if !customer_message.is_empty() => {
                 info!(customer_message, "the agent has a message");
             }
-            // It changes ten times a second, and is not shown.
-            Report::Backlog(_) => {
+            // These come often, and are not shown.
+            Report::Backlog(_) | Report::Suspect | Report::Slept => {
                 self.sessions.apply(number, report, now);
                 return;
             }

@@ -143,13 +143,14 @@ impl DataChannel {
         self.receiver.early_len()
     }
 
-    /// Returns about how long it takes until the messages that were lost have come again, both ways. What is new
-    /// waits behind them.
-    pub(super) fn backlog(&self) -> Duration {
+    /// Returns about how long it takes until something new gets through: lost messages come again before it, both
+    /// ways, and what has stood still for a time is taken to do so for as long again.
+    pub(super) fn backlog(&self, now: Now) -> Duration {
         let count = |messages: usize| u32::try_from(messages).unwrap_or(u32::MAX);
         let down = AGENT_RESEND_INTERVAL.saturating_mul(count(self.receiver.missing()));
         let up = Duration::from_secs(1).saturating_mul(count(self.sender.resend_len())) / REPLAY_RATE;
-        down.max(up)
+        let stuck = [self.paused_since(), self.unacknowledged_since()].into_iter().flatten().min();
+        down.max(up).max(stuck.map_or(Duration::ZERO, |since| now.mono.saturating_sub(since)))
     }
 
     /// Returns what the peer has done, once it is more than can be lived with.

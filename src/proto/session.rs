@@ -244,12 +244,19 @@ impl PortSession {
         self.terminate_sent && self.urgent.is_empty() && self.channel.all_acknowledged()
     }
 
-    /// Returns about how long a new stream would wait for messages that were lost and have to come again.
+    /// Returns about how long a new stream would wait until it gets through.
     ///
-    /// An agent repeats ten lost messages a second, whatever else it sends, and nothing overtakes them.
+    /// An agent repeats ten lost messages a second, whatever else it sends, and nothing overtakes them. A session
+    /// that is paused, or whose agent does not acknowledge, is taken to stand still for as long as it has already.
     #[must_use]
-    pub fn backlog(&self) -> Duration {
-        self.channel.backlog()
+    pub fn backlog(&self, now: Now) -> Duration {
+        self.channel.backlog(now)
+    }
+
+    /// Whether the service has paused the session.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.channel.paused_since().is_some()
     }
 
     /// Returns since when an acknowledgement has been waited for on the current transport, as [`Now::mono`].

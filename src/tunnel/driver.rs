@@ -29,7 +29,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::Sleep,
 };
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     Fault, Incoming, Transport,
@@ -446,11 +446,18 @@ impl Driver {
 
     fn check_liveness(&self, now: Now, link: &mut Link) -> Result<(), Fault> {
         match link.liveness.poll(now, self.waiting_since()) {
-            Due::Nothing => Ok(()),
-            // It goes into the transport's own queue, in front of what is written in this turn.
-            Due::Ping => link.transport.ping().map_err(Fault::Transport),
-            Due::Dead(silence) => Err(Fault::Silent { seconds: silence.as_secs() }),
+            Due::Nothing => return Ok(()),
+            Due::Ping => {}
+            Due::Suspect if self.session.as_ref().is_some_and(PortSession::is_paused) => {}
+            Due::Suspect => self.reports.send(Report::Suspect),
+            Due::Slept => {
+                info!("the machine has slept: looking whether the link is still there");
+                self.reports.send(Report::Slept);
+            }
+            Due::Dead(silence) => return Err(Fault::Silent { seconds: silence.as_secs() }),
         }
+        // It goes into the transport's own queue, in front of what is written in this turn.
+        link.transport.ping().map_err(Fault::Transport)
     }
 
     /// Since when an acknowledgement has been waited for on this transport.
@@ -713,7 +720,8 @@ impl Driver {
 
     /// Says how long lost messages hold up a new connection, if that is worth another look.
     fn report_backlog(&mut self) {
-        let backlog = self.session.as_ref().map_or(Duration::ZERO, PortSession::backlog);
+        let now = self.clock.now();
+        let backlog = self.session.as_ref().map_or(Duration::ZERO, |session| session.backlog(now));
         let far = backlog.abs_diff(self.reported_backlog) >= BACKLOG_STEP;
         if far || (backlog.is_zero() && !self.reported_backlog.is_zero()) {
             self.reported_backlog = backlog;
@@ -743,6 +751,7 @@ impl Driver {
         if let Some(session) = &self.session {
             let stats = session.stats();
             self.meter.news.store(stats.messages_received - stats.repeats_received, Ordering::Relaxed);
+            self.meter.paused.store(session.is_paused(), Ordering::Relaxed);
         }
         // The tunnel counts up in advance when it gives a connection: this is the truth, each time.
         self.meter.open.store(self.totals.open, Ordering::Relaxed);

@@ -39,6 +39,10 @@ pub(super) enum Due {
     Nothing,
     /// Send a ping.
     Ping,
+    /// Send a ping: an acknowledgement stays away.
+    Suspect,
+    /// Send a ping: the machine has slept.
+    Slept,
     /// Give the transport up: nothing has been heard for this long.
     Dead(Duration),
 }
@@ -84,7 +88,7 @@ impl Liveness {
         self.unanswered = None;
     }
 
-    /// Returns what is due. [`Due::Ping`] counts as sent. `waiting_since` says since when an acknowledgement has
+    /// Returns what is due. A ping counts as sent. `waiting_since` says since when an acknowledgement has
     /// been waited for, if it is.
     pub(super) fn poll(&mut self, now: Now, waiting_since: Option<Duration>) -> Due {
         let offset = now.wall.saturating_sub(now.mono);
@@ -92,26 +96,28 @@ impl Liveness {
         self.offset = offset;
         if slept {
             self.asked = Some((now.mono, SUSPECT_LIMIT));
-            return self.ping(now);
+            self.pinged(now);
+            return Due::Slept;
         }
         if self.dead_at(waiting_since).is_some_and(|at| at <= now.mono) {
             return Due::Dead(now.mono.saturating_sub(self.heard_at));
         }
         if self.asked.is_none() && self.suspect_at(waiting_since).is_some_and(|at| at <= now.mono) {
             self.asked = Some((now.mono, SUSPECT_LIMIT));
-            return self.ping(now);
+            self.pinged(now);
+            return Due::Suspect;
         }
         if self.next_ping <= now.mono {
             self.asked.get_or_insert((now.mono, SILENCE_LIMIT));
-            return self.ping(now);
+            self.pinged(now);
+            return Due::Ping;
         }
         Due::Nothing
     }
 
-    fn ping(&mut self, now: Now) -> Due {
+    fn pinged(&mut self, now: Now) {
         self.next_ping = now.mono + PING_INTERVAL;
         self.unanswered.get_or_insert(now.mono);
-        Due::Ping
     }
 
     /// When the transport becomes suspect, as an acknowledgement stays away.
@@ -196,7 +202,7 @@ mod tests {
         assert_eq!(liveness.poll(at(0.0), None), Due::Ping);
         liveness.answered(at(0.0));
         let woken = |mono: f64| Now { wall: Duration::from_secs_f64(30_000.0 + mono), ..at(mono) };
-        assert_eq!(liveness.poll(woken(3.0), None), Due::Ping);
+        assert_eq!(liveness.poll(woken(3.0), None), Due::Slept);
         assert_eq!(liveness.poll(woken(3.1), None), Due::Nothing);
         assert_eq!(liveness.poll(woken(8.0), None), Due::Dead(Duration::from_secs(8)));
     }
@@ -209,7 +215,7 @@ mod tests {
         let waiting = Some(Duration::from_secs(2));
         assert_eq!(liveness.deadline(waiting), Duration::from_secs(5));
         assert_eq!(liveness.poll(at(4.9), waiting), Due::Nothing);
-        assert_eq!(liveness.poll(at(5.0), waiting), Due::Ping);
+        assert_eq!(liveness.poll(at(5.0), waiting), Due::Suspect);
         assert_eq!(liveness.poll(at(9.9), waiting), Due::Nothing, "asked once");
         assert_eq!(liveness.deadline(waiting), Duration::from_secs(10));
         assert!(matches!(liveness.poll(at(10.0), waiting), Due::Dead(_)));
@@ -237,7 +243,8 @@ mod tests {
             let now = at(f64::from(tenth) / 10.0);
             match liveness.poll(now, waiting) {
                 Due::Nothing => {}
-                Due::Ping => {
+                Due::Slept => panic!("nobody sleeps"),
+                Due::Ping | Due::Suspect => {
                     pings += 1;
                     liveness.answered(now);
                 }

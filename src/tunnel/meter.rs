@@ -1,6 +1,6 @@
 //! What a driver shows to others while it runs: counters to read at any time, and states to wait for.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 /// What others may read of a driver at any time. Totals run on over sessions.
 #[derive(Debug, Default)]
@@ -15,6 +15,8 @@ pub(super) struct Meter {
     pub(super) open: AtomicUsize,
     /// Messages of the agent, repeats aside, that have come in the present session.
     pub(super) news: AtomicU64,
+    /// The service has paused the session.
+    pub(super) paused: AtomicBool,
     /// When bytes were last sent, in milliseconds of the tunnel's clock.
     pub(super) sent_at_ms: AtomicU64,
     /// When bytes last came, in milliseconds of the tunnel's clock.

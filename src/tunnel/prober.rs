@@ -30,6 +30,9 @@ use crate::clock::Clock;
 /// How long a probe may take. Two in a row and the interval before them make less than 45 s.
 const PROBE_LIMIT: Duration = Duration::from_secs(7);
 
+/// How long to wait before a session that the service has paused is probed again.
+const PAUSED_AGAIN: Duration = Duration::from_secs(1);
+
 /// Size of the pipe between the probe and the driver, in bytes.
 const PIPE_LEN: usize = 16 << 10;
 
@@ -106,6 +109,13 @@ impl Prober {
                     let speaks = self.meter.news.load(Ordering::Relaxed) != heard;
                     if speaks && matches!(error, ProbeError::NoAnswer { .. }) {
                         failures = 1;
+                    }
+                    // A pause has a limit of its own.
+                    if self.meter.paused.load(Ordering::Relaxed) && matches!(error, ProbeError::NoAnswer { .. }) {
+                        debug!("a probe got no answer as the service has paused the session");
+                        failures = 0;
+                        due = Due::At(now + PAUSED_AGAIN);
+                        continue;
                     }
                     debug!(%error, failures, "probe failed");
                     let in_use = self.meter.open.load(Ordering::Relaxed) > 0;

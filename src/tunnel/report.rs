@@ -43,6 +43,10 @@ pub(super) enum Report {
     Alive,
     /// About how long lost messages hold up a new connection, when that has changed.
     Backlog(Duration),
+    /// The transport answers, and the agent's acknowledgement stays away.
+    Suspect,
+    /// The machine has slept.
+    Slept,
     /// The transport is lost; the session will be resumed.
     Lost(Arc<Fault>),
     /// The session has another transport.
@@ -256,7 +260,7 @@ impl Slot {
                 }
             }
             Report::Probed(Err(error)) => return self.apply_probe_error(error, now),
-            Report::Returned(_) => {}
+            Report::Suspect | Report::Slept | Report::Returned(_) => {}
         }
         None
     }

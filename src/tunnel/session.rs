@@ -61,6 +61,10 @@ const TERMINATE_PAUSE: Duration = Duration::from_secs(15);
 /// How long a transport has to live to count as one that worked, if nothing was said on it.
 const IDLE_PROOF: Duration = Duration::from_secs(60);
 
+/// How long a transport on which the agent has been heard has to live to count as one that worked. One that is closed
+/// as soon as it has carried a message must not be replaced over and over without a pause.
+const TRANSPORT_PROOF: Duration = Duration::from_secs(3);
+
 /// How long a session that has carried data has to live to count as one that was of use.
 const USE_PROOF: Duration = Duration::from_secs(10);
 
@@ -190,7 +194,7 @@ impl SessionTask {
         let shared = Arc::clone(&self.shared);
         let stop = self.stop.clone();
         let pause = async {
-            tokio::time::sleep(after).await;
+            shared.common.pause(after).await;
             shared.common.start_permit().await
         };
         let permit = match self.driver.drive(None, or_stop(&stop, pause)).await {
@@ -255,10 +259,12 @@ impl SessionTask {
                 Stage::Stopped
             }
             Err(fault) => {
-                let now = self.shared.common.clock().now().mono;
-                if self.driver.is_alive() || now.saturating_sub(attached_at.mono) >= IDLE_PROOF {
-                    self.resumes = 0;
+                let lived = self.shared.common.clock().now().mono.saturating_sub(attached_at.mono);
+                if self.driver.is_alive() || lived >= IDLE_PROOF {
                     self.down_since = None;
+                }
+                if lived >= if self.driver.is_alive() { TRANSPORT_PROOF } else { IDLE_PROOF } {
+                    self.resumes = 0;
                 }
                 self.driver.detach();
                 self.after_fault(fault, Some(session))
@@ -270,7 +276,7 @@ impl SessionTask {
         let stop = self.stop.clone();
         let shared = Arc::clone(&self.shared);
         let attempt = async {
-            tokio::time::sleep(after).await;
+            shared.common.pause(after).await;
             timeout(RESUME_LIMIT, shared.dial.resume(&session.handle)).await
         };
         let error = match self.driver.drive(None, or_stop(&stop, attempt)).await {

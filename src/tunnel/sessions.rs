@@ -276,7 +276,8 @@ impl Sessions {
                     self.start_time = now.mono.saturating_sub(since);
                 }
             }
-            Report::Refused => member.suspicion.notify_one(),
+            Report::Refused | Report::Suspect => member.suspicion.notify_one(),
+            Report::Slept => self.shared.common.hurry(),
             Report::Probed(Err(_)) if member.role == Role::Candidate => member.stop.cancel(),
             Report::Started(_)
             | Report::Alive

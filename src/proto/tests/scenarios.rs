@@ -548,14 +548,34 @@ fn a_flood_of_streams_costs_no_memory() {
 #[test]
 fn the_backlog_is_what_the_agent_needs_to_repeat_what_was_lost() {
     let mut world = World::established(1, vec![Destination::Sink]);
-    assert_eq!(world.client.backlog(), Duration::ZERO);
+    assert_eq!(world.client.backlog(world.now), Duration::ZERO);
     let nop = |number| agent_message(number, PayloadType::Output, &[1, 3, 0, 0, 0, 0, 0, 0]);
     world.client.handle_message(world.now, nop(42));
-    assert_eq!(world.client.backlog(), secs(4), "numbers 2 to 41, ten a second");
+    assert_eq!(world.client.backlog(world.now), secs(4), "numbers 2 to 41, ten a second");
     for number in 2..42 {
         world.client.handle_message(world.now, nop(number));
     }
-    assert_eq!(world.client.backlog(), Duration::ZERO);
+    assert_eq!(world.client.backlog(world.now), Duration::ZERO);
+}
+
+#[test]
+fn what_stands_still_is_taken_to_do_so_for_as_long_again() {
+    let mut world = World::established(1, vec![answer(4, b"pong")]);
+    let paused = world.now.mono;
+    world.client.handle_message(world.now, service_message("pause_publication", b""));
+    world.run_for(secs(7));
+    assert_eq!(world.client.backlog(world.now), world.now.mono - paused);
+    world.client.handle_message(world.now, service_message("start_publication", b""));
+    assert_eq!(world.client.backlog(world.now), Duration::ZERO);
+
+    world.network.loss_percent = 100.0;
+    world.open(Bytes::from_static(b"ping"), false);
+    world.run_for(secs(4));
+    let backlog = world.client.backlog(world.now);
+    assert!((secs(3)..=secs(4)).contains(&backlog), "{backlog:?}");
+    world.network.loss_percent = 0.0;
+    world.run_until(World::all_ended);
+    assert_eq!(world.client.backlog(world.now), Duration::ZERO);
 }
 
 #[test]

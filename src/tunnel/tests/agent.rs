@@ -68,6 +68,10 @@ pub(super) enum Order {
     Hang,
     /// On later transports, repeat what is lost one message every 100 ms, as real agents do, and not at once.
     RepeatSlowly,
+    /// Be gone for good: the service answers pings and says nothing.
+    Dead,
+    /// Be away from the service, or back again: it drops what comes, and answers with a pause each time.
+    Away(bool),
     /// Send these bytes as a message, so many times.
     Flood(Bytes, usize),
     /// Answer the flag that ends the session with its end and not with an acknowledgement.
@@ -109,6 +113,8 @@ struct State {
     wedged: bool,
     close_on_flag: bool,
     slow: bool,
+    away: bool,
+    dead: bool,
     outbox: Vec<Bytes>,
 }
 
@@ -132,6 +138,8 @@ impl Agent {
             wedged: false,
             close_on_flag: false,
             slow: false,
+            away: false,
+            dead: false,
             outbox: Vec::new(),
         };
         if self.speaks {
@@ -166,6 +174,8 @@ impl Agent {
                         Some(Order::Wedge) => state.wedged = true,
                         Some(Order::Hang) => hung = true,
                         Some(Order::CloseOnFlag) => state.close_on_flag = true,
+                        Some(Order::Dead) => state.dead = true,
+                        Some(Order::Away(away)) => state.away = away,
                         Some(Order::RepeatSlowly) => state.slow = true,
                         Some(Order::Flood(bytes, count)) => state.outbox.extend(std::iter::repeat_n(bytes, count)),
                         None => std::future::pending().await,
@@ -244,6 +254,13 @@ impl State {
 
     async fn handle(&mut self, bytes: Bytes, agent: &Agent, outputs: &mpsc::Sender<Output>, tasks: &mut JoinSet<()>) {
         let message = Message::decode(bytes).expect("a client's message is sound");
+        if self.dead {
+            return;
+        }
+        if self.away {
+            self.outbox = vec![service_message(MessageType::PausePublication, b"")];
+            return;
+        }
         if message.header.message_type == MessageType::Acknowledge {
             let ack = Acknowledgement::decode(&message.payload).unwrap();
             self.unacked.remove(&ack.acknowledged_message_sequence_number);
@@ -359,13 +376,17 @@ async fn read_connection(id: StreamId, mut read: ReadHalf<DuplexStream>, outputs
 }
 
 fn channel_closed(output: &str) -> Bytes {
+    service_message(MessageType::ChannelClosed, format!(r#"{{"SessionId":"s","Output":"{output}"}}"#).as_bytes())
+}
+
+fn service_message(message_type: MessageType, payload: &[u8]) -> Bytes {
     let header = Header {
-        message_type: MessageType::ChannelClosed,
+        message_type,
         created_ms: 1,
         sequence_number: 0,
         flags: Flags::NONE,
         id: MessageIds::new(5).next_id(),
         payload_type: PayloadType::None,
     };
-    header.encode(format!(r#"{{"SessionId":"s","Output":"{output}"}}"#).as_bytes())
+    header.encode(payload)
 }

@@ -206,3 +206,37 @@ async fn a_black_hole_behind_the_agent_is_a_matter_for_a_human() {
     let starts = world.calls().iter().filter(|call| matches!(call, Call::Start(_))).count();
     assert!((30..100).contains(&starts), "{starts}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_of_publication_is_waited_out() {
+    let (tls, authority) = server("api.example");
+    let (destination, _asked, _server) = serve(tls);
+    let mut world = World::with(destination, proved(), 1, &authority, |_| {});
+    world.until_state(State::Active).await;
+    // With any phase of the probes.
+    for second in [1, 8, 15, 22, 29] {
+        tokio::time::sleep(Duration::from_secs(60 + second)).await;
+        let before = world.status.borrow().last_probe;
+        world.network.order(Order::Away(true));
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        world.network.order(Order::Away(false));
+        let status = world.until(|status| status.last_probe != before).await;
+        assert_eq!((status.resumes, status.restarts), (0, 0), "{second}");
+        assert_eq!(world.until_state(State::Active).await.restarts, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_gone_is_found_sooner_when_somebody_waits_for_it() {
+    let (tls, authority) = server("api.example");
+    let (destination, _asked, _server) = serve(tls);
+    let mut world = World::with(destination, proved(), 1, &authority, |_| {});
+    world.until_state(State::Active).await;
+    tokio::time::sleep(Duration::from_secs(35)).await;
+    world.network.order(Order::Dead);
+    let started = Stopwatch::start();
+    let mut local = world.connect();
+    local.write(b"is anybody there").await;
+    world.until(|status| status.restarts == 1).await;
+    assert!(started.elapsed() <= Duration::from_secs(20), "{:?}", started.elapsed());
+}

@@ -193,3 +193,36 @@ async fn a_message_that_is_too_long_costs_the_transport() {
     open.write(b"b").await;
     open.expect(b"b").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn new_connections_do_not_wait_for_a_paused_session() {
+    let mut world = World::new(Destination::Echo);
+    world.until_state(State::Active).await;
+    let mut open = world.connect();
+    open.write(b"a").await;
+    open.expect(b"a").await;
+    let first = world.network.clone();
+    first.order(Order::Away(true));
+    open.write(b"b").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let clock = Stopwatch::start();
+    let mut new = world.connect();
+    new.write(b"quick").await;
+    new.expect(b"quick").await;
+    assert!(clock.elapsed() < Duration::from_secs(1), "{:?}", clock.elapsed());
+    first.order_session(0, Order::Away(false));
+    open.expect(b"b").await;
+    assert_eq!(world.status.borrow().restarts, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_waits_for_a_human_is_hurried_when_the_machine_wakes_up() {
+    let mut world = World::with(Destination::Echo, config(), 1, "", |network| network.set_absent(&[target(0)]));
+    world.until_state(State::Failed).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    world.network.state(|state| state.set_absent(&[]));
+    let clock = Stopwatch::start();
+    world.common.hurry();
+    world.until_state(State::Active).await;
+    assert!(clock.elapsed() < Duration::from_secs(1), "{:?}", clock.elapsed());
+}

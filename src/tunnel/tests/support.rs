@@ -100,6 +100,11 @@ impl Network {
     pub(super) fn order(&self, order: Order) {
         self.state(|state| state.sessions.last().unwrap().orders.send(order).unwrap());
     }
+
+    /// Tells the agent of the session with this number what to do.
+    pub(super) fn order_session(&self, number: usize, order: Order) {
+        self.state(|state| state.sessions[number].orders.send(order).unwrap());
+    }
 }
 
 impl NetworkState {
@@ -221,6 +226,7 @@ impl Dial for Network {
 /// A running tunnel.
 pub(super) struct World {
     pub(super) network: Arc<Network>,
+    pub(super) common: Arc<Common>,
     pub(super) status: watch::Receiver<TunnelStatus>,
     pub(super) notes: mpsc::UnboundedReceiver<Note>,
     pub(super) calls: mpsc::UnboundedReceiver<Call>,
@@ -296,19 +302,20 @@ impl World {
         };
         prepare(&mut state);
         let network = Arc::new(Network { state: Mutex::new(state), notes: note_sender, calls: call_sender });
+        let common = Common::new(Clock::start());
         let tunnel = Tunnel::new(
             cluster(authority),
             (0..targets).map(target).collect(),
             Arc::clone(&network) as Arc<dyn Dial>,
             listeners,
             config,
-            Common::new(Clock::start()),
+            Arc::clone(&common),
         );
         let status = tunnel.status();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(tunnel.run(stop.clone()));
-        Self { network, status, notes, calls, local, stop, tunnel: tasks }
+        Self { network, common, status, notes, calls, local, stop, tunnel: tasks }
     }
 
     /// Waits for a status.
