@@ -6,7 +6,7 @@ use crate::{
     proto::{CloseReason, Version, Violation, handshake::HandshakeError, smux::frame::FrameError},
     tunnel::{
         BoxError, DialError, Fault, ProbeError, SessionId, TransportError,
-        policy::{AfterProbe, History, Jitter, Step, after_probe, decide},
+        policy::{AfterProbe, History, Jitter, Step, after_probe, decide, failback, is_behind},
         tests::support::target,
     },
 };
@@ -209,4 +209,26 @@ fn probes_that_fail() {
     assert!(after(certificate(), 2, true).is_some());
     assert_eq!(after(ProbeError::SessionLost, 9, true), Some(0));
     assert!(after(ProbeError::Authority { source: source() }, 9, false).is_some());
+}
+
+#[test]
+fn a_better_target_is_looked_for_less_and_less_often() {
+    let mut jitter = Jitter::new(1);
+    let mut delays = (1..=8).map(|attempt| failback(attempt, &mut jitter).as_secs());
+    for (low, high) in [(15, 30), (30, 60), (60, 120), (120, 240), (240, 480), (300, 600), (300, 600), (300, 600)] {
+        let delay = delays.next().unwrap();
+        assert!((low..=high).contains(&delay), "{delay} is not between {low} and {high}");
+    }
+}
+
+#[test]
+fn a_session_is_behind_when_another_would_be_quicker() {
+    let ms = Duration::from_millis;
+    let start_time = ms(1200);
+    assert!(!is_behind(ms(0), false, start_time));
+    assert!(!is_behind(ms(1600), false, start_time));
+    assert!(is_behind(ms(1800), false, start_time));
+    assert!(is_behind(ms(600), true, start_time), "until it has all but caught up");
+    assert!(!is_behind(ms(400), true, start_time));
+    assert!(!is_behind(ms(900), false, ms(1)), "a hiccup is not worth a call, however fast sessions start");
 }
