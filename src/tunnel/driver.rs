@@ -19,7 +19,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     future::poll_fn,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -36,7 +36,7 @@ use super::{
     connection::{Connection, PipeEnd, Stage},
     held::Held,
     liveness::{Due, Liveness},
-    meter::{LinkState, Meter, Progress},
+    meter::{Gauge, LinkState, Meter, Progress},
     ready::{Ready, ReadySet},
     report::{Report, Reporter},
 };
@@ -71,9 +71,6 @@ const RETRY: Duration = Duration::from_millis(1);
 
 /// The same while the transport takes nothing: it wakes the task when it does.
 const RETRY_BLOCKED: Duration = Duration::from_millis(20);
-
-/// How much a backlog has to change to be worth a report.
-const BACKLOG_STEP: Duration = Duration::from_millis(250);
 
 /// What the driver can be told from outside its task.
 #[derive(Debug)]
@@ -157,28 +154,10 @@ pub(super) struct Driver {
     served: bool,
     /// A connection waits for a session that is not there.
     wanted: bool,
-    /// Connections of local programs that have a stream, or bytes to get.
-    with_stream: usize,
-    totals: Totals,
-    published: Totals,
-    meter: Arc<Meter>,
-    progress: watch::Sender<Progress>,
-    last_progress: Progress,
+    gauge: Gauge,
     link_state: watch::Sender<LinkState>,
     /// Counts transports.
     transports: u32,
-    reported_backlog: Duration,
-}
-
-/// Plain copies of what [`Meter`] shows, published at the end of each series of turns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Totals {
-    sent: u64,
-    received: u64,
-    connections: u64,
-    open: usize,
-    sent_at: Duration,
-    received_at: Duration,
 }
 
 impl Driver {
@@ -206,15 +185,9 @@ impl Driver {
             alive: false,
             served: false,
             wanted: false,
-            with_stream: 0,
-            totals: Totals::default(),
-            published: Totals::default(),
-            meter,
-            progress: watch::Sender::new(Progress::default()),
-            last_progress: Progress::default(),
+            gauge: Gauge::new(meter),
             link_state,
             transports: 0,
-            reported_backlog: Duration::ZERO,
         }
     }
 
@@ -232,12 +205,12 @@ impl Driver {
 
     /// Returns the number of connections that a new session would cut.
     pub(super) fn open_connections(&self) -> usize {
-        self.totals.open
+        self.gauge.open()
     }
 
     /// Returns what its owner may wait for while driving.
     pub(super) fn progress(&self) -> watch::Receiver<Progress> {
-        self.progress.subscribe()
+        self.gauge.progress()
     }
 
     // Commands.
@@ -494,7 +467,8 @@ impl Driver {
                 }
                 Event::Alive => {
                     self.alive = true;
-                    self.report_backlog();
+                    // First, so that no connection is given to a session that turns out to be behind.
+                    self.gauge.show_backlog(self.session.as_ref(), now, &self.reports);
                     self.reports.send(Report::Alive);
                 }
                 Event::Data { id, data } => {
@@ -502,8 +476,7 @@ impl Driver {
                     let key = self.key(id);
                     if let Some(connection) = self.connections.get_mut(&key) {
                         if connection.is_counted() {
-                            self.totals.received += data.len() as u64;
-                            self.totals.received_at = now.mono;
+                            self.gauge.received(data.len(), now);
                         }
                         connection.push(data);
                         connection.ready.mark();
@@ -563,8 +536,7 @@ impl Driver {
             };
             let key = Key { generation: self.generation, stream };
             if held.io.is_counted() {
-                self.totals.connections += 1;
-                self.with_stream += 1;
+                self.gauge.connected();
             }
             self.connections.insert(key, Connection::new(held.io, self.ready.insert(Source::Connection(key))));
         }
@@ -609,7 +581,7 @@ impl Driver {
             before @ (Stage::Draining | Stage::Lingering) => {
                 let closed = connection.poll_close(&mut self.scratch).is_ready();
                 if before != connection.stage {
-                    self.with_stream -= usize::from(connection.is_counted());
+                    self.gauge.with_stream -= usize::from(connection.is_counted());
                     self.lingering.push_back((now.mono + LINGER, key));
                 }
                 if closed {
@@ -634,8 +606,7 @@ impl Driver {
             }
             Poll::Ready(Ok(len)) => {
                 if connection.is_counted() {
-                    self.totals.sent += len as u64;
-                    self.totals.sent_at = now.mono;
+                    self.gauge.sent(len, now);
                 }
                 session.write(now, key.stream, self.scratch.split().freeze());
                 connection.ready.mark();
@@ -669,7 +640,7 @@ impl Driver {
     fn forget(&mut self, key: Key) -> Option<Connection<Source>> {
         let connection = self.connections.remove(&key)?;
         if connection.is_counted() && connection.stage != Stage::Lingering {
-            self.with_stream -= 1;
+            self.gauge.with_stream -= 1;
         }
         Some(connection)
     }
@@ -718,17 +689,6 @@ impl Driver {
         fired
     }
 
-    /// Says how long lost messages hold up a new connection, if that is worth another look.
-    fn report_backlog(&mut self) {
-        let now = self.clock.now();
-        let backlog = self.session.as_ref().map_or(Duration::ZERO, |session| session.backlog(now));
-        let far = backlog.abs_diff(self.reported_backlog) >= BACKLOG_STEP;
-        if far || (backlog.is_zero() && !self.reported_backlog.is_zero()) {
-            self.reported_backlog = backlog;
-            self.reports.send(Report::Backlog(backlog));
-        }
-    }
-
     fn link_is_up(&self) {
         let up = LinkState::Up { generation: self.generation, transport: self.transports };
         self.link_state.send_replace(up);
@@ -736,41 +696,13 @@ impl Driver {
 
     /// Publishes what others may read, if it has changed.
     fn publish(&mut self) {
-        self.report_backlog();
+        let session = self.session.as_ref();
         let waiting = self.waiting.iter().filter(|held| held.io.is_counted()).count();
-        self.totals.open = self.with_stream + waiting;
-        if self.totals != self.published {
-            self.published = self.totals;
-            let Totals { sent, received, connections, open: _, sent_at, received_at } = self.totals;
-            self.meter.bytes_sent.store(sent, Ordering::Relaxed);
-            self.meter.bytes_received.store(received, Ordering::Relaxed);
-            self.meter.connections_total.store(connections, Ordering::Relaxed);
-            self.meter.sent_at_ms.store(millis(sent_at), Ordering::Relaxed);
-            self.meter.received_at_ms.store(millis(received_at), Ordering::Relaxed);
-        }
-        if let Some(session) = &self.session {
-            let stats = session.stats();
-            self.meter.news.store(stats.messages_received - stats.repeats_received, Ordering::Relaxed);
-            self.meter.paused.store(session.is_paused(), Ordering::Relaxed);
-        }
-        // The tunnel counts up in advance when it gives a connection: this is the truth, each time.
-        self.meter.open.store(self.totals.open, Ordering::Relaxed);
-        let progress = Progress {
-            open: self.totals.open,
-            terminated: self.session.as_ref().is_some_and(PortSession::terminate_acknowledged),
-            wanted: self.wanted,
-        };
-        if progress != self.last_progress {
-            self.last_progress = progress;
-            self.progress.send_replace(progress);
-        }
+        self.gauge.show_backlog(session, self.clock.now(), &self.reports);
+        self.gauge.show(session, waiting, self.wanted);
     }
 
     fn key(&self, stream: StreamId) -> Key {
         Key { generation: self.generation, stream }
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
