@@ -8,7 +8,7 @@
 //! * A stream URL is dialled only if `endpoint` takes its host for the region's message gateway.
 //!
 //! Modules: `identity` (source of credentials, roles), `token` (web identity tokens), `cache`, `clusters`
-//! (EKS discovery), `session` (implements [`Dial`]), `connect` (TCP, proxy, TLS), `endpoint`, `sign`, `tls`, [`error`].
+//! (EKS discovery), `session` (implements [`Dial`]), `targets` (what is known of bastions), `connect` (TCP, proxy, TLS), `endpoint`, `sign`, `tls`, [`error`].
 //! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
 
 mod cache;
@@ -19,6 +19,7 @@ pub mod error;
 mod identity;
 mod session;
 mod sign;
+mod targets;
 #[cfg(test)]
 mod testing;
 mod tls;
@@ -49,12 +50,14 @@ use tokio_util::task::TaskTracker;
 pub use clusters::{ClusterDescription, Discovery, SkipReason};
 pub use error::AwsError;
 pub use session::DOCUMENT;
+pub use targets::{NotConnected, Sighting};
 
 use cache::CredentialCache;
 use connect::Connector;
 use endpoint::GatewayPolicy;
 use error::{Call, HostSeen, classify};
 use identity::{Ambient, Choice, Identity};
+use targets::Targets;
 use tls::{Bundle, Tls};
 
 use crate::{clock, secret::Secret, settings::AwsSettings, tunnel::Dial};
@@ -92,6 +95,7 @@ struct Inner {
     policy: GatewayPolicy,
     connector: Connector,
     session_calls: Semaphore,
+    targets: Targets,
     signature_refused: AtomicBool,
     tasks: TaskTracker,
 }
@@ -217,6 +221,7 @@ impl Aws {
             policy,
             connector: Connector::new(matcher, Tls::new(bundle.as_ref())),
             session_calls: Semaphore::new(CONCURRENT_SESSION_CALLS),
+            targets: Targets::new(),
             signature_refused: AtomicBool::new(false),
             tasks: TaskTracker::new(),
         };
@@ -311,6 +316,10 @@ impl Aws {
 
     fn connector(&self) -> &Connector {
         &self.inner.connector
+    }
+
+    fn targets(&self) -> &Targets {
+        &self.inner.targets
     }
 
     fn tasks(&self) -> &TaskTracker {

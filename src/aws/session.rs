@@ -30,6 +30,7 @@ use super::{
     endpoint::{Foreign, StreamUrl, own_sessions},
     error::{AwsError, Call, ServiceAnswer, chain_text},
     sign,
+    targets::{Knowledge, NotConnected},
 };
 use crate::{
     clock,
@@ -96,17 +97,20 @@ impl SsmDialer {
         self.aws.credentials().await.map_err(failed)?;
         let answer = {
             let _permit = self.aws.session_permit().await;
-            ssm.client
+            let request = ssm
+                .client
                 .start_session()
                 .target(target.as_str())
                 .document_name(DOCUMENT)
                 .set_reason(self.reason.as_deref().map(str::to_owned))
                 .parameters("host", vec![destination.host.clone()])
                 .parameters("portNumber", vec![destination.port.to_string()])
-                .parameters("localPortNumber", vec!["0".to_owned()])
-                .send()
-                .await
-                .map_err(|error| failed(self.aws.failed(call, error)))?
+                .parameters("localPortNumber", vec!["0".to_owned()]);
+            request.send().await.map_err(|error| failed(self.aws.failed(call, error)))
+        };
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.look_closer(error).await),
         };
         let token = answer.token_value.map(Secret::new);
         let Some(id) = answer.session_id.filter(|id| !id.is_empty()) else {
@@ -126,6 +130,18 @@ impl SsmDialer {
             Err(error) => {
                 self.abandon(id, &Handle::current());
                 Err(error)
+            }
+        }
+    }
+
+    /// Finds out what else is known of a target that is not connected.
+    async fn look_closer(&self, error: DialError) -> DialError {
+        let DialError::TargetNotConnected { target, source } = error else { return error };
+        match self.aws.targets().look_up(&self.aws, &target).await {
+            Knowledge::Unknown => DialError::TargetNotConnected { target, source },
+            Knowledge::Absent => DialError::TargetNotFound { target, region: self.aws.region().to_owned(), source },
+            Knowledge::Seen(sighting) => {
+                DialError::TargetNotConnected { target, source: NotConnected { sighting, source }.into() }
             }
         }
     }
@@ -325,7 +341,8 @@ impl Drop for Unclaimed {
 fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) -> DialError {
     match error {
         AwsError::Service { code, source, .. } => match (code.as_deref(), target) {
-            (Some("TargetNotConnected"), Some(target)) => {
+            // The second is not documented for StartSession, and elsewhere means the same: no agent, or no such node.
+            (Some("TargetNotConnected" | "InvalidInstanceId"), Some(target)) => {
                 DialError::TargetNotConnected { target: target.clone(), source: source.into() }
             }
             (

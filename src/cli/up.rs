@@ -111,17 +111,18 @@ impl Manager {
     async fn watch(&self, signals: &mut Signals, printer: &Printer) -> Result<(), CommandError> {
         let board = self.supervisor.board();
         let limit = self.settings.timeout;
+        let bastions = self.settings.bastions.len();
         let ready = tokio::select! {
             biased;
             signal = signals.next() => return Err(signal.into()),
-            outcome = timeout(limit, become_ready(board.clone(), printer)) => outcome,
+            outcome = timeout(limit, become_ready(board.clone(), bastions, printer)) => outcome,
         };
         match ready {
             Ok(Ok(())) => printer.result(READY_LINE)?,
             Ok(Err(hopeless)) => return Err(failure(&hopeless, printer)),
             Err(_) => {
                 let now = board.borrow().clone();
-                if is_hopeless(&now, true) {
+                if is_hopeless(&now, bastions, true) {
                     return Err(failure(&now, printer));
                 }
                 report_unready(&now, limit.as_secs(), printer);
@@ -264,7 +265,7 @@ impl control::Handler for Tokens {
 }
 
 /// Shows the tunnels until all are ready. Fails with the board when only a human can help any of them.
-async fn become_ready(mut board: watch::Receiver<Board>, printer: &Printer) -> Result<(), Board> {
+async fn become_ready(mut board: watch::Receiver<Board>, bastions: usize, printer: &Printer) -> Result<(), Board> {
     let mut lines: BTreeMap<u16, Line> = BTreeMap::new();
     let mut shown: BTreeMap<u16, bool> = BTreeMap::new();
     loop {
@@ -288,7 +289,7 @@ async fn become_ready(mut board: watch::Receiver<Board>, printer: &Printer) -> R
         if now.is_ready() {
             return Ok(());
         }
-        if is_hopeless(&now, false) {
+        if is_hopeless(&now, bastions, false) {
             for (_, line) in lines {
                 line.finish(Mark::Failed, "failed");
             }
@@ -318,13 +319,21 @@ fn progress_text(tunnel: &TunnelStatus) -> String {
 }
 
 /// Whether no tunnel works and none will without a human. A bastion that is away may come back by
-/// itself, so it counts only when the `time_is_up`.
-fn is_hopeless(board: &Board, time_is_up: bool) -> bool {
+/// itself, so it counts only when the `time_is_up`; of one that does not exist, only another may.
+fn is_hopeless(board: &Board, bastions: usize, time_is_up: bool) -> bool {
     let may_return = |tunnel: &TunnelStatus| {
-        tunnel
-            .last_error
-            .as_ref()
-            .is_some_and(|error| matches!(&*error.fault, Fault::Start(DialError::TargetNotConnected { .. })))
+        tunnel.last_error.as_ref().is_some_and(|error| match &*error.fault {
+            Fault::Start(DialError::TargetNotConnected { .. }) => true,
+            Fault::Start(DialError::TargetNotFound { .. }) => bastions > 1,
+            Fault::Start(_)
+            | Fault::Transport(_)
+            | Fault::Silent { .. }
+            | Fault::Resume(_)
+            | Fault::Closed(_)
+            | Fault::Probe(_)
+            | Fault::Exhausted
+            | Fault::Panicked { .. } => false,
+        })
     };
     board.tunnels.iter().all(|tunnel| {
         tunnel.state == State::Stopped

@@ -64,11 +64,24 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Why a session could not be started or resumed, by what can be done about it.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The target's agent is not registered, is offline, or is in another account or region.
+    /// The target's agent is not connected; whether there is such a target may not be known.
     #[error("target `{target}` is not connected to Systems Manager")]
     TargetNotConnected {
         /// The target that was asked for.
         target: Target,
+        /// What the service answered.
+        #[source]
+        source: BoxError,
+    },
+    /// The target is not known in this account and region.
+    #[error(
+        "target `{target}` does not exist, is terminated, or has never registered with Systems Manager in {region} of this account"
+    )]
+    TargetNotFound {
+        /// The target that was asked for.
+        target: Target,
+        /// Where it was looked for.
+        region: String,
         /// What the service answered.
         #[source]
         source: BoxError,

@@ -139,7 +139,8 @@ fn after_resume_error(error: &DialError, history: &History, jitter: &mut Jitter)
         | DialError::AccessDenied { .. }
         | DialError::DocumentRefused { .. }
         | DialError::ForeignStreamUrl { .. }
-        | DialError::TargetNotConnected { .. } => restart(RESTART, history, jitter),
+        | DialError::TargetNotConnected { .. }
+        | DialError::TargetNotFound { .. } => restart(RESTART, history, jitter),
         DialError::Throttled { .. } => resume(THROTTLED, history, jitter),
         // A token that the gateway does not take is spent; the next attempt gets a new one.
         DialError::UpgradeRefused { .. }
@@ -152,12 +153,14 @@ fn after_resume_error(error: &DialError, history: &History, jitter: &mut Jitter)
 
 fn after_start_error(error: &DialError, history: &History, jitter: &mut Jitter) -> Step {
     match error {
-        DialError::TargetNotConnected { .. } => {
+        DialError::TargetNotConnected { .. } | DialError::TargetNotFound { .. } => {
             let next = history.target + 1;
             if next < history.targets {
                 return Step::Restart { after: Duration::ZERO, target: next };
             }
-            if history.useful_before.is_some_and(|before| before < TARGET_RETURN) {
+            // What is gone does not return; others of the list may only be away.
+            let all_gone = matches!(error, DialError::TargetNotFound { .. }) && history.targets == 1;
+            if !all_gone && history.useful_before.is_some_and(|before| before < TARGET_RETURN) {
                 Step::Restart { after: RESTART.delay(history.starts, jitter), target: 0 }
             } else {
                 slow(history, 0, jitter)

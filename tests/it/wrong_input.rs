@@ -107,7 +107,7 @@ async fn bastions() {
     assert_fails(&lab, &up(&lab, &["--bastion", "i-12"]).await, 2, &["`i-12` is not a bastion id"]);
 
     let unknown = up(&lab, &["--bastion", "i-0fedcba9876543210"]).await;
-    assert_fails(&lab, &unknown, 4, &["`payments`", "`i-0fedcba9876543210` is not connected", "hint: "]);
+    assert_fails(&lab, &unknown, 4, &["`payments`", "`i-0fedcba9876543210` does not exist", "us-east-1", "hint: "]);
 
     lab.emulator.update(|settings| {
         settings.denied_documents.insert("AWS-StartPortForwardingSessionToRemoteHost".to_owned());
@@ -119,6 +119,44 @@ async fn bastions() {
     let old = Lab::start(Config { bastions: vec![old], ..Config::default() }).await;
     let ended = up(&old, &["--timeout", "30s"]).await;
     assert_fails(&old, &ended, 5, &["3.0.100.0", "3.1.1374.0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bastion_that_is_away_is_told_from_one_that_does_not_exist() {
+    let (away, gone) = ("i-0123456789abcdef0", "i-0fedcba9876543210");
+    let bastions = vec![BastionConfig { online: false, ..BastionConfig::new(away) }];
+    let lab = Lab::start(Config { bastions, ..Config::with_clusters(10) }).await;
+    // A time that would fail the test: what does not exist is not waited for.
+    let ended = up(&lab, &["--bastion", gone, "--timeout", "24h"]).await;
+    assert_fails(&lab, &ended, 4, &[&format!("`{gone}` does not exist"), &format!("--instance-ids {gone} ")]);
+    let asked = || {
+        lab.count(
+            |event| matches!(event, Event::Api { action, .. } if action.ends_with(":DescribeInstanceInformation")),
+        )
+    };
+    assert_eq!(asked(), 1, "ten tunnels ask once");
+
+    let ended = up(&lab, &["--bastion", away]).await;
+    let parts =
+        [&format!("`{away}` is not connected"), "version 3.3.1142.0, has lost contact", "aws ec2 start-instances"];
+    assert_fails(&lab, &ended, 4, &parts);
+    let both = up(&lab, &["--bastion", away, "--bastion", gone, "--timeout", "3s"]).await;
+    assert_fails(&lab, &both, 4, &["i-0"]);
+
+    lab.emulator.update(|settings| {
+        settings.denied_actions.insert("ssm:DescribeInstanceInformation".to_owned());
+    });
+    let ended = up(&lab, &["--bastion", gone]).await;
+    assert_fails(&lab, &ended, 4, &[&format!("`{gone}` is not connected"), "describe-instance-information"]);
+    assert!(!ended.stderr.contains("AccessDenied"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bastion_that_does_not_exist_is_passed_over() {
+    let lab = lab().await;
+    let up = lab.up(&["--bastion", "i-0fedcba9876543210", "--bastion", "i-0dc03fbcae2a87472"]).await;
+    assert_eq!(up.stop().await.code(), Some(0));
+    lab.assert_clean();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -328,6 +328,46 @@ async fn says_why_a_session_cannot_be_started() {
     assert_eq!(chain_text(&empty), "`ssm:StartSession` failed: the answer has no SessionId");
 }
 
+/// Starts a session where StartSession fails with a code, and the list of nodes is as given.
+async fn start_error_with(code: &'static str, nodes: Answer) -> DialError {
+    let fake = Fake::start(move |request: &Request| match request.operation() {
+        "StartSession" => Answer::json_error(400, code, "i-0dc03fbcae2a87472 is not there."),
+        _ => nodes.clone(),
+    })
+    .await;
+    start(&aws(&fake).await, None).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn tells_a_target_that_is_away_from_one_that_is_not_there() {
+    let none = Answer::json(200, r#"{"InstanceInformationList":[]}"#);
+    let node = r#"{"InstanceInformationList":[{"PingStatus":"ConnectionLost","AgentVersion":"3.2.0.0"}]}"#;
+    let seen = Answer::json(200, node);
+    let denied = Answer::json_error(400, "AccessDeniedException", "no");
+    for code in ["TargetNotConnected", "InvalidInstanceId"] {
+        let error = start_error_with(code, none.clone()).await;
+        assert!(
+            matches!(&error, DialError::TargetNotFound { target: named, region, .. } if *named == target() && region == "us-east-1"),
+            "{error:?}"
+        );
+        let said = "target `i-0dc03fbcae2a87472` does not exist, is terminated, or has never registered with Systems Manager in \
+                    us-east-1 of this account: ";
+        assert!(chain_text(&error).starts_with(&format!("{said}{code}: ")), "{}", chain_text(&error));
+
+        let error = start_error_with(code, seen.clone()).await;
+        assert!(matches!(&error, DialError::TargetNotConnected { .. }), "{error:?}");
+        let said = "target `i-0dc03fbcae2a87472` is not connected to Systems Manager: its agent, version 3.2.0.0, has lost contact: ";
+        assert!(chain_text(&error).starts_with(&format!("{said}{code}: ")), "{}", chain_text(&error));
+
+        let error = start_error_with(code, denied.clone()).await;
+        let said = format!("target `i-0dc03fbcae2a87472` is not connected to Systems Manager: {code}: ");
+        assert!(chain_text(&error).starts_with(&said), "{}", chain_text(&error));
+    }
+    // What has nothing to do with the target is not looked into.
+    let error = start_error_with("InternalServerError", none).await;
+    assert!(matches!(error, DialError::Service { .. }));
+}
+
 #[tokio::test]
 async fn knows_when_there_is_nothing_to_resume() {
     for answer in [

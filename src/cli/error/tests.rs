@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, sync::Arc};
 use super::*;
 use crate::{
     aws::{
-        AwsError,
+        AwsError, NotConnected, Sighting,
         error::{Cause, TokenOrigin},
     },
     cluster::{Cluster, Destination, Target},
@@ -96,10 +96,42 @@ fn a_bastion_that_is_not_connected() {
         "{text}"
     );
 
+    let lost = |in_contact| {
+        let sighting = Sighting { in_contact, last_contact: None, agent_version: None };
+        let source = NotConnected { sighting, source: io::Error::other("TargetNotConnected").into() }.into();
+        tunnel(Fault::Start(DialError::TargetNotConnected { target: target(), source }))
+    };
+    let (kind, text) = lost(false);
+    assert_eq!(kind, Kind::NotFound);
+    assert!(
+        text.contains("is not connected to Systems Manager: its agent has lost contact: TargetNotConnected"),
+        "{text}"
+    );
+    assert!(text.contains("`aws ec2 start-instances --instance-ids i-0abcdef1 --region eu-west-1`"), "{text}");
+    let (_, text) = lost(true);
+    assert!(text.contains("has to reach `ssmmessages` of eu-west-1"), "{text}");
+
     let target: Target = "ecs:my_tools_0123_4567".parse().unwrap();
     let source = io::Error::other("no").into();
     let (_, text) = tunnel(Fault::Start(DialError::TargetNotConnected { target, source }));
     assert!(text.contains("`aws ecs describe-tasks --cluster my_tools --tasks 0123 --region eu-west-1`"), "{text}");
+}
+
+#[test]
+fn bastions_that_do_not_exist() {
+    let source = io::Error::other("TargetNotConnected: no").into();
+    let region = "eu-west-1".to_owned();
+    let (kind, text) = tunnel(Fault::Start(DialError::TargetNotFound { target: target(), region, source }));
+    assert_eq!(kind, Kind::NotFound);
+    assert!(
+        text.starts_with(
+            "cannot open a tunnel to `prod-eu`: target `i-0abcdef1` does not exist, is terminated, or has never registered with \
+             Systems Manager in eu-west-1 of this account: TargetNotConnected: no\nhint: `aws ssm describe-instance-information \
+             --region eu-west-1 "
+        ),
+        "{text}"
+    );
+    assert!(text.contains("`aws ec2 describe-instances --instance-ids i-0abcdef1 --region eu-west-1 "), "{text}");
 }
 
 #[test]
@@ -121,6 +153,7 @@ fn what_is_not_allowed() {
         text.contains("has to allow `ssm:StartSession` on `arn:aws:ec2:eu-west-1:123456789012:instance/i-0abcdef1`"),
         "{text}"
     );
+    assert!(text.contains("nor on one that does not exist"), "{text}");
 
     let refused = DialError::UpgradeRefused {
         host: "ssmmessages.eu-west-1.amazonaws.com".into(),

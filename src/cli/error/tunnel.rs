@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{CommandError, Kind, aws};
 use crate::{
-    aws::AwsError,
+    aws::{AwsError, NotConnected, Sighting},
     cluster::{Cluster, Target},
     proto::CloseReason,
     tunnel::{DialError, Fault, ProbeError},
@@ -60,8 +60,12 @@ impl std::error::Error for Behind {
 fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
     let region = &cluster.region;
     match error {
-        DialError::TargetNotConnected { target, .. } => (Kind::NotFound, not_connected(target, region)),
-        DialError::AccessDenied { action, resource, .. } => (Kind::Credentials, vec![aws::allow(action, resource)]),
+        DialError::TargetNotConnected { target, source } => {
+            let sighting = find(&**source).map(|found: &NotConnected| &found.sighting);
+            (Kind::NotFound, not_connected(target, region, sighting))
+        }
+        DialError::TargetNotFound { target, .. } => (Kind::NotFound, not_found(target, region)),
+        DialError::AccessDenied { action, resource, .. } => (Kind::Credentials, denied(action, resource)),
         DialError::DocumentRefused { document, .. } => (
             Kind::Tunnel,
             vec![format!(
@@ -70,7 +74,7 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
         ),
         DialError::Credentials { source, .. } => {
             // What the credentials lack is said by the error behind.
-            let hints = find(&**source).map(|error| aws::assess(error).1);
+            let hints = find(&**source).map(|error: &AwsError| aws::assess(error).1);
             (Kind::Credentials, hints.unwrap_or_default())
         }
         DialError::Unreachable { host, .. } => (Kind::Tunnel, aws::network(host)),
@@ -94,12 +98,27 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
     }
 }
 
-fn not_connected(target: &Target, region: &str) -> Vec<String> {
-    let reasons = format!(
-        "`{target}` has to run, to be in this account and in {region}, and its agent has to reach Systems Manager with the \
-         permissions of `AmazonSSMManagedInstanceCore`"
-    );
+fn not_connected(target: &Target, region: &str, sighting: Option<&Sighting>) -> Vec<String> {
+    let reasons = match sighting {
+        None => format!(
+            "`{target}` has to run, to be in this account and in {region}, and its agent has to reach Systems Manager with the \
+             permissions of `AmazonSSMManagedInstanceCore`"
+        ),
+        Some(Sighting { in_contact: true, .. }) => format!(
+            "the agent on `{target}` has to reach `ssmmessages` of {region} on port 443, and its instance profile has to allow \
+             `ssmmessages:CreateControlChannel`, `ssmmessages:OpenControlChannel`, `ssmmessages:CreateDataChannel` and \
+             `ssmmessages:OpenDataChannel`, as `AmazonSSMManagedInstanceCore` does"
+        ),
+        Some(Sighting { in_contact: false, .. }) => {
+            format!("`{target}` has to run, and its agent to reach `ssm` and `ssmmessages` of {region} on port 443")
+        }
+    };
     let command = match target {
+        Target::Instance(id) if sighting.is_some_and(|sighting| !sighting.in_contact) => format!(
+            "`aws ec2 describe-instance-status --include-all-instances --instance-ids {id} --region {region}` shows whether it runs, \
+             `aws ec2 start-instances --instance-ids {id} --region {region}` starts it, \
+             `aws ec2 reboot-instances --instance-ids {id} --region {region}` restarts its agent"
+        ),
         Target::Instance(id) | Target::ManagedNode(id) => {
             format!(
                 "`aws ssm describe-instance-information --filters Key=InstanceIds,Values={id} --region {region}` shows it if it is known"
@@ -114,6 +133,34 @@ fn not_connected(target: &Target, region: &str) -> Vec<String> {
         }
     };
     vec![reasons, command]
+}
+
+fn not_found(target: &Target, region: &str) -> Vec<String> {
+    let mut hints = vec![format!(
+        "`aws ssm describe-instance-information --region {region} --query \
+         'InstanceInformationList[].[InstanceId,PingStatus,ComputerName]' --output table` lists what can be given to `--bastion`; \
+         check `--region` and whose credentials these are, too"
+    )];
+    if let Target::Instance(id) = target {
+        hints.push(format!(
+            "if it is there, it needs an instance profile with `AmazonSSMManagedInstanceCore`, and a minute or two after its first \
+             start: `aws ec2 describe-instances --instance-ids {id} --region {region} --query \
+             'Reservations[].Instances[].[State.Name,IamInstanceProfile.Arn]'`"
+        ));
+    }
+    hints
+}
+
+/// What to do when a call is denied; for a target that may not be the identity's fault.
+fn denied(action: &str, resource: &str) -> Vec<String> {
+    let mut hints = vec![aws::allow(action, resource)];
+    if [":instance/", ":managed-instance/", ":task/"].iter().any(|kind| resource.contains(kind)) {
+        hints.push(
+            "a statement with a condition on tags allows nothing on a target without these tags, nor on one that does not exist"
+                .to_owned(),
+        );
+    }
+    hints
 }
 
 fn probe(cluster: &Cluster, error: &ProbeError) -> Vec<String> {
@@ -156,7 +203,7 @@ fn closed(reason: &CloseReason) -> Vec<String> {
     }
 }
 
-/// Looks for an error of AWS among an error and its sources.
-fn find<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a AwsError> {
+/// Looks for an error of one type among an error and its sources.
+fn find<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a T> {
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
 }

@@ -66,6 +66,10 @@ fn not_connected() -> Fault {
     Fault::Start(DialError::TargetNotConnected { target: target(0), source: source() })
 }
 
+fn not_found() -> Fault {
+    Fault::Start(DialError::TargetNotFound { target: target(0), region: "r".into(), source: source() })
+}
+
 fn closed() -> Fault {
     Fault::Closed(CloseReason::ChannelClosed { output: String::new() })
 }
@@ -98,6 +102,7 @@ fn a_resume_that_fails() {
         (DialError::DocumentRefused { document: "d", source: source() }, restart),
         (DialError::ForeignStreamUrl { host: "h".into() }, restart),
         (DialError::TargetNotConnected { target: target(1), source: source() }, restart),
+        (DialError::TargetNotFound { target: target(1), region: "r".into(), source: source() }, restart),
         (DialError::Throttled { action, source: source() }, Expected::Resume(2000, 4000)),
         (DialError::UpgradeRefused { host: "h".into(), status: 403, detail: "token".into() }, again),
         (DialError::Credentials { action, source: source() }, again),
@@ -142,6 +147,19 @@ fn a_target_that_is_away() {
     check("one that never worked", &not_connected(), &never, Expected::Slow(20_000, 40_000, 0));
     let long = History { useful_before: Some(Duration::from_secs(181)), ..last };
     check("one that is away for long", &not_connected(), &long, Expected::Slow(20_000, 40_000, 0));
+}
+
+#[test]
+fn a_target_that_is_gone() {
+    let h = History { starts: 3, ..history() };
+    check("the next is tried at once", &not_found(), &h, Expected::Restart(0, 0, 2));
+    let last = History { target: 2, ..h };
+    check("the others may return", &not_found(), &last, Expected::Restart(1000, 2000, 0));
+    let only = History { target: 0, targets: 1, ..h };
+    check("the only one does not", &not_found(), &only, Expected::Slow(20_000, 40_000, 0));
+    check("unlike one that is away", &not_connected(), &only, Expected::Restart(1000, 2000, 0));
+    let never = History { useful_before: None, ..last };
+    check("none ever worked", &not_found(), &never, Expected::Slow(20_000, 40_000, 0));
 }
 
 #[test]
