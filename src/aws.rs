@@ -44,15 +44,16 @@ use aws_smithy_runtime_api::client::{http::SharedHttpClient, orchestrator::HttpR
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::os_shim_internal::{Env, Fs};
 use hyper_util::client::proxy::matcher::Matcher;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::task::TaskTracker;
 
+pub use cache::{CredentialStatus, RenewalFailure};
 pub use clusters::{ClusterDescription, Discovery, SkipReason};
 pub use error::AwsError;
 pub use session::DOCUMENT;
 pub use targets::{NotConnected, Sighting};
 
-use cache::CredentialCache;
+use cache::{CredentialCache, Origin};
 use connect::Connector;
 use endpoint::GatewayPolicy;
 use error::{Call, HostSeen, classify};
@@ -204,6 +205,7 @@ impl Aws {
             session_name: identity::session_name(settings),
             duration: settings.duration,
             profile,
+            keys_expire: settings.keys_expire,
         });
         let credentials = {
             let identity = Arc::clone(&identity);
@@ -275,6 +277,20 @@ impl Aws {
         Ok(BearerToken { token, expires: credentials.expiry().map_or(expires, |end| expires.min(whole_seconds(end))) })
     }
 
+    /// Renews the credentials ahead of time, whether anybody needs them or not, and retries what fails. Never ends.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time and called again.
+    pub async fn keep_credentials(&self) {
+        self.inner.credentials.keep().await;
+    }
+
+    /// Tells how long the credentials last and what keeps them from being renewed, now and later.
+    #[must_use]
+    pub fn credential_status(&self) -> watch::Receiver<CredentialStatus> {
+        self.inner.credentials.status()
+    }
+
     /// Waits for what goes on in the background: sessions that are ended because nobody took them. To be
     /// called before the program ends, under a limit.
     ///
@@ -297,7 +313,7 @@ impl Aws {
         let error = classify(call, error);
         if let AwsError::ExpiredCredentials { .. } = error {
             // What the cache still takes for valid is not: the next call asks the source again.
-            self.inner.credentials.discard();
+            self.inner.credentials.discard(&error);
         }
         error
     }
@@ -408,7 +424,9 @@ fn ssm(sdk: &SdkConfig) -> Api<aws_sdk_ssm::Client> {
 }
 
 async fn load(identity: Arc<Identity>) -> Result<Credentials, AwsError> {
-    let credentials = identity.load().await?;
+    let mut credentials = identity.load().await?;
+    let (text, fixed) = (identity.describe(&credentials), identity.is_fixed(&credentials));
+    credentials.set_property(Origin { text, fixed });
     let left = credentials.expiry().and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok());
     let left = left.map(|end| end.saturating_sub(clock::wall()).as_secs());
     tracing::info!(source = identity.describe(&credentials), seconds_left = left, "loaded AWS credentials");

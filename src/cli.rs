@@ -13,6 +13,7 @@ use crate::settings::{Environment, UpSettings};
 pub use crate::settings::{GlobalArgs, LogFormat, UpArgs};
 
 pub mod clusters;
+mod credentials;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod env;

@@ -5,7 +5,10 @@
 //! * However many callers need credentials, one load is under way at a time, and all get its outcome.
 //! * Credentials are renewed [`EARLY`] before they expire. While the old ones last, nobody is refused because
 //!   a renewal failed, and only the caller that set it off waits for it.
-//! * A load lives as long as somebody waits for it: there is no task behind the cache.
+//! * What a service has called expired is not used again, and what a source gives for the second time is no renewal.
+//! * A load lives as long as somebody waits for it: there is no task behind the cache. Whoever wants credentials to
+//!   be renewed before somebody needs them polls [`CredentialCache::keep`].
+//! * The wall clock decides, and is looked at once a minute: it goes on while a laptop sleeps, timers do not.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,9 +20,11 @@ use aws_credential_types::{
     provider::{ProvideCredentials, error::CredentialsError, future},
 };
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
+use tokio::sync::watch;
+use uuid::Uuid;
 
-use super::error::AwsError;
-use crate::clock;
+use super::error::{AwsError, chain_text};
+use crate::{clock, random::SplitMix64};
 
 /// How long before their end credentials are renewed: time for several attempts.
 const EARLY: Duration = Duration::from_secs(300);
@@ -31,12 +36,50 @@ const WITHOUT_END: Duration = Duration::from_secs(15 * 60);
 /// Pause after a renewal that failed while the old credentials last.
 const RETRY_PAUSE: Duration = Duration::from_secs(30);
 
+/// Longest time between two looks at the wall clock.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long a call may be under way that was signed with the credentials before. Only those that have been in
+/// use for longer are meant for certain when a service says that credentials have expired.
+const IN_FLIGHT: Duration = Duration::from_secs(30);
+
+/// What chance adds to that pause at most, in milliseconds: programs that lost the same source together are not to
+/// ask it together.
+const RETRY_JITTER_MS: u64 = 15_000;
+
 /// Limit of a load that somebody cannot do without. Sources that ask the user, such as a credential process,
 /// need this much.
 const LOAD_LIMIT: Duration = Duration::from_secs(60);
 
 /// Limit of a load while the old credentials last.
 const RENEWAL_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long the credentials last, and what keeps them from being renewed.
+#[derive(Debug, Clone, Default)]
+pub struct CredentialStatus {
+    /// When those in hand expire or have expired; `None`: never, or there have not been any.
+    pub expires: Option<SystemTime>,
+    /// Why they cannot be renewed; `None`: the last attempt was good, or it is not time yet.
+    pub failure: Option<RenewalFailure>,
+}
+
+/// Why credentials cannot be renewed.
+#[derive(Debug, Clone)]
+pub struct RenewalFailure {
+    /// Since when.
+    pub since: SystemTime,
+    /// What went wrong the last time.
+    pub error: AwsError,
+}
+
+/// Where credentials come from; kept with them as a property.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    /// In words.
+    pub(super) text: String,
+    /// They stay the same as long as the process runs.
+    pub(super) fixed: bool,
+}
 
 type Outcome = Result<Credentials, AwsError>;
 type Loading = BoxFuture<'static, Outcome>;
@@ -52,39 +95,139 @@ struct Inner {
     /// Reads the time since the Unix epoch.
     wall: Box<dyn Fn() -> Duration + Send + Sync>,
     state: Mutex<State>,
+    status: watch::Sender<CredentialStatus>,
 }
 
 #[derive(Default)]
 struct State {
+    /// Those that were loaded last.
     current: Option<Current>,
     /// The load that is under way, as long as somebody waits for it.
     loading: Option<WeakShared<Loading>>,
     /// When the last renewal failed.
     failed: Option<Duration>,
+    /// The access key that a service has called expired, when, and what it said.
+    refused: Option<(String, Duration, AwsError)>,
+    /// See [`CredentialStatus`].
+    failure: Option<RenewalFailure>,
 }
 
 #[derive(Clone)]
 struct Current {
     credentials: Credentials,
+    /// When they were loaded; for those with an end, the first time that the source gave them.
     loaded: Duration,
+    /// When their access key was loaded first.
+    since: Duration,
+    /// Nobody is to be given them.
+    discarded: bool,
 }
 
 impl Current {
+    /// Makes it from what has been loaded after `old`.
+    fn new(credentials: Credentials, old: Option<&Self>, now: Duration) -> Self {
+        let old = old.filter(|old| old.credentials.access_key_id() == credentials.access_key_id());
+        let same = old.filter(|old| credentials.expiry().is_some() && old.credentials.expiry() == credentials.expiry());
+        Self {
+            loaded: same.map_or(now, |old| old.loaded),
+            since: old.map_or(now, |old| old.since),
+            credentials,
+            discarded: false,
+        }
+    }
+
+    fn origin(&self) -> Option<&Origin> {
+        self.credentials.get_property()
+    }
+
     fn end(&self) -> Option<Duration> {
-        let end = self.credentials.expiry()?;
-        Some(end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+        self.credentials.expiry().map(since_epoch)
+    }
+
+    /// How long before the end they are renewed. Those with little to live from the start are not at every call.
+    fn early(&self, end: Duration) -> Duration {
+        EARLY.min(end.saturating_sub(self.loaded) / 2)
     }
 
     fn is_valid(&self, now: Duration) -> bool {
-        self.end().is_none_or(|end| now < end)
+        !self.discarded && self.end().is_none_or(|end| now < end)
     }
 
     fn is_due(&self, now: Duration) -> bool {
-        // Credentials with less than the early time to live from the start are not renewed at every call.
-        self.end().map_or(now.abs_diff(self.loaded) >= WITHOUT_END, |end| {
-            let early = EARLY.min(end.saturating_sub(self.loaded) / 2);
-            now + early >= end
-        })
+        self.end().map_or(now.abs_diff(self.loaded) >= WITHOUT_END, |end| now + self.early(end) >= end)
+    }
+
+    /// Whether the source has given the same again where others were due.
+    fn is_repeated(&self, now: Duration) -> bool {
+        self.loaded != now && self.is_due(now)
+    }
+
+    /// Whether it is too late to hope for others: some sources have them only a few minutes before the end.
+    fn is_late(&self, now: Duration) -> bool {
+        self.end().is_some_and(|end| now + self.early(end) / 5 * 4 >= end)
+    }
+
+    /// Whether they have an end and there will never be others.
+    fn is_fixed(&self) -> bool {
+        self.end().is_some() && self.origin().is_some_and(|origin| origin.fixed)
+    }
+
+    /// Time until they are due; zero if they are.
+    fn due_in(&self, now: Duration) -> Duration {
+        match self.end() {
+            Some(end) => end.saturating_sub(self.early(end)).saturating_sub(now),
+            None => WITHOUT_END.saturating_sub(now.abs_diff(self.loaded)),
+        }
+    }
+}
+
+impl State {
+    /// Takes note of the outcome of a load, and returns what those who wait for it get.
+    fn take(&mut self, outcome: Outcome, now: Duration) -> Outcome {
+        self.loading = None;
+        let credentials = match outcome {
+            Ok(credentials) => credentials,
+            Err(error) => {
+                self.fail(error.clone(), now);
+                return Err(error);
+            }
+        };
+        if let Some((key, _, error)) = &self.refused
+            && key == credentials.access_key_id()
+        {
+            let error = error.clone();
+            self.fail(error.clone(), now);
+            return Err(error);
+        }
+        self.refused = None;
+        let current = Current::new(credentials.clone(), self.current.as_ref(), now);
+        let error =
+            AwsError::NotRenewed { origin: current.origin().map(|origin| origin.text.clone()).unwrap_or_default() };
+        let (is_repeated, is_valid) = (current.is_repeated(now), current.is_valid(now));
+        let is_final = current.is_fixed() || (is_repeated && current.is_late(now));
+        self.current = Some(current);
+        self.failed = is_repeated.then_some(now);
+        if is_final {
+            self.fail(error.clone(), now);
+        } else if !is_repeated {
+            self.failure = None;
+        }
+        if is_repeated && !is_valid { Err(error) } else { Ok(credentials) }
+    }
+
+    fn fail(&mut self, error: AwsError, now: Duration) {
+        self.failed = Some(now);
+        let since = self.failure.as_ref().map_or(system_time(now), |failure| failure.since);
+        self.failure = Some(RenewalFailure { since, error });
+    }
+
+    fn status(&self) -> CredentialStatus {
+        let end = match (&self.refused, &self.current) {
+            (Some((_, at, _)), _) => Some(*at),
+            (None, Some(current)) => current.end(),
+            (None, None) => None,
+        };
+        CredentialStatus { expires: end.map(system_time), failure: self.failure.clone() }
     }
 }
 
@@ -110,7 +253,12 @@ impl CredentialCache {
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let inner = Inner { load: Box::new(move || load().boxed()), wall: Box::new(wall), state: Mutex::default() };
+        let inner = Inner {
+            load: Box::new(move || load().boxed()),
+            wall: Box::new(wall),
+            state: Mutex::default(),
+            status: watch::Sender::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -141,8 +289,8 @@ impl CredentialCache {
         match (loading.await, old) {
             (Err(error), Some(old)) if old.is_valid((self.inner.wall)()) => {
                 let left = old.end().map(|end| end.saturating_sub((self.inner.wall)()).as_secs());
-                tracing::warn!(
-                    error = %super::error::chain_text(&error),
+                tracing::info!(
+                    error = %chain_text(&error),
                     left_seconds = left,
                     "AWS credentials could not be renewed: the old ones are used while they last"
                 );
@@ -152,9 +300,45 @@ impl CredentialCache {
         }
     }
 
-    /// Forgets the credentials: a service has said that they are no longer valid.
-    pub(super) fn discard(&self) {
-        self.inner.state().current = None;
+    /// Renews credentials ahead of time, whether anybody asks for them or not, and retries what fails. Never ends.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time and called again.
+    pub(super) async fn keep(&self) {
+        let mut random = SplitMix64::new(Uuid::new_v4().as_u64_pair().0);
+        loop {
+            // The outcome is in the status.
+            let _outcome = self.get().await;
+            let pause = {
+                let now = (self.inner.wall)();
+                match &self.inner.state().current {
+                    Some(current) if current.is_valid(now) && !current.is_due(now) => {
+                        current.due_in(now).min(LOOK_INTERVAL)
+                    }
+                    Some(_) | None => RETRY_PAUSE + Duration::from_millis(random.next_u64() % RETRY_JITTER_MS),
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Tells how long the credentials last, now and later.
+    pub(super) fn status(&self) -> watch::Receiver<CredentialStatus> {
+        self.inner.status.subscribe()
+    }
+
+    /// Forgets the credentials: a service has said that they have expired.
+    pub(super) fn discard(&self, error: &AwsError) {
+        let mut state = self.inner.state();
+        let now = (self.inner.wall)();
+        let Some(current) = state.current.as_mut() else { return };
+        current.discarded = true;
+        if now.abs_diff(current.since) >= IN_FLIGHT {
+            let key = current.credentials.access_key_id().to_owned();
+            state.refused = Some((key, now, error.clone()));
+            state.fail(error.clone(), now);
+            self.inner.status.send_replace(state.status());
+        }
     }
 
     fn start(&self, state: &mut State, limit: Duration) -> Shared<Loading> {
@@ -166,15 +350,8 @@ impl CredentialCache {
             };
             let now = (inner.wall)();
             let mut state = inner.state();
-            state.loading = None;
-            match &outcome {
-                Ok(credentials) => {
-                    state.current = Some(Current { credentials: credentials.clone(), loaded: now });
-                    state.failed = None;
-                }
-                Err(_) => state.failed = Some(now),
-            }
-            drop(state);
+            let outcome = state.take(outcome, now);
+            inner.status.send_replace(state.status());
             outcome
         };
         let loading = loading.boxed().shared();
@@ -197,6 +374,14 @@ impl ProvideCredentials for CredentialCache {
     {
         future::ProvideCredentials::new(async move { self.get().await.map_err(CredentialsError::provider_error) })
     }
+}
+
+fn since_epoch(time: SystemTime) -> Duration {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+fn system_time(wall: Duration) -> SystemTime {
+    SystemTime::UNIX_EPOCH + wall
 }
 
 #[cfg(test)]

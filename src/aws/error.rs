@@ -152,7 +152,13 @@ pub enum AwsError {
         #[source]
         source: Cause,
     },
-    /// The credentials have expired and their source has no newer ones.
+    /// The source gives the same credentials again, which are about to expire or have expired.
+    #[error("no newer AWS credentials come from {origin}")]
+    NotRenewed {
+        /// The source, in words.
+        origin: String,
+    },
+    /// A service has called the credentials expired.
     #[error("the AWS credentials have expired")]
     ExpiredCredentials {
         /// What the service answered.

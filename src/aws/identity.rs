@@ -6,7 +6,11 @@
 //!
 //! SAML assertions are left out: they cannot be renewed without the user, who has `credential_process`.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use aws_config::ConfigLoader;
 use aws_credential_types::{
@@ -126,6 +130,8 @@ pub(super) struct Identity {
     pub(super) session_name: String,
     pub(super) duration: Option<Duration>,
     pub(super) profile: Option<String>,
+    /// When the keys in the environment expire, as far as it says so.
+    pub(super) keys_expire: Option<SystemTime>,
 }
 
 impl Identity {
@@ -137,8 +143,21 @@ impl Identity {
         match &self.choice {
             Choice::WebIdentity { role, tokens } => self.assume_with_token(role, tokens).await,
             Choice::Role { role } => self.assume(role).await,
-            Choice::Ambient => self.ambient.get().await,
+            Choice::Ambient => {
+                let mut credentials = self.ambient.get().await?;
+                if self.is_fixed(&credentials) && credentials.expiry().is_none() {
+                    *credentials.expiry_mut() = self.keys_expire;
+                }
+                Ok(credentials)
+            }
         }
+    }
+
+    /// Tells whether these credentials can never be renewed: the environment of a process does not change.
+    pub(super) fn is_fixed(&self, credentials: &Credentials) -> bool {
+        matches!(self.choice, Choice::Ambient)
+            && credentials.session_token().is_some()
+            && has_feature(credentials, &[AwsCredentialFeature::CredentialsEnvVars])
     }
 
     /// Says in words where credentials come from.
@@ -248,10 +267,15 @@ fn assumed(
     Ok(builder.build())
 }
 
+/// Tells whether credentials come from one of these sources.
+fn has_feature(credentials: &Credentials, wanted: &[AwsCredentialFeature]) -> bool {
+    let features = credentials.get_property::<Vec<AwsCredentialFeature>>().map(Vec::as_slice).unwrap_or_default();
+    features.iter().any(|feature| wanted.contains(feature))
+}
+
 /// Says which link of the default chain credentials come from.
 fn ambient_source(credentials: &Credentials, profile: Option<&str>) -> String {
-    let features = credentials.get_property::<Vec<AwsCredentialFeature>>().map(Vec::as_slice).unwrap_or_default();
-    let has = |wanted: &[AwsCredentialFeature]| features.iter().any(|feature| wanted.contains(feature));
+    let has = |wanted: &[AwsCredentialFeature]| has_feature(credentials, wanted);
     let profile = || format!("profile `{}`", profile.unwrap_or("default"));
     use AwsCredentialFeature as Feature;
     // A chain of sources has a feature for each; the one that the user set up comes first here.

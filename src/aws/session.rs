@@ -366,6 +366,7 @@ fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) ->
         | AwsError::InvalidIdentityToken { .. }
         | AwsError::RoleDenied { .. }
         | AwsError::DurationTooLong { .. }
+        | AwsError::NotRenewed { .. }
         | AwsError::ExpiredCredentials { .. }
         | AwsError::BadKeys { .. }
         | AwsError::ClockSkew { .. }

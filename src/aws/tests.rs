@@ -122,7 +122,7 @@ async fn asks_the_ci_system_again_for_each_exchange() {
     };
     let aws = aws_with(&fake, &settings).await;
     assert_eq!(in_time(aws.caller()).await.unwrap().source, format!("OIDC token of the CI job for role `{ROLE}`"));
-    aws.inner.credentials.discard();
+    aws.inner.credentials.discard(&AwsError::NoRegion);
     in_time(aws.caller()).await.unwrap();
     let asked = fake.requests().iter().filter(|request| request.target.starts_with("/oidc")).count();
     assert_eq!(asked, 2);

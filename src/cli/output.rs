@@ -87,9 +87,18 @@ impl Printer {
         self.stderr(&format!("{label} {text}"));
     }
 
+    /// Writes a warning with its causes and hints.
+    pub fn caution(&self, error: &CommandError) {
+        self.with_hints(&self.painted("33;1", "warning:"), error);
+    }
+
     /// Writes an error with its causes and hints.
     pub fn error(&self, error: &CommandError) {
-        let mut text = format!("{} {}", self.painted("31;1", "error:"), error.sentence());
+        self.with_hints(&self.painted("31;1", "error:"), error);
+    }
+
+    fn with_hints(&self, label: &str, error: &CommandError) {
+        let mut text = format!("{label} {}", error.sentence());
         for hint in error.next_steps() {
             text.push_str(&format!("\n{} {hint}", self.painted("36;1", "hint:")));
         }
@@ -305,6 +314,12 @@ mod tests {
             .hint("or take an umbrella");
         printer.error(&error);
         assert_eq!(err.text(), "error: cannot open a tunnel to `a`: it rains\nhint: wait\nhint: or take an umbrella\n");
+        let (printer, _, err) = Captured::printer();
+        printer.caution(&error);
+        assert_eq!(
+            err.text(),
+            "warning: cannot open a tunnel to `a`: it rains\nhint: wait\nhint: or take an umbrella\n"
+        );
     }
 
     #[test]

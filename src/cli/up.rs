@@ -15,7 +15,7 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    env,
+    credentials, env,
     error::{CommandError, Kind},
     output::{Line, Mark, Printer},
     signals::{Signal, Signals},
@@ -62,7 +62,8 @@ struct Manager {
     settings: UpSettings,
     aws: Aws,
     supervisor: Supervisor,
-    control: JoinSet<()>,
+    /// All that goes on beside the tunnels.
+    tasks: JoinSet<()>,
     stop: CancellationToken,
 }
 
@@ -90,6 +91,14 @@ impl Manager {
         let mut tasks = JoinSet::new();
         let serving = stop.clone();
         tasks.spawn(async move { control.serve(handler, serving).await });
+        tasks.spawn({
+            let (aws, stop) = (aws.clone(), stop.clone());
+            async move { stop.run_until_cancelled(aws.keep_credentials()).await.unwrap_or_default() }
+        });
+        tasks.spawn({
+            let (status, printer, stop) = (aws.credential_status(), printer.clone(), stop.clone());
+            async move { stop.run_until_cancelled(credentials::announce(status, &printer)).await.unwrap_or_default() }
+        });
 
         let dial = aws.dialer(settings.reason.clone());
         let mut supervisor = Supervisor::new();
@@ -104,7 +113,7 @@ impl Manager {
             );
             supervisor.start(tunnel);
         }
-        Ok(Self { settings, aws, supervisor, control: tasks, stop })
+        Ok(Self { settings, aws, supervisor, tasks, stop })
     }
 
     /// Shows what happens until a signal. Fails if the tunnels cannot be had.
@@ -144,7 +153,7 @@ impl Manager {
     async fn stop(self) {
         self.supervisor.stop().await;
         self.stop.cancel();
-        self.control.join_all().await;
+        self.tasks.join_all().await;
         if timeout(SETTLE_LIMIT, self.aws.settle()).await.is_err() {
             tracing::warn!("calls that end sessions did not return in time");
         }
@@ -157,7 +166,7 @@ fn describe(caller: &Caller) -> String {
     format!("{}, from {}{until}", caller.arn, caller.source)
 }
 
-fn rfc3339(at: SystemTime) -> String {
+pub(super) fn rfc3339(at: SystemTime) -> String {
     use aws_smithy_types::date_time::{DateTime, Format};
     let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let time = DateTime::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));

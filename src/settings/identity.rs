@@ -7,8 +7,10 @@
 use std::{
     ops::RangeInclusive,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
+
+use aws_smithy_types::date_time::{DateTime, Format};
 
 use super::{Environment, GlobalArgs, Problem, within};
 use crate::secret::Secret;
@@ -35,6 +37,8 @@ pub struct AwsSettings {
     pub ci_oidc: Option<CiOidc>,
     /// There are access keys in the environment.
     pub static_keys_in_environment: bool,
+    /// When these keys expire, if whoever set them has said so.
+    pub keys_expire: Option<SystemTime>,
     /// The role or its token file was named by a flag, not by the environment.
     pub role_from_flags: bool,
     /// How long the role's credentials last, 900 s to 43200 s; `None`: STS's default of an hour.
@@ -130,6 +134,7 @@ impl AwsSettings {
             web_identity_token_file: role.token_file,
             ci_oidc: CiOidc::load(environment),
             static_keys_in_environment: has_static_keys(environment),
+            keys_expire: keys_expire(environment),
             role_from_flags: flags.role_arn.is_some() || flags.web_identity_token_file.is_some(),
             duration: role.duration,
             ca_bundle: ca_bundle.map(|path| environment.absolute(path)),
@@ -238,6 +243,13 @@ impl ExecIdentity {
 
 fn has_static_keys(environment: &Environment) -> bool {
     environment.get("AWS_ACCESS_KEY_ID").is_some()
+}
+
+/// Reads when the keys expire, as `aws configure export-credentials --format env` and others say it. It is only for
+/// warnings, so what cannot be read is as good as nothing.
+fn keys_expire(environment: &Environment) -> Option<SystemTime> {
+    let text = environment.get("AWS_CREDENTIAL_EXPIRATION")?;
+    DateTime::from_str(text, Format::DateTimeWithOffset).ok()?.try_into().ok()
 }
 
 fn is_region(text: &str) -> bool {

@@ -14,7 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("clock", &["clock", "proto"]),
     ("random", &["random"]),
     ("tunnel", &["tunnel", "proto", "cluster", "clock", "random"]),
-    ("aws", &["aws", "tunnel", "proto", "settings", "cluster", "secret", "clock"]),
+    ("aws", &["aws", "tunnel", "proto", "settings", "cluster", "secret", "clock", "random"]),
     ("kubeconfig", &["kubeconfig", "cluster", "secret", "clock"]),
     ("settings", &["settings", "cluster", "secret"]),
     ("supervisor", &["supervisor", "tunnel", "cluster", "clock", "proto"]),

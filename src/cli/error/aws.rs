@@ -13,6 +13,15 @@ impl From<AwsError> for CommandError {
     }
 }
 
+impl CommandError {
+    /// Says what follows from credentials that cannot be renewed.
+    #[must_use]
+    pub fn credentials(message: impl Into<String>, error: &AwsError) -> Self {
+        let (kind, hints) = assess(error);
+        Self::new(kind, message).with_source(error.clone()).hints(hints)
+    }
+}
+
 /// Finds the kind of failure, and what to do about it.
 pub(super) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
     let one = |kind, hint: &str| (kind, vec![hint.to_owned()]);
@@ -98,6 +107,11 @@ pub(super) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
                     role_name(role)
                 ),
             ],
+        ),
+        AwsError::NotRenewed { .. } => one(
+            Kind::Credentials,
+            "start again with new ones, or with a source that can be renewed: `--role-arn ARN --web-identity-token-file PATH`, or \
+             `--profile NAME` of a profile with `role_arn`, `sso_session` or `credential_process`",
         ),
         AwsError::ExpiredCredentials { .. } => one(
             Kind::Credentials,

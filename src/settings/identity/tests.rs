@@ -229,3 +229,12 @@ fn knows_role_arns() {
         assert!(!is_role_arn(arn), "{arn}");
     }
 }
+
+#[test]
+fn reads_when_the_keys_expire() {
+    let expire = |text| load(&GlobalArgs::default(), &environment([("AWS_CREDENTIAL_EXPIRATION", text)])).0.keys_expire;
+    let at = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_317_508));
+    assert_eq!(expire("2026-11-22T03:18:28Z"), at);
+    assert_eq!(expire("2026-11-22T05:18:28+02:00"), at);
+    assert_eq!(expire("tomorrow"), None);
+}
