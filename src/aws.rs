@@ -61,7 +61,7 @@ use identity::{Ambient, Choice, Identity};
 use targets::Targets;
 use tls::{Bundle, Tls};
 
-use crate::{clock, secret::Secret, settings::AwsSettings, tunnel::Dial};
+use crate::{clock, journal::Journal, secret::Secret, settings::AwsSettings, tunnel::Dial};
 
 /// Limit of a TCP connection to a service; the SDK's own default.
 const CONNECT_LIMIT: Duration = Duration::from_millis(3100);
@@ -257,7 +257,13 @@ impl Aws {
     /// Returns what starts, resumes and ends sessions; `reason` is for the audit trail.
     #[must_use]
     pub fn dialer(&self, reason: Option<String>) -> Arc<dyn Dial> {
-        Arc::new(session::SsmDialer::new(self.clone(), reason.as_deref()))
+        self.dialer_with_journal(reason, None)
+    }
+
+    /// As [`dialer`](Self::dialer); each session is in the journal as long as it may be live.
+    #[must_use]
+    pub fn dialer_with_journal(&self, reason: Option<String>, journal: Option<Journal>) -> Arc<dyn Dial> {
+        Arc::new(session::SsmDialer::new(self.clone(), reason.as_deref(), journal))
     }
 
     /// Makes a bearer token for a cluster, without any call but for credentials.

@@ -6,6 +6,7 @@
 //!      ├─ supervisor ── tunnel ── proto      listeners, sessions, recovery; the protocol as values
 //!      ├─ kubeconfig  contexts and exec credentials
 //!      ├─ control     the socket over which kubectl's plugin asks a running `up`
+//!      ├─ journal     the live sessions, for the next `up` to end if this one is killed
 //!      └─ emulator    AWS, an agent and Kubernetes on loopback, for `demo` and tests
 //! ```
 //!
@@ -28,6 +29,7 @@ pub mod cluster;
 pub mod control;
 #[cfg(feature = "demo")]
 pub mod emulator;
+pub mod journal;
 pub mod kubeconfig;
 pub mod proto;
 pub mod random;

@@ -7,12 +7,14 @@
 //! * A session whose transport cannot be opened is ended again, and so is one whose caller has gone away
 //!   while it was being started.
 //! * Every wait for a peer has a limit.
+//! * With a journal: a session is in it before its WebSocket is dialled, and until it is known to be over.
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use aws_config::Region;
 use aws_credential_types::Credentials;
 use futures_util::{SinkExt, future::BoxFuture};
 use http::HeaderMap;
@@ -35,6 +37,7 @@ use super::{
 use crate::{
     clock,
     cluster::{Destination, Target},
+    journal::{Entry, Journal},
     proto::handshake::CLIENT_VERSION,
     secret::Secret,
     tunnel::{BoxError, Connection, Dial, DialError, SessionHandle, SessionId, Transport},
@@ -66,6 +69,7 @@ pub(super) struct SsmDialer {
     aws: Aws,
     /// Said to CloudTrail with each session; never empty.
     reason: Option<Arc<str>>,
+    journal: Option<Journal>,
 }
 
 /// The first frame on a WebSocket; fields in the order of session-manager-plugin, `service.go`.
@@ -80,12 +84,12 @@ struct OpenDataChannel<'a> {
 }
 
 impl SsmDialer {
-    pub(super) fn new(aws: Aws, reason: Option<&str>) -> Self {
+    pub(super) fn new(aws: Aws, reason: Option<&str>, journal: Option<Journal>) -> Self {
         let reason: Option<String> = reason.map(|reason| {
             let printable = reason.chars().map(|c| if c.is_control() { ' ' } else { c });
             printable.collect::<String>().trim().chars().take(MAX_REASON_LEN).collect()
         });
-        Self { aws, reason: reason.filter(|reason| !reason.is_empty()).map(Into::into) }
+        Self { aws, reason: reason.filter(|reason| !reason.is_empty()).map(Into::into), journal }
     }
 
     /// Starts a session and opens its first transport.
@@ -118,6 +122,7 @@ impl SsmDialer {
         };
         let id = SessionId(id);
         tracing::debug!(%id, %target, "session started");
+        self.write_down(&id, &target).await;
         let client_id = Uuid::new_v4();
         let opened = async {
             let stream_url = answer.stream_url.ok_or_else(|| lacking(START_SESSION, "StreamUrl"))?;
@@ -158,11 +163,17 @@ impl SsmDialer {
         };
         let answer = match answer.map_err(|error| self.aws.failed(call, error)) {
             Ok(answer) => answer,
-            Err(AwsError::Service { code: Some(code), .. }) if code == "DoesNotExistException" => return Err(ended()),
+            Err(AwsError::Service { code: Some(code), .. }) if code == "DoesNotExistException" => {
+                self.strike_off(&session.id).await;
+                return Err(ended());
+            }
             Err(error) => return Err(failed(error)),
         };
         // The service says so as well, by giving nothing to resume with.
-        let token = answer.token_value.filter(|token| !token.is_empty()).map(Secret::new).ok_or_else(ended)?;
+        let Some(token) = answer.token_value.filter(|token| !token.is_empty()).map(Secret::new) else {
+            self.strike_off(&session.id).await;
+            return Err(ended());
+        };
         let stream_url = answer.stream_url.filter(|url| !url.is_empty());
         let url = stream_url.as_deref().unwrap_or(&session.stream_url);
         let url = self.aws.gateway_policy().check(url).map_err(foreign)?;
@@ -170,21 +181,27 @@ impl SsmDialer {
     }
 
     async fn end(&self, id: &SessionId) -> Result<(), DialError> {
-        let ssm = self.aws.ssm();
-        let call = Call { action: TERMINATE_SESSION, resource: &id.0, region: self.aws.region(), host: &ssm.host };
-        let failed = |error| dial_error(TERMINATE_SESSION, None, error);
-        self.aws.credentials().await.map_err(failed)?;
-        match ssm
-            .client
-            .terminate_session()
-            .session_id(&id.0)
-            .send()
-            .await
-            .map_err(|error| self.aws.failed(call, error))
-        {
-            Ok(_) => Ok(()),
-            Err(AwsError::Service { code: Some(code), .. }) if code == "DoesNotExistException" => Ok(()),
-            Err(error) => Err(failed(error)),
+        let outcome = self.aws.end_session(&id.0, self.aws.region()).await;
+        outcome.map_err(|error| dial_error(TERMINATE_SESSION, None, error))?;
+        self.strike_off(id).await;
+        Ok(())
+    }
+
+    async fn write_down(&self, id: &SessionId, target: &Target) {
+        if let Some(journal) = &self.journal {
+            let entry = Entry {
+                session: id.0.clone(),
+                region: self.aws.region().to_owned(),
+                target: target.as_str().to_owned(),
+                started: clock::wall().as_secs(),
+            };
+            journal.started(entry).await;
+        }
+    }
+
+    async fn strike_off(&self, id: &SessionId) {
+        if let Some(journal) = &self.journal {
+            journal.ended(&id.0).await;
         }
     }
 
@@ -312,6 +329,31 @@ impl Dial for SsmDialer {
 
     fn terminate<'a>(&'a self, session: &'a SessionHandle) -> BoxFuture<'a, Result<(), DialError>> {
         Box::pin(self.end(&session.id))
+    }
+
+    fn ended(&self, session: &SessionHandle) {
+        let (dialer, id) = (self.clone(), session.id.clone());
+        self.aws.tasks().spawn(async move { dialer.strike_off(&id).await });
+    }
+}
+
+impl Aws {
+    /// Ends a session of this identity, in whatever region it is. One that has ended already is as good.
+    ///
+    /// # Errors
+    /// See [`AwsError`].
+    pub async fn end_session(&self, id: &str, region: &str) -> Result<(), AwsError> {
+        let ssm = self.ssm();
+        let call = Call { action: TERMINATE_SESSION, resource: id, region, host: &ssm.host };
+        self.credentials().await?;
+        let there = aws_sdk_ssm::config::Builder::new().region(Region::new(region.to_owned()));
+        let request = ssm.client.terminate_session().session_id(id).customize();
+        let request = if region == self.region() { request } else { request.config_override(there) };
+        match request.send().await.map_err(|error| self.failed(call, error)) {
+            Ok(_) => Ok(()),
+            Err(AwsError::Service { code: Some(code), .. }) if code == "DoesNotExistException" => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 

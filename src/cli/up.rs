@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     credentials, env,
     error::{CommandError, Kind},
+    orphans,
     output::{Line, Mark, Printer},
     signals::{Signal, Signals},
     token,
@@ -25,6 +27,7 @@ use crate::{
     aws::{Aws, Caller, Discovery, SkipReason},
     cluster::Cluster,
     control::{self, Refusal, TokenAnswer, TokenRequest},
+    journal::{Entry, Journal},
     kubeconfig::{self, ContextEntry},
     settings::UpSettings,
     supervisor::{Board, Supervisor},
@@ -70,6 +73,7 @@ struct Manager {
 impl Manager {
     async fn start(settings: UpSettings, printer: &Printer) -> Result<Self, CommandError> {
         let control = control::Server::bind(&settings.common.control_dir)?;
+        let (journal, left_behind) = open_journal(&settings.common.control_dir, printer);
         let aws = Aws::new(&settings.common.aws).await?;
         let caller = aws.caller().await?;
         printer.progress(&format!("identity {}", describe(&caller)));
@@ -100,7 +104,19 @@ impl Manager {
             async move { stop.run_until_cancelled(credentials::announce(status, &printer)).await.unwrap_or_default() }
         });
 
-        let dial = aws.dialer(settings.reason.clone());
+        if let Some(journal) = journal.clone() {
+            let (aws, printer, stop) = (aws.clone(), printer.clone(), stop.clone());
+            let end = move |session: Entry| {
+                let aws = aws.clone();
+                async move { aws.end_session(&session.session, &session.region).await }
+            };
+            tasks.spawn(async move {
+                let ending = orphans::end(left_behind, &journal, &printer, end);
+                stop.run_until_cancelled(ending).await.unwrap_or_default();
+            });
+        }
+
+        let dial = aws.dialer_with_journal(settings.reason.clone(), journal);
         let mut supervisor = Supervisor::new();
         for (cluster, listeners) in clusters.into_iter().zip(bound.listeners) {
             let tunnel = Tunnel::new(
@@ -156,6 +172,19 @@ impl Manager {
         self.tasks.join_all().await;
         if timeout(SETTLE_LIMIT, self.aws.settle()).await.is_err() {
             tracing::warn!("calls that end sessions did not return in time");
+        }
+    }
+}
+
+/// Opens the journal of live sessions, and returns those that an earlier manager left behind. Everything works without.
+fn open_journal(dir: &Path, printer: &Printer) -> (Option<Journal>, Vec<Entry>) {
+    match Journal::open(dir) {
+        Ok((journal, left_behind)) => (Some(journal), left_behind),
+        Err(error) => {
+            let message = format!("cannot keep a journal of sessions in `{}`", dir.display());
+            let hint = "if this process is killed, its sessions end when they have been idle";
+            printer.caution(&CommandError::new(Kind::Unexpected, message).with_source(error).hint(hint));
+            (None, Vec::new())
         }
     }
 }

@@ -56,6 +56,10 @@ pub trait Dial: Send + Sync + 'static {
     /// # Errors
     /// See [`DialError`].
     fn terminate<'a>(&'a self, session: &'a SessionHandle) -> BoxFuture<'a, Result<(), DialError>>;
+
+    /// Takes note that a session is over, as the service has said through its transport: nobody will
+    /// [`terminate`](Self::terminate) it.
+    fn ended(&self, _session: &SessionHandle) {}
 }
 
 /// An error of any type, kept as a source.

@@ -359,10 +359,12 @@ impl SessionTask {
         self.needs_human = matches!(step, Step::SlowRetry { .. }) || (self.needs_human && history.starts > 1);
         self.starts = history.starts;
         self.driver.end();
-        if let Some(session) = session
-            && !is_over(&fault)
-        {
-            self.terminate_later(session.handle);
+        if let Some(session) = session {
+            if is_over(&fault) {
+                self.shared.dial.ended(&session.handle);
+            } else {
+                self.terminate_later(session.handle);
+            }
         }
         self.reports.send(Report::Ended { fault: Arc::new(fault), step });
         self.driver.return_waiting();

@@ -483,3 +483,99 @@ async fn warns_once_and_logs_no_secrets() {
         }
     }
 }
+
+/// The sessions that a journal would leave to the next manager.
+fn left(dir: &std::path::Path) -> Vec<String> {
+    // Opening it would write it anew.
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(dir.join("sessions"), copy.path().join("sessions")).unwrap();
+    let (_, left) = Journal::open(copy.path()).unwrap();
+    left.into_iter().map(|entry| entry.session).collect()
+}
+
+#[tokio::test]
+async fn a_session_is_in_the_journal_from_before_it_is_dialled_until_it_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let gate = Arc::new(Semaphore::new(0));
+    let hold = || Step::Hold(Arc::clone(&gate));
+    let mut gateway = Gateway::start([hold(), hold(), Step::Refuse("500 Oh")]).await;
+    let fake = manager(gateway.url("s")).await;
+    let aws = aws(&fake).await;
+    let dialer = aws.dialer_with_journal(None, Some(journal));
+    let (target, destination) = (target(), destination());
+    let begin = dialer.start(&target, &destination);
+    let look = async {
+        gateway.head().await;
+        assert_eq!(left(dir.path()), ["me-0123"], "it is being dialled");
+        gate.add_permits(1);
+    };
+    let (session, ()) = in_time(async { tokio::join!(begin, look) }).await;
+    let (session, _transport) = session.unwrap();
+    assert_eq!(left(dir.path()), ["me-0123"]);
+    in_time(dialer.terminate(&session)).await.unwrap();
+    assert_eq!(left(dir.path()), [""; 0]);
+
+    // The service has said so through the transport.
+    gate.add_permits(1);
+    let (session, _transport) = in_time(dialer.start(&target, &destination)).await.unwrap();
+    assert_eq!(left(dir.path()), ["me-0123"]);
+    dialer.ended(&session);
+    in_time(aws.settle()).await;
+    assert_eq!(left(dir.path()), [""; 0]);
+
+    // It was started, could not be dialled, and was ended again.
+    assert!(in_time(dialer.start(&target, &destination)).await.is_err());
+    in_time(aws.settle()).await;
+    assert_eq!(fake.operations().last().unwrap(), "TerminateSession");
+    assert_eq!(left(dir.path()), [""; 0]);
+}
+
+#[tokio::test]
+async fn the_journal_keeps_what_could_not_be_ended() {
+    for (resumed, ended, expected) in [
+        (
+            Answer::json_error(400, "AccessDeniedException", "no"),
+            Answer::json_error(400, "AccessDeniedException", "no"),
+            1,
+        ),
+        (
+            Answer::json_error(400, "ThrottlingException", "no"),
+            Answer::json_error(400, "DoesNotExistException", "no"),
+            0,
+        ),
+        (
+            Answer::json_error(400, "DoesNotExistException", "no"),
+            Answer::json_error(500, "InternalServerError", "no"),
+            0,
+        ),
+        (Answer::json(200, r#"{"SessionId":"me-0123"}"#), Answer::json_error(500, "InternalServerError", "no"), 0),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(dir.path()).unwrap();
+        let gateway = Gateway::start([]).await;
+        let url = gateway.url("s");
+        let fake = Fake::start(move |request: &Request| match request.operation() {
+            "StartSession" => started(&url, "T-1"),
+            "ResumeSession" => resumed.clone(),
+            _ => ended.clone(),
+        })
+        .await;
+        let dialer = aws(&fake).await.dialer_with_journal(None, Some(journal));
+        let (session, _transport) = in_time(dialer.start(&target(), &destination())).await.unwrap();
+        assert!(in_time(dialer.resume(&session)).await.is_err());
+        let _outcome = in_time(dialer.terminate(&session)).await;
+        assert_eq!(left(dir.path()).len(), expected);
+    }
+}
+
+#[tokio::test]
+async fn ends_sessions_of_other_regions() {
+    let fake = Fake::start(|_| Answer::json(200, "{}")).await;
+    let aws = aws(&fake).await;
+    for region in ["us-east-1", "eu-west-1"] {
+        in_time(aws.end_session("me-0123", region)).await.unwrap();
+        let request = fake.requests().pop().unwrap();
+        assert!(request.header("authorization").unwrap().contains(&format!("/{region}/ssm/aws4_request")));
+    }
+}

@@ -1,0 +1,163 @@
+//! Sessions that a manager left behind when it was killed: the next one of its name ends them.
+//!
+//! Beside everything else, a few at a time. What cannot be ended stays in the journal for the next start, unless the
+//! identity may not end it: then the user is told, once.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+
+use super::{
+    error::{CommandError, Kind},
+    output::Printer,
+};
+use crate::{
+    aws::AwsError,
+    journal::{Entry, Journal},
+};
+
+/// Calls at a time; the tunnels start their sessions meanwhile.
+const CONCURRENT_CALLS: usize = 4;
+
+/// How often ending a session is tried.
+const ATTEMPTS: u32 = 4;
+
+/// Pause after the first attempt that fails; each other is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Ends sessions with `end`, and says how many.
+///
+/// # Cancel safety
+/// Can be dropped at any time: what has not been ended is still in the journal.
+pub(super) async fn end<F>(orphans: Vec<Entry>, journal: &Journal, printer: &Printer, end: impl Fn(Entry) -> F)
+where
+    F: Future<Output = Result<(), AwsError>>,
+{
+    let outcomes = stream::iter(orphans.into_iter().map(async |orphan| match persist(&orphan, &end).await {
+        Ok(()) => {
+            journal.ended(&orphan.session).await;
+            true
+        }
+        Err(error) => {
+            let denied = is_denied(&error);
+            printer.caution(&not_ended(&orphan, error));
+            if denied {
+                journal.ended(&orphan.session).await;
+            }
+            false
+        }
+    }));
+    let ended = outcomes.buffer_unordered(CONCURRENT_CALLS).filter(|ended| std::future::ready(*ended)).count().await;
+    match ended {
+        0 => {}
+        1 => printer.progress("ended a session that an earlier run had left behind"),
+        number => printer.progress(&format!("ended {number} sessions that an earlier run had left behind")),
+    }
+}
+
+async fn persist<F>(orphan: &Entry, end: impl Fn(Entry) -> F) -> Result<(), AwsError>
+where
+    F: Future<Output = Result<(), AwsError>>,
+{
+    let mut attempt = 1;
+    loop {
+        match end(orphan.clone()).await {
+            Err(error) if attempt < ATTEMPTS && !is_denied(&error) => {
+                tracing::debug!(session = orphan.session, %error, "cannot end the session yet");
+                tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(attempt - 1)).await;
+                attempt += 1;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether another attempt would end the same.
+fn is_denied(error: &AwsError) -> bool {
+    matches!(error, AwsError::AccessDenied { .. })
+}
+
+fn not_ended(orphan: &Entry, error: AwsError) -> CommandError {
+    let Entry { session, region, target, .. } = orphan;
+    let message = format!("cannot end the session `{session}` on `{target}` that an earlier run had left behind");
+    let then = if is_denied(&error) {
+        "as the identity that started it, or wait for its idle timeout"
+    } else {
+        "or let the next `up` try again"
+    };
+    CommandError::new(Kind::Unexpected, message)
+        .with_source(error)
+        .hint(format!("`aws ssm terminate-session --session-id {session} --region {region}`, {then}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+    use crate::cli::output::Captured;
+
+    fn entry(session: &str) -> Entry {
+        Entry { session: session.into(), region: "us-east-1".into(), target: "i-0abcdef1".into(), started: 0 }
+    }
+
+    /// Ends sessions of which some may not be ended, some never can be, and some only the third time. Returns what
+    /// is said, what is left, and the attempts at each.
+    async fn ending(sessions: &[&str]) -> (String, Vec<String>, BTreeMap<String, u32>) {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(dir.path()).unwrap();
+        for session in sessions {
+            journal.started(entry(session)).await;
+        }
+        let (printer, _, err) = Captured::printer();
+        let attempts = Mutex::new(BTreeMap::new());
+        let (journal, orphans) = Journal::open(dir.path()).unwrap();
+        end(orphans, &journal, &printer, |orphan| {
+            let mut attempts = attempts.lock().unwrap();
+            let attempt = attempts.entry(orphan.session.clone()).or_insert(0);
+            *attempt += 1;
+            let source = || Arc::new(std::io::Error::other("because"));
+            std::future::ready(match orphan.session.split('-').next() {
+                Some("denied") => Err(AwsError::AccessDenied {
+                    action: "ssm:TerminateSession".into(),
+                    resource: orphan.session,
+                    source: source(),
+                }),
+                Some("late") if *attempt == 3 => Ok(()),
+                Some("never" | "late") => Err(AwsError::Unreachable { host: "ssm".into(), source: source() }),
+                _ => Ok(()),
+            })
+        })
+        .await;
+        let left = Journal::open(dir.path()).unwrap().1.into_iter().map(|entry| entry.session).collect();
+        (err.text(), left, attempts.into_inner().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn says_how_many_it_has_ended() {
+        assert_eq!(ending(&[]).await.0, "");
+        assert_eq!(ending(&["a"]).await.0, "ended a session that an earlier run had left behind\n");
+        let (said, left, _) = ending(&["a", "b", "c", "d", "e", "late-1"]).await;
+        assert_eq!((said.as_str(), left), ("ended 6 sessions that an earlier run had left behind\n", vec![]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_ended_is_left_and_what_may_not_be_is_forgotten() {
+        let (said, left, attempts) = ending(&["denied-1", "never-1", "good"]).await;
+        assert_eq!(left, ["never-1"]);
+        assert_eq!((attempts["denied-1"], attempts["never-1"], attempts["good"]), (1, ATTEMPTS, 1));
+        assert!(
+            said.contains(
+                "warning: cannot end the session `denied-1` on `i-0abcdef1` that an earlier run had left behind: not authorized to \
+                 perform `ssm:TerminateSession` on `denied-1`: because\nhint: `aws ssm terminate-session --session-id denied-1 \
+                 --region us-east-1`, as the identity that started it, or wait for its idle timeout\n"
+            ),
+            "{said}"
+        );
+        assert!(said.contains("--session-id never-1 --region us-east-1`, or let the next `up` try again\n"), "{said}");
+        assert!(said.ends_with("ended a session that an earlier run had left behind\n"), "{said}");
+    }
+}
