@@ -277,14 +277,21 @@ fn lock(dir: &Path) -> Result<File, ControlError> {
     let mut file = options.open(path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {
-            file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-            writeln!(file, "{}", std::process::id()).map_err(failed)?;
+            // Only for the eyes of whoever is refused: a full disk is no reason not to run.
+            let written = file
+                .set_len(0)
+                .and_then(|()| file.rewind())
+                .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+            if let Err(error) = written {
+                tracing::debug!(%error, "cannot write the process id into the lock file");
+            }
             Ok(file)
         }
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
-            // The holder may not have written its id yet.
-            let pid = file.take(32).read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+            // The holder may not have written its id yet, or not all of it.
+            let read = file.take(32).read_to_string(&mut text).ok();
+            let pid = read.and_then(|_| text.strip_suffix('\n')?.parse().ok());
             Err(ControlError::Running { dir: dir.to_owned(), pid })
         }
         Err(TryLockError::Error(source)) => Err(failed(source)),

@@ -5,7 +5,7 @@
 //! * Entries of this program carry an extension called `autoheal-pa` that names their manager. Only those
 //!   of the same manager are replaced or removed; everything else is kept, fields that we do not know included.
 //! * A reader never sees half a file, and two writers never lose each other's changes: client-go's lock file
-//!   is held from reading to renaming.
+//!   is held from reading to renaming. A writer that is killed leaves nothing that stops the next.
 //! * Every string that is written is quoted, and whatever was in the file means the same as before to a
 //!   reader of YAML 1.1 (the private module `yaml` says how). Comments are lost, as with `kubectl config`.
 //! * A namespace that the user has set on one of our contexts survives.
@@ -17,12 +17,16 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+pub use lock::Holder;
 
 use crate::cluster::Cluster;
 
 pub mod exec;
 pub(crate) mod file;
+mod lock;
 mod merge;
 mod yaml;
 
@@ -73,7 +77,7 @@ pub struct Update<'a> {
 /// See [`KubeconfigError`]; the file is then as it was.
 pub fn write(path: &Path, update: &Update<'_>) -> Result<Option<String>, KubeconfigError> {
     file::create_parent(path).map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })?;
-    let _lock = file::Lock::acquire(path, file::LOCK_ATTEMPTS)?;
+    let _lock = lock::Lock::acquire(path, lock::LOCK_ATTEMPTS)?;
     rewrite(path, update)
 }
 
@@ -85,7 +89,7 @@ pub fn remove(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
     if !path.exists() {
         return Ok(());
     }
-    let _lock = file::Lock::acquire(path, file::LOCK_ATTEMPTS)?;
+    let _lock = lock::Lock::acquire(path, lock::LOCK_ATTEMPTS)?;
     rewrite(path, &Update { manager, contexts: &[], set_current: false })?;
     Ok(())
 }
@@ -210,14 +214,26 @@ pub enum KubeconfigError {
         /// The manager that it belongs to; `None`: it is not of this program.
         owner: Option<String>,
     },
-    /// Another program holds the lock file, or has left it behind.
-    #[error("the kubeconfig `{}` is locked by `{}`", path.display(), lock.display())]
+    /// Another process holds the lock file, or has left it behind.
+    #[error("the kubeconfig `{}` is locked by `{}`{}", path.display(), lock.display(), holder_text(holder.as_deref()))]
     Locked {
         /// The kubeconfig.
         path: PathBuf,
         /// The lock file.
         lock: PathBuf,
+        /// Who has made it, if it was this program.
+        holder: Option<Box<Holder>>,
+        /// How long ago it was made.
+        age: Option<Duration>,
     },
+}
+
+fn holder_text(holder: Option<&Holder>) -> String {
+    match holder {
+        None => String::new(),
+        Some(holder) if holder.is_here() => format!(", which process {} has made", holder.pid),
+        Some(holder) => format!(", which process {} on `{}` has made", holder.pid, holder.host),
+    }
 }
 
 fn owner_text(owner: Option<&str>) -> String {

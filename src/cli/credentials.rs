@@ -7,7 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use tokio::{sync::watch, time::timeout};
 
-use super::{error::CommandError, output::Printer, up::rfc3339};
+use super::{
+    error::CommandError,
+    output::{Printer, in_words},
+    up::rfc3339,
+};
 use crate::{aws::CredentialStatus, clock};
 
 /// Times before the end at which it is said again.
@@ -107,19 +111,6 @@ impl Notices {
     }
 }
 
-/// Writes a time in its two largest units.
-fn in_words(time: Duration) -> String {
-    // Up, so that the last second is one.
-    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, seconds) => format!("{seconds} s"),
-        (0, minutes, 0) => format!("{minutes} min"),
-        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
-        (hours, 0, _) => format!("{hours} h"),
-        (hours, minutes, _) => format!("{hours} h {minutes} min"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,22 +177,6 @@ mod tests {
     fn keys_that_do_not_expire_are_no_matter() {
         let mut notices = Notices::default();
         assert_eq!(look(&mut notices, &status(None, true), 9_000), (None, None));
-    }
-
-    #[test]
-    fn times_in_words() {
-        for (millis, text) in [
-            (0, "0 s"),
-            (1, "1 s"),
-            (59_000, "59 s"),
-            (60_000, "1 min"),
-            (270_000, "4 min 30 s"),
-            (3_600_000, "1 h"),
-            (3_605_000, "1 h"),
-            (7_500_000, "2 h 5 min"),
-        ] {
-            assert_eq!(in_words(Duration::from_millis(millis)), text);
-        }
     }
 
     #[tokio::test]

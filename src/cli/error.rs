@@ -3,8 +3,9 @@
 //! Every error of the layers below is converted here, once. Only this module knows hints and exit codes;
 //! hints name the next step with the user's own names filled in.
 
-use std::{error::Error, fmt, process::ExitCode};
+use std::{error::Error, fmt, io, process::ExitCode};
 
+use super::output::in_words;
 use crate::{
     control::ControlError,
     kubeconfig::KubeconfigError,
@@ -137,6 +138,10 @@ impl From<KubeconfigError> for CommandError {
     fn from(error: KubeconfigError) -> Self {
         let another = "give another file with `--kubeconfig`";
         let (kind, hint) = match &error {
+            KubeconfigError::Unwritable { path, source } if is_full(source) => {
+                let folder = path.parent().unwrap_or(path);
+                (Kind::Usage, format!("make room where `{}` is, or {another}; nothing was changed", folder.display()))
+            }
             KubeconfigError::Unreadable { .. }
             | KubeconfigError::Unwritable { .. }
             | KubeconfigError::TooLarge { .. } => (Kind::Usage, another.to_owned()),
@@ -153,12 +158,24 @@ impl From<KubeconfigError> for CommandError {
                 };
                 (Kind::Usage, format!("choose other names with `--context-prefix`, {another}, or {also}"))
             }
-            KubeconfigError::Locked { lock, .. } => {
-                (Kind::Unexpected, format!("if no kubectl is running, it was left behind: `rm '{}'`", lock.display()))
+            KubeconfigError::Locked { lock, holder, age, .. } => {
+                let age = age.map(|age| format!("it was made {} ago; ", in_words(age))).unwrap_or_default();
+                let hint = match holder {
+                    None => format!("{age}if no kubectl is running, it was left behind: `rm '{}'`", lock.display()),
+                    Some(holder) if holder.is_here() => format!("{age}wait for process {} to end", holder.pid),
+                    Some(_) => format!("{age}if that process is gone, it was left behind: `rm '{}'`", lock.display()),
+                };
+                (Kind::Unexpected, hint)
             }
         };
         Self::of(kind, error).hint(hint)
     }
+}
+
+/// Whether there is no room for a file.
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 impl From<ControlError> for CommandError {

@@ -239,6 +239,19 @@ impl<'a> MakeWriter<'a> for LogWriter {
     }
 }
 
+/// Writes a time in its two largest units.
+pub(super) fn in_words(time: Duration) -> String {
+    // Up, so that the last second is one.
+    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, 0) => format!("{minutes} min"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, 0, _) => format!("{hours} h"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
 fn with_line_feed(text: &str) -> String {
     if text.is_empty() || text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") }
 }
@@ -351,6 +364,22 @@ mod tests {
         line.finish(Mark::Failed, "no bastion");
         drop(printer.line("b", "starting"));
         assert_eq!(err.text(), "INFO event\n✗ a no bastion\n");
+    }
+
+    #[test]
+    fn times_in_words() {
+        for (millis, text) in [
+            (0, "0 s"),
+            (1, "1 s"),
+            (59_000, "59 s"),
+            (60_000, "1 min"),
+            (270_000, "4 min 30 s"),
+            (3_600_000, "1 h"),
+            (3_605_000, "1 h"),
+            (7_500_000, "2 h 5 min"),
+        ] {
+            assert_eq!(in_words(Duration::from_millis(millis)), text);
+        }
     }
 
     #[test]

@@ -1,79 +1,27 @@
-//! Files that are replaced whole: read, lock, temporary file, rename.
+//! Files that are replaced whole: temporary file, sync, rename.
 //!
-//! Symbolic links are followed, so the file behind them is replaced and they stay. Mode and owner of a
+//! A writer that is killed leaves its temporary file, and the next one removes it. Symbolic links are followed, so the file behind them is replaced and they stay. Mode and owner of a
 //! file that is there are kept; a new one is for its owner only.
 
 use std::{
-    fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    thread,
-    time::Duration,
 };
 
+use tempfile::NamedTempFile;
+
 use super::KubeconfigError;
-
-/// How often a lock that is taken is tried: with [`LOCK_PAUSE`], for 5 s. kubectl holds it for milliseconds.
-pub(super) const LOCK_ATTEMPTS: u32 = 50;
-
-/// Time between two attempts to take a lock.
-const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
 /// Most symbolic links that are followed to a file, the same as Linux's own limit.
 const MAX_LINKS: u32 = 40;
 
-/// client-go's lock on a kubeconfig: a file beside it that is created exclusively.
-#[derive(Debug)]
-pub(super) struct Lock {
-    path: PathBuf,
-    /// Device and inode of the file that we made.
-    id: (u64, u64),
-}
+/// How the names of temporary files begin and end.
+const TEMPORARY: (&str, &str) = (".autoheal-pa.", ".tmp");
 
-impl Lock {
-    /// Takes the lock of a kubeconfig, waiting for another holder.
-    ///
-    /// # Errors
-    /// [`KubeconfigError::Locked`] after so many attempts, [`KubeconfigError::Unwritable`] if there can be none.
-    pub(super) fn acquire(kubeconfig: &Path, attempts: u32) -> Result<Self, KubeconfigError> {
-        let mut name = kubeconfig.as_os_str().to_owned();
-        name.push(".lock");
-        let path = PathBuf::from(name);
-        for attempt in 1.. {
-            match OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path)
-                .and_then(|file| file.metadata())
-            {
-                Ok(metadata) => return Ok(Self { path, id: id(&metadata) }),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < attempts => {
-                    thread::sleep(LOCK_PAUSE);
-                }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => break,
-                Err(source) => return Err(KubeconfigError::Unwritable { path: kubeconfig.to_owned(), source }),
-            }
-        }
-        Err(KubeconfigError::Locked { path: kubeconfig.to_owned(), lock: path })
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Someone who took it for stale may have made another in its place.
-        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| id(&metadata) == self.id)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the lock file of the kubeconfig");
-        }
-    }
-}
-
-fn id(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
+/// How often a temporary file is made anew when a sweep has taken it for one that was left behind.
+const TEMPORARY_ATTEMPTS: u32 = 8;
 
 /// Reads a kubeconfig; `None` if there is no such file.
 ///
@@ -115,7 +63,7 @@ pub(crate) fn create_parent(path: &Path) -> io::Result<()> {
 pub(crate) fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let path = &follow(path)?;
     create_parent(path)?;
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let old = match fs::symlink_metadata(path) {
         Ok(metadata) => {
             // A rename needs no permission on the file itself; whoever made it read-only means it.
@@ -125,11 +73,9 @@ pub(crate) fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
-    let mut new = tempfile::Builder::new()
-        .prefix(".autoheal-pa.")
-        .permissions(Permissions::from_mode(0o600))
-        .tempfile_in(folder)?;
-    new.write_all(contents)?;
+    sweep(folder);
+    let mut new = temporary(folder)?;
+    new.as_file_mut().write_all(contents)?;
     if let Some(old) = old {
         let made = new.as_file().metadata()?;
         if (old.uid(), old.gid()) != (made.uid(), made.gid()) {
@@ -143,6 +89,50 @@ pub(crate) fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     // Some file systems cannot do this for a folder. The rename itself is done.
     let _synced = File::open(folder).and_then(|folder| folder.sync_all());
     Ok(())
+}
+
+/// Returns the folder that a file is in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes a temporary file for its owner only. It is locked as long as it is open, by which [`sweep`] knows that
+/// somebody is at work on it.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
+    let (prefix, suffix) = TEMPORARY;
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix(prefix).suffix(suffix).permissions(Permissions::from_mode(0o600));
+    for _ in 0..TEMPORARY_ATTEMPTS {
+        let file = builder.tempfile_in(folder)?;
+        match file.as_file().try_lock() {
+            // A sweep may have come before the lock.
+            Ok(()) if file.as_file().metadata()?.nlink() == 0 => {}
+            // A sweep cannot lock it either where the file system has no locks.
+            Ok(()) | Err(TryLockError::Error(_)) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+    Err(io::Error::other("temporary files are removed by somebody else as soon as they are made"))
+}
+
+/// Removes the temporary files that writers of ours have left in a folder when they were killed.
+pub(super) fn sweep(folder: &Path) {
+    let (prefix, suffix) = TEMPORARY;
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let is_ours = |name: &str| name.starts_with(prefix) && name.ends_with(suffix);
+        if !entry.file_name().to_str().is_some_and(is_ours) || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        let path = entry.path();
+        let left_behind = OpenOptions::new().read(true).write(true).open(&path);
+        if left_behind.is_ok_and(|file| file.try_lock().is_ok() && fs::remove_file(&path).is_ok()) {
+            tracing::debug!(path = %path.display(), "removed a temporary file of a process that is gone");
+        }
+    }
 }
 
 /// Follows symbolic links to a file that may be missing.
@@ -245,47 +235,50 @@ mod tests {
     }
 
     #[test]
-    fn one_holds_the_lock_at_a_time() {
+    fn removes_what_killed_writers_left_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config");
-        let lock = Lock::acquire(&path, 1).unwrap();
-        let error = Lock::acquire(&path, 1).unwrap_err();
-        let expected = format!("the kubeconfig `{0}` is locked by `{0}.lock`", path.display());
-        assert_eq!(error.to_string(), expected);
-        drop(lock);
-        assert_eq!(names(dir.path()), [""; 0]);
-        drop(Lock::acquire(&path, 1).unwrap());
+        for name in [".autoheal-pa.Ab3dEf.tmp", ".autoheal-pa.yaml", "x.autoheal-pa.Ab3dEf.tmp", "mine.tmp"] {
+            fs::write(dir.path().join(name), "half a file").unwrap();
+        }
+        fs::create_dir(dir.path().join(".autoheal-pa.folder.tmp")).unwrap();
+        symlink("mine.tmp", dir.path().join(".autoheal-pa.link.tmp")).unwrap();
+        let at_work = temporary(dir.path()).unwrap();
+        replace(&path, b"new").unwrap();
+        let left = names(dir.path());
+        assert!(at_work.path().exists(), "{left:?}");
+        drop(at_work);
+        assert_eq!(
+            names(dir.path()),
+            [
+                ".autoheal-pa.folder.tmp",
+                ".autoheal-pa.link.tmp",
+                ".autoheal-pa.yaml",
+                "config",
+                "mine.tmp",
+                "x.autoheal-pa.Ab3dEf.tmp"
+            ]
+        );
     }
 
     #[test]
-    fn waits_for_another_holder() {
+    fn writers_and_sweeps_do_not_hinder_each_other() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("config");
-        let lock = Lock::acquire(&path, 1).unwrap();
-        thread::scope(|scope| {
-            let waiting = scope.spawn(|| Lock::acquire(&path, LOCK_ATTEMPTS).map(drop));
-            drop(lock);
-            assert!(waiting.join().unwrap().is_ok());
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sweeping = scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    sweep(dir.path());
+                }
+            });
+            let writers = [0, 1].map(|writer| {
+                let path = dir.path().join(writer.to_string());
+                scope.spawn(move || (0..200).for_each(|_| replace(&path, b"x").unwrap()))
+            });
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            sweeping.join().unwrap();
         });
-    }
-
-    #[test]
-    fn removes_only_its_own_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("config");
-        let file = dir.path().join("config.lock");
-        let lock = Lock::acquire(&path, 1).unwrap();
-        // Kept open under another name, so that its inode is not given to the next file.
-        fs::rename(&file, dir.path().join("moved")).unwrap();
-        fs::write(&file, "another's").unwrap();
-        drop(lock);
-        assert_eq!(fs::read_to_string(&file).unwrap(), "another's");
-    }
-
-    #[test]
-    fn no_lock_without_a_folder() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = Lock::acquire(&dir.path().join("none/config"), 1).unwrap_err();
-        assert!(matches!(error, KubeconfigError::Unwritable { .. }), "{error}");
+        assert_eq!(names(dir.path()), ["0", "1"]);
     }
 }

@@ -1,6 +1,6 @@
 //! What a manager leaves behind when it is killed, and what the next one makes of it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fs, path::Path};
 
 use autoheal_pa::emulator::{ClusterConfig, Command, Config, Event, SessionState};
 use futures_util::{AsyncBufReadExt, TryStreamExt};
@@ -12,7 +12,7 @@ use kube::{
 };
 use rustix::process::Signal;
 
-use super::support::{Lab, Running, has_ended, within};
+use super::support::{Lab, Running, has_ended, kubectl, within};
 
 /// Kills a manager and waits until it is gone.
 async fn kill(running: Running) -> String {
@@ -24,7 +24,7 @@ async fn kill(running: Running) -> String {
 
 /// The ids in the journal of the lab's manager, ended ones too.
 fn written_down(lab: &Lab) -> BTreeSet<String> {
-    let text = std::fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap_or_default();
+    let text = fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap_or_default();
     let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     lines.filter_map(|line| line["session"].as_str().map(str::to_owned)).collect()
 }
@@ -66,7 +66,7 @@ async fn the_next_manager_ends_the_sessions_of_a_killed_one() {
         |event: &Event| matches!(event, Event::Api { action, error: None } if action == "ssm:TerminateSession");
     assert_eq!(lab.count(by_call), 3);
     assert_eq!(up.stop().await.code(), Some(0));
-    assert_eq!(std::fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap(), "");
+    assert_eq!(fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap(), "");
     lab.assert_clean();
 }
 
@@ -81,7 +81,7 @@ async fn a_session_that_the_service_has_ended_is_no_orphan() {
     })
     .await;
     assert_eq!(up.stop().await.code(), Some(0));
-    assert_eq!(std::fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap(), "");
+    assert_eq!(fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap(), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,5 +103,173 @@ async fn orphans_of_another_region_and_of_another_identity() {
     assert!(up.says(&hint).await, "{}", up.stderr_so_far());
     assert!(up.stderr_so_far().contains(&format!("cannot end the session `{orphan}`")), "{}", up.stderr_so_far());
     assert_eq!(up.stop().await.code(), Some(0));
-    assert_eq!(std::fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap(), "", "it is forgotten");
+    assert_eq!(fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap(), "", "it is forgotten");
+}
+
+/// Names of all that is in a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    // kubectl's own.
+    names.retain(|name| name != "cache");
+    names.sort();
+    names
+}
+
+/// The kubeconfig is one for every client, or there is none.
+async fn assert_readable(lab: &Lab, moment: &str) {
+    let path = lab.kubeconfig();
+    if !path.exists() {
+        return;
+    }
+    let text = fs::read_to_string(&path).unwrap();
+    let parsed = Kubeconfig::from_yaml(&text).unwrap_or_else(|error| panic!("{moment}: {error}\n{text}"));
+    assert_eq!(parsed.contexts.len(), 2, "{moment}");
+    if let Some(kubectl) = kubectl() {
+        let mut command = lab.bare_command(kubectl);
+        let view = Running::start(command.arg("--kubeconfig").arg(&path).args(["config", "view"])).ended().await;
+        assert!(view.assert_success().contains("pa-search"), "{moment}");
+    }
+}
+
+/// When a manager is killed.
+#[derive(Debug)]
+enum Moment {
+    /// So many things have happened in the emulated AWS.
+    Event(usize),
+    /// This file is there, below the lab's home; or a temporary one of its folder.
+    File(&'static str),
+    /// So many turns of the test after the last cluster was described, which is when files are written.
+    Turns(u32),
+}
+
+impl Moment {
+    fn has_come(&self, lab: &Lab, before: usize, turns: &mut u32) -> bool {
+        let events = lab.emulator.events();
+        match self {
+            Self::Event(count) => events.len() >= before + count,
+            Self::File(name) if name.ends_with('*') => {
+                let prefix = name.trim_end_matches('*');
+                let (folder, prefix) = prefix.rsplit_once('/').expect("a folder");
+                let entries = fs::read_dir(lab.path(folder)).into_iter().flatten().flatten();
+                entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
+            }
+            Self::File(name) => lab.path(name).symlink_metadata().is_ok(),
+            Self::Turns(wanted) => {
+                let described =
+                    |event: &&Event| matches!(event, Event::Api { action, .. } if action == "eks:DescribeCluster");
+                if events[before..].iter().filter(described).count() == 2 {
+                    *turns += 1;
+                }
+                *turns > *wanted
+            }
+        }
+    }
+}
+
+/// Starts a manager and kills it at a moment, or when it is ready if the moment is missed.
+async fn start_and_kill(lab: &Lab, moment: &Moment) {
+    let before = lab.emulator.events().len();
+    let mut turns = 0;
+    let args = ["up", "--base-port", "0", "--env-file"];
+    let running = Running::start(lab.program(&args).arg(lab.path("env/tunnels")));
+    within("the moment", async {
+        while !moment.has_come(lab, before, &mut turns) && running.stdout_so_far().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    kill(running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_is_killed_at_any_moment_leaves_nothing_that_stops_the_next() {
+    let lab = Lab::start(Config::default()).await;
+    let mut moments: Vec<_> = (1..=24).step_by(3).map(Moment::Event).collect();
+    moments.extend((0..200).step_by(20).map(Moment::Turns));
+    let files = [
+        "autoheal-pa/default",
+        "autoheal-pa/default/lock",
+        "autoheal-pa/default/control.sock",
+        "autoheal-pa/default/sessions*",
+        ".kube",
+        ".kube/.autoheal-pa.*",
+        ".kube/autoheal-pa.yaml.lock",
+        ".kube/autoheal-pa.yaml",
+        "env/.autoheal-pa.*",
+        "env/tunnels",
+    ];
+    moments.extend(files.map(Moment::File));
+    let mut unnamed = BTreeSet::new();
+    for moment in &moments {
+        let moment_text = format!("{moment:?}");
+        if let Moment::File(_) = moment {
+            // Otherwise those of the last run would be there already.
+            fs::remove_dir_all(lab.path(".kube")).unwrap();
+            let _none = fs::remove_dir_all(lab.path("env"));
+            let _none = fs::remove_file(lab.path("autoheal-pa/default/control.sock"));
+        }
+        start_and_kill(&lab, moment).await;
+        assert_readable(&lab, &moment_text).await;
+        let named = written_down(&lab);
+        for session in
+            live(&lab).difference(&named).filter(|session| !unnamed.contains(*session)).cloned().collect::<Vec<_>>()
+        {
+            let opened = |event: &Event| matches!(event, Event::TransportOpened { session: id, .. } if *id == session);
+            // What nobody has had the answer for cannot be named; nobody can have connected to it either.
+            assert_eq!(lab.count(opened), 0, "{moment_text}: {session} is live and not written down");
+            unnamed.insert(session);
+        }
+
+        let next = lab.up(&["--env-file", lab.path("env/tunnels").to_str().unwrap()]).await;
+        all_ended(&lab, named).await;
+        assert_readable(&lab, &moment_text).await;
+        assert_eq!(names(&lab.path(".kube")), ["autoheal-pa.yaml"], "{moment_text}");
+        assert_eq!(names(&lab.path("env")), ["tunnels"], "{moment_text}");
+        // Those of the ready one are for the next round.
+        kill(next).await;
+    }
+    let orphans = written_down(&lab);
+    let last = lab.up(&[]).await;
+    all_ended(&lab, orphans).await;
+    assert_eq!(last.stop().await.code(), Some(0));
+    assert_eq!(names(&lab.path("autoheal-pa/default")), ["lock", "sessions"]);
+    assert_eq!(fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap(), "");
+    let left: Vec<_> = live(&lab).difference(&unnamed).cloned().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// A kubeconfig of others that takes a while to be read.
+fn large_kubeconfig() -> String {
+    let mut text = "apiVersion: v1\nkind: Config\ncontexts:\n".to_owned();
+    for number in 0..4000 {
+        text.push_str(&format!("- name: c{number}\n  context: {{cluster: c, user: u, namespace: \"n{number}\"}}\n"));
+    }
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_a_killed_manager_held_is_taken_over_and_that_of_another_program_is_not() {
+    let lab = Lab::start(Config::default()).await;
+    fs::create_dir(lab.path(".kube")).unwrap();
+    fs::write(lab.kubeconfig(), large_kubeconfig()).unwrap();
+    let lock = lab.path(".kube/autoheal-pa.yaml.lock");
+    start_and_kill(&lab, &Moment::File(".kube/autoheal-pa.yaml.lock")).await;
+    assert!(lock.exists(), "it was killed while it held the lock");
+    assert_eq!(fs::read_to_string(lab.kubeconfig()).unwrap(), large_kubeconfig());
+
+    let up = lab.up(&[]).await;
+    assert!(!lock.exists());
+    assert_eq!(Kubeconfig::read_from(lab.kubeconfig()).unwrap().contexts.len(), 4002);
+    assert_eq!(up.stop().await.code(), Some(0));
+
+    // As client-go makes it.
+    fs::write(&lock, "").unwrap();
+    let ended = lab.run(&["up", "--base-port", "0"]).await;
+    assert_eq!(ended.code(), Some(1), "{ended:#?}");
+    for part in ["is locked by", "it was made ", " ago; ", &format!("`rm '{}'`", lock.display())] {
+        assert!(ended.stderr.contains(part), "`{part}` is missing\n{}", ended.stderr);
+    }
+    assert!(lock.exists());
+    lab.assert_clean();
 }

@@ -1,6 +1,6 @@
 //! Tests of what users are told, and of exit codes.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
@@ -274,11 +274,25 @@ fn settings_ports_files_and_managers() {
     assert!(text.contains("port 10100") && text.contains("`--strict-ports`"), "{text}");
 
     let path = PathBuf::from("/k");
-    let (kind, text) = shown(KubeconfigError::Locked { path: path.clone(), lock: "/k.lock".into() });
+    let locked = |age| KubeconfigError::Locked { path: "/k".into(), lock: "/k.lock".into(), holder: None, age };
+    let (kind, text) = shown(locked(None));
     assert_eq!(kind, Kind::Unexpected);
     assert_eq!(
         text,
         "the kubeconfig `/k` is locked by `/k.lock`\nhint: if no kubectl is running, it was left behind: `rm '/k.lock'`"
+    );
+    let (_, text) = shown(locked(Some(Duration::from_secs(190))));
+    assert!(
+        text.contains("\nhint: it was made 3 min 10 s ago; if no kubectl is running, it was left behind"),
+        "{text}"
+    );
+    let source = io::ErrorKind::StorageFull.into();
+    let (kind, text) = shown(KubeconfigError::Unwritable { path: "/a/k".into(), source });
+    assert_eq!(kind, Kind::Usage);
+    assert_eq!(
+        text,
+        "cannot write the kubeconfig `/a/k`: no storage space\nhint: make room where `/a` is, or give another file with \
+         `--kubeconfig`; nothing was changed"
     );
     let (kind, text) = shown(KubeconfigError::Unwritable { path, source: io::ErrorKind::PermissionDenied.into() });
     assert_eq!(
