@@ -209,6 +209,61 @@ async fn ports_and_files() {
     assert!(lab.emulator.sessions().is_empty(), "no session is started before files and ports are there");
 }
 
+/// All names below a folder.
+fn names(folder: &std::path::Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_changes_nothing() {
+    let lab = lab().await;
+    let others = "apiVersion: v1\nkind: Config\ncontexts:\n- name: mine\n  context: {cluster: mine, user: mine}\n";
+    std::fs::create_dir(lab.path(".kube")).unwrap();
+    // A limit on the length of files fails a write as a full disk does: at its first byte, or in the middle.
+    for blocks in ["0", "1"] {
+        for old in [None, Some(others)] {
+            match old {
+                Some(text) => std::fs::write(lab.kubeconfig(), text).unwrap(),
+                None => drop(std::fs::remove_file(lab.kubeconfig())),
+            }
+            let script = "trap '' XFSZ; ulimit -f $0; exec \"$@\"";
+            let mut limited = lab.command("sh");
+            limited.args(["-c", script, blocks, PROGRAM, "up", "--base-port", "0"]);
+            let ended = Running::start(&mut limited).ended().await;
+            let path = lab.kubeconfig().display().to_string();
+            let parts = [
+                &format!("cannot write the kubeconfig `{path}`: "),
+                "too large",
+                "\nhint: make room where ",
+                "--kubeconfig",
+            ];
+            assert_fails(&lab, &ended, 2, &parts);
+            assert_eq!(std::fs::read_to_string(lab.kubeconfig()).ok().as_deref(), old);
+            assert_eq!(names(&lab.path(".kube")).len(), usize::from(old.is_some()), "{:?}", names(&lab.path(".kube")));
+        }
+    }
+    assert!(lab.emulator.sessions().is_empty());
+    assert_eq!(lab.up(&[]).await.stop().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_cannot_be_written_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = lab().await;
+    let folder = lab.path("fixed");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o555)).unwrap();
+    // Nothing is forbidden to root but what the kernel makes up itself.
+    let folder = if rustix::process::getuid().is_root() { "/proc/self".into() } else { folder };
+    let path = folder.join("config");
+    let ended = up(&lab, &["--kubeconfig", path.to_str().unwrap()]).await;
+    assert_fails(&lab, &ended, 2, &[&format!("cannot write the kubeconfig `{}`: ", path.display()), "--kubeconfig"]);
+    assert!(lab.emulator.sessions().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn peers_that_are_not_who_they_should_be() {
     let lab = lab().await;
