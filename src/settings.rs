@@ -44,6 +44,12 @@ const DEFAULT_PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// Times between two probes that a user may ask for, besides none at all.
 const PROBE_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
+/// How long a lost session is tried to be resumed, unless told otherwise.
+const DEFAULT_RECONNECT_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Times to try to resume a session that a user may ask for.
+const RECONNECT_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
 /// Most characters in a session's reason, which is the limit of `StartSession`.
 const MAX_REASON_LEN: usize = 256;
 
@@ -161,6 +167,8 @@ pub struct UpSettings {
     pub timeout: Duration,
     /// Time between two probes of a tunnel, 1 s to 1 h; zero: one for each session, which may then idle out.
     pub probe_interval: Duration,
+    /// How long a lost session is tried to be resumed before a new one is started, 1 s to 1 h.
+    pub reconnect_timeout: Duration,
     /// The sessions' reason, 1 to 256 characters on one line.
     pub reason: Option<String>,
     /// Where to write shell lines that set `KUBECONFIG`; absolute.
@@ -214,6 +222,13 @@ impl UpSettings {
                 .and_then(|text| within("--timeout", text, TIMEOUTS, "between `1s` and `24h`", &mut problems))
                 .unwrap_or(DEFAULT_TIMEOUT),
             probe_interval: probe_interval(args.probe_interval.as_deref(), &mut problems),
+            reconnect_timeout: args
+                .reconnect_timeout
+                .as_deref()
+                .and_then(|text| {
+                    within("--reconnect-timeout", text, RECONNECT_TIMEOUTS, "between `1s` and `1h`", &mut problems)
+                })
+                .unwrap_or(DEFAULT_RECONNECT_TIMEOUT),
             reason: args.reason.clone(),
             env_file: args.env_file.as_deref().map(|path| environment.absolute(path)),
         };
@@ -419,6 +434,7 @@ mod tests {
         let settings = up(&bastion("i-0abcdef1"), &environment([])).unwrap();
         assert_eq!(settings.base_port, 10100);
         assert_eq!((settings.timeout, settings.probe_interval), (Duration::from_secs(60), Duration::from_secs(30)));
+        assert_eq!(settings.reconnect_timeout, Duration::from_secs(90));
         assert_eq!(settings.context_prefix, "pa-");
         assert_eq!(settings.common.name, "default");
         assert_eq!(settings.common.kubeconfig, Path::new("/home/alice/.kube/autoheal-pa.yaml"));
@@ -438,6 +454,7 @@ mod tests {
             context_prefix: Some(String::new()),
             timeout: Some("5m".into()),
             probe_interval: Some("0".into()),
+            reconnect_timeout: Some("10m".into()),
             reason: Some("INC-42: smoke test".into()),
             env_file: Some("~/env".into()),
         };
@@ -450,6 +467,7 @@ mod tests {
         assert_eq!(settings.common.kubeconfig, Path::new("/work/kube/config"));
         assert_eq!(settings.context_prefix, "");
         assert_eq!((settings.timeout, settings.probe_interval), (Duration::from_secs(300), Duration::ZERO));
+        assert_eq!(settings.reconnect_timeout, Duration::from_secs(600));
         assert_eq!(settings.reason.as_deref(), Some("INC-42: smoke test"));
         assert_eq!(settings.env_file.as_deref(), Some(Path::new("/home/alice/env")));
     }
@@ -508,16 +526,17 @@ mod tests {
             context_prefix: Some("a b".into()),
             timeout: Some("0s".into()),
             probe_interval: Some("2h".into()),
+            reconnect_timeout: Some("0s".into()),
             reason: Some("two\nlines".into()),
             ..UpArgs::default()
         };
         let flags = GlobalArgs { name: Some("/".into()), duration: Some("1h".into()), ..GlobalArgs::default() };
         let surroundings = Environment { home: None, ..environment([]) };
         let error = UpSettings::load(&flags, &args, &surroundings).unwrap_err();
-        assert_eq!(error.problems.len(), 10);
+        assert_eq!(error.problems.len(), 11);
         let text = error.to_string();
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[0], "there are 10 problems with the settings");
+        assert_eq!(lines[0], "there are 11 problems with the settings");
         assert!(lines[1..].iter().all(|line| line.starts_with("  ")), "{text}");
         assert!(text.contains("\n  `--bastion`: `bastion` is not a bastion id: expected"), "{text}");
         assert!(text.contains("\n  there is no home directory"), "{text}");

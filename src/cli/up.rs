@@ -124,7 +124,11 @@ impl Manager {
                 settings.bastions.clone(),
                 Arc::clone(&dial),
                 listeners,
-                tunnel::Config { probe_interval: settings.probe_interval, ..tunnel::Config::default() },
+                tunnel::Config {
+                    probe_interval: settings.probe_interval,
+                    resume_budget: settings.reconnect_timeout,
+                    ..tunnel::Config::default()
+                },
                 supervisor.common(),
             );
             supervisor.start(tunnel);

@@ -84,6 +84,9 @@ pub struct UpArgs {
     /// How often each tunnel is proved to work, which also keeps its session from idling out; 0: only once [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub probe_interval: Option<String>,
+    /// How long a lost session is tried to be resumed, which keeps open connections, before a new one is started [default: 90s]
+    #[arg(long, value_name = "DURATION")]
+    pub reconnect_timeout: Option<String>,
     /// Reason for the sessions, which CloudTrail and Session Manager's history show
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use autoheal_pa::emulator::{
-    AbsentClient, AgentConfig, AgentStart, ClusterConfig, Command, Config, Event, Resume, SessionState,
+    AbsentClient, AgentConfig, AgentStart, ClusterConfig, Command, Config, Event, Failure, Resume, SessionState,
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -130,6 +130,21 @@ async fn a_session_that_cannot_be_resumed_is_replaced_behind_the_same_port() {
         let live = lab.emulator.sessions().iter().filter(|session| session.state == SessionState::Connected).count();
         assert_eq!((live, lab.emulator.violations()), (0, vec![]));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_tried_to_be_resumed_for_as_long_as_the_user_says() {
+    let lab = lab().await;
+    let up = lab.up(&["--reconnect-timeout", "1s"]).await;
+    lab.emulator.update(|settings| {
+        settings.failing_actions.insert("ssm:ResumeSession".to_owned(), Failure::internal(u32::MAX));
+    });
+    lab.emulator.command(&Command::CutTransport);
+    let replaced = lab.emulator.wait_until(|emulator| emulator.sessions().len() == 2);
+    // Less than the default.
+    tokio::time::timeout(Duration::from_secs(60), replaced).await.expect("another session is started");
+    assert_eq!(up.stop().await.code(), Some(0));
+    lab.assert_clean();
 }
 
 #[tokio::test(flavor = "multi_thread")]
