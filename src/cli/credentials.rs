@@ -24,11 +24,11 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 const CONSEQUENCES: &str = "open connections go on; until there are credentials, lost sessions cannot be resumed, new \
                             ones cannot be started, and kubectl gets no tokens";
 
-/// Says what becomes of the credentials. Never ends.
+/// Says what becomes of the credentials, and calls `renewed` when there are good ones again. Never ends.
 ///
 /// # Cancel safety
 /// Can be dropped at any time.
-pub(super) async fn announce(mut status: watch::Receiver<CredentialStatus>, printer: &Printer) {
+pub(super) async fn announce(mut status: watch::Receiver<CredentialStatus>, printer: &Printer, renewed: impl Fn()) {
     let mut notices = Notices::default();
     loop {
         let now = SystemTime::UNIX_EPOCH + clock::wall();
@@ -40,7 +40,10 @@ pub(super) async fn announce(mut status: watch::Receiver<CredentialStatus>, prin
                 printer.caution(&error);
                 printer.progress(CONSEQUENCES);
             }
-            Some(Notice::Renewed(text)) => printer.progress(&text),
+            Some(Notice::Renewed(text)) => {
+                printer.progress(&text);
+                renewed();
+            }
         }
         let changed = match next {
             Some(next) => timeout(next.min(LOOK_INTERVAL), status.changed()).await.unwrap_or(Ok(())),
@@ -113,6 +116,8 @@ impl Notices {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::{
         aws::{AwsError, RenewalFailure},
@@ -184,7 +189,8 @@ mod tests {
         let (printer, _, err) = Captured::printer();
         let now = clock::wall().as_secs();
         let sender = watch::Sender::new(status(Some(now + 3600), true));
-        let announce = announce(sender.subscribe(), &printer);
+        let renewals = Cell::new(0);
+        let announce = announce(sender.subscribe(), &printer, || renewals.set(renewals.get() + 1));
         let change = async {
             tokio::task::yield_now().await;
             assert!(err.text().starts_with("warning: the AWS credentials expire in "), "{}", err.text());
@@ -193,9 +199,11 @@ mod tests {
             tokio::task::yield_now().await;
             assert!(err.text().contains("\nwarning: the AWS credentials have expired: "), "{}", err.text());
             assert!(err.text().ends_with(&format!("{CONSEQUENCES}\n")), "{}", err.text());
+            assert_eq!(renewals.get(), 0);
             sender.send_replace(status(Some(now + 3600), false));
             tokio::task::yield_now().await;
             assert!(err.text().contains("\nthere are AWS credentials again, until "), "{}", err.text());
+            assert_eq!(renewals.get(), 1);
         };
         tokio::select! {
             biased;

@@ -16,6 +16,8 @@ use crate::{
 mod aws;
 mod tunnel;
 
+pub(super) use tunnel::resume_denied;
+
 /// What kind of failure it is. The numbers are an interface: scripts look at them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

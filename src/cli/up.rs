@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     credentials, env,
-    error::{CommandError, Kind},
+    error::{CommandError, Kind, resume_denied},
     orphans,
     output::{Line, Mark, Printer},
     signals::{Signal, Signals},
@@ -90,6 +90,7 @@ impl Manager {
             printer.progress(&format!("wrote `{}`", path.display()));
         }
 
+        let mut supervisor = Supervisor::new();
         let stop = CancellationToken::new();
         let handler = Arc::new(Tokens { aws: aws.clone(), names: token_names(&clusters) });
         let mut tasks = JoinSet::new();
@@ -101,8 +102,20 @@ impl Manager {
         });
         tasks.spawn({
             let (status, printer, stop) = (aws.credential_status(), printer.clone(), stop.clone());
-            async move { stop.run_until_cancelled(credentials::announce(status, &printer)).await.unwrap_or_default() }
+            let common = supervisor.common();
+            async move {
+                let announce = credentials::announce(status, &printer, || common.hurry());
+                stop.run_until_cancelled(announce).await.unwrap_or_default();
+            }
         });
+        if let Some(denial) = clusters.first().map(resume_denied) {
+            let (common, printer, stop) = (supervisor.common(), printer.clone(), stop.clone());
+            tasks.spawn(async move {
+                if stop.run_until_cancelled(common.until_resume_denied()).await.is_some() {
+                    printer.caution(&denial);
+                }
+            });
+        }
 
         if let Some(journal) = journal.clone() {
             let (aws, printer, stop) = (aws.clone(), printer.clone(), stop.clone());
@@ -117,7 +130,6 @@ impl Manager {
         }
 
         let dial = aws.dialer_with_journal(settings.reason.clone(), journal);
-        let mut supervisor = Supervisor::new();
         for (cluster, listeners) in clusters.into_iter().zip(bound.listeners) {
             let tunnel = Tunnel::new(
                 cluster,

@@ -1,14 +1,8 @@
 //! What all tunnels of a manager share: the clock, limits on calls, and what one has found out for all.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use crate::clock::Clock;
 
@@ -21,7 +15,7 @@ const CONCURRENT_STARTS: usize = 4;
 pub struct Common {
     clock: Clock,
     starts: Semaphore,
-    resume_denied: AtomicBool,
+    resume_denied: watch::Sender<bool>,
     hurry: Notify,
 }
 
@@ -32,7 +26,7 @@ impl Common {
         Arc::new(Self {
             clock,
             starts: Semaphore::new(CONCURRENT_STARTS),
-            resume_denied: AtomicBool::new(false),
+            resume_denied: watch::Sender::new(false),
             hurry: Notify::new(),
         })
     }
@@ -62,11 +56,21 @@ impl Common {
 
     /// Whether the identity may not resume sessions, as an attempt of any tunnel has shown.
     pub(super) fn is_resume_denied(&self) -> bool {
-        self.resume_denied.load(Ordering::Relaxed)
+        *self.resume_denied.borrow()
     }
 
-    /// Takes note that the identity may not resume sessions. Returns whether that is news.
-    pub(super) fn set_resume_denied(&self) -> bool {
-        !self.resume_denied.swap(true, Ordering::Relaxed)
+    /// Takes note that the identity may not resume sessions.
+    pub(super) fn set_resume_denied(&self) {
+        self.resume_denied.send_replace(true);
+    }
+
+    /// Waits until it turns out that the identity may not resume sessions. That is remembered, and not tried again.
+    ///
+    /// # Cancel safety
+    /// Changes nothing, so it may be dropped at any time.
+    pub async fn until_resume_denied(&self) {
+        let mut denied = self.resume_denied.subscribe();
+        // The sender is in this value.
+        let _outcome = denied.wait_for(|denied| *denied).await;
     }
 }

@@ -295,13 +295,8 @@ impl SessionTask {
             Ok(Some(Err(_))) => DialError::Timeout { step: "resume a session", seconds: RESUME_LIMIT.as_secs() },
             Err(fault) => return self.after_fault(fault, Some(session)),
         };
-        if let DialError::AccessDenied { action, resource, .. } = &error
-            && self.shared.common.set_resume_denied()
-        {
-            warn!(
-                action,
-                resource, "sessions cannot be resumed without this permission: connections will be cut instead"
-            );
+        if let DialError::AccessDenied { .. } = &error {
+            self.shared.common.set_resume_denied();
         }
         self.after_fault(Fault::Resume(error), Some(session))
     }

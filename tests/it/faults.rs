@@ -222,3 +222,30 @@ async fn loss_and_duplication_lose_nothing() {
     forward.stop().await.assert_success();
     lab.assert_clean();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resume_that_is_not_allowed_is_tried_once_and_said_once() {
+    let clusters = ["payments", "search", "orders"].map(ClusterConfig::new).into();
+    let lab = Lab::start(Config { clusters, ..Config::default() }).await;
+    lab.emulator.update(|settings| {
+        settings.denied_actions.insert("ssm:ResumeSession".to_owned());
+    });
+    let mut up = lab.up(&[]).await;
+    let warning = "warning: sessions may not be resumed: open connections are cut whenever AWS closes a WebSocket, about hourly\n\
+                   hint: the policy of this identity has to allow `ssm:ResumeSession` on `arn:aws:ssm:*:*:session/${aws:userid}-*`";
+    for sessions in [6, 9] {
+        lab.emulator.command(&Command::CutTransport);
+        lab.wait_until("new sessions", |emulator| {
+            let live = emulator.sessions().iter().filter(|session| session.state == SessionState::Connected).count();
+            (live, emulator.sessions().len()) == (3, sessions)
+        })
+        .await;
+    }
+    assert!(up.says(warning).await);
+    let resumes = lab.count(|event| matches!(event, Event::Api { action, .. } if action == "ssm:ResumeSession"));
+    assert!((1..=3).contains(&resumes), "{resumes}: the first of them may have been under way together");
+    let ended = up.stop().await;
+    assert_eq!(ended.code(), Some(0));
+    assert_eq!(ended.stderr.matches("may not be resumed").count(), 1, "{}", ended.stderr);
+    lab.assert_clean();
+}

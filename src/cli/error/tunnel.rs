@@ -38,6 +38,18 @@ impl CommandError {
     }
 }
 
+/// Says what follows from not being allowed to resume sessions, and what would change it.
+pub(in crate::cli) fn resume_denied(cluster: &Cluster) -> CommandError {
+    let message = "sessions may not be resumed: open connections are cut whenever AWS closes a WebSocket, about hourly";
+    CommandError::new(Kind::Credentials, message).hint(aws::allow("ssm:ResumeSession", &own_sessions(cluster)))
+}
+
+/// Returns the pattern that a policy names the identity's own sessions with.
+fn own_sessions(cluster: &Cluster) -> String {
+    let partition = cluster.arn.split(':').nth(1).unwrap_or("aws");
+    format!("arn:{partition}:ssm:*:*:session/${{aws:userid}}-*")
+}
+
 /// A fault of which only the source is shown.
 #[derive(Debug)]
 struct Behind(Arc<Fault>);
@@ -65,6 +77,10 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
             (Kind::NotFound, not_connected(target, region, sighting))
         }
         DialError::TargetNotFound { target, .. } => (Kind::NotFound, not_found(target, region)),
+        // The resource is one session, and the policy has to name them all.
+        DialError::AccessDenied { action: action @ "ssm:ResumeSession", .. } => {
+            (Kind::Credentials, vec![aws::allow(action, &own_sessions(cluster))])
+        }
         DialError::AccessDenied { action, resource, .. } => (Kind::Credentials, denied(action, resource)),
         DialError::DocumentRefused { document, .. } => (
             Kind::Tunnel,
@@ -86,9 +102,7 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
             ],
         ),
         DialError::UpgradeRefused { status: 401 | 403, .. } => {
-            let partition = cluster.arn.split(':').nth(1).unwrap_or("aws");
-            let sessions = format!("arn:{partition}:ssm:*:*:session/${{aws:userid}}-*");
-            (Kind::Credentials, vec![aws::allow("ssmmessages:OpenDataChannel", &sessions)])
+            (Kind::Credentials, vec![aws::allow("ssmmessages:OpenDataChannel", &own_sessions(cluster))])
         }
         DialError::Throttled { .. } => (Kind::Tunnel, vec!["it is tried again, each time later".to_owned()]),
         DialError::UpgradeRefused { .. }
