@@ -18,6 +18,7 @@ mod credentials;
 pub mod demo;
 pub mod env;
 pub mod error;
+mod limits;
 mod orphans;
 pub mod output;
 mod signals;

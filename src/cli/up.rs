@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     credentials, env,
     error::{CommandError, Kind, resume_denied},
-    orphans,
+    limits, orphans,
     output::{Line, Mark, Printer},
     signals::{Signal, Signals},
     token,
@@ -46,6 +46,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(3);
 /// Whatever keeps every tunnel from being opened; a signal before the tunnels were ready.
 pub async fn run(settings: UpSettings, printer: &Printer) -> Result<ExitCode, CommandError> {
     let mut signals = Signals::listen()?;
+    limits::raise_open_files();
     let manager = tokio::select! {
         biased;
         signal = signals.next() => return Err(signal.into()),

@@ -99,6 +99,21 @@ async fn a_second_interrupt_exits_at_once() {
     assert_eq!(up.ended().await.code(), Some(130));
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_open_files_is_raised_to_what_is_allowed() {
+    let lab = Lab::start(Config::default()).await;
+    let mut command = lab.command("sh");
+    let script = "ulimit -Sn 256 && ulimit -Hn 3000 && exec \"$@\"";
+    let mut up = Running::start(command.args(["-c", script, "sh", PROGRAM, "up", "--base-port", "0"]));
+    up.ready().await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", up.pid())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let numbers: Vec<_> = files.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).collect();
+    assert_eq!(numbers, [3000, 3000]);
+    assert_eq!(up.stop().await.code(), Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_up_has_left_is_taken_over() {
     let lab = Lab::start(Config::default()).await;
