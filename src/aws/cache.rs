@@ -23,7 +23,10 @@ use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::error::{AwsError, chain_text};
+use super::{
+    OPERATION_LIMIT,
+    error::{AwsError, chain_text},
+};
 use crate::{clock, random::SplitMix64};
 
 /// How long before their end credentials are renewed: time for several attempts.
@@ -41,7 +44,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a call may be under way that was signed with the credentials before. Only those that have been in
 /// use for longer are meant for certain when a service says that credentials have expired.
-const IN_FLIGHT: Duration = Duration::from_secs(30);
+const IN_FLIGHT: Duration = OPERATION_LIMIT;
 
 /// What chance adds to that pause at most, in milliseconds: programs that lost the same source together are not to
 /// ask it together.
