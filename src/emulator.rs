@@ -1,4 +1,4 @@
-//! An emulated AWS on loopback: STS, EKS and Systems Manager behind one port, the message gateway with
+//! An emulated AWS on loopback, or in memory: STS, EKS and Systems Manager behind one port, the message gateway with
 //! an agent for each session, and a small Kubernetes API for each cluster.
 //!
 //! It is what the `demo` command, the tests and the `emulator` example run against. The program reaches
@@ -7,7 +7,7 @@
 //! script tells it to.
 //!
 //! Invariants:
-//! - everything listens on 127.0.0.1;
+//! - everything listens on 127.0.0.1, or on nothing at all;
 //! - it shares the codecs of [`proto`](crate::proto) with the program and nothing else: signatures are
 //!   verified, and agents behave, by code of its own, so that a mistake in the program cannot hide;
 //! - every task belongs to the [`Emulator`] and ends with it;
@@ -23,13 +23,16 @@ mod credentials;
 mod eks;
 mod gateway;
 mod http;
+mod inject;
 mod journal;
 mod kube;
 mod link;
 mod pki;
+mod place;
 mod script;
 mod session;
 mod sigv4;
+mod silence;
 mod ssm;
 mod sts;
 #[cfg(test)]
@@ -38,21 +41,23 @@ mod world;
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use serde_json::Value;
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
+    api::ApiError,
     config::{AbsentClient, AgentConfig, AgentStart, BastionConfig, ClusterConfig, Config, Identity, StreamScheme},
     credentials::{OIDC_AUDIENCE, OIDC_ISSUER, OidcClaims},
     journal::Event,
+    kube::ApiServer,
+    place::{MemoryListener, MemoryPlace, Place, Wire},
     script::{
         AgentQuirks, Command, Destination, DialFailure, ExtraAction, FAULTS, Failure, Fault, FaultError, Link, Resume,
         Settings, Upgrade,
@@ -62,6 +67,7 @@ pub use self::{
 use self::{
     credentials::{Caller, Keys},
     pki::Authority,
+    place::{Listener, Medium},
     session::Control,
     world::{Places, World, lock},
 };
@@ -71,9 +77,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What part of a token's lifetime passes before the token file is written again.
 const ROTATION: f64 = 0.5;
-
-/// Pauses that a scripted burst sends.
-const PAUSE_BURST: u32 = 20;
 
 /// Why an emulator does not start.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +104,7 @@ pub enum EmulatorError {
 /// An emulated AWS that runs until it is stopped or dropped.
 pub struct Emulator {
     world: Arc<World>,
-    address: SocketAddr,
+    api: Place,
     /// Holds the token file and the gateway's authority.
     folder: TempDir,
     static_keys: Keys,
@@ -109,7 +112,7 @@ pub struct Emulator {
 
 impl std::fmt::Debug for Emulator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Emulator").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Emulator").field("api", &self.api).finish_non_exhaustive()
     }
 }
 
@@ -126,13 +129,27 @@ impl Emulator {
     /// # Errors
     /// See [`EmulatorError`].
     pub async fn start(config: Config) -> Result<Self, EmulatorError> {
+        Self::start_on(Medium::Sockets, config).await
+    }
+
+    /// Starts to serve within this process, without sockets, so that it goes with tokio's paused time. The API port
+    /// is reached by [`call`](Self::call), everything else by its [`Place`].
+    ///
+    /// # Errors
+    /// See [`EmulatorError`].
+    pub async fn in_memory(config: Config) -> Result<Self, EmulatorError> {
+        Self::start_on(Medium::Memory, config).await
+    }
+
+    async fn start_on(medium: Medium, config: Config) -> Result<Self, EmulatorError> {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let mut servers = Vec::with_capacity(config.clusters.len());
         for cluster in &config.clusters {
-            servers.push(kube::Server::bind(&config, cluster).await?);
+            servers.push(kube::Server::bind(medium, &config, cluster).await?);
         }
 
-        let ((api, address), (gateway, gateway_address)) = (bind(config.port).await?, bind(0).await?);
+        let (api_listener, api) = Listener::bind(medium, config.port).await?;
+        let (gateway_listener, gateway) = Listener::bind(medium, 0).await?;
         let folder = tempfile::Builder::new().prefix("emulated-aws-").tempdir().map_err(EmulatorError::Folder)?;
         let (scheme, acceptor) = match config.stream_scheme {
             StreamScheme::Ws => ("ws", None),
@@ -144,16 +161,17 @@ impl Emulator {
         };
         let places = Places {
             clusters: servers.iter().map(|server| server.cluster.clone()).collect(),
-            gateway: format!("{scheme}://{gateway_address}"),
+            gateway_url: format!("{scheme}://{}", host_of(&gateway)),
+            gateway,
         };
         let world = Arc::new(World::new(config, places, stop, tasks));
-        let emulator = Self { static_keys: issue_static_keys(&world), address, folder, world };
+        let emulator = Self { static_keys: issue_static_keys(&world), api, folder, world };
         emulator.write_token().map_err(EmulatorError::Folder)?;
         for server in servers {
             emulator.world.tasks.spawn(server.serve(emulator.world.clone()));
         }
-        emulator.world.tasks.spawn(serve_api(emulator.world.clone(), api));
-        emulator.world.tasks.spawn(serve_gateway(emulator.world.clone(), gateway, acceptor));
+        emulator.world.tasks.spawn(serve_api(emulator.world.clone(), api_listener));
+        emulator.world.tasks.spawn(serve_gateway(emulator.world.clone(), gateway_listener, acceptor));
         emulator.world.tasks.spawn(rotate_token(emulator.world.clone(), emulator.token_file()));
         Ok(emulator)
     }
@@ -172,7 +190,7 @@ impl Emulator {
     /// URL of STS, EKS and Systems Manager.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", host_of(&self.api))
     }
 
     /// The variables that the program needs to use this emulator, in the order in which they are best
@@ -257,10 +275,32 @@ impl Emulator {
         self.world.clusters.iter().map(|cluster| cluster.config.name.clone()).collect()
     }
 
-    /// Where each cluster's API server listens: a shortcut past the tunnel, for tests of the emulator.
+    /// The clusters' API servers: a shortcut past the tunnel.
     #[must_use]
-    pub fn cluster_addresses(&self) -> Vec<(String, SocketAddr)> {
-        kube::addresses(&self.world)
+    pub fn api_servers(&self) -> Vec<ApiServer> {
+        kube::servers(&self.world)
+    }
+
+    /// Where the message gateway listens.
+    #[must_use]
+    pub fn gateway(&self) -> Place {
+        self.world.gateway.clone()
+    }
+
+    /// The access key of credentials that have just been made and last until [`Self::expire_credentials`], for
+    /// [`Self::call`].
+    #[must_use]
+    pub fn new_access_key(&self) -> String {
+        issue_static_keys(&self.world).access_key
+    }
+
+    /// Calls an operation of Systems Manager, `StartSession` and the like, without HTTP: its input in, its output
+    /// out. Everything else is as on the API port: delays, failures and denials of the script, expired credentials.
+    ///
+    /// # Errors
+    /// What the service answers instead.
+    pub async fn call(&self, access_key: &str, operation: &str, input: &Value) -> Result<Value, ApiError> {
+        api::call_ssm(&self.world, access_key, operation, input).await
     }
 
     /// Makes an OIDC token.
@@ -347,43 +387,9 @@ impl Emulator {
         lock(&self.world.credentials).expire_all(self.world.clock.wall());
     }
 
-    /// Adds a destination as agents see it, `host:port`, that leads to an address on this machine.
-    pub fn route(&self, destination: impl Into<String>, address: SocketAddr) {
-        lock(&self.world.routes).insert(destination.into(), address);
-    }
-
-    /// Puts a fault in force until the emulator stops.
-    pub fn inject(&self, fault: &Fault) {
-        if let Some((every, command)) = repeated(fault) {
-            let world = self.world.clone();
-            self.world.tasks.spawn(async move {
-                loop {
-                    tokio::select! {
-                        biased;
-                        () = world.stop.cancelled() => return,
-                        () = tokio::time::sleep(every) => {}
-                    }
-                    world.command(&command);
-                }
-            });
-            return;
-        }
-        if let Fault::BastionOffline(time) = fault {
-            let (world, time) = (self.world.clone(), *time);
-            let bastions: Vec<String> = world.config.bastions.iter().map(|bastion| bastion.id.clone()).collect();
-            world.update(|settings| settings.offline_bastions.extend(bastions.iter().cloned()));
-            world.command(&Command::KillAgent);
-            self.world.tasks.spawn(async move {
-                tokio::select! {
-                    biased;
-                    () = world.stop.cancelled() => return,
-                    () = tokio::time::sleep(time) => {}
-                }
-                world.update(|settings| settings.offline_bastions.clear());
-            });
-            return;
-        }
-        self.update(|settings| apply(settings, fault));
+    /// Adds a destination as agents see it, `host:port`, or leads a known one elsewhere.
+    pub fn route(&self, destination: impl Into<String>, place: impl Into<Place>) {
+        lock(&self.world.routes).insert(destination.into(), place.into());
     }
 }
 
@@ -435,24 +441,24 @@ async fn rotate_token(world: Arc<World>, path: PathBuf) {
     }
 }
 
-async fn serve_api(world: Arc<World>, listener: TcpListener) {
-    while let Some(tcp) = accept(&world, &listener).await {
+async fn serve_api(world: Arc<World>, mut listener: Listener) {
+    while let Some(wire) = listener.accept(&world.stop).await {
         let (owner, world) = (world.clone(), world.clone());
         owner.tasks.spawn(async move {
             let stop = world.stop.clone();
-            http::serve(tcp, stop, |request| api::answer(&world, request)).await;
+            http::serve(wire, stop, |request| api::answer(&world, request)).await;
         });
     }
 }
 
-async fn serve_gateway(world: Arc<World>, listener: TcpListener, acceptor: Option<TlsAcceptor>) {
-    while let Some(tcp) = accept(&world, &listener).await {
+async fn serve_gateway(world: Arc<World>, mut listener: Listener, acceptor: Option<TlsAcceptor>) {
+    while let Some(wire) = listener.accept(&world.stop).await {
         let (owner, world, acceptor) = (world.clone(), world.clone(), acceptor.clone());
         let stop = world.stop.clone();
         let connection = async move {
             match acceptor {
-                None => gateway::serve(world, tcp).await,
-                Some(acceptor) => match acceptor.accept(tcp).await {
+                None => gateway::serve(world, wire).await,
+                Some(acceptor) => match acceptor.accept(wire).await {
                     Ok(tls) => gateway::serve(world, tls).await,
                     Err(error) => tracing::debug!(%error, "a TLS handshake failed"),
                 },
@@ -468,110 +474,10 @@ async fn serve_gateway(world: Arc<World>, listener: TcpListener, acceptor: Optio
     }
 }
 
-/// Binds a port on loopback.
-async fn bind(port: u16) -> Result<(TcpListener, SocketAddr), EmulatorError> {
-    let failed = |source| EmulatorError::Bind { port, source };
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
-}
-
-/// Accepts the next connection; `None` when the emulator stops.
-async fn accept(world: &World, listener: &TcpListener) -> Option<TcpStream> {
-    loop {
-        tokio::select! {
-            biased;
-            () = world.stop.cancelled() => return None,
-            accepted = listener.accept() => if let Ok((tcp, _)) = accepted {
-                if let Err(error) = tcp.set_nodelay(true) {
-                    tracing::debug!(%error, "no TCP_NODELAY");
-                }
-                return Some(tcp);
-            },
-        }
-    }
-}
-
-/// What a fault does again and again, and how often.
-fn repeated(fault: &Fault) -> Option<(Duration, Command)> {
-    Some(match fault {
-        Fault::DropWebSocket(every) => (*every, Command::CutTransport),
-        Fault::Silence(every) => (*every, Command::SilenceTransport),
-        Fault::Pause(every) => (*every, Command::Pause { messages: PAUSE_BURST, start_after: Some(*every / 4) }),
-        Fault::EndSession(every) => (*every, Command::CloseChannel { output: Some("ended by the demo".to_owned()) }),
-        Fault::KillAgent(every) => (*every, Command::KillAgent),
-        Fault::CloseWebSocket(_)
-        | Fault::BastionOffline(_)
-        | Fault::Delay(_)
-        | Fault::Loss(_)
-        | Fault::Duplicate(_)
-        | Fault::Reorder(_)
-        | Fault::RefuseResume
-        | Fault::ThrottleResume(_)
-        | Fault::FailStart(_)
-        | Fault::RejectToken(_)
-        | Fault::RefuseSignedUpgrade
-        | Fault::Deny(_)
-        | Fault::RefuseDestination
-        | Fault::BlackHole
-        | Fault::TextFrames
-        | Fault::Fragment(_)
-        | Fault::WrongDigest(_)
-        | Fault::WrongCertificate
-        | Fault::ForeignStreamUrl(_)
-        | Fault::ClockSkew(_) => return None,
-    })
-}
-
-/// Puts a fault that is a setting in force.
-fn apply(settings: &mut Settings, fault: &Fault) {
-    match fault {
-        Fault::CloseWebSocket(age) => settings.transport_lifetime = Some(*age),
-        Fault::Delay(delay) => {
-            settings.upstream.delay = *delay;
-            settings.downstream.delay = *delay;
-        }
-        Fault::Loss(fraction) => {
-            settings.upstream.loss = *fraction;
-            settings.downstream.loss = *fraction;
-        }
-        Fault::Duplicate(fraction) => {
-            settings.upstream.duplicate = *fraction;
-            settings.downstream.duplicate = *fraction;
-        }
-        Fault::Reorder(fraction) => {
-            settings.upstream.reorder = *fraction;
-            settings.downstream.reorder = *fraction;
-        }
-        Fault::RefuseResume => settings.resume = Resume::Refused,
-        Fault::ThrottleResume(calls) => {
-            settings.failing_actions.insert("ssm:ResumeSession".to_owned(), Failure::throttled(*calls));
-        }
-        Fault::FailStart(calls) => {
-            settings.failing_actions.insert("ssm:StartSession".to_owned(), Failure::internal(*calls));
-        }
-        Fault::RejectToken(tokens) => settings.rejected_tokens = *tokens,
-        Fault::RefuseSignedUpgrade => settings.upgrade = Upgrade::Unsigned,
-        Fault::Deny(action) => {
-            settings.denied_actions.insert(action.clone());
-        }
-        Fault::RefuseDestination => {
-            settings.destinations.insert("*".to_owned(), Destination::Refused);
-        }
-        Fault::BlackHole => {
-            settings.destinations.insert("*".to_owned(), Destination::BlackHole);
-        }
-        Fault::TextFrames => settings.text_frames = true,
-        Fault::Fragment(len) => settings.fragment_len = Some(*len),
-        Fault::WrongDigest(messages) => settings.agent.wrong_digests = *messages,
-        Fault::WrongCertificate => settings.wrong_certificate = true,
-        Fault::ForeignStreamUrl(host) => settings.foreign_stream_host = Some(host.clone()),
-        Fault::ClockSkew(time) => settings.clock_skew_ms = i64::try_from(time.as_millis()).unwrap_or(i64::MAX),
-        Fault::DropWebSocket(_)
-        | Fault::Silence(_)
-        | Fault::Pause(_)
-        | Fault::EndSession(_)
-        | Fault::KillAgent(_)
-        | Fault::BastionOffline(_) => {}
+/// The host of a URL that leads to a place.
+fn host_of(place: &Place) -> String {
+    match place {
+        Place::Socket(address) => address.to_string(),
+        Place::Memory(_) => "memory".to_owned(),
     }
 }

@@ -215,6 +215,11 @@ impl Agent {
         self.phase != Phase::Idle
     }
 
+    /// Streams that not both sides have finished.
+    pub(super) fn open_streams(&self) -> u64 {
+        u64::try_from(self.streams.len()).unwrap_or(u64::MAX)
+    }
+
     /// Messages that were sent again.
     pub(super) fn retransmissions(&self) -> u64 {
         self.retransmissions

@@ -3,24 +3,29 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     credentials::{Caller, OIDC_ISSUER, OidcClaims},
     eks,
     http::{FullRequest, Response, json, response, text},
     journal::Event,
+    script::Failure,
     sigv4::{SignatureError, Signed, claim_of_headers, parse_query},
     ssm, sts,
     world::{World, lock},
 };
 
 /// An error answer of any service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ApiError {
-    pub(super) status: u16,
-    pub(super) code: String,
-    pub(super) message: String,
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct ApiError {
+    /// The HTTP status.
+    pub status: u16,
+    /// The error's code.
+    pub code: String,
+    /// The error's message.
+    pub message: String,
 }
 
 impl ApiError {
@@ -144,10 +149,7 @@ impl Call<'_> {
 
 /// Answers one request on the API port.
 pub(super) async fn answer(world: &Arc<World>, request: FullRequest) -> Response {
-    let delay = world.settings().api_delay;
-    if !delay.is_zero() {
-        tokio::time::sleep(delay).await;
-    }
+    delay(world).await;
     if request.path() == "/oidc" {
         return ci_token(world, &request);
     }
@@ -167,6 +169,42 @@ pub(super) async fn answer(world: &Arc<World>, request: FullRequest) -> Response
         answer.headers_mut().insert("x-amzn-requestid", id);
     }
     answer
+}
+
+/// Answers a call of Systems Manager that comes without HTTP: the operation's input in, its output out. The caller
+/// proves itself by the access key alone.
+pub(super) async fn call_ssm(
+    world: &Arc<World>,
+    access_key: &str,
+    operation: &str,
+    input: &Value,
+) -> Result<Value, ApiError> {
+    delay(world).await;
+    let service = Service::Ssm;
+    let action = format!("{}:{operation}", service.name());
+    let outcome = scripted_failure(world, &action).and_then(|()| {
+        let caller = lock(&world.credentials)
+            .caller(access_key, world.clock.wall())
+            .map_err(|error| service.signature_error(&error))?;
+        let region = world.config.region.clone();
+        ssm::output(&Call { world, caller, region, action: action.clone(), service }, operation, input)
+    });
+    world.journal.record(Event::Api { action, error: outcome.as_ref().err().map(|error| error.code.clone()) });
+    outcome
+}
+
+async fn delay(world: &World) {
+    let delay = world.settings().api_delay;
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+}
+
+fn scripted_failure(world: &World, action: &str) -> Result<(), ApiError> {
+    match world.take_failure(action) {
+        Some(Failure { status, code, message, calls: _ }) => Err(ApiError { status, code, message }),
+        None => Ok(()),
+    }
 }
 
 fn recognize(request: &FullRequest) -> Option<(Service, String)> {
@@ -192,9 +230,7 @@ fn dispatch(
     action: &str,
     operation: &str,
 ) -> Result<Response, ApiError> {
-    if let Some(failure) = world.take_failure(action) {
-        return Err(ApiError { status: failure.status, code: failure.code, message: failure.message });
-    }
+    scripted_failure(world, action)?;
     if service == Service::Sts && operation == "AssumeRoleWithWebIdentity" {
         return sts::assume_role_with_web_identity(world, request);
     }

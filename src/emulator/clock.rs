@@ -21,20 +21,37 @@ pub(super) struct Now {
 }
 
 /// A monotonic clock, and a wall clock that may be wrong.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Clock {
+    /// Reads the true time, since the Unix epoch.
+    wall: fn() -> Duration,
     skew_ms: AtomicI64,
 }
 
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new(system_wall)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the emulator keeps its own clock, see the module's documentation")]
+fn system_wall() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
 impl Clock {
+    /// A clock that takes its true time from `wall`, since the Unix epoch.
+    pub(super) fn new(wall: fn() -> Duration) -> Self {
+        Self { wall, skew_ms: AtomicI64::new(0) }
+    }
+
     #[expect(clippy::disallowed_methods, reason = "the emulator keeps its own clock, see the module's documentation")]
     pub(super) fn instant(&self) -> Instant {
         Instant::now()
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the emulator keeps its own clock, see the module's documentation")]
     pub(super) fn wall(&self) -> Duration {
-        let true_time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let true_time = (self.wall)();
         let skew = self.skew_ms.load(Ordering::Relaxed);
         let size = Duration::from_millis(skew.unsigned_abs());
         if skew < 0 { true_time.saturating_sub(size) } else { true_time + size }

@@ -53,6 +53,10 @@ pub struct Config {
     pub pod_churn: Option<Duration>,
     /// Seed of everything that happens by chance on the links.
     pub seed: u64,
+    /// API servers take callers without a token, so that a client needs no credentials.
+    pub anonymous_access: bool,
+    /// What the emulator takes for the true time, since the Unix epoch; `None`: the system's clock.
+    pub wall: Option<fn() -> Duration>,
     /// What is in force at the start.
     pub settings: Settings,
 }
@@ -80,6 +84,8 @@ impl Default for Config {
             hosts: Vec::new(),
             pod_churn: Some(Duration::from_secs(2)),
             seed: 1,
+            anonymous_access: false,
+            wall: None,
             settings: Settings::default(),
         }
     }

@@ -115,15 +115,27 @@ impl Credentials {
         Ok(caller.clone())
     }
 
+    /// Returns whose an access key is, without a proof.
+    pub(super) fn caller(&self, access_key: &str, wall: Duration) -> Result<Caller, SignatureError> {
+        let found = self.by_access_key.get(access_key).ok_or(SignatureError::UnknownKey)?;
+        Self::check_expiry(&found.0, wall)?;
+        Ok(found.1.clone())
+    }
+
     fn find(&self, claim: &Claim, wall: Duration) -> Result<&(Keys, Caller), SignatureError> {
         let found = self.by_access_key.get(&claim.access_key).ok_or(SignatureError::UnknownKey)?;
         if claim.security_token.as_deref() != Some(found.0.session_token.as_str()) {
             return Err(SignatureError::UnknownKey);
         }
-        if found.0.expires.is_some_and(|expires| expires <= wall) {
+        Self::check_expiry(&found.0, wall)?;
+        Ok(found)
+    }
+
+    fn check_expiry(keys: &Keys, wall: Duration) -> Result<(), SignatureError> {
+        if keys.expires.is_some_and(|expires| expires <= wall) {
             return Err(SignatureError::ExpiredToken);
         }
-        Ok(found)
+        Ok(())
     }
 }
 

@@ -11,7 +11,6 @@ use futures_util::{
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
@@ -37,6 +36,7 @@ use super::{
     script::{Link, Upgrade},
     session::{Control, Opening, OpeningError, QUEUE_LEN, Session, SessionState, TransportCommand, TransportHandle},
     sigv4::{SignatureError, Signed, claim_of_headers},
+    silence::{Silence, Silenceable},
     world::{World, lock},
 };
 
@@ -45,6 +45,9 @@ const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a Close frame is waited for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a connection that the service has forgotten stays open: about as long as TCP tries to reach a peer.
+const HALF_OPEN_TIME: Duration = Duration::from_secs(15 * 60);
 
 /// Largest message of a client, in bytes.
 const MAX_MESSAGE_LEN: usize = 1 << 20;
@@ -55,22 +58,10 @@ pub(super) trait Breakable {
     fn reset_on_drop(&self);
 }
 
-impl Breakable for TcpStream {
-    fn reset_on_drop(&self) {
-        if let Err(error) = self.set_zero_linger() {
-            tracing::debug!(%error, "the connection will end without a reset");
-        }
-    }
-}
-
-impl Breakable for tokio_rustls::server::TlsStream<TcpStream> {
+impl<S: Breakable> Breakable for tokio_rustls::server::TlsStream<S> {
     fn reset_on_drop(&self) {
         self.get_ref().0.reset_on_drop();
     }
-}
-
-impl Breakable for tokio::io::DuplexStream {
-    fn reset_on_drop(&self) {}
 }
 
 /// An upgrade that was accepted.
@@ -84,6 +75,8 @@ pub(super) async fn serve<S>(world: Arc<World>, connection: S)
 where
     S: AsyncRead + AsyncWrite + Breakable + Unpin,
 {
+    let silence = Arc::new(Silence::default());
+    let connection = Silenceable::new(connection, silence.clone());
     let mut admitted = None;
     #[expect(clippy::result_large_err, reason = "the WebSocket library asks for this signature")]
     let callback = |request: &Request, response: Response| {
@@ -99,7 +92,7 @@ where
     let upgrade = timeout(OPENING_TIMEOUT, accept_hdr_async_with_config(connection, callback, Some(config)));
     let Ok(Ok(websocket)) = upgrade.await else { return };
     let Some(Admitted { session, signed }) = admitted else { return };
-    open(world, websocket, session, signed).await;
+    open(world, websocket, silence, session, signed).await;
 }
 
 /// Decides on an upgrade.
@@ -165,8 +158,13 @@ fn check_signature(world: &World, request: &Request) -> Result<bool, String> {
 }
 
 /// Reads the opening frame and joins the transport with its session.
-pub(super) async fn open<S>(world: Arc<World>, mut websocket: WebSocketStream<S>, session: Arc<Session>, signed: bool)
-where
+async fn open<S>(
+    world: Arc<World>,
+    mut websocket: WebSocketStream<S>,
+    silence: Arc<Silence>,
+    session: Arc<Session>,
+    signed: bool,
+) where
     S: AsyncRead + AsyncWrite + Breakable + Unpin,
 {
     let id = session.start.id.clone();
@@ -192,7 +190,7 @@ where
     let (commands, command_receiver) = mpsc::unbounded_channel();
     session.control(Control::Attach(TransportHandle { number, messages, commands }));
     world.journal.record(Event::TransportOpened { session: id.clone(), signed });
-    let transport = Transport { world: world.clone(), session: session.clone(), number };
+    let transport = Transport { world: world.clone(), session: session.clone(), silence, number };
     let reason = transport.run(websocket, message_receiver, command_receiver).await;
     session.control(Control::Detached { number });
     world.journal.record(Event::TransportClosed { session: id, reason: reason.to_owned() });
@@ -261,7 +259,15 @@ async fn close<S: AsyncRead + AsyncWrite + Unpin>(mut websocket: WebSocketStream
 
 /// What ends a transport.
 enum End {
-    Command(TransportCommand),
+    /// Close the WebSocket.
+    Close {
+        code: u16,
+        reason: String,
+    },
+    /// Break the connection.
+    Cut,
+    /// Leave the connection to itself.
+    HalfOpen,
     /// The client closed, or its connection broke.
     Client,
     /// The session has ended or has got another transport.
@@ -274,6 +280,7 @@ enum End {
 struct Transport {
     world: Arc<World>,
     session: Arc<Session>,
+    silence: Arc<Silence>,
     number: u32,
 }
 
@@ -294,7 +301,7 @@ impl Transport {
         let end = tokio::select! {
             biased;
             () = stop.cancelled() => End::Stopped,
-            Some(command) = commands.recv() => End::Command(command),
+            end = self.obey(&mut commands) => end,
             end = self.downstream(&mut sink, &mut messages) => end,
             () = self.upstream(&mut stream) => End::Client,
             () = self.lifetime(opened) => End::TooOld,
@@ -311,22 +318,42 @@ impl Transport {
                 close(websocket, 1000, "Bye").await;
                 "closed for its age"
             }
-            End::Command(TransportCommand::Close { code, reason }) => {
+            End::Close { code, reason } => {
                 close(websocket, code, &reason).await;
                 "closed by the script"
             }
-            End::Command(TransportCommand::Cut) => {
+            End::Cut => {
                 websocket.get_ref().reset_on_drop();
                 "cut by the script"
             }
-            End::Command(TransportCommand::Silence) => {
-                // Nothing is read or written until the session gives this transport up.
+            End::HalfOpen => {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = async { while commands.recv().await.is_some() {} } => {}
+                    () = tokio::time::sleep(HALF_OPEN_TIME) => {}
                 }
                 websocket.get_ref().reset_on_drop();
-                "silenced by the script"
+                "half-open by the script"
+            }
+        }
+    }
+
+    /// Does what the session says, until that is the transport's end.
+    async fn obey(&self, commands: &mut mpsc::UnboundedReceiver<TransportCommand>) -> End {
+        loop {
+            match commands.recv().await {
+                Some(TransportCommand::Close { code, reason }) => return End::Close { code, reason },
+                Some(TransportCommand::Cut) => return End::Cut,
+                Some(TransportCommand::HalfOpen) => return End::HalfOpen,
+                Some(TransportCommand::Silence { upstream, downstream }) => {
+                    if upstream {
+                        self.silence.lose_upstream();
+                    }
+                    if downstream {
+                        self.silence.lose_downstream();
+                    }
+                }
+                // The session has let go of the transport: its last messages are the end.
+                None => return pending().await,
             }
         }
     }

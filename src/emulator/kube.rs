@@ -14,19 +14,19 @@ mod resources;
 mod store;
 mod table;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::store::Store;
 use super::{
-    EmulatorError, bind,
+    EmulatorError,
     config::{ClusterConfig, Config},
     http,
     pki::Authority,
+    place::{Listener, Medium, Place, Wire},
     world::{Cluster, World},
 };
 
@@ -35,7 +35,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An API server that is bound and does not serve yet.
 pub(super) struct Server {
-    listener: TcpListener,
+    listener: Listener,
     acceptor: TlsAcceptor,
     /// Shows a certificate of an authority that nobody knows.
     wrong_acceptor: TlsAcceptor,
@@ -43,9 +43,9 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Binds a port and makes the certificates.
-    pub(super) async fn bind(config: &Config, cluster: &ClusterConfig) -> Result<Self, EmulatorError> {
-        let (listener, address) = bind(0).await?;
+    /// Begins to listen and makes the certificates.
+    pub(super) async fn bind(medium: Medium, config: &Config, cluster: &ClusterConfig) -> Result<Self, EmulatorError> {
+        let (listener, place) = Listener::bind(medium, 0).await?;
         let id = uuid::Uuid::new_v4().simple().to_string().to_uppercase();
         let region = cluster.region.clone().unwrap_or_else(|| config.region.clone());
         let mut names = vec![Cluster::endpoint_host(&id, &region), "10.100.0.1".to_owned()];
@@ -59,7 +59,7 @@ impl Server {
             account: config.account.clone(),
             id,
             authority: STANDARD.encode(authority.pem()),
-            address,
+            place,
         };
         Ok(Self {
             listener,
@@ -71,21 +71,15 @@ impl Server {
 
     /// Serves until the emulator stops.
     pub(super) async fn serve(self, world: Arc<World>) {
-        let Self { listener, acceptor, wrong_acceptor, cluster } = self;
+        let Self { mut listener, acceptor, wrong_acceptor, cluster } = self;
         let api = Arc::new(Api { store: Store::new(), cluster, started: world.clock.wall(), world: world.clone() });
         fixtures::fill(&api);
         if let Some(interval) = world.config.pod_churn {
             world.tasks.spawn(fixtures::churn(api.clone(), interval));
         }
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = world.stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let Ok((tcp, _)) = accepted else { continue };
+        while let Some(wire) = listener.accept(&world.stop).await {
             let acceptor = if world.settings().wrong_certificate { &wrong_acceptor } else { &acceptor };
-            world.tasks.spawn(connection(api.clone(), acceptor.clone(), tcp, world.stop.clone()));
+            world.tasks.spawn(connection(api.clone(), acceptor.clone(), wire, world.stop.clone()));
         }
     }
 }
@@ -99,14 +93,11 @@ struct Api {
     started: Duration,
 }
 
-async fn connection(api: Arc<Api>, acceptor: TlsAcceptor, tcp: TcpStream, stop: CancellationToken) {
-    if let Err(error) = tcp.set_nodelay(true) {
-        tracing::debug!(%error, "no TCP_NODELAY");
-    }
+async fn connection(api: Arc<Api>, acceptor: TlsAcceptor, wire: Wire, stop: CancellationToken) {
     let handshake = tokio::select! {
         biased;
         () = stop.cancelled() => return,
-        handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)) => handshake,
+        handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(wire)) => handshake,
     };
     match handshake {
         Ok(Ok(tls)) => http::serve(tls, stop, |request| api::answer(api.clone(), request)).await,
@@ -115,7 +106,26 @@ async fn connection(api: Arc<Api>, acceptor: TlsAcceptor, tcp: TcpStream, stop: 
     }
 }
 
-/// Where the API server of a cluster listens.
-pub(super) fn addresses(world: &World) -> Vec<(String, SocketAddr)> {
-    world.clusters.iter().map(|cluster| (cluster.config.name.clone(), cluster.address)).collect()
+/// An API server, past the tunnel.
+#[derive(Debug, Clone)]
+pub struct ApiServer {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The host that its certificate names, and that agents know it by, on port 443.
+    pub host: String,
+    /// Its authority: PEM in base64, as EKS gives it.
+    pub certificate_authority: String,
+    /// Where it listens.
+    pub place: Place,
+}
+
+/// The API servers in the order of the configuration.
+pub(super) fn servers(world: &World) -> Vec<ApiServer> {
+    let server = |cluster: &Arc<Cluster>| ApiServer {
+        cluster: cluster.config.name.clone(),
+        host: Cluster::endpoint_host(&cluster.id, &cluster.region),
+        certificate_authority: cluster.authority.clone(),
+        place: cluster.place.clone(),
+    };
+    world.clusters.iter().map(server).collect()
 }

@@ -213,6 +213,13 @@ pub enum Command {
     },
     /// Keeps the client's connection open and does nothing on it any more, not even answer pings.
     SilenceTransport,
+    /// Loses everything that the client sends on its connection, pings included. What the agent sends arrives.
+    SilenceUpstream,
+    /// Loses everything that is sent to the client on its connection, pongs included. What it sends arrives.
+    SilenceDownstream,
+    /// The service has lost the client's connection, and the client is not told: for the service the session is
+    /// disconnected, for the client its connection is open and silent.
+    HalfOpen,
     /// Sends `pause_publication` to the client.
     Pause {
         /// How many.
@@ -230,6 +237,8 @@ pub enum Command {
     /// The agent loses its transport for this time: the service answers each of the client's
     /// messages with a `pause_publication` and drops it.
     DetachAgent(Duration),
+    /// Destinations close all connections of the agent.
+    CloseDestinations,
     /// Sends these bytes to the client as one message.
     Inject(Vec<u8>),
 }
@@ -243,6 +252,12 @@ pub enum Fault {
     CloseWebSocket(Duration),
     /// `silence=30s`: goes silent on every WebSocket, again and again.
     Silence(Duration),
+    /// `silence-upstream=30s`: loses what clients send from now on, again and again.
+    SilenceUpstream(Duration),
+    /// `silence-downstream=30s`: loses what is sent to clients from now on, again and again.
+    SilenceDownstream(Duration),
+    /// `half-open=30s`: forgets every WebSocket without a word to the client, again and again.
+    HalfOpen(Duration),
     /// `pause=30s`: sends a burst of `pause_publication` and a later start, again and again.
     Pause(Duration),
     /// `end-session=60s`: ends every session, again and again.
@@ -251,6 +266,8 @@ pub enum Fault {
     KillAgent(Duration),
     /// `bastion-offline=30s`: the bastions go offline for so long, once.
     BastionOffline(Duration),
+    /// `restart-destinations=10s`: every destination closes its connections and refuses others for so long, once.
+    RestartDestinations(Duration),
     /// `delay=50ms`: delays every message, each way.
     Delay(Duration),
     /// `loss=1%`: loses messages, each way.
@@ -294,10 +311,14 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("drop-websocket=30s", "cut every WebSocket's connection, again and again"),
     ("close-websocket=30s", "close every WebSocket of this age, as the service does after 60 minutes"),
     ("silence=30s", "go silent on every WebSocket, again and again"),
+    ("silence-upstream=30s", "lose all that clients send on their WebSockets, again and again"),
+    ("silence-downstream=30s", "lose all that is sent to clients on their WebSockets, again and again"),
+    ("half-open=30s", "forget every WebSocket without telling the client, again and again"),
     ("pause=30s", "send a burst of pause_publication and then a start, again and again"),
     ("end-session=60s", "end every session, again and again"),
     ("kill-agent=60s", "let every agent die silently, again and again"),
     ("bastion-offline=30s", "take the bastions offline for so long, once"),
+    ("restart-destinations=10s", "let destinations close all connections and refuse others for so long, once"),
     ("delay=50ms", "delay every message, each way"),
     ("loss=1%", "lose messages, each way"),
     ("duplicate=1%", "repeat messages, each way"),
@@ -375,10 +396,14 @@ impl Fault {
             "drop-websocket" => Self::DropWebSocket(time()?),
             "close-websocket" => Self::CloseWebSocket(time()?),
             "silence" => Self::Silence(time()?),
+            "silence-upstream" => Self::SilenceUpstream(time()?),
+            "silence-downstream" => Self::SilenceDownstream(time()?),
+            "half-open" => Self::HalfOpen(time()?),
             "pause" => Self::Pause(time()?),
             "end-session" => Self::EndSession(time()?),
             "kill-agent" => Self::KillAgent(time()?),
             "bastion-offline" => Self::BastionOffline(time()?),
+            "restart-destinations" => Self::RestartDestinations(time()?),
             "delay" => Self::Delay(time()?),
             "loss" => Self::Loss(parse_fraction(value)?),
             "duplicate" => Self::Duplicate(parse_fraction(value)?),
@@ -404,10 +429,14 @@ impl fmt::Display for Fault {
             Self::DropWebSocket(every) => write!(f, "drop-websocket={}ms", ms(every)),
             Self::CloseWebSocket(age) => write!(f, "close-websocket={}ms", ms(age)),
             Self::Silence(every) => write!(f, "silence={}ms", ms(every)),
+            Self::SilenceUpstream(every) => write!(f, "silence-upstream={}ms", ms(every)),
+            Self::SilenceDownstream(every) => write!(f, "silence-downstream={}ms", ms(every)),
+            Self::HalfOpen(every) => write!(f, "half-open={}ms", ms(every)),
             Self::Pause(every) => write!(f, "pause={}ms", ms(every)),
             Self::EndSession(every) => write!(f, "end-session={}ms", ms(every)),
             Self::KillAgent(every) => write!(f, "kill-agent={}ms", ms(every)),
             Self::BastionOffline(time) => write!(f, "bastion-offline={}ms", ms(time)),
+            Self::RestartDestinations(time) => write!(f, "restart-destinations={}ms", ms(time)),
             Self::Delay(delay) => write!(f, "delay={}ms", ms(delay)),
             Self::Loss(fraction) => write!(f, "loss={fraction}"),
             Self::Duplicate(fraction) => write!(f, "duplicate={fraction}"),

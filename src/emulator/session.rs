@@ -103,6 +103,8 @@ pub struct SessionInfo {
     pub client_version: String,
     /// Streams that were opened.
     pub streams: u64,
+    /// Streams that are open, as the agent sees it.
+    pub open_streams: u64,
     /// Bytes that went to destinations.
     pub bytes_to_destination: u64,
     /// Bytes that came from destinations.
@@ -123,6 +125,7 @@ pub struct SessionInfo {
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) streams: AtomicU64,
+    pub(super) open_streams: AtomicU64,
     pub(super) bytes_to_destination: AtomicU64,
     pub(super) bytes_from_destination: AtomicU64,
     pub(super) messages_from_client: AtomicU64,
@@ -136,8 +139,17 @@ pub(super) struct Counters {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum TransportCommand {
     Cut,
-    Close { code: u16, reason: String },
-    Silence,
+    Close {
+        code: u16,
+        reason: String,
+    },
+    /// Lose what goes these ways.
+    Silence {
+        upstream: bool,
+        downstream: bool,
+    },
+    /// Lose everything, and never mind the session.
+    HalfOpen,
 }
 
 /// The session's end of a transport. Dropping it closes the transport when all messages are sent.
@@ -309,6 +321,7 @@ impl Session {
             transports: state.transports,
             client_version: state.client_version.clone(),
             streams: read(&self.counters.streams),
+            open_streams: read(&self.counters.open_streams),
             bytes_to_destination: read(&self.counters.bytes_to_destination),
             bytes_from_destination: read(&self.counters.bytes_from_destination),
             messages_from_client: read(&self.counters.messages_from_client),
@@ -422,6 +435,7 @@ impl Driver {
             }
         }
         self.destinations.close_all();
+        self.session.counters.open_streams.store(0, Ordering::Relaxed);
         self.flush(&stop).await;
     }
 
@@ -476,7 +490,21 @@ impl Driver {
         match command {
             Command::CutTransport => tell(&self.transport, TransportCommand::Cut),
             Command::CloseTransport { code, reason } => tell(&self.transport, TransportCommand::Close { code, reason }),
-            Command::SilenceTransport => tell(&self.transport, TransportCommand::Silence),
+            Command::SilenceTransport => {
+                tell(&self.transport, TransportCommand::Silence { upstream: true, downstream: true });
+            }
+            Command::SilenceUpstream => {
+                tell(&self.transport, TransportCommand::Silence { upstream: true, downstream: false });
+            }
+            Command::SilenceDownstream => {
+                tell(&self.transport, TransportCommand::Silence { upstream: false, downstream: true });
+            }
+            Command::HalfOpen => {
+                tell(&self.transport, TransportCommand::HalfOpen);
+                if self.transport.is_some() {
+                    self.lose_transport();
+                }
+            }
             Command::Pause { messages, start_after } => {
                 for _ in 0..messages {
                     self.outbox.push_back(publication(&MessageType::PausePublication));
@@ -489,6 +517,7 @@ impl Driver {
                 self.destinations.close_all();
             }
             Command::DetachAgent(time) => self.agent_away_until = Some(now + time),
+            Command::CloseDestinations => self.destinations.close_connections(),
             Command::Inject(bytes) => self.outbox.push_back(bytes.into()),
         }
     }
@@ -622,6 +651,7 @@ impl Driver {
             }
         }
         self.session.counters.retransmissions.store(self.agent.retransmissions(), Ordering::Relaxed);
+        self.session.counters.open_streams.store(self.agent.open_streams(), Ordering::Relaxed);
         while let Some(event) = self.agent.poll_event() {
             self.handle_agent(event);
         }

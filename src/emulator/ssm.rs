@@ -24,16 +24,21 @@ pub(super) fn answer(call: &Call<'_>, operation: &str, request: &FullRequest) ->
         .ok()
         .filter(Value::is_object)
         .ok_or_else(|| ApiError::new(400, "SerializationException", "the body is not a JSON object"))?;
-    let output = match operation {
-        "StartSession" => start(call, &input)?,
-        "ResumeSession" => resume(call, &input)?,
-        "TerminateSession" => terminate(call, &input)?,
-        "DescribeSessions" => describe_sessions(call, &input)?,
-        "DescribeInstanceInformation" => describe_instances(call, &input)?,
-        "GetConnectionStatus" => connection_status(call, &input)?,
-        other => return Err(ApiError::new(400, "UnknownOperationException", format!("no operation {other}"))),
-    };
+    let output = output(call, operation, &input)?;
     Ok(response(200, "application/x-amz-json-1.1", output.to_string()))
+}
+
+/// Carries an operation out.
+pub(super) fn output(call: &Call<'_>, operation: &str, input: &Value) -> Result<Value, ApiError> {
+    match operation {
+        "StartSession" => start(call, input),
+        "ResumeSession" => resume(call, input),
+        "TerminateSession" => terminate(call, input),
+        "DescribeSessions" => describe_sessions(call, input),
+        "DescribeInstanceInformation" => describe_instances(call, input),
+        "GetConnectionStatus" => connection_status(call, input),
+        other => Err(ApiError::new(400, "UnknownOperationException", format!("no operation {other}"))),
+    }
 }
 
 fn invalid(message: impl Into<String>) -> ApiError {
@@ -88,7 +93,7 @@ fn start(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
     let digits = Uuid::new_v4().simple().to_string();
     let id = format!("{}-{}", call.caller.session_name, &digits[..17]);
     let foreign = world.settings().foreign_stream_host.clone();
-    let gateway = foreign.map_or_else(|| world.gateway.clone(), |host| format!("wss://{host}"));
+    let gateway = foreign.map_or_else(|| world.gateway_url.clone(), |host| format!("wss://{host}"));
     let stream_url =
         format!("{gateway}/v1/data-channel/{id}?role=publish_subscribe&cell-number={}", STANDARD.encode(CELL_NUMBER));
     let token = new_token();

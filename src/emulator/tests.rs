@@ -5,4 +5,5 @@ mod agent;
 mod api;
 mod channel;
 mod kube;
+mod memory;
 mod support;

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -15,6 +14,7 @@ use super::{
     config::{ClusterConfig, Config},
     credentials::{Caller, Credentials, Oidc, upper_alphanumeric},
     journal::Journal,
+    place::Place,
     script::{Command, Failure, Settings},
     session::{Control, Session, SessionState},
 };
@@ -33,8 +33,8 @@ pub(super) struct Cluster {
     pub(super) id: String,
     /// PEM of the authority, in base64.
     pub(super) authority: String,
-    /// Where the API server listens on this machine.
-    pub(super) address: SocketAddr,
+    /// Where the API server listens.
+    pub(super) place: Place,
 }
 
 impl Cluster {
@@ -62,11 +62,13 @@ pub(super) struct World {
     /// Part of the user id of each role, by name.
     role_ids: BTreeMap<String, String>,
     pub(super) clusters: Vec<Arc<Cluster>>,
-    /// Where the message gateway is: scheme, host and port.
-    pub(super) gateway: String,
+    /// Where the message gateway listens.
+    pub(super) gateway: Place,
+    /// The same as a URL: scheme, host and port.
+    pub(super) gateway_url: String,
     pub(super) sessions: Mutex<BTreeMap<String, Arc<Session>>>,
     /// `host:port` as agents see it, and where it leads.
-    pub(super) routes: Mutex<BTreeMap<String, SocketAddr>>,
+    pub(super) routes: Mutex<BTreeMap<String, Place>>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
 }
@@ -74,18 +76,21 @@ pub(super) struct World {
 /// What [`World::new`] takes besides the configuration.
 pub(super) struct Places {
     pub(super) clusters: Vec<Arc<Cluster>>,
-    pub(super) gateway: String,
+    pub(super) gateway: Place,
+    pub(super) gateway_url: String,
 }
 
 impl World {
     pub(super) fn new(config: Config, places: Places, stop: CancellationToken, tasks: TaskTracker) -> Self {
         let mut settings = config.settings.clone();
         settings.offline_bastions.extend(config.bastions.iter().filter(|b| !b.online).map(|b| b.id.clone()));
-        let clock = Clock::default();
+        let clock = config.wall.map_or_else(Clock::default, Clock::new);
         clock.set_skew_ms(settings.clock_skew_ms);
-        let mut routes: BTreeMap<String, SocketAddr> = config.hosts.iter().cloned().collect();
+        let hosts = config.hosts.iter().map(|(name, address)| (name.clone(), Place::from(*address)));
+        let mut routes: BTreeMap<String, Place> = hosts.collect();
         for cluster in &places.clusters {
-            routes.insert(format!("{}:443", Cluster::endpoint_host(&cluster.id, &cluster.region)), cluster.address);
+            routes
+                .insert(format!("{}:443", Cluster::endpoint_host(&cluster.id, &cluster.region)), cluster.place.clone());
         }
         Self {
             clock,
@@ -102,6 +107,7 @@ impl World {
                 .collect(),
             clusters: places.clusters,
             gateway: places.gateway,
+            gateway_url: places.gateway_url,
             sessions: Mutex::default(),
             routes: Mutex::new(routes),
             stop,

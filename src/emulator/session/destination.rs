@@ -7,7 +7,6 @@ use std::{
     collections::VecDeque,
     future::{Future, pending},
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -18,7 +17,6 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
     sync::{Notify, mpsc},
 };
 use tokio_util::sync::CancellationToken;
@@ -26,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     super::{
         journal::Event,
+        place::{Place, Wire},
         script::Destination,
         world::{World, lock},
     },
@@ -87,7 +86,7 @@ impl Budget {
     }
 }
 
-type Dial = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+type Dial = Pin<Box<dyn Future<Output = io::Result<Wire>> + Send>>;
 
 struct Waiting {
     id: StreamId,
@@ -99,7 +98,7 @@ pub(super) struct Destinations {
     world: Arc<World>,
     session: Arc<Session>,
     name: String,
-    address: Option<SocketAddr>,
+    place: Option<Place>,
     streams: Streams<mpsc::UnboundedSender<ToDestination>>,
     waiting: VecDeque<Waiting>,
     dial: Option<Dial>,
@@ -107,6 +106,8 @@ pub(super) struct Destinations {
     event_sender: mpsc::Sender<FromDestination>,
     budget: Arc<Budget>,
     stop: CancellationToken,
+    /// Ends the connections that there are, as if destinations did.
+    close: CancellationToken,
 }
 
 impl Drop for Destinations {
@@ -121,9 +122,10 @@ impl Destinations {
         Self {
             name: session.destination(),
             stop: world.stop.child_token(),
+            close: CancellationToken::new(),
             world,
             session,
-            address: None,
+            place: None,
             streams: Streams::new(),
             waiting: VecDeque::new(),
             dial: None,
@@ -139,8 +141,8 @@ impl Destinations {
         if FORBIDDEN.contains(&host) {
             return Err(format!("Forwarding to IP address {host} is forbidden."));
         }
-        self.address = lock(&self.world.routes).get(&self.name).copied();
-        match self.address {
+        self.place = lock(&self.world.routes).get(&self.name).cloned();
+        match self.place {
             Some(_) => Ok(()),
             None if host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()) => {
                 Err(format!("Forwarding to IP address {host} is forbidden."))
@@ -186,6 +188,12 @@ impl Destinations {
         }
     }
 
+    /// Lets the destinations close all connections.
+    pub(super) fn close_connections(&mut self) {
+        self.close.cancel();
+        self.close = CancellationToken::new();
+    }
+
     /// Closes everything at once; no event follows.
     pub(super) fn close_all(&mut self) {
         self.stop.cancel();
@@ -224,7 +232,7 @@ impl Destinations {
                     });
                     self.dial_next();
                     match (waiting, outcome) {
-                        (Some(waiting), Ok(tcp)) => self.connect(waiting, tcp),
+                        (Some(waiting), Ok(wire)) => self.connect(waiting, wire),
                         (Some(mut waiting), Err(_)) => {
                             self.streams.remove(&waiting.id);
                             drain(&mut waiting.commands, &self.budget);
@@ -247,7 +255,7 @@ impl Destinations {
         if self.dial.is_some() || self.waiting.is_empty() {
             return;
         }
-        let (behaviour, address) = (self.behaviour(), self.address);
+        let (behaviour, place) = (self.behaviour(), self.place.clone());
         self.dial = Some(Box::pin(async move {
             match behaviour {
                 Destination::Refused => return Err(io::ErrorKind::ConnectionRefused.into()),
@@ -255,13 +263,11 @@ impl Destinations {
                 Destination::Slow(time) => tokio::time::sleep(time).await,
                 Destination::Reachable | Destination::NeverReads | Destination::HalfCloses => {}
             }
-            let tcp = TcpStream::connect(address.ok_or(io::ErrorKind::AddrNotAvailable)?).await?;
-            tcp.set_nodelay(true)?;
-            Ok(tcp)
+            place.ok_or(io::ErrorKind::AddrNotAvailable)?.connect().await
         }));
     }
 
-    fn connect(&self, waiting: Waiting, tcp: TcpStream) {
+    fn connect(&self, waiting: Waiting, wire: Wire) {
         let connection = Connection {
             id: waiting.id,
             behaviour: self.behaviour(),
@@ -269,19 +275,20 @@ impl Destinations {
             events: self.event_sender.clone(),
             budget: self.budget.clone(),
             session: self.session.clone(),
+            close: self.close.clone(),
         };
         let stop = self.stop.clone();
         self.world.tasks.spawn(async move {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {}
-                () = connection.run(tcp) => {}
+                () = connection.run(wire) => {}
             }
         });
     }
 }
 
-async fn dialled(dial: &mut Option<Dial>) -> io::Result<TcpStream> {
+async fn dialled(dial: &mut Option<Dial>) -> io::Result<Wire> {
     match dial {
         Some(dial) => dial.await,
         None => pending().await,
@@ -306,12 +313,13 @@ struct Connection {
     events: mpsc::Sender<FromDestination>,
     budget: Arc<Budget>,
     session: Arc<Session>,
+    close: CancellationToken,
 }
 
 impl Connection {
     /// Copies both ways until one side has had enough, then closes the connection, as the agent does.
-    async fn run(mut self, mut tcp: TcpStream) {
-        let (mut reader, mut writer) = tcp.split();
+    async fn run(mut self, wire: Wire) {
+        let (mut reader, mut writer) = tokio::io::split(wire);
         let (id, behaviour) = (self.id, self.behaviour);
         let events = self.events.clone();
         let download = async move {
@@ -351,8 +359,8 @@ impl Connection {
         tokio::select! {
             () = download => {}
             () = upload => {}
+            () = self.close.cancelled() => {}
         }
-        drop(tcp);
         drain(&mut self.commands, &self.budget);
         let _session_is_gone = self.events.send(FromDestination::Closed(self.id)).await;
     }

@@ -11,7 +11,6 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::{
@@ -43,8 +42,8 @@ async fn request(
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let connector = TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth()));
-    let address = emulator.cluster_addresses().into_iter().find(|(name, _)| name == cluster).unwrap().1;
-    let tcp = within(TcpStream::connect(address)).await.unwrap();
+    let server = emulator.api_servers().into_iter().find(|server| server.cluster == cluster).unwrap();
+    let tcp = within(server.place.connect()).await.unwrap();
     let tls = within(connector.connect(ServerName::try_from(host.clone()).unwrap(), tcp))
         .await
         .map_err(|error| error.to_string())?;
