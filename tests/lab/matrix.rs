@@ -1,0 +1,438 @@
+//! The faults, what is expected of each, and one run of one of them.
+
+use std::time::Duration;
+
+use autoheal_pa::emulator::{Command, Destination, Failure, Fault, Link, Resume};
+use futures_util::future::BoxFuture;
+
+use super::{
+    DELAY, Lab, Setup, on_virtual_time, time,
+    workload::{Load, Outcome, Workload},
+};
+
+/// How long the workload runs before the fault.
+const WARM_UP: Duration = Duration::from_secs(3);
+
+/// How long it runs after the mark at least: as long as it takes for a fault that is not noticed at once to bite.
+const LEAST_WATCH: Duration = Duration::from_secs(5);
+
+/// Nothing may wait for so long when a run is over: the fault is survived.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// From where waits count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From {
+    /// The injection.
+    Injection,
+    /// The end of the fault, which lasts.
+    End,
+}
+
+/// What is to become of open connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// All are kept.
+    Kept,
+    /// All end, and at the latest so long after the injection.
+    Reset(Duration),
+}
+
+type Inject = for<'a> fn(&'a Lab) -> BoxFuture<'a, ()>;
+
+/// A row of the matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Row {
+    /// The test's name, with hyphens.
+    pub(crate) name: &'static str,
+    /// What happens, as the page says it.
+    pub(crate) what: &'static str,
+    pub(crate) from: From,
+    pub(crate) expected: Expected,
+    /// The longest wait that is allowed, of open and of new connections.
+    pub(crate) bound: Duration,
+    /// For how long the workload is watched after the mark at least.
+    watch: Duration,
+    inject: Inject,
+}
+
+const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+impl Row {
+    const fn new(name: &'static str, what: &'static str, bound: u64, inject: Inject) -> Self {
+        let (from, expected) = (From::Injection, Expected::Kept);
+        Self { name, what, from, expected, bound: secs(bound), watch: LEAST_WATCH, inject }
+    }
+
+    /// The fault lasts as long as its injection takes.
+    const fn lasting(self) -> Self {
+        Self { from: From::End, ..self }
+    }
+
+    /// Open connections end.
+    const fn resets(self, within: u64) -> Self {
+        Self { expected: Expected::Reset(secs(within)), ..self }
+    }
+
+    /// It takes so long until the fault can have been noticed.
+    const fn slow(self, seconds: u64) -> Self {
+        Self { watch: secs(seconds), ..self }
+    }
+}
+
+fn cut(lab: &Lab) {
+    lab.emulator.command(&Command::CutTransport);
+}
+
+fn end_session(lab: &Lab) {
+    lab.emulator.command(&Command::CloseChannel { output: Some("ended".to_owned()) });
+}
+
+/// Makes an injection of something that happens at once.
+macro_rules! at_once {
+    (|$lab:ident| $body:expr) => {
+        |$lab| {
+            $body;
+            Box::pin(std::future::ready(()))
+        }
+    };
+}
+
+/// Makes an injection of something that lasts.
+macro_rules! lasting {
+    (|$lab:ident| $body:expr) => {
+        |$lab| Box::pin(async move { $body })
+    };
+}
+
+async fn link_for(lab: &Lab, link: Link, time: Duration) {
+    let set = |link: Link| lab.emulator.update(|settings| (settings.upstream, settings.downstream) = (link, link));
+    set(Link { delay: DELAY, ..link });
+    tokio::time::sleep(time).await;
+    set(Link { delay: DELAY, ..Link::default() });
+}
+
+async fn destination_for(lab: &Lab, destination: Destination, time: Duration) {
+    lab.emulator.update(|settings| {
+        settings.destinations.insert("*".to_owned(), destination);
+    });
+    tokio::time::sleep(time).await;
+    lab.emulator.update(|settings| settings.destinations.clear());
+}
+
+fn fail(lab: &Lab, action: &str, failure: Failure) {
+    lab.emulator.update(|settings| {
+        settings.failing_actions.insert(action.to_owned(), failure);
+    });
+}
+
+fn loss(fraction: f64) -> Link {
+    Link { loss: fraction, ..Link::default() }
+}
+
+/// The matrix.
+pub(crate) const ROWS: &[Row] = &[
+    Row::new("nothing", "nothing: the base line", 2, at_once!(|_lab| ())),
+    Row::new("websocket-reset", "the WebSocket's connection is reset", 5, at_once!(|lab| cut(lab))),
+    Row::new(
+        "close-1000",
+        "the service closes the WebSocket with code 1000, as it does hourly",
+        5,
+        at_once!(|lab| lab.emulator.command(&Command::CloseTransport { code: 1000, reason: "Bye".to_owned() })),
+    ),
+    Row::new(
+        "silence",
+        "the connection to the gateway stays open and carries nothing, either way",
+        50,
+        at_once!(|lab| lab.emulator.command(&Command::SilenceTransport)),
+    )
+    .slow(50),
+    Row::new(
+        "silence-upstream",
+        "what goes to the gateway is lost, what comes from it arrives",
+        50,
+        at_once!(|lab| lab.emulator.command(&Command::SilenceUpstream)),
+    )
+    .slow(50),
+    Row::new(
+        "silence-downstream",
+        "what comes from the gateway is lost, what goes to it arrives",
+        50,
+        at_once!(|lab| lab.emulator.command(&Command::SilenceDownstream)),
+    )
+    .slow(50),
+    Row::new(
+        "half-open",
+        "the service has lost the connection and the client is not told",
+        50,
+        at_once!(|lab| lab.emulator.command(&Command::HalfOpen)),
+    )
+    .slow(50),
+    Row::new(
+        "loss-1",
+        "1 % of all messages are lost for 30 s",
+        10,
+        lasting!(|lab| link_for(lab, loss(0.01), secs(30)).await),
+    )
+    .lasting(),
+    Row::new(
+        "loss-5",
+        "5 % of all messages are lost for 30 s",
+        20,
+        lasting!(|lab| link_for(lab, loss(0.05), secs(30)).await),
+    )
+    .lasting(),
+    Row::new(
+        "loss-20",
+        "20 % of all messages are lost for 30 s",
+        30,
+        lasting!(|lab| link_for(lab, loss(0.2), secs(30)).await),
+    )
+    .lasting(),
+    Row::new(
+        "duplication",
+        "10 % of all messages come twice for 30 s",
+        5,
+        lasting!(|lab| link_for(lab, Link { duplicate: 0.1, ..Link::default() }, secs(30)).await),
+    )
+    .lasting(),
+    Row::new(
+        "reordering",
+        "10 % of all messages are overtaken for 30 s",
+        5,
+        lasting!(|lab| link_for(lab, Link { reorder: 0.1, ..Link::default() }, secs(30)).await),
+    )
+    .lasting(),
+    Row::new(
+        "pause",
+        "the service pauses publication for 30 s",
+        5,
+        lasting!(|lab| {
+            lab.emulator.command(&Command::Pause { messages: 1, start_after: Some(secs(30)) });
+            tokio::time::sleep(secs(30)).await;
+        }),
+    )
+    .lasting(),
+    Row::new(
+        "resume-refused",
+        "the WebSocket is reset, and the session cannot be resumed",
+        10,
+        at_once!(|lab| {
+            lab.emulator.update(|settings| settings.resume = Resume::Refused);
+            cut(lab);
+        }),
+    )
+    .resets(5),
+    Row::new(
+        "resume-throttled",
+        "the WebSocket is reset, and three calls of ResumeSession are throttled",
+        30,
+        at_once!(|lab| {
+            fail(lab, "ssm:ResumeSession", Failure::throttled(3));
+            cut(lab);
+        }),
+    ),
+    Row::new(
+        "token-rejected",
+        "the WebSocket is reset, and the gateway does not take the next token",
+        5,
+        at_once!(|lab| {
+            lab.emulator.update(|settings| settings.rejected_tokens = 1);
+            cut(lab);
+        }),
+    ),
+    Row::new(
+        "credentials-expired",
+        "the credentials expire, and then the WebSocket is reset",
+        5,
+        at_once!(|lab| {
+            lab.emulator.expire_credentials();
+            cut(lab);
+        }),
+    ),
+    Row::new("session-ended", "the service ends the session", 10, at_once!(|lab| end_session(lab))).resets(2),
+    Row::new(
+        "start-fails",
+        "the service ends the session, and StartSession fails three times",
+        20,
+        at_once!(|lab| {
+            fail(lab, "ssm:StartSession", Failure::internal(3));
+            end_session(lab);
+        }),
+    )
+    .resets(2),
+    Row::new(
+        "agent-death",
+        "the agent dies without a word",
+        60,
+        at_once!(|lab| lab.emulator.command(&Command::KillAgent)),
+    )
+    .resets(60)
+    .slow(60),
+    Row::new(
+        "bastion-offline",
+        "the bastion is offline for a minute",
+        30,
+        lasting!(|lab| {
+            lab.emulator.inject(&Fault::BastionOffline(secs(60)));
+            tokio::time::sleep(secs(60)).await;
+        }),
+    )
+    .lasting()
+    .resets(60),
+    Row::new(
+        "close-storm",
+        "the service closes each WebSocket after 5 s, for two minutes",
+        5,
+        lasting!(|lab| {
+            lab.emulator.update(|settings| settings.transport_lifetime = Some(secs(5)));
+            tokio::time::sleep(secs(120)).await;
+            lab.emulator.update(|settings| settings.transport_lifetime = None);
+        }),
+    )
+    .lasting(),
+    Row::new(
+        "destination-refuses",
+        "the API server refuses new connections for 30 s",
+        5,
+        lasting!(|lab| destination_for(lab, Destination::Refused, secs(30)).await),
+    )
+    .lasting(),
+    Row::new(
+        "destination-black-holed",
+        "the API server does not answer new connections for 30 s",
+        60,
+        lasting!(|lab| destination_for(lab, Destination::BlackHole, secs(30)).await),
+    )
+    .lasting()
+    .slow(60),
+    Row::new(
+        "api-restart",
+        "the API server closes all connections and is back after 10 s",
+        10,
+        lasting!(|lab| {
+            lab.emulator.inject(&Fault::RestartDestinations(secs(10)));
+            tokio::time::sleep(secs(10)).await;
+        }),
+    )
+    .lasting()
+    .resets(2),
+    Row::new("clock-jump", "the wall clock jumps by 8 hours", 5, at_once!(|_lab| time::jump(secs(8 * 3600)))),
+    Row::new(
+        "nap",
+        "the machine sleeps for 5 minutes; its connection to the gateway does not survive",
+        15,
+        at_once!(|lab| lab.sleep(secs(300), secs(1200))),
+    )
+    .slow(15),
+    Row::new(
+        "night",
+        "the machine sleeps for 8 hours; neither connection nor session survive",
+        20,
+        at_once!(|lab| lab.sleep(secs(8 * 3600), secs(1200))),
+    )
+    .resets(15)
+    .slow(20),
+];
+
+/// What came of one run.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub(crate) outcome: Outcome,
+    /// States of the tunnel from the injection on.
+    pub(crate) states: Vec<String>,
+    /// The error that `status` shows afterwards, if the fault made it.
+    pub(crate) last_error: Option<String>,
+}
+
+impl Row {
+    /// Runs the fault once.
+    ///
+    /// # Errors
+    /// What was not as expected.
+    pub(crate) fn run(&self, seed: u64) -> Result<Run, String> {
+        on_virtual_time(self.run_within(seed)).map_err(|wrong| format!("{} with seed {seed}: {wrong}", self.name))
+    }
+
+    async fn run_within(&self, seed: u64) -> Result<Run, String> {
+        let probe_interval = secs(30);
+        let lab = Lab::start(&Setup { seed, probe_interval, churn: Some(Duration::from_millis(250)) }).await?;
+        let workload = Workload::start(&lab, Load::FULL, seed);
+        tokio::time::sleep(WARM_UP).await;
+        if !lab.ledger.has_begun() {
+            return Err(format!("not all activities have begun: {:?}", lab.ledger.stuck(Duration::ZERO)));
+        }
+        let error_before = lab.status().last_error.map(|error| error.to_string());
+        let mut board = lab.board();
+        let mut states = vec![board.borrow_and_update().tunnels[0].state.to_string()];
+        lab.ledger.inject();
+        let follow = async {
+            while board.changed().await.is_ok() {
+                let state = board.borrow_and_update().tunnels[0].state.to_string();
+                if states.last() != Some(&state) {
+                    states.push(state);
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = follow => {}
+            () = self.happen(&lab) => {}
+        }
+        let wrong = lab.ledger.stuck(SETTLED);
+        let outcome = lab.ledger.outcome();
+        let error_after = lab.status().last_error.map(|error| error.to_string()).filter(|_| true);
+        let is_active = lab.is_active();
+        let ids: Vec<String> = lab.emulator.sessions().into_iter().map(|session| session.id).collect();
+        let last_error = error_after
+            .filter(|error| Some(error) != error_before.as_ref())
+            .map(|error| ids.iter().fold(error, |error, id| error.replace(id.as_str(), "ann-0a1b2c3d4e5f60718")));
+        lab.ledger.inject();
+        workload.end().await;
+        let mut all_wrong = lab.ledger.outcome().wrong;
+        all_wrong.extend(wrong.into_iter().map(|name| format!("{name} is still waiting")));
+        if !is_active {
+            all_wrong.push(format!("the tunnel is not active again: {states:?}, {last_error:?}"));
+        }
+        all_wrong.extend(lab.stop().await);
+        all_wrong.extend(self.unexpected(&outcome));
+        if all_wrong.is_empty() {
+            return Ok(Run { outcome, states, last_error });
+        }
+        all_wrong.truncate(5);
+        Err(format!("{all_wrong:#?} {states:?} {last_error:?} {outcome:?}"))
+    }
+
+    /// Injects the fault and waits until it is survived, or should be.
+    async fn happen(&self, lab: &Lab) {
+        (self.inject)(lab).await;
+        if self.from == From::End {
+            lab.ledger.mark();
+        }
+        let marked = time::now();
+        tokio::time::sleep(self.watch).await;
+        while time::now() < marked + self.watch + self.bound + SETTLED {
+            if lab.is_active() && lab.ledger.stuck(SETTLED).is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn unexpected(&self, outcome: &Outcome) -> Option<String> {
+        let all = Load::FULL.connections() as usize;
+        match self.expected {
+            Expected::Kept if outcome.kept < all => Some(format!("{} connections were cut", outcome.reset)),
+            Expected::Kept if outcome.open_wait > Some(self.bound) => {
+                Some("open connections waited too long".to_owned())
+            }
+            Expected::Reset(_) if outcome.reset < all => Some(format!("{} connections were not cut", outcome.kept)),
+            Expected::Reset(limit) if outcome.told_after > Some(limit) => {
+                Some("connections were cut too late".to_owned())
+            }
+            _ if outcome.new_wait > self.bound => Some("new connections waited too long".to_owned()),
+            Expected::Kept | Expected::Reset(_) => None,
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The page that shows what the matrix came to.
+
+use std::{fmt::Write as _, time::Duration};
+
+use super::{
+    matrix::{Expected, From, Row, Run},
+    workload::Load,
+};
+
+/// Where the page is.
+pub(crate) const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults.md");
+
+/// Runs of one fault.
+pub(crate) struct Runs {
+    pub(crate) row: Row,
+    pub(crate) runs: Vec<Run>,
+}
+
+/// Median and worst.
+fn summary(mut values: Vec<Duration>) -> String {
+    values.sort();
+    let (Some(worst), Some(median)) = (values.last(), values.get(values.len() / 2)) else { return "–".to_owned() };
+    format!("{:.1} s, {:.1} s", median.as_secs_f64(), worst.as_secs_f64())
+}
+
+/// Writes the row of a fault.
+pub(crate) fn row(Runs { row, runs }: &Runs) -> String {
+    let waits = |read: fn(&Run) -> Option<Duration>| summary(runs.iter().filter_map(read).collect());
+    let from = match row.from {
+        From::Injection => "injection",
+        From::End => "its end",
+    };
+    let open = match row.expected {
+        Expected::Kept => waits(|run| run.outcome.open_wait),
+        Expected::Reset(_) => format!("cut: {}", waits(|run| run.outcome.told_after)),
+    };
+    let new = waits(|run| Some(run.outcome.new_wait));
+    let kept = runs.iter().map(|run| run.outcome.kept).min().unwrap_or_default();
+    let lost: u64 = runs.iter().map(|run| run.outcome.wrong_bytes).sum();
+    let (states, error) =
+        runs.first().map_or((String::new(), None), |run| (run.states.join(" → "), run.last_error.clone()));
+    let error = error.map_or(String::new(), |error| format!("; {}", error.replace('|', "\\|")));
+    format!(
+        "| `{}` | {} | {from} | {open} | {new} | {kept} of {} | {lost} | {states}{error} |",
+        row.name,
+        row.what,
+        Load::FULL.connections()
+    )
+}
+
+/// Writes the page.
+pub(crate) fn page(seeds: u64, rows: &[String], processes: &[String], checked: u64) -> String {
+    let mut page = String::new();
+    let all = Load::FULL.connections();
+    let questions = Load::FULL.questions;
+    write!(
+        page,
+        "# What faults do\n\n\
+         Written by `cargo run --release --example faults -- --write`, not by hand: each row was run with {seeds} seeds, on virtual\n\
+         time, with the supervisor, the tunnels and the WebSockets of `up` between a local program and an emulated AWS, 20 ms away\n\
+         each way, whose agent keeps the pace of a real one (1 ms for each KiB). `tests/it/matrix.rs` runs every row again as a test.\n\n\
+         During each fault {all} connections are open: a download, an upload, {questions} loops of small questions and a Kubernetes watch;\n\
+         another program makes new connections all the time. Every byte is compared ({} MB in all), and every change that the watch\n\
+         shows has to come once and in order.\n\n\
+         **Waits** are median and worst over the seeds. An open connection waits from asking for something, or from getting a part\n\
+         of it, until the next part is there, and what counts is the longest wait on any connection that was kept. A new\n\
+         connection waits from the first attempt to connect until its question is answered; one that ends early is tried again\n\
+         after 0.2 s, and the wait goes on. Both count from the moment in the column \"from\": what was waiting then is waiting since\n\
+         then. The base line is what the agent's queue costs while the download runs. Where connections are cut, the column says how\n\
+         long after the injection the last of them was told.\n\n\
+         **What the user sees** is what `status` shows: the tunnel's states, and its last error afterwards, both from the first run.\n\n\
+         | fault | what happens | from | open connections wait | new connections wait | kept | bytes lost | what the user sees |\n\
+         |---|---|---|---|---|---:|---:|---|\n",
+        checked / 1_000_000
+    )
+    .expect("a string takes everything");
+    for row in rows {
+        page.push_str(row);
+        page.push('\n');
+    }
+    if !processes.is_empty() {
+        page.push_str(
+            "\n## The program as a process\n\n\
+             These concern files and processes, so the program itself runs against the emulated AWS on sockets, in real time.\n\n\
+             | fault | what happens | runs | until it works again | what the user sees |\n\
+             |---|---|---:|---|---|\n",
+        );
+        for row in processes {
+            page.push_str(row);
+            page.push('\n');
+        }
+    }
+    page
+}
