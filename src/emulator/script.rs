@@ -135,7 +135,7 @@ pub enum Destination {
     Reachable,
     /// Refused.
     Refused,
-    /// No answer: the dial does not end, and no later one of the session begins.
+    /// No answer: the dial fails after two minutes, and until then no later one of the session begins.
     BlackHole,
     /// Made after this time.
     Slow(Duration),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use autoheal_pa::emulator::{Command, Destination, Failure, Fault, Link, Resume};
+use autoheal_pa::emulator::{Command, Destination, Failure, Fault, Link, SessionInfo, SessionState};
 use futures_util::future::BoxFuture;
 
 use super::{
@@ -218,9 +218,11 @@ pub(crate) const ROWS: &[Row] = &[
         "resume-refused",
         "the WebSocket is reset, and the session cannot be resumed",
         10,
-        at_once!(|lab| {
-            lab.emulator.update(|settings| settings.resume = Resume::Refused);
+        lasting!(|lab| {
             cut(lab);
+            let is_gone = |session: &SessionInfo| session.state == SessionState::Disconnected;
+            lab.emulator.wait_until(|emulator| emulator.sessions().iter().any(is_gone)).await;
+            end_session(lab);
         }),
     )
     .resets(5),

@@ -12,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -38,6 +39,9 @@ const RECEIVE_BUDGET: usize = 4 << 20;
 
 /// Largest frame that the agent makes: `MaxFrameSize` of smux.
 const MAX_FRAME_LEN: usize = 32_768;
+
+/// How many SYNs are sent before a dial fails, after 127 s: `tcp_syn_retries` of Linux is 6.
+const SYN_ATTEMPTS: u32 = 7;
 
 /// Events of connections that wait for the session's task.
 const EVENT_QUEUE_LEN: usize = 16;
@@ -245,32 +249,33 @@ impl Destinations {
         }
     }
 
-    fn behaviour(&self) -> Destination {
-        let settings = self.world.settings();
-        let found = settings.destinations.get(&self.name).or_else(|| settings.destinations.get("*"));
-        found.copied().unwrap_or_default()
-    }
-
     fn dial_next(&mut self) {
         if self.dial.is_some() || self.waiting.is_empty() {
             return;
         }
-        let (behaviour, place) = (self.behaviour(), self.place.clone());
+        let (world, name, place) = (self.world.clone(), self.name.clone(), self.place.clone());
         self.dial = Some(Box::pin(async move {
-            match behaviour {
-                Destination::Refused => return Err(io::ErrorKind::ConnectionRefused.into()),
-                Destination::BlackHole => return pending().await,
-                Destination::Slow(time) => tokio::time::sleep(time).await,
-                Destination::Reachable | Destination::NeverReads | Destination::HalfCloses => {}
+            // Attempts are as far apart as Linux sends SYNs again, so a black hole that ends is not noticed at once.
+            for pause in (0..SYN_ATTEMPTS).map(|attempt| Duration::from_secs(1 << attempt)) {
+                match behaviour(&world, &name) {
+                    Destination::Refused => return Err(io::ErrorKind::ConnectionRefused.into()),
+                    Destination::BlackHole => {
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    }
+                    Destination::Slow(time) => tokio::time::sleep(time).await,
+                    Destination::Reachable | Destination::NeverReads | Destination::HalfCloses => {}
+                }
+                return place.ok_or(io::ErrorKind::AddrNotAvailable)?.connect().await;
             }
-            place.ok_or(io::ErrorKind::AddrNotAvailable)?.connect().await
+            Err(io::ErrorKind::TimedOut.into())
         }));
     }
 
     fn connect(&self, waiting: Waiting, wire: Wire) {
         let connection = Connection {
             id: waiting.id,
-            behaviour: self.behaviour(),
+            behaviour: behaviour(&self.world, &self.name),
             commands: waiting.commands,
             events: self.event_sender.clone(),
             budget: self.budget.clone(),
@@ -286,6 +291,13 @@ impl Destinations {
             }
         });
     }
+}
+
+/// How connections to a destination go at the moment.
+fn behaviour(world: &World, name: &str) -> Destination {
+    let settings = world.settings();
+    let found = settings.destinations.get(name).or_else(|| settings.destinations.get("*"));
+    found.copied().unwrap_or_default()
 }
 
 async fn dialled(dial: &mut Option<Dial>) -> io::Result<Wire> {
