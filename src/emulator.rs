@@ -344,6 +344,11 @@ impl Emulator {
         lock(&self.world.sessions).values().map(|session| session.info()).collect()
     }
 
+    /// Forgets the sessions that have ended, which are kept for those who ask for what has happened.
+    pub fn forget_ended_sessions(&self) {
+        lock(&self.world.sessions).retain(|_, session| session.state() != SessionState::Ended);
+    }
+
     /// Waits until a condition on this emulator holds. It is looked at after every event and message.
     ///
     /// # Cancel safety

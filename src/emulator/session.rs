@@ -220,7 +220,7 @@ impl Session {
         let (control, control_receiver) = mpsc::unbounded_channel();
         let (messages, message_receiver) = mpsc::channel(QUEUE_LEN);
         let mut sessions = lock(&world.sessions);
-        let number = u64::try_from(sessions.len()).unwrap_or_default();
+        let number = world.sessions_started.fetch_add(1, Ordering::Relaxed);
         let session = Arc::new(Self {
             started: world.clock.wall(),
             seed: world.config.seed.wrapping_mul(0x100_0000).wrapping_add(number),

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 
 use tokio::sync::watch;
@@ -67,6 +67,8 @@ pub(super) struct World {
     /// The same as a URL: scheme, host and port.
     pub(super) gateway_url: String,
     pub(super) sessions: Mutex<BTreeMap<String, Arc<Session>>>,
+    /// How many sessions were started.
+    pub(super) sessions_started: AtomicU64,
     /// `host:port` as agents see it, and where it leads.
     pub(super) routes: Mutex<BTreeMap<String, Place>>,
     pub(super) stop: CancellationToken,
@@ -109,6 +111,7 @@ impl World {
             gateway: places.gateway,
             gateway_url: places.gateway_url,
             sessions: Mutex::default(),
+            sessions_started: AtomicU64::new(0),
             routes: Mutex::new(routes),
             stop,
             tasks,

@@ -10,6 +10,10 @@ mod credentials;
 mod examples;
 mod faults;
 mod kubernetes;
+#[expect(dead_code, reason = "the examples use the rest")]
+#[path = "../lab/lab.rs"]
+mod lab;
+mod matrix;
 mod support;
 mod tidy;
 mod transfer;

@@ -144,21 +144,21 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new(
         "silence",
         "the connection to the gateway stays open and carries nothing, either way",
-        50,
+        90,
         at_once!(|lab| lab.emulator.command(&Command::SilenceTransport)),
     )
     .slow(50),
     Row::new(
         "silence-upstream",
         "what goes to the gateway is lost, what comes from it arrives",
-        50,
+        120,
         at_once!(|lab| lab.emulator.command(&Command::SilenceUpstream)),
     )
     .slow(50),
     Row::new(
         "silence-downstream",
         "what comes from the gateway is lost, what goes to it arrives",
-        50,
+        90,
         at_once!(|lab| lab.emulator.command(&Command::SilenceDownstream)),
     )
     .slow(50),
@@ -342,8 +342,8 @@ pub(crate) const ROWS: &[Row] = &[
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
     pub(crate) outcome: Outcome,
-    /// States of the tunnel from the injection on.
-    pub(crate) states: Vec<String>,
+    /// States of the tunnel from the injection on, and how long after it they came.
+    pub(crate) states: Vec<(String, Duration)>,
     /// The error that `status` shows afterwards, if the fault made it.
     pub(crate) last_error: Option<String>,
 }
@@ -367,13 +367,14 @@ impl Row {
         }
         let error_before = lab.status().last_error.map(|error| error.to_string());
         let mut board = lab.board();
-        let mut states = vec![board.borrow_and_update().tunnels[0].state.to_string()];
+        let mut states = vec![(board.borrow_and_update().tunnels[0].state.to_string(), Duration::ZERO)];
         lab.ledger.inject();
+        let injected = time::now();
         let follow = async {
             while board.changed().await.is_ok() {
                 let state = board.borrow_and_update().tunnels[0].state.to_string();
-                if states.last() != Some(&state) {
-                    states.push(state);
+                if states.last().is_none_or(|(last, _)| *last != state) {
+                    states.push((state, time::now() - injected));
                 }
             }
         };
@@ -384,7 +385,7 @@ impl Row {
         }
         let wrong = lab.ledger.stuck(SETTLED);
         let outcome = lab.ledger.outcome();
-        let error_after = lab.status().last_error.map(|error| error.to_string()).filter(|_| true);
+        let error_after = lab.status().last_error.map(|error| error.to_string());
         let is_active = lab.is_active();
         let ids: Vec<String> = lab.emulator.sessions().into_iter().map(|session| session.id).collect();
         let last_error = error_after
@@ -433,7 +434,9 @@ impl Row {
             Expected::Reset(limit) if outcome.told_after > Some(limit) => {
                 Some("connections were cut too late".to_owned())
             }
-            _ if outcome.new_wait > self.bound => Some("new connections waited too long".to_owned()),
+            _ if outcome.new_wait.is_none_or(|wait| wait > self.bound) => {
+                Some("new connections waited too long".to_owned())
+            }
             Expected::Kept | Expected::Reset(_) => None,
         }
     }

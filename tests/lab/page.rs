@@ -23,6 +23,17 @@ fn summary(mut values: Vec<Duration>) -> String {
     format!("{:.1} s, {:.1} s", median.as_secs_f64(), worst.as_secs_f64())
 }
 
+/// Writes the states of a run, a cycle that repeats only once.
+fn states(run: &Run) -> String {
+    let names: Vec<&str> = run.states.iter().map(|(state, _)| state.as_str()).collect();
+    match names.as_slice() {
+        [first, second, rest @ ..] if rest.len() > 2 && rest.iter().all(|state| state == first || state == second) => {
+            format!("{first} → {second} → {first}, {} times", names.len() / 2)
+        }
+        names => names.join(" → "),
+    }
+}
+
 /// Writes the row of a fault.
 pub(crate) fn row(Runs { row, runs }: &Runs) -> String {
     let waits = |read: fn(&Run) -> Option<Duration>| summary(runs.iter().filter_map(read).collect());
@@ -34,11 +45,10 @@ pub(crate) fn row(Runs { row, runs }: &Runs) -> String {
         Expected::Kept => waits(|run| run.outcome.open_wait),
         Expected::Reset(_) => format!("cut: {}", waits(|run| run.outcome.told_after)),
     };
-    let new = waits(|run| Some(run.outcome.new_wait));
+    let new = waits(|run| run.outcome.new_wait);
     let kept = runs.iter().map(|run| run.outcome.kept).min().unwrap_or_default();
     let lost: u64 = runs.iter().map(|run| run.outcome.wrong_bytes).sum();
-    let (states, error) =
-        runs.first().map_or((String::new(), None), |run| (run.states.join(" → "), run.last_error.clone()));
+    let (states, error) = runs.first().map_or((String::new(), None), |run| (states(run), run.last_error.clone()));
     let error = error.map_or(String::new(), |error| format!("; {}", error.replace('|', "\\|")));
     format!(
         "| `{}` | {} | {from} | {open} | {new} | {kept} of {} | {lost} | {states}{error} |",
@@ -63,13 +73,12 @@ pub(crate) fn page(seeds: u64, rows: &[String], processes: &[String], checked: u
          another program makes new connections all the time. Every byte is compared ({} MB in all), and every change that the watch\n\
          shows has to come once and in order.\n\n\
          **Waits** are median and worst over the seeds. An open connection waits from asking for something, or from getting a part\n\
-         of it, until the next part is there, and what counts is the longest wait on any connection that was kept. A new\n\
-         connection waits from the first attempt to connect until its question is answered; one that ends early is tried again\n\
-         after 0.2 s, and the wait goes on. Both count from the moment in the column \"from\": what was waiting then is waiting since\n\
-         then. The base line is what the agent's queue costs while the download runs. Where connections are cut, the column says how\n\
+         of it, until the next part is there, and what counts is the longest wait on any connection that was kept. New\n\
+         connections are made every 0.5 s, and what counts is when one that was made after the fault is first answered. Both count\n\
+         from the moment in the column \"from\": what was waiting then is waiting since then. The base line is what the agent's queue costs while the download runs. Where connections are cut, the column says how\n\
          long after the injection the last of them was told.\n\n\
          **What the user sees** is what `status` shows: the tunnel's states, and its last error afterwards, both from the first run.\n\n\
-         | fault | what happens | from | open connections wait | new connections wait | kept | bytes lost | what the user sees |\n\
+         | fault | what happens | from | open connections wait | a new connection is answered | kept | bytes lost | what the user sees |\n\
          |---|---|---|---|---|---:|---:|---|\n",
         checked / 1_000_000
     )

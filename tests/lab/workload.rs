@@ -35,8 +35,8 @@ const BULK_LEN: u64 = 512 << 10;
 /// Pause before a client whose connection has ended connects again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Pause between two new connections.
-const VISIT_PAUSE: Duration = Duration::from_millis(300);
+/// New connections that may wait at once.
+const MAX_VISITS: usize = 100;
 
 /// How long activities have for ending what they are at.
 const END_LIMIT: Duration = Duration::from_secs(600);
@@ -51,13 +51,20 @@ pub(crate) struct Load {
     /// Pause between two bulk transfers.
     pub(crate) bulk_pause: Duration,
     /// Pause between two new connections.
+    pub(crate) visit_pause: Duration,
+    /// Whether pods are watched.
     pub(crate) watch: bool,
 }
 
 impl Load {
     /// What the matrix runs: the whole.
-    pub(crate) const FULL: Self =
-        Self { questions: 32, question_pause: Duration::from_millis(400), bulk_pause: Duration::ZERO, watch: true };
+    pub(crate) const FULL: Self = Self {
+        questions: 32,
+        question_pause: Duration::from_millis(400),
+        bulk_pause: Duration::ZERO,
+        visit_pause: Duration::from_millis(500),
+        watch: true,
+    };
 
     /// Connections that are open all the time.
     pub(crate) fn connections(&self) -> u32 {
@@ -77,6 +84,8 @@ struct Activity {
     /// When its connection ended after the injection.
     reset: Option<Duration>,
     arrivals: u64,
+    /// When a new connection that was made after the mark was first answered.
+    visited: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -104,8 +113,8 @@ pub(crate) struct Outcome {
     pub(crate) open_wait: Option<Duration>,
     /// The longest time from the injection until a connection that was not kept ended.
     pub(crate) told_after: Option<Duration>,
-    /// The longest wait of a new connection.
-    pub(crate) new_wait: Duration,
+    /// The time from the mark until a new connection was answered.
+    pub(crate) new_wait: Option<Duration>,
     pub(crate) checked: u64,
     pub(crate) wrong_bytes: u64,
     pub(crate) wrong: Vec<String>,
@@ -157,6 +166,15 @@ impl Ledger {
         }
     }
 
+    /// Takes note that a new connection, made at `started`, has been answered.
+    fn visited(&self, activity: u32, started: Duration) {
+        let now = time::now();
+        let mut inner = self.lock();
+        if inner.mark.is_some_and(|mark| started >= mark) {
+            inner.activities[activity as usize].visited.get_or_insert(now);
+        }
+    }
+
     /// Compares content; returns how many bytes are wrong.
     pub(crate) fn check(&self, activity: u32, seed: u64, start: u64, bytes: &[u8]) -> u64 {
         let wrong = wrong_bytes(seed, start, bytes);
@@ -188,18 +206,13 @@ impl Ledger {
         let mut inner = self.lock();
         inner.mark = Some(now);
         for activity in &mut inner.activities {
-            activity.longest = Duration::ZERO;
+            (activity.longest, activity.visited) = (Duration::ZERO, None);
         }
     }
 
-    /// Forgets all that has happened: connections that end are to be complained of again.
-    pub(crate) fn forgive(&self) {
-        let mut inner = self.lock();
-        inner.injected = None;
-        inner.mark = None;
-        for activity in &mut inner.activities {
-            (activity.longest, activity.reset) = (Duration::ZERO, None);
-        }
+    /// Forgets everything: another workload begins.
+    pub(crate) fn start_over(&self) {
+        *self.lock() = Inner::default();
     }
 
     /// Whether every activity has got something.
@@ -210,14 +223,21 @@ impl Ledger {
     /// Who has waited for longer than `limit`.
     pub(crate) fn stuck(&self, limit: Duration) -> Vec<String> {
         let now = time::now();
-        let waits = |activity: &&Activity| activity.waiting.is_some_and(|since| now.saturating_sub(since) > limit);
-        self.lock().activities.iter().filter(waits).map(|activity| activity.name.clone()).collect()
+        let inner = self.lock();
+        let is_marked = inner.mark.is_some();
+        let waits = |activity: &&Activity| {
+            if activity.visits {
+                return is_marked && activity.visited.is_none();
+            }
+            activity.waiting.is_some_and(|since| now.saturating_sub(since) > limit)
+        };
+        inner.activities.iter().filter(waits).map(|activity| activity.name.clone()).collect()
     }
 
     /// Sums up.
     pub(crate) fn outcome(&self) -> Outcome {
         let inner = self.lock();
-        let injected = inner.injected.unwrap_or_default();
+        let (injected, mark) = (inner.injected.unwrap_or_default(), inner.mark.unwrap_or_default());
         let (visits, open): (Vec<_>, Vec<_>) = inner.activities.iter().partition(|activity| activity.visits);
         let kept = open.iter().filter(|activity| activity.reset.is_none());
         let told = open.iter().filter_map(|activity| activity.reset).max();
@@ -226,7 +246,7 @@ impl Ledger {
             reset: open.iter().filter(|activity| activity.reset.is_some()).count(),
             open_wait: kept.map(|activity| activity.longest).max(),
             told_after: told.map(|at| at.saturating_sub(injected)),
-            new_wait: visits.iter().map(|activity| activity.longest).max().unwrap_or_default(),
+            new_wait: visits.iter().filter_map(|activity| activity.visited).max().map(|at| at.saturating_sub(mark)),
             checked: inner.checked,
             wrong_bytes: inner.wrong_bytes,
             wrong: inner.wrong.clone(),
@@ -261,7 +281,7 @@ impl Workload {
         }
         workload.tasks.spawn(client("download".to_owned(), false).run(Habit::Download { pause: load.bulk_pause }));
         workload.tasks.spawn(client("upload".to_owned(), false).run(Habit::Upload { pause: load.bulk_pause }));
-        workload.tasks.spawn(client("new connection".to_owned(), true).visits());
+        workload.tasks.spawn(client("new connection".to_owned(), true).visits(load.visit_pause));
         if load.watch {
             let watch = watch::Watch::new(client("watch".to_owned(), false), lab);
             workload.tasks.spawn(watch.run());
@@ -291,6 +311,7 @@ enum Habit {
 }
 
 /// A local program.
+#[derive(Clone)]
 struct Client {
     port: MemoryPort,
     ledger: Arc<Ledger>,
@@ -322,19 +343,25 @@ impl Client {
                     self.ask(connection).await?;
                     let most = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
                     let pause = most / 4 + self.random.next_u64() % (most * 3 / 4);
-                    tokio::time::sleep(Duration::from_millis(pause)).await;
+                    self.pause(Duration::from_millis(pause)).await;
                 }
                 Habit::Download { pause } => {
                     self.download(connection).await?;
-                    tokio::time::sleep(pause).await;
+                    self.pause(pause).await;
                 }
                 Habit::Upload { pause } => {
                     self.upload(connection).await?;
-                    tokio::time::sleep(pause).await;
+                    self.pause(pause).await;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Pauses until the stop at the latest.
+    async fn pause(&self, pause: Duration) {
+        // Which of the two came does not matter.
+        let _outcome = tokio::time::timeout(pause, self.stop.cancelled()).await;
     }
 
     /// Asks one question, and checks the answer.
@@ -393,16 +420,25 @@ impl Client {
         Ok(())
     }
 
-    /// Makes new connections, each with one question. One that ends early is tried again: the wait goes on.
-    async fn visits(mut self) {
+    /// Makes a new connection every now and then, each with one question, whatever becomes of the others.
+    async fn visits(mut self, pause: Duration) {
+        let mut visits = JoinSet::new();
         while !self.stop.is_cancelled() {
-            self.ledger.asked(self.activity);
-            let outcome = match self.port.connect() {
-                Ok(mut connection) => self.ask(&mut connection).await,
-                Err(error) => Err(error),
-            };
-            let pause = if outcome.is_ok() { VISIT_PAUSE } else { RETRY };
-            tokio::time::sleep(pause).await;
+            while visits.try_join_next().is_some() {}
+            if visits.len() < MAX_VISITS {
+                let mut visitor = Self { random: SplitMix64::new(self.random.next_u64()), ..self.clone() };
+                visits.spawn(async move {
+                    let started = time::now();
+                    // One that ends early has found out that nobody is there; another will come.
+                    if let Ok(mut connection) = visitor.port.connect()
+                        && visitor.ask(&mut connection).await.is_ok()
+                    {
+                        visitor.ledger.visited(visitor.activity, started);
+                    }
+                });
+            }
+            self.pause(pause).await;
         }
+        while visits.join_next().await.is_some() {}
     }
 }
