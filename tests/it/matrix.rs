@@ -1,6 +1,6 @@
 //! Every row of the fault matrix, with one seed, on virtual time; and the page of what 20 seeds came to.
 
-use crate::lab::{matrix::ROWS, page};
+use crate::lab::{matrix::ROWS, page, soak};
 
 /// Makes a test of each row.
 macro_rules! rows {
@@ -39,4 +39,14 @@ fn every_row_is_a_test_and_is_on_the_page() {
     let missing: Vec<_> =
         ROWS.iter().filter(|row| !page.contains(&format!("\n| `{}` | {} |", row.name, row.what))).collect();
     assert!(missing.is_empty(), "write the page again: {:?}", missing.iter().map(|row| row.name).collect::<Vec<_>>());
+}
+
+/// One day here, thirty by `cargo run --release --example soak`.
+#[test]
+fn a_day_leaves_nothing_behind() {
+    for seed in [1, 2] {
+        if let Err(wrong) = soak::soak(1, seed) {
+            panic!("{wrong}");
+        }
+    }
 }

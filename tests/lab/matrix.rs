@@ -133,7 +133,7 @@ fn loss(fraction: f64) -> Link {
 
 /// The matrix.
 pub(crate) const ROWS: &[Row] = &[
-    Row::new("nothing", "nothing: the base line", 2, at_once!(|_lab| ())),
+    Row::new("nothing", "nothing: the base line", 2, |_lab| Box::pin(std::future::ready(()))),
     Row::new("websocket-reset", "the WebSocket's connection is reset", 5, at_once!(|lab| cut(lab))),
     Row::new(
         "close-1000",

@@ -83,7 +83,10 @@ impl Watch {
         while let Some(change) = changes.try_next().await? {
             let version = match change {
                 WatchEvent::Modified(pod) => pod.metadata.resource_version.and_then(|version| version.parse().ok()),
-                other => {
+                other @ (WatchEvent::Added(_)
+                | WatchEvent::Deleted(_)
+                | WatchEvent::Bookmark(_)
+                | WatchEvent::Error(_)) => {
                     ledger.complain(format!("the watch got {other:?}"));
                     continue;
                 }
