@@ -4,8 +4,8 @@
 //! while after a ping, or, on a transport that has answered pings before, when the answers stay away
 //! although data comes: then the way out is broken and only the way in is not.
 //!
-//! An idle transport may take its time. One on which an acknowledgement is waited for is asked as soon as
-//! it has been quiet for a moment, so that whoever uses the tunnel does not wait for the next round of pings.
+//! An idle transport may take its time. One on which an acknowledgement has not come for a moment is asked at
+//! once, so that whoever uses the tunnel does not wait for the next round of pings.
 
 use std::time::Duration;
 
@@ -21,12 +21,15 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(19);
 /// away, or clocks that say that the machine has slept.
 const SUSPECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long an acknowledgement may stay away, with nothing else coming either, before the transport is suspected.
-/// Round trips take a second at most, queues included.
+/// How long an acknowledgement may stay away before the transport is suspected. Round trips take a second at most,
+/// queues included.
 const QUIET_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long the answer to a ping may stay away while other things come. Answers queue behind data.
 const PONG_LIMIT: Duration = Duration::from_secs(60);
+
+/// The same once an acknowledgement stays away as well: together they say that nothing gets out.
+const MUTE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How far the wall clock may run ahead of the monotonic one, which stands still in sleep, before it
 /// counts as sleep. Corrections of the clock are smaller, and a needless ping costs nothing.
@@ -51,6 +54,7 @@ pub(super) enum Due {
 #[derive(Debug)]
 pub(super) struct Liveness {
     heard_at: Duration,
+    pinged_at: Duration,
     next_ping: Duration,
     /// When the oldest ping that nothing has followed was sent, and how long it may go unanswered.
     asked: Option<(Duration, Duration)>,
@@ -67,6 +71,7 @@ impl Liveness {
     pub(super) fn new(now: Now) -> Self {
         Self {
             heard_at: now.mono,
+            pinged_at: now.mono,
             next_ping: now.mono,
             asked: None,
             unanswered: None,
@@ -102,8 +107,8 @@ impl Liveness {
         if self.dead_at(waiting_since).is_some_and(|at| at <= now.mono) {
             return Due::Dead(now.mono.saturating_sub(self.heard_at));
         }
-        if self.asked.is_none() && self.suspect_at(waiting_since).is_some_and(|at| at <= now.mono) {
-            self.asked = Some((now.mono, SUSPECT_LIMIT));
+        if self.suspect_at(waiting_since).is_some_and(|at| at <= now.mono) {
+            self.asked.get_or_insert((now.mono, SUSPECT_LIMIT));
             self.pinged(now);
             return Due::Suspect;
         }
@@ -116,28 +121,33 @@ impl Liveness {
     }
 
     fn pinged(&mut self, now: Now) {
+        self.pinged_at = now.mono;
         self.next_ping = now.mono + PING_INTERVAL;
         self.unanswered.get_or_insert(now.mono);
     }
 
-    /// When the transport becomes suspect, as an acknowledgement stays away.
+    /// When the transport is to be asked, as an acknowledgement stays away; a ping under way asks already.
     fn suspect_at(&self, waiting_since: Option<Duration>) -> Option<Duration> {
-        Some(waiting_since?.max(self.heard_at) + QUIET_LIMIT)
+        let waiting_since = waiting_since?;
+        let quiet = self.asked.is_none().then(|| waiting_since.max(self.heard_at) + QUIET_LIMIT);
+        let mute = self.unanswered.is_none().then(|| waiting_since.max(self.pinged_at) + QUIET_LIMIT);
+        [quiet, mute].into_iter().flatten().min()
     }
 
     fn dead_at(&self, waiting_since: Option<Duration>) -> Option<Duration> {
-        let silent = self.asked.map(|(at, limit)| {
-            let suspect = self.suspect_at(waiting_since).map(|suspect| at.max(suspect) + SUSPECT_LIMIT);
-            suspect.map_or(at + limit, |suspect| suspect.min(at + limit))
-        });
-        let one_way = self.unanswered.filter(|_| self.answers).map(|at| at + PONG_LIMIT);
-        [silent, one_way].into_iter().flatten().min()
+        // From when on an acknowledgement that stays away shortens the limits.
+        let doubt = waiting_since.map(|since| since + QUIET_LIMIT);
+        let within = |at: Duration, limit: Duration, in_doubt: Duration| {
+            doubt.map_or(at + limit, |doubt| (at.max(doubt) + in_doubt).min(at + limit))
+        };
+        let silent = self.asked.map(|(at, limit)| within(at, limit, SUSPECT_LIMIT));
+        let mute = self.unanswered.filter(|_| self.answers).map(|at| within(at, PONG_LIMIT, MUTE_LIMIT));
+        [silent, mute].into_iter().flatten().min()
     }
 
     /// Returns when [`poll`](Self::poll) has something to say at the latest.
     pub(super) fn deadline(&self, waiting_since: Option<Duration>) -> Duration {
-        let suspect = self.suspect_at(waiting_since).filter(|_| self.asked.is_none());
-        let early = [self.dead_at(waiting_since), suspect].into_iter().flatten();
+        let early = [self.dead_at(waiting_since), self.suspect_at(waiting_since)].into_iter().flatten();
         early.fold(self.next_ping, Duration::min)
     }
 }
@@ -219,6 +229,25 @@ mod tests {
         assert_eq!(liveness.poll(at(9.9), waiting), Due::Nothing, "asked once");
         assert_eq!(liveness.deadline(waiting), Duration::from_secs(10));
         assert!(matches!(liveness.poll(at(10.0), waiting), Due::Dead(_)));
+    }
+
+    #[test]
+    fn a_link_on_which_nothing_gets_out_is_given_up_though_data_comes() {
+        let mut liveness = Liveness::new(at(0.0));
+        assert_eq!(liveness.poll(at(0.0), None), Due::Ping);
+        liveness.answered(at(0.1));
+        let waiting = Some(Duration::from_secs(20));
+        let mut dues = Vec::new();
+        for tenth in 200..400 {
+            let now = at(f64::from(tenth) / 10.0);
+            match liveness.poll(now, waiting) {
+                Due::Nothing => {}
+                due => dues.push((tenth / 10, due)),
+            }
+            liveness.heard(now);
+        }
+        assert_eq!(dues[0], (23, Due::Suspect));
+        assert!(matches!(dues[1], (33, Due::Dead(_))), "{dues:?}");
     }
 
     #[test]

@@ -46,8 +46,8 @@ const USELESS_SESSIONS: u32 = 3;
 const UNANSWERED_PROBES: u32 = 2;
 
 /// Refused or broken probes after which a new session is tried: an agent resolves the destination's
-/// name only once, when its session starts.
-const FAILED_PROBES: u32 = 4;
+/// name only once, when its session starts. An API server that is only restarted is back before that.
+const FAILED_PROBES: u32 = 6;
 
 /// What to do next about a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
