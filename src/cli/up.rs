@@ -383,6 +383,7 @@ fn is_hopeless(board: &Board, bastions: usize, time_is_up: bool) -> bool {
             Fault::Start(_)
             | Fault::Transport(_)
             | Fault::Silent { .. }
+            | Fault::Mute { .. }
             | Fault::Resume(_)
             | Fault::Closed(_)
             | Fault::Probe(_)

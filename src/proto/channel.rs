@@ -14,6 +14,7 @@ mod pacer;
 mod recv;
 mod rtt;
 mod send;
+mod settle;
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -26,6 +27,7 @@ use self::{
     pacer::{Bucket, Pacer},
     recv::{Receipt, Receiver},
     send::Sender,
+    settle::{Received, Settlement},
 };
 use super::{
     Config, Now,
@@ -39,6 +41,11 @@ use super::{
 /// A hundred thousand repeats at once would only be paused by the service.
 const REPLAY_RATE: u32 = 200;
 const REPLAY_BURST: u32 = 20;
+
+/// Acknowledgements per second that are repeated after the transport was replaced. They leave half of what the service
+/// takes to everything else.
+const SETTLE_RATE: u32 = 450;
+const SETTLE_BURST: u32 = 50;
 
 /// Largest number of acknowledgements that wait for the transport. More only gather when the peer
 /// floods without reading; one that is not sent makes the agent repeat the message, no more.
@@ -79,6 +86,9 @@ pub(super) struct DataChannel {
     pacer: Pacer,
     /// Holds back the repeats that a new transport calls for, until all are sent.
     replay: Option<Bucket>,
+    /// Acknowledgements that may have been lost with a transport, and what holds back their repeats.
+    settlement: Settlement,
+    settling: Bucket,
     /// When the service's pause began, and when the oldest message is next tried in it.
     pause: Option<Pause>,
     attached: bool,
@@ -115,6 +125,8 @@ impl DataChannel {
             ids,
             pacer: Pacer::new(config.messages_per_second, now.mono),
             replay: None,
+            settlement: Settlement::default(),
+            settling: Bucket::new(SETTLE_RATE, SETTLE_BURST, now.mono),
             pause: None,
             attached: true,
             attached_at: now.mono,
@@ -221,10 +233,12 @@ impl DataChannel {
         if receipt != Receipt::Absurd {
             self.unpause("output_stream_data");
             self.proved = true;
+            self.settlement.heard(header.sequence_number);
         }
         match receipt {
             Receipt::New => {
                 self.conduct.good();
+                self.settlement.acknowledged(Received { number: header.sequence_number, id: header.id });
                 self.acknowledge(header);
                 Input::Sequenced
             }
@@ -306,6 +320,7 @@ impl DataChannel {
         self.attached_at = now.mono;
         self.proved = false;
         self.pause = None;
+        self.settlement.reattached();
         self.sender.mark_all(now.mono);
         self.replay = self.sender.has_resend().then(|| Bucket::new(REPLAY_RATE, REPLAY_BURST, now.mono));
     }
@@ -343,6 +358,15 @@ impl DataChannel {
                 self.counts.resent += 1;
                 self.pacer.count(now.mono);
             });
+        }
+        if self.settlement.is_pending()
+            && self.settling.ready_at() <= now.mono
+            && self.pacer.take(now.mono)
+            && self.settling.take(now.mono)
+            && let Some(received) = self.settlement.next()
+        {
+            let id = self.ids.next_id();
+            return Some(Acknowledgement::encode(&received.header(), id, created_ms(now)));
         }
         if !self.sender.has_resend() {
             self.replay = None;
@@ -413,7 +437,8 @@ impl DataChannel {
             let replay = self.replay.as_ref().map_or(Duration::ZERO, Bucket::ready_at);
             replay.max(self.pacer.ready_at())
         });
-        [self.sender.timeout_at(), resend].into_iter().flatten().min()
+        let settle = self.settlement.is_pending().then(|| self.settling.ready_at().max(self.pacer.ready_at()));
+        [self.sender.timeout_at(), resend, settle].into_iter().flatten().min()
     }
 }
 

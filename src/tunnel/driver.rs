@@ -427,7 +427,8 @@ impl Driver {
                 info!("the machine has slept: looking whether the link is still there");
                 self.reports.send(Report::Slept);
             }
-            Due::Dead(silence) => return Err(Fault::Silent { seconds: silence.as_secs() }),
+            Due::Silent(time) => return Err(Fault::Silent { seconds: time.as_secs() }),
+            Due::Mute(time) => return Err(Fault::Mute { seconds: time.as_secs() }),
         }
         // It goes into the transport's own queue, in front of what is written in this turn.
         link.transport.ping().map_err(Fault::Transport)

@@ -20,6 +20,12 @@ pub enum Fault {
         /// How long, in seconds.
         seconds: u64,
     },
+    /// A ping has gone unanswered, though other things came through the transport: nothing gets out.
+    #[error("the message gateway has not answered a ping for {seconds} s, though it still sends")]
+    Mute {
+        /// How long, in seconds.
+        seconds: u64,
+    },
     /// A new transport for the session could not be had.
     #[error("cannot resume the session")]
     Resume(#[source] DialError),

@@ -47,7 +47,9 @@ pub(super) enum Due {
     /// Send a ping: the machine has slept.
     Slept,
     /// Give the transport up: nothing has been heard for this long.
-    Dead(Duration),
+    Silent(Duration),
+    /// Give the transport up: a ping has gone unanswered for this long, though other things come.
+    Mute(Duration),
 }
 
 /// Keeps watch over one transport.
@@ -105,7 +107,11 @@ impl Liveness {
             return Due::Slept;
         }
         if self.dead_at(waiting_since).is_some_and(|at| at <= now.mono) {
-            return Due::Dead(now.mono.saturating_sub(self.heard_at));
+            let unanswered = self.unanswered.filter(|_| self.asked.is_none());
+            return match unanswered {
+                Some(since) => Due::Mute(now.mono.saturating_sub(since)),
+                None => Due::Silent(now.mono.saturating_sub(self.heard_at)),
+            };
         }
         if self.suspect_at(waiting_since).is_some_and(|at| at <= now.mono) {
             self.asked.get_or_insert((now.mono, SUSPECT_LIMIT));
@@ -178,7 +184,7 @@ mod tests {
         assert_eq!(liveness.poll(at(25.0), None), Due::Ping);
         assert_eq!(liveness.deadline(None), Duration::from_secs(44));
         assert_eq!(liveness.poll(at(43.9), None), Due::Nothing);
-        assert_eq!(liveness.poll(at(44.0), None), Due::Dead(Duration::from_secs(44)));
+        assert_eq!(liveness.poll(at(44.0), None), Due::Silent(Duration::from_secs(44)));
     }
 
     #[test]
@@ -186,7 +192,7 @@ mod tests {
         let mut liveness = Liveness::new(at(0.0));
         for second in 0..200 {
             assert!(
-                !matches!(liveness.poll(at(f64::from(second)), None), Due::Dead(_)),
+                !matches!(liveness.poll(at(f64::from(second)), None), Due::Silent(_) | Due::Mute(_)),
                 "a peer that never answers pings"
             );
             liveness.heard(at(f64::from(second)));
@@ -201,7 +207,7 @@ mod tests {
         let dead = (1..200).find(|second| {
             let due = liveness.poll(at(f64::from(*second)), None);
             liveness.heard(at(f64::from(*second)));
-            matches!(due, Due::Dead(_))
+            matches!(due, Due::Mute(_))
         });
         assert_eq!(dead, Some(85));
     }
@@ -214,7 +220,7 @@ mod tests {
         let woken = |mono: f64| Now { wall: Duration::from_secs_f64(30_000.0 + mono), ..at(mono) };
         assert_eq!(liveness.poll(woken(3.0), None), Due::Slept);
         assert_eq!(liveness.poll(woken(3.1), None), Due::Nothing);
-        assert_eq!(liveness.poll(woken(8.0), None), Due::Dead(Duration::from_secs(8)));
+        assert_eq!(liveness.poll(woken(8.0), None), Due::Silent(Duration::from_secs(8)));
     }
 
     #[test]
@@ -228,7 +234,7 @@ mod tests {
         assert_eq!(liveness.poll(at(5.0), waiting), Due::Suspect);
         assert_eq!(liveness.poll(at(9.9), waiting), Due::Nothing, "asked once");
         assert_eq!(liveness.deadline(waiting), Duration::from_secs(10));
-        assert!(matches!(liveness.poll(at(10.0), waiting), Due::Dead(_)));
+        assert!(matches!(liveness.poll(at(10.0), waiting), Due::Silent(_)));
     }
 
     #[test]
@@ -240,14 +246,14 @@ mod tests {
         let mut dues = Vec::new();
         for tenth in 200..400 {
             let now = at(f64::from(tenth) / 10.0);
-            match liveness.poll(now, waiting) {
-                Due::Nothing => {}
-                due => dues.push((tenth / 10, due)),
+            let due = liveness.poll(now, waiting);
+            if due != Due::Nothing {
+                dues.push((tenth / 10, due));
             }
             liveness.heard(now);
         }
         assert_eq!(dues[0], (23, Due::Suspect));
-        assert!(matches!(dues[1], (33, Due::Dead(_))), "{dues:?}");
+        assert!(matches!(dues[1], (33, Due::Mute(_))), "{dues:?}");
     }
 
     #[test]
@@ -260,7 +266,7 @@ mod tests {
         assert_eq!(liveness.poll(at(29.0), waiting), Due::Nothing, "asked already");
         assert_eq!(liveness.deadline(waiting), Duration::from_secs(34));
         assert_eq!(liveness.poll(at(33.9), waiting), Due::Nothing);
-        assert!(matches!(liveness.poll(at(34.0), waiting), Due::Dead(_)));
+        assert!(matches!(liveness.poll(at(34.0), waiting), Due::Silent(_)));
     }
 
     #[test]
@@ -277,7 +283,7 @@ mod tests {
                     pings += 1;
                     liveness.answered(now);
                 }
-                Due::Dead(after) => panic!("dead after {after:?}"),
+                Due::Silent(after) | Due::Mute(after) => panic!("dead after {after:?}"),
             }
         }
         assert_eq!(pings, 100, "every three seconds");

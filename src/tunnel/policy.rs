@@ -104,7 +104,7 @@ pub(super) struct History {
 /// Decides what to do about `fault`.
 pub(super) fn decide(fault: &Fault, history: &History, jitter: &mut Jitter) -> Step {
     match fault {
-        Fault::Transport(_) | Fault::Silent { .. } => resume(RESUME, history, jitter),
+        Fault::Transport(_) | Fault::Silent { .. } | Fault::Mute { .. } => resume(RESUME, history, jitter),
         Fault::Resume(error) => after_resume_error(error, history, jitter),
         Fault::Start(error) => after_start_error(error, history, jitter),
         Fault::Closed(reason) => after_close(reason, history, jitter),

@@ -309,7 +309,7 @@ impl SessionTask {
         if useful {
             self.useful_at = Some(now);
         }
-        if matches!(fault, Fault::Transport(_) | Fault::Silent { .. } | Fault::Resume(_)) {
+        if matches!(fault, Fault::Transport(_) | Fault::Silent { .. } | Fault::Mute { .. } | Fault::Resume(_)) {
             self.resumes += 1;
             self.down_since.get_or_insert(now);
         }
@@ -444,9 +444,12 @@ fn is_over(fault: &Fault) -> bool {
         Fault::Closed(reason) => matches!(reason, CloseReason::ChannelClosed { .. }),
         Fault::Resume(error) => matches!(error, DialError::SessionEnded { .. }),
         Fault::Start(_) => true,
-        Fault::Transport(_) | Fault::Silent { .. } | Fault::Probe(_) | Fault::Exhausted | Fault::Panicked { .. } => {
-            false
-        }
+        Fault::Transport(_)
+        | Fault::Silent { .. }
+        | Fault::Mute { .. }
+        | Fault::Probe(_)
+        | Fault::Exhausted
+        | Fault::Panicked { .. } => false,
     }
 }
 

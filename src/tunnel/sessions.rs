@@ -338,14 +338,15 @@ impl Sessions {
         }
         self.adopt();
         let start_time = self.start_time;
-        let mut behind = false;
+        let mut back = false;
         for member in self.members.values_mut() {
             member.slot.judge_backlog(start_time);
-            behind |= member.role == Role::Regular && member.slot.is_behind();
+            let ready = member.slot.takes_connections(now.mono) && !member.slot.is_behind();
+            back |= member.role == Role::Regular && ready;
         }
         for member in self.members.values_mut() {
-            if member.role == Role::Relief && !behind {
-                info!("the sessions have caught up: the relief takes no more connections");
+            if member.role == Role::Relief && back {
+                info!("a regular session has caught up: the relief takes no more connections");
                 member.role = Role::Retiring;
             }
             if member.role == Role::Retiring && member.open() == 0 {

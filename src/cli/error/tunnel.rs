@@ -18,9 +18,11 @@ impl CommandError {
             Fault::Start(error) | Fault::Resume(error) => dial(cluster, error),
             Fault::Probe(error) => (Kind::Tunnel, probe(cluster, error)),
             Fault::Closed(reason) => (Kind::Tunnel, closed(reason)),
-            Fault::Transport(_) | Fault::Silent { .. } | Fault::Exhausted | Fault::Panicked { .. } => {
-                (Kind::Tunnel, Vec::new())
-            }
+            Fault::Transport(_)
+            | Fault::Silent { .. }
+            | Fault::Mute { .. }
+            | Fault::Exhausted
+            | Fault::Panicked { .. } => (Kind::Tunnel, Vec::new()),
         };
         let message = format!("cannot open a tunnel to `{}`", cluster.name);
         // That a session could not be started is what the message says already.
@@ -29,6 +31,7 @@ impl CommandError {
             Fault::Start(_) => error.with_source(Behind(Arc::clone(fault))),
             Fault::Transport(_)
             | Fault::Silent { .. }
+            | Fault::Mute { .. }
             | Fault::Resume(_)
             | Fault::Closed(_)
             | Fault::Probe(_)

@@ -592,3 +592,27 @@ fn messages_have_the_agreed_size_and_share_frames() {
     assert_eq!(sizes, [1024, 1024, 1024, 1024, 5000 - 990 - 3 * 1016 + 8]);
     assert!(matches!(world.client.poll_event(), None | Some(Event::Writable { .. })));
 }
+
+#[test]
+fn acknowledgements_that_were_lost_with_a_transport_do_not_hold_up_what_was_lost_with_it() {
+    let answer_len = 2 << 20;
+    let agent = AgentConfig { pace: Duration::from_millis(1), ..AgentConfig::default() };
+    let big = Bytes::from(vec![7; answer_len]);
+    let mut world = World::new(1, Config::default(), agent, vec![Destination::Answer { request_len: 1, answer: big }]);
+    world.run_until(|world| world.established);
+    let id = world.open(Bytes::from_static(b"x"), false);
+    world.run_for(Duration::from_millis(500));
+    // Nothing gets out for half a second, so 500 acknowledgements are lost; then 40 messages are lost as well.
+    world.upstream_lost = true;
+    world.run_for(Duration::from_millis(500));
+    world.cut();
+    world.upstream_lost = false;
+    world.reattach();
+    let start = world.elapsed();
+    world.run_until(|world| world.client.backlog(world.now) > Duration::ZERO);
+    world.run_until(|world| world.client.backlog(world.now).is_zero());
+    // The agent repeats one message every 100 ms: with the 500 first, the 20 or so that are missing would take 50 s.
+    assert!(world.elapsed() - start < secs(8), "{:?}", world.elapsed() - start);
+    world.run_until(World::all_ended);
+    assert_eq!(world.programs[&id].received.len(), answer_len);
+}

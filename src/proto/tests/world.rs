@@ -95,6 +95,8 @@ pub(super) struct World {
     in_flight: BTreeMap<(Duration, u64, Side), Bytes>,
     next_message: u64,
     pub(super) connected: bool,
+    /// What the client sends is lost.
+    pub(super) upstream_lost: bool,
     pub(super) programs: BTreeMap<StreamId, Program>,
     pub(super) established: bool,
     pub(super) alive: u32,
@@ -115,6 +117,7 @@ impl World {
             in_flight: BTreeMap::new(),
             next_message: 0,
             connected: true,
+            upstream_lost: false,
             programs: BTreeMap::new(),
             established: false,
             alive: 0,
@@ -251,7 +254,8 @@ impl World {
     }
 
     fn transmit(&mut self, to: Side, message: Bytes) {
-        if !self.connected || self.rng.chance(self.network.loss_percent) {
+        let lost = self.upstream_lost && to == Side::Agent;
+        if !self.connected || lost || self.rng.chance(self.network.loss_percent) {
             return;
         }
         let copies = 1 + u32::from(self.rng.chance(self.network.duplicate_percent));

@@ -79,6 +79,7 @@ fn a_lost_transport() {
     let h = history();
     check("the first attempt is made at once", &broken(), &h, Expected::Resume(0, 0));
     check("silence is no different", &Fault::Silent { seconds: 44 }, &h, Expected::Resume(0, 0));
+    check("nor is a way out that is closed", &Fault::Mute { seconds: 10 }, &h, Expected::Resume(0, 0));
     let again = History { resumes: 2, ..h };
     check("the second after the first pause", &broken(), &again, Expected::Resume(50, 100));
     check("pauses double", &broken(), &History { resumes: 4, ..h }, Expected::Resume(200, 400));
