@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if !wrong.is_empty() {
         return Err(format!("{} runs were not as expected", wrong.len()).into());
     }
-    let page = page::page(args.seeds, &texts, &[], checked);
+    let page = page::page(args.seeds, &texts, checked);
     if args.write {
         std::fs::write(page::PATH, page)?;
     } else {

@@ -18,4 +18,5 @@ mod support;
 mod tidy;
 mod transfer;
 mod up;
+mod watch;
 mod wrong_input;

@@ -59,7 +59,7 @@ pub(crate) fn row(Runs { row, runs }: &Runs) -> String {
 }
 
 /// Writes the page.
-pub(crate) fn page(seeds: u64, rows: &[String], processes: &[String], checked: u64) -> String {
+pub(crate) fn page(seeds: u64, rows: &[String], checked: u64) -> String {
     let mut page = String::new();
     let all = Load::FULL.connections();
     let questions = Load::FULL.questions;
@@ -87,17 +87,23 @@ pub(crate) fn page(seeds: u64, rows: &[String], processes: &[String], checked: u
         page.push_str(row);
         page.push('\n');
     }
-    if !processes.is_empty() {
-        page.push_str(
-            "\n## The program as a process\n\n\
-             These concern files and processes, so the program itself runs against the emulated AWS on sockets, in real time.\n\n\
-             | fault | what happens | runs | until it works again | what the user sees |\n\
-             |---|---|---:|---|---|\n",
-        );
-        for row in processes {
-            page.push_str(row);
-            page.push('\n');
-        }
-    }
+    page.push_str(PROCESSES);
     page
 }
+
+/// Faults that concern files and processes.
+const PROCESSES: &str = "\n\
+## Files and processes\n\
+\n\
+These concern the program as a process, so they are tests of the program itself, in real time and against the emulated AWS on\n\
+sockets; nothing about them is a matter of waiting.\n\
+\n\
+| fault | test |\n\
+|---|---|\n\
+| the disk is full when the kubeconfig is written | `a_full_disk_changes_nothing` |\n\
+| the manager is killed with SIGKILL, at any moment | `a_manager_that_is_killed_at_any_moment_leaves_nothing_that_stops_the_next` |\n\
+| sessions that a killed manager leaves | `the_next_manager_ends_the_sessions_of_a_killed_one` |\n\
+| the lock on the kubeconfig that a killed manager leaves | `a_lock_that_a_killed_manager_held_is_taken_over_and_that_of_another_program_is_not` |\n\
+| credentials expire and cannot be renewed for a while | `open_connections_outlive_credentials_and_everything_works_when_there_are_new_ones` |\n\
+| the WebSocket is lost while the real `kubectl get -w` runs | `kubectl_watches_through_lost_websockets_and_lost_messages` |\n\
+";
