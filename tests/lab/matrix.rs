@@ -297,7 +297,8 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new(
         "destination-refuses",
         "the API server refuses new connections for 30 s",
-        5,
+        // Connections work at once; the state follows with the next probe, up to 15 s later.
+        20,
         lasting!(|lab| destination_for(lab, Destination::Refused, secs(30)).await),
     )
     .lasting(),
@@ -312,7 +313,8 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new(
         "api-restart",
         "the API server closes all connections and is back after 10 s",
-        10,
+        // With nothing open, refused probes end sessions, and after three of them the next one comes slowly.
+        60,
         lasting!(|lab| {
             lab.emulator.inject(&Fault::RestartDestinations(secs(10)));
             tokio::time::sleep(secs(10)).await;
