@@ -20,7 +20,8 @@
 //! The caller holds the manager's lock, so there is one writer. Nothing is synced to the disk: this is for processes
 //! that are killed. When the whole machine goes down, the service ends the sessions after their idle timeout.
 //!
-//! Leaves out how sessions are ended.
+//! Leaves out how sessions are ended, and a session whose StartSession was answered to a process that was gone by then:
+//! nobody can name it, and nobody has ever connected to it.
 
 use std::{
     collections::BTreeMap,
