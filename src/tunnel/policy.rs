@@ -18,8 +18,14 @@ const RESUME: Backoff = Backoff { first: Duration::from_millis(100), cap: Durati
 /// Back-off between attempts to start a session, each of which costs a call and shows in CloudTrail.
 const RESTART: Backoff = Backoff { first: Duration::from_millis(500), cap: Duration::from_secs(15) };
 
-/// Back-off when the service asks for fewer calls.
+/// Back-off before a target that worked a short while ago: it is most likely being started again.
+const RETURN: Backoff = Backoff { first: Duration::from_millis(500), cap: Duration::from_secs(5) };
+
+/// Back-off when the service asks for fewer calls. The calls themselves have been tried three times by then.
 const THROTTLED: Backoff = Backoff { first: Duration::from_secs(2), cap: Duration::from_secs(30) };
+
+/// The same for resuming, on which open connections wait.
+const THROTTLED_RESUME: Backoff = Backoff { first: Duration::from_secs(1), cap: Duration::from_secs(15) };
 
 /// Back-off when only a human can help: permissions, names, versions.
 const SLOW: Backoff = Backoff { first: Duration::from_secs(10), cap: SLOWEST };
@@ -45,9 +51,12 @@ const USELESS_SESSIONS: u32 = 3;
 /// Probes without an answer, one after the other, after which the agent counts as wedged.
 const UNANSWERED_PROBES: u32 = 2;
 
-/// Refused or broken probes after which a new session is tried: an agent resolves the destination's
-/// name only once, when its session starts. An API server that is only restarted is back before that.
-const FAILED_PROBES: u32 = 6;
+/// Age of a session from which on refused or broken probes are reason to replace it: an agent resolves the
+/// destination's name only once, when its session starts. An API server that is only restarted is back before that.
+const STALE_NAME: Duration = Duration::from_secs(120);
+
+/// Refused or broken probes in a row that it takes as well.
+const FAILED_PROBES: u32 = 4;
 
 /// What to do next about a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,21 +120,15 @@ pub(super) fn decide(fault: &Fault, history: &History, jitter: &mut Jitter) -> S
         Fault::Probe(error) => match error {
             ProbeError::Certificate { .. } | ProbeError::Authority { .. } => slow(history, history.target, jitter),
             // One new session after the other leads nowhere: it is not the session.
-            ProbeError::Refused
-            | ProbeError::NoAnswer { .. }
-            | ProbeError::Ended
-            | ProbeError::Tls { .. }
-            | ProbeError::NotHttp
-                if history.starts >= USELESS_SESSIONS =>
-            {
+            ProbeError::NoAnswer { .. } if history.starts >= USELESS_SESSIONS => {
                 slow(history, (history.target + 1) % history.targets.max(1), jitter)
             }
-            ProbeError::Refused
-            | ProbeError::NoAnswer { .. }
-            | ProbeError::Ended
-            | ProbeError::Tls { .. }
-            | ProbeError::NotHttp
-            | ProbeError::SessionLost => restart(RESTART, history, jitter),
+            ProbeError::NoAnswer { .. } | ProbeError::SessionLost => restart(RESTART, history, jitter),
+            // The session works, and the destination does not, as seen from this target.
+            ProbeError::Refused | ProbeError::Ended | ProbeError::Tls { .. } | ProbeError::NotHttp => Step::Restart {
+                after: RESTART.delay(history.starts, jitter),
+                target: (history.target + 1) % history.targets.max(1),
+            },
         },
         Fault::Exhausted => Step::Restart { after: Duration::ZERO, target: history.target },
         Fault::Panicked { .. } => restart(RESTART, history, jitter),
@@ -141,7 +144,7 @@ fn after_resume_error(error: &DialError, history: &History, jitter: &mut Jitter)
         | DialError::ForeignStreamUrl { .. }
         | DialError::TargetNotConnected { .. }
         | DialError::TargetNotFound { .. } => restart(RESTART, history, jitter),
-        DialError::Throttled { .. } => resume(THROTTLED, history, jitter),
+        DialError::Throttled { .. } => resume(THROTTLED_RESUME, history, jitter),
         // A token that the gateway does not take is spent; the next attempt gets a new one.
         DialError::UpgradeRefused { .. }
         | DialError::Credentials { .. }
@@ -161,7 +164,7 @@ fn after_start_error(error: &DialError, history: &History, jitter: &mut Jitter) 
             // What is gone does not return; others of the list may only be away.
             let all_gone = matches!(error, DialError::TargetNotFound { .. }) && history.targets == 1;
             if !all_gone && history.useful_before.is_some_and(|before| before < TARGET_RETURN) {
-                Step::Restart { after: RESTART.delay(history.starts, jitter), target: 0 }
+                Step::Restart { after: RETURN.delay(history.starts, jitter), target: 0 }
             } else {
                 slow(history, 0, jitter)
             }
@@ -255,16 +258,23 @@ pub(super) enum AfterProbe {
     Replace,
 }
 
-/// Decides what to do after the `failures`-th probe in a row has failed. `in_use` says whether local
-/// connections are open, which a new session would cut.
-pub(super) fn after_probe(error: &ProbeError, failures: u32, in_use: bool, jitter: &mut Jitter) -> AfterProbe {
+/// Decides what to do after the `failures`-th probe in a row has failed, in a session of this age. `in_use` says
+/// whether local connections are open, which a new session would cut.
+pub(super) fn after_probe(
+    error: &ProbeError,
+    failures: u32,
+    age: Duration,
+    in_use: bool,
+    jitter: &mut Jitter,
+) -> AfterProbe {
     let again = |backoff: Backoff, jitter: &mut Jitter| AfterProbe::Again { after: backoff.delay(failures, jitter) };
     match error {
         ProbeError::NoAnswer { .. } if failures >= UNANSWERED_PROBES => AfterProbe::Replace,
         // Twice in a row, without a pause: connections are waiting to be told.
         ProbeError::NoAnswer { .. } | ProbeError::SessionLost => AfterProbe::Again { after: Duration::ZERO },
         ProbeError::Refused | ProbeError::Ended | ProbeError::Tls { .. } | ProbeError::NotHttp => {
-            if failures >= FAILED_PROBES && !in_use { AfterProbe::Replace } else { again(RESTART, jitter) }
+            let is_stale = failures >= FAILED_PROBES && age >= STALE_NAME;
+            if is_stale && !in_use { AfterProbe::Replace } else { again(RESTART, jitter) }
         }
         // The name may lead elsewhere by now; only a new session would find out.
         ProbeError::Certificate { .. } if failures >= UNANSWERED_PROBES && !in_use => AfterProbe::Replace,

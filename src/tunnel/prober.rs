@@ -30,6 +30,9 @@ use crate::clock::Clock;
 /// How long a probe may take. Two in a row and the interval before them make less than 45 s.
 const PROBE_LIMIT: Duration = Duration::from_secs(7);
 
+/// How often it is looked, after a failed probe, whether the destination has sent something meanwhile.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How long to wait before a session that the service has paused is probed again.
 const PAUSED_AGAIN: Duration = Duration::from_secs(1);
 
@@ -60,6 +63,7 @@ impl Prober {
         let mut proved: Option<LinkState> = None;
         let mut due = Due::At(Duration::ZERO);
         let mut last = LinkState::Down;
+        let mut session_since = Duration::ZERO;
         loop {
             let Ok(state) = self.link.wait_for(|state| *state != LinkState::Down).await.map(|state| *state) else {
                 return;
@@ -68,6 +72,7 @@ impl Prober {
                 let is_new = generation(state) != generation(last);
                 if is_new {
                     failures = 0;
+                    session_since = self.clock.now().mono;
                 }
                 if is_new || proved.is_none_or(|proved| generation(proved) != generation(state)) || self.is_periodic() {
                     due = Due::At(Duration::ZERO);
@@ -85,10 +90,14 @@ impl Prober {
                 // While probes fail anyway there is nothing to find out.
                 () = self.suspicion.notified(), if failures == 0 => {}
                 () = wait_until(due, &self.clock) => {
-                    let proved_until = self.proved_until();
-                    if matches!(due, Due::Unless(_)) && proved_until > self.clock.now().mono {
-                        due = Due::Unless(proved_until);
-                        continue;
+                    let now = self.clock.now().mono;
+                    match due {
+                        Due::Unless(_) if self.proved_until() > now => {
+                            due = Due::Unless(self.proved_until());
+                            continue;
+                        }
+                        Due::Retry { at, since } if at > now && self.received_at() <= since => continue,
+                        Due::At(_) | Due::Unless(_) | Due::Retry { .. } | Due::Never => {}
                     }
                 }
             }
@@ -119,9 +128,10 @@ impl Prober {
                     }
                     debug!(%error, failures, "probe failed");
                     let in_use = self.meter.open.load(Ordering::Relaxed) > 0;
-                    match policy::after_probe(&error, failures, in_use, &mut self.jitter) {
+                    let age = now.saturating_sub(session_since);
+                    match policy::after_probe(&error, failures, age, in_use, &mut self.jitter) {
                         AfterProbe::Again { after } => {
-                            due = Due::At(now + after);
+                            due = Due::Retry { at: now + after, since: now };
                             self.reports.send(Report::Probed(Err(error)));
                         }
                         AfterProbe::Replace => {
@@ -192,6 +202,13 @@ enum Due {
     At(Duration),
     /// At this time, unless bytes of connections prove the path before.
     Unless(Duration),
+    /// At this time, or soon after the destination has sent something to a connection.
+    Retry {
+        /// The time.
+        at: Duration,
+        /// From when on what the destination sends counts.
+        since: Duration,
+    },
     /// Only when the session changes or a connection is refused.
     Never,
 }
@@ -199,6 +216,10 @@ enum Due {
 async fn wait_until(due: Due, clock: &Clock) {
     match due {
         Due::At(at) | Due::Unless(at) => tokio::time::sleep_until(clock.instant(at)).await,
+        Due::Retry { at, .. } => {
+            let look = clock.now().mono + LOOK_INTERVAL;
+            tokio::time::sleep_until(clock.instant(at.min(look))).await;
+        }
         Due::Never => std::future::pending().await,
     }
 }

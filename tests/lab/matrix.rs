@@ -144,28 +144,28 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new(
         "silence",
         "the connection to the gateway stays open and carries nothing, either way",
-        90,
+        60,
         at_once!(|lab| lab.emulator.command(&Command::SilenceTransport)),
     )
     .slow(50),
     Row::new(
         "silence-upstream",
         "what goes to the gateway is lost, what comes from it arrives",
-        120,
+        30,
         at_once!(|lab| lab.emulator.command(&Command::SilenceUpstream)),
     )
     .slow(50),
     Row::new(
         "silence-downstream",
         "what comes from the gateway is lost, what goes to it arrives",
-        90,
+        60,
         at_once!(|lab| lab.emulator.command(&Command::SilenceDownstream)),
     )
     .slow(50),
     Row::new(
         "half-open",
         "the service has lost the connection and the client is not told",
-        50,
+        20,
         at_once!(|lab| lab.emulator.command(&Command::HalfOpen)),
     )
     .slow(50),
@@ -275,7 +275,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new(
         "bastion-offline",
         "the bastion is offline for a minute",
-        30,
+        15,
         lasting!(|lab| {
             lab.emulator.inject(&Fault::BastionOffline(secs(60)));
             tokio::time::sleep(secs(60)).await;
@@ -297,8 +297,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new(
         "destination-refuses",
         "the API server refuses new connections for 30 s",
-        // Connections work at once; the state follows with the next probe, up to 15 s later.
-        20,
+        10,
         lasting!(|lab| destination_for(lab, Destination::Refused, secs(30)).await),
     )
     .lasting(),
@@ -313,8 +312,7 @@ pub(crate) const ROWS: &[Row] = &[
     Row::new(
         "api-restart",
         "the API server closes all connections and is back after 10 s",
-        // With nothing open, refused probes end sessions, and after three of them the next one comes slowly.
-        60,
+        10,
         lasting!(|lab| {
             lab.emulator.inject(&Fault::RestartDestinations(secs(10)));
             tokio::time::sleep(secs(10)).await;

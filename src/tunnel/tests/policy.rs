@@ -104,7 +104,7 @@ fn a_resume_that_fails() {
         (DialError::ForeignStreamUrl { host: "h".into() }, restart),
         (DialError::TargetNotConnected { target: target(1), source: source() }, restart),
         (DialError::TargetNotFound { target: target(1), region: "r".into(), source: source() }, restart),
-        (DialError::Throttled { action, source: source() }, Expected::Resume(2000, 4000)),
+        (DialError::Throttled { action, source: source() }, Expected::Resume(1000, 2000)),
         (DialError::UpgradeRefused { host: "h".into(), status: 403, detail: "token".into() }, again),
         (DialError::Credentials { action, source: source() }, again),
         (DialError::Unreachable { host: "h".into(), source: source() }, again),
@@ -205,6 +205,7 @@ fn a_session_that_leads_nowhere() {
     check("again", &Fault::Probe(ProbeError::NoAnswer { seconds: 7 }), &again, Expected::Restart(500, 1000, 1));
     let always = History { starts: 3, ..h };
     check("always", &Fault::Probe(ProbeError::NoAnswer { seconds: 7 }), &always, Expected::Slow(20_000, 40_000, 2));
+    check("refused", &Fault::Probe(ProbeError::Refused), &always, Expected::Restart(1000, 2000, 2));
     let certificate = ProbeError::Certificate { host: "h".into(), source: rustls::Error::General("no".into()) };
     check("somewhere else", &Fault::Probe(certificate), &h, Expected::Slow(5_000, 10_000, 1));
 }
@@ -212,17 +213,25 @@ fn a_session_that_leads_nowhere() {
 #[test]
 fn probes_that_fail() {
     let mut jitter = Jitter::new(1);
-    let mut after = |error: ProbeError, failures, in_use| match after_probe(&error, failures, in_use, &mut jitter) {
+    let mut of_age = |age, error: ProbeError, failures, in_use| match after_probe(
+        &error,
+        failures,
+        Duration::from_secs(age),
+        in_use,
+        &mut jitter,
+    ) {
         AfterProbe::Again { after } => Some(after.as_millis()),
         AfterProbe::Replace => None,
     };
+    assert!(of_age(119, ProbeError::Refused, 50, false).is_some(), "an API server may take its time to restart");
+    let mut after = |error, failures, in_use| of_age(120, error, failures, in_use);
     let silent = || ProbeError::NoAnswer { seconds: 7 };
     assert_eq!(after(silent(), 1, true), Some(0));
     assert_eq!(after(silent(), 2, true), None);
     assert!(matches!(after(ProbeError::Refused, 1, true), Some(250..=500)));
     assert!(matches!(after(ProbeError::Refused, 50, true), Some(7_500..=15_000)), "open connections are not cut");
-    assert!(after(ProbeError::Refused, 5, false).is_some());
-    assert_eq!(after(ProbeError::Refused, 6, false), None, "the name may lead elsewhere by now");
+    assert!(after(ProbeError::Refused, 3, false).is_some());
+    assert_eq!(after(ProbeError::Refused, 4, false), None, "the name may lead elsewhere by now");
     let certificate = || ProbeError::Certificate { host: "h".into(), source: rustls::Error::General("no".into()) };
     assert!(matches!(after(certificate(), 1, false), Some(5_000..=10_000)));
     assert_eq!(after(certificate(), 2, false), None);
