@@ -1,7 +1,8 @@
 //! Runs every fault of the matrix and prints the page of what came of it; `--write` writes it to `tests/faults.md`.
+//! The last few concern the program itself, which has to be there, built in the same profile.
 //!
 //! ```text
-//! cargo run --release --example faults -- --write
+//! cargo build --release && cargo run --release --example faults -- --write
 //! cargo run --release --example faults -- --seeds 3 silence half-open
 //! ```
 
@@ -9,13 +10,20 @@
 #[path = "../tests/lab/lab.rs"]
 mod lab;
 
-use std::{error::Error, io::Write as _, sync::Mutex, thread};
+use std::{
+    error::Error,
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+};
 
 use clap::Parser;
 
 use self::lab::{
     matrix::{ROWS, Row, Run},
     page::{self, Runs},
+    process::{PROCESS_ROWS, ProcessRow, ProcessRun},
 };
 
 /// Injects faults into a tunnel at work, and measures what they do.
@@ -34,15 +42,15 @@ struct Args {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    if let Some(name) = args.names.iter().find(|name| ROWS.iter().all(|row| row.name != **name)) {
-        let known: Vec<_> = ROWS.iter().map(|row| row.name).collect();
+    let names = || ROWS.iter().map(|row| row.name).chain(PROCESS_ROWS.iter().map(|row| row.name));
+    if let Some(name) = args.names.iter().find(|name| names().all(|known| known != **name)) {
+        let known: Vec<_> = names().collect();
         return Err(format!("there is no fault `{name}`; known are {}", known.join(", ")).into());
     }
-    let rows: Vec<Row> = ROWS
-        .iter()
-        .filter(|row| args.names.is_empty() || args.names.iter().any(|name| name == row.name))
-        .copied()
-        .collect();
+    let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|wanted| wanted == name);
+    let rows: Vec<Row> = ROWS.iter().filter(|row| wanted(row.name)).copied().collect();
+    let process_rows: Vec<ProcessRow> = PROCESS_ROWS.iter().filter(|row| wanted(row.name)).copied().collect();
+    let program = if process_rows.is_empty() { PathBuf::new() } else { program()? };
     let mut texts = Vec::new();
     let (mut checked, mut wrong) = (0, Vec::new());
     for row in rows {
@@ -56,10 +64,21 @@ fn main() -> Result<(), Box<dyn Error>> {
             wrong.push(failure);
         }
     }
+    let mut process_texts = Vec::new();
+    for row in process_rows {
+        let (runs, failures) = run_process(&row, &program, args.seeds);
+        let text = page::process_row(&row, &runs);
+        writeln!(std::io::stderr(), "{text}")?;
+        process_texts.push(text);
+        for failure in failures {
+            writeln!(std::io::stderr(), "{failure}")?;
+            wrong.push(failure);
+        }
+    }
     if !wrong.is_empty() {
         return Err(format!("{} runs were not as expected", wrong.len()).into());
     }
-    let page = page::page(args.seeds, &texts, checked);
+    let page = page::page(args.seeds, &texts, &process_texts, checked);
     if args.write {
         std::fs::write(page::PATH, page)?;
     } else {
@@ -88,4 +107,22 @@ fn run_all(row: &Row, seeds: u64) -> (Vec<Run>, Vec<String>) {
     results.sort_by_key(|(seed, _)| *seed);
     let (runs, failures): (Vec<_>, Vec<_>) = results.into_iter().map(|(_, result)| result).partition(Result::is_ok);
     (runs.into_iter().flatten().collect(), failures.into_iter().filter_map(Result::err).collect())
+}
+
+/// Runs a fault of the process with every seed, one after the other: they take real time.
+fn run_process(row: &ProcessRow, program: &Path, seeds: u64) -> (Vec<ProcessRun>, Vec<String>) {
+    let (runs, failures): (Vec<_>, Vec<_>) = (1..=seeds).map(|seed| row.run(program, seed)).partition(Result::is_ok);
+    (runs.into_iter().flatten().collect(), failures.into_iter().filter_map(Result::err).collect())
+}
+
+/// The program, which cargo puts beside the folder of the examples.
+fn program() -> Result<PathBuf, Box<dyn Error>> {
+    let example = std::env::current_exe()?;
+    let folder = example.parent().and_then(Path::parent).ok_or("the example is in no folder of cargo's")?;
+    let program = folder.join("autoheal-pa");
+    if program.is_file() {
+        Ok(program)
+    } else {
+        Err(format!("there is no `{}`: run `cargo build` in the same profile first", program.display()).into())
+    }
 }

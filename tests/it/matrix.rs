@@ -1,6 +1,9 @@
 //! Every row of the fault matrix, with one seed, on virtual time; and the page of what 20 seeds came to.
 
-use crate::lab::{matrix::ROWS, page, soak};
+use std::path::Path;
+
+use super::support::PROGRAM;
+use crate::lab::{matrix::ROWS, page, process::PROCESS_ROWS, soak};
 
 /// Makes a test of each row.
 macro_rules! rows {
@@ -39,6 +42,9 @@ fn every_row_is_a_test_and_is_on_the_page() {
     let missing: Vec<_> =
         ROWS.iter().filter(|row| !page.contains(&format!("\n| `{}` | {} |", row.name, row.what))).collect();
     assert!(missing.is_empty(), "write the page again: {:?}", missing.iter().map(|row| row.name).collect::<Vec<_>>());
+    let missing: Vec<_> =
+        PROCESS_ROWS.iter().map(|row| row.name).filter(|name| !page.contains(&format!("\n| `{name}` | "))).collect();
+    assert!(missing.is_empty(), "write the page again: {missing:?}");
     let sources: String = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it"))
         .unwrap()
         .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
@@ -46,6 +52,17 @@ fn every_row_is_a_test_and_is_on_the_page() {
     let names = page.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2);
     let unknown: Vec<_> = names.filter(|name| !sources.contains(&format!("fn {name}("))).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
+}
+
+#[test]
+fn faults_of_the_process() {
+    for row in PROCESS_ROWS {
+        for seed in [3, 9] {
+            if let Err(wrong) = row.run(Path::new(PROGRAM), seed) {
+                panic!("{wrong}");
+            }
+        }
+    }
 }
 
 /// One day here, thirty by `cargo run --release --example soak`.

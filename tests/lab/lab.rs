@@ -15,6 +15,7 @@ pub(crate) mod destination;
 pub(crate) mod dial;
 pub(crate) mod matrix;
 pub(crate) mod page;
+pub(crate) mod process;
 pub(crate) mod soak;
 pub(crate) mod time;
 pub(crate) mod workload;

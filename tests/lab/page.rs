@@ -4,6 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use super::{
     matrix::{Expected, From, Row, Run},
+    process::{ProcessRow, ProcessRun},
     workload::Load,
 };
 
@@ -58,15 +59,23 @@ pub(crate) fn row(Runs { row, runs }: &Runs) -> String {
     )
 }
 
+/// Writes the row of a fault of the process.
+pub(crate) fn process_row(row: &ProcessRow, runs: &[ProcessRun]) -> String {
+    let waits = summary(runs.iter().map(|run| run.wait).collect());
+    let seen = runs.iter().map(|run| run.seen.as_str()).find(|seen| !seen.is_empty()).unwrap_or_default();
+    let seen = seen.replace('|', "\\|");
+    format!("| `{}` | {} | {} | {waits} | {seen} |", row.name, row.what, row.wait_for)
+}
+
 /// Writes the page.
-pub(crate) fn page(seeds: u64, rows: &[String], checked: u64) -> String {
+pub(crate) fn page(seeds: u64, rows: &[String], process_rows: &[String], checked: u64) -> String {
     let mut page = String::new();
     let all = Load::FULL.connections();
     let questions = Load::FULL.questions;
     write!(
         page,
         "# What faults do\n\n\
-         Written by `cargo run --release --example faults -- --write`, not by hand: each row was run with {seeds} seeds, on virtual\n\
+         Written by `cargo build --release && cargo run --release --example faults -- --write`, not by hand: each row was run with {seeds} seeds, on virtual\n\
          time, with the supervisor, the tunnels and the WebSockets of `up` between a local program and an emulated AWS, 20 ms away\n\
          each way, whose agent keeps the pace of a real one (1 ms for each KiB). `tests/it/matrix.rs` runs every row again as a test.\n\n\
          During each fault {all} connections are open: a download, an upload, {questions} loops of small questions and a Kubernetes watch;\n\
@@ -88,15 +97,27 @@ pub(crate) fn page(seeds: u64, rows: &[String], checked: u64) -> String {
         page.push('\n');
     }
     page.push_str(PROCESSES);
+    for row in process_rows {
+        page.push_str(row);
+        page.push('\n');
+    }
+    page.push_str(TESTS);
     page
 }
 
-/// Faults that concern files and processes.
+/// What leads up to the second table.
 const PROCESSES: &str = "\n\
 ## Files and processes\n\
 \n\
-These concern the program as a process, so they are tests of the program itself, in real time and against the emulated AWS on\n\
-sockets; nothing about them is a matter of waiting.\n\
+These concern the program as a process, so the real one was run, as often, in real time and against the emulated AWS on\n\
+sockets. Waits are median and worst, on a machine that others use as well.\n\
+\n\
+| fault | what happens | the wait is for | wait | what the user sees |\n\
+|---|---|---|---|---|\n";
+
+/// Tests that go further than the second table.
+const TESTS: &str = "\n\
+Tests of the program that go further:\n\
 \n\
 | fault | test |\n\
 |---|---|\n\
@@ -105,5 +126,4 @@ sockets; nothing about them is a matter of waiting.\n\
 | sessions that a killed manager leaves | `the_next_manager_ends_the_sessions_of_a_killed_one` |\n\
 | the lock on the kubeconfig that a killed manager leaves | `a_lock_that_a_killed_manager_held_is_taken_over_and_that_of_another_program_is_not` |\n\
 | credentials expire and cannot be renewed for a while | `open_connections_outlive_credentials_and_everything_works_when_there_are_new_ones` |\n\
-| the WebSocket is lost while the real `kubectl get -w` runs | `kubectl_watches_through_lost_websockets_and_lost_messages` |\n\
-";
+| the WebSocket is lost while the real `kubectl get -w` runs | `kubectl_watches_through_lost_websockets_and_lost_messages` |\n";
