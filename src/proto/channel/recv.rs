@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+
 use super::super::message::Message;
 
 /// How far ahead of the next expected number a message may be.
@@ -38,7 +40,7 @@ impl Receiver {
     }
 
     /// Takes a sequenced message; [`next_in_order`](Self::next_in_order) hands out what can be used.
-    pub(super) fn insert(&mut self, message: Message) -> Receipt {
+    pub(super) fn insert(&mut self, mut message: Message) -> Receipt {
         let number = message.header.sequence_number;
         if (0..self.expected).contains(&number) || self.early.contains_key(&number) {
             return Receipt::Repeat;
@@ -48,8 +50,13 @@ impl Receiver {
         }
         let cost = cost(&message);
         // The message that everything waits for is always taken: it frees room.
-        if number != self.expected && self.early_bytes + cost > self.budget {
-            return Receipt::Refused;
+        if number != self.expected {
+            if self.early_bytes + cost > self.budget {
+                return Receipt::Refused;
+            }
+            // A slice would keep the whole buffer that it is cut from: a header may be as long as its sender
+            // likes, and the transport reads several messages into one buffer.
+            message.payload = Bytes::copy_from_slice(&message.payload);
         }
         self.early_bytes += cost;
         self.early.insert(number, message);
@@ -81,16 +88,15 @@ impl Receiver {
     }
 }
 
-/// Bytes that keeping a message takes: its payload's allocation holds the header too.
+/// Bytes that keeping a message takes.
 fn cost(message: &Message) -> usize {
-    message.payload.len() + super::super::message::HEADER_LEN + size_of::<Message>()
+    message.payload.len() + size_of::<Message>()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::proto::message::{Flags, Header, MessageId, MessageType, PayloadType};
-    use bytes::Bytes;
     use proptest::prelude::*;
 
     fn message(sequence_number: i64, payload_len: usize) -> Message {
@@ -142,6 +148,15 @@ mod tests {
         let delivered = std::iter::from_fn(|| receiver.next_in_order()).count();
         assert_eq!(delivered, kept + 1);
         assert_eq!(receiver.early_bytes, 0);
+    }
+
+    #[test]
+    fn an_early_message_does_not_keep_the_buffer_that_it_came_in() {
+        let mut receiver = Receiver::new(1 << 20);
+        let buffer = Bytes::from(vec![0; 4 << 20]);
+        let early = Message { payload: buffer.slice(..1), ..message(1, 0) };
+        assert_eq!(receiver.insert(early), Receipt::New);
+        assert!(buffer.is_unique(), "one byte keeps 4 MiB");
     }
 
     proptest! {
