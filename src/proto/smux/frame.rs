@@ -124,8 +124,11 @@ impl FrameDecoder {
     /// # Panics
     /// If the last piece has not been drained with [`next_frame`](Self::next_frame).
     pub fn push(&mut self, piece: Bytes) {
-        assert!(self.piece.is_empty() || self.error.is_some(), "the last piece has been read to its end");
-        self.piece = piece;
+        assert!(self.piece.is_empty(), "the last piece has been read to its end");
+        // An empty slice keeps its buffer too.
+        if self.error.is_none() && !piece.is_empty() {
+            self.piece = piece;
+        }
     }
 
     /// Returns the next frame, or `None` when the next piece is needed.
@@ -136,7 +139,10 @@ impl FrameDecoder {
         if let Some(error) = self.error {
             return Err(error);
         }
-        self.read_frame().inspect_err(|error| self.error = Some(*error))
+        self.read_frame().inspect_err(|error| {
+            self.error = Some(*error);
+            self.piece = Bytes::new();
+        })
     }
 
     fn read_frame(&mut self) -> Result<Option<Frame>, FrameError> {
@@ -249,8 +255,10 @@ mod tests {
     #[test]
     fn an_error_is_final() {
         let mut decoder = FrameDecoder::default();
-        decoder.push(Bytes::from_static(&[9; 20]));
+        let piece = Bytes::from(vec![9; 20]);
+        decoder.push(piece.clone());
         assert_eq!(decoder.next_frame(), Err(FrameError::Version(9)));
+        assert!(piece.is_unique(), "what follows an error is not kept");
         decoder.push(encode(&[Frame::Nop]));
         assert_eq!(decoder.next_frame(), Err(FrameError::Version(9)));
     }
