@@ -5,7 +5,7 @@
 //! that same place or this machine. Domains come from the SDK's rules, which know every partition.
 //! The URL is dialled byte for byte as it was given: its `cell-number` may hold a bare `+`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use http::{Uri, uri::Authority};
 
@@ -112,7 +112,7 @@ impl GatewayPolicy {
         }
         let moved = moved.then(|| {
             let endpoint: Uri = endpoint?.parse().ok()?;
-            endpoint.host().map(bare)
+            endpoint.host().and_then(bare)
         });
         Ok(Self { region: region.to_owned(), domains, moved })
     }
@@ -125,14 +125,17 @@ impl GatewayPolicy {
         let Ok(uri) = url.parse::<Uri>() else {
             return Err(Foreign { host: "(not a URL)".to_owned() });
         };
-        let host = uri.host().map(bare).unwrap_or_default();
-        let foreign = || Err(Foreign { host: host.clone() });
+        let given = uri.host().unwrap_or_default();
+        let foreign = || Err(Foreign { host: bare(given).unwrap_or_else(|| given.to_owned()) });
         let secure = match uri.scheme_str() {
             Some("wss") => true,
             Some("ws") => false,
             _ => return foreign(),
         };
         let Some(authority) = uri.authority() else {
+            return foreign();
+        };
+        let Some(host) = bare(given) else {
             return foreign();
         };
         // A user name in front of the host only serves to deceive.
@@ -193,10 +196,14 @@ pub(super) fn port(authority: &Authority, default: u16) -> Option<u16> {
     digits.parse().ok().filter(|port| *port != 0)
 }
 
-/// Brings a host to the form in which hosts are compared.
-fn bare(host: &str) -> String {
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host.to_ascii_lowercase()
+/// Brings a host to the form in which hosts are compared: without brackets, in lower case. `None` if it is
+/// neither a name nor an address; the parser of URLs takes brackets around and within anything.
+fn bare(host: &str) -> Option<String> {
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)),
+    };
+    is_host.then(|| host.trim_matches(['[', ']']).to_ascii_lowercase())
 }
 
 async fn ssm_host(region: &str, dual_stack: bool) -> Option<String> {
@@ -350,6 +357,12 @@ mod tests {
             "ws://0.0.0.0/v1",
             "ws://[::]/v1",
             "ws://[::ffff:127.0.0.1]/v1",
+            "ws://[localhost]/v1",
+            "ws://[127.0.0.1]/v1",
+            "wss://[ssm.corp.example]/v1",
+            "wss://[ssmmessages.us-east-1.amazonaws.com]/v1",
+            "wss://[x].ssmmessages.us-east-1.amazonaws.com/v1",
+            "wss://x*.ssmmessages.us-east-1.amazonaws.com/v1",
             "ws://169.254.169.254/v1",
             "ws://localhost.evil.com/v1",
             "wss://messages.corp.example/v1",
