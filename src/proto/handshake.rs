@@ -23,6 +23,12 @@ pub struct HandshakeRequest {
     pub requested_client_actions: Vec<RequestedAction>,
 }
 
+/// Longest request that is read, in bytes. Those of agents have a few hundred.
+const MAX_REQUEST_LEN: usize = 8 << 10;
+
+/// Most actions of a request. Agents ask for two at most, and the response has an entry for each.
+const MAX_ACTIONS: usize = 16;
+
 /// One action that the agent asks for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -212,10 +218,9 @@ pub fn respond(payload: &[u8]) -> (HandshakeResponse, Result<Agreement, Handshak
         processed_client_actions: Vec::new(),
         errors: None,
     };
-    let request: HandshakeRequest = match serde_json::from_slice(payload) {
+    let request = match read_request(payload) {
         Ok(request) => request,
         Err(error) => {
-            let error = HandshakeError::Malformed(error.to_string());
             response.errors = Some(vec![error.to_string()]);
             return (response, Err(error));
         }
@@ -248,6 +253,19 @@ pub fn respond(payload: &[u8]) -> (HandshakeResponse, Result<Agreement, Handshak
         agreement = Err(HandshakeError::SessionType(String::new()));
     }
     (response, agreement)
+}
+
+fn read_request(payload: &[u8]) -> Result<HandshakeRequest, HandshakeError> {
+    if payload.len() > MAX_REQUEST_LEN {
+        return Err(HandshakeError::Malformed(format!("it has {} bytes", payload.len())));
+    }
+    let request: HandshakeRequest =
+        serde_json::from_slice(payload).map_err(|error| HandshakeError::Malformed(error.to_string()))?;
+    let actions = request.requested_client_actions.len();
+    if actions > MAX_ACTIONS {
+        return Err(HandshakeError::Malformed(format!("it asks for {actions} actions")));
+    }
+    Ok(request)
 }
 
 fn agree(agent_version: &str) -> Result<Agreement, HandshakeError> {
@@ -358,6 +376,20 @@ mod tests {
         let (response, agreement) = respond(b"[1,");
         assert!(matches!(agreement, Err(HandshakeError::Malformed(_))));
         assert_eq!(response.errors.unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_request_without_end_gets_a_short_response() {
+        let many = vec!["{}"; 100_000].join(",");
+        let long = format!(r#"{{"ActionType":"{}"}}"#, "x".repeat(100_000));
+        let wrong = format!(r#"{{"ActionType":["{}"]}}"#, "\u{200b}".repeat(2_000));
+        for actions in [many, vec!["{}"; MAX_ACTIONS + 1].join(","), long, wrong] {
+            let (response, agreement) = respond(&request("3.3.1142.0", &actions));
+            assert!(matches!(agreement, Err(HandshakeError::Malformed(_))), "{agreement:?}");
+            assert!(serde_json::to_vec(&response).unwrap().len() < 64 << 10);
+        }
+        let (response, _) = respond(&request("3.3.1142.0", &["{}"; MAX_ACTIONS].join(",")));
+        assert_eq!(response.processed_client_actions.len(), MAX_ACTIONS);
     }
 
     #[test]
