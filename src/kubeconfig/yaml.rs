@@ -5,15 +5,27 @@
 //! bare, what was quoted is written quoted, and whoever reads the file sees what it saw before. All that
 //! this program adds is quoted: a JSON string literal is a double-quoted scalar in both versions.
 //!
-//! Comments, anchors and layout are lost. Tags of one's own and keys that are not scalars are refused;
-//! kubectl has no use for them.
+//! Comments, anchors and layout are lost. Tags of one's own and keys that are not scalars are refused, and so
+//! is a bare word that may be made a string by a tag; kubectl has no use for them.
 
 use std::{collections::BTreeSet, fmt};
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-/// Most characters in a key. YAML wants a key that is written without `?` to be shorter than 1024.
+/// Longest key as it is written, in bytes. YAML wants one that is written without `?` to be shorter than 1024.
 const MAX_KEY_LEN: usize = 1000;
+
+/// What ends a line in YAML 1.1, and with it a comment.
+const LINE_BREAKS: [char; 5] = ['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'];
+
+/// What YAML takes for space within a line.
+const SPACES: [char; 2] = [' ', '\t'];
+
+/// What a tag comes after, if it is not the first thing in a document.
+const BEFORE_TAG: [char; 11] = ['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}', ' ', '\t', '[', '{', ',', ':'];
+
+/// Words that are Booleans, nulls or keys with a meaning in YAML 1.1 or 1.2, in any case.
+const AMBIGUOUS: [&str; 12] = ["y", "yes", "true", "on", "n", "no", "false", "off", "null", "~", "=", "<<"];
 
 /// A value in a YAML document.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,12 +117,14 @@ impl Mapping {
 /// What the parser says, with line and column.
 pub(super) fn parse(text: &str) -> Result<Node, serde_yaml::Error> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let blank =
-        |line: &str| line.trim_start().is_empty() || line.trim_start().starts_with('#') || line.trim_end() == "---";
-    if text.lines().all(blank) {
+    let is_blank = |line: &str| {
+        let line = line.trim_end_matches(SPACES);
+        line.is_empty() || line.trim_start_matches(SPACES).starts_with('#') || line == "---"
+    };
+    if text.split(LINE_BREAKS).all(is_blank) {
         return Ok(Node::null());
     }
-    Seed { input: text }.deserialize(serde_yaml::Deserializer::from_str(text))
+    Seed { input: text, has_tags: has_tags(text) }.deserialize(serde_yaml::Deserializer::from_str(text))
 }
 
 /// Writes a document in block style.
@@ -182,6 +196,13 @@ fn emit_scalar(out: &mut String, node: &Node) {
     }
 }
 
+/// Returns the length of a scalar as it is written, in bytes.
+fn written_len(node: &Node) -> usize {
+    let mut written = String::new();
+    emit_scalar(&mut written, node);
+    written.len()
+}
+
 /// Writes a string as a JSON literal in which everything is escaped that YAML does not take as it is:
 /// besides what JSON escapes, the other control characters, byte order marks and Unicode's line breaks.
 fn emit_text(out: &mut String, text: &str) {
@@ -193,6 +214,8 @@ fn emit_text(out: &mut String, text: &str) {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
+            // It must not look like a tag.
+            '!' if out.ends_with(BEFORE_TAG) => out.push_str("\\u0021"),
             '\0'..='\x1f' | '\x7f'..='\u{a0}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => {
                 out.push_str(&format!("\\u{:04x}", u32::from(c)));
             }
@@ -210,6 +233,8 @@ fn push_indent(out: &mut String, indent: usize) {
 #[derive(Clone, Copy)]
 struct Seed<'de> {
     input: &'de str,
+    /// Scalars may have tags that the parser takes, but does not tell about.
+    has_tags: bool,
 }
 
 impl Seed<'_> {
@@ -220,12 +245,34 @@ impl Seed<'_> {
     fn is_bare(self, found: &str) -> bool {
         // Both point into the same text, so this is where the string starts in it.
         let Some(start) = (found.as_ptr() as usize).checked_sub(self.input.as_ptr() as usize) else { return false };
-        let (Some(before), Some(after)) = (self.input.get(..start), self.input.get(start + found.len()..)) else {
-            return false;
-        };
-        let tagged = before.rsplit(['\n', '\r']).next().and_then(|line| line.split_whitespace().next_back());
-        !after.starts_with(['"', '\'']) && !tagged.is_some_and(|word| word.starts_with('!'))
+        let Some(after) = self.input.get(start + found.len()..) else { return false };
+        !after.starts_with(['"', '\'']) && can_be_bare(found)
     }
+}
+
+/// Tells whether there may be tags in a document, other than those that the parser refuses.
+fn has_tags(text: &str) -> bool {
+    let is_tag = |at: usize| at == 0 || text[..at].ends_with(BEFORE_TAG);
+    ["!!", "!<"].iter().any(|sign| text.match_indices(sign).any(|(at, _)| is_tag(at)))
+        || text.split(LINE_BREAKS).any(|line| line.starts_with("%TAG"))
+}
+
+/// Tells whether a string can be written bare at any place of a document. One that cannot is a string to every
+/// reader, so that it means the same in quotes.
+fn can_be_bare(text: &str) -> bool {
+    let is_plain = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+    let starts_plainly = text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '/');
+    text.bytes().all(is_plain) && (starts_plainly || is_ambiguous(text))
+}
+
+/// Tells whether a bare scalar may be something else than a string to a reader of YAML 1.1 or 1.2: a number,
+/// a date, or one of a few words.
+fn is_ambiguous(text: &str) -> bool {
+    let number = text.trim_start_matches(['+', '-']);
+    let number = number.strip_prefix('.').unwrap_or(number);
+    number.starts_with(|first: char| first.is_ascii_digit() || first == '_')
+        || AMBIGUOUS.iter().any(|word| word.eq_ignore_ascii_case(text))
+        || ["inf", "nan"].iter().any(|word| word.eq_ignore_ascii_case(number))
 }
 
 impl<'de> DeserializeSeed<'de> for Seed<'de> {
@@ -286,8 +333,14 @@ impl<'de> Visitor<'de> for Seed<'de> {
         Ok(Node::text(text))
     }
 
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Node, E> {
-        Ok(if self.is_bare(text) { Node::Bare(text.to_owned()) } else { Node::text(text) })
+    fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Node, E> {
+        if !self.is_bare(text) {
+            return Ok(Node::text(text));
+        }
+        if self.has_tags && is_ambiguous(text) {
+            return Err(E::custom(format_args!("`{text}` may have a tag, and means something else without: quote it")));
+        }
+        Ok(Node::Bare(text.to_owned()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Node, A::Error> {
@@ -303,7 +356,7 @@ impl<'de> Visitor<'de> for Seed<'de> {
         let mut keys = BTreeSet::new();
         while let Some(key) = access.next_key_seed(self)? {
             let text = match &key {
-                Node::Bare(text) | Node::Text(text) if text.len() <= MAX_KEY_LEN => text,
+                Node::Bare(text) | Node::Text(text) if written_len(&key) <= MAX_KEY_LEN => text,
                 Node::Bare(_) | Node::Text(_) | Node::Sequence(_) | Node::Mapping(_) => {
                     return Err(de::Error::custom("a key is not a short scalar"));
                 }
@@ -396,12 +449,37 @@ mod tests {
                     .replace("\"b\":", "b:"),
                 expected
             );
-            assert_eq!(again(&format!("a: !!str {word}\nb:\n- !!str {word}")), expected);
+            let tagged = parse(&format!("a: !!str {word}"));
+            assert!(tagged.unwrap_err().to_string().contains("quote it"), "{word}");
             assert_eq!(again(&format!("a: |-\n  {word}\nb:\n- >-\n  {word}")), expected);
         }
         assert_eq!(again(r#"a: "\\no""#), "a: \"\\\\no\"\n");
         assert_eq!(again("a: 'it''s'"), "a: \"it's\"\n");
         assert_eq!(again(r#"a: "n\x6f""#), "a: \"no\"\n");
+    }
+
+    #[test]
+    fn what_cannot_be_bare_everywhere_is_quoted() {
+        let text = "{a: b\u{2028}c, \u{feff}d: ä, e: !!str, f: !!str g, --- h: i, j: [-]}";
+        assert_eq!(again(text), "a: \"b\\u2028c\"\n\"\\ufeffd\": \"ä\"\ne: \"\"\nf: g\n\"--- h\": i\nj:\n- \"-\"\n");
+    }
+
+    #[test]
+    fn a_word_that_may_have_a_tag_is_refused() {
+        for text in [
+            "a: !!str &x no",
+            "[!!str no]",
+            "{'a':!!str no}",
+            "a: !!str\n  no",
+            "a: !<tag:yaml.org,2002:str> 12:30",
+            "%TAG !y! tag:yaml.org,2002:\n---\na: !y!str 0777",
+            "a: \"b !!\"\nc: no",
+        ] {
+            assert!(parse(text).unwrap_err().to_string().contains("quote it"), "{text}");
+        }
+        assert_eq!(again("a: b !!\nc: 'no'\nd: north\n"), "a: b !!\nc: \"no\"\nd: north\n");
+        assert_eq!(again("a: \"!!\\t!!\"\nb: no\n"), "a: \"!!\\t!!\"\nb: no\n");
+        assert_eq!(again("a: \"b \\x21!\"\nc: no\n"), "a: \"b \\u0021!\"\nc: no\n");
     }
 
     #[test]
@@ -432,6 +510,17 @@ mod tests {
     }
 
     #[test]
+    fn a_comment_ends_where_yaml_says() {
+        for line_break in LINE_BREAKS {
+            let text = format!("# nothing{line_break}a: b");
+            assert_eq!(again(&text), "a: b\n", "{text:?}");
+        }
+        for text in ["\u{a0}", " ---", "\u{2003}# no"] {
+            assert!(!parse(text).is_ok_and(|root| root.is_null()), "{text:?}");
+        }
+    }
+
+    #[test]
     fn refuses_what_it_cannot_keep() {
         for (text, message) in [
             ("a: !mine 1", "tag"),
@@ -444,8 +533,9 @@ mod tests {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(message), "{text:?}: {error}");
         }
-        let key = "x".repeat(2000);
-        assert!(parse(&format!("? {key}\n: 1")).is_err());
+        for key in ["x".repeat(2000), format!("\"{}\"", "\\N".repeat(200))] {
+            assert!(parse(&format!("? {key}\n: 1")).is_err());
+        }
     }
 
     #[test]
