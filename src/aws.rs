@@ -16,6 +16,8 @@ mod clusters;
 mod connect;
 mod endpoint;
 pub mod error;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 mod identity;
 mod session;
 mod sign;

@@ -45,6 +45,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::secret::Secret;
 
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 mod wire;
 
 /// Most connections at once; one more waits. It keeps a program gone wild from taking all file descriptors.

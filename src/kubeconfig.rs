@@ -26,6 +26,8 @@ use crate::cluster::Cluster;
 
 pub mod exec;
 pub(crate) mod file;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 mod lock;
 mod merge;
 mod yaml;

@@ -29,6 +29,8 @@ pub mod cluster;
 pub mod control;
 #[cfg(feature = "demo")]
 pub mod emulator;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 pub mod journal;
 pub mod kubeconfig;
 pub mod proto;

@@ -19,6 +19,8 @@
 //! retransmission, order), [`smux`] (streams), [`handshake`] and [`session`] (all of it together).
 
 pub mod channel;
+#[cfg(any(fuzzing, test))]
+pub(crate) mod fuzzing;
 pub mod handshake;
 pub mod message;
 pub mod session;

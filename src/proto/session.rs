@@ -561,7 +561,7 @@ impl PortSession {
     }
 
     /// Checks what has to hold between any two calls.
-    #[cfg(test)]
+    #[cfg(any(fuzzing, test))]
     pub(super) fn assert_invariants(&self) {
         self.mux.assert_invariants();
     }

@@ -438,7 +438,7 @@ impl Mux {
     }
 
     /// Checks what has to hold between any two calls.
-    #[cfg(test)]
+    #[cfg(any(fuzzing, test))]
     pub(super) fn assert_invariants(&self) {
         assert_eq!(self.held, self.streams.values().map(|s| s.held).sum::<usize>());
         assert_eq!(self.silent, self.streams.values().filter(|s| s.is_silent()).count());

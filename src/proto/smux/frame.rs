@@ -145,6 +145,12 @@ impl FrameDecoder {
         })
     }
 
+    /// Returns how many bytes of a frame's header wait for the rest of it.
+    #[cfg(any(fuzzing, test))]
+    pub(in super::super) fn held(&self) -> usize {
+        self.header.len()
+    }
+
     fn read_frame(&mut self) -> Result<Option<Frame>, FrameError> {
         if let Some((id, missing)) = self.data {
             return Ok(self.read_data(id, missing));
