@@ -146,15 +146,26 @@ impl Settings {
     }
 }
 
+/// One way in: an identity in a region, the bastions there, and the clusters to reach through them.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// How to reach AWS, and as whom.
+    pub aws: AwsSettings,
+    /// How `token` finds the same identity from another shell.
+    pub identity: ExecIdentity,
+    /// Bastions in order of preference; never empty.
+    pub bastions: Vec<Target>,
+    /// Names of clusters in the order of their ports, each once; empty: all that are active.
+    pub clusters: Vec<String>,
+}
+
 /// What `up` works with.
 #[derive(Debug, Clone)]
 pub struct UpSettings {
     /// What all commands share.
     pub common: Settings,
-    /// Bastions in order of preference; never empty.
-    pub bastions: Vec<Target>,
-    /// Names of clusters in the order of their ports, each once; empty: all that are active.
-    pub clusters: Vec<String>,
+    /// The ways in, in the order of their ports; never empty.
+    pub access: Vec<Access>,
     /// The first local port; 0: any free ones.
     pub base_port: u16,
     /// A taken port is an error rather than skipped.
@@ -183,8 +194,12 @@ impl UpSettings {
     pub fn load(flags: &GlobalArgs, args: &UpArgs, environment: &Environment) -> Result<Self, SettingsError> {
         let mut problems = Vec::new();
         let common = Settings::collect(flags, args.kubeconfig.as_deref(), environment, &mut problems);
-        let bastions = bastions(&args.bastion, environment, &mut problems);
-        let clusters = clusters(&args.cluster, &mut problems);
+        let access = Access {
+            aws: common.aws.clone(),
+            identity: common.identity.clone(),
+            bastions: bastions(&args.bastion, environment, &mut problems),
+            clusters: clusters(&args.cluster, &mut problems),
+        };
         let base_port = match args.base_port.as_deref().map(str::parse) {
             None => DEFAULT_BASE_PORT,
             Some(Ok(port)) => port,
@@ -210,8 +225,7 @@ impl UpSettings {
         }
         let settings = Self {
             common,
-            bastions,
-            clusters,
+            access: vec![access],
             base_port,
             strict_ports: args.strict_ports,
             set_current: args.set_current,
@@ -439,7 +453,7 @@ mod tests {
         assert_eq!(settings.common.name, "default");
         assert_eq!(settings.common.kubeconfig, Path::new("/home/alice/.kube/autoheal-pa.yaml"));
         assert_eq!(settings.common.control_dir, Path::new("/tmp/autoheal-pa-1000/default"));
-        assert!(settings.clusters.is_empty() && settings.reason.is_none() && settings.env_file.is_none());
+        assert!(settings.access[0].clusters.is_empty() && settings.reason.is_none() && settings.env_file.is_none());
     }
 
     #[test]
@@ -459,9 +473,9 @@ mod tests {
             env_file: Some("~/env".into()),
         };
         let settings = up(&args, &environment([("AUTOHEAL_PA_BASTION", "not read")])).unwrap();
-        let bastions: Vec<_> = settings.bastions.iter().map(Target::as_str).collect();
+        let bastions: Vec<_> = settings.access[0].bastions.iter().map(Target::as_str).collect();
         assert_eq!(bastions, ["i-0abcdef1", "i-0abcdef2", "ecs:tools_a_b"]);
-        assert_eq!(settings.clusters, ["no", "1_000"]);
+        assert_eq!(settings.access[0].clusters, ["no", "1_000"]);
         assert_eq!(settings.base_port, 0);
         assert!(settings.strict_ports && settings.set_current);
         assert_eq!(settings.common.kubeconfig, Path::new("/work/kube/config"));
@@ -475,7 +489,7 @@ mod tests {
     #[test]
     fn takes_bastions_from_the_environment() {
         let environment = environment([("AUTOHEAL_PA_BASTION", "i-0abcdef1,mi-0dc03fbcae2a87472")]);
-        assert_eq!(up(&UpArgs::default(), &environment).unwrap().bastions.len(), 2);
+        assert_eq!(up(&UpArgs::default(), &environment).unwrap().access[0].bastions.len(), 2);
     }
 
     #[test]

@@ -134,7 +134,7 @@ impl Manager {
         for (cluster, listeners) in clusters.into_iter().zip(bound.listeners) {
             let tunnel = Tunnel::new(
                 cluster,
-                settings.bastions.clone(),
+                settings.access[0].bastions.clone(),
                 Arc::clone(&dial),
                 listeners,
                 tunnel::Config {
@@ -153,7 +153,7 @@ impl Manager {
     async fn watch(&self, signals: &mut Signals, printer: &Printer) -> Result<(), CommandError> {
         let board = self.supervisor.board();
         let limit = self.settings.timeout;
-        let bastions = self.settings.bastions.len();
+        let bastions = self.settings.access[0].bastions.len();
         let ready = tokio::select! {
             biased;
             signal = signals.next() => return Err(signal.into()),
@@ -226,12 +226,12 @@ async fn clusters(
     caller: &Caller,
     printer: &Printer,
 ) -> Result<Vec<Cluster>, CommandError> {
-    let Discovery { clusters } = aws.discover(&settings.clusters).await?;
+    let Discovery { clusters } = aws.discover(&settings.access[0].clusters).await?;
     let mut usable = Vec::with_capacity(clusters.len());
     for description in clusters {
         match description.access {
             Ok(cluster) => usable.push(cluster),
-            Err(reason) if settings.clusters.is_empty() => {
+            Err(reason) if settings.access[0].clusters.is_empty() => {
                 printer.progress(&format!("skipped `{}`: {reason}", description.name));
             }
             Err(reason) => return Err(not_usable(&description.name, &description.region, reason)),
