@@ -3,7 +3,11 @@
 //! Invariants: a tunnel that fails or panics does not touch the others; the board is made only of
 //! what the tunnels say themselves; a stop is bounded whatever the tunnels do.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -47,12 +51,14 @@ impl Overall {
 }
 
 /// All tunnels at one moment.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Board {
-    /// In the order in which they were started.
+    /// In the order of their ports.
     pub tunnels: Vec<TunnelStatus>,
     /// A stop has been asked for.
     pub stopping: bool,
+    /// Since when they have been together in their [state](Self::overall).
+    pub since: SystemTime,
 }
 
 impl Board {
@@ -103,6 +109,8 @@ pub struct Supervisor {
     tunnels: JoinSet<()>,
     board: Arc<watch::Sender<Board>>,
     stop: CancellationToken,
+    /// Ends one tunnel, by its port.
+    stops: BTreeMap<u16, CancellationToken>,
     common: Arc<Common>,
 }
 
@@ -122,31 +130,59 @@ impl Supervisor {
     /// Creates a supervisor without tunnels that goes by this clock.
     #[must_use]
     pub fn with_clock(clock: Clock) -> Self {
+        let board = Board { tunnels: Vec::new(), stopping: false, since: wall(clock) };
         Self {
             tunnels: JoinSet::new(),
-            board: Arc::new(watch::Sender::new(Board::default())),
+            board: Arc::new(watch::Sender::new(board)),
             stop: CancellationToken::new(),
+            stops: BTreeMap::new(),
             common: Common::new(clock),
         }
     }
 
-    /// Returns what the tunnels share, to be given to each.
+    /// Returns what tunnels of one identity share, to be given to each.
     #[must_use]
     pub fn common(&self) -> Arc<Common> {
         Arc::clone(&self.common)
     }
 
-    /// Starts a tunnel.
+    /// Returns the clock.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.common.clock()
+    }
+
+    /// Starts a tunnel. Its port is its name here: no other tunnel may have it.
     pub fn start(&mut self, tunnel: Tunnel) {
         let status = tunnel.status();
-        let mut place = 0;
-        self.board.send_modify(|board| {
-            place = board.tunnels.len();
-            board.tunnels.push(status.borrow().clone());
+        let first = status.borrow().clone();
+        let port = first.port;
+        change(&self.board, self.clock(), |board| {
+            let place = board.tunnels.partition_point(|other| other.port < port);
+            board.tunnels.insert(place, first);
         });
-        let board = Arc::clone(&self.board);
         let stop = self.stop.child_token();
-        self.tunnels.spawn(supervise(tunnel, status, place, board, stop, self.common.clock()));
+        self.stops.insert(port, stop.clone());
+        let board = Arc::clone(&self.board);
+        self.tunnels.spawn(supervise(tunnel, status, port, board, stop, self.common.clock()));
+    }
+
+    /// Ends the tunnels on these ports in good order, and takes them off the board. Returns when they are off it,
+    /// so that the ports can be used again.
+    ///
+    /// # Cancel safety
+    /// When it is dropped, the tunnels end all the same.
+    pub async fn end(&mut self, ports: &[u16]) {
+        for port in ports {
+            if let Some(stop) = self.stops.remove(port) {
+                stop.cancel();
+            }
+        }
+        let is_gone = |board: &Board| board.tunnels.iter().all(|tunnel| !ports.contains(&tunnel.port));
+        // The sender is in this value; each tunnel bounds its own end.
+        let mut board = self.board();
+        let _outcome = board.wait_for(is_gone).await;
+        while self.tunnels.try_join_next().is_some() {}
     }
 
     /// Returns the board, now and later.
@@ -170,7 +206,7 @@ impl Supervisor {
 
     /// Stops all tunnels at once, within a bounded time. Returns whether all ended in good order.
     pub async fn stop(mut self) -> bool {
-        self.board.send_modify(|board| board.stopping = true);
+        change(&self.board, self.clock(), |board| board.stopping = true);
         self.stop.cancel();
         let joined = timeout(STOP_LIMIT, async { while self.tunnels.join_next().await.is_some() {} }).await;
         if joined.is_err() {
@@ -181,38 +217,64 @@ impl Supervisor {
     }
 }
 
-/// Runs one tunnel, and copies what it says to its place on the board.
+/// Runs one tunnel, and copies what it says to its place on the board. A tunnel that is stopped alone leaves the board;
+/// one that ends by itself, or with all others, stays on it.
 async fn supervise(
     tunnel: Tunnel,
     mut status: watch::Receiver<TunnelStatus>,
-    place: usize,
+    port: u16,
     board: Arc<watch::Sender<Board>>,
     stop: CancellationToken,
     clock: Clock,
 ) {
     let name = status.borrow().cluster.name.clone();
+    let copy = |status: &mut watch::Receiver<TunnelStatus>| {
+        let status = status.borrow_and_update().clone();
+        change(&board, clock, |board| {
+            if let Some(place) = board.tunnels.iter_mut().find(|tunnel| tunnel.port == port) {
+                *place = status;
+            }
+        });
+    };
     let mut task = JoinSet::new();
-    task.spawn(tunnel.run(stop));
+    task.spawn(tunnel.run(stop.clone()));
     let ended = loop {
         tokio::select! {
             biased;
             ended = task.join_next() => break ended,
-            Ok(()) = status.changed() => copy(&mut status, place, &board),
+            Ok(()) = status.changed() => copy(&mut status),
         }
     };
-    copy(&mut status, place, &board);
-    if let Some(Err(join_error)) = ended
-        && let Ok(panic) = join_error.try_into_panic()
-    {
-        let message = panic_message(&*panic);
+    copy(&mut status);
+    let panic = ended.and_then(|ended| ended.err()).and_then(|error| error.try_into_panic().ok());
+    let message = panic.map(|panic| panic_message(&*panic));
+    if let Some(message) = &message {
         error!(cluster = name, message, "tunnel panicked: the others go on");
-        board.send_modify(|board| board.tunnels[place].set_panicked(message, clock.now()));
     }
+    change(&board, clock, |board| {
+        if stop.is_cancelled() && !board.stopping {
+            board.tunnels.retain(|tunnel| tunnel.port != port);
+        } else if let (Some(message), Some(tunnel)) =
+            (message, board.tunnels.iter_mut().find(|tunnel| tunnel.port == port))
+        {
+            tunnel.set_panicked(message, clock.now());
+        }
+    });
 }
 
-fn copy(status: &mut watch::Receiver<TunnelStatus>, place: usize, board: &watch::Sender<Board>) {
-    let status = status.borrow_and_update().clone();
-    board.send_modify(|board| board.tunnels[place] = status);
+/// Changes the board, and notes the time if the tunnels together are in another state then.
+fn change(board: &watch::Sender<Board>, clock: Clock, change: impl FnOnce(&mut Board)) {
+    board.send_modify(|board| {
+        let before = board.overall();
+        change(board);
+        if board.overall() != before {
+            board.since = wall(clock);
+        }
+    });
+}
+
+fn wall(clock: Clock) -> SystemTime {
+    SystemTime::UNIX_EPOCH + clock.now().wall
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
@@ -222,8 +284,6 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use futures_util::future::BoxFuture;
 
     use super::*;
@@ -292,6 +352,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_tunnel_that_is_ended_leaves_the_board_and_its_port() {
+        let mut supervisor = Supervisor::new();
+        for name in ["one", "two", "three"] {
+            let tunnel = tunnel(&supervisor, name, false);
+            supervisor.start(tunnel);
+        }
+        let ports = |supervisor: &Supervisor| -> Vec<u16> {
+            supervisor.board().borrow().tunnels.iter().map(|tunnel| tunnel.port).collect()
+        };
+        let before = ports(&supervisor);
+        assert!(before.len() == 3 && before.is_sorted(), "{before:?}");
+        timeout(Duration::from_secs(60), supervisor.end(&before[1..])).await.unwrap();
+        assert_eq!(ports(&supervisor), before[..1]);
+        for port in &before[1..] {
+            assert!(Listeners::bind(*port, 1, true).is_ok(), "{port} is free again");
+        }
+        assert!(supervisor.stop().await);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_board_sums_up() {
         let supervisor = Supervisor::new();
         let status = tunnel(&supervisor, "any", false).status().borrow().clone();
@@ -304,7 +384,7 @@ mod tests {
                     ..status.clone()
                 })
                 .collect();
-            Board { tunnels, stopping: false }.overall()
+            Board { tunnels, stopping: false, since: SystemTime::UNIX_EPOCH }.overall()
         };
         let (starting, active, away, failed) =
             ((State::Starting, false), (State::Active, true), (State::Reconnecting, true), (State::Failed, false));
