@@ -79,7 +79,7 @@ fn fail(error: &dyn Error) -> ExitCode {
 async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let settings = Settings::without_kubeconfig(&args.global, &Environment::read())?;
+    let settings = Settings::load(&args.global, None, &Environment::read())?;
     let aws = Aws::new(&settings.aws).await?;
     let listeners = Listeners::at(args.listen)?;
     writeln!(io::stderr(), "listening on {}", SocketAddr::new(args.listen.ip(), listeners.port()))?;

@@ -28,9 +28,10 @@ mod tls;
 mod token;
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
@@ -51,6 +52,7 @@ use tokio_util::task::TaskTracker;
 
 pub use cache::{CredentialStatus, RenewalFailure};
 pub use clusters::{ClusterDescription, Discovery, SkipReason};
+pub use endpoint::own_sessions;
 pub use error::AwsError;
 pub use session::DOCUMENT;
 pub use targets::{NotConnected, Sighting};
@@ -100,7 +102,14 @@ struct Inner {
     session_calls: Semaphore,
     targets: Targets,
     signature_refused: AtomicBool,
+    tokens: Mutex<BTreeMap<String, Signed>>,
     tasks: TaskTracker,
+}
+
+/// A bearer token that has been made, and the access key that signed it.
+struct Signed {
+    key: String,
+    token: BearerToken,
 }
 
 /// A client, and the host that it calls.
@@ -227,6 +236,7 @@ impl Aws {
             session_calls: Semaphore::new(CONCURRENT_SESSION_CALLS),
             targets: Targets::new(),
             signature_refused: AtomicBool::new(false),
+            tokens: Mutex::default(),
             tasks: TaskTracker::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -268,13 +278,21 @@ impl Aws {
         Arc::new(session::SsmDialer::new(self.clone(), reason.as_deref(), journal))
     }
 
-    /// Makes a bearer token for a cluster, without any call but for credentials.
+    /// Returns a bearer token for a cluster, without any call but for credentials. One that was made before is given
+    /// again for half its life, as long as the credentials behind it are in use.
     ///
     /// # Errors
     /// [`AwsError::BearerTokenTooLong`], [`AwsError::Signing`], and every cause that credentials cannot be had.
     pub async fn bearer_token(&self, token_name: &str) -> Result<BearerToken, AwsError> {
         let credentials = self.credentials().await?;
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(clock::wall().as_secs());
+        let mut tokens = self.inner.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Signed { key, token }) = tokens.get(token_name)
+            && key == credentials.access_key_id()
+            && token.expires.duration_since(now).is_ok_and(|left| left >= BEARER_TOKEN_LIFE / 2)
+        {
+            return Ok(token.clone());
+        }
         let token = sign::bearer_token(&self.inner.sts_host, self.region(), token_name, &credentials, now)
             .map_err(|source| AwsError::Signing { source: source.into() })?;
         let len = token.expose().len();
@@ -282,7 +300,11 @@ impl Aws {
             return Err(AwsError::BearerTokenTooLong { len });
         }
         let expires = now + BEARER_TOKEN_LIFE;
-        Ok(BearerToken { token, expires: credentials.expiry().map_or(expires, |end| expires.min(whole_seconds(end))) })
+        let expires = credentials.expiry().map_or(expires, |end| expires.min(whole_seconds(end)));
+        let token = BearerToken { token, expires };
+        let signed = Signed { key: credentials.access_key_id().to_owned(), token: token.clone() };
+        tokens.insert(token_name.to_owned(), signed);
+        Ok(token)
     }
 
     /// Renews the credentials ahead of time, whether anybody needs them or not, and retries what fails. Never ends.

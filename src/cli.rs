@@ -2,26 +2,34 @@
 //!
 //! Each command is a module with one `run`. This layer knows all others and none knows it.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
 use error::CommandError;
 use output::Printer;
 
-use crate::settings::{Environment, UpSettings};
+use crate::settings::{Environment, Settings, UpSettings};
 pub use crate::settings::{GlobalArgs, LogFormat, UpArgs};
 
+pub mod background;
 pub mod clusters;
 mod credentials;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod down;
 pub mod env;
 pub mod error;
+pub mod exec;
 mod limits;
+pub mod log;
+pub mod logs;
+mod manager;
 mod orphans;
 pub mod output;
+pub mod reload;
 mod signals;
+pub mod status;
 pub mod token;
 pub mod up;
 
@@ -58,6 +66,26 @@ pub enum Command {
                             autoheal-pa up --bastion i-0dc03fbcae2a87472 --cluster payments --cluster search --region us-east-1 \\\n    \
                             --role-arn arn:aws:iam::123456789012:role/AutohealReadOnlyRole --web-identity-token-file /var/run/token")]
     Up(UpArgs),
+    /// Stops the running manager, ends its sessions and removes its contexts
+    #[command(after_help = "Examples:\n  autoheal-pa down\n  autoheal-pa down --name ci")]
+    Down(down::DownArgs),
+    /// Shows what the running manager is doing: each tunnel's state, session, traffic and trouble
+    #[command(after_help = "Examples:\n  autoheal-pa status\n  autoheal-pa status --watch\n  \
+                            autoheal-pa status --json | jq -r '.tunnels[] | select(.state != \"active\") | .context'")]
+    Status(status::StatusArgs),
+    /// Runs a command under tunnels, and exits with its status
+    ///
+    /// Uses the running manager if there is one. Otherwise it opens the tunnels, runs the command with KUBECONFIG set
+    /// when they are ready, and closes them again.
+    #[command(after_help = "Examples:\n  autoheal-pa exec --bastion i-0dc03fbcae2a87472 -- kubectl get nodes\n  \
+                            autoheal-pa exec --bastion i-0dc03fbcae2a87472 --cluster payments -- sh -c 'kubectl apply -f . && kubectl rollout status deploy/api'")]
+    Exec(exec::ExecArgs),
+    /// Shows the log of the manager in the background
+    #[command(after_help = "Examples:\n  autoheal-pa logs\n  autoheal-pa logs -f -n 20")]
+    Logs(logs::LogsArgs),
+    /// Has the running manager look for clusters again; tunnels that stay are not touched
+    #[command(after_help = "Example:\n  autoheal-pa reload")]
+    Reload,
     /// Lists the EKS clusters that the credentials can see
     #[command(
         after_help = "Examples:\n  autoheal-pa clusters --region us-east-1\n  autoheal-pa clusters --json | jq -r '.clusters[].name'"
@@ -86,26 +114,56 @@ impl Cli {
     #[must_use]
     pub fn needs_threads(&self) -> bool {
         match self.command {
-            Command::Up(_) => true,
+            Command::Up(_) | Command::Exec(_) => true,
             #[cfg(feature = "demo")]
             Command::Demo(_) => true,
-            Command::Clusters(_) | Command::Env(_) | Command::Token(_) => false,
+            Command::Clusters(_)
+            | Command::Down(_)
+            | Command::Env(_)
+            | Command::Logs(_)
+            | Command::Reload
+            | Command::Status(_)
+            | Command::Token(_) => false,
         }
     }
 
-    /// Runs the command, and returns its exit code.
+    /// Tells whether this is the process in the background that `up --detach` has started.
+    #[must_use]
+    pub fn is_in_background(&self) -> bool {
+        matches!(&self.command, Command::Up(args) if args.background)
+    }
+
+    /// Returns where a process in the background may log to, the best place first. Settings that are wrong are the
+    /// command's business: it has none of these places then.
+    #[must_use]
+    pub fn log_files(&self, environment: &Environment) -> Vec<PathBuf> {
+        let settings = Settings::load(&self.global, None, environment);
+        settings.map_or_else(|_| Vec::new(), |s| vec![s.log_file, s.control_dir.join("log")])
+    }
+
+    /// Runs the command, and returns its exit code. `log` is where this process logs to, if that is a file.
     ///
     /// # Errors
     /// [`CommandError`], to be shown to the user.
-    pub async fn run(self, printer: &Printer) -> Result<ExitCode, CommandError> {
+    pub async fn run(self, log: Option<PathBuf>, printer: &Printer) -> Result<ExitCode, CommandError> {
         let Self { global, command } = self;
         match command {
             Command::Up(args) => {
                 let settings = UpSettings::load(&global, &args, &Environment::read())?;
-                Box::pin(up::run(settings, printer)).await
+                if args.detach {
+                    return Box::pin(background::launch(&settings, printer)).await;
+                }
+                let attended = if args.background { Some(background::Attended::new(log)?) } else { None };
+                let reread = Box::new(move || UpSettings::load(&global, &args, &Environment::read()));
+                Box::pin(up::run(settings, reread, attended, printer)).await
             }
+            Command::Down(args) => Box::pin(down::run(args, global, printer)).await,
+            Command::Status(args) => Box::pin(status::run(args, global, printer)).await,
+            Command::Exec(args) => Box::pin(exec::run(args, global, printer)).await,
+            Command::Logs(args) => Box::pin(logs::run(args, global, printer)).await,
+            Command::Reload => Box::pin(reload::run(global, printer)).await,
             Command::Clusters(args) => Box::pin(clusters::run(args, global, printer)).await,
-            Command::Env(args) => env::run(&args, &global, printer),
+            Command::Env(args) => Box::pin(env::run(&args, &global, printer)).await,
             Command::Token(args) => Box::pin(token::run(args, global, printer)).await,
             #[cfg(feature = "demo")]
             Command::Demo(args) => Box::pin(demo::run(args, &global, printer)).await,

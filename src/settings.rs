@@ -73,8 +73,12 @@ pub struct Settings {
     pub identity: ExecIdentity,
     /// The manager's directory, where its lock and its control socket are; absolute.
     pub control_dir: PathBuf,
+    /// The log of this manager in the background; absolute.
+    pub log_file: PathBuf,
     /// The kubeconfig with this manager's contexts; absolute.
     pub kubeconfig: PathBuf,
+    /// The user has chosen the kubeconfig, so no other will do.
+    pub kubeconfig_given: bool,
     /// The absolute path of the running binary, if the system tells.
     pub executable: Option<PathBuf>,
 }
@@ -95,19 +99,6 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Reads the settings of a command that has nothing to do with kubeconfigs, so that it works where there
-    /// is no home directory.
-    ///
-    /// # Errors
-    /// [`SettingsError`] with everything that is wrong.
-    pub fn without_kubeconfig(flags: &GlobalArgs, environment: &Environment) -> Result<Self, SettingsError> {
-        let mut problems = Vec::new();
-        let settings = Self::collect(flags, None, environment, &mut problems);
-        problems.retain(|problem| !matches!(problem, Problem::NoHome));
-        SettingsError::unless_empty(problems)?;
-        Ok(settings)
-    }
-
     fn collect(
         flags: &GlobalArgs,
         kubeconfig: Option<&Path>,
@@ -123,24 +114,28 @@ impl Settings {
             let expected = "a name: at most 32 letters, digits, `.`, `_` and `-`, the first a letter or a digit";
             problems.push(Problem::malformed("--name", name, expected));
         }
+        let control_dir = environment.runtime_dir().join(name);
+        let kubeconfig_given = kubeconfig.is_some();
         let kubeconfig = match (kubeconfig, &environment.home) {
             (Some(path), _) => environment.absolute(path),
             (None, Some(home)) if name == DEFAULT_NAME => home.join(".kube/autoheal-pa.yaml"),
             (None, Some(home)) => home.join(format!(".kube/autoheal-pa-{name}.yaml")),
-            (None, None) => {
-                problems.push(Problem::NoHome);
-                PathBuf::new()
-            }
+            (None, None) => control_dir.join("kubeconfig"),
+        };
+        let log_file = match environment.state_dir() {
+            Some(dir) => dir.join(format!("{name}.log")),
+            None => control_dir.join("log"),
         };
         let aws = AwsSettings::load(flags, environment, problems);
         let identity = ExecIdentity::of(&aws, environment);
-        let control_dir = environment.runtime_dir().join(name);
         Self {
             name: name.to_owned(),
             aws,
             identity,
             control_dir,
+            log_file,
             kubeconfig,
+            kubeconfig_given,
             executable: environment.executable.clone(),
         }
     }
@@ -184,6 +179,8 @@ pub struct UpSettings {
     pub reason: Option<String>,
     /// Where to write shell lines that set `KUBECONFIG`; absolute.
     pub env_file: Option<PathBuf>,
+    /// The file by which a step of a GitHub Actions job sets variables of later ones.
+    pub github_env: Option<PathBuf>,
 }
 
 impl UpSettings {
@@ -230,11 +227,10 @@ impl UpSettings {
             strict_ports: args.strict_ports,
             set_current: args.set_current,
             context_prefix: context_prefix.to_owned(),
-            timeout: args
-                .timeout
-                .as_deref()
-                .and_then(|text| within("--timeout", text, TIMEOUTS, "between `1s` and `24h`", &mut problems))
-                .unwrap_or(DEFAULT_TIMEOUT),
+            timeout: timeout(args).unwrap_or_else(|error| {
+                problems.extend(error.problems);
+                DEFAULT_TIMEOUT
+            }),
             probe_interval: probe_interval(args.probe_interval.as_deref(), &mut problems),
             reconnect_timeout: args
                 .reconnect_timeout
@@ -244,11 +240,39 @@ impl UpSettings {
                 })
                 .unwrap_or(DEFAULT_RECONNECT_TIMEOUT),
             reason: args.reason.clone(),
+            github_env: github_env(args.github_env, environment).unwrap_or_else(|error| {
+                problems.extend(error.problems);
+                None
+            }),
             env_file: args.env_file.as_deref().map(|path| environment.absolute(path)),
         };
         SettingsError::unless_empty(problems)?;
         Ok(settings)
     }
+}
+
+/// Reads how long the tunnels may take until all are ready.
+///
+/// # Errors
+/// [`SettingsError`] if it is not such a duration.
+pub fn timeout(args: &UpArgs) -> Result<Duration, SettingsError> {
+    let mut problems = Vec::new();
+    let given = args.timeout.as_deref();
+    let limit = given.and_then(|text| within("--timeout", text, TIMEOUTS, "between `1s` and `24h`", &mut problems));
+    SettingsError::unless_empty(problems)?;
+    Ok(limit.unwrap_or(DEFAULT_TIMEOUT))
+}
+
+/// Finds the file by which a step of a GitHub Actions job sets variables of later ones, if it is wanted.
+///
+/// # Errors
+/// [`SettingsError`] if this is no such step.
+pub fn github_env(wanted: bool, environment: &Environment) -> Result<Option<PathBuf>, SettingsError> {
+    if !wanted {
+        return Ok(None);
+    }
+    let path = environment.get("GITHUB_ENV").map(|path| environment.absolute(Path::new(path)));
+    path.map(Some).ok_or_else(|| SettingsError { problems: vec![Problem::NoGithubEnv] })
 }
 
 /// Reads the bastions, each once.
@@ -369,9 +393,9 @@ pub enum Problem {
         /// The option.
         option: &'static str,
     },
-    /// There is no home directory for the kubeconfig to be in.
-    #[error("there is no home directory: set `HOME` or add `--kubeconfig`")]
-    NoHome,
+    /// `--github-env` is given outside of GitHub Actions.
+    #[error("`--github-env` needs the variable `GITHUB_ENV`, which a step of a GitHub Actions job has")]
+    NoGithubEnv,
     /// A variable's value cannot be read.
     #[error("the value of `{variable}` is not UTF-8")]
     NotUtf8 {
@@ -453,6 +477,7 @@ mod tests {
         assert_eq!(settings.common.name, "default");
         assert_eq!(settings.common.kubeconfig, Path::new("/home/alice/.kube/autoheal-pa.yaml"));
         assert_eq!(settings.common.control_dir, Path::new("/tmp/autoheal-pa-1000/default"));
+        assert_eq!(settings.common.log_file, Path::new("/home/alice/.local/state/autoheal-pa/default.log"));
         assert!(settings.access[0].clusters.is_empty() && settings.reason.is_none() && settings.env_file.is_none());
     }
 
@@ -471,8 +496,11 @@ mod tests {
             reconnect_timeout: Some("10m".into()),
             reason: Some("INC-42: smoke test".into()),
             env_file: Some("~/env".into()),
+            github_env: true,
+            ..UpArgs::default()
         };
-        let settings = up(&args, &environment([("AUTOHEAL_PA_BASTION", "not read")])).unwrap();
+        let settings =
+            up(&args, &environment([("AUTOHEAL_PA_BASTION", "not read"), ("GITHUB_ENV", "/gh/env")])).unwrap();
         let bastions: Vec<_> = settings.access[0].bastions.iter().map(Target::as_str).collect();
         assert_eq!(bastions, ["i-0abcdef1", "i-0abcdef2", "ecs:tools_a_b"]);
         assert_eq!(settings.access[0].clusters, ["no", "1_000"]);
@@ -484,6 +512,7 @@ mod tests {
         assert_eq!(settings.reconnect_timeout, Duration::from_secs(600));
         assert_eq!(settings.reason.as_deref(), Some("INC-42: smoke test"));
         assert_eq!(settings.env_file.as_deref(), Some(Path::new("/home/alice/env")));
+        assert_eq!(settings.github_env.as_deref(), Some(Path::new("/gh/env")));
     }
 
     #[test]
@@ -510,12 +539,11 @@ mod tests {
     }
 
     #[test]
-    fn only_kubeconfigs_need_a_home() {
+    fn nothing_needs_a_home() {
         let surroundings = Environment { home: None, ..environment([]) };
-        let flags = GlobalArgs::default();
-        assert!(Settings::without_kubeconfig(&flags, &surroundings).is_ok());
-        assert!(Settings::load(&flags, None, &surroundings).is_err());
-        assert!(Settings::load(&flags, Some(Path::new("/tmp/config")), &surroundings).is_ok());
+        let settings = Settings::load(&GlobalArgs::default(), None, &surroundings).unwrap();
+        assert_eq!(settings.kubeconfig, Path::new("/tmp/autoheal-pa-1000/default/kubeconfig"));
+        assert_eq!(settings.log_file, Path::new("/tmp/autoheal-pa-1000/default/log"));
     }
 
     #[test]
@@ -545,15 +573,13 @@ mod tests {
             ..UpArgs::default()
         };
         let flags = GlobalArgs { name: Some("/".into()), duration: Some("1h".into()), ..GlobalArgs::default() };
-        let surroundings = Environment { home: None, ..environment([]) };
-        let error = UpSettings::load(&flags, &args, &surroundings).unwrap_err();
-        assert_eq!(error.problems.len(), 11);
+        let error = UpSettings::load(&flags, &args, &environment([])).unwrap_err();
+        assert_eq!(error.problems.len(), 10);
         let text = error.to_string();
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[0], "there are 11 problems with the settings");
+        assert_eq!(lines[0], "there are 10 problems with the settings");
         assert!(lines[1..].iter().all(|line| line.starts_with("  ")), "{text}");
         assert!(text.contains("\n  `--bastion`: `bastion` is not a bastion id: expected"), "{text}");
-        assert!(text.contains("\n  there is no home directory"), "{text}");
     }
 
     #[test]

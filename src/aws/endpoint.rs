@@ -235,7 +235,7 @@ pub(super) async fn sts_host(region: &str) -> Result<String, AwsError> {
 }
 
 /// Returns the pattern that a policy names the caller's own sessions with.
-pub(super) fn own_sessions(region: &str) -> String {
+pub fn own_sessions(region: &str) -> String {
     let partition = match region.split('-').next().unwrap_or_default() {
         "cn" => "aws-cn",
         "eusc" => "aws-eusc",

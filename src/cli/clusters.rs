@@ -27,7 +27,7 @@ pub struct ClustersArgs {
 /// # Errors
 /// [`CommandError`] if they cannot be listed.
 pub async fn run(args: ClustersArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
-    let settings = Settings::without_kubeconfig(&global, &Environment::read())?;
+    let settings = Settings::load(&global, None, &Environment::read())?;
     let aws = Aws::new(&settings.aws).await?;
     let discovery = aws.discover(&[]).await?;
     print(&discovery.clusters, aws.region(), args.json, printer)?;

@@ -9,8 +9,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     error::CommandError,
-    output::{Printer, in_words},
-    up::rfc3339,
+    output::{Printer, in_words, rfc3339},
 };
 use crate::{aws::CredentialStatus, clock};
 

@@ -5,7 +5,6 @@
 
 use std::{
     ffi::OsString,
-    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{ExitCode, ExitStatus, Stdio},
     time::Duration,
@@ -21,8 +20,10 @@ use tokio::{
 
 use super::{
     GlobalArgs, LogFormat,
+    background::exit_code,
     env::Shell,
     error::{CommandError, Kind},
+    exec::not_run,
     output::Printer,
     signals::{Signal, Signals},
     up::READY_LINE,
@@ -213,10 +214,6 @@ fn run_command(program: &OsString, arguments: &[OsString], kubeconfig: &Path) ->
         .map_err(|error| not_run(program, error))
 }
 
-fn not_run(program: &std::ffi::OsStr, error: std::io::Error) -> CommandError {
-    CommandError::new(Kind::Usage, format!("cannot run `{}`", program.display())).with_source(error)
-}
-
 /// Waits for the command. SIGTERM is passed on; Ctrl-C reaches it by itself.
 async fn see_through(mut child: Child, signals: &mut Signals) -> Result<ExitCode, CommandError> {
     loop {
@@ -245,10 +242,4 @@ fn terminate(child: &Child) {
         // It may have ended by itself.
         let _outcome = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
-}
-
-/// Returns a status as a shell does: 128 and the signal's number for a command that a signal ended.
-fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
-    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

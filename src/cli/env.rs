@@ -1,6 +1,14 @@
 //! `env`: lines for a shell to evaluate, which set `KUBECONFIG`. `up --env-file` writes the same to a file.
+//!
+//! The running manager is asked first, as it knows which kubeconfig it has written.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    fs::OpenOptions,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 
@@ -10,9 +18,13 @@ use super::{
     output::Printer,
 };
 use crate::{
+    control::{self, Answer, Request},
     kubeconfig::file,
-    settings::{Environment, Settings},
+    settings::{self, Environment, Settings},
 };
+
+/// Time for the manager to answer.
+const MANAGER_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Options of `env`.
 #[derive(Debug, Clone, Default, Args)]
@@ -20,9 +32,12 @@ pub struct EnvArgs {
     /// Shell to write for [default: that of the variable SHELL]
     #[arg(long, value_enum)]
     pub shell: Option<Shell>,
-    /// Kubeconfig that `up` was given [default: ~/.kube/autoheal-pa.yaml, with --name x autoheal-pa-x.yaml]
+    /// Kubeconfig that `up` was given [default: the running manager's, else ~/.kube/autoheal-pa.yaml]
     #[arg(long, value_name = "PATH")]
-    pub kubeconfig: Option<std::path::PathBuf>,
+    pub kubeconfig: Option<PathBuf>,
+    /// Writes nothing to stdout, but adds KUBECONFIG to the file of GITHUB_ENV, for later steps of a GitHub Actions job
+    #[arg(long, conflicts_with = "shell")]
+    pub github_env: bool,
 }
 
 /// A shell whose language is known.
@@ -89,24 +104,62 @@ impl Shell {
 ///
 /// # Errors
 /// [`CommandError`] if the settings are wrong.
-pub fn run(args: &EnvArgs, global: &GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
-    print(args, global, &Environment::read(), printer)
+pub async fn run(args: &EnvArgs, global: &GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    print(args, global, &Environment::read(), printer).await
 }
 
-fn print(
+async fn print(
     args: &EnvArgs,
     global: &GlobalArgs,
     environment: &Environment,
     printer: &Printer,
 ) -> Result<ExitCode, CommandError> {
     let settings = Settings::load(global, args.kubeconfig.as_deref(), environment)?;
-    let shell = args.shell.unwrap_or_else(|| Shell::detect(environment));
-    let lines = lines(shell, &settings.kubeconfig)?;
-    if !settings.kubeconfig.exists() {
-        printer.warning(&format!("`{}` is not there yet: `autoheal-pa up` writes it", settings.kubeconfig.display()));
+    let kubeconfig = match settings.kubeconfig_given {
+        true => settings.kubeconfig,
+        false => of_manager(&settings.control_dir).await.unwrap_or(settings.kubeconfig),
+    };
+    if !kubeconfig.exists() {
+        printer.warning(&format!("`{}` is not there yet: `autoheal-pa up` writes it", kubeconfig.display()));
     }
-    printer.result(&lines)?;
+    if let Some(path) = settings::github_env(args.github_env, environment)? {
+        write_github(&path, &kubeconfig)?;
+    } else {
+        let shell = args.shell.unwrap_or_else(|| Shell::detect(environment));
+        printer.result(&lines(shell, &kubeconfig)?)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks the running manager which kubeconfig it has written.
+async fn of_manager(dir: &Path) -> Option<PathBuf> {
+    match control::ask(dir, &Request::Status { follow: false }, MANAGER_DEADLINE).await {
+        Ok(Answer::Status(status)) => status.kubeconfig.map(PathBuf::from),
+        Ok(Answer::Token(_) | Answer::Reloaded(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done) => None,
+        Err(error) => {
+            tracing::debug!(%error, "no kubeconfig from the manager");
+            None
+        }
+    }
+}
+
+/// Adds the variable to a file by which a step of a GitHub Actions job sets variables of later ones.
+///
+/// Follows GitHub's documentation of workflow commands, "Setting an environment variable".
+///
+/// # Errors
+/// [`CommandError`] if it cannot be written.
+pub fn write_github(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
+    let failed = |source: std::io::Error| {
+        let message = format!("cannot add to `{}`, which `GITHUB_ENV` names", path.display());
+        CommandError::new(Kind::Usage, message).with_source(source)
+    };
+    let line = match kubeconfig.to_str() {
+        Some(path) if !path.contains(['\n', '\r']) => format!("KUBECONFIG={path}\n"),
+        _ => return Err(failed(std::io::Error::other("no line of it can name the path of the kubeconfig"))),
+    };
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    file.and_then(|mut file| file.write_all(line.as_bytes())).map_err(failed)
 }
 
 /// Writes the lines to a file that a shell can source; its extension tells which: `.fish`, `.ps1`, else bash and
@@ -114,8 +167,8 @@ fn print(
 ///
 /// # Errors
 /// [`CommandError`] if it cannot be written.
-pub fn write(path: &Path, settings: &Settings) -> Result<(), CommandError> {
-    let lines = lines(Shell::of_file(path), &settings.kubeconfig)?;
+pub fn write(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
+    let lines = lines(Shell::of_file(path), kubeconfig)?;
     file::replace(path, lines.as_bytes()).map_err(|source| {
         CommandError::new(Kind::Usage, format!("cannot write `{}`", path.display()))
             .with_source(source)
@@ -177,18 +230,18 @@ mod tests {
         assert_eq!(Shell::of_file(Path::new(".env")), Shell::Bash);
     }
 
-    #[test]
-    fn prints_and_warns() {
+    #[tokio::test]
+    async fn prints_and_warns() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config");
-        let args = EnvArgs { shell: Some(Shell::Bash), kubeconfig: Some(path.clone()) };
+        let args = EnvArgs { shell: Some(Shell::Bash), kubeconfig: Some(path.clone()), github_env: false };
         let (printer, out, err) = Captured::printer();
-        print(&args, &GlobalArgs::default(), &Environment::default(), &printer).unwrap();
+        print(&args, &GlobalArgs::default(), &Environment::default(), &printer).await.unwrap();
         assert_eq!(out.text(), format!("export KUBECONFIG='{}'\n", path.display()));
         assert_eq!(err.text(), format!("warning: `{}` is not there yet: `autoheal-pa up` writes it\n", path.display()));
         std::fs::write(&path, "").unwrap();
         let (printer, _, err) = Captured::printer();
-        print(&args, &GlobalArgs::default(), &Environment::default(), &printer).unwrap();
+        print(&args, &GlobalArgs::default(), &Environment::default(), &printer).await.unwrap();
         assert_eq!(err.text(), "");
     }
 
@@ -197,10 +250,28 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/env");
         let kubeconfig = Path::new("/home/alice/.kube/autoheal-pa.yaml");
-        let settings = Settings::load(&GlobalArgs::default(), Some(kubeconfig), &Environment::default()).unwrap();
-        write(&path, &settings).unwrap();
+        write(&path, kubeconfig).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "export KUBECONFIG='/home/alice/.kube/autoheal-pa.yaml'\n");
-        let error = write(dir.path(), &settings).unwrap_err();
+        let error = write(dir.path(), kubeconfig).unwrap_err();
         assert_eq!(error.kind, Kind::Usage);
+    }
+
+    #[tokio::test]
+    async fn later_steps_of_a_job_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, kubeconfig) = (dir.path().join("env"), dir.path().join("config"));
+        std::fs::write(&path, "A=b\n").unwrap();
+        std::fs::write(&kubeconfig, "").unwrap();
+        let args = EnvArgs { shell: None, kubeconfig: Some(kubeconfig.clone()), github_env: true };
+        let (printer, out, err) = Captured::printer();
+        let environment = Environment::default().with([("GITHUB_ENV", path.to_str().unwrap())]);
+        print(&args, &GlobalArgs::default(), &environment, &printer).await.unwrap();
+        assert_eq!((out.text(), err.text()), (String::new(), String::new()));
+        let expected = format!("A=b\nKUBECONFIG={}\n", kubeconfig.display());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+
+        let error = print(&args, &GlobalArgs::default(), &Environment::default(), &printer).await.unwrap_err();
+        assert_eq!(error.kind, Kind::Usage);
+        assert!(write_github(&path, Path::new("/a\nb")).is_err());
     }
 }

@@ -3,7 +3,7 @@
 //! Every error of the layers below is converted here, once. Only this module knows hints and exit codes;
 //! hints name the next step with the user's own names filled in.
 
-use std::{error::Error, fmt, io, process::ExitCode};
+use std::{error::Error, fmt, io, path::Path, process::ExitCode};
 
 use super::output::in_words;
 use crate::{
@@ -83,6 +83,13 @@ impl CommandError {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
+    }
+
+    /// Whether the cause is that a manager of the name is running already.
+    #[must_use]
+    pub(super) fn is_taken(&self) -> bool {
+        let control = self.source.as_deref().and_then(|source| source.downcast_ref());
+        matches!(control, Some(ControlError::Running { .. }))
     }
 
     fn hints(mut self, hints: impl IntoIterator<Item = String>) -> Self {
@@ -174,6 +181,13 @@ impl From<KubeconfigError> for CommandError {
     }
 }
 
+/// How to stop the manager in a directory, which is called as it is.
+fn stop_hint(dir: &Path) -> String {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let option = if name == "default" { String::new() } else { format!(" --name {name}") };
+    format!("`autoheal-pa down{option}` stops it; or give this one another `--name`")
+}
+
 /// Whether there is no room for a file.
 fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
@@ -183,12 +197,7 @@ fn is_full(error: &io::Error) -> bool {
 impl From<ControlError> for CommandError {
     fn from(error: ControlError) -> Self {
         let (kind, hint) = match &error {
-            ControlError::Running { pid: Some(pid), .. } => {
-                (Kind::Usage, Some(format!("stop it with `kill {pid}`, or give this one another `--name`")))
-            }
-            ControlError::Running { pid: None, .. } => {
-                (Kind::Usage, Some("stop it, or give this one another `--name`".to_owned()))
-            }
+            ControlError::Running { dir, .. } => (Kind::Usage, Some(stop_hint(dir))),
             ControlError::NotPrivate { dir, .. } => (
                 Kind::Usage,
                 Some(format!(

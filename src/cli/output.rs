@@ -8,7 +8,7 @@
 use std::{
     io::{self, IsTerminal, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -30,6 +30,12 @@ struct Inner {
     out: Mutex<Box<dyn Write + Send>>,
     err: Mutex<Box<dyn Write + Send>>,
     colour: bool,
+    /// Colours on stdout.
+    paint: Paint,
+    /// Pictures on stdout replace each other.
+    redraws: bool,
+    /// What goes to stderr goes to the log as well, which is elsewhere.
+    logged: bool,
     /// The moving lines; `None` where lines do not move.
     live: Option<MultiProgress>,
 }
@@ -47,17 +53,34 @@ impl Printer {
         let terminal = io::stderr().is_terminal() && environment.get("TERM") != Some("dumb");
         let live = terminal.then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
         let colour = terminal && environment.get("NO_COLOR").is_none();
-        Self::with(Box::new(io::stdout()), Box::new(io::stderr()), colour, live)
+        let redraws = io::stdout().is_terminal() && environment.get("TERM") != Some("dumb");
+        let paint = Paint { colour: redraws && environment.get("NO_COLOR").is_none() };
+        let inner = Self::with(Box::new(io::stdout()), Box::new(io::stderr()), colour, live);
+        Self { inner: Arc::new(Inner { paint, redraws, ..inner }) }
+    }
+
+    /// Writes to this process's stdout and stderr as long as somebody reads them, and what goes to stderr to the log
+    /// as well.
+    #[must_use]
+    pub fn logged() -> Self {
+        let inner = Self::with(Box::new(io::stdout()), Box::new(io::stderr()), false, None);
+        Self { inner: Arc::new(Inner { logged: true, ..inner }) }
     }
 
     /// Writes elsewhere, without colour and moving lines.
     #[must_use]
     pub fn plain(out: impl Write + Send + 'static, err: impl Write + Send + 'static) -> Self {
-        Self::with(Box::new(out), Box::new(err), false, None)
+        Self { inner: Arc::new(Self::with(Box::new(out), Box::new(err), false, None)) }
     }
 
-    fn with(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>, colour: bool, live: Option<MultiProgress>) -> Self {
-        Self { inner: Arc::new(Inner { out: Mutex::new(out), err: Mutex::new(err), colour, live }) }
+    fn with(
+        out: Box<dyn Write + Send>,
+        err: Box<dyn Write + Send>,
+        colour: bool,
+        live: Option<MultiProgress>,
+    ) -> Inner {
+        let (out, err) = (Mutex::new(out), Mutex::new(err));
+        Inner { out, err, colour, paint: Paint::plain(), redraws: false, logged: false, live }
     }
 
     /// Writes a line, or several, of the result, and flushes them.
@@ -74,6 +97,39 @@ impl Printer {
                 _ => Ok(()),
             }
         })
+    }
+
+    /// Writes a picture of the result. On a terminal it takes the place of the one before.
+    ///
+    /// # Errors
+    /// As [`result`](Self::result).
+    pub fn picture(&self, text: &str) -> Result<(), CommandError> {
+        if !self.inner.redraws {
+            return self.result(text);
+        }
+        // From the upper left corner, each line to its end, and nothing below.
+        self.result(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")))
+    }
+
+    /// Tells whether a picture takes the place of the one before.
+    #[must_use]
+    pub fn redraws(&self) -> bool {
+        self.inner.redraws
+    }
+
+    /// Returns the colours of stdout.
+    #[must_use]
+    pub fn paint(&self) -> Paint {
+        self.inner.paint
+    }
+
+    /// Writes a line that another process of this program has written to its stderr, in this one's colours.
+    pub fn relay(&self, line: &str) {
+        let labels = [("error:", "31;1"), ("warning:", "33;1"), ("hint:", "36;1")];
+        match labels.iter().find_map(|(label, code)| Some((label, code, line.strip_prefix(label)?))) {
+            Some((label, code, rest)) => self.stderr(&format!("{}{rest}", self.painted(code, label))),
+            None => self.stderr(line),
+        }
     }
 
     /// Writes a line of progress.
@@ -137,6 +193,9 @@ impl Printer {
     }
 
     fn stderr(&self, text: &str) {
+        if self.inner.logged {
+            tracing::info!(target: "autoheal_pa", "{text}");
+        }
         self.suspended(|| {
             let mut err = lock(&self.inner.err);
             // There is nobody left to tell that stderr is gone.
@@ -239,6 +298,53 @@ impl<'a> MakeWriter<'a> for LogWriter {
     }
 }
 
+/// Colours for results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paint {
+    colour: bool,
+}
+
+impl Paint {
+    /// No colours.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self { colour: false }
+    }
+
+    /// Colours for the states of managers and tunnels; `text` is what is written.
+    #[must_use]
+    pub fn state(self, state: &str, text: &str) -> String {
+        let code = match state {
+            "active" => "32",
+            "failed" => "31",
+            "stopped" | "stopping" => "2",
+            _ => "33",
+        };
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+#[cfg(test)]
+impl Paint {
+    pub(crate) fn coloured() -> Self {
+        Self { colour: true }
+    }
+}
+
+/// Writes a time as RFC 3339 in UTC, with whole seconds.
+pub(super) fn rfc3339(at: SystemTime) -> String {
+    use aws_smithy_types::date_time::{DateTime, Format};
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let time = DateTime::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+    time.fmt(Format::DateTime).unwrap_or_else(|_| format!("{seconds} s after the Unix epoch"))
+}
+
+/// Reads a time as RFC 3339.
+pub(super) fn read_rfc3339(text: &str) -> Option<SystemTime> {
+    use aws_smithy_types::date_time::{DateTime, Format};
+    DateTime::from_str(text, Format::DateTime).ok()?.try_into().ok()
+}
+
 /// Writes a time in its two largest units.
 pub(super) fn in_words(time: Duration) -> String {
     // Up, so that the last second is one.
@@ -338,7 +444,8 @@ mod tests {
     #[test]
     fn colours_only_where_asked_for() {
         let err = Captured::default();
-        let printer = Printer::with(Box::new(io::sink()), Box::new(err.clone()), true, None);
+        let printer =
+            Printer { inner: Arc::new(Printer::with(Box::new(io::sink()), Box::new(err.clone()), true, None)) };
         printer.error(&CommandError::new(Kind::Usage, "no").hint("yes"));
         assert_eq!(err.text(), "\x1b[31;1merror:\x1b[0m no\n\x1b[36;1mhint:\x1b[0m yes\n");
     }
@@ -357,7 +464,8 @@ mod tests {
     fn moving_lines_and_log_share_a_terminal() {
         let err = Captured::default();
         let live = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
-        let printer = Printer::with(Box::new(io::sink()), Box::new(err.clone()), false, Some(live));
+        let printer =
+            Printer { inner: Arc::new(Printer::with(Box::new(io::sink()), Box::new(err.clone()), false, Some(live))) };
         let mut line = printer.line("a", "starting");
         line.set("active");
         printer.log_writer().write_all(b"INFO event\n").unwrap();

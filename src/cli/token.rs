@@ -25,7 +25,7 @@ use crate::{
         Exec,
         exec::{self, ApiVersion},
     },
-    settings::{Environment, Settings},
+    settings::{Environment, ExecIdentity, Settings},
 };
 
 /// Time for the manager to answer. It has the token at hand, unless it is just renewing its credentials.
@@ -37,6 +37,9 @@ pub struct TokenArgs {
     /// Name of the cluster; for a local cluster on Outposts its id
     #[arg(long, value_name = "NAME")]
     pub cluster_name: String,
+    /// Account of the cluster, where the manager has clusters of the same name in several
+    #[arg(long, value_name = "ID")]
+    pub account_id: Option<String>,
     /// Directory of the manager to ask first
     #[arg(long, value_name = "PATH")]
     pub manager: Option<PathBuf>,
@@ -56,10 +59,14 @@ pub async fn run(args: TokenArgs, global: GlobalArgs, printer: &Printer) -> Resu
 }
 
 async fn token(args: &TokenArgs, global: &GlobalArgs, environment: &Environment) -> Result<BearerToken, CommandError> {
-    let settings = Settings::without_kubeconfig(global, environment)?;
+    let settings = Settings::load(global, None, environment)?;
     let refused = match (&args.manager, &settings.aws.region) {
         (Some(dir), Some(region)) => {
-            let request = TokenRequest { cluster: args.cluster_name.clone(), region: region.clone() };
+            let request = TokenRequest {
+                cluster: args.cluster_name.clone(),
+                region: region.clone(),
+                account: args.account_id.clone(),
+            };
             match control::request_token(dir, &request, MANAGER_DEADLINE).await {
                 Ok(answer) => return Ok(BearerToken { token: answer.token, expires: answer.expires }),
                 Err(error) => Some(error),
@@ -92,7 +99,7 @@ fn manager_hint(error: ControlError) -> String {
 ///
 /// # Errors
 /// If a path is not UTF-8, which kubeconfigs are, or that of the binary is not known.
-pub fn exec_entry(settings: &Settings, cluster: &Cluster) -> Result<Exec, CommandError> {
+pub fn exec_entry(settings: &Settings, identity: &ExecIdentity, cluster: &Cluster) -> Result<Exec, CommandError> {
     let Some(executable) = &settings.executable else {
         return Err(CommandError::new(Kind::Unexpected, "the system does not tell the path of this program"));
     };
@@ -100,10 +107,11 @@ pub fn exec_entry(settings: &Settings, cluster: &Cluster) -> Result<Exec, Comman
         "token".to_owned(),
         format!("--cluster-name={}", cluster.token_name),
         format!("--region={}", cluster.region),
+        format!("--account-id={}", cluster.account),
         format!("--manager={}", utf8(&settings.control_dir)?),
     ];
-    args.extend(settings.identity.args.iter().cloned());
-    Ok(Exec { command: utf8(executable)?.to_owned(), args, env: settings.identity.env.clone() })
+    args.extend(identity.args.iter().cloned());
+    Ok(Exec { command: utf8(executable)?.to_owned(), args, env: identity.env.clone() })
 }
 
 fn utf8(path: &Path) -> Result<&str, CommandError> {
@@ -120,14 +128,14 @@ mod tests {
     use std::sync::Arc;
 
     use clap::Parser;
-    use futures_util::future::BoxFuture;
+    use futures_util::{StreamExt, stream, stream::BoxStream};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{
         cli::{Cli, Command},
         cluster::Destination,
-        control::{Handler, Refusal, Server, TokenAnswer},
+        control::{Answer, Handler, Refusal, Request, Server, TokenAnswer},
         secret::Secret,
     };
 
@@ -165,7 +173,7 @@ mod tests {
             ("AWS_REGION", "us-east-1"),
         ]);
         let settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
-        let entry = exec_entry(&settings, &cluster("no", "0f-id")).unwrap();
+        let entry = exec_entry(&settings, &settings.identity, &cluster("no", "0f-id")).unwrap();
         assert_eq!(entry.command, "/opt/bin/autoheal-pa");
         assert_eq!(
             entry.args,
@@ -173,6 +181,7 @@ mod tests {
                 "token",
                 "--cluster-name=0f-id",
                 "--region=eu-west-1",
+                "--account-id=123456789012",
                 "--manager=/tmp/autoheal-pa-1000/default",
                 &format!("--role-arn={ROLE}"),
                 "--role-session-name=alice@example.com",
@@ -199,28 +208,29 @@ mod tests {
         let mut environment = surroundings("");
         environment.executable = Some(std::ffi::OsStr::from_bytes(b"/opt/\xff").into());
         let settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
-        assert_eq!(exec_entry(&settings, &cluster("a", "a")).unwrap_err().kind, Kind::Usage);
+        assert_eq!(exec_entry(&settings, &settings.identity, &cluster("a", "a")).unwrap_err().kind, Kind::Usage);
     }
 
     /// Has a token for `no` only.
     struct OneCluster;
 
     impl Handler for OneCluster {
-        fn token<'a>(&'a self, request: &'a TokenRequest) -> BoxFuture<'a, Result<TokenAnswer, Refusal>> {
-            Box::pin(async move {
-                match (request.cluster.as_str(), request.region.as_str()) {
-                    ("no", "eu-west-1") => {
-                        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_317_508);
-                        Ok(TokenAnswer { token: Secret::new("t".to_owned()), expires })
-                    }
-                    _ => Err(Refusal::new("unknown-cluster", "there is no tunnel to it")),
+        fn answer(&self, request: Request) -> BoxStream<'static, Result<Answer, Refusal>> {
+            let Request::Token(TokenRequest { cluster, region, account }) = request else { panic!("{request:?}") };
+            let answer = match (cluster.as_str(), region.as_str(), account.as_deref()) {
+                ("no", "eu-west-1", None) => {
+                    let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_317_508);
+                    Ok(Answer::Token(TokenAnswer { token: Secret::new("t".to_owned()), expires }))
                 }
-            })
+                _ => Err(Refusal::new("unknown-cluster", "there is no tunnel to it")),
+            };
+            stream::iter([answer]).boxed()
         }
     }
 
     fn args(name: &str, manager: &Path) -> (TokenArgs, GlobalArgs) {
-        let args = TokenArgs { cluster_name: name.to_owned(), manager: Some(manager.to_owned()) };
+        let manager = Some(manager.to_owned());
+        let args = TokenArgs { cluster_name: name.to_owned(), account_id: None, manager };
         // A CA bundle that is not there keeps the fallback from going anywhere.
         let global = GlobalArgs {
             region: Some("eu-west-1".to_owned()),

@@ -1,443 +1,231 @@
-//! `up`: opens the tunnels and keeps them open in the foreground.
+//! `up`: opens the tunnels and keeps them open until it is told to stop, by a signal or by `down`.
 //!
-//! Order matters: what can fail without AWS fails first, ports are bound and the kubeconfig is written
-//! before any session is started, and what has been started is ended on every way out.
+//! In the foreground it stays and keeps trying when not all tunnels are ready in time. In the background, where
+//! somebody waits for it to be ready, it fails.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    process::ExitCode,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{process::ExitCode, time::Duration};
 
-use futures_util::future::BoxFuture;
-use tokio::{sync::watch, task::JoinSet, time::timeout};
-use tokio_util::sync::CancellationToken;
+use sd_notify::NotifyState;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
-    credentials, env,
-    error::{CommandError, Kind, resume_denied},
-    limits, orphans,
-    output::{Line, Mark, Printer},
-    signals::{Signal, Signals},
-    token,
+    background::Attended,
+    error::{CommandError, Kind},
+    limits,
+    manager::{Asked, Manager, Requests, failure, is_hopeless, report_unready, show_changes, until_ready, wait_ready},
+    output::Printer,
+    signals::{Reloads, Signal, Signals},
 };
 use crate::{
-    aws::{Aws, Caller, Discovery, SkipReason},
-    cluster::Cluster,
-    control::{self, Refusal, TokenAnswer, TokenRequest},
-    journal::{Entry, Journal},
-    kubeconfig::{self, ContextEntry},
-    settings::UpSettings,
-    supervisor::{Board, Supervisor},
-    tunnel::{self, DialError, Fault, Listeners, State, Tunnel, TunnelStatus},
+    control::Refusal,
+    settings::{SettingsError, UpSettings},
+    supervisor::Board,
 };
 
 /// What `up` prints on stdout when every tunnel is proved to work. Callers wait for this line.
 pub(super) const READY_LINE: &str = "tunnel ready";
 
-/// How long calls that end sessions may take after the tunnels have stopped.
-const SETTLE_LIMIT: Duration = Duration::from_secs(3);
+/// Reads the settings again, for a reload.
+pub type Reread = Box<dyn Fn() -> Result<UpSettings, SettingsError> + Send + Sync>;
 
-/// Opens the tunnels and keeps them open until a signal.
+/// Opens the tunnels and keeps them open until it is told to stop. With `attended`, this is the process in the
+/// background of whoever waits there.
 ///
 /// # Errors
 /// Whatever keeps every tunnel from being opened; a signal before the tunnels were ready.
-pub async fn run(settings: UpSettings, printer: &Printer) -> Result<ExitCode, CommandError> {
+pub async fn run(
+    settings: UpSettings,
+    reread: Reread,
+    attended: Option<Attended>,
+    printer: &Printer,
+) -> Result<ExitCode, CommandError> {
     let mut signals = Signals::listen()?;
     limits::raise_open_files();
-    let manager = tokio::select! {
-        biased;
-        signal = signals.next() => return Err(signal.into()),
-        manager = Manager::start(settings, printer) => manager?,
-    };
-    let outcome = manager.watch(&mut signals, printer).await;
+    let log = attended.as_ref().and_then(Attended::log);
+    let (manager, requests) = Manager::bind(settings, log, printer)?;
+    let mut up = Up { manager, reloads: signals.reloads(), requests, reread, attended, forget: false };
+    let outcome = up.keep(&mut signals, printer).await;
+    notify(&[NotifyState::Stopping]);
     printer.progress("stopping: ending the sessions");
     tokio::select! {
         biased;
         () = signals.interrupt() => Err(Signal::Interrupt.into()),
-        () = manager.stop() => outcome.map(|()| ExitCode::SUCCESS),
+        () = up.manager.stop(up.forget) => outcome.map(|()| ExitCode::SUCCESS),
     }
 }
 
-/// Everything that runs while tunnels are open.
-struct Manager {
-    settings: UpSettings,
-    aws: Aws,
-    supervisor: Supervisor,
-    /// All that goes on beside the tunnels.
-    tasks: JoinSet<()>,
-    stop: CancellationToken,
+struct Up {
+    manager: Manager,
+    reloads: Reloads,
+    requests: Requests,
+    reread: Reread,
+    attended: Option<Attended>,
+    /// The contexts are to leave the kubeconfig.
+    forget: bool,
 }
 
-impl Manager {
-    async fn start(settings: UpSettings, printer: &Printer) -> Result<Self, CommandError> {
-        let control = control::Server::bind(&settings.common.control_dir)?;
-        let (journal, left_behind) = open_journal(&settings.common.control_dir, printer);
-        let aws = Aws::new(&settings.common.aws).await?;
-        let caller = aws.caller().await?;
-        printer.progress(&format!("identity {}", describe(&caller)));
-
-        let clusters = clusters(&settings, &aws, &caller, printer).await?;
-        let bound = Listeners::bind(settings.base_port, clusters.len(), settings.strict_ports)?;
-        for taken in &bound.skipped {
-            printer.progress(&format!("{taken}: skipped"));
-        }
-        let ports: Vec<u16> = bound.listeners.iter().map(Listeners::port).collect();
-        write_kubeconfig(&settings, &clusters, &ports, printer).await?;
-        if let Some(path) = &settings.env_file {
-            env::write(path, &settings.common)?;
-            printer.progress(&format!("wrote `{}`", path.display()));
-        }
-
-        let mut supervisor = Supervisor::new();
-        let stop = CancellationToken::new();
-        let handler = Arc::new(Tokens { aws: aws.clone(), names: token_names(&clusters) });
-        let mut tasks = JoinSet::new();
-        let serving = stop.clone();
-        tasks.spawn(async move { control.serve(handler, serving).await });
-        tasks.spawn({
-            let (aws, stop) = (aws.clone(), stop.clone());
-            async move { stop.run_until_cancelled(aws.keep_credentials()).await.unwrap_or_default() }
-        });
-        tasks.spawn({
-            let (status, printer, stop) = (aws.credential_status(), printer.clone(), stop.clone());
-            let common = supervisor.common();
-            async move {
-                let announce = credentials::announce(status, &printer, || common.hurry());
-                stop.run_until_cancelled(announce).await.unwrap_or_default();
-            }
-        });
-        if let Some(denial) = clusters.first().map(resume_denied) {
-            let (common, printer, stop) = (supervisor.common(), printer.clone(), stop.clone());
-            tasks.spawn(async move {
-                if stop.run_until_cancelled(common.until_resume_denied()).await.is_some() {
-                    printer.caution(&denial);
+impl Up {
+    /// Keeps the tunnels open until it is told to stop. Fails if they cannot be had, or have never been ready.
+    async fn keep(&mut self, signals: &mut Signals, printer: &Printer) -> Result<(), CommandError> {
+        let Self { manager, requests, forget, attended, .. } = self;
+        let is_attended = attended.is_some();
+        let mut early = Box::pin(async {
+            let (why, by_client) = tokio::select! {
+                biased;
+                signal = signals.next() => (CommandError::from(signal), false),
+                () = until_stop(requests) => {
+                    let message = "stopped by `autoheal-pa down` before the tunnels were ready";
+                    (CommandError::new(Kind::Terminated, message), true)
                 }
-            });
-        }
-
-        if let Some(journal) = journal.clone() {
-            let (aws, printer, stop) = (aws.clone(), printer.clone(), stop.clone());
-            let end = move |session: Entry| {
-                let aws = aws.clone();
-                async move { aws.end_session(&session.session, &session.region).await }
+                () = Attended::abandoned(attended.as_mut()) => {
+                    let message = "nobody waits any more for the tunnels to be ready";
+                    (CommandError::new(Kind::Terminated, message), true)
+                }
             };
-            tasks.spawn(async move {
-                let ending = orphans::end(left_behind, &journal, &printer, end);
-                stop.run_until_cancelled(ending).await.unwrap_or_default();
-            });
+            *forget = by_client;
+            why
+        });
+        tokio::select! {
+            biased;
+            told = &mut early => return Err(told),
+            opened = manager.open() => opened?,
         }
-
-        let dial = aws.dialer_with_journal(settings.reason.clone(), journal);
-        for (cluster, listeners) in clusters.into_iter().zip(bound.listeners) {
-            let tunnel = Tunnel::new(
-                cluster,
-                settings.access[0].bastions.clone(),
-                Arc::clone(&dial),
-                listeners,
-                tunnel::Config {
-                    probe_interval: settings.probe_interval,
-                    resume_budget: settings.reconnect_timeout,
-                    ..tunnel::Config::default()
-                },
-                supervisor.common(),
-            );
-            supervisor.start(tunnel);
-        }
-        Ok(Self { settings, aws, supervisor, tasks, stop })
-    }
-
-    /// Shows what happens until a signal. Fails if the tunnels cannot be had.
-    async fn watch(&self, signals: &mut Signals, printer: &Printer) -> Result<(), CommandError> {
-        let board = self.supervisor.board();
-        let limit = self.settings.timeout;
-        let bastions = self.settings.access[0].bastions.len();
+        let (board, hope) = (manager.board(), manager.hope());
+        let limit = manager.settings().timeout;
         let ready = tokio::select! {
             biased;
-            signal = signals.next() => return Err(signal.into()),
-            outcome = timeout(limit, become_ready(board.clone(), bastions, printer)) => outcome,
+            told = &mut early => return Err(told),
+            outcome = timeout(limit, until_ready(board.clone(), &hope, printer)) => outcome,
         };
         match ready {
-            Ok(Ok(())) => printer.result(READY_LINE)?,
+            Ok(Ok(())) => {}
             Ok(Err(hopeless)) => return Err(failure(&hopeless, printer)),
             Err(_) => {
                 let now = board.borrow().clone();
-                if is_hopeless(&now, bastions, true) {
+                if is_attended || is_hopeless(&now, &hope, true) {
                     return Err(failure(&now, printer));
                 }
                 report_unready(&now, limit.as_secs(), printer);
+                printer.progress("trying on: Ctrl-C stops");
+                // A unit that waited any longer would be restarted, with all that works.
+                notify(&[NotifyState::Ready, NotifyState::Status(&summary(&now))]);
                 tokio::select! {
                     biased;
-                    signal = signals.next() => return Err(signal.into()),
-                    () = wait_ready(board.clone()) => printer.result(READY_LINE)?,
+                    told = &mut early => return Err(told),
+                    () = wait_ready(board.clone()) => {}
                     () = show_changes(board.clone(), printer) => {}
                 }
             }
         }
-        tokio::select! {
-            biased;
-            _signal = signals.next() => Ok(()),
-            () = show_changes(board, printer) => Ok(()),
+        drop(early);
+        printer.result(READY_LINE)?;
+        notify(&[NotifyState::Ready, NotifyState::Status(&summary(&board.borrow().clone()))]);
+        if let Some(attended) = self.attended.take() {
+            attended.release(printer);
         }
+        self.serve(signals, board, printer).await;
+        Ok(())
     }
 
-    async fn stop(self) {
-        self.supervisor.stop().await;
-        self.stop.cancel();
-        self.tasks.join_all().await;
-        if timeout(SETTLE_LIMIT, self.aws.settle()).await.is_err() {
-            tracing::warn!("calls that end sessions did not return in time");
-        }
-    }
-}
-
-/// Opens the journal of live sessions, and returns those that an earlier manager left behind. Everything works without.
-fn open_journal(dir: &Path, printer: &Printer) -> (Option<Journal>, Vec<Entry>) {
-    match Journal::open(dir) {
-        Ok((journal, left_behind)) => (Some(journal), left_behind),
-        Err(error) => {
-            let message = format!("cannot keep a journal of sessions in `{}`", dir.display());
-            let hint = "if this process is killed, its sessions end when they have been idle";
-            printer.caution(&CommandError::new(Kind::Unexpected, message).with_source(error).hint(hint));
-            (None, Vec::new())
-        }
-    }
-}
-
-/// Says whose credentials are used, where they come from, and until when they last.
-fn describe(caller: &Caller) -> String {
-    let until = caller.expires.map(|at| format!(", credentials until {}", rfc3339(at))).unwrap_or_default();
-    format!("{}, from {}{until}", caller.arn, caller.source)
-}
-
-pub(super) fn rfc3339(at: SystemTime) -> String {
-    use aws_smithy_types::date_time::{DateTime, Format};
-    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let time = DateTime::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
-    time.fmt(Format::DateTime).unwrap_or_else(|_| format!("{seconds} s after the Unix epoch"))
-}
-
-/// Finds the clusters to open tunnels to; says which are skipped and why.
-async fn clusters(
-    settings: &UpSettings,
-    aws: &Aws,
-    caller: &Caller,
-    printer: &Printer,
-) -> Result<Vec<Cluster>, CommandError> {
-    let Discovery { clusters } = aws.discover(&settings.access[0].clusters).await?;
-    let mut usable = Vec::with_capacity(clusters.len());
-    for description in clusters {
-        match description.access {
-            Ok(cluster) => usable.push(cluster),
-            Err(reason) if settings.access[0].clusters.is_empty() => {
-                printer.progress(&format!("skipped `{}`: {reason}", description.name));
+    /// Shows what happens, and looks for clusters again when asked to, until it is told to stop.
+    async fn serve(&mut self, signals: &mut Signals, board: watch::Receiver<Board>, printer: &Printer) {
+        let mut shown = std::pin::pin!(show_changes(board.clone(), printer));
+        let mut told = std::pin::pin!(tell_systemd(board));
+        loop {
+            let reply = tokio::select! {
+                biased;
+                _signal = signals.next() => return,
+                () = self.reloads.next() => None,
+                asked = self.requests.recv() => match asked {
+                    Some(Asked::Reload { reply }) => Some(reply),
+                    Some(Asked::Stop) | None => {
+                        self.forget = true;
+                        return;
+                    }
+                },
+                () = &mut shown => return,
+                () = &mut told => return,
+            };
+            printer.progress("looking for clusters again");
+            let Self { manager, requests, reread, .. } = self;
+            let mut reload = Box::pin(async {
+                let settings = reread()?;
+                manager.reload(settings).await
+            });
+            let outcome = loop {
+                tokio::select! {
+                    biased;
+                    _signal = signals.next() => return,
+                    asked = requests.recv() => match asked {
+                        Some(Asked::Reload { reply }) => {
+                            let refusal = Refusal::new("reloading", "the manager is looking for clusters already");
+                            let _unsent = reply.send(Err(refusal));
+                        }
+                        Some(Asked::Stop) | None => {
+                            self.forget = true;
+                            return;
+                        }
+                    },
+                    outcome = &mut reload => break outcome,
+                }
+            };
+            drop(reload);
+            match &outcome {
+                Ok(changes) => {
+                    let (added, removed) = (changes.added.len(), changes.removed.len());
+                    printer.progress(&format!("{added} tunnels are new, {removed} are closed, {} stay", changes.kept));
+                    for problem in &changes.problems {
+                        printer.warning(problem);
+                    }
+                }
+                Err(error) => printer.caution(error),
             }
-            Err(reason) => return Err(not_usable(&description.name, &description.region, reason)),
+            if let Some(reply) = reply {
+                let refused = |error: CommandError| Refusal::new("reload", error.sentence());
+                // Whoever asked may be gone.
+                let _unsent = reply.send(outcome.map_err(refused));
+            }
         }
     }
-    if usable.is_empty() {
-        let message =
-            format!("there is no cluster to open a tunnel to in {} of account {}", aws.region(), caller.account);
-        return Err(CommandError::new(Kind::NotFound, message).hint(
-            "`autoheal-pa clusters` shows what these credentials can see; choose another region with `--region`",
-        ));
-    }
-    Ok(usable)
 }
 
-/// A cluster that was asked for by name and cannot be had.
-fn not_usable(name: &str, region: &str, reason: SkipReason) -> CommandError {
-    let kind = match reason {
-        SkipReason::AccessDenied { .. } => Kind::Credentials,
-        SkipReason::Connected
-        | SkipReason::Status(_)
-        | SkipReason::NoEndpoint
-        | SkipReason::Endpoint(_)
-        | SkipReason::NoCertificateAuthority => Kind::NotFound,
-    };
-    CommandError::new(kind, format!("cannot open a tunnel to `{name}`"))
-        .with_source(reason)
-        .hint(format!("`aws eks describe-cluster --name {name} --region {region}` shows its status"))
-}
-
-async fn write_kubeconfig(
-    settings: &UpSettings,
-    clusters: &[Cluster],
-    ports: &[u16],
-    printer: &Printer,
-) -> Result<(), CommandError> {
-    let contexts = contexts(settings, clusters, ports)?;
-    let path = settings.common.kubeconfig.clone();
-    let manager = settings.common.name.clone();
-    let set_current = settings.set_current;
-    let written = tokio::task::spawn_blocking(move || {
-        let update = kubeconfig::Update { manager: &manager, contexts: &contexts, set_current };
-        kubeconfig::write(&path, &update)
-    });
-    let current = written.await.map_err(|error| CommandError::new(Kind::Unexpected, error.to_string()))??;
-    let current = current.map(|name| format!(", current context `{name}`")).unwrap_or_default();
-    printer.progress(&format!("wrote `{}`{current}", settings.common.kubeconfig.display()));
-    Ok(())
-}
-
-fn contexts(settings: &UpSettings, clusters: &[Cluster], ports: &[u16]) -> Result<Vec<ContextEntry>, CommandError> {
-    let names = kubeconfig::context_names(&settings.context_prefix, clusters);
-    let entries = clusters.iter().zip(ports).zip(names).map(|((cluster, &port), name)| {
-        let exec = token::exec_entry(&settings.common, cluster)?;
-        Ok(ContextEntry { name, cluster: cluster.clone(), port, exec })
-    });
-    entries.collect()
-}
-
-/// Gives kubectl its tokens over the control socket.
-struct Tokens {
-    aws: Aws,
-    /// Names and regions of the clusters that this manager has tunnels to.
-    names: Vec<TokenRequest>,
-}
-
-fn token_names(clusters: &[Cluster]) -> Vec<TokenRequest> {
-    let request =
-        |cluster: &Cluster| TokenRequest { cluster: cluster.token_name.clone(), region: cluster.region.clone() };
-    clusters.iter().map(request).collect()
-}
-
-impl control::Handler for Tokens {
-    fn token<'a>(&'a self, request: &'a TokenRequest) -> BoxFuture<'a, Result<TokenAnswer, Refusal>> {
-        Box::pin(async move {
-            if !self.names.contains(request) {
-                let message = format!("the manager has no tunnel to `{}` in {}", request.cluster, request.region);
-                return Err(Refusal::new("unknown-cluster", message));
-            }
-            match self.aws.bearer_token(&request.cluster).await {
-                Ok(answer) => Ok(TokenAnswer { token: answer.token, expires: answer.expires }),
-                Err(error) => Err(Refusal::new("credentials", CommandError::from(error).sentence())),
-            }
-        })
-    }
-}
-
-/// Shows the tunnels until all are ready. Fails with the board when only a human can help any of them.
-async fn become_ready(mut board: watch::Receiver<Board>, bastions: usize, printer: &Printer) -> Result<(), Board> {
-    let mut lines: BTreeMap<u16, Line> = BTreeMap::new();
-    let mut shown: BTreeMap<u16, bool> = BTreeMap::new();
+/// Waits for somebody who wants an end. Other requests can wait until the tunnels are ready.
+async fn until_stop(requests: &mut Requests) {
     loop {
-        let now = board.borrow_and_update().clone();
-        for tunnel in &now.tunnels {
-            if shown.get(&tunnel.port).copied().unwrap_or_default() {
-                continue;
-            }
-            let text = progress_text(tunnel);
-            let label = &tunnel.cluster.name;
-            let line = lines.remove(&tunnel.port).unwrap_or_else(|| printer.line(label, &text));
-            if tunnel.is_ready() {
-                shown.insert(tunnel.port, true);
-                line.finish(Mark::Done, &text);
-            } else {
-                let mut line = line;
-                line.set(&text);
-                lines.insert(tunnel.port, line);
+        match requests.recv().await {
+            Some(Asked::Stop) | None => return,
+            Some(Asked::Reload { reply }) => {
+                let refusal = Refusal::new("starting", "the tunnels are not ready yet: try again when they are");
+                let _unsent = reply.send(Err(refusal));
             }
         }
-        if now.is_ready() {
-            return Ok(());
-        }
-        if is_hopeless(&now, bastions, false) {
-            for (_, line) in lines {
-                line.finish(Mark::Failed, "failed");
-            }
-            return Err(now);
-        }
-        if board.changed().await.is_err() {
-            return Err(board.borrow().clone());
-        }
     }
 }
 
-fn progress_text(tunnel: &TunnelStatus) -> String {
-    let place = format!("127.0.0.1:{}", tunnel.port);
-    match tunnel.state {
-        State::Active => {
-            let through = tunnel.session().map(|session| format!(" through {}", session.target)).unwrap_or_default();
-            let probe =
-                tunnel.last_probe.map(|probe| format!(", {} ms", probe.round_trip.as_millis())).unwrap_or_default();
-            format!("{place} active{through}{probe}")
-        }
-        State::Starting => format!("{place} starting"),
-        State::Reconnecting | State::Degraded | State::Failed | State::Stopped => {
-            let error = tunnel.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-            format!("{place} {}{error}", tunnel.state)
-        }
-    }
-}
-
-/// Whether no tunnel works and none will without a human. A bastion that is away may come back by
-/// itself, so it counts only when the `time_is_up`; of one that does not exist, only another may.
-fn is_hopeless(board: &Board, bastions: usize, time_is_up: bool) -> bool {
-    let may_return = |tunnel: &TunnelStatus| {
-        tunnel.last_error.as_ref().is_some_and(|error| match &*error.fault {
-            Fault::Start(DialError::TargetNotConnected { .. }) => true,
-            Fault::Start(DialError::TargetNotFound { .. }) => bastions > 1,
-            Fault::Start(_)
-            | Fault::Transport(_)
-            | Fault::Silent { .. }
-            | Fault::Mute { .. }
-            | Fault::Resume(_)
-            | Fault::Closed(_)
-            | Fault::Probe(_)
-            | Fault::Exhausted
-            | Fault::Panicked { .. } => false,
-        })
-    };
-    board.tunnels.iter().all(|tunnel| {
-        tunnel.state == State::Stopped
-            || (tunnel.state == State::Failed && tunnel.ready_at.is_none() && (time_is_up || !may_return(tunnel)))
-    })
-}
-
-/// Says what is wrong with each tunnel; the first one's error is what `up` ends with.
-fn failure(board: &Board, printer: &Printer) -> CommandError {
-    let mut errors = board.tunnels.iter().filter_map(|tunnel| {
-        tunnel.last_error.as_ref().map(|error| CommandError::tunnel(&tunnel.cluster, &error.fault))
-    });
-    let Some(first) = errors.next() else {
-        return CommandError::new(Kind::Tunnel, "no tunnel could be opened");
-    };
-    for error in errors {
-        printer.warning(&error.sentence());
-    }
-    first
-}
-
-fn report_unready(board: &Board, seconds: u64, printer: &Printer) {
-    for tunnel in board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()) {
-        match &tunnel.last_error {
-            Some(error) => printer.error(&CommandError::tunnel(&tunnel.cluster, &error.fault)),
-            None => printer.warning(&format!("`{}` is not ready after {seconds} s", tunnel.cluster.name)),
-        }
-    }
-    printer.progress("trying on: Ctrl-C stops");
-}
-
-async fn wait_ready(mut board: watch::Receiver<Board>) {
-    if board.wait_for(Board::is_ready).await.is_err() {
-        std::future::pending::<()>().await;
-    }
-}
-
-/// Says what happens to tunnels that have been ready.
-async fn show_changes(mut board: watch::Receiver<Board>, printer: &Printer) {
-    let states = |board: &Board| board.tunnels.iter().map(|tunnel| tunnel.state).collect::<Vec<_>>();
-    let mut known = states(&board.borrow_and_update());
+/// Keeps the status that systemd shows up to date. Never ends.
+async fn tell_systemd(mut board: watch::Receiver<Board>) {
+    let mut said = String::new();
     while board.changed().await.is_ok() {
-        let now = board.borrow_and_update().clone();
-        for (tunnel, before) in now.tunnels.iter().zip(&known) {
-            if tunnel.state != *before {
-                printer.progress(&format!("{} {}", tunnel.cluster.name, progress_text(tunnel)));
-            }
+        let summary = summary(&board.borrow_and_update());
+        if summary != said {
+            notify(&[NotifyState::Status(&summary)]);
+            said = summary;
         }
-        known = states(&now);
+    }
+    std::future::pending::<()>().await;
+}
+
+fn summary(board: &Board) -> String {
+    let active = board.tunnels.iter().filter(|tunnel| tunnel.is_ready()).count();
+    format!("{}: {active} of {} tunnels work", board.overall().as_str(), board.tunnels.len())
+}
+
+/// Tells systemd, if this is one of its services.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd could not be told");
     }
 }
+
+/// Time in which a stop that was asked for has to come to its end: the bounds of its steps, and some.
+pub(super) const STOP_LIMIT: Duration = Duration::from_secs(20);

@@ -2,35 +2,37 @@
 //!
 //! Built for the fuzzer and for unit tests only.
 
-use super::{ControlError, MAX_LINE_LEN, wire};
+use super::{Answer, ControlError, MAX_REQUEST_LEN, wire};
 
 /// Reads a line as a request and as an answer.
 pub fn control(data: &[u8]) {
     let Ok(line) = std::str::from_utf8(data) else { return };
     match wire::decode_request(line) {
-        Ok(wire::Request::Token(request)) => {
-            let encoded = wire::encode_token_request(&request);
+        Ok(request) => {
+            let encoded = wire::encode_request(&request);
             assert_is_line(&encoded);
-            assert_eq!(wire::decode_request(&encoded), Ok(wire::Request::Token(request)));
+            assert_eq!(wire::decode_request(&encoded), Ok(request));
         }
         Err(refusal) => {
             assert!(matches!(refusal.code.as_str(), "malformed-request" | "unknown-version" | "unknown-request"));
             let encoded = wire::encode_refusal(&refusal);
             assert_is_line(encoded.expose());
-            let Err(ControlError::Refused { source }) = wire::decode_token(encoded.expose()) else {
+            let Err(ControlError::Refused { source }) = wire::decode_answer(encoded.expose()) else {
                 panic!("a refusal is read as one");
             };
             assert_eq!(source, refusal);
             // What the client's words are repeated in has to fit a line as they did.
-            assert!(data.len() as u64 > MAX_LINE_LEN / 8 || encoded.expose().len() as u64 <= MAX_LINE_LEN);
+            assert!(data.len() as u64 > MAX_REQUEST_LEN / 8 || encoded.expose().len() as u64 <= MAX_REQUEST_LEN);
         }
     }
-    if let Ok(answer) = wire::decode_token(line) {
-        let encoded = wire::encode_token(&answer);
+    if let Ok(answer) = wire::decode_answer(line) {
+        let encoded = wire::encode_answer(&answer);
         assert_is_line(encoded.expose());
-        let again = wire::decode_token(encoded.expose()).expect("what this program writes can be read");
-        assert_eq!((again.token.expose(), again.expires), (answer.token.expose(), answer.expires));
-        assert!(!format!("{answer:?}").contains(answer.token.expose()) || answer.token.expose().len() < 16);
+        let again = wire::decode_answer(encoded.expose()).expect("what this program writes can be read");
+        assert_eq!(wire::encode_answer(&again).expose(), encoded.expose());
+        if let Answer::Token(token) = &answer {
+            assert!(!format!("{answer:?}").contains(token.token.expose()) || token.token.expose().len() < 16);
+        }
     }
 }
 

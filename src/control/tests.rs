@@ -1,19 +1,73 @@
 //! Tests of both ends on real sockets.
 
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+};
+
+use futures_util::{StreamExt, stream};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 
-/// Knows one cluster.
+/// Knows one cluster, and follows itself for ever.
 struct OneCluster;
 
 impl Handler for OneCluster {
-    fn token<'a>(&'a self, request: &'a TokenRequest) -> BoxFuture<'a, Result<TokenAnswer, Refusal>> {
-        Box::pin(async move {
-            if request.cluster != "no" {
-                return Err(Refusal::new("unknown-cluster", format!("there is no tunnel to `{}`", request.cluster)));
+    fn answer(&self, request: Request) -> BoxStream<'static, Result<Answer, Refusal>> {
+        match request {
+            Request::Token(TokenRequest { cluster, region, .. }) if cluster == "no" => {
+                let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_317_508);
+                let token = Secret::new(format!("token for {region}"));
+                stream::iter([Ok(Answer::Token(TokenAnswer { token, expires }))]).boxed()
             }
-            let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_317_508);
-            Ok(TokenAnswer { token: Secret::new(format!("token for {}", request.region)), expires })
-        })
+            Request::Token(TokenRequest { cluster, .. }) => {
+                stream::iter([Err(Refusal::new("unknown-cluster", format!("there is no tunnel to `{cluster}`")))])
+                    .boxed()
+            }
+            Request::Status { follow } => {
+                let status = || Ok(Answer::Status(Box::new(status())));
+                let more = stream::pending();
+                if follow {
+                    stream::iter([status(), status()]).chain(more).boxed()
+                } else {
+                    stream::iter([status()]).boxed()
+                }
+            }
+            Request::Reload => {
+                let reloaded = Reloaded { added: vec!["pa-new".into()], kept: 2, ..Reloaded::default() };
+                stream::iter([Ok(Answer::Reloaded(reloaded))]).boxed()
+            }
+            Request::Stop => stream::iter([Ok(Answer::Stopping)]).chain(stream::pending()).boxed(),
+            Request::Doctor { clusters } => {
+                let finding = Answer::Finding(serde_json::json!({ "id": clusters }));
+                stream::iter([Ok(finding), Ok(Answer::Done)]).boxed()
+            }
+        }
+    }
+}
+
+fn status() -> ManagerStatus {
+    ManagerStatus {
+        version: 1,
+        name: "default".into(),
+        state: "active".into(),
+        pid: 1,
+        since: String::new(),
+        started_at: String::new(),
+        identity: None,
+        credentials_expire: None,
+        kubeconfig: None,
+        log: None,
+        access: vec![],
+        tunnels: vec![],
     }
 }
 
@@ -21,15 +75,15 @@ impl Handler for OneCluster {
 struct Silent;
 
 impl Handler for Silent {
-    fn token<'a>(&'a self, _: &'a TokenRequest) -> BoxFuture<'a, Result<TokenAnswer, Refusal>> {
-        Box::pin(std::future::pending())
+    fn answer(&self, _: Request) -> BoxStream<'static, Result<Answer, Refusal>> {
+        stream::pending().boxed()
     }
 }
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn request(cluster: &str) -> TokenRequest {
-    TokenRequest { cluster: cluster.to_owned(), region: "us-east-1".to_owned() }
+    TokenRequest { cluster: cluster.to_owned(), region: "us-east-1".to_owned(), account: None }
 }
 
 /// Runs a client against a server in a directory of its own.
@@ -54,7 +108,9 @@ async fn exchange(dir: &Path, line: &str) -> String {
     let mut stream = UnixStream::connect(dir.join("control.sock")).await.unwrap();
     stream.write_all(line.as_bytes()).await.unwrap();
     stream.write_all(b"\n").await.unwrap();
-    read_line(&mut BufReader::new(stream)).await.unwrap().unwrap().expose().clone()
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).await.unwrap();
+    answer
 }
 
 #[tokio::test]
@@ -78,7 +134,7 @@ async fn the_protocol_is_what_the_documentation_says() {
             "{\"version\":1,\"answer\":\"token\",\"token\":\"token for r\",\"expires\":1795317508}\n"
         );
         for (line, code) in [
-            (r#"{"version":1,"request":"status"}"#, "unknown-request"),
+            (r#"{"version":1,"request":"song"}"#, "unknown-request"),
             (r#"{"version":2,"request":"token"}"#, "unknown-version"),
             (r#"{"version":1,"request":"token","cluster":"no"}"#, "malformed-request"),
             (r#"{"version":1,"request":"token","cluster":"yes","region":"r"}"#, "unknown-cluster"),
@@ -100,19 +156,106 @@ async fn the_protocol_is_what_the_documentation_says() {
 async fn one_connection_takes_many_requests() {
     with_server(OneCluster, async |dir: &Path| {
         let mut stream = BufReader::new(UnixStream::connect(dir.join("control.sock")).await.unwrap());
-        for line in ["{}\n".to_owned(), wire::encode_token_request(&request("no"))] {
+        for line in ["{}\n".to_owned(), wire::encode_request(&Request::Token(request("no")))] {
             stream.write_all(line.as_bytes()).await.unwrap();
-            assert!(read_line(&mut stream).await.unwrap().is_some());
+            let mut answer = String::new();
+            assert!(stream.read_line(&mut answer).await.unwrap() > 0);
         }
     })
     .await;
 }
 
 #[tokio::test]
+async fn every_request_has_its_answers() {
+    with_server(OneCluster, async |dir: &Path| {
+        for (line, answer) in [
+            (
+                r#"{"version":1,"request":"reload"}"#,
+                r#""answer":"reloaded","added":["pa-new"],"removed":[],"kept":2,"problems":[]}"#,
+            ),
+            (r#"{"version":1,"request":"stop"}"#, r#""answer":"stopping"}"#),
+            (r#"{"version":1,"request":"doctor"}"#, r#""answer":"finding","finding":{"id":[]}}"#),
+            (
+                r#"{"version":1,"request":"status"}"#,
+                r#""answer":"status","status":{"version":1,"name":"default","state":"active","#,
+            ),
+        ] {
+            assert!(exchange(dir, line).await.starts_with(&format!("{{\"version\":1,{answer}")), "{line}");
+        }
+        let mut client = Client::connect(dir).await.unwrap();
+        client.send(&Request::Doctor { clusters: vec!["a".into()] }).await.unwrap();
+        assert!(matches!(client.next().await.unwrap(), Some(Answer::Finding(_))));
+        assert!(matches!(client.next().await.unwrap(), Some(Answer::Done)));
+        client.send(&Request::Status { follow: true }).await.unwrap();
+        for _ in 0..2 {
+            let Some(Answer::Status(told)) = client.next().await.unwrap() else { panic!("no status") };
+            assert_eq!(*told, status());
+        }
+        // It may ask for something else meanwhile.
+        client.send(&Request::Reload).await.unwrap();
+        assert!(matches!(client.next().await.unwrap(), Some(Answer::Reloaded(_))));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_may_end_its_side_after_asking() {
+    with_server(OneCluster, async |dir: &Path| {
+        let mut stream = UnixStream::connect(dir.join("control.sock")).await.unwrap();
+        stream.write_all(b"{\"version\":1,\"request\":\"status\"}\n").await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert!(text.contains("active"), "{text}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_looks_away_loses_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(root.path().join("control.sock")).unwrap();
+    let mut client = Client::connect(root.path()).await.unwrap();
+    let (mut stream, _) = listener.accept().await.unwrap();
+    for part in ["{\"version\":1,", "\"answer\":\"sto", "pping\"}"] {
+        stream.write_all(part.as_bytes()).await.unwrap();
+        assert!(timeout(Duration::from_millis(20), client.next()).await.is_err());
+    }
+    stream.write_all(b"\n{\"vers").await.unwrap();
+    assert!(matches!(client.next().await, Ok(Some(Answer::Stopping))));
+    drop(stream);
+    assert!(matches!(client.next().await, Err(ControlError::Connection { .. })), "an answer that is cut off is none");
+}
+
+#[tokio::test]
+async fn followers_that_are_gone_make_room() {
+    with_server(OneCluster, async |dir: &Path| {
+        for _ in 0..200 {
+            let mut client = Client::connect(dir).await.unwrap();
+            client.send(&Request::Status { follow: true }).await.unwrap();
+            client.next().await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whoever_waits_for_an_end_learns_of_it() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("run/default");
+    assert_eq!(until_free(&dir, DEADLINE).await.unwrap(), None, "there has never been one");
+    let server = Server::bind(&dir).unwrap();
+    let held = until_free(&dir, Duration::from_millis(10)).await.unwrap();
+    assert_eq!(held, Some(Holder { pid: Some(std::process::id()) }));
+    let (free, ()) = tokio::join!(until_free(&dir, DEADLINE), async { drop(server) });
+    assert_eq!(free.unwrap(), None);
+}
+
+#[tokio::test]
 async fn an_endless_line_ends_the_connection() {
     with_server(OneCluster, async |dir: &Path| {
         let mut stream = UnixStream::connect(dir.join("control.sock")).await.unwrap();
-        let line = vec![b'x'; 2 * MAX_LINE_LEN.try_into().unwrap_or(0)];
+        let line = vec![b'x'; 2 * MAX_REQUEST_LEN.try_into().unwrap_or(0)];
         // The server may close before it has read it all.
         let _sent = stream.write_all(&line).await;
         let mut rest = Vec::new();
@@ -156,11 +299,11 @@ fn nonsense_from_a_manager_is_an_error() {
         r#"{"version":1,"answer":"token","token":"t","expires":-1}"#,
         r#"{"version":1,"answer":"song"}"#,
     ] {
-        let error = wire::decode_token(line).unwrap_err();
+        let error = wire::decode_answer(line).unwrap_err();
         assert!(matches!(error, ControlError::Malformed { .. }), "{line}: {error}");
     }
     // Whatever the number, it does not panic.
-    let _far = wire::decode_token(r#"{"version":1,"answer":"token","token":"t","expires":18446744073709551615}"#);
+    let _far = wire::decode_answer(r#"{"version":1,"answer":"token","token":"t","expires":18446744073709551615}"#);
 }
 
 #[tokio::test]

@@ -3,41 +3,67 @@
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize, de::Error};
+use serde_json::Value;
 
-use super::{ControlError, Refusal, TokenAnswer, TokenRequest};
+use super::{Answer, ControlError, ManagerStatus, Refusal, Reloaded, Request, TokenAnswer, TokenRequest};
 use crate::secret::Secret;
 
 /// The version of the protocol. Another one means that old fields have changed their meaning.
 const VERSION: u32 = 1;
 
-/// A request that is understood.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Request {
-    Token(TokenRequest),
+/// The names of the requests.
+const REQUESTS: [&str; 5] = ["token", "status", "reload", "stop", "doctor"];
+
+/// A line, either way.
+#[derive(Serialize, Deserialize)]
+struct Line<T> {
+    version: u32,
+    #[serde(flatten)]
+    content: T,
 }
 
 #[derive(Serialize, Deserialize)]
-struct TokenRequestLine<'a> {
-    version: u32,
-    request: &'a str,
-    cluster: &'a str,
-    region: &'a str,
+#[serde(tag = "request", rename_all = "lowercase")]
+enum RequestLine {
+    Token {
+        cluster: String,
+        region: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        account: Option<String>,
+    },
+    Status {
+        #[serde(default)]
+        follow: bool,
+    },
+    Reload {},
+    Stop {},
+    Doctor {
+        #[serde(default)]
+        clusters: Vec<String>,
+    },
 }
 
-#[derive(Serialize)]
-struct TokenLine<'a> {
-    version: u32,
-    answer: &'static str,
-    token: &'a str,
-    expires: u64,
-}
-
-#[derive(Serialize)]
-struct ErrorLine<'a> {
-    version: u32,
-    answer: &'static str,
-    code: &'a str,
-    message: &'a str,
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "lowercase")]
+enum AnswerLine {
+    Token {
+        #[serde(with = "secret")]
+        token: Secret<String>,
+        expires: u64,
+    },
+    Status {
+        status: Box<ManagerStatus>,
+    },
+    Reloaded(Reloaded),
+    Stopping {},
+    Finding {
+        finding: Value,
+    },
+    Done {},
+    Error {
+        code: String,
+        message: String,
+    },
 }
 
 /// Reads a request.
@@ -47,11 +73,6 @@ pub(super) fn decode_request(line: &str) -> Result<Request, Refusal> {
         version: u32,
         request: String,
     }
-    #[derive(Deserialize)]
-    struct Token {
-        cluster: String,
-        region: String,
-    }
     let malformed =
         |error: serde_json::Error| Refusal::new("malformed-request", format!("the request is malformed: {error}"));
     let head: Head = serde_json::from_str(line).map_err(malformed)?;
@@ -59,64 +80,98 @@ pub(super) fn decode_request(line: &str) -> Result<Request, Refusal> {
         let message = format!("this manager speaks version {VERSION} of the protocol, not {}", head.version);
         return Err(Refusal::new("unknown-version", message));
     }
-    match head.request.as_str() {
-        "token" => {
-            let Token { cluster, region } = serde_json::from_str(line).map_err(malformed)?;
-            Ok(Request::Token(TokenRequest { cluster, region }))
-        }
-        other => Err(Refusal::new("unknown-request", format!("this manager does not know the request `{other}`"))),
+    if !REQUESTS.contains(&head.request.as_str()) {
+        let message = format!("this manager does not know the request `{}`", head.request);
+        return Err(Refusal::new("unknown-request", message));
     }
+    Ok(match serde_json::from_str(line).map_err(malformed)? {
+        RequestLine::Token { cluster, region, account } => Request::Token(TokenRequest { cluster, region, account }),
+        RequestLine::Status { follow } => Request::Status { follow },
+        RequestLine::Reload {} => Request::Reload,
+        RequestLine::Stop {} => Request::Stop,
+        RequestLine::Doctor { clusters } => Request::Doctor { clusters },
+    })
 }
 
-/// Writes a request for a token.
-pub(super) fn encode_token_request(request: &TokenRequest) -> String {
-    let TokenRequest { cluster, region } = request;
-    line(&TokenRequestLine { version: VERSION, request: "token", cluster, region })
+/// Writes a request.
+pub(super) fn encode_request(request: &Request) -> String {
+    line(match request.clone() {
+        Request::Token(TokenRequest { cluster, region, account }) => RequestLine::Token { cluster, region, account },
+        Request::Status { follow } => RequestLine::Status { follow },
+        Request::Reload => RequestLine::Reload {},
+        Request::Stop => RequestLine::Stop {},
+        Request::Doctor { clusters } => RequestLine::Doctor { clusters },
+    })
 }
 
-/// Writes a token.
-pub(super) fn encode_token(answer: &TokenAnswer) -> Secret<String> {
-    let expires = answer.expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    Secret::new(line(&TokenLine { version: VERSION, answer: "token", token: answer.token.expose(), expires }))
+/// Writes an answer.
+pub(super) fn encode_answer(answer: &Answer) -> Secret<String> {
+    Secret::new(line(match answer {
+        Answer::Token(TokenAnswer { token, expires }) => {
+            let expires = expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            AnswerLine::Token { token: token.clone(), expires }
+        }
+        Answer::Status(status) => AnswerLine::Status { status: status.clone() },
+        Answer::Reloaded(reloaded) => AnswerLine::Reloaded(reloaded.clone()),
+        Answer::Stopping => AnswerLine::Stopping {},
+        Answer::Finding(finding) => AnswerLine::Finding { finding: finding.clone() },
+        Answer::Done => AnswerLine::Done {},
+    }))
 }
 
 /// Writes a refusal.
 pub(super) fn encode_refusal(refusal: &Refusal) -> Secret<String> {
-    let Refusal { code, message } = refusal;
-    Secret::new(line(&ErrorLine { version: VERSION, answer: "error", code, message }))
+    let Refusal { code, message } = refusal.clone();
+    Secret::new(line(AnswerLine::Error { code, message }))
 }
 
-/// Reads the answer to a request for a token.
-pub(super) fn decode_token(line: &str) -> Result<TokenAnswer, ControlError> {
-    #[derive(Deserialize)]
-    #[serde(tag = "answer", rename_all = "kebab-case")]
-    enum Answer {
-        Token { token: String, expires: u64 },
-        Error { code: String, message: String },
-    }
-    #[derive(Deserialize)]
-    struct Line {
-        version: u32,
-        #[serde(flatten)]
-        answer: Answer,
-    }
+/// Reads an answer.
+pub(super) fn decode_answer(line: &str) -> Result<Answer, ControlError> {
     let malformed = |source| ControlError::Malformed { source };
-    let Line { version, answer } = serde_json::from_str(line).map_err(malformed)?;
+    let Line { version, content } = serde_json::from_str(line).map_err(malformed)?;
     if version != VERSION {
         return Err(malformed(serde_json::Error::custom(format_args!("its version is {version}, not {VERSION}"))));
     }
-    match answer {
-        Answer::Token { token, expires } => {
+    Ok(match content {
+        AnswerLine::Token { token, expires } => {
             let expires = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(expires));
             let expires = expires.ok_or_else(|| malformed(serde_json::Error::custom("its time is out of range")))?;
-            Ok(TokenAnswer { token: Secret::new(token), expires })
+            Answer::Token(TokenAnswer { token, expires })
         }
-        Answer::Error { code, message } => Err(ControlError::Refused { source: Refusal { code, message } }),
-    }
+        AnswerLine::Status { status } => Answer::Status(status),
+        AnswerLine::Reloaded(reloaded) => Answer::Reloaded(reloaded),
+        AnswerLine::Stopping {} => Answer::Stopping,
+        AnswerLine::Finding { finding } => Answer::Finding(finding),
+        AnswerLine::Done {} => Answer::Done,
+        AnswerLine::Error { code, message } => {
+            return Err(ControlError::Refused { source: Refusal { code, message } });
+        }
+    })
 }
 
-fn line(value: &impl Serialize) -> String {
-    let mut line = serde_json::to_string(value).expect("strings and numbers are always JSON");
+/// An answer to something else than what was asked.
+pub(super) fn unexpected() -> ControlError {
+    ControlError::Malformed { source: serde_json::Error::custom("it answers something else") }
+}
+
+fn line(content: impl Serialize) -> String {
+    let line = Line { version: VERSION, content };
+    let mut line = serde_json::to_string(&line).expect("strings and numbers are always JSON");
     line.push('\n');
     line
+}
+
+/// A secret on its way.
+mod secret {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::secret::Secret;
+
+    pub(super) fn serialize<S: Serializer>(secret: &Secret<String>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(secret.expose())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Secret<String>, D::Error> {
+        String::deserialize(from).map(Secret::new)
+    }
 }

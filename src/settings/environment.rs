@@ -91,6 +91,14 @@ impl Environment {
         self.current_dir.join(path)
     }
 
+    /// Returns the directory for logs of this user's programs: `$XDG_STATE_HOME/autoheal-pa`, else the one in the home
+    /// directory; `None` where there is neither.
+    pub(super) fn state_dir(&self) -> Option<PathBuf> {
+        let given = self.get("XDG_STATE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+        let state = given.or_else(|| self.home.as_ref().map(|home| home.join(".local/state")));
+        state.map(|dir| dir.join("autoheal-pa"))
+    }
+
     /// Returns the directory for sockets of this user's programs: `$XDG_RUNTIME_DIR/autoheal-pa` where that
     /// directory is really this user's, else `autoheal-pa-<uid>` in the temporary directory.
     pub(super) fn runtime_dir(&self) -> PathBuf {

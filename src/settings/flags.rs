@@ -93,4 +93,13 @@ pub struct UpArgs {
     /// File to write shell lines to that set KUBECONFIG, to source when the tunnels are ready
     #[arg(long, value_name = "PATH")]
     pub env_file: Option<PathBuf>,
+    /// Makes later steps of this GitHub Actions job use the kubeconfig: adds KUBECONFIG to the file of GITHUB_ENV
+    #[arg(long)]
+    pub github_env: bool,
+    /// Runs in the background: returns when the tunnels are ready, or fails; `autoheal-pa down` stops it
+    #[arg(long)]
+    pub detach: bool,
+    /// This is the process in the background that `--detach` has started.
+    #[arg(long, hide = true)]
+    pub background: bool,
 }

@@ -202,7 +202,8 @@ async fn a_second_up_of_the_same_name_is_refused_and_of_another_is_not() {
     let first = lab.up(&[]).await;
     let refused = lab.start_up(&[]).ended().await;
     assert_eq!(refused.code(), Some(2), "{refused:#?}");
-    assert!(refused.stderr.contains(&format!("kill {}", first.pid())), "{}", refused.stderr);
+    assert!(refused.stderr.contains(&format!("as process {}", first.pid())), "{}", refused.stderr);
+    assert!(refused.stderr.contains("hint: `autoheal-pa down` stops it"), "{}", refused.stderr);
     let second = lab.up(&["--name", "other"]).await;
     assert!(lab.path(".kube/autoheal-pa-other.yaml").exists());
     assert_eq!(second.stop().await.code(), Some(0));

@@ -266,7 +266,7 @@ fn settings_ports_files_and_managers() {
     let error = UpSettings::load(&GlobalArgs::default(), &UpArgs::default(), &Environment::default()).unwrap_err();
     let (kind, text) = shown(error);
     assert_eq!(kind, Kind::Usage);
-    assert!(text.starts_with("there are 2 problems with the settings\n  "), "{text}");
+    assert!(text.starts_with("no bastion is given: add `--bastion`"), "{text}");
     assert!(text.contains("\nhint: the bastion is a machine"), "{text}");
 
     let (kind, text) = shown(BindError::Taken(PortTaken { port: 10100, owner: None }));
@@ -307,6 +307,7 @@ fn settings_ports_files_and_managers() {
     assert_eq!(kind, Kind::Usage);
     assert_eq!(
         text,
-        "a manager is already running as process 17 in `/run/x`\nhint: stop it with `kill 17`, or give this one another `--name`"
+        "a manager is already running as process 17 in `/run/x`\nhint: `autoheal-pa down --name x` stops it; or give this one \
+         another `--name`"
     );
 }

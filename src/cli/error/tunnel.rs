@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{CommandError, Kind, aws};
 use crate::{
-    aws::{AwsError, NotConnected, Sighting},
+    aws::{AwsError, NotConnected, Sighting, own_sessions},
     cluster::{Cluster, Target},
     proto::CloseReason,
     tunnel::{DialError, Fault, ProbeError},
@@ -42,15 +42,9 @@ impl CommandError {
 }
 
 /// Says what follows from not being allowed to resume sessions, and what would change it.
-pub(in crate::cli) fn resume_denied(cluster: &Cluster) -> CommandError {
+pub(in crate::cli) fn resume_denied(region: &str) -> CommandError {
     let message = "sessions may not be resumed: open connections are cut whenever AWS closes a WebSocket, about hourly";
-    CommandError::new(Kind::Credentials, message).hint(aws::allow("ssm:ResumeSession", &own_sessions(cluster)))
-}
-
-/// Returns the pattern that a policy names the identity's own sessions with.
-fn own_sessions(cluster: &Cluster) -> String {
-    let partition = cluster.arn.split(':').nth(1).unwrap_or("aws");
-    format!("arn:{partition}:ssm:*:*:session/${{aws:userid}}-*")
+    CommandError::new(Kind::Credentials, message).hint(aws::allow("ssm:ResumeSession", &own_sessions(region)))
 }
 
 /// A fault of which only the source is shown.
@@ -82,7 +76,7 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
         DialError::TargetNotFound { target, .. } => (Kind::NotFound, not_found(target, region)),
         // The resource is one session, and the policy has to name them all.
         DialError::AccessDenied { action: action @ "ssm:ResumeSession", .. } => {
-            (Kind::Credentials, vec![aws::allow(action, &own_sessions(cluster))])
+            (Kind::Credentials, vec![aws::allow(action, &own_sessions(region))])
         }
         DialError::AccessDenied { action, resource, .. } => (Kind::Credentials, denied(action, resource)),
         DialError::DocumentRefused { document, .. } => (
@@ -105,7 +99,7 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
             ],
         ),
         DialError::UpgradeRefused { status: 401 | 403, .. } => {
-            (Kind::Credentials, vec![aws::allow("ssmmessages:OpenDataChannel", &own_sessions(cluster))])
+            (Kind::Credentials, vec![aws::allow("ssmmessages:OpenDataChannel", &own_sessions(region))])
         }
         DialError::Throttled { .. } => (Kind::Tunnel, vec!["it is tried again, each time later".to_owned()]),
         DialError::UpgradeRefused { .. }

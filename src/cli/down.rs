@@ -1,0 +1,122 @@
+//! `down`: stops the running manager, and leaves nothing of it.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Args;
+
+use super::{
+    GlobalArgs,
+    error::{CommandError, Kind},
+    manager::remove_contexts,
+    orphans,
+    output::Printer,
+    up::STOP_LIMIT,
+};
+use crate::{
+    aws::{Aws, AwsError},
+    control::{self, Client, ControlError, Request},
+    journal::{Entry, Journal},
+    settings::{Environment, Settings},
+};
+
+/// Options of `down`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DownArgs {
+    /// Kubeconfig to remove the contexts from, if the manager has been killed [default: ~/.kube/autoheal-pa.yaml]
+    #[arg(long, value_name = "PATH")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// Stops the manager, waits until it has ended its sessions, and takes its contexts out of the kubeconfig. Where none
+/// is running, what one that was killed has left behind is removed.
+///
+/// # Errors
+/// The manager does not stop, or belongs to another user.
+pub async fn run(args: DownArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    let settings = Settings::load(&global, args.kubeconfig.as_deref(), &Environment::read())?;
+    match Client::connect(&settings.control_dir).await {
+        Ok(client) => stop(client, &settings, printer).await?,
+        Err(ControlError::NotRunning { .. }) => {
+            printer.progress(&format!("no manager `{}` is running", settings.name));
+            clean_up(&settings, printer).await?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn stop(mut client: Client, settings: &Settings, printer: &Printer) -> Result<(), CommandError> {
+    printer.progress(&format!("stopping the manager `{}`", settings.name));
+    let dir = &settings.control_dir;
+    let stopped = async {
+        client.send(&Request::Stop).await?;
+        // The connection ends with the manager.
+        while client.next().await?.is_some() {}
+        Ok::<_, ControlError>(())
+    };
+    match tokio::time::timeout(STOP_LIMIT, stopped).await {
+        Ok(outcome) => outcome?,
+        Err(_) => tracing::debug!("the manager has not closed the connection"),
+    }
+    match control::until_free(dir, STOP_LIMIT).await? {
+        None => {
+            printer.progress("stopped");
+            Ok(())
+        }
+        Some(holder) => {
+            let name = &settings.name;
+            let message = format!("the manager `{name}` has not stopped within {} s", STOP_LIMIT.as_secs());
+            let error = CommandError::new(Kind::Unexpected, message);
+            Err(match holder.pid {
+                Some(pid) => error.hint(format!("`kill -9 {pid}` ends it; the next `down` or `up` ends its sessions")),
+                None => error,
+            })
+        }
+    }
+}
+
+/// Ends the sessions of a manager that was killed, and removes its contexts.
+async fn clean_up(settings: &Settings, printer: &Printer) -> Result<(), CommandError> {
+    let mut kubeconfigs = vec![settings.kubeconfig.clone()];
+    if settings.control_dir.exists() {
+        kubeconfigs.push(settings.control_dir.join("kubeconfig"));
+        // As long as it is held, no manager starts.
+        let _lock = control::Server::bind(&settings.control_dir)?;
+        let journal = Journal::open(&settings.control_dir);
+        let journal = journal.map_err(|error| {
+            let message = format!("cannot read the journal of sessions in `{}`", settings.control_dir.display());
+            CommandError::new(Kind::Unexpected, message).with_source(error)
+        });
+        let (journal, left_behind) = journal?;
+        if !left_behind.is_empty() {
+            end_sessions(settings, &journal, left_behind, printer).await;
+        }
+    }
+    for kubeconfig in kubeconfigs.into_iter().filter(|path| path.exists()) {
+        remove_contexts(kubeconfig, settings.name.clone(), printer).await;
+    }
+    Ok(())
+}
+
+async fn end_sessions(settings: &Settings, journal: &Journal, left_behind: Vec<Entry>, printer: &Printer) {
+    // The journal knows where each was; the settings need not.
+    let mut aws = settings.aws.clone();
+    aws.region = aws.region.or_else(|| left_behind.first().map(|session| session.region.clone()));
+    match Aws::new(&aws).await {
+        Ok(aws) => {
+            let end = |session: Entry| {
+                let aws = aws.clone();
+                async move { aws.end_session(&session.session, &session.region).await }
+            };
+            orphans::end(left_behind, journal, printer, end).await;
+        }
+        Err(error) => printer.caution(&not_ended(left_behind.len(), error)),
+    }
+}
+
+fn not_ended(sessions: usize, error: AwsError) -> CommandError {
+    let message = format!("cannot end {sessions} sessions that an earlier run had left behind");
+    CommandError::new(Kind::Credentials, message)
+        .with_source(error)
+        .hint("they end by themselves when they have been idle, or with the next `autoheal-pa up`")
+}

@@ -1,0 +1,272 @@
+//! `exec -- CMD`: runs one command under the tunnels, and ends with its status.
+//!
+//! A manager of the same name that is running is used, and left running. Otherwise this process is the manager, under
+//! a name of its own: commands side by side do not end each other's tunnels. Its kubeconfig is in its own directory,
+//! so nothing is left of it anywhere else.
+//!
+//! Invariants: whatever becomes of the command, the sessions are ended before this process ends; signals that ask for
+//! an end go to the command, which decides.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Args;
+use rustix::process::{Pid, getpgrp, kill_process};
+use tokio::{
+    process::{Child, Command},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinSet,
+    time::timeout,
+};
+
+use super::{
+    background::exit_code,
+    error::{CommandError, Kind},
+    limits,
+    manager::{Manager, failure, until_ready},
+    output::Printer,
+    signals::{Signal, Signals},
+};
+use crate::{
+    control::{Answer, Client, ControlError, ManagerStatus, Request},
+    settings::{self, Environment, GlobalArgs, Settings, UpArgs, UpSettings},
+};
+
+/// How many commands run side by side under tunnels of their own.
+const MAX_SLOTS: u32 = 1000;
+
+/// Options of `exec`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ExecArgs {
+    /// Options of the tunnels.
+    #[command(flatten)]
+    pub up: UpArgs,
+    /// The command to run, with KUBECONFIG set
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The tunnels cannot be had in time, or the command cannot be run.
+pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    refuse(&args.up)?;
+    let environment = Environment::read();
+    let mut signals = Signals::listen()?;
+    let common = Settings::load(&global, args.up.kubeconfig.as_deref(), &environment)?;
+    match Client::connect(&common.control_dir).await {
+        Ok(client) => {
+            let limit = settings::timeout(&args.up)?;
+            let kubeconfig = tokio::select! {
+                biased;
+                signal = signals.next() => return Err(signal.into()),
+                ready = running(client, limit) => ready?,
+            };
+            drop(signals);
+            see_through(&args.command, &kubeconfig).await
+        }
+        Err(ControlError::NotRunning { .. }) => {
+            let settings = UpSettings::load(&global, &args.up, &environment)?;
+            // Nobody is told of this manager, so nobody asks anything of it.
+            let (manager, _requests) = bind(settings, printer)?;
+            under(manager, signals, &args.command, printer).await
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Options of `up` that mean nothing here would be ignored.
+fn refuse(up: &UpArgs) -> Result<(), CommandError> {
+    let given = [("--detach", up.detach), ("--github-env", up.github_env), ("--env-file", up.env_file.is_some())];
+    match given.iter().find(|(_, given)| *given) {
+        Some((option, _)) => {
+            let message = format!("`{option}` means nothing to `exec`, whose tunnels end with the command");
+            Err(CommandError::new(Kind::Usage, message).hint("`autoheal-pa up` takes it"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Waits until the tunnels of a running manager are ready, and returns its kubeconfig.
+async fn running(mut client: Client, limit: Duration) -> Result<PathBuf, CommandError> {
+    client.send(&Request::Status { follow: true }).await?;
+    let mut last: Option<Box<ManagerStatus>> = None;
+    let ready = async {
+        loop {
+            match client.next().await? {
+                Some(Answer::Status(status)) if status.state == "active" => return Ok(status.kubeconfig.clone()),
+                Some(Answer::Status(status)) if status.state == "stopping" => break,
+                Some(Answer::Status(status)) => last = Some(status),
+                None => break,
+                Some(Answer::Token(_) | Answer::Reloaded(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done) => {
+                }
+            }
+        }
+        Err(CommandError::new(Kind::Tunnel, "the running manager is ending").hint("run it again"))
+    };
+    let outcome = timeout(limit, ready).await;
+    match outcome {
+        Ok(kubeconfig) => kubeconfig?
+            .map(PathBuf::from)
+            .ok_or_else(|| CommandError::new(Kind::Unexpected, "the running manager has written no kubeconfig")),
+        Err(_) => Err(not_active(last.as_deref())),
+    }
+}
+
+/// Says which tunnels of a running manager do not work.
+fn not_active(status: Option<&ManagerStatus>) -> CommandError {
+    let Some(status) = status else {
+        return CommandError::new(Kind::Unexpected, "the running manager does not answer");
+    };
+    let name = &status.name;
+    let broken: Vec<_> = status.tunnels.iter().filter(|tunnel| tunnel.state != "active").collect();
+    let first = broken.iter().find_map(|tunnel| Some((tunnel, tunnel.last_error.as_ref()?)));
+    let message = match first {
+        Some((tunnel, error)) => {
+            format!("the tunnel to `{}` of the running manager is {}: {error}", tunnel.cluster, tunnel.state)
+        }
+        None => format!("{} tunnels of the running manager are not ready in time", broken.len()),
+    };
+    CommandError::new(Kind::Tunnel, message)
+        .hint(format!("`autoheal-pa status --name {name}` shows all, `autoheal-pa doctor` why"))
+}
+
+/// Takes the first name that no other command has, so that it also inherits what one that was killed has left behind.
+fn bind(mut settings: UpSettings, printer: &Printer) -> Result<(Manager, super::manager::Requests), CommandError> {
+    let managers = settings.common.control_dir.parent().map(Path::to_owned).unwrap_or_default();
+    for slot in 1..=MAX_SLOTS {
+        let name = format!("exec-{slot}");
+        let dir = managers.join(&name);
+        if !settings.common.kubeconfig_given {
+            settings.common.kubeconfig = dir.join("kubeconfig");
+        }
+        settings.common.control_dir = dir;
+        settings.common.name = name;
+        match Manager::bind(settings.clone(), None, printer) {
+            Err(error) if error.is_taken() => {}
+            outcome => return outcome,
+        }
+    }
+    Err(CommandError::new(Kind::Unexpected, format!("{MAX_SLOTS} commands run under tunnels of their own already")))
+}
+
+/// Runs the command under tunnels of its own.
+async fn under(
+    mut manager: Manager,
+    mut signals: Signals,
+    command: &[OsString],
+    printer: &Printer,
+) -> Result<ExitCode, CommandError> {
+    limits::raise_open_files();
+    let ready = tokio::select! {
+        biased;
+        signal = signals.next() => Err(CommandError::from(signal)),
+        ready = ready(&mut manager, printer) => ready,
+    };
+    let outcome = match ready {
+        Ok(()) => {
+            drop(signals);
+            see_through(command, &manager.kubeconfig()).await
+        }
+        Err(error) => Err(error),
+    };
+    let mut signals = Signals::listen()?;
+    tokio::select! {
+        biased;
+        () = signals.interrupt() => Err(Signal::Interrupt.into()),
+        () = manager.stop(true) => outcome,
+    }
+}
+
+async fn ready(manager: &mut Manager, printer: &Printer) -> Result<(), CommandError> {
+    manager.open().await?;
+    let (board, hope) = (manager.board(), manager.hope());
+    match timeout(manager.settings().timeout, until_ready(board.clone(), &hope, printer)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(hopeless)) => Err(failure(&hopeless, printer)),
+        Err(_) => Err(failure(&board.borrow().clone(), printer)),
+    }
+}
+
+/// Runs a command to its end, and passes on to it what it does not get by itself.
+pub(super) async fn see_through(command: &[OsString], kubeconfig: &Path) -> Result<ExitCode, CommandError> {
+    let Some((program, arguments)) = command.split_first() else {
+        return Err(CommandError::new(Kind::Usage, "there is no command to run"));
+    };
+    let (mut forwarded, _listening) = forwarded()?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("KUBECONFIG", kubeconfig)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| not_run(program, error))?;
+    loop {
+        tokio::select! {
+            biased;
+            status = child.wait() => {
+                let failed = |error| CommandError::new(Kind::Unexpected, "cannot wait for the command").with_source(error);
+                return Ok(exit_code(status.map_err(failed)?));
+            }
+            Some(kind) = forwarded.recv() => pass_on(kind, &child),
+        }
+    }
+}
+
+/// Listens for all signals that a command may have a use for.
+fn forwarded() -> Result<(mpsc::Receiver<SignalKind>, JoinSet<()>), CommandError> {
+    let (sender, receiver) = mpsc::channel(16);
+    let mut listening = JoinSet::new();
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+        SignalKind::quit(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+    ] {
+        let mut signals = signal(kind)
+            .map_err(|error| CommandError::new(Kind::Unexpected, "cannot listen for signals").with_source(error))?;
+        let sender = sender.clone();
+        listening.spawn(async move {
+            while signals.recv().await.is_some() {
+                if sender.send(kind).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok((receiver, listening))
+}
+
+/// Passes a signal on. What a terminal sends reaches the command by itself, as it is of the same group of processes.
+fn pass_on(kind: SignalKind, child: &Child) {
+    let of_keyboard = kind == SignalKind::interrupt() || kind == SignalKind::quit() || kind == SignalKind::hangup();
+    if of_keyboard && is_in_foreground() {
+        return;
+    }
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    let signal = rustix::process::Signal::from_named_raw(kind.as_raw_value());
+    if let (Some(pid), Some(signal)) = (pid, signal) {
+        // It may have ended by itself.
+        let _outcome = kill_process(pid, signal);
+    }
+}
+
+/// Tells whether a terminal's keys reach this process and its children.
+fn is_in_foreground() -> bool {
+    let terminal = std::fs::File::open("/dev/tty");
+    terminal.is_ok_and(|terminal| rustix::termios::tcgetpgrp(terminal).is_ok_and(|group| group == getpgrp()))
+}
+
+/// Says why a command cannot be run.
+pub(super) fn not_run(program: &std::ffi::OsStr, error: std::io::Error) -> CommandError {
+    let found = error.kind() != std::io::ErrorKind::NotFound;
+    let error = CommandError::new(Kind::Usage, format!("cannot run `{}`", program.display())).with_source(error);
+    if found { error } else { error.hint("there is no such program on the `PATH`") }
+}

@@ -1,0 +1,182 @@
+//! `logs`: the log of the manager in the background.
+//!
+//! Following it goes on across rotations, and ends with the manager.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Args;
+
+use super::{
+    GlobalArgs,
+    error::{CommandError, Kind},
+    output::Printer,
+    signals::Signals,
+};
+use crate::{
+    control::{self, Answer, Client, Request},
+    settings::{Environment, Settings},
+};
+
+/// Time for the manager to answer.
+const MANAGER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How often a file that is followed is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Options of `logs`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct LogsArgs {
+    /// Goes on until Ctrl-C or the manager's end
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Number of lines to begin with, counted from the end [default: all of the current file]
+    #[arg(long, short = 'n', value_name = "N")]
+    pub lines: Option<usize>,
+}
+
+/// Shows the log.
+///
+/// # Errors
+/// There is none, or it cannot be read.
+pub async fn run(args: LogsArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    let settings = Settings::load(&global, None, &Environment::read())?;
+    let path = find(&settings).await?;
+    let failed = |error| {
+        CommandError::new(Kind::Unexpected, format!("cannot read the log `{}`", path.display())).with_source(error)
+    };
+    let mut tail = Tail::open(&path).map_err(failed)?;
+    let text = tail.more().map_err(failed)?;
+    printer.result(last_lines(&text, args.lines))?;
+    if !args.follow {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut signals = Signals::listen()?;
+    // The connection ends with the manager.
+    let mut manager = Client::connect(&settings.control_dir).await.ok();
+    if let Some(manager) = &mut manager {
+        manager.send(&Request::Status { follow: true }).await?;
+    }
+    loop {
+        let ended = async {
+            match &mut manager {
+                Some(manager) => while matches!(manager.next().await, Ok(Some(_))) {},
+                None => std::future::pending().await,
+            }
+        };
+        let has_ended = tokio::select! {
+            biased;
+            _signal = signals.next() => return Ok(ExitCode::SUCCESS),
+            () = ended => true,
+            () = tokio::time::sleep(LOOK_INTERVAL) => false,
+        };
+        printer.result(&tail.more().map_err(failed)?)?;
+        if has_ended {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// Finds the log: the running manager knows its own, and what one has left behind is where it would be.
+async fn find(settings: &Settings) -> Result<PathBuf, CommandError> {
+    let name = &settings.name;
+    match control::ask(&settings.control_dir, &Request::Status { follow: false }, MANAGER_DEADLINE).await {
+        Ok(Answer::Status(status)) => status.log.map(PathBuf::from).ok_or_else(|| {
+            let message = format!("the manager `{name}` runs in the foreground, as process {}", status.pid);
+            CommandError::new(Kind::NotFound, message)
+                .hint("its log goes to its own stderr; `autoheal-pa up --detach` writes one to a file")
+        }),
+        Ok(Answer::Token(_) | Answer::Reloaded(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done) | Err(_) => {
+            let places = [settings.log_file.clone(), settings.control_dir.join("log")];
+            places.into_iter().find(|path| path.exists()).ok_or_else(|| {
+                CommandError::new(Kind::NotFound, format!("there is no log of a manager `{name}`"))
+                    .hint("`autoheal-pa up --detach` writes one")
+            })
+        }
+    }
+}
+
+/// A file that grows, and may be replaced by another of its name.
+struct Tail {
+    path: PathBuf,
+    file: File,
+    inode: u64,
+}
+
+impl Tail {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let inode = file.metadata()?.ino();
+        Ok(Self { path: path.to_owned(), file, inode })
+    }
+
+    /// Returns what has been added since the last time.
+    fn more(&mut self) -> io::Result<String> {
+        let mut bytes = Vec::new();
+        self.read(&mut bytes)?;
+        if fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() != self.inode) {
+            // The rest of the old one has been written before it was replaced.
+            self.read(&mut bytes)?;
+            *self = Self::open(&self.path)?;
+            self.read(&mut bytes)?;
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn read(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
+        if self.file.metadata()?.len() < self.file.stream_position()? {
+            // Somebody has emptied it.
+            self.file.seek(SeekFrom::Start(0))?;
+        }
+        self.file.read_to_end(bytes)?;
+        Ok(())
+    }
+}
+
+fn last_lines(text: &str, count: Option<usize>) -> &str {
+    let Some(count) = count else { return text };
+    let before: usize = text.split_inclusive('\n').rev().skip(count).map(str::len).sum();
+    &text[before..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::log::older;
+
+    #[test]
+    fn begins_with_the_last_lines() {
+        assert_eq!(last_lines("a\nb\nc\n", None), "a\nb\nc\n");
+        assert_eq!(last_lines("a\nb\nc\n", Some(2)), "b\nc\n");
+        assert_eq!(last_lines("a\nb\nc", Some(1)), "c");
+        assert_eq!(last_lines("a\n", Some(0)), "");
+        assert_eq!(last_lines("", Some(3)), "");
+    }
+
+    #[test]
+    fn goes_on_across_a_rotation() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let append = |text: &str| {
+            use std::io::Write;
+            fs::OpenOptions::new().create(true).append(true).open(&path).unwrap().write_all(text.as_bytes()).unwrap();
+        };
+        append("a\n");
+        let mut tail = Tail::open(&path).unwrap();
+        assert_eq!(tail.more().unwrap(), "a\n");
+        append("b\n");
+        fs::rename(&path, older(&path, 1)).unwrap();
+        append("c and more\n");
+        assert_eq!(tail.more().unwrap(), "b\nc and more\n");
+        assert_eq!(tail.more().unwrap(), "");
+        fs::write(&path, "").unwrap();
+        append("d\n");
+        assert_eq!(tail.more().unwrap(), "d\n");
+    }
+}

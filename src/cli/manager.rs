@@ -1,0 +1,506 @@
+//! The manager: everything that runs while tunnels are open, whoever has asked for them.
+//!
+//! ```text
+//! bind ── lock, control socket, journal    open ── credentials, clusters, ports, kubeconfig, tunnels
+//!   └── answers from the first moment on     └── reload: the same again, for what has changed
+//! ```
+//!
+//! Order matters: what can fail without AWS fails first, ports are bound and the kubeconfig is written
+//! before any session is started, and what has been started is ended on every way out.
+//!
+//! Invariants:
+//!
+//! * What the manager has is in the [`Roster`], and nowhere else; the control socket answers from it.
+//! * A tunnel that stays is not touched by a reload.
+//! * The lock is given up last, so that whoever waits for it finds nothing left.
+//!
+//! Leaves out how long a command waits for the tunnels and what it does then: `up` and `exec` differ in that.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::{join_all, try_join_all};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    credentials, env,
+    error::{CommandError, Kind, resume_denied},
+    orphans,
+    output::Printer,
+};
+use crate::{
+    aws::{Aws, Caller, Discovery, SkipReason},
+    cluster::Cluster,
+    control::{self, Reloaded},
+    journal::{Entry, Journal},
+    kubeconfig::{self, ContextEntry, KubeconfigError},
+    settings::{Access, UpSettings},
+    supervisor::{Board, Supervisor},
+    tunnel::{self, Common, Dial, Listeners, Tunnel},
+};
+
+mod answers;
+mod progress;
+
+use answers::{Answers, Roster, Route};
+pub(super) use answers::{Asked, Requests};
+pub(super) use progress::{Hopeless, failure, is_hopeless, report_unready, show_changes, until_ready, wait_ready};
+
+/// How long calls that end sessions may take after the tunnels have stopped.
+const SETTLE_LIMIT: Duration = Duration::from_secs(3);
+
+/// Everything that runs while tunnels are open.
+pub(super) struct Manager {
+    settings: UpSettings,
+    printer: Printer,
+    roster: Arc<watch::Sender<Roster>>,
+    supervisor: Supervisor,
+    journal: Option<Journal>,
+    left_behind: Vec<Entry>,
+    /// All that goes on beside the tunnels.
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+    control: Arc<control::Server>,
+}
+
+/// A way in that is in use: an identity in a region.
+pub(super) struct Way {
+    pub(super) access: Access,
+    pub(super) aws: Aws,
+    pub(super) caller: Caller,
+    dial: Arc<dyn Dial>,
+    common: Arc<Common>,
+    stop: CancellationToken,
+}
+
+impl Manager {
+    /// Takes the manager's lock, and answers at its control socket from now on.
+    ///
+    /// # Errors
+    /// A manager of this name is running already, or its directory cannot be used.
+    pub(super) fn bind(
+        settings: UpSettings,
+        log: Option<PathBuf>,
+        printer: &Printer,
+    ) -> Result<(Self, Requests), CommandError> {
+        let dir = &settings.common.control_dir;
+        let control = Arc::new(control::Server::bind(dir)?);
+        let (journal, left_behind) = open_journal(dir, printer);
+        let supervisor = Supervisor::new();
+        let roster = Arc::new(watch::Sender::new(Roster::default()));
+        let (asked, requests) = mpsc::channel(4);
+        let answers = Answers::new(settings.common.name.clone(), log, &supervisor, &roster, asked);
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn({
+            let (control, stop) = (Arc::clone(&control), stop.clone());
+            async move { control.serve(Arc::new(answers), stop).await }
+        });
+        let printer = printer.clone();
+        Ok((Self { settings, printer, roster, supervisor, journal, left_behind, tasks, stop, control }, requests))
+    }
+
+    /// Finds clusters and opens tunnels to them. Returns when the tunnels are under way.
+    ///
+    /// # Errors
+    /// Whatever keeps every tunnel from being opened.
+    pub(super) async fn open(&mut self) -> Result<(), CommandError> {
+        let ways: Vec<Arc<Way>> =
+            try_join_all(self.settings.access.clone().into_iter().map(|access| self.enter(access)))
+                .await?
+                .into_iter()
+                .map(Arc::new)
+                .collect();
+        self.roster.send_modify(|roster| roster.ways.clone_from(&ways));
+        for way in &ways {
+            self.printer.progress(&format!("identity {}", describe(&way.caller)));
+            self.look_after(way);
+        }
+        let found = try_join_all(ways.iter().map(|way| clusters(way, &self.printer))).await?;
+        let mut wanted = Vec::new();
+        for (way, found) in ways.iter().zip(found) {
+            wanted.extend(found.into_iter().map(|cluster| (Arc::clone(way), cluster)));
+        }
+        if wanted.is_empty() {
+            return Err(no_clusters(&ways));
+        }
+        let bound = Listeners::bind(self.settings.base_port, wanted.len(), self.settings.strict_ports)?;
+        for taken in &bound.skipped {
+            self.printer.progress(&format!("{taken}: skipped"));
+        }
+        let ports = bound.listeners.iter().map(Listeners::port);
+        let routes = named(&self.settings, ports.zip(wanted));
+        self.write_kubeconfig(&routes).await?;
+        self.write_environment()?;
+        self.end_left_behind(ways);
+        self.roster.send_modify(|roster| (roster.routes, roster.opened) = (routes.clone(), true));
+        for (route, listeners) in routes.iter().zip(bound.listeners) {
+            self.start(route, listeners);
+        }
+        Ok(())
+    }
+
+    /// Looks for clusters again, by settings that may have changed. Tunnels to clusters that are as they were go on
+    /// untouched, and so do those of a way in that cannot be looked at now.
+    ///
+    /// # Errors
+    /// Ports cannot be bound, or the kubeconfig cannot be written; then nothing has changed.
+    pub(super) async fn reload(&mut self, settings: UpSettings) -> Result<Reloaded, CommandError> {
+        let mut outcome = Reloaded::default();
+        let old = self.roster.borrow().clone();
+        self.settings = settings;
+
+        let entered =
+            join_all(self.settings.access.clone().into_iter().map(|access| self.enter_again(access, &old.ways))).await;
+        let mut ways = Vec::new();
+        for way in entered {
+            match way {
+                Ok(way) => ways.push(way),
+                Err(error) => outcome.problems.push(error.sentence()),
+            }
+        }
+        let found = join_all(ways.iter().map(|way| clusters(way, &self.printer))).await;
+        let mut wanted = Vec::new();
+        for (way, found) in ways.iter().zip(found) {
+            match found {
+                Ok(found) => wanted.extend(found.into_iter().map(|cluster| (Arc::clone(way), cluster))),
+                Err(error) => {
+                    outcome.problems.push(error.sentence());
+                    let known = old.routes.iter().filter(|route| way.is_same(&route.way.access));
+                    wanted.extend(known.map(|route| (Arc::clone(way), route.cluster.clone())));
+                }
+            }
+        }
+
+        let mut free: Vec<&Route> = old.routes.iter().collect();
+        let is_as_it_was = |route: &Route, way: &Way, cluster: &Cluster| {
+            route.cluster == *cluster
+                && route.way.is_same(&way.access)
+                && route.way.access.bastions == way.access.bastions
+        };
+        // Those that stay with their ports, the others without.
+        let tunnels: Vec<_> = wanted
+            .into_iter()
+            .map(|(way, cluster)| match free.iter().position(|route| is_as_it_was(route, &way, &cluster)) {
+                Some(at) => (Some(free.remove(at).port), way, cluster),
+                None => (None, way, cluster),
+            })
+            .collect();
+        let gone: Vec<u16> = free.iter().map(|route| route.port).collect();
+        outcome.removed = free.iter().map(|route| route.context.clone()).collect();
+        let new = tunnels.iter().filter(|(port, ..)| port.is_none()).count();
+        outcome.kept = tunnels.len() - new;
+
+        let bound = Listeners::bind(self.settings.base_port, new, false)?;
+        for taken in bound.skipped.iter().filter(|taken| old.route(taken.port).is_none()) {
+            self.printer.progress(&format!("{taken}: skipped"));
+        }
+        let mut new_ports = bound.listeners.iter().map(Listeners::port);
+        let all = tunnels.into_iter().map(|(port, way, cluster)| {
+            let port = port.or_else(|| new_ports.next()).expect("there are as many ports as new tunnels");
+            (port, (way, cluster))
+        });
+        let routes = named(&self.settings, all);
+        self.write_kubeconfig(&routes).await?;
+        let started: Vec<&Route> = bound
+            .listeners
+            .iter()
+            .filter_map(|listeners| routes.iter().find(|route| route.port == listeners.port()))
+            .collect();
+        outcome.added = started.iter().map(|route| route.context.clone()).collect();
+
+        for way in ways.iter().filter(|way| !old.ways.iter().any(|known| known.is_same(&way.access))) {
+            self.printer.progress(&format!("identity {}", describe(&way.caller)));
+            self.look_after(way);
+        }
+        for way in old.ways.iter().filter(|way| !ways.iter().any(|new| new.is_same(&way.access))) {
+            way.stop.cancel();
+        }
+        // Those that are gone have their names until they have ended.
+        let ending = free.into_iter().cloned();
+        let both = routes.iter().cloned().chain(ending).collect();
+        self.roster.send_modify(|roster| (roster.ways, roster.routes) = (ways, both));
+        for (route, listeners) in started.into_iter().zip(bound.listeners) {
+            self.start(route, listeners);
+        }
+        self.supervisor.end(&gone).await;
+        self.roster.send_modify(|roster| roster.routes = routes);
+        Ok(outcome)
+    }
+
+    /// Returns the tunnels, now and later.
+    pub(super) fn board(&self) -> watch::Receiver<Board> {
+        self.supervisor.board()
+    }
+
+    /// Returns what judges whether there is still hope, see [`is_hopeless`].
+    pub(super) fn hope(&self) -> Hopeless {
+        Hopeless::new(self.roster.subscribe())
+    }
+
+    /// Returns the settings.
+    pub(super) fn settings(&self) -> &UpSettings {
+        &self.settings
+    }
+
+    /// Returns the path of the kubeconfig that has been written.
+    pub(super) fn kubeconfig(&self) -> PathBuf {
+        self.roster.borrow().kubeconfig.clone().unwrap_or_else(|| self.settings.common.kubeconfig.clone())
+    }
+
+    /// Ends everything in good order; with `forget`, the contexts leave the kubeconfig as well.
+    pub(super) async fn stop(self, forget: bool) {
+        self.supervisor.stop().await;
+        let roster = self.roster.borrow().clone();
+        let settled = join_all(roster.ways.iter().map(|way| way.aws.settle()));
+        if timeout(SETTLE_LIMIT, settled).await.is_err() {
+            tracing::warn!("calls that end sessions did not return in time");
+        }
+        if let Some(path) = roster.kubeconfig.filter(|_| forget) {
+            remove_contexts(path, self.settings.common.name.clone(), &self.printer).await;
+        }
+        self.stop.cancel();
+        self.tasks.join_all().await;
+        drop(self.control);
+    }
+
+    /// Finds out who a way in leads in as.
+    async fn enter(&self, access: Access) -> Result<Way, CommandError> {
+        let aws = Aws::new(&access.aws).await?;
+        let caller = aws.caller().await?;
+        let dial = aws.dialer_with_journal(self.settings.reason.clone(), self.journal.clone());
+        let common = Common::new(self.supervisor.clock());
+        Ok(Way { access, aws, caller, dial, common, stop: self.stop.child_token() })
+    }
+
+    /// As [`enter`](Self::enter), with the credentials and clients of a known way if there is one like it.
+    async fn enter_again(&self, access: Access, known: &[Arc<Way>]) -> Result<Arc<Way>, CommandError> {
+        match known.iter().find(|way| way.is_same(&access)) {
+            Some(way) if way.access.bastions == access.bastions && way.access.clusters == access.clusters => {
+                Ok(Arc::clone(way))
+            }
+            Some(way) => Ok(Arc::new(way.with(access))),
+            None => self.enter(access).await.map(Arc::new),
+        }
+    }
+
+    /// Keeps the credentials of a way fresh, and says what the user has to know of them.
+    fn look_after(&mut self, way: &Arc<Way>) {
+        self.tasks.spawn({
+            let (aws, stop) = (way.aws.clone(), way.stop.clone());
+            async move { stop.run_until_cancelled(aws.keep_credentials()).await.unwrap_or_default() }
+        });
+        self.tasks.spawn({
+            let (status, printer, way) = (way.aws.credential_status(), self.printer.clone(), Arc::clone(way));
+            async move {
+                let announce = credentials::announce(status, &printer, || way.common.hurry());
+                way.stop.run_until_cancelled(announce).await.unwrap_or_default();
+            }
+        });
+        let denial = resume_denied(way.aws.region());
+        let (printer, way) = (self.printer.clone(), Arc::clone(way));
+        self.tasks.spawn(async move {
+            if way.stop.run_until_cancelled(way.common.until_resume_denied()).await.is_some() {
+                printer.caution(&denial);
+            }
+        });
+    }
+
+    fn end_left_behind(&mut self, ways: Vec<Arc<Way>>) {
+        let Some(journal) = self.journal.clone() else { return };
+        let left_behind = std::mem::take(&mut self.left_behind);
+        let (printer, stop) = (self.printer.clone(), self.stop.clone());
+        let end = move |session: Entry| {
+            // Nobody has written down whose it was.
+            let (near, far): (Vec<_>, Vec<_>) =
+                ways.iter().cloned().partition(|way| way.aws.region() == session.region);
+            async move {
+                let mut outcome = Ok(());
+                for way in near.into_iter().chain(far) {
+                    outcome = way.aws.end_session(&session.session, &session.region).await;
+                    if outcome.is_ok() {
+                        break;
+                    }
+                }
+                outcome
+            }
+        };
+        self.tasks.spawn(async move {
+            let ending = orphans::end(left_behind, &journal, &printer, end);
+            stop.run_until_cancelled(ending).await.unwrap_or_default();
+        });
+    }
+
+    fn start(&mut self, route: &Route, listeners: Listeners) {
+        let config = tunnel::Config {
+            probe_interval: self.settings.probe_interval,
+            resume_budget: self.settings.reconnect_timeout,
+            ..tunnel::Config::default()
+        };
+        let way = &route.way;
+        self.supervisor.start(Tunnel::new(
+            route.cluster.clone(),
+            way.access.bastions.clone(),
+            Arc::clone(&way.dial),
+            listeners,
+            config,
+            Arc::clone(&way.common),
+        ));
+    }
+
+    /// Writes the contexts, in the order of the clusters. Where the default file cannot be written, the manager's own
+    /// directory will do: there are machines whose home is missing or read-only.
+    async fn write_kubeconfig(&self, routes: &[Route]) -> Result<(), CommandError> {
+        let common = &self.settings.common;
+        let contexts = routes
+            .iter()
+            .map(|Route { port, context, cluster, way }| {
+                let exec = super::token::exec_entry(common, &way.access.identity, cluster)?;
+                Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), port: *port, exec })
+            })
+            .collect::<Result<Vec<_>, CommandError>>()?;
+        let mut path = self.kubeconfig();
+        let mut written = self.write_contexts(path.clone(), contexts.clone()).await?;
+        if let Err(KubeconfigError::Unwritable { source, .. }) = &written
+            && !common.kubeconfig_given
+        {
+            self.printer.progress(&format!("cannot write `{}`: {source}", path.display()));
+            path = common.control_dir.join("kubeconfig");
+            written = self.write_contexts(path.clone(), contexts).await?;
+        }
+        let current = written?.map(|name| format!(", current context `{name}`")).unwrap_or_default();
+        self.printer.progress(&format!("wrote `{}`{current}", path.display()));
+        self.roster.send_modify(|roster| roster.kubeconfig = Some(path));
+        Ok(())
+    }
+
+    async fn write_contexts(
+        &self,
+        path: PathBuf,
+        contexts: Vec<ContextEntry>,
+    ) -> Result<Result<Option<String>, KubeconfigError>, CommandError> {
+        let (manager, set_current) = (self.settings.common.name.clone(), self.settings.set_current);
+        let written = tokio::task::spawn_blocking(move || {
+            kubeconfig::write(&path, &kubeconfig::Update { manager: &manager, contexts: &contexts, set_current })
+        });
+        written.await.map_err(|error| CommandError::new(Kind::Unexpected, error.to_string()))
+    }
+
+    /// Writes the files by which others find the kubeconfig.
+    fn write_environment(&self) -> Result<(), CommandError> {
+        let kubeconfig = self.kubeconfig();
+        if let Some(path) = &self.settings.env_file {
+            env::write(path, &kubeconfig)?;
+            self.printer.progress(&format!("wrote `{}`", path.display()));
+        }
+        if let Some(path) = &self.settings.github_env {
+            env::write_github(path, &kubeconfig)?;
+            self.printer.progress("later steps of the job have `KUBECONFIG` set");
+        }
+        Ok(())
+    }
+}
+
+impl Way {
+    /// Tells whether it leads in as the same identity, in the same region.
+    fn is_same(&self, access: &Access) -> bool {
+        self.access.aws.region == access.aws.region && self.access.identity == access.identity
+    }
+
+    /// Returns one with the same identity for other bastions and clusters.
+    fn with(&self, access: Access) -> Self {
+        Self {
+            access,
+            aws: self.aws.clone(),
+            caller: self.caller.clone(),
+            dial: Arc::clone(&self.dial),
+            common: Arc::clone(&self.common),
+            stop: self.stop.clone(),
+        }
+    }
+}
+
+/// Opens the journal of live sessions, and returns those that an earlier manager left behind. Everything works without.
+fn open_journal(dir: &Path, printer: &Printer) -> (Option<Journal>, Vec<Entry>) {
+    match Journal::open(dir) {
+        Ok((journal, left_behind)) => (Some(journal), left_behind),
+        Err(error) => {
+            let message = format!("cannot keep a journal of sessions in `{}`", dir.display());
+            let hint = "if this process is killed, its sessions end when they have been idle";
+            printer.caution(&CommandError::new(Kind::Unexpected, message).with_source(error).hint(hint));
+            (None, Vec::new())
+        }
+    }
+}
+
+/// Takes a manager's contexts out of a kubeconfig. A failure is a warning.
+pub(super) async fn remove_contexts(path: PathBuf, manager: String, printer: &Printer) {
+    let removed = tokio::task::spawn_blocking(move || kubeconfig::remove(&path, &manager)).await;
+    if let Ok(Err(error)) = removed {
+        printer.caution(&CommandError::from(error));
+    }
+}
+
+/// Says whose credentials are used, where they come from, and until when they last.
+fn describe(caller: &Caller) -> String {
+    let until =
+        caller.expires.map(|at| format!(", credentials until {}", super::output::rfc3339(at))).unwrap_or_default();
+    format!("{}, from {}{until}", caller.arn, caller.source)
+}
+
+/// Finds the clusters to open tunnels to; says which are skipped and why.
+async fn clusters(way: &Way, printer: &Printer) -> Result<Vec<Cluster>, CommandError> {
+    let wanted = &way.access.clusters;
+    let Discovery { clusters } = way.aws.discover(wanted).await?;
+    let mut usable = Vec::with_capacity(clusters.len());
+    for description in clusters {
+        match description.access {
+            Ok(cluster) => usable.push(cluster),
+            Err(reason) if wanted.is_empty() => {
+                printer.progress(&format!("skipped `{}`: {reason}", description.name));
+            }
+            Err(reason) => return Err(not_usable(&description.name, &description.region, reason)),
+        }
+    }
+    Ok(usable)
+}
+
+fn no_clusters(ways: &[Arc<Way>]) -> CommandError {
+    let places: Vec<_> =
+        ways.iter().map(|way| format!("{} of account {}", way.aws.region(), way.caller.account)).collect();
+    let message = format!("there is no cluster to open a tunnel to in {}", places.join(" and "));
+    CommandError::new(Kind::NotFound, message)
+        .hint("`autoheal-pa clusters` shows what these credentials can see; choose another region with `--region`")
+}
+
+/// A cluster that was asked for by name and cannot be had.
+fn not_usable(name: &str, region: &str, reason: SkipReason) -> CommandError {
+    let kind = match reason {
+        SkipReason::AccessDenied { .. } => Kind::Credentials,
+        SkipReason::Connected
+        | SkipReason::Status(_)
+        | SkipReason::NoEndpoint
+        | SkipReason::Endpoint(_)
+        | SkipReason::NoCertificateAuthority => Kind::NotFound,
+    };
+    CommandError::new(kind, format!("cannot open a tunnel to `{name}`"))
+        .with_source(reason)
+        .hint(format!("`aws eks describe-cluster --name {name} --region {region}` shows its status"))
+}
+
+/// Gives the tunnels the names of their contexts.
+fn named(settings: &UpSettings, tunnels: impl Iterator<Item = (u16, (Arc<Way>, Cluster))>) -> Vec<Route> {
+    let tunnels: Vec<_> = tunnels.collect();
+    let clusters: Vec<Cluster> = tunnels.iter().map(|(_, (_, cluster))| cluster.clone()).collect();
+    let names = kubeconfig::context_names(&settings.context_prefix, &clusters);
+    let routes = tunnels.into_iter().zip(names);
+    routes.map(|((port, (way, cluster)), context)| Route { port, context, cluster, way }).collect()
+}

@@ -1,0 +1,265 @@
+//! What a manager has, and what it answers at its control socket.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::{Stream, StreamExt, stream, stream::BoxStream};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Way;
+use crate::{
+    aws::CredentialStatus,
+    cli::{error::CommandError, output::rfc3339},
+    clock,
+    cluster::Cluster,
+    control::{
+        AccessStatus, Answer, Handler, ManagerStatus, Refusal, Reloaded, Request, TokenAnswer, TokenRequest,
+        TunnelReport,
+    },
+    supervisor::{Board, Supervisor},
+    tunnel::TunnelStatus,
+};
+
+/// Shortest time between two lines to somebody who follows the status.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
+
+/// What a manager has.
+#[derive(Clone, Default)]
+pub(super) struct Roster {
+    /// The ways in, in their order.
+    pub(super) ways: Vec<Arc<Way>>,
+    /// The tunnels, in the order of their clusters.
+    pub(super) routes: Vec<Route>,
+    /// The kubeconfig that has been written.
+    pub(super) kubeconfig: Option<PathBuf>,
+    /// The tunnels are under way.
+    pub(super) opened: bool,
+}
+
+/// Where a tunnel leads, and what it is called.
+#[derive(Clone)]
+pub(super) struct Route {
+    /// The local port, by which a tunnel is known.
+    pub(super) port: u16,
+    /// The name of its context.
+    pub(super) context: String,
+    pub(super) cluster: Cluster,
+    pub(super) way: Arc<Way>,
+}
+
+impl Roster {
+    /// Returns where the tunnel on a port leads.
+    pub(super) fn route(&self, port: u16) -> Option<&Route> {
+        self.routes.iter().find(|route| route.port == port)
+    }
+}
+
+/// Something that is asked of a manager at its control socket and that only its command can do.
+pub(in crate::cli) enum Asked {
+    /// To end.
+    Stop,
+    /// To look for clusters again.
+    Reload {
+        /// Takes the outcome.
+        reply: oneshot::Sender<Result<Reloaded, Refusal>>,
+    },
+}
+
+/// Gives what is asked of a manager to its command.
+pub(in crate::cli) type Requests = mpsc::Receiver<Asked>;
+
+/// Answers for a manager. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Answers {
+    view: Arc<View>,
+    asked: mpsc::Sender<Asked>,
+}
+
+/// All that a status is made of.
+struct View {
+    name: String,
+    log: Option<PathBuf>,
+    started_at: SystemTime,
+    board: watch::Receiver<Board>,
+    roster: watch::Receiver<Roster>,
+}
+
+impl Answers {
+    pub(super) fn new(
+        name: String,
+        log: Option<PathBuf>,
+        supervisor: &Supervisor,
+        roster: &watch::Sender<Roster>,
+        asked: mpsc::Sender<Asked>,
+    ) -> Self {
+        let started_at = SystemTime::UNIX_EPOCH + clock::wall();
+        let view = View { name, log, started_at, board: supervisor.board(), roster: roster.subscribe() };
+        Self { view: Arc::new(view), asked }
+    }
+
+    async fn reload(self) -> Result<Answer, Refusal> {
+        let (reply, outcome) = oneshot::channel();
+        let stopping = || Refusal::new("stopping", "the manager is stopping");
+        self.asked.send(Asked::Reload { reply }).await.map_err(|_closed| stopping())?;
+        outcome.await.map_err(|_dropped| stopping())?.map(Answer::Reloaded)
+    }
+}
+
+impl Handler for Answers {
+    fn answer(&self, request: Request) -> BoxStream<'static, Result<Answer, Refusal>> {
+        let this = self.clone();
+        match request {
+            Request::Token(request) => stream::once(async move { this.view.token(&request).await }).boxed(),
+            Request::Status { follow: false } => {
+                stream::once(async move { Ok(Answer::Status(Box::new(this.view.status()))) }).boxed()
+            }
+            Request::Status { follow: true } => follow(this.view).boxed(),
+            Request::Reload => stream::once(this.reload()).boxed(),
+            // Whoever asks learns of the end by the end of the connection.
+            Request::Stop => {
+                let asked = async move {
+                    // A manager that does not listen any more is ending already.
+                    let _closed = this.asked.send(Asked::Stop).await;
+                    Ok(Answer::Stopping)
+                };
+                stream::once(asked).chain(stream::pending()).boxed()
+            }
+            Request::Doctor { .. } => {
+                let refusal = Refusal::new("unknown-request", "this manager cannot examine itself");
+                stream::once(async move { Err(refusal) }).boxed()
+            }
+        }
+    }
+}
+
+impl View {
+    async fn token(&self, TokenRequest { cluster, region, account }: &TokenRequest) -> Result<Answer, Refusal> {
+        let way = {
+            let roster = self.roster.borrow();
+            let route = roster.routes.iter().find(|Route { cluster: known, .. }| {
+                known.token_name == *cluster
+                    && known.region == *region
+                    && account.as_ref().is_none_or(|account| *account == known.account)
+            });
+            route.map(|route| Arc::clone(&route.way))
+        };
+        let Some(way) = way else {
+            let message = format!("the manager has no tunnel to `{cluster}` in {region}");
+            return Err(Refusal::new("unknown-cluster", message));
+        };
+        match way.aws.bearer_token(cluster).await {
+            Ok(token) => Ok(Answer::Token(TokenAnswer { token: token.token, expires: token.expires })),
+            Err(error) => Err(Refusal::new("credentials", CommandError::from(error).sentence())),
+        }
+    }
+
+    fn status(&self) -> ManagerStatus {
+        let roster = self.roster.borrow().clone();
+        let board = self.board.borrow().clone();
+        let access: Vec<_> = roster.ways.iter().map(|way| access(way, &way.aws.credential_status().borrow())).collect();
+        let expire = roster.ways.iter().filter_map(|way| way.aws.credential_status().borrow().expires).min();
+        let opening = !roster.opened && !board.stopping;
+        ManagerStatus {
+            version: 1,
+            name: self.name.clone(),
+            state: if opening { "starting" } else { board.overall().as_str() }.to_owned(),
+            pid: std::process::id(),
+            since: rfc3339(board.since),
+            started_at: rfc3339(self.started_at),
+            identity: access.first().map(|access| access.identity.clone()),
+            credentials_expire: expire.map(rfc3339),
+            kubeconfig: roster.kubeconfig.as_ref().map(|path| path.display().to_string()),
+            log: self.log.as_ref().map(|path| path.display().to_string()),
+            access,
+            tunnels: board.tunnels.iter().map(|tunnel| report(tunnel, roster.route(tunnel.port))).collect(),
+        }
+    }
+
+    /// Waits until the status may be another one.
+    async fn changed(board: &mut watch::Receiver<Board>, roster: &mut watch::Receiver<Roster>) -> Option<()> {
+        let ways = roster.borrow().ways.clone();
+        let mut credentials: Vec<_> = ways.iter().map(|way| way.aws.credential_status()).collect();
+        let renewed = async {
+            let waits = credentials.iter_mut().map(|status| Box::pin(status.changed()));
+            let waits: Vec<_> = waits.collect();
+            if waits.is_empty() {
+                return std::future::pending().await;
+            }
+            futures_util::future::select_all(waits).await.0
+        };
+        tokio::select! {
+            changed = board.changed() => changed.ok(),
+            changed = roster.changed() => changed.ok(),
+            changed = renewed => changed.ok(),
+        }
+    }
+}
+
+/// Says the status now and at every change, as long as the manager runs.
+fn follow(view: Arc<View>) -> impl Stream<Item = Result<Answer, Refusal>> {
+    let (mut board, mut roster) = (view.board.clone(), view.roster.clone());
+    board.mark_changed();
+    roster.mark_changed();
+    stream::unfold((view, board, roster, None), |(view, mut board, mut roster, mut last)| async move {
+        loop {
+            if last.is_some() {
+                tokio::time::sleep(FOLLOW_INTERVAL).await;
+            }
+            View::changed(&mut board, &mut roster).await?;
+            board.mark_unchanged();
+            roster.mark_unchanged();
+            let status = view.status();
+            if last.replace(status.clone()).is_none_or(|last| last != status) {
+                return Some((Ok(Answer::Status(Box::new(status))), (view, board, roster, last)));
+            }
+        }
+    })
+}
+
+fn access(way: &Way, credentials: &CredentialStatus) -> AccessStatus {
+    AccessStatus {
+        region: way.aws.region().to_owned(),
+        account: way.caller.account.clone(),
+        identity: way.caller.arn.clone(),
+        source: way.caller.source.clone(),
+        credentials_expire: credentials.expires.map(rfc3339),
+        credentials_error: credentials
+            .failure
+            .as_ref()
+            .map(|failure| CommandError::from(failure.error.clone()).sentence()),
+        bastions: way.access.bastions.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn report(tunnel: &TunnelStatus, route: Option<&Route>) -> TunnelReport {
+    let cluster = &tunnel.cluster;
+    let session = tunnel.session();
+    let error = tunnel.last_error.as_ref().map(|error| CommandError::tunnel(cluster, &error.fault));
+    let hints = error.as_ref().map(|error| error.next_steps().join("; ")).filter(|hints| !hints.is_empty());
+    TunnelReport {
+        context: route.map(|route| route.context.clone()).unwrap_or_default(),
+        cluster: cluster.name.clone(),
+        region: cluster.region.clone(),
+        account: cluster.account.clone(),
+        port: tunnel.port,
+        state: tunnel.state.to_string(),
+        since: rfc3339(tunnel.since),
+        session_id: session.and_then(|session| session.id.as_ref()).map(ToString::to_string),
+        target: session.map(|session| session.target.to_string()),
+        agent_version: session.and_then(|session| session.agent_version.as_ref()).map(ToString::to_string),
+        open_connections: tunnel.open_connections,
+        connections_total: tunnel.connections_total,
+        bytes_sent: tunnel.bytes_sent,
+        bytes_received: tunnel.bytes_received,
+        resumes: tunnel.resumes,
+        restarts: tunnel.restarts,
+        probe_rtt_ms: tunnel.last_probe.map(|probe| probe.round_trip.as_millis().try_into().unwrap_or(u64::MAX)),
+        probed_at: tunnel.last_probe.map(|probe| rfc3339(probe.at)),
+        last_error: tunnel.last_error.as_ref().map(ToString::to_string),
+        last_error_at: tunnel.last_error.as_ref().map(|error| rfc3339(error.at)),
+        hint: hints,
+    }
+}

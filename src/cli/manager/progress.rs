@@ -1,0 +1,161 @@
+//! What a user sees of the tunnels while they come up and afterwards, and when there is no hope for them.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::watch;
+
+use super::Roster;
+use crate::{
+    cli::{
+        error::{CommandError, Kind},
+        output::{Line, Mark, Printer},
+    },
+    supervisor::Board,
+    tunnel::{DialError, Fault, State, TunnelStatus},
+};
+
+/// Shows the tunnels until all are ready. Fails with the board when only a human can help any of them.
+pub(in crate::cli) async fn until_ready(
+    mut board: watch::Receiver<Board>,
+    hope: &Hopeless,
+    printer: &Printer,
+) -> Result<(), Board> {
+    let mut lines: BTreeMap<u16, Line> = BTreeMap::new();
+    let mut shown: BTreeMap<u16, bool> = BTreeMap::new();
+    loop {
+        let now = board.borrow_and_update().clone();
+        for tunnel in &now.tunnels {
+            if shown.get(&tunnel.port).copied().unwrap_or_default() {
+                continue;
+            }
+            let text = progress_text(tunnel);
+            let label = &tunnel.cluster.name;
+            let mut line = lines.remove(&tunnel.port).unwrap_or_else(|| printer.line(label, &text));
+            if tunnel.is_ready() {
+                shown.insert(tunnel.port, true);
+                line.finish(Mark::Done, &text);
+            } else {
+                line.set(&text);
+                lines.insert(tunnel.port, line);
+            }
+        }
+        if now.is_ready() {
+            return Ok(());
+        }
+        if is_hopeless(&now, hope, false) {
+            for (_, line) in lines {
+                line.finish(Mark::Failed, "failed");
+            }
+            return Err(now);
+        }
+        if board.changed().await.is_err() {
+            return Err(board.borrow().clone());
+        }
+    }
+}
+
+fn progress_text(tunnel: &TunnelStatus) -> String {
+    let place = format!("127.0.0.1:{}", tunnel.port);
+    match tunnel.state {
+        State::Active => {
+            let through = tunnel.session().map(|session| format!(" through {}", session.target)).unwrap_or_default();
+            let probe =
+                tunnel.last_probe.map(|probe| format!(", {} ms", probe.round_trip.as_millis())).unwrap_or_default();
+            format!("{place} active{through}{probe}")
+        }
+        State::Starting => format!("{place} starting"),
+        State::Reconnecting | State::Degraded | State::Failed | State::Stopped => {
+            let error = tunnel.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+            format!("{place} {}{error}", tunnel.state)
+        }
+    }
+}
+
+/// Knows which tunnels have another bastion to turn to.
+pub(in crate::cli) struct Hopeless {
+    roster: watch::Receiver<Roster>,
+}
+
+impl Hopeless {
+    pub(super) fn new(roster: watch::Receiver<Roster>) -> Self {
+        Self { roster }
+    }
+
+    fn has_other_bastions(&self, tunnel: &TunnelStatus) -> bool {
+        let roster = self.roster.borrow();
+        roster.route(tunnel.port).is_some_and(|route| route.way.access.bastions.len() > 1)
+    }
+}
+
+/// Whether no tunnel works and none will without a human. A bastion that is away may come back by
+/// itself, so it counts only when the `time_is_up`; of one that does not exist, only another may.
+pub(in crate::cli) fn is_hopeless(board: &Board, hope: &Hopeless, time_is_up: bool) -> bool {
+    let may_return = |tunnel: &TunnelStatus| {
+        tunnel.last_error.as_ref().is_some_and(|error| match &*error.fault {
+            Fault::Start(DialError::TargetNotConnected { .. }) => true,
+            Fault::Start(DialError::TargetNotFound { .. }) => hope.has_other_bastions(tunnel),
+            Fault::Start(_)
+            | Fault::Transport(_)
+            | Fault::Silent { .. }
+            | Fault::Mute { .. }
+            | Fault::Resume(_)
+            | Fault::Closed(_)
+            | Fault::Probe(_)
+            | Fault::Exhausted
+            | Fault::Panicked { .. } => false,
+        })
+    };
+    board.tunnels.iter().all(|tunnel| {
+        tunnel.state == State::Stopped
+            || (tunnel.state == State::Failed && tunnel.ready_at.is_none() && (time_is_up || !may_return(tunnel)))
+    })
+}
+
+/// Says what is wrong with each tunnel that is not ready; the first one's error is what the command ends with.
+pub(in crate::cli) fn failure(board: &Board, printer: &Printer) -> CommandError {
+    let mut errors = board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()).map(|tunnel| match &tunnel.last_error {
+        Some(error) => CommandError::tunnel(&tunnel.cluster, &error.fault),
+        None => CommandError::new(Kind::Tunnel, format!("the tunnel to `{}` is not ready", tunnel.cluster.name)),
+    });
+    let Some(first) = errors.next() else {
+        return CommandError::new(Kind::Tunnel, "no tunnel could be opened");
+    };
+    for error in errors {
+        printer.warning(&error.sentence());
+    }
+    first
+}
+
+/// Says which tunnels are not ready after `seconds`, and why.
+pub(in crate::cli) fn report_unready(board: &Board, seconds: u64, printer: &Printer) {
+    for tunnel in board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()) {
+        match &tunnel.last_error {
+            Some(error) => printer.error(&CommandError::tunnel(&tunnel.cluster, &error.fault)),
+            None => printer.warning(&format!("`{}` is not ready after {seconds} s", tunnel.cluster.name)),
+        }
+    }
+}
+
+/// Waits until all tunnels are ready.
+pub(in crate::cli) async fn wait_ready(mut board: watch::Receiver<Board>) {
+    if board.wait_for(Board::is_ready).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Says what happens to tunnels. Never ends.
+pub(in crate::cli) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Printer) {
+    let states =
+        |board: &Board| board.tunnels.iter().map(|tunnel| (tunnel.port, tunnel.state)).collect::<BTreeMap<_, _>>();
+    let mut known = states(&board.borrow_and_update());
+    while board.changed().await.is_ok() {
+        let now = board.borrow_and_update().clone();
+        for tunnel in &now.tunnels {
+            if known.get(&tunnel.port) != Some(&tunnel.state) {
+                printer.progress(&format!("{} {}", tunnel.cluster.name, progress_text(tunnel)));
+            }
+        }
+        known = states(&now);
+    }
+    std::future::pending::<()>().await;
+}

@@ -1,0 +1,427 @@
+//! `status`: what the running manager is doing, as text or as JSON, once or for as long as somebody watches.
+
+use std::{
+    fmt::Write,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use clap::Args;
+use tokio::time::timeout;
+
+use super::{
+    GlobalArgs,
+    error::{CommandError, Kind},
+    output::{Paint, Printer, in_words, read_rfc3339},
+    signals::Signals,
+};
+use crate::{
+    clock,
+    control::{Answer, Client, ControlError, ManagerStatus, Request, TunnelReport},
+    settings::{Environment, Settings},
+};
+
+/// Time for the manager to answer.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Longest time between two pictures: ages move on when nothing else does.
+const PICTURE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Columns of the table.
+const COLUMNS: usize = 13;
+
+/// The column that has the colour of the state.
+const STATE: usize = 1;
+
+/// Options of `status`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct StatusArgs {
+    /// Shows it again whenever it changes, until Ctrl-C or the manager's end
+    #[arg(long, short)]
+    pub watch: bool,
+    /// Writes JSON; with `--watch` one object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Shows the status.
+///
+/// # Errors
+/// No manager of this name is running, or it does not answer.
+pub async fn run(args: StatusArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    let settings = Settings::load(&global, None, &Environment::read())?;
+    let dir = &settings.control_dir;
+    let late = || ControlError::Timeout { dir: dir.clone(), deadline: DEADLINE };
+    let mut client = timeout(DEADLINE, Client::connect(dir)).await.map_err(|_| late())??;
+    client.send(&Request::Status { follow: args.watch }).await?;
+    let first = timeout(DEADLINE, next(&mut client)).await.map_err(|_| late())??;
+    let Some(status) = first else {
+        return Err(CommandError::new(Kind::NotFound, format!("the manager `{}` is ending", settings.name)));
+    };
+    if !args.watch {
+        if args.json {
+            printer.result(&pretty(&status)?)?;
+        } else {
+            printer.result(&text(&status, now(), printer.paint()))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    watch(client, status, args.json, printer).await
+}
+
+async fn watch(
+    mut client: Client,
+    mut status: ManagerStatus,
+    json: bool,
+    printer: &Printer,
+) -> Result<ExitCode, CommandError> {
+    let mut signals = Signals::listen()?;
+    let mut fresh = true;
+    loop {
+        if json && fresh {
+            printer.result(&line(&status)?)?;
+        } else if !json && (fresh || printer.redraws()) {
+            printer.picture(&text(&status, now(), printer.paint()))?;
+        }
+        tokio::select! {
+            biased;
+            _signal = signals.next() => return Ok(ExitCode::SUCCESS),
+            told = timeout(PICTURE_INTERVAL, next(&mut client)) => match told {
+                Ok(told) => match told? {
+                    Some(told) => (status, fresh) = (told, true),
+                    None => {
+                        printer.progress(&format!("the manager `{}` has ended", status.name));
+                        return Ok(ExitCode::SUCCESS);
+                    }
+                },
+                Err(_) => fresh = false,
+            },
+        }
+    }
+}
+
+/// Waits for the next status; `None`: the manager has ended.
+///
+/// # Cancel safety
+/// Nothing is lost.
+async fn next(client: &mut Client) -> Result<Option<ManagerStatus>, CommandError> {
+    match client.next().await? {
+        Some(Answer::Status(status)) => Ok(Some(*status)),
+        None => Ok(None),
+        Some(Answer::Token(_) | Answer::Reloaded(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done) => {
+            Err(CommandError::new(Kind::Unexpected, "the manager answers something else"))
+        }
+    }
+}
+
+fn pretty(status: &ManagerStatus) -> Result<String, CommandError> {
+    serde_json::to_string_pretty(status).map_err(not_json)
+}
+
+fn line(status: &ManagerStatus) -> Result<String, CommandError> {
+    serde_json::to_string(status).map_err(not_json)
+}
+
+fn not_json(error: serde_json::Error) -> CommandError {
+    CommandError::new(Kind::Unexpected, "cannot write the status as JSON").with_source(error)
+}
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + clock::wall()
+}
+
+/// Writes a status for people.
+fn text(status: &ManagerStatus, now: SystemTime, paint: Paint) -> String {
+    let mut text = String::new();
+    let mut head = |label: &str, value: &str| {
+        // Writing to a string does not fail.
+        let _infallible = writeln!(text, "{label:<11} {value}");
+    };
+    let state = paint.state(&status.state, &status.state);
+    head("manager", &format!("{}, process {}, {state} since {}", status.name, status.pid, ago(&status.since, now)));
+    for access in &status.access {
+        let expire = match (&access.credentials_expire, &access.credentials_error) {
+            (None, _) => String::new(),
+            (Some(at), None) => format!(", credentials renewed before {at}"),
+            (Some(at), Some(error)) => format!(", credentials {}: cannot be renewed: {error}", left(at, now)),
+        };
+        head("identity", &format!("{} in {}{expire}", access.identity, access.region));
+    }
+    if let Some(path) = &status.kubeconfig {
+        head("kubeconfig", path);
+    }
+    if let Some(path) = &status.log {
+        head("log", path);
+    }
+    if !status.tunnels.is_empty() {
+        text.push('\n');
+        text.push_str(&table(&status.tunnels, now, paint));
+    }
+    text
+}
+
+/// Writes the tunnels as a table, the trouble of each below it.
+fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
+    const HEAD: [&str; COLUMNS] = [
+        "CONTEXT", "STATE", "SINCE", "PORT", "RTT", "OPEN", "SENT", "RECEIVED", "RESUMES", "RESTARTS", "TARGET",
+        "AGENT", "SESSION",
+    ];
+    let rows: Vec<[String; COLUMNS]> = tunnels.iter().map(|tunnel| row(tunnel, now)).collect();
+    let mut widths = HEAD.map(str::len);
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let join = |cells: Vec<String>| cells.join("  ").trim_end().to_owned();
+    let pad = |cell: &str, width: usize| format!("{cell:<width$}");
+    let mut text = join(HEAD.iter().zip(widths).map(|(cell, width)| pad(cell, width)).collect());
+    text.push('\n');
+    for (tunnel, row) in tunnels.iter().zip(&rows) {
+        let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| match column {
+            STATE => paint.state(&tunnel.state, &pad(cell, width)),
+            _ => pad(cell, width),
+        });
+        text.push_str(&join(cells.collect()));
+        text.push('\n');
+        let Some(error) = &tunnel.last_error else { continue };
+        let at = tunnel.last_error_at.as_deref().map(|at| ago(at, now)).unwrap_or_default();
+        text.push_str(&format!("  {at} ago: {error}\n"));
+        if let Some(hint) = tunnel.hint.as_ref().filter(|_| tunnel.state != "active") {
+            text.push_str(&format!("  hint: {hint}\n"));
+        }
+    }
+    text
+}
+
+fn row(tunnel: &TunnelReport, now: SystemTime) -> [String; COLUMNS] {
+    let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    [
+        tunnel.context.clone(),
+        tunnel.state.clone(),
+        ago(&tunnel.since, now),
+        tunnel.port.to_string(),
+        tunnel.probe_rtt_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
+        tunnel.open_connections.to_string(),
+        bytes(tunnel.bytes_sent),
+        bytes(tunnel.bytes_received),
+        tunnel.resumes.to_string(),
+        tunnel.restarts.to_string(),
+        or_dash(&tunnel.target),
+        or_dash(&tunnel.agent_version),
+        or_dash(&tunnel.session_id),
+    ]
+}
+
+/// How long ago something was.
+fn ago(at: &str, now: SystemTime) -> String {
+    match read_rfc3339(at).map(|at| now.duration_since(at).unwrap_or_default()) {
+        Some(time) => in_words(Duration::from_secs(time.as_secs())),
+        None => at.to_owned(),
+    }
+}
+
+/// How long something lasts, or that it is over.
+fn left(at: &str, now: SystemTime) -> String {
+    match read_rfc3339(at).map(|at| at.duration_since(now)) {
+        Some(Ok(time)) => format!("expire in {}", in_words(time)),
+        Some(Err(_)) => format!("have expired at {at}"),
+        None => format!("expire at {at}"),
+    }
+}
+
+/// Writes a number of bytes in the largest decimal unit that leaves something before the point.
+fn bytes(count: u64) -> String {
+    const UNITS: [(&str, u64); 4] = [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)];
+    match UNITS.iter().find(|(_, unit)| count >= *unit) {
+        Some((name, unit)) => format!("{}.{} {name}", count / unit, count % unit * 10 / unit),
+        None => format!("{count} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::control::AccessStatus;
+
+    fn tunnel(cluster: &str, port: u16, state: &str) -> TunnelReport {
+        TunnelReport {
+            context: format!("pa-{cluster}"),
+            cluster: cluster.to_owned(),
+            region: "us-east-1".to_owned(),
+            account: "123456789012".to_owned(),
+            port,
+            state: state.to_owned(),
+            since: "2026-11-22T03:00:00Z".to_owned(),
+            session_id: Some("ann-0123456789abcdef0".to_owned()),
+            target: Some("i-0dc03fbcae2a87472".to_owned()),
+            agent_version: Some("3.3.1142.0".to_owned()),
+            open_connections: 3,
+            connections_total: 1234,
+            bytes_sent: 999,
+            bytes_received: 12_345_678,
+            resumes: 2,
+            restarts: 1,
+            probe_rtt_ms: Some(28),
+            probed_at: Some("2026-11-22T03:04:00Z".to_owned()),
+            last_error: None,
+            last_error_at: None,
+            hint: None,
+        }
+    }
+
+    fn status() -> ManagerStatus {
+        let mut active = tunnel("payments", 10100, "active");
+        active.last_error = Some("the WebSocket was closed with code 1000: `Bye`".to_owned());
+        active.last_error_at = Some("2026-11-22T02:04:05Z".to_owned());
+        let mut failed = tunnel("search", 10101, "failed");
+        failed.session_id = None;
+        failed.agent_version = None;
+        failed.probe_rtt_ms = None;
+        failed.probed_at = None;
+        failed.last_error = Some("target `i-0dc03fbcae2a87472` is not connected to Systems Manager".to_owned());
+        failed.last_error_at = Some("2026-11-22T03:00:00Z".to_owned());
+        failed.hint = Some("`i-0dc03fbcae2a87472` has to run".to_owned());
+        ManagerStatus {
+            version: 1,
+            name: "default".to_owned(),
+            state: "degraded".to_owned(),
+            pid: 4711,
+            since: "2026-11-22T03:00:00Z".to_owned(),
+            started_at: "2026-11-22T02:00:00Z".to_owned(),
+            identity: Some("arn:aws:sts::123456789012:assumed-role/ReadOnly/ann".to_owned()),
+            credentials_expire: Some("2026-11-22T03:30:00Z".to_owned()),
+            kubeconfig: Some("/home/ann/.kube/autoheal-pa.yaml".to_owned()),
+            log: Some("/home/ann/.local/state/autoheal-pa/default.log".to_owned()),
+            access: vec![AccessStatus {
+                region: "us-east-1".to_owned(),
+                account: "123456789012".to_owned(),
+                identity: "arn:aws:sts::123456789012:assumed-role/ReadOnly/ann".to_owned(),
+                source: "role `ReadOnly`".to_owned(),
+                credentials_expire: Some("2026-11-22T03:30:00Z".to_owned()),
+                credentials_error: None,
+                bastions: vec!["i-0dc03fbcae2a87472".to_owned()],
+            }],
+            tunnels: vec![active, failed],
+        }
+    }
+
+    fn at(text: &str) -> SystemTime {
+        read_rfc3339(text).unwrap()
+    }
+
+    #[test]
+    fn is_a_table_for_people() {
+        insta::assert_snapshot!(text(&status(), at("2026-11-22T03:04:05Z"), Paint::plain()));
+    }
+
+    #[test]
+    fn is_coloured_by_state() {
+        let text = text(&status(), at("2026-11-22T03:04:05Z"), Paint::coloured());
+        assert!(text.contains("\x1b[32mactive\x1b[0m  4 min"), "{text}");
+        assert!(text.contains("\x1b[31mfailed\x1b[0m  4 min"), "{text}");
+        assert!(text.contains("\x1b[33mdegraded\x1b[0m since"), "{text}");
+    }
+
+    #[test]
+    fn credentials_that_cannot_be_renewed_are_told() {
+        let mut status = status();
+        status.access[0].credentials_error = Some("no newer AWS credentials come from x".to_owned());
+        let line = |now| text(&status, at(now), Paint::plain()).lines().nth(1).unwrap().to_owned();
+        assert!(
+            line("2026-11-22T03:04:00Z")
+                .ends_with("credentials expire in 26 min: cannot be renewed: no newer AWS credentials come from x")
+        );
+        assert!(line("2026-11-22T03:31:00Z").contains("credentials have expired at 2026-11-22T03:30:00Z"));
+    }
+
+    #[test]
+    fn numbers_of_bytes() {
+        for (count, text) in
+            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (12_345_678, "12.3 MB"), (u64::MAX, "18446744.0 TB")]
+        {
+            assert_eq!(bytes(count), text);
+        }
+    }
+
+    /// What `status --json` promises: every field and what it may be. A field that is added is added here.
+    const MANAGER: &[(&str, &str)] = &[
+        ("version", "number"),
+        ("name", "string"),
+        ("state", "string"),
+        ("pid", "number"),
+        ("since", "string"),
+        ("started_at", "string"),
+        ("identity", "string or null"),
+        ("credentials_expire", "string or null"),
+        ("kubeconfig", "string or null"),
+        ("log", "string or null"),
+        ("access", "array"),
+        ("tunnels", "array"),
+    ];
+    const ACCESS: &[(&str, &str)] = &[
+        ("region", "string"),
+        ("account", "string"),
+        ("identity", "string"),
+        ("source", "string"),
+        ("credentials_expire", "string or null"),
+        ("credentials_error", "string or null"),
+        ("bastions", "array"),
+    ];
+    const TUNNEL: &[(&str, &str)] = &[
+        ("context", "string"),
+        ("cluster", "string"),
+        ("region", "string"),
+        ("account", "string"),
+        ("port", "number"),
+        ("state", "string"),
+        ("since", "string"),
+        ("session_id", "string or null"),
+        ("target", "string or null"),
+        ("agent_version", "string or null"),
+        ("open_connections", "number"),
+        ("connections_total", "number"),
+        ("bytes_sent", "number"),
+        ("bytes_received", "number"),
+        ("resumes", "number"),
+        ("restarts", "number"),
+        ("probe_rtt_ms", "number or null"),
+        ("probed_at", "string or null"),
+        ("last_error", "string or null"),
+        ("last_error_at", "string or null"),
+        ("hint", "string or null"),
+    ];
+
+    #[track_caller]
+    fn assert_schema(value: &Value, schema: &[(&str, &str)]) {
+        let object = value.as_object().unwrap();
+        let keys: BTreeSet<&str> = object.keys().map(String::as_str).collect();
+        assert_eq!(keys, schema.iter().map(|(key, _)| *key).collect());
+        for (key, kinds) in schema {
+            let kind = match &object[*key] {
+                Value::Null => "null",
+                Value::Bool(_) => "boolean",
+                Value::Number(_) => "number",
+                Value::String(_) => "string",
+                Value::Array(_) => "array",
+                Value::Object(_) => "object",
+            };
+            assert!(kinds.split(" or ").any(|allowed| allowed == kind), "{key} is {kind}, not {kinds}");
+        }
+    }
+
+    #[test]
+    fn json_keeps_its_promises() {
+        let value: Value = serde_json::from_str(&pretty(&status()).unwrap()).unwrap();
+        assert_schema(&value, MANAGER);
+        assert_schema(&value["access"][0], ACCESS);
+        assert_schema(&value["tunnels"][0], TUNNEL);
+        assert_schema(&value["tunnels"][1], TUNNEL);
+        assert_eq!(value["version"], 1);
+        assert!(!line(&status()).unwrap().contains('\n'));
+    }
+}

@@ -1,0 +1,101 @@
+//! What a manager says of itself: the form in which it travels and in which `status --json` shows it.
+//!
+//! Times are RFC 3339 in UTC with whole seconds, or `null` where there is none. Fields are only added, never removed
+//! or given another meaning, as long as `version` stays the same.
+
+use serde::{Deserialize, Serialize};
+
+/// A manager at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagerStatus {
+    /// The version of this form: 1.
+    pub version: u32,
+    /// The manager's name.
+    pub name: String,
+    /// `starting`, `active` (all tunnels), `degraded` (some), `failed` (none) or `stopping`.
+    pub state: String,
+    /// The manager's process id.
+    pub pid: u32,
+    /// Since when it has been in this state.
+    pub since: String,
+    /// When it was started.
+    pub started_at: String,
+    /// The ARN of the user or assumed role; with several ways in, of the first; `null` until it is known.
+    pub identity: Option<String>,
+    /// When the credentials expire, the first of them if there are several; `null`: never, or not known yet.
+    pub credentials_expire: Option<String>,
+    /// The path of the kubeconfig; `null` until it has been written.
+    pub kubeconfig: Option<String>,
+    /// The path of the log; `null`: it goes to the manager's stderr.
+    pub log: Option<String>,
+    /// The ways in, in their order.
+    pub access: Vec<AccessStatus>,
+    /// The tunnels, in the order in which they were started.
+    pub tunnels: Vec<TunnelReport>,
+}
+
+/// A way in: an identity in a region.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessStatus {
+    /// The region.
+    pub region: String,
+    /// The account id.
+    pub account: String,
+    /// The ARN of the user or assumed role.
+    pub identity: String,
+    /// Where the credentials come from, in words.
+    pub source: String,
+    /// When the credentials expire; `null`: never.
+    pub credentials_expire: Option<String>,
+    /// Why they cannot be renewed; `null`: they can, or it is not time yet.
+    pub credentials_error: Option<String>,
+    /// The bastions in order of preference.
+    pub bastions: Vec<String>,
+}
+
+/// A tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelReport {
+    /// The context in the kubeconfig.
+    pub context: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// The cluster's region.
+    pub region: String,
+    /// The cluster's account id.
+    pub account: String,
+    /// The local port, on 127.0.0.1.
+    pub port: u16,
+    /// `starting`, `active`, `reconnecting`, `degraded`, `failed` or `stopped`.
+    pub state: String,
+    /// Since when it has been in this state.
+    pub since: String,
+    /// The session's id, by which CloudTrail knows it; `null` while there is none.
+    pub session_id: Option<String>,
+    /// The target that the session runs on, or is being started on.
+    pub target: Option<String>,
+    /// The version of the agent there, once it has spoken.
+    pub agent_version: Option<String>,
+    /// Local connections that are open, waiting ones included.
+    pub open_connections: usize,
+    /// Local connections that have been served since the start.
+    pub connections_total: u64,
+    /// Bytes from local programs since the start.
+    pub bytes_sent: u64,
+    /// Bytes for local programs since the start.
+    pub bytes_received: u64,
+    /// How often a session got another WebSocket.
+    pub resumes: u64,
+    /// How often a session was replaced by a new one.
+    pub restarts: u64,
+    /// Round trip of the last successful probe, in milliseconds: a stream opened and a TLS handshake.
+    pub probe_rtt_ms: Option<u64>,
+    /// When that probe ended.
+    pub probed_at: Option<String>,
+    /// The last thing that went wrong, in one sentence. It stays when it is over.
+    pub last_error: Option<String>,
+    /// When it went wrong.
+    pub last_error_at: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
