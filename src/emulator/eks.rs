@@ -36,11 +36,13 @@ fn list(call: &Call<'_>, query: &str) -> Result<Response, ApiError> {
     let parameters = parse_query(query);
     let parameter = |name: &str| parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
     let all = parameters.iter().any(|(name, value)| name == "include" && value == "all");
+    let hidden = call.world.settings().hidden_clusters.clone();
     let names: Vec<&str> = call
         .world
         .clusters
         .iter()
         .filter(|cluster| cluster.region == call.region && (all || !cluster.config.connected))
+        .filter(|cluster| !hidden.contains(&cluster.config.name))
         .map(|cluster| cluster.config.name.as_str())
         .collect();
     let invalid = |message: &str| ApiError::new(400, "InvalidParameterException", message);
@@ -69,7 +71,8 @@ fn read_token(token: &str) -> Option<usize> {
 
 fn describe(call: &Call<'_>, name: &str) -> Result<Response, ApiError> {
     call.authorize(&format!("arn:aws:eks:{}:{}:cluster/{name}", call.region, call.caller.account))?;
-    let found = call.world.clusters.iter().find(|c| c.region == call.region && c.config.name == name);
+    let hidden = call.world.settings().hidden_clusters.contains(name);
+    let found = call.world.clusters.iter().find(|c| c.region == call.region && c.config.name == name && !hidden);
     let cluster = found.ok_or_else(|| {
         ApiError::new(404, "ResourceNotFoundException", format!("No cluster found for name: {name}."))
     })?;

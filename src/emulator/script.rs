@@ -21,6 +21,8 @@ pub struct Settings {
     pub failing_actions: BTreeMap<String, Failure>,
     /// What `ResumeSession` does.
     pub resume: Resume,
+    /// Names of clusters that EKS does not know, as if they were not there yet or no more.
+    pub hidden_clusters: BTreeSet<String>,
     /// Answers every API call so much later.
     pub api_delay: Duration,
     /// So many tokens are not taken at the opening frame, as if they had expired.

@@ -17,7 +17,7 @@ pub struct Environment {
     pub(super) undecodable: Vec<String>,
     /// The current directory, against which relative paths are read.
     pub current_dir: PathBuf,
-    /// The home directory: `HOME`, else the user database.
+    /// The home directory: `HOME`. Without it there is none, as for kubectl.
     pub home: Option<PathBuf>,
     /// Where temporary files go.
     pub temp_dir: PathBuf,
@@ -55,7 +55,7 @@ impl Environment {
             undecodable,
             // A current directory that has been deleted leaves relative paths relative.
             current_dir: std::env::current_dir().unwrap_or_default(),
-            home: std::env::home_dir().filter(|home| home.is_absolute()),
+            home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
             temp_dir: std::env::temp_dir(),
             executable: std::env::current_exe().ok(),
             uid: rustix::process::getuid().as_raw(),

@@ -8,11 +8,13 @@
 mod crash;
 mod credentials;
 mod examples;
+mod exec;
 mod faults;
 mod kubernetes;
 #[expect(dead_code, reason = "the examples use the rest")]
 #[path = "../lab/lab.rs"]
 mod lab;
+mod manager;
 mod matrix;
 mod support;
 mod tidy;

@@ -102,6 +102,24 @@ impl Lab {
         Running::start(self.program(&["up", "--base-port", "0"]).args(args))
     }
 
+    /// Runs `up --detach` on free ports until it returns, and sees to the manager that it has left in the background.
+    pub(crate) async fn detach(&self, args: &[&str]) -> (Ended, Background) {
+        let ended = Running::start(self.program(&["up", "--detach", "--base-port", "0"]).args(args)).ended().await;
+        let name = args.iter().position(|arg| *arg == "--name").map_or("default", |at| args[at + 1]);
+        (ended, self.background(name))
+    }
+
+    /// The manager of a name that is in the background, or has been.
+    pub(crate) fn background(&self, name: &str) -> Background {
+        Background { lock: self.path("autoheal-pa").join(name).join("lock") }
+    }
+
+    /// What `status --json` says.
+    pub(crate) async fn status(&self, args: &[&str]) -> serde_json::Value {
+        let ended = Running::start(self.program(&["status", "--json"]).args(args)).ended().await;
+        serde_json::from_str(ended.assert_success()).expect("it is JSON")
+    }
+
     /// Starts the example `forward` to a destination that the agent knows as `name`, `host:port`. Returns its
     /// local port as well.
     pub(crate) async fn forward(&self, name: &str, destination: SocketAddr, args: &[&str]) -> (Running, u16) {
@@ -166,6 +184,66 @@ pub(crate) fn kubectl() -> Option<PathBuf> {
     let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_KUBECTL").is_some();
     assert!(found.is_some() || !required, "kubectl is not on the PATH");
     found
+}
+
+/// A manager that is nobody's child. It is killed if a test ends before it.
+pub(crate) struct Background {
+    lock: PathBuf,
+}
+
+impl Background {
+    /// Its process id, if it is running.
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        let file = std::fs::File::open(&self.lock).ok()?;
+        if file.try_lock_shared().is_ok() {
+            return None;
+        }
+        let text = std::fs::read_to_string(&self.lock).ok()?;
+        Pid::from_raw(text.trim().parse().ok()?)
+    }
+
+    /// Waits until it has given up its lock.
+    pub(crate) async fn ended(&self) {
+        let file = std::fs::File::open(&self.lock).expect("there has been one");
+        let locked = tokio::task::spawn_blocking(move || file.lock_shared());
+        within("the manager's end", locked).await.expect("no panic").expect("a lock");
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid().expect("it is running"), signal).expect("the process can be signalled");
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid() {
+            let _gone = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// Replaces what differs from run to run: times, ports, ids, paths and round trips.
+pub(crate) fn steady(lab: &Lab, text: &str) -> String {
+    let text = text.replace(&lab.home.path().display().to_string(), "[HOME]");
+    let mut steady = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        let mut words = Vec::new();
+        for word in line.split(' ') {
+            words.push(steady_word(word));
+        }
+        steady.push_str(&words.join(" "));
+    }
+    steady
+}
+
+fn steady_word(word: &str) -> String {
+    if let Some((before, rest)) = word.split_once("127.0.0.1:") {
+        let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        return format!("{before}127.0.0.1:[PORT]{after}");
+    }
+    let core = word.trim_matches(|c: char| matches!(c, ',' | '`' | '\n' | ':'));
+    let is_time = core.len() == 20 && core.ends_with('Z') && core.as_bytes()[10] == b'T';
+    if is_time { word.replace(core, "[TIME]") } else { word.to_owned() }
 }
 
 /// A process that has ended.
