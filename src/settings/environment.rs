@@ -42,8 +42,12 @@ impl Environment {
     pub fn read() -> Self {
         let mut variables = BTreeMap::new();
         let mut undecodable = Vec::new();
+        let mut home = None;
         for (name, value) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
+            if name == "HOME" {
+                home = Some(PathBuf::from(&value));
+            }
             match value.into_string() {
                 Ok(value) => drop(variables.insert(name, value)),
                 Err(_) => undecodable.push(name),
@@ -55,7 +59,7 @@ impl Environment {
             undecodable,
             // A current directory that has been deleted leaves relative paths relative.
             current_dir: std::env::current_dir().unwrap_or_default(),
-            home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
+            home: home.filter(|home| home.is_absolute()),
             temp_dir: std::env::temp_dir(),
             executable: std::env::current_exe().ok(),
             uid: rustix::process::getuid().as_raw(),
