@@ -188,7 +188,7 @@ impl Aws {
         };
         let http = tls::http_client(bundle.as_ref(), proxies.clone());
         let loader = {
-            let (region, profile, alone) = (region.clone(), profile.clone(), settings.profile_from_flags);
+            let (region, profile, alone) = (region.clone(), profile.clone(), settings.profile_is_chosen);
             let (plain, endpoint) = (surroundings.plain, surroundings.endpoint);
             move || {
                 let loader = loader(&region, profile.as_deref(), http.clone(), endpoint.as_deref(), plain);

@@ -57,6 +57,10 @@ pub enum Target {
 }
 
 impl Target {
+    /// What a text has to be to be one.
+    pub const EXPECTED: &str = "a bastion id: expected an instance (`i-` and 8 or 17 hexadecimal digits), a managed node \
+                                (`mi-` and 17), or an ECS container (`ecs:<cluster>_<task id>_<container runtime id>`)";
+
     /// Returns the target as `StartSession` takes it.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -88,10 +92,7 @@ impl TryFrom<String> for Target {
 
 /// A bastion id of none of the known forms.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is not a bastion id: expected an instance (`i-` and 8 or 17 hexadecimal digits), a managed node (`mi-` and 17), \
-     or an ECS container (`ecs:<cluster>_<task id>_<container runtime id>`)"
-)]
+#[error("`{0}` is not {expected}", expected = Target::EXPECTED)]
 pub struct TargetError(String);
 
 impl FromStr for Target {

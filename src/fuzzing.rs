@@ -10,6 +10,7 @@ pub use crate::{
     control::fuzzing::control,
     kubeconfig::fuzzing::kubeconfig,
     proto::fuzzing::{handshake, message, session, smux},
+    settings::fuzzing::config,
 };
 
 #[cfg(test)]
@@ -30,7 +31,8 @@ mod tests {
     /// A target's name and its function.
     type Target = (&'static str, fn(&[u8]));
 
-    const TARGETS: [Target; 7] = [
+    const TARGETS: [Target; 8] = [
+        ("config", config),
         ("control", control),
         ("handshake", handshake),
         ("kubeconfig", kubeconfig),

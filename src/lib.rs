@@ -1,7 +1,7 @@
 //! autoheal-pa: private EKS clusters, reachable for kubectl through SSM Session Manager.
 //!
 //! ```text
-//! cli ─┬─ settings    flags and environment, read once
+//! cli ─┬─ settings    flags, environment and configuration file, read once
 //!      ├─ aws         credentials, clusters, sessions and their WebSockets (implements tunnel::Dial)
 //!      ├─ supervisor ── tunnel ── proto      listeners, sessions, recovery; the protocol as values
 //!      ├─ kubeconfig  contexts and exec credentials

@@ -50,7 +50,7 @@ pub(super) enum Choice {
 impl Choice {
     /// Chooses by the order that the manual gives: token file, token of the CI job, role from the default
     /// chain, default chain. As in every AWS SDK, keys in the environment win over a web identity that is
-    /// in the environment too; a role that is named by a flag wins over both.
+    /// in the environment too; a role that is chosen for this program wins over both.
     pub(super) fn new(settings: &AwsSettings, http: impl FnOnce() -> Arc<dyn HttpConnector>) -> Self {
         let Some(role) = settings.role_arn.clone() else {
             return Self::Ambient;
@@ -60,7 +60,7 @@ impl Choice {
             (None, Some(oidc)) => TokenSource::CiJob { oidc: oidc.clone(), http: http() },
             (None, None) => return Self::Role { role },
         };
-        if settings.static_keys_in_environment && !settings.role_from_flags {
+        if settings.static_keys_in_environment && !settings.role_is_chosen {
             return Self::Ambient;
         }
         Self::WebIdentity { role, tokens }
@@ -376,11 +376,11 @@ mod tests {
         assert_eq!(choice(&settings), "file");
         settings.static_keys_in_environment = true;
         assert_eq!(choice(&settings), "ambient");
-        settings.role_from_flags = true;
+        settings.role_is_chosen = true;
         assert_eq!(choice(&settings), "file");
         settings.web_identity_token_file = None;
         assert_eq!(choice(&settings), "job");
-        settings.role_from_flags = false;
+        settings.role_is_chosen = false;
         assert_eq!(choice(&settings), "ambient");
         settings.static_keys_in_environment = false;
         assert_eq!(choice(&settings), "job");

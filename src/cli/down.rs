@@ -33,11 +33,14 @@ pub struct DownArgs {
 /// # Errors
 /// The manager does not stop, or belongs to another user.
 pub async fn run(args: DownArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
-    let settings = Settings::load(&global, args.kubeconfig.as_deref(), &Environment::read())?;
+    let environment = Environment::read();
+    let settings = Settings::without_file(&global, &environment)?;
     match Client::connect(&settings.control_dir).await {
         Ok(client) => stop(client, &settings, printer).await?,
         Err(ControlError::NotRunning { .. }) => {
             printer.progress(&format!("no manager `{}` is running", settings.name));
+            // It cannot be asked any more where its kubeconfig is.
+            let settings = Settings::load(&global, args.kubeconfig.as_deref(), &environment)?;
             clean_up(&settings, printer).await?;
         }
         Err(error) => return Err(error.into()),

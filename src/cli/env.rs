@@ -114,10 +114,13 @@ async fn print(
     environment: &Environment,
     printer: &Printer,
 ) -> Result<ExitCode, CommandError> {
-    let settings = Settings::load(global, args.kubeconfig.as_deref(), environment)?;
-    let kubeconfig = match settings.kubeconfig_given {
-        true => settings.kubeconfig,
-        false => of_manager(&settings.control_dir).await.unwrap_or(settings.kubeconfig),
+    let manager = match args.kubeconfig {
+        Some(_) => None,
+        None => of_manager(&Settings::without_file(global, environment)?.control_dir).await,
+    };
+    let kubeconfig = match manager {
+        Some(kubeconfig) => kubeconfig,
+        None => Settings::load(global, args.kubeconfig.as_deref(), environment)?.kubeconfig,
     };
     if !kubeconfig.exists() {
         printer.warning(&format!("`{}` is not there yet: `autoheal-pa up` writes it", kubeconfig.display()));

@@ -59,7 +59,7 @@ pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -
     refuse(&args.up)?;
     let environment = Environment::read();
     let mut signals = Signals::listen()?;
-    let common = Settings::load(&global, args.up.kubeconfig.as_deref(), &environment)?;
+    let common = Settings::without_file(&global, &environment)?;
     match Client::connect(&common.control_dir).await {
         Ok(client) => {
             let limit = settings::timeout(&args.up)?;
@@ -72,7 +72,9 @@ pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -
             see_through(&args.command, &kubeconfig).await
         }
         Err(ControlError::NotRunning { .. }) => {
-            let settings = UpSettings::load(&global, &args.up, &environment)?;
+            let mut settings = UpSettings::load(&global, &args.up, &environment)?;
+            // That of the configuration file is for a manager that stays.
+            settings.common.kubeconfig_given = args.up.kubeconfig.is_some();
             // Nobody is told of this manager, so nobody asks anything of it.
             let (manager, _requests) = bind(settings, printer)?;
             under(manager, signals, &args.command, printer).await

@@ -46,7 +46,7 @@ pub struct LogsArgs {
 /// # Errors
 /// There is none, or it cannot be read.
 pub async fn run(args: LogsArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
-    let settings = Settings::load(&global, None, &Environment::read())?;
+    let settings = Settings::without_file(&global, &Environment::read())?;
     let path = find(&settings).await?;
     let failed = |error| {
         CommandError::new(Kind::Unexpected, format!("cannot read the log `{}`", path.display())).with_source(error)

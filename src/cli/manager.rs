@@ -276,7 +276,7 @@ impl Manager {
     async fn enter(&self, access: Access) -> Result<Way, CommandError> {
         let aws = Aws::new(&access.aws).await?;
         let caller = aws.caller().await?;
-        let dial = aws.dialer_with_journal(self.settings.reason.clone(), self.journal.clone());
+        let dial = aws.dialer_with_journal(access.reason.clone(), self.journal.clone());
         let common = Common::new(self.supervisor.clock());
         Ok(Way { access, aws, caller, dial, common, stop: self.stop.child_token() })
     }

@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// # Errors
 /// No manager is running, or it refuses, or something could not be looked at again.
 pub async fn run(global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
-    let settings = Settings::load(&global, None, &Environment::read())?;
+    let settings = Settings::without_file(&global, &Environment::read())?;
     let changes = match control::ask(&settings.control_dir, &Request::Reload, DEADLINE).await? {
         Answer::Reloaded(changes) => changes,
         Answer::Token(_) | Answer::Status(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done => {

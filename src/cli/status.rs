@@ -49,7 +49,7 @@ pub struct StatusArgs {
 /// # Errors
 /// No manager of this name is running, or it does not answer.
 pub async fn run(args: StatusArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
-    let settings = Settings::load(&global, None, &Environment::read())?;
+    let settings = Settings::without_file(&global, &Environment::read())?;
     let dir = &settings.control_dir;
     let late = || ControlError::Timeout { dir: dir.clone(), deadline: DEADLINE };
     let mut client = timeout(DEADLINE, Client::connect(dir)).await.map_err(|_| late())??;

@@ -59,7 +59,7 @@ pub async fn run(args: TokenArgs, global: GlobalArgs, printer: &Printer) -> Resu
 }
 
 async fn token(args: &TokenArgs, global: &GlobalArgs, environment: &Environment) -> Result<BearerToken, CommandError> {
-    let settings = Settings::load(global, None, environment)?;
+    let settings = Settings::without_file(global, environment)?;
     let refused = match (&args.manager, &settings.aws.region) {
         (Some(dir), Some(region)) => {
             let request = TokenRequest {

@@ -89,10 +89,25 @@ impl Environment {
     /// Returns an absolute form of a path, with a leading `~/` taken as the home directory.
     #[must_use]
     pub fn absolute(&self, path: &Path) -> PathBuf {
+        self.absolute_in(&self.current_dir, path)
+    }
+
+    /// Does the same for a path that is relative to another directory.
+    pub(super) fn absolute_in(&self, dir: &Path, path: &Path) -> PathBuf {
         if let (Ok(rest), Some(home)) = (path.strip_prefix("~"), &self.home) {
             return home.join(rest);
         }
-        self.current_dir.join(path)
+        dir.join(path)
+    }
+
+    /// Returns the path of the configuration file that is read if none is named: below `$XDG_CONFIG_HOME`, else below
+    /// `~/.config`.
+    #[must_use]
+    pub fn config_file(&self) -> Option<PathBuf> {
+        // The base directory specification wants relative paths to be ignored.
+        let config = self.get("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        let config = config.or_else(|| Some(self.home.as_ref()?.join(".config")))?;
+        Some(config.join("autoheal-pa/config.yaml"))
     }
 
     /// Returns the directory for logs of this user's programs: `$XDG_STATE_HOME/autoheal-pa`, else the one in the home

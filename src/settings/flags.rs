@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
 
+use super::source::{self, Layer};
+
 /// Options that every command takes.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Common options")]
@@ -32,6 +34,10 @@ pub struct GlobalArgs {
     /// PEM file with certificate authorities to trust besides the system's [env: AWS_CA_BUNDLE]
     #[arg(long, global = true, value_name = "PATH")]
     pub ca_bundle: Option<PathBuf>,
+    /// Configuration file, for everything that flags say and for several regions or accounts; /dev/null for none
+    /// [default: ~/.config/autoheal-pa/config.yaml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Name of the manager, so that several can run side by side [default: default]
     #[arg(long, global = true, value_name = "NAME")]
     pub name: Option<String>,
@@ -41,6 +47,35 @@ pub struct GlobalArgs {
     /// Form of the log
     #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t)]
     pub log_format: LogFormat,
+}
+
+impl GlobalArgs {
+    /// Collects what was typed.
+    pub(super) fn layer(&self) -> Layer {
+        // Whoever adds an option decides here.
+        let Self {
+            region,
+            profile,
+            role_arn,
+            role_session_name,
+            web_identity_token_file,
+            duration,
+            ca_bundle,
+            config: _,
+            name: _,
+            verbose: _,
+            log_format: _,
+        } = self;
+        let mut layer = Layer::default();
+        layer.add_flag(&source::REGION, region);
+        layer.add_flag(&source::PROFILE, profile);
+        layer.add_flag(&source::ROLE_ARN, role_arn);
+        layer.add_flag(&source::ROLE_SESSION_NAME, role_session_name);
+        layer.add_flag(&source::WEB_IDENTITY_TOKEN_FILE, web_identity_token_file);
+        layer.add_flag(&source::DURATION, duration);
+        layer.add_flag(&source::CA_BUNDLE, ca_bundle);
+        layer
+    }
 }
 
 /// Form of the log on stderr.
@@ -102,4 +137,39 @@ pub struct UpArgs {
     /// This is the process in the background that `--detach` has started.
     #[arg(long, hide = true)]
     pub background: bool,
+}
+
+impl UpArgs {
+    /// Adds what was typed.
+    pub(super) fn add_to(&self, layer: &mut Layer) {
+        let Self {
+            bastion,
+            cluster,
+            base_port,
+            strict_ports,
+            kubeconfig,
+            set_current,
+            context_prefix,
+            timeout,
+            probe_interval,
+            reconnect_timeout,
+            reason,
+            env_file,
+            github_env: _,
+            detach: _,
+            background: _,
+        } = self;
+        layer.add_flag(&source::BASTION, bastion);
+        layer.add_flag(&source::CLUSTERS, cluster);
+        layer.add_flag(&source::BASE_PORT, base_port);
+        layer.add_flag(&source::STRICT_PORTS, strict_ports.then_some("true"));
+        layer.add_flag(&source::KUBECONFIG, kubeconfig);
+        layer.add_flag(&source::SET_CURRENT, set_current.then_some("true"));
+        layer.add_flag(&source::CONTEXT_PREFIX, context_prefix);
+        layer.add_flag(&source::TIMEOUT, timeout);
+        layer.add_flag(&source::PROBE_INTERVAL, probe_interval);
+        layer.add_flag(&source::RECONNECT_TIMEOUT, reconnect_timeout);
+        layer.add_flag(&source::REASON, reason);
+        layer.add_flag(&source::ENV_FILE, env_file);
+    }
 }

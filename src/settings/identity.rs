@@ -1,7 +1,7 @@
-//! Who this program is to AWS: from flags and variables to one answer, and what it takes to give the
+//! Who this program is to AWS: from flags, variables and the file to one answer, and what it takes to give the
 //! same answer elsewhere.
 //!
-//! Flags win over variables. The SDK reads the rest (keys, profile files, containers, metadata) by itself.
+//! The sources are those of all settings. The SDK reads the rest (keys, profile files, containers, metadata) by itself.
 //! Whether any of it works is found out by `aws`; here it is only read.
 
 use std::{
@@ -12,11 +12,19 @@ use std::{
 
 use aws_smithy_types::date_time::{DateTime, Format};
 
-use super::{Environment, GlobalArgs, Problem, within};
+use super::{
+    Environment, Problem,
+    source::{self, Given, Setting, Stack},
+    values::within,
+};
 use crate::secret::Secret;
 
 /// How long STS lets a role's credentials last.
 const ROLE_DURATIONS: RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
+
+/// What means nothing without a role.
+pub(super) static NEED_ROLE: [&Setting; 3] =
+    [&source::WEB_IDENTITY_TOKEN_FILE, &source::ROLE_SESSION_NAME, &source::DURATION];
 
 /// All that `aws` is told. The SDK reads the rest of the environment and the profile files by itself.
 #[derive(Debug, Clone, Default)]
@@ -25,8 +33,8 @@ pub struct AwsSettings {
     pub region: Option<String>,
     /// The profile; `None`: the SDK's default.
     pub profile: Option<String>,
-    /// The profile was named by a flag, so that it wins over keys in the environment.
-    pub profile_from_flags: bool,
+    /// The profile was named for this program, by a flag or in its file, so that it wins over keys in the environment.
+    pub profile_is_chosen: bool,
     /// The role to assume.
     pub role_arn: Option<String>,
     /// The name of the role's session, as the user wrote it.
@@ -39,8 +47,8 @@ pub struct AwsSettings {
     pub static_keys_in_environment: bool,
     /// When these keys expire, if whoever set them has said so.
     pub keys_expire: Option<SystemTime>,
-    /// The role or its token file was named by a flag, not by the environment.
-    pub role_from_flags: bool,
+    /// The role or its token file was named for this program, not by the environment.
+    pub role_is_chosen: bool,
     /// How long the role's credentials last, 900 s to 43200 s; `None`: STS's default of an hour.
     pub duration: Option<Duration>,
     /// PEM file with certificate authorities to trust besides the system's; absolute.
@@ -104,40 +112,35 @@ const FILES: [&str; 4] =
     ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "SSL_CERT_FILE"];
 
 impl AwsSettings {
-    /// Reads the identity from flags and environment; adds what is wrong with it to `problems`.
-    pub(super) fn load(flags: &GlobalArgs, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
-        let role = Role::load(flags, environment, problems);
-        let region = flags
-            .region
-            .as_deref()
-            .map(|value| ("--region", value))
-            .or_else(|| environment.get("AWS_REGION").map(|value| ("AWS_REGION", value)))
-            .or_else(|| environment.get("AWS_DEFAULT_REGION").map(|value| ("AWS_DEFAULT_REGION", value)));
-        if let Some((origin, value)) = region.filter(|(_, value)| !is_region(value)) {
-            problems.push(Problem::malformed(origin, value, "a region, such as `us-east-1`"));
+    /// Reads the identity; adds what is wrong with it to `problems`.
+    pub(super) fn load(stack: &Stack<'_>, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
+        let role = Role::load(stack, environment, problems);
+        let region = stack.one(&source::REGION);
+        if let Some(given) = region.filter(|given| !is_region(&given.text())) {
+            problems.push(given.malformed("a region, such as `us-east-1`"));
         }
-        if flags.profile.as_deref() == Some("") {
-            problems.push(Problem::malformed("--profile", "", "the name of a profile"));
+        let profile = stack.one(&source::PROFILE);
+        if let Some(given) = profile.filter(|given| given.value.is_empty()) {
+            problems.push(given.malformed("the name of a profile"));
         }
         let ssm_endpoint = ["AWS_ENDPOINT_URL_SSM", "AWS_ENDPOINT_URL"]
             .into_iter()
             .find_map(|name| environment.get(name))
             .filter(|_| !environment.is_true("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"))
             .map(ToOwned::to_owned);
-        let ca_bundle = flags.ca_bundle.as_deref().or_else(|| environment.get("AWS_CA_BUNDLE").map(Path::new));
         Self {
-            region: region.map(|(_, value)| value.to_owned()),
-            profile_from_flags: flags.profile.is_some(),
-            profile: flags.profile.clone().or_else(|| environment.get("AWS_PROFILE").map(ToOwned::to_owned)),
+            region: region.map(|given| given.text().into_owned()),
+            profile_is_chosen: profile.is_some_and(Given::is_chosen),
+            profile: profile.map(|given| given.text().into_owned()),
             role_arn: role.arn,
             role_session_name: role.session_name,
             web_identity_token_file: role.token_file,
             ci_oidc: CiOidc::load(environment),
             static_keys_in_environment: has_static_keys(environment),
             keys_expire: keys_expire(environment),
-            role_from_flags: flags.role_arn.is_some() || flags.web_identity_token_file.is_some(),
+            role_is_chosen: role.is_chosen,
             duration: role.duration,
-            ca_bundle: ca_bundle.map(|path| environment.absolute(path)),
+            ca_bundle: stack.one(&source::CA_BUNDLE).map(|given| given.path(environment)),
             ssm_endpoint_override: ssm_endpoint.is_some(),
             ssm_endpoint,
             host_name: environment.host_name.clone(),
@@ -155,54 +158,51 @@ impl CiOidc {
 }
 
 /// The role to assume and what belongs to it.
+#[derive(Default)]
 struct Role {
     arn: Option<String>,
     session_name: Option<String>,
     token_file: Option<PathBuf>,
     duration: Option<Duration>,
+    is_chosen: bool,
 }
 
 impl Role {
-    fn load(flags: &GlobalArgs, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
-        let variable_arn = environment.get("AWS_ROLE_ARN");
-        let variable_file = environment.get("AWS_WEB_IDENTITY_TOKEN_FILE");
+    fn load(stack: &Stack<'_>, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
         // A role with its web identity that is only in the environment gives way to whatever is nearer to the
-        // user: keys, as in every AWS SDK, or a profile that a flag names.
-        let pair = variable_arn.is_some() && (variable_file.is_some() || CiOidc::load(environment).is_some());
-        let role_flags = flags.role_arn.is_some() || flags.web_identity_token_file.is_some();
-        let overruled = pair && !role_flags && (has_static_keys(environment) || flags.profile.is_some());
-        let variables = if overruled { (None, None) } else { (variable_arn, variable_file) };
+        // user: keys, as in every AWS SDK, or a profile that a flag or an entry names.
+        let set = |setting| !stack.environment.get(setting).is_empty();
+        let token = set(&source::WEB_IDENTITY_TOKEN_FILE) || CiOidc::load(environment).is_some();
+        let near = |setting| stack.near(setting).is_some();
+        let near_role = near(&source::ROLE_ARN) || near(&source::WEB_IDENTITY_TOKEN_FILE);
+        let overruled =
+            set(&source::ROLE_ARN) && token && !near_role && (has_static_keys(environment) || near(&source::PROFILE));
+        let find = |setting| if overruled { stack.past_environment(setting) } else { stack.one(setting) };
 
-        let arn = flags.role_arn.as_deref().map(|arn| ("--role-arn", arn));
-        let arn = arn.or(variables.0.map(|arn| ("AWS_ROLE_ARN", arn)));
-        if let Some((origin, arn)) = arn.filter(|(_, arn)| !is_role_arn(arn)) {
-            let expected = "the ARN of a role, such as `arn:aws:iam::123456789012:role/ReadOnly`";
-            problems.push(Problem::malformed(origin, arn, expected));
+        let arn = find(&source::ROLE_ARN);
+        if let Some(given) = arn.filter(|given| !is_role_arn(&given.text())) {
+            problems.push(given.malformed("the ARN of a role, such as `arn:aws:iam::123456789012:role/ReadOnly`"));
         }
-        // The file means nothing without a role; the SDK says so where it finds only that in the environment.
-        let file = flags.web_identity_token_file.as_deref();
-        let file = file.or(variables.1.map(Path::new)).filter(|_| arn.is_some());
-        let duration = flags.duration.as_deref().and_then(|text| {
-            within("--duration", text, ROLE_DURATIONS, "between `15m` and `12h`, which is what STS allows", problems)
-        });
-        let session_name =
-            flags.role_session_name.as_deref().or_else(|| environment.get("AWS_ROLE_SESSION_NAME")).map(str::trim);
-        if session_name == Some("") {
-            problems.push(Problem::malformed("--role-session-name", "", "a name or an e-mail address"));
+        // The SDK says so where it finds a token file in the environment and no role.
+        let file = find(&source::WEB_IDENTITY_TOKEN_FILE);
+        let expected = "between `15m` and `12h`, which is what STS allows";
+        let duration = stack.one(&source::DURATION).and_then(|given| within(given, ROLE_DURATIONS, expected, problems));
+        let session_name = stack.one(&source::ROLE_SESSION_NAME);
+        if let Some(given) = session_name.filter(|given| given.text().trim().is_empty()) {
+            problems.push(given.malformed("a name or an e-mail address"));
         }
         if arn.is_none() {
-            let given = [
-                ("--web-identity-token-file", flags.web_identity_token_file.is_some()),
-                ("--role-session-name", flags.role_session_name.is_some()),
-                ("--duration", flags.duration.is_some()),
-            ];
-            problems.extend(given.iter().filter(|(_, given)| *given).map(|(option, _)| Problem::NeedsRole { option }));
+            let useless = NEED_ROLE.iter().filter_map(|setting| stack.near(setting));
+            problems.extend(useless.map(|given| Problem::NeedsRole { origin: given.origin.clone() }));
         }
+        // Nothing of all that means anything without a role, and `token` would not take it.
+        let Some(arn) = arn else { return Self::default() };
         Self {
-            arn: arn.map(|(_, arn)| arn.to_owned()),
-            session_name: session_name.map(ToOwned::to_owned),
-            token_file: file.map(|file| environment.absolute(file)),
+            arn: Some(arn.text().into_owned()),
+            session_name: session_name.map(|given| given.text().trim().to_owned()),
+            token_file: file.map(|given| given.path(environment)),
             duration,
+            is_chosen: arn.is_chosen() || file.is_some_and(Given::is_chosen),
         }
     }
 }

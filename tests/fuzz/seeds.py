@@ -277,6 +277,40 @@ def kubeconfig_seeds():
     yield 2, FOREIGN
 
 
+SEVERAL = """# Two regions.
+base_port: 10100
+role_session_name: alice@example.com
+access:
+  - region: us-east-1
+    bastion: [i-0dc03fbcae2a87472, i-0fedcba9876543210]
+    role_arn: arn:aws:iam::123456789012:role/AutohealReadOnlyRole
+    clusters: [payments, search]
+  - region: eu-west-1
+    bastion: mi-0dc03fbcae2a87472
+    profile: "dev"
+    clusters:
+    - no
+    - 8814e27
+"""
+
+
+def config_seeds():
+    return [
+        "",
+        "---\n# nothing\n",
+        SEVERAL,
+        SEVERAL.replace("access:", "acess:").replace("us-east-1", "US East"),
+        "region: us-east-1\nbastion: i-0abcdef1,i-0abcdef2\nduration: 1h\nrole_arn: arn:aws:iam::123456789012:role/x\nweb_identity_token_file: ~/token\n",
+        "bastion: i-0abcdef1\nbase_port: 0\nstrict_ports: true\nset_current: false\ncontext_prefix: ''\ntimeout: 5m\nprobe_interval: 0\nreconnect_timeout: 90s\n",
+        "reason: >-\n  two\n  lines\nkubeconfig: |\n  a\nenv_file: 'it''s'\nca_bundle: \"\\x41\\u2028\"\n",
+        "access: [{region: &r a-1, bastion: &b [i-0abcdef1]}, {region: *r, bastion: *b, profile: x}]\n",
+        "region: a-1\nregion: b-1\nclusters: [[a], {b: c}, ~]\naccess: {a: b}\nstrict_ports: yes\n? [k]\n: v\n",
+        "\ufeffregion: a-1\r\naccess:\r\n- bastion: i-0abcdef1\r\n",
+        "region: a\n\tprofile: b\n---\nregion: !!str c\n",
+    ]
+
+
+write("config", map(str.encode, config_seeds()))
 write("message", message_seeds())
 write("smux", smux_seeds())
 write("handshake", handshake_seeds())

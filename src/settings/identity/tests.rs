@@ -1,6 +1,7 @@
 //! Tests of what flags and variables make of the identity.
 
 use super::*;
+use crate::settings::{GlobalArgs, source::Layer};
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/ReadOnly";
 const OTHER_ROLE: &str = "arn:aws-cn:iam::210987654321:role/team/Admin";
@@ -10,9 +11,15 @@ fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
         .with(variables)
 }
 
+fn read(flags: &GlobalArgs, environment: &Environment, problems: &mut Vec<Problem>) -> AwsSettings {
+    let (flags, variables, top) = (flags.layer(), Layer::of_environment(environment), Layer::default());
+    let stack = Stack { flags: &flags, entry: None, environment: &variables, top: &top };
+    AwsSettings::load(&stack, environment, problems)
+}
+
 fn load(flags: &GlobalArgs, environment: &Environment) -> (AwsSettings, ExecIdentity) {
     let mut problems = Vec::new();
-    let aws = AwsSettings::load(flags, environment, &mut problems);
+    let aws = read(flags, environment, &mut problems);
     assert!(problems.is_empty(), "{problems:?}");
     let identity = ExecIdentity::of(&aws, environment);
     (aws, identity)
@@ -20,7 +27,7 @@ fn load(flags: &GlobalArgs, environment: &Environment) -> (AwsSettings, ExecIden
 
 fn problems(flags: &GlobalArgs, environment: &Environment) -> Vec<String> {
     let mut problems = Vec::new();
-    AwsSettings::load(flags, environment, &mut problems);
+    drop(read(flags, environment, &mut problems));
     problems.iter().map(ToString::to_string).collect()
 }
 
@@ -46,7 +53,7 @@ fn flags_win_over_variables() {
     assert_eq!(aws.role_session_name.as_deref(), Some("ci"));
     assert_eq!(aws.web_identity_token_file.as_deref(), Some(Path::new("/work/tokens/aws")));
     assert_eq!(aws.ca_bundle.as_deref(), Some(Path::new("/work/ca.pem")));
-    assert!(!aws.role_from_flags);
+    assert!(!aws.role_is_chosen);
 
     let flags = GlobalArgs {
         region: Some("us-east-1".into()),
@@ -63,7 +70,7 @@ fn flags_win_over_variables() {
     assert_eq!(aws.web_identity_token_file.as_deref(), Some(Path::new("/home/alice/token")));
     assert_eq!(aws.ca_bundle.as_deref(), Some(Path::new("/etc/ca.pem")));
     assert_eq!(aws.duration, Some(Duration::from_secs(900)));
-    assert!(aws.role_from_flags);
+    assert!(aws.role_is_chosen);
 }
 
 #[test]
@@ -178,6 +185,12 @@ fn what_is_handed_on_leads_to_the_same_identity() {
         (again.profile, again.role_arn, again.role_session_name),
         (aws.profile, aws.role_arn, aws.role_session_name)
     );
+}
+
+#[test]
+fn what_needs_a_role_is_not_handed_on_without_one() {
+    let (_, identity) = load(&GlobalArgs::default(), &environment([("AWS_ROLE_SESSION_NAME", "ci")]));
+    assert_eq!(identity, ExecIdentity::default());
 }
 
 #[test]

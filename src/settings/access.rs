@@ -1,0 +1,134 @@
+//! The ways in: one from flags and environment, or one for each entry of the configuration file's `access`.
+//!
+//! An entry is about one way in alone, so it wins over the environment, which would make one of several regions. A
+//! flag is nearer still; but where there are several entries, a flag that contradicts one of them is an error.
+
+use super::{
+    AwsSettings, Environment, ExecIdentity, GlobalArgs, Problem, SettingsError, Sources,
+    file::Entry,
+    identity::NEED_ROLE,
+    source::{self, ALL, Layer, Stack},
+    values,
+};
+use crate::cluster::Target;
+
+/// One way in: an identity in a region, the bastions there, and the clusters to reach through them.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// How to reach AWS, and as whom.
+    pub aws: AwsSettings,
+    /// How `token` finds the same identity from another shell.
+    pub identity: ExecIdentity,
+    /// Bastions in order of preference; never empty for `up`.
+    pub bastions: Vec<Target>,
+    /// Names of clusters in the order of their ports, each once; empty: all that are active.
+    pub clusters: Vec<String>,
+    /// The sessions' reason, 1 to 256 characters on one line.
+    pub reason: Option<String>,
+}
+
+impl Access {
+    /// Reads the ways in for a command that opens no tunnels, and so needs no bastions.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with everything that is wrong.
+    pub fn load(flags: &GlobalArgs, environment: &Environment) -> Result<Vec<Self>, SettingsError> {
+        let mut problems = Vec::new();
+        let sources = Sources::read(flags, environment, &mut problems)?;
+        let access = all(&sources, environment, &mut problems);
+        SettingsError::unless_empty(problems)?;
+        Ok(access)
+    }
+
+    fn of(stack: &Stack<'_>, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
+        let aws = AwsSettings::load(stack, environment, problems);
+        let identity = ExecIdentity::of(&aws, environment);
+        Self {
+            aws,
+            identity,
+            bastions: values::bastions(stack.all(&source::BASTION), problems),
+            clusters: values::clusters(stack.all(&source::CLUSTERS), problems),
+            reason: stack.one(&source::REASON).map(|given| values::reason(given, problems)),
+        }
+    }
+
+    /// Tells whether two lead to the same account and region as the same identity, as far as the settings tell.
+    fn has_same_place(&self, other: &Self) -> bool {
+        fn place(access: &Access) -> [Option<&str>; 3] {
+            let aws = &access.aws;
+            [aws.region.as_deref(), aws.profile.as_deref(), aws.role_arn.as_deref()]
+        }
+        place(self) == place(other)
+    }
+
+    /// Says which clusters both lead to.
+    fn common_clusters(&self, other: &Self) -> Option<String> {
+        match (&self.clusters[..], &other.clusters[..]) {
+            ([], []) => Some("all clusters".to_owned()),
+            ([], some) | (some, []) => some.first().map(|name| format!("`{name}`")),
+            (some, others) => some.iter().find(|name| others.contains(name)).map(|name| format!("`{name}`")),
+        }
+    }
+}
+
+/// Reads all ways in; at least one.
+pub(super) fn all(sources: &Sources, environment: &Environment, problems: &mut Vec<Problem>) -> Vec<Access> {
+    let entries = &sources.file.entries;
+    refuse_flags_for_one(sources, problems);
+    let stacks = sources.stacks();
+    let access: Vec<_> = stacks.iter().map(|stack| Access::of(stack, environment, problems)).collect();
+    // What is wrong at the top level is to be said even if every entry has something else.
+    let nothing = Layer::default();
+    let defaults = Stack { flags: &nothing, entry: None, environment: &nothing, top: &sources.file.top };
+    drop(Access::of(&defaults, environment, problems));
+    if access.iter().all(|access| access.aws.role_arn.is_none()) {
+        let useless = NEED_ROLE.iter().flat_map(|setting| sources.file.top.get(setting).first());
+        problems.extend(useless.map(|given| Problem::NeedsRole { origin: given.origin.clone() }));
+    }
+    refuse_overlaps(entries, &access, problems);
+    access
+}
+
+/// Refuses a way in that has no bastion.
+pub(super) fn need_bastions(sources: &Sources, problems: &mut Vec<Problem>) {
+    let missing = |stack: &Stack<'_>| stack.all(&source::BASTION).is_empty();
+    let stacks = sources.stacks();
+    if sources.file.entries.is_empty() {
+        problems.extend(stacks.iter().any(missing).then_some(Problem::NoBastion));
+        return;
+    }
+    let without = sources.file.entries.iter().zip(&stacks).filter(|(_, stack)| missing(stack));
+    problems.extend(without.map(|(entry, _)| Problem::NoBastionInEntry { entry: entry.place.clone() }));
+}
+
+/// Refuses a flag that would be for one of several entries, as an entry says something else.
+fn refuse_flags_for_one(sources: &Sources, problems: &mut Vec<Problem>) {
+    let entries = &sources.file.entries;
+    if entries.len() < 2 {
+        return;
+    }
+    for setting in ALL {
+        let flag = sources.flags.get(setting).first();
+        let entry = entries.iter().find_map(|entry| entry.layer.get(setting).first());
+        if let (Some(flag), Some(entry)) = (flag, entry) {
+            problems.push(Problem::ForOneEntry {
+                origin: flag.origin.clone(),
+                entries: entries.len(),
+                entry: entry.origin.clone(),
+            });
+        }
+    }
+}
+
+/// Refuses entries that lead to the same clusters: each would have a tunnel and a context twice.
+fn refuse_overlaps(entries: &[Entry], access: &[Access], problems: &mut Vec<Problem>) {
+    for (index, (entry, second)) in entries.iter().zip(access).enumerate() {
+        let earlier = entries.iter().zip(access).take(index);
+        let common = earlier
+            .filter(|(_, first)| first.has_same_place(second))
+            .find_map(|(other, first)| Some((first.common_clusters(second)?, other.place.line)));
+        if let Some((what, other)) = common {
+            problems.push(Problem::Overlap { entry: entry.place.clone(), what, other });
+        }
+    }
+}

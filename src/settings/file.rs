@@ -1,0 +1,409 @@
+//! The configuration file: YAML text to what it gives, setting by setting.
+//!
+//! ```yaml
+//! base_port: 10100
+//! access:
+//!   - region: us-east-1
+//!     bastion: [i-0dc03fbcae2a87472, i-0fedcba9876543210]
+//!     role_arn: arn:aws:iam::123456789012:role/AutohealReadOnlyRole
+//!     clusters: [payments, search]
+//!   - region: eu-west-1
+//!     bastion: ecs:tools_0f9d1c2b3a4e5f60718293a4b5c6d7e8_0f9d1c2b3a4e5f607182-265927825
+//! ```
+//!
+//! Every key is a flag's name with `_` for `-`, but `clusters`, which has them all. Each entry of `access` is one way
+//! in. What it leaves out comes from flags, from the environment, and last from the same key at the top level.
+//!
+//! Here only the form of the file is judged: keys, lists and single values. Values stay text, each with its place, and
+//! are read by the functions that read flags and variables. Everything that is wrong is collected.
+
+use std::{
+    fs, io,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tree::{Content, Mark, Node};
+
+use super::{
+    Environment, Problem,
+    problem::shown,
+    source::{ALL, Layer, Origin, Place, Setting, Shape},
+};
+
+mod tree;
+
+/// Largest file that is read, in bytes: far more than anybody writes, and nothing that a slip could exhaust.
+const MAX_LEN: u64 = 1 << 20;
+
+/// Most problems that are looked for in one file. Whoever has so many has given the wrong file.
+const MAX_PROBLEMS: usize = 50;
+
+/// Most values of a list and most entries; EKS allows 100 clusters in a region, unless asked for more.
+const MAX_ITEMS: usize = 200;
+
+/// How near a word has to be to a known key to be taken for a slip, from 0 to 1, as Jaro and Winkler measure it.
+const NEAR: f64 = 0.8;
+
+/// The key of the list of entries.
+const ACCESS: &str = "access";
+
+/// Options that a file does not have: they choose the file, or are about one run of the program.
+const FLAGS_ONLY: [&str; 6] = ["config", "detach", "github_env", "log_format", "name", "verbose"];
+
+/// What is wrong with a file's form.
+#[derive(Debug, thiserror::Error)]
+pub enum FileProblem {
+    /// It cannot be read.
+    #[error("cannot read the configuration file `{}`", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be a configuration file.
+    #[error("`{}` is no configuration file: {reason}", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// It is not YAML, or more than is needed of it.
+    #[error("{place}: {message}")]
+    Syntax {
+        /// Where.
+        place: Place,
+        /// What.
+        message: String,
+    },
+    /// A key that there is not.
+    #[error("{place}: unknown key `{key}`: {advice}")]
+    UnknownKey {
+        /// Where.
+        place: Place,
+        /// The key.
+        key: String,
+        /// What may have been meant.
+        advice: String,
+    },
+    /// A key that is there already.
+    #[error("{place}: `{key}` is there twice: first on line {first}")]
+    Twice {
+        /// Where it is again.
+        place: Place,
+        /// The key.
+        key: &'static str,
+        /// The line where it is first.
+        first: usize,
+    },
+    /// A key without a value.
+    #[error("{place}: `{key}` has no value: give one, or leave the key out")]
+    NoValue {
+        /// Where.
+        place: Place,
+        /// The key.
+        key: &'static str,
+    },
+    /// More than there can be any use for.
+    #[error("{place}: `{key}` has {count} items, but takes {MAX_ITEMS} at most")]
+    TooMany {
+        /// Where.
+        place: Place,
+        /// The key.
+        key: &'static str,
+        /// How many there are.
+        count: usize,
+    },
+    /// A value of another form.
+    #[error("{place}: {what} is {found}, but takes {expected}")]
+    Shape {
+        /// Where.
+        place: Place,
+        /// What has the value.
+        what: String,
+        /// What it is.
+        found: &'static str,
+        /// What is expected.
+        expected: &'static str,
+    },
+}
+
+impl FileProblem {
+    /// Where it is, if it is at one place.
+    pub(super) fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Unreadable { .. } | Self::NotText { .. } => None,
+            Self::Syntax { place, .. }
+            | Self::UnknownKey { place, .. }
+            | Self::Twice { place, .. }
+            | Self::NoValue { place, .. }
+            | Self::TooMany { place, .. }
+            | Self::Shape { place, .. } => Some(place),
+        }
+    }
+}
+
+/// What a file gives; nothing for one that is empty or not there.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct File {
+    /// The keys of the top level.
+    pub(super) top: Layer,
+    /// The entries of `access`.
+    pub(super) entries: Vec<Entry>,
+}
+
+/// An entry of `access`.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Entry {
+    /// Where it starts.
+    pub(super) place: Place,
+    /// What it gives.
+    pub(super) layer: Layer,
+}
+
+impl File {
+    /// Reads the file that was named, or the one that is read without being named if it is there. What is wrong with
+    /// its keys and values is added to `problems`, and then the rest is all that is right.
+    ///
+    /// # Errors
+    /// [`FileProblem`] if there is nothing to read keys from.
+    pub(super) fn load(
+        named: Option<&Path>,
+        environment: &Environment,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Self, FileProblem> {
+        let Some(path) = named.map(Path::to_owned).or_else(|| environment.config_file()) else {
+            return Ok(Self::default());
+        };
+        match read(&environment.absolute(&path)) {
+            Ok(text) => Self::parse(&path, &text, problems),
+            Err(Unread::Io(error)) if named.is_none() && is_absence(&error) => Ok(Self::default()),
+            Err(Unread::Io(source)) => Err(FileProblem::Unreadable { path, source }),
+            Err(Unread::NotText(reason)) => Err(FileProblem::NotText { path, reason }),
+        }
+    }
+
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// [`FileProblem::Syntax`].
+    pub(super) fn parse(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Result<Self, FileProblem> {
+        let mut reader = Reader { file: Arc::from(path), problems: Vec::new() };
+        match tree::parse(text) {
+            Ok(root) => {
+                let file = reader.file(&root);
+                problems.append(&mut reader.problems);
+                Ok(file)
+            }
+            Err(error) => Err(FileProblem::Syntax { place: reader.place(error.mark), message: error.message }),
+        }
+    }
+}
+
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+enum Unread {
+    Io(io::Error),
+    NotText(&'static str),
+}
+
+fn read(path: &Path) -> Result<String, Unread> {
+    let file = fs::File::open(path).map_err(Unread::Io)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(Unread::Io)?;
+    if bytes.len() as u64 > MAX_LEN {
+        return Err(Unread::NotText("it has more than 1 MiB"));
+    }
+    String::from_utf8(bytes).map_err(|_error| Unread::NotText("it is not UTF-8"))
+}
+
+/// Judges the form of a tree.
+struct Reader {
+    file: Arc<Path>,
+    problems: Vec<Problem>,
+}
+
+/// What a key of a mapping stands for.
+enum Known {
+    Setting(&'static Setting),
+    Access,
+}
+
+impl Reader {
+    fn place(&self, Mark { line, column }: Mark) -> Place {
+        Place { file: Arc::clone(&self.file), line, column }
+    }
+
+    fn problem(&mut self, problem: impl Into<Problem>) {
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(problem.into());
+        }
+    }
+
+    fn wrong_shape(&mut self, node: &Node, what: impl Into<String>, expected: &'static str) {
+        let found = match node.content {
+            Content::Null => "nothing",
+            Content::Scalar(_) => "one value",
+            Content::Sequence(_) => "a list",
+            Content::Mapping(_) => "a mapping",
+        };
+        self.problem(FileProblem::Shape { place: self.place(node.mark), what: what.into(), found, expected });
+    }
+
+    fn file(&mut self, root: &Node) -> File {
+        let mut file = File::default();
+        if root.content == Content::Null {
+            return file;
+        }
+        for (known, mark, value) in self.entries(root, "the file", false) {
+            match known {
+                Known::Setting(setting) => self.setting(&mut file.top, setting, mark, value),
+                Known::Access => match &value.content {
+                    Content::Sequence(items) if !items.is_empty() => {
+                        file.entries = self.items(ACCESS, value, items).iter().map(|item| self.entry(item)).collect();
+                    }
+                    _ if is_nothing(value) => self.no_value(mark, ACCESS),
+                    Content::Null | Content::Scalar(_) | Content::Sequence(_) | Content::Mapping(_) => {
+                        self.wrong_shape(value, "`access`", "a list of entries, each with a `-` before it");
+                    }
+                },
+            }
+        }
+        file
+    }
+
+    fn entry(&mut self, node: &Node) -> Entry {
+        let mut entry = Entry { place: self.place(node.mark), layer: Layer::default() };
+        for (known, mark, value) in self.entries(node, "an entry of `access`", true) {
+            match known {
+                Known::Setting(setting) => self.setting(&mut entry.layer, setting, mark, value),
+                Known::Access => {}
+            }
+        }
+        entry
+    }
+
+    /// Returns the keys that are known and their values, each key once, with the keys' places.
+    fn entries<'a>(&mut self, node: &'a Node, what: &str, in_entry: bool) -> Vec<(Known, Mark, &'a Node)> {
+        let Content::Mapping(entries) = &node.content else {
+            self.wrong_shape(node, what, "keys and values, such as `region: us-east-1`");
+            return Vec::new();
+        };
+        let mut found: Vec<(Known, Mark, &Node)> = Vec::new();
+        for (key, value) in entries {
+            if self.problems.len() >= MAX_PROBLEMS {
+                break;
+            }
+            let Content::Scalar(text) = &key.content else {
+                self.wrong_shape(key, "a key", "one word");
+                continue;
+            };
+            let known = match ALL.iter().find(|setting| setting.key == text && (setting.in_entry || !in_entry)) {
+                Some(setting) => Known::Setting(setting),
+                None if text == ACCESS && !in_entry => Known::Access,
+                None => {
+                    let (place, advice) = (self.place(key.mark), advice(text, in_entry));
+                    self.problem(FileProblem::UnknownKey { place, key: shown(text), advice });
+                    continue;
+                }
+            };
+            match found.iter().find(|(other, ..)| other.key() == known.key()) {
+                Some((_, Mark { line: first, .. }, _)) => {
+                    let (place, key, first) = (self.place(key.mark), known.key(), *first);
+                    self.problem(FileProblem::Twice { place, key, first });
+                }
+                None => found.push((known, key.mark, value)),
+            }
+        }
+        found
+    }
+
+    /// Reads the value of a setting.
+    fn setting(&mut self, layer: &mut Layer, setting: &'static Setting, key: Mark, value: &Node) {
+        let what = || format!("`{}`", setting.key);
+        match (&value.content, setting.shape) {
+            _ if is_nothing(value) => self.no_value(key, setting.key),
+            (Content::Scalar(text), Shape::Switch) if !matches!(text.as_str(), "true" | "false") => {
+                let origin = Origin::File(self.place(value.mark), setting.key);
+                self.problem(Problem::malformed(&origin, text, "`true` or `false`"));
+            }
+            (Content::Scalar(text), Shape::Value | Shape::Switch | Shape::List) => {
+                self.value(layer, setting, value, text)
+            }
+            (Content::Sequence(items), Shape::List) => {
+                for item in self.items(setting.key, value, items) {
+                    match &item.content {
+                        Content::Scalar(text) => self.value(layer, setting, item, text),
+                        Content::Null | Content::Sequence(_) | Content::Mapping(_) => {
+                            self.wrong_shape(item, format!("an item of `{}`", setting.key), "one value");
+                        }
+                    }
+                }
+            }
+            (_, Shape::Value) => self.wrong_shape(value, what(), "one value"),
+            (_, Shape::Switch) => self.wrong_shape(value, what(), "`true` or `false`"),
+            (_, Shape::List) => self.wrong_shape(value, what(), "a list, such as `[a, b]`, or one value"),
+        }
+    }
+
+    fn value(&self, layer: &mut Layer, setting: &'static Setting, node: &Node, text: &str) {
+        layer.add(setting, Origin::File(self.place(node.mark), setting.key), text);
+    }
+
+    /// Returns the items of a list, unless there are too many.
+    fn items<'a>(&mut self, key: &'static str, list: &Node, items: &'a [Node]) -> &'a [Node] {
+        if items.len() <= MAX_ITEMS {
+            return items;
+        }
+        self.problem(FileProblem::TooMany { place: self.place(list.mark), key, count: items.len() });
+        &[]
+    }
+
+    fn no_value(&mut self, key: Mark, name: &'static str) {
+        self.problem(FileProblem::NoValue { place: self.place(key), key: name });
+    }
+}
+
+impl Known {
+    fn key(&self) -> &'static str {
+        match self {
+            Self::Setting(setting) => setting.key,
+            Self::Access => ACCESS,
+        }
+    }
+}
+
+/// Tells whether there is nothing where a value is expected.
+fn is_nothing(value: &Node) -> bool {
+    value.content == Content::Null || value.content == Content::Sequence(Vec::new())
+}
+
+/// Says what an unknown key may have been meant for.
+fn advice(key: &str, in_entry: bool) -> String {
+    let word = key.to_ascii_lowercase().replace('-', "_");
+    let word = word.trim_start_matches('_');
+    if FLAGS_ONLY.contains(&word) {
+        return format!("only the command line has `--{}`", word.replace('_', "-"));
+    }
+    if in_entry && (word == ACCESS || ALL.iter().any(|setting| setting.key == word && !setting.in_entry)) {
+        return "it is for all entries: move it to the top level".to_owned();
+    }
+    let known = || {
+        let settings = ALL.iter().filter(|setting| setting.in_entry || !in_entry).map(|setting| setting.key);
+        settings.chain((!in_entry).then_some(ACCESS))
+    };
+    let likeness = |key: &&str| (strsim::jaro_winkler(word, key) * 1000.0) as u32;
+    match known().max_by_key(likeness) {
+        Some(nearest) if f64::from(likeness(&nearest)) >= NEAR * 1000.0 => format!("did you mean `{nearest}`?"),
+        _ => format!("known are {}", known().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

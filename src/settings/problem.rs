@@ -1,0 +1,179 @@
+//! What may be wrong with the settings, in one sentence each.
+//!
+//! Values are shown as they were given, so nothing secret may ever be a setting.
+
+use std::collections::BTreeSet;
+
+use super::{
+    duration::DurationError,
+    file::FileProblem,
+    source::{Origin, Place},
+};
+
+/// Most characters of a value that a sentence repeats.
+const MAX_SHOWN: usize = 120;
+
+/// One thing that is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// A value is not of the form that it must have.
+    #[error("{origin}: `{value}` is not {expected}")]
+    Malformed {
+        /// Who gave it.
+        origin: Origin,
+        /// What was given.
+        value: String,
+        /// What is expected, with an article.
+        expected: &'static str,
+    },
+    /// A value is not a duration.
+    #[error("{origin}: `{value}` is not a duration")]
+    Duration {
+        /// Who gave it.
+        origin: Origin,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        #[source]
+        source: DurationError,
+    },
+    /// There is no bastion to connect through.
+    #[error("no bastion is given: add `--bastion` or set `AUTOHEAL_PA_BASTION`")]
+    NoBastion,
+    /// An entry of the configuration file has no bastion.
+    #[error("{entry}: the entry has no bastion: add `bastion` to it or to the top level")]
+    NoBastionInEntry {
+        /// The entry.
+        entry: Place,
+    },
+    /// A setting means nothing without a role.
+    #[error("{origin} needs a role: {}", match origin {
+        Origin::Flag(_) | Origin::Variable(_) => "add `--role-arn` or set `AWS_ROLE_ARN`",
+        Origin::File(..) => "add `role_arn`",
+    })]
+    NeedsRole {
+        /// Who gave it.
+        origin: Origin,
+    },
+    /// A flag would be for all entries, and one of them says something else.
+    #[error(
+        "{origin} and {entry} contradict each other, as there are {entries} entries of `access`: leave one of them out"
+    )]
+    ForOneEntry {
+        /// The flag.
+        origin: Origin,
+        /// How many entries there are.
+        entries: usize,
+        /// The key of an entry that says something else.
+        entry: Origin,
+    },
+    /// Two entries lead to the same clusters.
+    #[error("{entry}: {what} would be reached twice: the entry on line {other} has the same region and identity")]
+    Overlap {
+        /// The second entry.
+        entry: Place,
+        /// What they have in common.
+        what: String,
+        /// The line of the first.
+        other: usize,
+    },
+    /// There are not enough ports.
+    #[error("{origin}: {clusters} clusters need {clusters} ports, but from `{port}` to 65535 there is room for {left}")]
+    BasePortTooHigh {
+        /// Who gave it.
+        origin: Origin,
+        /// The first port.
+        port: u16,
+        /// How many ports are needed.
+        clusters: usize,
+        /// How many there are.
+        left: usize,
+    },
+    /// `--github-env` is given outside of GitHub Actions.
+    #[error("`--github-env` needs the variable `GITHUB_ENV`, which a step of a GitHub Actions job has")]
+    NoGithubEnv,
+    /// A variable's value cannot be read.
+    #[error("the value of `{variable}` is not UTF-8")]
+    NotUtf8 {
+        /// The variable.
+        variable: String,
+    },
+    /// The configuration file is not of the form that it must have.
+    #[error(transparent)]
+    File(#[from] FileProblem),
+}
+
+impl Problem {
+    pub(super) fn malformed(origin: &Origin, value: &str, expected: &'static str) -> Self {
+        Self::Malformed { origin: origin.clone(), value: shown(value), expected }
+    }
+
+    /// Where in the configuration file it is.
+    pub(super) fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Malformed { origin, .. }
+            | Self::Duration { origin, .. }
+            | Self::NeedsRole { origin }
+            | Self::BasePortTooHigh { origin, .. } => match origin {
+                Origin::File(place, _) => Some(place),
+                Origin::Flag(_) | Origin::Variable(_) => None,
+            },
+            Self::NoBastionInEntry { entry } | Self::Overlap { entry, .. } => Some(entry),
+            Self::File(problem) => problem.place(),
+            Self::NoBastion | Self::ForOneEntry { .. } | Self::NoGithubEnv | Self::NotUtf8 { .. } => None,
+        }
+    }
+
+    /// Says it in one line, with its source.
+    fn line(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(source) => format!("{self}: {source}"),
+            None => self.to_string(),
+        }
+    }
+}
+
+/// Makes a value fit a line.
+pub(super) fn shown(value: &str) -> String {
+    let mut text: String = value.chars().take(MAX_SHOWN).collect();
+    if text.len() < value.len() {
+        text.push('…');
+    }
+    if text.contains(char::is_control) { text.escape_debug().to_string() } else { text }
+}
+
+/// Everything that is wrong with the settings; at least one problem.
+#[derive(Debug)]
+pub struct SettingsError {
+    /// The problems, each once: those of flags and environment first, then those of the file in the order of their places.
+    pub problems: Vec<Problem>,
+}
+
+impl SettingsError {
+    pub(super) fn unless_empty(mut problems: Vec<Problem>) -> Result<(), Self> {
+        problems.sort_by_key(|problem| problem.place().map(|place| (place.line, place.column)));
+        // A value that several ways in share is wrong once.
+        let mut said = BTreeSet::new();
+        problems.retain(|problem| said.insert(problem.line()));
+        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
+    }
+}
+
+impl From<FileProblem> for SettingsError {
+    /// For a file that cannot be read at all: it may say anything about the rest.
+    fn from(problem: FileProblem) -> Self {
+        Self { problems: vec![problem.into()] }
+    }
+}
+
+impl std::fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let [problem] = &self.problems[..] {
+            return f.write_str(&problem.line());
+        }
+        write!(f, "there are {} problems with the settings", self.problems.len())?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {}", problem.line()))
+    }
+}
+
+impl std::error::Error for SettingsError {}
