@@ -14,6 +14,7 @@ pub use crate::settings::{GlobalArgs, LogFormat, UpArgs};
 
 pub mod background;
 pub mod clusters;
+pub mod config;
 mod credentials;
 #[cfg(feature = "demo")]
 pub mod demo;
@@ -91,6 +92,9 @@ pub enum Command {
         after_help = "Examples:\n  autoheal-pa clusters --region us-east-1\n  autoheal-pa clusters --json | jq -r '.clusters[].name'"
     )]
     Clusters(clusters::ClustersArgs),
+    /// Checks the configuration file
+    #[command(after_help = "Example:\n  autoheal-pa config check ./autoheal-pa.yaml")]
+    Config(config::ConfigArgs),
     /// Prints lines that set KUBECONFIG, for a shell to evaluate
     #[command(after_help = "Examples:\n  eval \"$(autoheal-pa env)\"\n  autoheal-pa env --shell fish | source\n  \
                             autoheal-pa env --shell powershell | Out-String | Invoke-Expression")]
@@ -118,6 +122,7 @@ impl Cli {
             #[cfg(feature = "demo")]
             Command::Demo(_) => true,
             Command::Clusters(_)
+            | Command::Config(_)
             | Command::Down(_)
             | Command::Env(_)
             | Command::Logs(_)
@@ -137,7 +142,7 @@ impl Cli {
     /// command's business: it has none of these places then.
     #[must_use]
     pub fn log_files(&self, environment: &Environment) -> Vec<PathBuf> {
-        let settings = Settings::load(&self.global, None, environment);
+        let settings = Settings::without_file(&self.global, environment);
         settings.map_or_else(|_| Vec::new(), |s| vec![s.log_file, s.control_dir.join("log")])
     }
 
@@ -163,6 +168,7 @@ impl Cli {
             Command::Logs(args) => Box::pin(logs::run(args, global, printer)).await,
             Command::Reload => Box::pin(reload::run(global, printer)).await,
             Command::Clusters(args) => Box::pin(clusters::run(args, global, printer)).await,
+            Command::Config(args) => config::run(args, global, printer),
             Command::Env(args) => Box::pin(env::run(&args, &global, printer)).await,
             Command::Token(args) => Box::pin(token::run(args, global, printer)).await,
             #[cfg(feature = "demo")]

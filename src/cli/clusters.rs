@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{GlobalArgs, error::CommandError, output::Printer};
 use crate::{
     aws::{Aws, ClusterDescription},
-    settings::{Environment, Settings},
+    settings::{Access, Environment},
 };
 
 /// The version of the JSON. Another one means that old fields have changed their meaning.
@@ -27,25 +27,39 @@ pub struct ClustersArgs {
 /// # Errors
 /// [`CommandError`] if they cannot be listed.
 pub async fn run(args: ClustersArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
-    let settings = Settings::load(&global, None, &Environment::read())?;
-    let aws = Aws::new(&settings.aws).await?;
-    let discovery = aws.discover(&[]).await?;
-    print(&discovery.clusters, aws.region(), args.json, printer)?;
+    let mut clusters = Vec::new();
+    let mut regions: Vec<String> = Vec::new();
+    for access in Access::load(&global, &Environment::read())? {
+        let aws = Aws::new(&access.aws).await?;
+        let discovery = aws.discover(&[]).await?;
+        clusters.extend(discovery.clusters);
+        if !regions.iter().any(|region| region == aws.region()) {
+            regions.push(aws.region().to_owned());
+        }
+    }
+    print(&clusters, &regions, args.json, printer)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(clusters: &[ClusterDescription], region: &str, json: bool, printer: &Printer) -> Result<(), CommandError> {
+fn print(
+    clusters: &[ClusterDescription],
+    regions: &[String],
+    json: bool,
+    printer: &Printer,
+) -> Result<(), CommandError> {
     if clusters.is_empty() {
-        printer.progress(&format!("there are no EKS clusters in {region} that these credentials can see"));
+        let regions = regions.join(" or ");
+        printer.progress(&format!("there are no EKS clusters in {regions} that these credentials can see"));
     }
-    if json { printer.result(&to_json(clusters, region)) } else { printer.result(&to_table(clusters)) }
+    if json { printer.result(&to_json(clusters, regions)) } else { printer.result(&to_table(clusters, regions)) }
 }
 
-fn to_json(clusters: &[ClusterDescription], region: &str) -> String {
+fn to_json(clusters: &[ClusterDescription], regions: &[String]) -> String {
     #[derive(Serialize)]
     struct Root<'a> {
         version: u32,
-        region: &'a str,
+        /// Null if there are several.
+        region: Option<&'a str>,
         clusters: Vec<Item<'a>>,
     }
     /// One cluster. What may not be known is null.
@@ -81,15 +95,15 @@ fn to_json(clusters: &[ClusterDescription], region: &str) -> String {
         tunnel: cluster.access.is_ok(),
         reason: cluster.access.as_ref().err().map(ToString::to_string),
     });
+    let region = if let [region] = regions { Some(region.as_str()) } else { None };
     let root = Root { version: JSON_VERSION, region, clusters: items.collect() };
     serde_json::to_string_pretty(&root).expect("strings and numbers are always JSON")
 }
 
-fn to_table(clusters: &[ClusterDescription]) -> String {
+fn to_table(clusters: &[ClusterDescription], regions: &[String]) -> String {
     if clusters.is_empty() {
         return String::new();
     }
-    let header = ["NAME", "VERSION", "STATUS", "ENDPOINT", "AUTHENTICATION", "TUNNEL"].map(ToOwned::to_owned);
     let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     let rows = clusters.iter().map(|cluster| {
         let endpoint = match (cluster.endpoint_public, cluster.endpoint_private) {
@@ -99,28 +113,39 @@ fn to_table(clusters: &[ClusterDescription]) -> String {
             (false, false) => "-",
         };
         [
-            cluster.name.clone(),
-            or_dash(cluster.version.as_deref().unwrap_or_default()),
-            or_dash(&cluster.status),
-            endpoint.to_owned(),
-            or_dash(cluster.authentication_mode.as_deref().unwrap_or_default()),
-            cluster.access.as_ref().map_or_else(|reason| format!("no: {reason}"), |_| "yes".to_owned()),
+            ("NAME", cluster.name.clone()),
+            ("REGION", cluster.region.clone()),
+            ("VERSION", or_dash(cluster.version.as_deref().unwrap_or_default())),
+            ("STATUS", or_dash(&cluster.status)),
+            ("ENDPOINT", endpoint.to_owned()),
+            ("AUTHENTICATION", or_dash(cluster.authentication_mode.as_deref().unwrap_or_default())),
+            ("TUNNEL", cluster.access.as_ref().map_or_else(|reason| format!("no: {reason}"), |_| "yes".to_owned())),
         ]
     });
-    aligned(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
+    let rows: Vec<_> = rows
+        .map(|row| {
+            // There is no need to repeat what the user has asked for.
+            let kept = row.into_iter().filter(|(column, _)| *column != "REGION" || regions.len() > 1);
+            kept.collect::<Vec<_>>()
+        })
+        .collect();
+    let header = rows.iter().take(1).map(|row| row.iter().map(|(column, _)| (*column).to_owned()).collect());
+    let cells = rows.iter().map(|row| row.iter().map(|(_, cell)| cell.clone()).collect());
+    aligned(&header.chain(cells).collect::<Vec<_>>())
 }
 
 /// Lines up columns, two spaces apart. Everything in them is ASCII or of the same width.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let mut widths = [0; N];
+fn aligned(rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
     for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut text = String::new();
     for row in rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
     }
@@ -184,7 +209,7 @@ mod tests {
 
     fn printed(clusters: &[ClusterDescription], json: bool) -> (String, String) {
         let (printer, out, err) = Captured::printer();
-        print(clusters, "us-east-1", json, &printer).unwrap();
+        print(clusters, &["us-east-1".to_owned()], json, &printer).unwrap();
         (out.text(), err.text())
     }
 
@@ -199,6 +224,25 @@ no        1.33     CREATING  public, private  API             no: its status is 
 hidden    -        -         -                -               no: not authorized to perform `eks:DescribeCluster` on `*`
 "
         );
+    }
+
+    #[test]
+    fn several_regions_are_told_apart() {
+        let mut clusters = clusters();
+        clusters.truncate(1);
+        clusters.push(ClusterDescription { region: "eu-west-1".into(), ..description("search", Ok(())) });
+        let regions = ["us-east-1".to_owned(), "eu-west-1".to_owned()];
+        assert_eq!(
+            to_table(&clusters, &regions),
+            "\
+NAME      REGION     VERSION  STATUS  ENDPOINT  AUTHENTICATION  TUNNEL
+payments  us-east-1  1.33     ACTIVE  private   API             yes
+search    eu-west-1  1.33     ACTIVE  private   API             yes
+"
+        );
+        let json: serde_json::Value = serde_json::from_str(&to_json(&clusters, &regions)).unwrap();
+        assert_eq!(json["region"], serde_json::Value::Null);
+        assert_eq!(json["clusters"][1]["region"], "eu-west-1");
     }
 
     #[test]

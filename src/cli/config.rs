@@ -1,0 +1,182 @@
+//! `config check`: whether a configuration file is right, and what `up` would do with it.
+//!
+//! Reads what `up` reads, the environment included, and makes no call. Whether the bastions and clusters exist is the
+//! business of `doctor`.
+
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Subcommand};
+
+use super::{
+    GlobalArgs,
+    error::{CommandError, Kind},
+    output::Printer,
+};
+use crate::settings::{Access, AwsSettings, Environment, UpArgs, UpSettings};
+
+/// Options of `config`.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    /// What to do with the file.
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+/// What to do with the configuration file.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ConfigCommand {
+    /// Checks the configuration file, and says what `up` would do with it
+    ///
+    /// Says everything that is wrong at once, each with line and column, and exits with 2 then.
+    #[command(after_help = "Examples:\n  autoheal-pa config check\n  autoheal-pa config check ./autoheal-pa.yaml")]
+    Check(CheckArgs),
+}
+
+/// Options of `config check`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CheckArgs {
+    /// File to check [default: ~/.config/autoheal-pa/config.yaml]
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    pub file: Option<PathBuf>,
+}
+
+/// Checks a file.
+///
+/// # Errors
+/// [`CommandError`] with everything that is wrong.
+pub fn run(args: ConfigArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    let ConfigCommand::Check(args) = args.command;
+    check(args, global, &Environment::read(), printer)
+}
+
+fn check(
+    args: CheckArgs,
+    mut global: GlobalArgs,
+    environment: &Environment,
+    printer: &Printer,
+) -> Result<ExitCode, CommandError> {
+    let Some(path) = args.file.or(global.config).or_else(|| environment.config_file()) else {
+        let message = "there is no home directory, and so no configuration file in it";
+        return Err(CommandError::new(Kind::Usage, message).hint("name one: `autoheal-pa config check FILE`"));
+    };
+    // A file that is named has to be there.
+    global.config = Some(path.clone());
+    let settings = UpSettings::load(&global, &UpArgs::default(), environment)?;
+    printer.result(&summary(&path, &settings))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn summary(path: &Path, settings: &UpSettings) -> String {
+    let mut text = format!("`{}` is right; `up` would open tunnels\n", path.display());
+    for Access { aws, bastions, clusters, reason, identity: _ } in &settings.access {
+        let bastions: Vec<_> = bastions.iter().map(ToString::to_string).collect();
+        let clusters = if clusters.is_empty() { "all that are active".to_owned() } else { clusters.join(", ") };
+        let mut line = |name: &str, value: &str| write_line(&mut text, "  ", name, value);
+        line("region", aws.region.as_deref().unwrap_or("that of the profile"));
+        line("identity", &identity(aws));
+        line("bastion", &bastions.join(", else "));
+        line("clusters", &clusters);
+        if let Some(reason) = reason {
+            line("reason", reason);
+        }
+        text.push('\n');
+    }
+    let ports = match settings.base_port {
+        0 => "any that are free".to_owned(),
+        port if settings.strict_ports => format!("from {port}, and only those"),
+        port => format!("from {port}, skipping those that are taken"),
+    };
+    write_line(&mut text, "", "manager", &settings.common.name);
+    write_line(&mut text, "", "ports", &ports);
+    write_line(&mut text, "", "contexts", &format!("{}CLUSTER", settings.context_prefix));
+    write_line(&mut text, "", "kubeconfig", &settings.common.kubeconfig.display().to_string());
+    text
+}
+
+fn write_line(text: &mut String, indent: &str, name: &str, value: &str) {
+    writeln!(text, "{indent}{name:<10}  {value}").expect("a string takes everything");
+}
+
+/// Says who the program would be to AWS.
+fn identity(aws: &AwsSettings) -> String {
+    let base = match (&aws.profile, aws.static_keys_in_environment && !aws.profile_is_chosen) {
+        (Some(profile), false) => format!("profile `{profile}`"),
+        (_, true) => "the keys in the environment".to_owned(),
+        (None, false) => "what the AWS SDK finds".to_owned(),
+    };
+    let Some(role) = &aws.role_arn else { return base };
+    match (&aws.web_identity_token_file, &aws.ci_oidc) {
+        (Some(file), _) => format!("role {role}, with the token in `{}`", file.display()),
+        (None, Some(_)) => format!("role {role}, with the CI job's token"),
+        (None, None) => format!("role {role}, assumed by {base}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output::Captured;
+
+    const ROLE: &str = "arn:aws:iam::123456789012:role/ReadOnly";
+
+    fn folder(text: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.yaml"), text).unwrap();
+        dir
+    }
+
+    /// Checks a text, and returns what is printed.
+    fn checked(text: &str, variables: &[(&str, &str)]) -> Result<String, CommandError> {
+        let dir = folder(text);
+        let mut environment = Environment::default().with(variables.iter().copied());
+        environment.current_dir = dir.path().to_owned();
+        environment.home = Some("/home/alice".into());
+        let (printer, out, _) = Captured::printer();
+        let args = CheckArgs { file: Some("config.yaml".into()) };
+        check(args, GlobalArgs::default(), &environment, &printer)?;
+        Ok(out.text().replace(&dir.path().display().to_string(), "/work"))
+    }
+
+    #[test]
+    fn says_what_up_would_do() {
+        let several = format!(
+            "strict_ports: true\nduration: 2h\naccess:\n\
+             - {{region: us-east-1, bastion: [i-0abcdef1, i-0abcdef2], role_arn: '{ROLE}', clusters: [payments, search]}}\n\
+             - {{region: eu-west-1, bastion: i-0abcdef3, role_arn: '{ROLE}', web_identity_token_file: token, reason: INC-42}}\n\
+             - {{profile: dev, bastion: i-0abcdef4}}\n"
+        );
+        insta::assert_snapshot!(checked(&several, &[]).unwrap());
+        let one = "base_port: 0\nkubeconfig: kube/config\ncontext_prefix: ''\n";
+        let variables = [("AUTOHEAL_PA_BASTION", "i-0abcdef1"), ("AWS_ACCESS_KEY_ID", "x"), ("AWS_PROFILE", "x")];
+        insta::assert_snapshot!(checked(one, &variables).unwrap());
+    }
+
+    #[test]
+    fn a_wrong_file_is_a_wrong_usage() {
+        let error = checked("regin: us-east-1\nbastion: bastion\n", &[]).unwrap_err();
+        assert_eq!(error.kind, Kind::Usage);
+        let text = error.sentence();
+        assert!(text.contains("config.yaml:1:1: ") && text.contains("config.yaml:2:10: "), "{text}");
+    }
+
+    #[test]
+    fn the_file_has_to_be_there() {
+        let home = tempfile::tempdir().unwrap();
+        let mut environment = Environment::default();
+        environment.home = Some(home.path().to_owned());
+        let run = |global, environment: &Environment| {
+            check(CheckArgs::default(), global, environment, &Captured::printer().0).unwrap_err().sentence()
+        };
+        let path = home.path().join(".config/autoheal-pa/config.yaml");
+        let expected = format!("cannot read the configuration file `{}`: ", path.display());
+        assert!(run(GlobalArgs::default(), &environment).starts_with(&expected));
+        let named = GlobalArgs { config: Some("/does/not/exist".into()), ..GlobalArgs::default() };
+        assert!(run(named, &environment).contains("`/does/not/exist`"));
+        environment.home = None;
+        assert!(run(GlobalArgs::default(), &environment).starts_with("there is no home directory"));
+    }
+}
