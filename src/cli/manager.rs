@@ -372,9 +372,11 @@ impl Manager {
         if let Err(KubeconfigError::Unwritable { source, .. }) = &written
             && !common.kubeconfig_given
         {
-            self.printer.progress(&format!("cannot write `{}`: {source}", path.display()));
-            path = common.control_dir.join("kubeconfig");
-            written = self.write_contexts(path.clone(), contexts).await?;
+            let own = common.control_dir.join("kubeconfig");
+            if let Ok(current) = self.write_contexts(own.clone(), contexts).await? {
+                self.printer.progress(&format!("cannot write `{}`: {source}", path.display()));
+                (path, written) = (own, Ok(current));
+            }
         }
         let current = written?.map(|name| format!(", current context `{name}`")).unwrap_or_default();
         self.printer.progress(&format!("wrote `{}`{current}", path.display()));
