@@ -7,6 +7,9 @@ use super::{Command, Destination, Emulator, Failure, Fault, Resume, Settings, Up
 /// Pauses that a scripted burst sends.
 const PAUSE_BURST: u32 = 20;
 
+/// Longer than any session waits for its handshake.
+const NEVER: Duration = Duration::from_secs(24 * 3600);
+
 /// All destinations that have no entry of their own.
 const ALL_DESTINATIONS: &str = "*";
 
@@ -83,6 +86,12 @@ fn repeated(fault: &Fault) -> Option<(Duration, Command)> {
         | Fault::RejectToken(_)
         | Fault::RefuseSignedUpgrade
         | Fault::Deny(_)
+        | Fault::DenyDocument(_)
+        | Fault::SilentHandshake
+        | Fault::AgentVersion(_)
+        | Fault::Unresolvable
+        | Fault::NoAccessEntry
+        | Fault::NoViewPolicy
         | Fault::RefuseDestination
         | Fault::BlackHole
         | Fault::TextFrames
@@ -126,6 +135,16 @@ fn apply(settings: &mut Settings, fault: &Fault) {
         Fault::Deny(action) => {
             settings.denied_actions.insert(action.clone());
         }
+        Fault::DenyDocument(name) => {
+            settings.denied_documents.insert(name.clone());
+        }
+        Fault::SilentHandshake => settings.agent.handshake_delay = NEVER,
+        Fault::AgentVersion(version) => settings.agent.version = Some(version.clone()),
+        Fault::Unresolvable => {
+            settings.destinations.insert(ALL_DESTINATIONS.to_owned(), Destination::Unresolvable);
+        }
+        Fault::NoAccessEntry => settings.no_access_entry = true,
+        Fault::NoViewPolicy => settings.no_view_policy = true,
         Fault::RefuseDestination => {
             settings.destinations.insert(ALL_DESTINATIONS.to_owned(), Destination::Refused);
         }

@@ -2,8 +2,8 @@
 //!
 //! Nodes, namespaces, pods with logs, services, events and deployments can be read and watched;
 //! config maps can be written too. It is enough for kubectl and for clients in other languages to work
-//! as they do against EKS; it is not Kubernetes: nothing is scheduled, no admission runs, and every
-//! caller with an access entry may do everything that is served at all.
+//! as they do against EKS; it is not Kubernetes: nothing is scheduled, no admission runs, and a
+//! caller with an access entry may do everything that is served at all, or nothing.
 
 mod api;
 mod auth;

@@ -51,6 +51,10 @@ pub struct Settings {
     pub agent: AgentQuirks,
     /// API servers show a certificate of another authority.
     pub wrong_certificate: bool,
+    /// No cluster has an access entry for anybody: API servers answer 401 to every token.
+    pub no_access_entry: bool,
+    /// Access entries come without an access policy: API servers answer 403 to whoever wants to see anything.
+    pub no_view_policy: bool,
     /// How far the wall clock is ahead of the true time, in milliseconds; may be negative.
     pub clock_skew_ms: i64,
     /// Most messages a second that a client may send, acknowledgements included, for 2 s in a row;
@@ -137,6 +141,8 @@ pub enum Destination {
     Reachable,
     /// Refused.
     Refused,
+    /// Its name is not known where the agent is: each session to it ends with a text that says so.
+    Unresolvable,
     /// No answer: the dial fails after two minutes, and until then no later one of the session begins.
     BlackHole,
     /// Made after this time.
@@ -290,6 +296,18 @@ pub enum Fault {
     RefuseSignedUpgrade,
     /// `deny=ssm:ResumeSession`: denies an IAM action.
     Deny(String),
+    /// `deny-document=NAME`: denies `StartSession` on a session document.
+    DenyDocument(String),
+    /// `silent-handshake`: agents of new sessions never begin the handshake.
+    SilentHandshake,
+    /// `agent-version=3.0.222.0`: agents report this version.
+    AgentVersion(String),
+    /// `unresolvable`: no destination's name is known where the agent is.
+    Unresolvable,
+    /// `no-access-entry`: API servers answer 401 to every token.
+    NoAccessEntry,
+    /// `no-view-policy`: API servers answer 403 to whoever wants to see anything.
+    NoViewPolicy,
     /// `refuse-destination`: every destination refuses connections.
     RefuseDestination,
     /// `black-hole`: no destination answers.
@@ -331,6 +349,12 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("reject-token=1", "do not take so many session tokens"),
     ("refuse-signed-upgrade", "answer 403 to signed WebSocket upgrades, and take unsigned ones"),
     ("deny=ssm:ResumeSession", "deny an IAM action"),
+    ("deny-document=NAME", "deny StartSession on a session document"),
+    ("silent-handshake", "let agents of new sessions never begin the handshake"),
+    ("agent-version=3.0.222.0", "let agents report another version"),
+    ("unresolvable", "let no destination's name be known where the agent is"),
+    ("no-access-entry", "let API servers answer 401 to every token"),
+    ("no-view-policy", "let API servers answer 403 to whoever wants to see anything"),
     ("refuse-destination", "let every destination refuse connections"),
     ("black-hole", "let no destination answer"),
     ("text-frames", "send messages in text frames"),
@@ -382,6 +406,10 @@ impl Fault {
         Some(match name {
             "refuse-resume" => Self::RefuseResume,
             "refuse-signed-upgrade" => Self::RefuseSignedUpgrade,
+            "silent-handshake" => Self::SilentHandshake,
+            "unresolvable" => Self::Unresolvable,
+            "no-access-entry" => Self::NoAccessEntry,
+            "no-view-policy" => Self::NoViewPolicy,
             "refuse-destination" => Self::RefuseDestination,
             "black-hole" => Self::BlackHole,
             "text-frames" => Self::TextFrames,
@@ -414,6 +442,8 @@ impl Fault {
             "fail-start" => Self::FailStart(count()?),
             "reject-token" => Self::RejectToken(count()?),
             "deny" => Self::Deny(word().filter(|action| action.contains(':'))?),
+            "deny-document" => Self::DenyDocument(word()?),
+            "agent-version" => Self::AgentVersion(word()?),
             "fragment" => Self::Fragment(value.parse().ok().filter(|len| *len > 0)?),
             "wrong-digest" => Self::WrongDigest(count()?),
             "foreign-stream-url" => Self::ForeignStreamUrl(word()?),
@@ -449,6 +479,12 @@ impl fmt::Display for Fault {
             Self::RejectToken(tokens) => write!(f, "reject-token={tokens}"),
             Self::RefuseSignedUpgrade => f.write_str("refuse-signed-upgrade"),
             Self::Deny(action) => write!(f, "deny={action}"),
+            Self::DenyDocument(name) => write!(f, "deny-document={name}"),
+            Self::SilentHandshake => f.write_str("silent-handshake"),
+            Self::AgentVersion(version) => write!(f, "agent-version={version}"),
+            Self::Unresolvable => f.write_str("unresolvable"),
+            Self::NoAccessEntry => f.write_str("no-access-entry"),
+            Self::NoViewPolicy => f.write_str("no-view-policy"),
             Self::RefuseDestination => f.write_str("refuse-destination"),
             Self::BlackHole => f.write_str("black-hole"),
             Self::TextFrames => f.write_str("text-frames"),

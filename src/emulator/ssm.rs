@@ -265,6 +265,7 @@ fn describe_instances(call: &Call<'_>, input: &Value) -> Result<Value, ApiError>
         return Err(invalid("MaxResults must be between 5 and 50"));
     }
     let filters = filters(input, &["InstanceIds"], "Key", "Values")?;
+    let version = call.world.settings().agent.version.clone();
     let bastions = call.world.config.bastions.iter();
     let list: Vec<Value> = bastions
         .filter(|bastion| {
@@ -275,7 +276,7 @@ fn describe_instances(call: &Call<'_>, input: &Value) -> Result<Value, ApiError>
                 "InstanceId": bastion.id,
                 "PingStatus": if is_online(call, bastion) { "Online" } else { "ConnectionLost" },
                 "LastPingDateTime": call.world.clock.wall().as_secs(),
-                "AgentVersion": bastion.agent_version,
+                "AgentVersion": version.as_deref().unwrap_or(&bastion.agent_version),
                 "IsLatestVersion": false,
                 "PlatformType": "Linux",
                 "PlatformName": "Amazon Linux",

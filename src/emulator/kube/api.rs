@@ -35,14 +35,18 @@ pub(super) async fn answer(api: Arc<Api>, request: FullRequest) -> Response {
 }
 
 fn respond(api: &Arc<Api>, request: &FullRequest) -> Response {
-    match request.path() {
-        "/livez" | "/readyz" | "/healthz" => return text(200, "ok"),
-        "/version" => return json(200, &discovery::version(api)),
-        _ => {}
-    }
-    let caller = match auth::authenticate(api, request.header("authorization")) {
-        Ok(caller) => caller,
-        Err(reason) => {
+    let authorization = request.header("authorization");
+    let public = match request.path() {
+        "/livez" | "/readyz" | "/healthz" => Some(text(200, "ok")),
+        "/version" => Some(json(200, &discovery::version(api))),
+        _ => None,
+    };
+    let caller = match (public, auth::authenticate(api, authorization)) {
+        // These are for everybody, but for those who show a token that is no good.
+        (Some(public), Ok(_)) => return public,
+        (Some(public), Err(_)) if authorization.trim_start_matches("Bearer").trim().is_empty() => return public,
+        (None, Ok(caller)) => caller,
+        (_, Err(reason)) => {
             tracing::debug!(cluster = %api.cluster.config.name, %reason, "unauthorized");
             return status(401, "Unauthorized", "Unauthorized", Value::Null);
         }
@@ -56,7 +60,7 @@ fn respond(api: &Arc<Api>, request: &FullRequest) -> Response {
         ["apis", group, version, rest @ ..] => (*group, *version, rest),
         _ => return not_found_page(),
     };
-    if let Some(review) = review(group, rest, &caller, request) {
+    if let Some(review) = review(api, group, rest, &caller, request) {
         return review;
     }
     let (namespace, rest) = match rest {
@@ -70,6 +74,9 @@ fn respond(api: &Arc<Api>, request: &FullRequest) -> Response {
         _ => return not_found_page(),
     };
     let Some(resource) = find(group, version, plural) else { return not_found_page() };
+    if api.world.settings().no_view_policy {
+        return forbidden(&caller, request, resource, namespace, name);
+    }
     let call = Call { api, request, parameters: parse_query(request.query()), resource, namespace, name };
     match (subresource, name) {
         (Some("log"), Some(name)) if plural == "pods" && request.head.method == Method::GET => {
@@ -99,14 +106,52 @@ fn status(code: u16, reason: &str, message: &str, details: Value) -> Response {
     json(code, &body)
 }
 
+/// What an API server says when no role allows what is asked for.
+fn forbidden(
+    caller: &Caller,
+    request: &FullRequest,
+    resource: &Resource,
+    namespace: Option<&str>,
+    name: Option<&str>,
+) -> Response {
+    let Resource { group, plural, .. } = resource;
+    let verb = match (request.head.method.as_str(), name) {
+        ("GET", Some(_)) => "get",
+        ("GET", None) => "list",
+        ("POST", _) => "create",
+        ("PUT", _) => "update",
+        ("PATCH", _) => "patch",
+        (_, _) => "delete",
+    };
+    let scope = match namespace {
+        Some(namespace) => format!("in the namespace \"{namespace}\""),
+        None => "at the cluster scope".to_owned(),
+    };
+    let (user, of) = (&caller.arn, if group.is_empty() { String::new() } else { format!(".{group}") });
+    let message = format!(
+        "{plural}{of} is forbidden: User \"{user}\" cannot {verb} resource \"{plural}\" in API group \"{group}\" {scope}"
+    );
+    status(403, "Forbidden", &message, json!({"group": group, "kind": plural}))
+}
+
+/// The first minor version of Kubernetes 1 that serves `SelfSubjectReview` as `v1`.
+const FIRST_WITH_SELF_SUBJECT_REVIEW: u32 = 28;
+
 /// Who am I, and what may I do.
-fn review(group: &str, rest: &[&str], caller: &Caller, request: &FullRequest) -> Option<Response> {
+fn review(api: &Api, group: &str, rest: &[&str], caller: &Caller, request: &FullRequest) -> Option<Response> {
     if request.head.method != Method::POST {
         return None;
     }
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     let mut body = if body.is_object() { body } else { json!({}) };
+    let blind = api.world.settings().no_view_policy;
+    let minor = api.cluster.config.version.split_once('.').and_then(|(_, minor)| minor.parse().ok());
     let state = match (group, rest) {
+        ("authentication.k8s.io", ["selfsubjectreviews"])
+            if minor.is_some_and(|minor: u32| minor < FIRST_WITH_SELF_SUBJECT_REVIEW) =>
+        {
+            return None;
+        }
         ("authentication.k8s.io", ["selfsubjectreviews"]) => json!({"userInfo": {
             "username": caller.arn,
             "uid": format!("aws-iam-authenticator:{}:{}", caller.account, caller.user_id),
@@ -117,12 +162,12 @@ fn review(group: &str, rest: &[&str], caller: &Caller, request: &FullRequest) ->
             let attributes = &body["spec"]["resourceAttributes"];
             let text = |field: &str| attributes[field].as_str().unwrap_or_default();
             let resource = find(text("group"), "v1", text("resource"));
-            let allowed =
+            let known =
                 attributes.is_null() || resource.is_some_and(|resource| resource.verbs().contains(&text("verb")));
-            json!({ "allowed": allowed })
+            json!({ "allowed": known && !blind })
         }
         ("authorization.k8s.io", ["selfsubjectrulesreviews"]) => json!({
-            "resourceRules": super::resources::RESOURCES.iter().map(|resource| json!({
+            "resourceRules": super::resources::RESOURCES.iter().filter(|_| !blind).map(|resource| json!({
                 "verbs": resource.verbs(), "apiGroups": [resource.group], "resources": [resource.plural],
             })).collect::<Vec<_>>(),
             "nonResourceRules": [], "incomplete": false,

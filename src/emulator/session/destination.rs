@@ -145,7 +145,8 @@ impl Destinations {
         if FORBIDDEN.contains(&host) {
             return Err(format!("Forwarding to IP address {host} is forbidden."));
         }
-        self.place = lock(&self.world.routes).get(&self.name).cloned();
+        let known = behaviour(&self.world, &self.name) != Destination::Unresolvable;
+        self.place = lock(&self.world.routes).get(&self.name).filter(|_| known).cloned();
         match self.place {
             Some(_) => Ok(()),
             None if host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()) => {
@@ -264,7 +265,11 @@ impl Destinations {
                         continue;
                     }
                     Destination::Slow(time) => tokio::time::sleep(time).await,
-                    Destination::Reachable | Destination::NeverReads | Destination::HalfCloses => {}
+                    // A session that has looked the name up goes on with the addresses that it got.
+                    Destination::Reachable
+                    | Destination::Unresolvable
+                    | Destination::NeverReads
+                    | Destination::HalfCloses => {}
                 }
                 return place.ok_or(io::ErrorKind::AddrNotAvailable)?.connect().await;
             }

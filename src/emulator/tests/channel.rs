@@ -212,6 +212,14 @@ async fn an_unknown_host_ends_the_session_after_the_handshake() {
         client.handshake().await;
         assert_eq!(client.receive_closed().await, text);
     }
+    emulator.update(|settings| {
+        settings.destinations.insert("*".to_owned(), Destination::Unresolvable);
+    });
+    let host = emulator.api_servers()[0].host.clone();
+    let granted = start_session(&emulator, &host, 443).await;
+    let mut client = Client::open(&emulator, &granted).await;
+    client.handshake().await;
+    assert_eq!(client.receive_closed().await, format!("Unable to resolve host: lookup {host}: no such host"));
     no_violations(&emulator);
     emulator.stop().await;
 }

@@ -177,3 +177,31 @@ async fn tables_are_given_to_those_who_ask() {
     assert_eq!(table["rows"][2]["cells"][0], "chatty");
     emulator.stop().await;
 }
+
+#[tokio::test]
+async fn who_has_no_view_policy_is_told_who_he_is_and_no_more() {
+    let emulator = start(quick()).await;
+    let good = token(&emulator, "payments");
+    let post = async |path: &str, body: &str| {
+        request(&emulator, "payments", &good, ("POST", path), &[("content-type", "application/json")], body)
+            .await
+            .unwrap()
+    };
+    let whoami = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let may_i = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let list_pods = r#"{"spec":{"resourceAttributes":{"verb":"list","resource":"pods"}}}"#;
+    assert_eq!(post(may_i, list_pods).await.json()["status"]["allowed"], true);
+
+    emulator.update(|settings| settings.no_view_policy = true);
+    assert_eq!(post(may_i, list_pods).await.json()["status"]["allowed"], false);
+    assert_eq!(get(&emulator, &good, "/livez").await.status, 200);
+    let pods = get(&emulator, &good, "/api/v1/pods").await;
+    assert_eq!((pods.status, &pods.json()["reason"]), (403, &"Forbidden".into()));
+    let review = post(whoami, "{}").await;
+    assert!(review.json()["status"]["userInfo"]["username"].as_str().unwrap().contains(":assumed-role/"));
+
+    emulator.update(|settings| settings.no_access_entry = true);
+    for path in ["/livez", "/version", "/api/v1/pods"] {
+        assert_eq!(get(&emulator, &good, path).await.status, 401, "{path}");
+    }
+}
