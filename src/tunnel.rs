@@ -33,6 +33,7 @@ mod ready;
 mod report;
 mod session;
 mod sessions;
+mod solo;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -51,7 +52,8 @@ pub use self::{
     fault::{Fault, with_causes},
     listener::{BindError, Bound, Listeners, PortOwner, PortTaken},
     memory::{MemoryConnection, MemoryPort},
-    probe::ProbeError,
+    probe::{Probe, ProbeError},
+    solo::SoloSession,
     status::{LastError, ProbeStatus, SessionStatus, State, TunnelStatus},
     transport::{Connection, Incoming, Transport, TransportError},
 };

@@ -14,7 +14,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream},
     sync::oneshot,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -82,7 +82,7 @@ pub(super) struct Answer {
 
 /// Probes one cluster.
 #[derive(Debug, Clone)]
-pub(super) struct Probe {
+pub struct Probe {
     tls: Arc<ClientConfig>,
     name: ServerName<'static>,
     host: String,
@@ -90,7 +90,10 @@ pub(super) struct Probe {
 
 impl Probe {
     /// Reads the cluster's certificate authority.
-    pub(super) fn new(cluster: &Cluster) -> Result<Self, ProbeError> {
+    ///
+    /// # Errors
+    /// [`ProbeError::Authority`].
+    pub fn new(cluster: &Cluster) -> Result<Self, ProbeError> {
         let authority = |source: BoxError| ProbeError::Authority { source };
         let pem = STANDARD.decode(cluster.certificate_authority.trim()).map_err(|error| authority(error.into()))?;
         let mut roots = RootCertStore::empty();
@@ -114,6 +117,16 @@ impl Probe {
         Ok(Self { tls: Arc::new(tls), name, host })
     }
 
+    /// Makes a TLS connection with the API server over `io`: its certificate has to verify against the cluster's
+    /// authority and the endpoint's name.
+    ///
+    /// # Errors
+    /// [`ProbeError::Certificate`], [`ProbeError::Tls`], [`ProbeError::Ended`].
+    pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(&self, io: S) -> Result<TlsStream<S>, ProbeError> {
+        let tls = TlsConnector::from(Arc::clone(&self.tls)).connect(self.name.clone(), io).await;
+        tls.map_err(|error| self.tls_error(error))
+    }
+
     /// Probes through `stream`, whose other end the driver has. `end` tells how that end closed.
     pub(super) async fn run(
         &self,
@@ -132,10 +145,7 @@ impl Probe {
 
     async fn exchange(&self, stream: DuplexStream, request: bool, clock: &Clock) -> Result<Answer, ProbeError> {
         let started = clock.now().mono;
-        let mut tls = TlsConnector::from(Arc::clone(&self.tls))
-            .connect(self.name.clone(), stream)
-            .await
-            .map_err(|error| self.tls_error(error))?;
+        let mut tls = self.connect(stream).await?;
         let round_trip = clock.now().mono.saturating_sub(started);
         let status = if request { Some(self.request(&mut tls).await?) } else { None };
         // The proof is complete; what becomes of the goodbye does not matter.
@@ -178,7 +188,7 @@ impl Probe {
 }
 
 /// Tells apart why the pipe ended, which the probe itself sees as an end of file.
-fn after_end(error: ProbeError, mut end: oneshot::Receiver<PipeEnd>) -> ProbeError {
+pub(super) fn after_end(error: ProbeError, mut end: oneshot::Receiver<PipeEnd>) -> ProbeError {
     if !matches!(error, ProbeError::Ended) {
         return error;
     }

@@ -37,7 +37,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const PAUSED_AGAIN: Duration = Duration::from_secs(1);
 
 /// Size of the pipe between the probe and the driver, in bytes.
-const PIPE_LEN: usize = 16 << 10;
+pub(super) const PIPE_LEN: usize = 16 << 10;
 
 /// Probes the session of one slot, and the ones that follow it.
 pub(super) struct Prober {

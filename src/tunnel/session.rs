@@ -34,16 +34,16 @@ use crate::{
 };
 
 /// How long a start may take. [`Dial`] has limits of its own for its steps.
-const START_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long one attempt to resume may take.
-const RESUME_LIMIT: Duration = Duration::from_secs(20);
+pub(super) const RESUME_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long a session that is being started has for coming up, to be ended, after a stop.
 const STOP_START_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long the agent has for acknowledging the end of a session.
-const FLAG_LIMIT: Duration = Duration::from_millis(1500);
+pub(super) const FLAG_LIMIT: Duration = Duration::from_millis(1500);
 
 /// How long a call that ends a session may take while the user waits.
 const STOP_CALL_LIMIT: Duration = Duration::from_millis(2500);
@@ -52,7 +52,7 @@ const STOP_CALL_LIMIT: Duration = Duration::from_millis(2500);
 const CLOSE_LIMIT: Duration = Duration::from_millis(300);
 
 /// How long a call that ends a replaced session may take.
-const TERMINATE_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const TERMINATE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often ending a replaced session is tried, and the pause between.
 const TERMINATE_ATTEMPTS: u32 = 4;
@@ -457,7 +457,8 @@ async fn call_terminate(shared: &Shared, handle: &SessionHandle) {
     note_terminated(timeout(STOP_CALL_LIMIT, shared.dial.terminate(handle)).await);
 }
 
-async fn close(transport: Transport) {
+/// Says goodbye to the gateway.
+pub(super) async fn close(transport: Transport) {
     if timeout(CLOSE_LIMIT, transport.close()).await.is_err() {
         debug!("the message gateway did not take the goodbye in time");
     }
