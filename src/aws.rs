@@ -23,7 +23,7 @@ mod session;
 mod sign;
 mod targets;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tls;
 mod token;
 
@@ -55,7 +55,7 @@ pub use clusters::{ClusterDescription, Discovery, SkipReason};
 pub use endpoint::own_sessions;
 pub use error::AwsError;
 pub use session::DOCUMENT;
-pub use targets::{NotConnected, Sighting};
+pub use targets::{Knowledge, NotConnected, Sighting};
 
 use cache::{CredentialCache, Origin};
 use connect::Connector;
@@ -248,6 +248,24 @@ impl Aws {
         &self.inner.region
     }
 
+    /// Returns the role that the settings name to be assumed, with its path, which the ARN of its sessions lacks.
+    #[must_use]
+    pub fn role_arn(&self) -> Option<&str> {
+        match &self.inner.identity.choice {
+            Choice::WebIdentity { role, .. } | Choice::Role { role } => Some(role),
+            Choice::Ambient => None,
+        }
+    }
+
+    /// Says in words where the credentials come from, once there are any. Calls no service but those that give them.
+    ///
+    /// # Errors
+    /// See [`AwsError`]: every cause that credentials cannot be had.
+    pub async fn credential_source(&self) -> Result<String, AwsError> {
+        let credentials = self.credentials().await?;
+        Ok(self.inner.identity.describe(&credentials))
+    }
+
     /// Asks STS who the caller is, which needs no permission.
     ///
     /// # Errors
@@ -375,6 +393,12 @@ impl Aws {
     async fn session_permit(&self) -> Option<SemaphorePermit<'_>> {
         // The semaphore is never closed.
         self.inner.session_calls.acquire().await.ok()
+    }
+
+    /// Says whether the gateway has refused a signature since this was last asked.
+    #[must_use]
+    pub fn take_signature_refusal(&self) -> bool {
+        self.inner.signature_refused.swap(false, Ordering::Relaxed)
     }
 
     /// Says whether this is the first time that the gateway has refused a signature.

@@ -5,6 +5,7 @@
 //!      ├─ aws         credentials, clusters, sessions and their WebSockets (implements tunnel::Dial)
 //!      ├─ supervisor ── tunnel ── proto      listeners, sessions, recovery; the protocol as values
 //!      ├─ kubeconfig  contexts and exec credentials
+//!      ├─ doctor      every link from credentials to the API server, looked at in order
 //!      ├─ control     the socket over which kubectl's plugin asks a running `up`
 //!      ├─ journal     the live sessions, for the next `up` to end if this one is killed
 //!      └─ emulator    AWS, an agent and Kubernetes on loopback, for `demo` and tests
@@ -27,6 +28,7 @@ pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod control;
+pub mod doctor;
 #[cfg(feature = "demo")]
 pub mod emulator;
 #[cfg(any(fuzzing, test))]

@@ -126,7 +126,10 @@ impl Aws {
     }
 
     /// Returns the names of all clusters, all pages of them.
-    async fn list_clusters(&self) -> Result<Vec<String>, AwsError> {
+    ///
+    /// # Errors
+    /// See [`AwsError`].
+    pub async fn list_clusters(&self) -> Result<Vec<String>, AwsError> {
         let eks = self.eks();
         let call = Call { action: "eks:ListClusters", resource: "*", region: self.region(), host: &eks.host };
         let mut names = Vec::new();
@@ -138,7 +141,10 @@ impl Aws {
     }
 
     /// Describes a cluster; `None` if there is none of this name.
-    async fn describe_cluster(&self, name: &str) -> Result<Option<ClusterDescription>, AwsError> {
+    ///
+    /// # Errors
+    /// See [`AwsError`].
+    pub async fn describe_cluster(&self, name: &str) -> Result<Option<ClusterDescription>, AwsError> {
         if !is_cluster_name(name) {
             return Ok(None);
         }

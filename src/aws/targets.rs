@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use super::{
     Aws,
-    error::{Call, chain_text},
+    error::{AwsError, Call, chain_text},
 };
 use crate::{clock::Clock, cluster::Target, tunnel::BoxError};
 
@@ -39,7 +39,7 @@ const GOOD_FOR: Duration = Duration::from_secs(60);
 
 /// What is known of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Knowledge {
+pub enum Knowledge {
     /// Nothing: the list cannot be had, or does not have targets of this kind.
     Unknown,
     /// It is not a managed node of this account in this region.
@@ -133,34 +133,52 @@ impl Targets {
         {
             return answer.knowledge.clone();
         }
-        let knowledge = timeout(ASK_LIMIT, ask(aws, id)).await.unwrap_or_else(|_| {
-            tracing::debug!(id, "Systems Manager did not say in time what it knows of the target");
-            Knowledge::Unknown
-        });
+        let knowledge = match timeout(ASK_LIMIT, ask(aws, id)).await {
+            Ok(Ok(knowledge)) => knowledge,
+            Ok(Err(error)) => {
+                tracing::debug!(id, error = %chain_text(&error), "what is known of the target cannot be had");
+                Knowledge::Unknown
+            }
+            Err(_) => {
+                tracing::debug!(id, "Systems Manager did not say in time what it knows of the target");
+                Knowledge::Unknown
+            }
+        };
         *answer = Some(Answer { at: self.clock.now().mono, knowledge: knowledge.clone() });
         knowledge
     }
 }
 
-async fn ask(aws: &Aws, id: &str) -> Knowledge {
+impl Aws {
+    /// Asks Systems Manager what it knows of a target, afresh each time. Containers are not in its list.
+    ///
+    /// # Errors
+    /// See [`AwsError`]. The permission for this call is optional, so it says nothing about sessions if it is denied.
+    pub async fn managed_node(&self, target: &Target) -> Result<Knowledge, AwsError> {
+        match target {
+            Target::Instance(id) | Target::ManagedNode(id) => {
+                self.credentials().await?;
+                ask(self, id).await
+            }
+            Target::EcsTask(_) => Ok(Knowledge::Unknown),
+        }
+    }
+}
+
+async fn ask(aws: &Aws, id: &str) -> Result<Knowledge, AwsError> {
     let ssm = aws.ssm();
     let call = Call { action: DESCRIBE, resource: "*", region: aws.region(), host: &ssm.host };
     let Ok(filter) = InstanceInformationStringFilter::builder().key("InstanceIds").values(id).build() else {
-        return Knowledge::Unknown;
+        return Ok(Knowledge::Unknown);
     };
     let answer = ssm.client.describe_instance_information().filters(filter).send().await;
-    match answer.map_err(|error| aws.failed(call, error)) {
-        Ok(answer) => match answer.instance_information_list().first() {
-            Some(node) => Knowledge::Seen(Sighting::of(node)),
-            // Of a list that goes on nobody knows what it does not have.
-            None if answer.next_token().is_some() => Knowledge::Unknown,
-            None => Knowledge::Absent,
-        },
-        Err(error) => {
-            tracing::debug!(id, error = %chain_text(&error), "what is known of the target cannot be had");
-            Knowledge::Unknown
-        }
-    }
+    let answer = answer.map_err(|error| aws.failed(call, error))?;
+    Ok(match answer.instance_information_list().first() {
+        Some(node) => Knowledge::Seen(Sighting::of(node)),
+        // Of a list that goes on nobody knows what it does not have.
+        None if answer.next_token().is_some() => Knowledge::Unknown,
+        None => Knowledge::Absent,
+    })
 }
 
 #[cfg(test)]

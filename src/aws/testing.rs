@@ -264,6 +264,26 @@ pub(super) async fn aws_with(fake: &Fake, settings: &AwsSettings) -> Aws {
     Box::pin(Aws::build(settings, surroundings)).await.unwrap()
 }
 
+/// Clients with these keys (access key, secret key, session token), whose services are all at one endpoint.
+#[cfg(feature = "demo")]
+pub(crate) async fn aws_at(endpoint: String, keys: [String; 3]) -> Aws {
+    let [access_key, secret, token] = keys;
+    let keys = Credentials::new(access_key, secret, Some(token), None, "test");
+    let settings = AwsSettings {
+        region: Some("us-east-1".into()),
+        ssm_endpoint_override: true,
+        ssm_endpoint: Some(endpoint.clone()),
+        ..AwsSettings::default()
+    };
+    let surroundings = Surroundings {
+        ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
+        endpoint: Some(endpoint),
+        plain: true,
+        ..Surroundings::default()
+    };
+    Box::pin(Aws::build(&settings, surroundings)).await.unwrap()
+}
+
 /// Fails a test that waits for ever.
 pub(super) async fn in_time<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("the peer answers in time")

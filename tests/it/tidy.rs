@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("settings", &["settings", "cluster", "secret"]),
     ("supervisor", &["supervisor", "tunnel", "cluster", "clock", "proto"]),
     ("control", &["control", "tunnel", "cluster", "secret", "supervisor"]),
+    ("doctor", &["doctor", "aws", "tunnel", "proto", "cluster", "clock", "secret", "settings", "kubeconfig"]),
     ("emulator", &["emulator", "proto", "random"]),
 ];
 

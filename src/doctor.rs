@@ -1,0 +1,355 @@
+//! Looks at every link from the credentials to the API server, in order.
+//!
+//! Each check is a real try of what a tunnel does: there is a session of its own, which is resumed and ended, so
+//! that permissions are proved and not guessed. What depends on a check that has failed is skipped, with the check
+//! that it needs; there is one finding for each check.
+//!
+//! ```text
+//! region ─ credentials ─ identity ─ list ─┬─ describe, status, endpoint access, local port       (each cluster)
+//!                                         ├─ known, online, agent version                        (each bastion)
+//!                                         └─ start, data channel, handshake, reach, certificate,
+//!                                            answer, who am I, may I list pods, resume, end      (each cluster)
+//! ```
+//!
+//! Resuming comes after everything that is done through the session: if it is not allowed, the session is of no
+//! use any more.
+//!
+//! Invariants: findings come in this order; every session is ended, also when the examination is stopped; one
+//! session at a time, on the first bastion that takes one for the cluster.
+//!
+//! Leaves out the words: findings hold what happened, as the layers below tell it. [`Entry`] is the form with
+//! words, which travels.
+
+mod api;
+mod entry;
+mod finding;
+#[cfg(test)]
+mod tests;
+mod through;
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{net::TcpStream, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use self::api::Api;
+pub use self::{
+    api::{ApiError, User},
+    entry::{Entry, Status},
+    finding::{Check, Fact, Finding, Outcome, Place, Reason, Trouble},
+};
+use crate::{
+    aws::{Aws, AwsError, ClusterDescription, Knowledge},
+    clock::{self, Clock},
+    cluster::{Cluster, Target},
+    proto::Version,
+    tunnel::{Fault, Probe, ProbeError, SoloSession},
+};
+
+/// Credentials that end sooner than this, when they have just been had, are worth a warning: they are renewed five
+/// minutes ahead of their end, if they can be.
+const SOON: Duration = Duration::from_secs(300);
+
+/// What is examined: one identity in one region, and what it leads to.
+#[derive(Debug)]
+pub struct Subject {
+    /// The clients, or why there are none.
+    pub aws: Result<Aws, AwsError>,
+    /// Bastions in order of preference. Without any, everything up to them is examined.
+    pub bastions: Vec<Target>,
+    /// Names of clusters; empty: all.
+    pub clusters: Vec<String>,
+    /// The local ports of a manager's tunnels, by cluster; empty without a manager.
+    pub ports: BTreeMap<String, u16>,
+}
+
+/// How long steps may take that wait for something which may never come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From the opening of a session's WebSocket to the end of the agent's handshake. Agents take a second at most.
+    pub handshake: Duration,
+    /// From asking the agent for a connection to the end of the TLS handshake with the API server. A destination
+    /// that is not reached in this time is not reached in the two minutes either that the agent goes on trying.
+    pub reach: Duration,
+    /// Each request to the API server.
+    pub request: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { handshake: Duration::from_secs(15), reach: Duration::from_secs(12), request: Duration::from_secs(10) }
+    }
+}
+
+/// Examines a subject and gives each finding to `report` as it comes. Returns early when `stop` is cancelled, after
+/// it has ended the session that is under way, which takes ten seconds at most.
+pub async fn examine(subject: &Subject, limits: Limits, stop: &CancellationToken, report: impl FnMut(Finding) + Send) {
+    let clock = Clock::start();
+    let mut examination =
+        Examination { subject, limits, report, clock, since: Duration::ZERO, place: Place::default(), session: None };
+    if stop.run_until_cancelled(Box::pin(examination.run())).await.is_none() {
+        examination.end_session().await;
+    }
+}
+
+/// What goes wrong so early that nothing after it can be tried.
+struct Cut;
+
+/// A bastion, as far as Systems Manager knows it.
+enum Bastion {
+    /// Nothing speaks against it.
+    Usable(Target),
+    /// This check has failed.
+    Broken(Check),
+}
+
+/// An examination under way.
+struct Examination<'a, R> {
+    subject: &'a Subject,
+    limits: Limits,
+    report: R,
+    clock: Clock,
+    /// When the last check ended.
+    since: Duration,
+    place: Place,
+    /// The session under way. It is here so that it can be ended when the examination is stopped.
+    session: Option<SoloSession>,
+}
+
+impl<R: FnMut(Finding) + Send> Examination<'_, R> {
+    async fn run(&mut self) {
+        let subject = self.subject;
+        let aws = match &subject.aws {
+            Ok(aws) => aws,
+            Err(error) => {
+                self.failed(Check::Region, Trouble::Aws(error.clone()));
+                return self.skip(Check::after(Check::Region), Check::Region);
+            }
+        };
+        self.place.region = Some(aws.region().to_owned());
+        self.passed(Check::Region, Fact::Region(aws.region().to_owned()));
+        let Ok(names) = self.identity_and_names(aws).await else { return };
+        let mut clusters = Vec::with_capacity(names.len());
+        for name in names {
+            self.place.cluster = Some(name.clone());
+            clusters.push(self.cluster(aws, &name).await);
+            (self.place.cluster, self.place.description) = (None, None);
+        }
+        let bastions = self.bastions(aws).await;
+        for outcome in clusters {
+            let (description, cluster) = match outcome {
+                Ok(found) => found,
+                Err((name, check)) => {
+                    self.place.cluster = Some(name);
+                    self.skip(Check::OF_SESSION.iter().copied(), check);
+                    self.place.cluster = None;
+                    continue;
+                }
+            };
+            self.place.cluster = Some(cluster.name.clone());
+            self.place.description = Some(description);
+            Box::pin(self.through(aws, &cluster, &bastions)).await;
+            (self.place.cluster, self.place.description, self.place.target) = (None, None, None);
+        }
+    }
+
+    /// Finds out who asks, and about which clusters.
+    async fn identity_and_names(&mut self, aws: &Aws) -> Result<Vec<String>, Cut> {
+        match aws.credential_source().await {
+            Ok(source) => self.passed(Check::Credentials, Fact::Credentials { source }),
+            Err(error) => return Err(self.cut(Check::Credentials, error)),
+        }
+        match aws.caller().await {
+            Ok(caller) => {
+                let now = SystemTime::UNIX_EPOCH + clock::wall();
+                let left = caller.expires.map(|end| end.duration_since(now).unwrap_or_default());
+                let expires = caller.expires;
+                self.place.role_arn = aws.role_arn().map(str::to_owned);
+                self.place.caller = Some(Arc::new(caller));
+                match left.filter(|left| *left < SOON) {
+                    Some(left) => self.doubtful(Check::Identity, Trouble::Expiring { left }),
+                    None => self.passed(Check::Identity, Fact::Identity { expires }),
+                }
+            }
+            Err(error) => return Err(self.cut(Check::Identity, error)),
+        }
+        let wanted = &self.subject.clusters;
+        match aws.list_clusters().await {
+            Ok(names) if names.is_empty() && wanted.is_empty() => {
+                self.failed(Check::ListClusters, Trouble::NoClusters);
+                self.skip(Check::after(Check::ListClusters), Check::ListClusters);
+                Err(Cut)
+            }
+            Ok(names) => {
+                self.passed(Check::ListClusters, Fact::Clusters(names.clone()));
+                Ok(if wanted.is_empty() { names } else { wanted.clone() })
+            }
+            // Whoever names the clusters need not list them.
+            Err(error @ AwsError::AccessDenied { .. }) if !wanted.is_empty() => {
+                self.doubtful(Check::ListClusters, Trouble::Aws(error));
+                Ok(wanted.clone())
+            }
+            Err(error) => Err(self.cut(Check::ListClusters, error)),
+        }
+    }
+
+    fn cut(&mut self, check: Check, error: AwsError) -> Cut {
+        self.failed(check, Trouble::Aws(error));
+        self.skip(Check::after(check), check);
+        Cut
+    }
+
+    /// Looks at what EKS says of a cluster, and at its tunnel if there is a manager. The error is the name, with the
+    /// check that has failed.
+    async fn cluster(&mut self, aws: &Aws, name: &str) -> Result<(Arc<ClusterDescription>, Cluster), (String, Check)> {
+        let rest = Check::OF_CLUSTER.iter().copied();
+        let trouble = match aws.describe_cluster(name).await {
+            Ok(Some(description)) => Ok(description),
+            Ok(None) => Err(Trouble::NoSuchCluster),
+            Err(error) => Err(Trouble::Aws(error)),
+        };
+        let description = match trouble {
+            Ok(description) => Arc::new(description),
+            Err(trouble) => {
+                self.failed(Check::DescribeCluster, trouble);
+                self.skip(rest.skip(1), Check::DescribeCluster);
+                return Err((name.to_owned(), Check::DescribeCluster));
+            }
+        };
+        self.place.description = Some(Arc::clone(&description));
+        self.passed(Check::DescribeCluster, Fact::Described);
+        let cluster = match &description.access {
+            Ok(cluster) => cluster.clone(),
+            Err(reason) => {
+                self.failed(Check::ClusterStatus, Trouble::Unusable(reason.clone()));
+                self.skip(rest.skip(2), Check::ClusterStatus);
+                return Err((name.to_owned(), Check::ClusterStatus));
+            }
+        };
+        self.passed(Check::ClusterStatus, Fact::Usable);
+        if description.endpoint_private {
+            self.passed(Check::EndpointAccess, Fact::PrivateEndpoint);
+        } else {
+            self.doubtful(Check::EndpointAccess, Trouble::PublicOnly);
+        }
+        if let Some(port) = self.subject.ports.get(name) {
+            match Box::pin(local_port(aws, &cluster, *port, self.limits)).await {
+                Ok(status) => self.passed(Check::LocalPort, Fact::LocalPort { port: *port, status }),
+                Err(trouble) => self.failed(Check::LocalPort, trouble),
+            }
+        }
+        Ok((description, cluster))
+    }
+
+    /// Looks at what Systems Manager knows of the bastions.
+    async fn bastions(&mut self, aws: &Aws) -> Vec<Bastion> {
+        let subject = self.subject;
+        if subject.bastions.is_empty() {
+            self.doubtful(Check::BastionKnown, Trouble::NoBastion);
+            self.skip(Check::OF_BASTION.iter().copied().skip(1), Check::BastionKnown);
+        }
+        let mut bastions = Vec::with_capacity(subject.bastions.len());
+        for target in &subject.bastions {
+            self.place.target = Some(target.clone());
+            bastions.push(match self.bastion(aws, target).await {
+                Ok(()) => Bastion::Usable(target.clone()),
+                Err(check) => Bastion::Broken(check),
+            });
+            self.place.target = None;
+        }
+        bastions
+    }
+
+    /// The error is the check that has failed.
+    async fn bastion(&mut self, aws: &Aws, target: &Target) -> Result<(), Check> {
+        let sighting = match aws.managed_node(target).await {
+            Ok(Knowledge::Seen(sighting)) => sighting,
+            Ok(Knowledge::Absent) => {
+                self.failed(Check::BastionKnown, Trouble::NotManaged);
+                self.skip([Check::BastionOnline, Check::AgentVersion], Check::BastionKnown);
+                return Err(Check::BastionKnown);
+            }
+            Ok(Knowledge::Unknown) => {
+                self.skip_for(Check::OF_BASTION.iter().copied(), || Reason::NotListed);
+                return Ok(());
+            }
+            Err(error) => {
+                self.skip_for(Check::OF_BASTION.iter().copied(), || Reason::Unasked(error.clone()));
+                return Ok(());
+            }
+        };
+        self.passed(Check::BastionKnown, Fact::Managed);
+        if !sighting.in_contact {
+            self.failed(Check::BastionOnline, Trouble::Offline(sighting));
+            self.skip([Check::AgentVersion], Check::BastionOnline);
+            return Err(Check::BastionOnline);
+        }
+        self.passed(Check::BastionOnline, Fact::Online);
+        let Some(text) = sighting.agent_version else {
+            self.skip_for([Check::AgentVersion], || Reason::NotListed);
+            return Ok(());
+        };
+        match Version::parse(&text) {
+            Some(version) if version < Version::FIRST_AGENT_WITH_REMOTE_HOST => {
+                self.failed(Check::AgentVersion, Trouble::AgentTooOld { version: text });
+                Err(Check::AgentVersion)
+            }
+            _ => {
+                self.passed(Check::AgentVersion, Fact::AgentVersion(text));
+                Ok(())
+            }
+        }
+    }
+
+    // Findings.
+
+    fn passed(&mut self, check: Check, fact: Fact) {
+        self.found(check, Outcome::Passed(fact));
+    }
+
+    fn doubtful(&mut self, check: Check, trouble: Trouble) {
+        self.found(check, Outcome::Doubtful(trouble));
+    }
+
+    fn failed(&mut self, check: Check, trouble: Trouble) {
+        self.found(check, Outcome::Failed(trouble));
+    }
+
+    fn skip(&mut self, checks: impl IntoIterator<Item = Check>, needed: Check) {
+        self.skip_for(checks, || Reason::Needs(needed));
+    }
+
+    fn skip_for(&mut self, checks: impl IntoIterator<Item = Check>, reason: impl Fn() -> Reason) {
+        for check in checks {
+            self.found(check, Outcome::Skipped(reason()));
+        }
+    }
+
+    fn found(&mut self, check: Check, outcome: Outcome) {
+        let now = self.clock.now().mono;
+        let took = now.saturating_sub(std::mem::replace(&mut self.since, now));
+        (self.report)(Finding { check, place: self.place.clone(), outcome, took });
+    }
+}
+
+/// Asks the API server through the manager's own tunnel, and returns the HTTP status.
+async fn local_port(aws: &Aws, cluster: &Cluster, port: u16, limits: Limits) -> Result<u16, Trouble> {
+    let token = aws.bearer_token(&cluster.token_name).await.map_err(Trouble::Aws)?;
+    let probed = |error| Trouble::Fault(Fault::Probe(error));
+    let probe = Probe::new(cluster).map_err(probed)?;
+    let connected = async {
+        let tcp = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.map_err(Trouble::Port)?;
+        probe.connect(tcp).await.map_err(probed)
+    };
+    let tls = match timeout(limits.reach, connected).await {
+        Ok(outcome) => outcome?,
+        Err(_) => return Err(probed(ProbeError::NoAnswer { seconds: limits.reach.as_secs() })),
+    };
+    let mut api = Api::over(tls, cluster, &token.token, limits.request).await.map_err(Trouble::Api)?;
+    api.livez().await.map_err(Trouble::Api)
+}

@@ -1,0 +1,315 @@
+//! What was found: the checks, and what may come of them.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use super::{ApiError, User};
+use crate::{
+    aws::{AwsError, Caller, ClusterDescription, Sighting, SkipReason},
+    cluster::Target,
+    proto::Version,
+    tunnel::{DialError, Fault, SessionId},
+};
+
+/// One link of the chain. The order is that of the examination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Check {
+    /// A region is known.
+    Region,
+    /// There are credentials.
+    Credentials,
+    /// They are good, for somebody, and for how long.
+    Identity,
+    /// EKS lists its clusters.
+    ListClusters,
+    /// EKS describes the cluster.
+    DescribeCluster,
+    /// The cluster is in a state in which there can be a tunnel.
+    ClusterStatus,
+    /// The API server has an endpoint in the VPC.
+    EndpointAccess,
+    /// The manager's tunnel answers.
+    LocalPort,
+    /// The bastion is a managed node.
+    BastionKnown,
+    /// Its agent is in contact with Systems Manager.
+    BastionOnline,
+    /// Its agent forwards to remote hosts.
+    AgentVersion,
+    /// A session can be started.
+    StartSession,
+    /// Its WebSocket can be opened.
+    DataChannel,
+    /// The agent answers on it.
+    Handshake,
+    /// The bastion reaches the API server.
+    Endpoint,
+    /// It is the right one.
+    Certificate,
+    /// It takes the token.
+    Api,
+    /// Who the caller is to it.
+    WhoAmI,
+    /// What every smoke test does is allowed.
+    ListPods,
+    /// A lost WebSocket can be replaced.
+    ResumeSession,
+    /// The session can be ended.
+    TerminateSession,
+}
+
+impl Check {
+    /// All, in their order.
+    pub const ALL: [Self; 21] = [
+        Self::Region,
+        Self::Credentials,
+        Self::Identity,
+        Self::ListClusters,
+        Self::DescribeCluster,
+        Self::ClusterStatus,
+        Self::EndpointAccess,
+        Self::LocalPort,
+        Self::BastionKnown,
+        Self::BastionOnline,
+        Self::AgentVersion,
+        Self::StartSession,
+        Self::DataChannel,
+        Self::Handshake,
+        Self::Endpoint,
+        Self::Certificate,
+        Self::Api,
+        Self::WhoAmI,
+        Self::ListPods,
+        Self::ResumeSession,
+        Self::TerminateSession,
+    ];
+
+    /// Those of each cluster that EKS answers.
+    pub const OF_CLUSTER: [Self; 3] = [Self::DescribeCluster, Self::ClusterStatus, Self::EndpointAccess];
+
+    /// Those of each bastion.
+    pub const OF_BASTION: [Self; 3] = [Self::BastionKnown, Self::BastionOnline, Self::AgentVersion];
+
+    /// Those of each cluster that are made through a session.
+    pub const OF_SESSION: [Self; 10] = [
+        Self::StartSession,
+        Self::DataChannel,
+        Self::Handshake,
+        Self::Endpoint,
+        Self::Certificate,
+        Self::Api,
+        Self::WhoAmI,
+        Self::ListPods,
+        Self::ResumeSession,
+        Self::TerminateSession,
+    ];
+
+    /// Those that come after one, but for that of a tunnel, which there may not be.
+    pub fn after(check: Self) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |other| *other > check && *other != Self::LocalPort)
+    }
+
+    /// Returns the name for programs.
+    #[must_use]
+    pub fn id(self) -> &'static str {
+        match self {
+            Self::Region => "region",
+            Self::Credentials => "credentials",
+            Self::Identity => "identity",
+            Self::ListClusters => "list-clusters",
+            Self::DescribeCluster => "describe-cluster",
+            Self::ClusterStatus => "cluster-status",
+            Self::EndpointAccess => "endpoint-access",
+            Self::LocalPort => "local-port",
+            Self::BastionKnown => "bastion-known",
+            Self::BastionOnline => "bastion-online",
+            Self::AgentVersion => "agent-version",
+            Self::StartSession => "start-session",
+            Self::DataChannel => "data-channel",
+            Self::Handshake => "handshake",
+            Self::Endpoint => "endpoint",
+            Self::Certificate => "certificate",
+            Self::Api => "api",
+            Self::WhoAmI => "who-am-i",
+            Self::ListPods => "list-pods",
+            Self::ResumeSession => "resume-session",
+            Self::TerminateSession => "terminate-session",
+        }
+    }
+}
+
+/// What came of one check.
+#[derive(Debug)]
+pub struct Finding {
+    /// The check.
+    pub check: Check,
+    /// What it was about.
+    pub place: Place,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What a check is about, as far as it was known by then.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// The region.
+    pub region: Option<String>,
+    /// Whose credentials are used.
+    pub caller: Option<Arc<Caller>>,
+    /// The role that was assumed, with its path.
+    pub role_arn: Option<String>,
+    /// The name of the cluster, for checks of one.
+    pub cluster: Option<String>,
+    /// What EKS says of it.
+    pub description: Option<Arc<ClusterDescription>>,
+    /// The bastion, for checks of one.
+    pub target: Option<Target>,
+}
+
+/// What comes of a check.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is as it should be.
+    Passed(Fact),
+    /// It works, or is not needed, and yet somebody may want to change it.
+    Doubtful(Trouble),
+    /// It does not work.
+    Failed(Trouble),
+    /// It was not tried.
+    Skipped(Reason),
+}
+
+/// What is as it should be.
+#[derive(Debug)]
+pub enum Fact {
+    /// The region.
+    Region(String),
+    /// There are credentials.
+    Credentials {
+        /// From where, in words.
+        source: String,
+    },
+    /// They are those of the place's caller.
+    Identity {
+        /// Until when.
+        expires: Option<SystemTime>,
+    },
+    /// The names of all clusters.
+    Clusters(Vec<String>),
+    /// The place has the description.
+    Described,
+    /// There can be a tunnel to the cluster.
+    Usable,
+    /// There is an endpoint in the VPC.
+    PrivateEndpoint,
+    /// The manager's tunnel leads to the API server.
+    LocalPort {
+        /// The local port.
+        port: u16,
+        /// What the API server answered.
+        status: u16,
+    },
+    /// The bastion is a managed node.
+    Managed,
+    /// Its agent is in contact.
+    Online,
+    /// Its agent is new enough.
+    AgentVersion(String),
+    /// A session was started and has its WebSocket.
+    Session(SessionId),
+    /// A session was started.
+    Started,
+    /// The gateway has taken the signature.
+    DataChannel,
+    /// The agent's handshake is complete.
+    Handshake(Version),
+    /// Something answers at the endpoint.
+    Reached,
+    /// It is the API server of the cluster.
+    Verified,
+    /// It has answered with this HTTP status, and knows the caller.
+    Answered(u16),
+    /// The caller, as it knows him.
+    User(User),
+    /// The caller may list pods.
+    MayListPods,
+    /// The session has been resumed.
+    Resumed,
+    /// The session has been ended.
+    Terminated,
+}
+
+/// What is not as it should be.
+#[derive(Debug)]
+pub enum Trouble {
+    /// A call failed, or could not be made.
+    Aws(AwsError),
+    /// The credentials are about to end.
+    Expiring {
+        /// How long they last.
+        left: Duration,
+    },
+    /// There are no clusters.
+    NoClusters,
+    /// There is no cluster of this name.
+    NoSuchCluster,
+    /// There can be no tunnel to the cluster.
+    Unusable(SkipReason),
+    /// The API server has no endpoint in the VPC.
+    PublicOnly,
+    /// Nothing listens on the local port, or it cannot be connected to.
+    Port(io::Error),
+    /// No bastion was given.
+    NoBastion,
+    /// Systems Manager does not know the bastion.
+    NotManaged,
+    /// The bastion's agent has lost contact.
+    Offline(Sighting),
+    /// The bastion's agent does not forward to remote hosts.
+    AgentTooOld {
+        /// Its version.
+        version: String,
+    },
+    /// A session could not be started, opened or ended.
+    Dial(DialError),
+    /// The gateway has refused the signature, and has taken the WebSocket without one.
+    Unsigned,
+    /// The session, or what was tried through it, has failed.
+    Fault(Fault),
+    /// The agent cannot resolve the endpoint's name.
+    Unresolvable {
+        /// What it said.
+        said: String,
+    },
+    /// A request to the API server has failed.
+    Api(ApiError),
+    /// The API server does not know the caller.
+    Unauthorized,
+    /// The API server is not well, by this HTTP status.
+    Status(u16),
+    /// The caller may not list pods.
+    MayNotListPods {
+        /// His name, if the API server tells.
+        user: Option<String>,
+    },
+}
+
+/// Why a check was not made.
+#[derive(Debug)]
+pub enum Reason {
+    /// Another has failed.
+    Needs(Check),
+    /// The list of managed nodes does not have such targets, or does not say.
+    NotListed,
+    /// The list of managed nodes, which is optional, cannot be had.
+    Unasked(AwsError),
+    /// The API server is too old to be asked.
+    NotServed,
+    /// The agent has ended the session.
+    SessionOver,
+}

@@ -1,0 +1,240 @@
+//! The checks that are made through a session: from its start to its end, and all that is behind the bastion.
+
+use tokio::io::DuplexStream;
+use tokio_rustls::client::TlsStream;
+
+use super::{ApiError, Bastion, Check, Examination, Fact, Finding, Reason, Trouble, api::Api};
+use crate::{
+    aws::Aws,
+    cluster::{Cluster, Target},
+    proto::{self, CloseReason},
+    tunnel::{DialError, Fault, Probe, ProbeError, SoloSession},
+};
+
+/// Said to CloudTrail with each session.
+const REASON: &str = "autoheal-pa doctor";
+
+impl<R: FnMut(Finding) + Send> Examination<'_, R> {
+    /// Goes to the API server of a cluster through the first bastion that takes a session.
+    pub(super) async fn through(&mut self, aws: &Aws, cluster: &Cluster, bastions: &[Bastion]) {
+        let mut broken = Check::BastionKnown;
+        let usable: Vec<&Target> = bastions
+            .iter()
+            .filter_map(|bastion| match bastion {
+                Bastion::Usable(target) => Some(target),
+                Bastion::Broken(check) => {
+                    broken = *check;
+                    None
+                }
+            })
+            .collect();
+        if usable.is_empty() {
+            return self.skip(Check::OF_SESSION.iter().copied(), broken);
+        }
+        for (target, is_last) in usable.iter().enumerate().map(|(n, target)| (*target, n + 1 == usable.len())) {
+            self.place.target = Some(target.clone());
+            if let Err(check) = self.start(aws, cluster, target).await {
+                if is_last {
+                    self.skip(Check::after(check), check);
+                }
+                continue;
+            }
+            let established = self.handshake().await;
+            if established {
+                Box::pin(self.reach(aws, cluster)).await;
+                self.resume().await;
+            } else if is_last {
+                let rest = Check::after(Check::Handshake).filter(|check| *check < Check::TerminateSession);
+                self.skip(rest, Check::Handshake);
+            }
+            self.end().await;
+            if established {
+                return;
+            }
+        }
+    }
+
+    /// Starts a session. The error is the check that has failed.
+    async fn start(&mut self, aws: &Aws, cluster: &Cluster, target: &Target) -> Result<(), Check> {
+        let config = proto::Config { handshake_timeout: self.limits.handshake, ..proto::Config::default() };
+        let dial = aws.dialer(Some(REASON.to_owned()));
+        // What others of this process have met before says nothing about now.
+        let _earlier = aws.take_signature_refusal();
+        match SoloSession::start(dial, target, &cluster.endpoint, config, self.clock).await {
+            Ok(session) => {
+                self.passed(Check::StartSession, Fact::Session(session.id().clone()));
+                self.session = Some(session);
+                if aws.take_signature_refusal() {
+                    self.doubtful(Check::DataChannel, Trouble::Unsigned);
+                } else {
+                    self.passed(Check::DataChannel, Fact::DataChannel);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                let check = if is_of_data_channel(&error) { Check::DataChannel } else { Check::StartSession };
+                if check == Check::DataChannel {
+                    self.passed(Check::StartSession, Fact::Started);
+                }
+                self.failed(check, Trouble::Dial(error));
+                Err(check)
+            }
+        }
+    }
+
+    /// Waits for the agent. Returns whether it has come.
+    async fn handshake(&mut self) -> bool {
+        let Some(session) = &mut self.session else { return false };
+        match session.established().await {
+            Ok(version) => {
+                self.passed(Check::Handshake, Fact::Handshake(version));
+                true
+            }
+            Err(fault) => {
+                self.failed(Check::Handshake, Trouble::Fault(fault));
+                false
+            }
+        }
+    }
+
+    /// Looks at what is behind the bastion.
+    async fn reach(&mut self, aws: &Aws, cluster: &Cluster) {
+        let Some(session) = &mut self.session else { return };
+        let opened = match Probe::new(cluster) {
+            Ok(probe) => session.open(&probe, self.limits.reach).await,
+            Err(error) => Err(Fault::Probe(error)),
+        };
+        let api = [Check::Api, Check::WhoAmI, Check::ListPods];
+        match opened {
+            Ok(tls) => {
+                self.passed(Check::Endpoint, Fact::Reached);
+                self.passed(Check::Certificate, Fact::Verified);
+                Box::pin(self.api(aws, cluster, tls)).await;
+            }
+            Err(fault) if is_of_certificate(&fault) => {
+                self.passed(Check::Endpoint, Fact::Reached);
+                self.failed(Check::Certificate, Trouble::Fault(fault));
+                self.skip(api, Check::Certificate);
+            }
+            Err(fault) => {
+                self.failed(Check::Endpoint, of_endpoint(fault));
+                self.skip([Check::Certificate].into_iter().chain(api), Check::Endpoint);
+            }
+        }
+    }
+
+    async fn api(&mut self, aws: &Aws, cluster: &Cluster, tls: TlsStream<DuplexStream>) {
+        let limit = self.limits.request;
+        let mut api = match aws.bearer_token(&cluster.token_name).await {
+            Err(error) => Err(Trouble::Aws(error)),
+            Ok(token) => self.ask(Api::over(tls, cluster, &token.token, limit)).await,
+        };
+        let status = match &mut api {
+            Ok(api) => self.ask(api.livez()).await,
+            Err(_) => Ok(0),
+        };
+        let api = match (api, status) {
+            (Ok(api), Ok(status @ (200 | 403))) => {
+                self.passed(Check::Api, Fact::Answered(status));
+                Some(api)
+            }
+            (Ok(_), Ok(401)) => {
+                self.failed(Check::Api, Trouble::Unauthorized);
+                None
+            }
+            (Ok(_), Ok(status)) => {
+                self.failed(Check::Api, Trouble::Status(status));
+                None
+            }
+            (Ok(_), Err(trouble)) | (Err(trouble), _) => {
+                self.failed(Check::Api, trouble);
+                None
+            }
+        };
+        let Some(mut api) = api else { return self.skip([Check::WhoAmI, Check::ListPods], Check::Api) };
+        let mut name = None;
+        match self.ask(api.who_am_i()).await {
+            Ok(Some(user)) => {
+                name = Some(user.name.clone());
+                self.passed(Check::WhoAmI, Fact::User(user));
+            }
+            Ok(None) => self.skip_for([Check::WhoAmI], || Reason::NotServed),
+            Err(trouble) => self.doubtful(Check::WhoAmI, trouble),
+        }
+        match self.ask(api.may_list_pods()).await {
+            Ok(true) => self.passed(Check::ListPods, Fact::MayListPods),
+            Ok(false) => self.failed(Check::ListPods, Trouble::MayNotListPods { user: name }),
+            Err(trouble) => self.doubtful(Check::ListPods, trouble),
+        }
+    }
+
+    /// Asks the API server something through the session.
+    async fn ask<T>(&mut self, question: impl Future<Output = Result<T, ApiError>>) -> Result<T, Trouble> {
+        let Some(session) = &mut self.session else { return Err(Trouble::Fault(Fault::Exhausted)) };
+        match session.run(question).await {
+            Ok(answer) => answer.map_err(Trouble::Api),
+            Err(fault) => Err(Trouble::Fault(fault)),
+        }
+    }
+
+    async fn resume(&mut self) {
+        let Some(session) = &mut self.session else { return };
+        if session.is_over() {
+            return self.skip_for([Check::ResumeSession], || Reason::SessionOver);
+        }
+        match session.resume().await {
+            Ok(()) => self.passed(Check::ResumeSession, Fact::Resumed),
+            Err(fault) => self.failed(Check::ResumeSession, Trouble::Fault(fault)),
+        }
+    }
+
+    async fn end(&mut self) {
+        match self.end_session().await {
+            Some(Ok(())) => self.passed(Check::TerminateSession, Fact::Terminated),
+            Some(Err(error)) => self.failed(Check::TerminateSession, Trouble::Dial(error)),
+            None => {}
+        }
+    }
+
+    /// Ends the session under way, if there is one.
+    pub(super) async fn end_session(&mut self) -> Option<Result<(), DialError>> {
+        let session = self.session.take()?;
+        Some(session.end().await)
+    }
+}
+
+/// Whether a session was started, and only its WebSocket could not be had.
+fn is_of_data_channel(error: &DialError) -> bool {
+    match error {
+        DialError::UpgradeRefused { .. } | DialError::ForeignStreamUrl { .. } => true,
+        DialError::Unreachable { host, .. } => host.contains("ssmmessages"),
+        DialError::Timeout { step, .. } => *step != "start a session",
+        DialError::TargetNotConnected { .. }
+        | DialError::TargetNotFound { .. }
+        | DialError::AccessDenied { .. }
+        | DialError::DocumentRefused { .. }
+        | DialError::SessionEnded { .. }
+        | DialError::Throttled { .. }
+        | DialError::Credentials { .. }
+        | DialError::Service { .. } => false,
+    }
+}
+
+/// Whether something has answered that is not the API server.
+fn is_of_certificate(fault: &Fault) -> bool {
+    matches!(
+        fault,
+        Fault::Probe(ProbeError::Certificate { .. } | ProbeError::Tls { .. } | ProbeError::Authority { .. })
+    )
+}
+
+/// Tells a name that the agent cannot resolve from everything else. It ends the session with a text, right after the
+/// handshake; all texts about names have the words of Go's resolver in them, `lookup HOST`.
+fn of_endpoint(fault: Fault) -> Trouble {
+    if let Fault::Closed(CloseReason::ChannelClosed { output }) = &fault
+        && output.contains("lookup ")
+    {
+        return Trouble::Unresolvable { said: output.clone() };
+    }
+    Trouble::Fault(fault)
+}
