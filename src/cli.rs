@@ -18,6 +18,7 @@ pub mod config;
 mod credentials;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod doctor;
 pub mod down;
 pub mod env;
 pub mod error;
@@ -102,6 +103,14 @@ pub enum Command {
     /// Prints a token for a cluster as an ExecCredential; kubectl runs this itself
     #[command(after_help = "Example:\n  autoheal-pa token --cluster-name payments --region us-east-1")]
     Token(token::TokenArgs),
+    /// Checks every link from the credentials to the API servers, and says how to mend what is broken
+    ///
+    /// Starts, resumes and ends a session of its own for each cluster, so that every permission is proved. Exits with
+    /// 0 if nothing has failed, and with 6 otherwise.
+    #[command(after_help = "Examples:\n  autoheal-pa doctor --bastion i-0dc03fbcae2a87472\n  \
+                            autoheal-pa doctor --bastion i-0dc03fbcae2a87472 --cluster payments --json | \
+                            jq -r '.checks[] | select(.status == \"failed\") | .fixes[]'")]
+    Doctor(doctor::DoctorArgs),
     /// Tries everything on this machine, with an emulated AWS
     ///
     /// Starts an AWS of its own on loopback and `up` against it. With a command, runs that under the tunnels and
@@ -123,6 +132,7 @@ impl Cli {
             Command::Demo(_) => true,
             Command::Clusters(_)
             | Command::Config(_)
+            | Command::Doctor(_)
             | Command::Down(_)
             | Command::Env(_)
             | Command::Logs(_)
@@ -169,6 +179,7 @@ impl Cli {
             Command::Reload => Box::pin(reload::run(global, printer)).await,
             Command::Clusters(args) => Box::pin(clusters::run(args, global, printer)).await,
             Command::Config(args) => config::run(args, global, printer),
+            Command::Doctor(args) => Box::pin(doctor::run(args, global, printer)).await,
             Command::Env(args) => Box::pin(env::run(&args, &global, printer)).await,
             Command::Token(args) => Box::pin(token::run(args, global, printer)).await,
             #[cfg(feature = "demo")]

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{GlobalArgs, error::CommandError, output::Printer};
 use crate::{
     aws::{Aws, ClusterDescription},
-    settings::{Access, Environment},
+    settings::{Access, Environment, UpArgs},
 };
 
 /// The version of the JSON. Another one means that old fields have changed their meaning.
@@ -29,7 +29,7 @@ pub struct ClustersArgs {
 pub async fn run(args: ClustersArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
     let mut clusters = Vec::new();
     let mut regions: Vec<String> = Vec::new();
-    for access in Access::load(&global, &Environment::read())? {
+    for access in Access::load(&global, &UpArgs::default(), &Environment::read())? {
         let aws = Aws::new(&access.aws).await?;
         let discovery = aws.discover(&[]).await?;
         clusters.extend(discovery.clusters);

@@ -311,15 +311,31 @@ impl Paint {
         Self { colour: false }
     }
 
-    /// Colours for the states of managers and tunnels; `text` is what is written.
+    /// Colours for the states of managers and tunnels, and for how checks went; `text` is what is written.
     #[must_use]
     pub fn state(self, state: &str, text: &str) -> String {
         let code = match state {
-            "active" => "32",
+            "active" | "ok" => "32",
             "failed" => "31",
-            "stopped" | "stopping" => "2",
+            "stopped" | "stopping" | "skipped" => "2",
             _ => "33",
         };
+        self.in_colour(code, text)
+    }
+
+    /// The colour for what to do next.
+    #[must_use]
+    pub fn hint(self, text: &str) -> String {
+        self.in_colour("36;1", text)
+    }
+
+    /// The colour for what matters less.
+    #[must_use]
+    pub fn faint(self, text: &str) -> String {
+        self.in_colour("2", text)
+    }
+
+    fn in_colour(self, code: &str, text: &str) -> String {
         if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 }

@@ -4,7 +4,7 @@
 //! flag is nearer still; but where there are several entries, a flag that contradicts one of them is an error.
 
 use super::{
-    AwsSettings, Environment, ExecIdentity, GlobalArgs, Problem, SettingsError, Sources,
+    AwsSettings, Environment, ExecIdentity, GlobalArgs, Problem, SettingsError, Sources, UpArgs,
     file::Entry,
     identity::NEED_ROLE,
     source::{self, ALL, Layer, Stack},
@@ -28,13 +28,15 @@ pub struct Access {
 }
 
 impl Access {
-    /// Reads the ways in for a command that opens no tunnels, and so needs no bastions.
+    /// Reads the ways in for a command that opens no tunnels, and so needs no bastions. Of `args` only what is about
+    /// ways in counts.
     ///
     /// # Errors
     /// [`SettingsError`] with everything that is wrong.
-    pub fn load(flags: &GlobalArgs, environment: &Environment) -> Result<Vec<Self>, SettingsError> {
+    pub fn load(flags: &GlobalArgs, args: &UpArgs, environment: &Environment) -> Result<Vec<Self>, SettingsError> {
         let mut problems = Vec::new();
-        let sources = Sources::read(flags, environment, &mut problems)?;
+        let mut sources = Sources::read(flags, environment, &mut problems)?;
+        args.add_to(&mut sources.flags);
         let access = all(&sources, environment, &mut problems);
         SettingsError::unless_empty(problems)?;
         Ok(access)

@@ -181,7 +181,8 @@ impl File {
         };
         match read(&environment.absolute(&path)) {
             Ok(text) => Self::parse(&path, &text, problems),
-            Err(Unread::Io(error)) if named.is_none() && is_absence(&error) => Ok(Self::default()),
+            // Of one in a home that is not this user's nobody knows whether it is there.
+            Err(Unread::Io(_)) if named.is_none() && fs::symlink_metadata(&path).is_err() => Ok(Self::default()),
             Err(Unread::Io(source)) => Err(FileProblem::Unreadable { path, source }),
             Err(Unread::NotText(reason)) => Err(FileProblem::NotText { path, reason }),
         }
@@ -202,10 +203,6 @@ impl File {
             Err(error) => Err(FileProblem::Syntax { place: reader.place(error.mark), message: error.message }),
         }
     }
-}
-
-fn is_absence(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 enum Unread {

@@ -337,7 +337,7 @@ fn what_talks_to_a_manager_or_for_kubectl_does_not_read_the_file() {
     let settings = Settings::load(&flags, None, &surroundings).unwrap();
     assert_eq!(settings.aws.region.as_deref(), Some("eu-west-1"));
     assert_eq!(settings.kubeconfig, path.with_file_name("config"));
-    let access = Access::load(&flags, &surroundings).unwrap();
+    let access = Access::load(&flags, &UpArgs::default(), &surroundings).unwrap();
     assert_eq!((access.len(), access[0].bastions.len()), (1, 0));
     let without = GlobalArgs { config: Some("/dev/null".into()), ..flags };
     assert_eq!(Settings::load(&without, None, &surroundings).unwrap().aws.region, None);

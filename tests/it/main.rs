@@ -8,6 +8,7 @@
 mod config;
 mod crash;
 mod credentials;
+mod doctor;
 mod examples;
 mod exec;
 mod faults;

@@ -23,7 +23,7 @@ impl CommandError {
 }
 
 /// Finds the kind of failure, and what to do about it.
-pub(super) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
+pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
     let one = |kind, hint: &str| (kind, vec![hint.to_owned()]);
     match error {
         AwsError::NoRegion => {
@@ -155,7 +155,7 @@ pub(super) fn allow(action: &str, resource: &str) -> String {
 }
 
 /// What to do when a host cannot be reached.
-pub(super) fn network(host: &str) -> Vec<String> {
+pub(in crate::cli) fn network(host: &str) -> Vec<String> {
     vec![format!(
         "check that this machine may connect to `{host}` on port 443; proxies are taken from `HTTPS_PROXY` and `NO_PROXY`, \
          additional certificate authorities from `--ca-bundle`"

@@ -109,7 +109,8 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
     }
 }
 
-fn not_connected(target: &Target, region: &str, sighting: Option<&Sighting>) -> Vec<String> {
+/// What to do about a target that does not take sessions.
+pub(in crate::cli) fn not_connected(target: &Target, region: &str, sighting: Option<&Sighting>) -> Vec<String> {
     let reasons = match sighting {
         None => format!(
             "`{target}` has to run, to be in this account and in {region}, and its agent has to reach Systems Manager with the \
@@ -124,29 +125,31 @@ fn not_connected(target: &Target, region: &str, sighting: Option<&Sighting>) -> 
             format!("`{target}` has to run, and its agent to reach `ssm` and `ssmmessages` of {region} on port 443")
         }
     };
-    let command = match target {
-        Target::Instance(id) if sighting.is_some_and(|sighting| !sighting.in_contact) => format!(
-            "`aws ec2 describe-instance-status --include-all-instances --instance-ids {id} --region {region}` shows whether it runs, \
-             `aws ec2 start-instances --instance-ids {id} --region {region}` starts it, \
-             `aws ec2 reboot-instances --instance-ids {id} --region {region}` restarts its agent"
-        ),
-        Target::Instance(id) | Target::ManagedNode(id) => {
+    let mut hints = vec![reasons];
+    match target {
+        Target::Instance(id) if sighting.is_some_and(|sighting| !sighting.in_contact) => hints.extend([
             format!(
-                "`aws ssm describe-instance-information --filters Key=InstanceIds,Values={id} --region {region}` shows it if it is known"
-            )
-        }
+                "`aws ec2 describe-instance-status --include-all-instances --instance-ids {id} --region {region}` shows whether it runs"
+            ),
+            format!("`aws ec2 start-instances --instance-ids {id} --region {region}` starts it"),
+            format!("`aws ec2 reboot-instances --instance-ids {id} --region {region}` restarts its agent"),
+        ]),
+        Target::Instance(id) | Target::ManagedNode(id) => hints.push(format!(
+            "`aws ssm describe-instance-information --filters Key=InstanceIds,Values={id} --region {region}` shows it if it is known"
+        )),
         Target::EcsTask(id) => {
             let mut parts = id.trim_start_matches("ecs:").rsplitn(3, '_');
             let (_, task, cluster) = (parts.next(), parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-            format!(
+            hints.push(format!(
                 "the task needs `enableExecuteCommand`: `aws ecs describe-tasks --cluster {cluster} --tasks {task} --region {region}`"
-            )
+            ));
         }
-    };
-    vec![reasons, command]
+    }
+    hints
 }
 
-fn not_found(target: &Target, region: &str) -> Vec<String> {
+/// What to do about a target that Systems Manager does not know.
+pub(in crate::cli) fn not_found(target: &Target, region: &str) -> Vec<String> {
     let mut hints = vec![format!(
         "`aws ssm describe-instance-information --region {region} --query \
          'InstanceInformationList[].[InstanceId,PingStatus,ComputerName]' --output table` lists what can be given to `--bastion`; \

@@ -1,0 +1,219 @@
+//! `doctor`: what is broken between the credentials and the API servers, and the commands that mend it.
+//!
+//! What is found is [`doctor`](crate::doctor)'s; how it is said is [`words`]'s; what to do about it is `fixes`'s.
+//! Here it is printed: findings as they come, or one JSON object at the end. Both are the result, so they go to
+//! stdout.
+
+mod fixes;
+mod words;
+
+use std::{collections::BTreeMap, pin::pin, process::ExitCode, time::Duration};
+
+use clap::Args;
+use serde::Serialize;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    GlobalArgs,
+    error::{CommandError, Kind},
+    output::{Paint, Printer},
+    signals::{Signal, Signals},
+};
+use crate::{
+    aws::Aws,
+    doctor::{self, Check, Entry, Limits, Status, Subject},
+    settings::{Access, Environment, UpArgs},
+};
+
+pub use words::entry;
+
+/// The version of the JSON. Another one means that old fields have changed their meaning.
+const JSON_VERSION: u32 = 1;
+
+/// How long calls that end sessions may take at the end.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Options of `doctor`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DoctorArgs {
+    /// Bastion to check; repeat it for others [env: AUTOHEAL_PA_BASTION, separated by commas]
+    #[arg(long, value_name = "TARGET")]
+    pub bastion: Vec<String>,
+    /// Cluster to check; repeat it for others [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Vec<String>,
+    /// Prints JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Examines everything and says what is wrong.
+///
+/// # Errors
+/// [`CommandError`] if a check has failed, if the settings are wrong, or for a signal.
+pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    let given = UpArgs { bastion: args.bastion, cluster: args.cluster, ..UpArgs::default() };
+    let ways = Access::load(&global, &given, &Environment::read())?;
+    let mut signals = Signals::listen()?;
+    let mut sheet = Sheet::new(args.json, printer);
+    for access in ways {
+        let subject = Subject {
+            aws: Aws::new(&access.aws).await,
+            bastions: access.bastions,
+            clusters: access.clusters,
+            ports: BTreeMap::new(),
+        };
+        examine(&subject, &mut sheet, &mut signals).await?;
+    }
+    sheet.finish()
+}
+
+/// Examines one way in. Fails for a signal, after the session under way has been ended; a second interrupt does not
+/// wait for that.
+async fn examine(subject: &Subject, sheet: &mut Sheet<'_>, signals: &mut Signals) -> Result<(), Signal> {
+    let stop = CancellationToken::new();
+    let report = |finding| sheet.add(entry(&finding));
+    let mut examination = pin!(doctor::examine(subject, Limits::default(), &stop, report));
+    let signal = tokio::select! {
+        biased;
+        signal = signals.next() => Some(signal),
+        () = &mut examination => None,
+    };
+    stop.cancel();
+    let rest = async {
+        if signal.is_some() {
+            examination.await;
+        }
+        if let Ok(aws) = &subject.aws
+            && timeout(SETTLE_LIMIT, aws.settle()).await.is_err()
+        {
+            tracing::warn!("calls that end sessions did not return in time");
+        }
+    };
+    tokio::select! {
+        biased;
+        () = signals.interrupt() => Err(Signal::Interrupt),
+        () = rest => signal.map_or(Ok(()), Err),
+    }
+}
+
+/// What is printed of an examination: one entry after the other, or all at the end.
+pub(super) struct Sheet<'a> {
+    json: bool,
+    printer: &'a Printer,
+    entries: Vec<Entry>,
+    /// Those at the end of `entries` that are skipped for one reason and have not been printed.
+    pending: usize,
+    /// The first thing that went wrong with printing.
+    error: Option<CommandError>,
+}
+
+impl<'a> Sheet<'a> {
+    pub(super) fn new(json: bool, printer: &'a Printer) -> Self {
+        Self { json, printer, entries: Vec::new(), pending: 0, error: None }
+    }
+
+    /// Takes the next entry.
+    pub(super) fn add(&mut self, entry: Entry) {
+        let goes_on = self.entries.last().is_some_and(|last| is_skipped_with(last, &entry));
+        if !goes_on {
+            self.print_pending();
+        }
+        let skipped = entry.status == Status::Skipped;
+        if !skipped {
+            self.print(&text(&entry, self.printer.paint()));
+        }
+        self.pending += usize::from(skipped);
+        self.entries.push(entry);
+    }
+
+    /// Prints what was skipped, in one line: it is the failure before that matters.
+    fn print_pending(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        if let [first, .., last] = &self.entries[self.entries.len() - pending..] {
+            let title = format!("{pending} checks");
+            let meaning = first.meaning.as_deref().unwrap_or_default();
+            let meaning = format!("`{}` to `{}`: {meaning}", first.title, last.title);
+            self.print(&text(&Entry { title, meaning: Some(meaning), ..first.clone() }, self.printer.paint()));
+        } else if let (1, Some(one)) = (pending, self.entries.last()) {
+            self.print(&text(one, self.printer.paint()));
+        }
+    }
+
+    fn print(&mut self, text: &str) {
+        if !self.json
+            && let Err(error) = self.printer.result(text)
+        {
+            self.error.get_or_insert(error);
+        }
+    }
+
+    /// Says how it went as a whole.
+    ///
+    /// # Errors
+    /// [`Kind::Doctor`] if a check has failed; else if the result could not be written.
+    pub(super) fn finish(mut self) -> Result<ExitCode, CommandError> {
+        self.print_pending();
+        let failed = self.entries.iter().filter(|entry| entry.status == Status::Failed).count();
+        if self.json {
+            self.printer.result(&to_json(&self.entries, failed == 0))?;
+        }
+        if let Some(error) = self.error {
+            return Err(error);
+        }
+        if failed == 0 {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let checks = if failed == 1 { "check has" } else { "checks have" };
+        Err(CommandError::new(Kind::Doctor, format!("{failed} {checks} failed")))
+    }
+}
+
+fn to_json(entries: &[Entry], ok: bool) -> String {
+    #[derive(Serialize)]
+    struct Root<'a> {
+        version: u32,
+        ok: bool,
+        checks: &'a [Entry],
+    }
+    let root = Root { version: JSON_VERSION, ok, checks: entries };
+    serde_json::to_string_pretty(&root).expect("strings and numbers are always JSON")
+}
+
+/// Whether two checks were skipped for the same reason.
+fn is_skipped_with(one: &Entry, other: &Entry) -> bool {
+    let about = |entry: &Entry| (entry.status, entry.cluster.clone(), entry.target.clone(), entry.meaning.clone());
+    one.status == Status::Skipped && about(one) == about(other)
+}
+
+/// Writes an entry as an aligned line, with what is to be said of trouble below it.
+fn text(entry: &Entry, paint: Paint) -> String {
+    let status = entry.status.as_str();
+    let mark = paint.state(status, &format!("{status:<8}"));
+    let place = match (&entry.cluster, &entry.target) {
+        (Some(cluster), Some(target)) => format!("{cluster} through {target}"),
+        (Some(one), None) | (None, Some(one)) => one.clone(),
+        (None, None) => String::new(),
+    };
+    let told = match entry.status {
+        Status::Ok | Status::Warning | Status::Failed => entry.answer.as_deref(),
+        Status::Skipped => entry.meaning.as_deref(),
+    };
+    let parts = [place.as_str(), told.unwrap_or_default()].into_iter().filter(|part| !part.is_empty());
+    let width = Check::ALL.iter().map(|check| words::title(*check).len()).max().unwrap_or_default();
+    let line = format!("{mark} {:<width$}  {}", entry.title, parts.collect::<Vec<_>>().join(": "));
+    let mut text = line.trim_end().to_owned();
+    if matches!(entry.status, Status::Warning | Status::Failed) {
+        let tried = Some((paint.faint("tried:"), &entry.tried));
+        let meaning = entry.meaning.as_ref().map(|meaning| (paint.faint("means:"), meaning));
+        let fixes = entry.fixes.iter().map(|fix| (paint.hint("fix:  "), fix));
+        for (label, detail) in tried.into_iter().chain(meaning).chain(fixes) {
+            text.push_str(&format!("\n         {label} {detail}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

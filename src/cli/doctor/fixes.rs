@@ -1,0 +1,421 @@
+//! What to do about trouble: commands of the AWS CLI with the user's own names in them, ready to be pasted.
+//!
+//! What other commands say as hints is taken from there. A command is one line; where its pieces are not known it
+//! finds them itself.
+
+use super::words::{Names, is_explicit_deny};
+use crate::{
+    aws::{AwsError, ClusterDescription, DOCUMENT, SkipReason, own_sessions},
+    cli::error::{assess, network, not_connected, not_found},
+    cluster::Target,
+    doctor::{Check, Place, Trouble},
+    proto::CloseReason,
+    tunnel::{DialError, Fault, ProbeError},
+};
+
+/// Finds fixes for one place.
+pub(super) struct Fixes<'a> {
+    place: &'a Place,
+    names: Names,
+    description: Option<&'a ClusterDescription>,
+}
+
+impl<'a> Fixes<'a> {
+    pub(super) fn of(place: &'a Place) -> Self {
+        Self { place, names: Names::of(place), description: place.description.as_deref() }
+    }
+
+    /// Returns what to do about trouble, the likeliest first.
+    pub(super) fn trouble(&self, check: Check, trouble: &Trouble) -> Vec<String> {
+        let Names { region, cluster, .. } = &self.names;
+        match trouble {
+            Trouble::Aws(error) => self.aws(error),
+            Trouble::Expiring { .. } => assess(&AwsError::NotRenewed { origin: String::new() }).1,
+            Trouble::NoClusters | Trouble::NoSuchCluster => vec![format!("aws eks list-clusters --region {region}")],
+            Trouble::Unusable(reason) => self.unusable(reason),
+            Trouble::PublicOnly => vec![
+                format!("aws eks update-kubeconfig --name {cluster} --region {region}"),
+                format!(
+                    "aws eks update-cluster-config --name {cluster} --region {region} --resources-vpc-config \
+                     endpointPrivateAccess=true"
+                ),
+            ],
+            Trouble::Port(_) => vec!["autoheal-pa up".to_owned()],
+            Trouble::NoBastion => vec![
+                "add `--bastion i-0123456789abcdef0` or set `AUTOHEAL_PA_BASTION`; this lists what can be given: `aws ssm \
+                 describe-instance-information --region REGION --query \
+                 'InstanceInformationList[].[InstanceId,PingStatus,ComputerName]' --output table`"
+                    .replace("REGION", region),
+            ],
+            Trouble::NotManaged => self.of_target(|target| not_found(target, region)),
+            Trouble::Offline(sighting) => self.of_target(|target| not_connected(target, region, Some(sighting))),
+            Trouble::AgentTooOld { .. } => self.update_agent(),
+            Trouble::Dial(error) => self.dial(error),
+            Trouble::Unsigned => vec![self.grant_session("ssmmessages:OpenDataChannel")],
+            Trouble::Fault(fault) => self.fault(check, fault),
+            Trouble::Unresolvable { .. } => self.unresolvable(),
+            Trouble::Api(_) | Trouble::Status(_) => {
+                vec![format!("aws eks describe-cluster --name {cluster} --region {region} --query cluster.health")]
+            }
+            Trouble::Unauthorized => self.access_entry(),
+            Trouble::MayNotListPods { user } => self.view_policy(user.as_deref()),
+        }
+    }
+
+    fn aws(&self, error: &AwsError) -> Vec<String> {
+        let AwsError::AccessDenied { action, resource, .. } = error else { return assess(error).1 };
+        if is_explicit_deny(error).is_some() {
+            return assess(error).1;
+        }
+        let resource = match action.as_str() {
+            "eks:DescribeCluster" => self.cluster_arn(),
+            // The service names a pattern, which is a narrower one than the action takes.
+            "eks:ListClusters" => "*".to_owned(),
+            _ => resource.clone(),
+        };
+        vec![grant(self.place, &[action], &[resource])]
+    }
+
+    fn dial(&self, error: &DialError) -> Vec<String> {
+        let region = &self.names.region;
+        match error {
+            DialError::TargetNotConnected { .. } => self.of_target(|target| not_connected(target, region, None)),
+            DialError::TargetNotFound { .. } => self.of_target(|target| not_found(target, region)),
+            DialError::AccessDenied { .. } if is_explicit_deny(error).is_some() => Vec::new(),
+            DialError::AccessDenied { action: "ssm:StartSession", .. } => {
+                let partition = self.partition();
+                let document = format!("arn:{partition}:ssm:{region}::document/{DOCUMENT}");
+                vec![grant(self.place, &["ssm:StartSession"], &[self.target_arn(), document])]
+            }
+            DialError::AccessDenied { action, .. } => vec![self.grant_session(action)],
+            DialError::DocumentRefused { document, .. } => {
+                vec![format!("aws ssm describe-document --name {document} --region {region}")]
+            }
+            DialError::UpgradeRefused { status: 401 | 403, .. } => {
+                vec![self.grant_session("ssmmessages:OpenDataChannel")]
+            }
+            DialError::Unreachable { host, .. } => network(host),
+            DialError::UpgradeRefused { host, .. } => network(host),
+            DialError::ForeignStreamUrl { .. } => vec![
+                "if this is an endpoint of your own, name it in `AWS_ENDPOINT_URL_SSM`: its host is trusted then"
+                    .to_owned(),
+            ],
+            DialError::Throttled { .. } | DialError::Service { .. } | DialError::Timeout { .. } => {
+                vec!["autoheal-pa doctor -vv".to_owned()]
+            }
+            DialError::SessionEnded { .. } | DialError::Credentials { .. } => Vec::new(),
+        }
+    }
+
+    fn fault(&self, check: Check, fault: &Fault) -> Vec<String> {
+        let Names { region, cluster, host, .. } = &self.names;
+        match fault {
+            Fault::Start(error) | Fault::Resume(error) => self.dial(error),
+            Fault::Closed(CloseReason::Handshake(_)) => self.update_agent(),
+            Fault::Closed(CloseReason::ChannelClosed { .. }) if check == Check::Endpoint => {
+                self.on_bastion(&format!("getent hosts {host}; cat /etc/resolv.conf"))
+            }
+            Fault::Closed(
+                CloseReason::HandshakeTimeout { .. }
+                | CloseReason::ChannelClosed { .. }
+                | CloseReason::Unacknowledged { .. }
+                | CloseReason::Smux(_)
+                | CloseReason::Misbehaved { .. }
+                | CloseReason::Paused { .. },
+            ) => self.agent(),
+            Fault::Probe(_) if check == Check::LocalPort => vec!["autoheal-pa up -v".to_owned()],
+            Fault::Probe(ProbeError::NoAnswer { .. }) => {
+                let mut fixes = self.security_group();
+                fixes.extend(self.on_bastion(&format!("getent hosts {host}; curl -skm 5 https://{host}/livez")));
+                fixes
+            }
+            Fault::Probe(ProbeError::Refused | ProbeError::Ended | ProbeError::Tls { .. } | ProbeError::NotHttp) => {
+                let mut fixes = self.on_bastion(&format!("getent hosts {host}; curl -skm 5 https://{host}/livez"));
+                fixes.extend(self.security_group());
+                fixes
+            }
+            Fault::Probe(ProbeError::Certificate { .. }) => {
+                let show = "openssl x509 -noout -issuer -subject";
+                let mut fixes = self.on_bastion(&format!(
+                    "getent hosts {host}; openssl s_client -connect {host}:443 -servername {host} </dev/null | {show}"
+                ));
+                fixes.push(format!(
+                    "aws eks describe-cluster --name {cluster} --region {region} --query cluster.certificateAuthority.data --output text \
+                     | base64 -d | {show}"
+                ));
+                fixes
+            }
+            Fault::Probe(ProbeError::Authority { .. }) => {
+                vec![format!(
+                    "aws eks describe-cluster --name {cluster} --region {region} --query cluster.certificateAuthority"
+                )]
+            }
+            Fault::Probe(ProbeError::SessionLost)
+            | Fault::Transport(_)
+            | Fault::Silent { .. }
+            | Fault::Mute { .. }
+            | Fault::Exhausted
+            | Fault::Panicked { .. } => vec!["autoheal-pa doctor -vv".to_owned()],
+        }
+    }
+
+    fn unusable(&self, reason: &SkipReason) -> Vec<String> {
+        let Names { region, cluster, .. } = &self.names;
+        match reason {
+            SkipReason::Status(status) if status == "CREATING" => {
+                vec![format!("aws eks wait cluster-active --name {cluster} --region {region}")]
+            }
+            SkipReason::AccessDenied { .. } => vec![grant(self.place, &["eks:DescribeCluster"], &[self.cluster_arn()])],
+            SkipReason::Status(_)
+            | SkipReason::Connected
+            | SkipReason::NoEndpoint
+            | SkipReason::Endpoint(_)
+            | SkipReason::NoCertificateAuthority => vec![format!(
+                "aws eks describe-cluster --name {cluster} --region {region} --query 'cluster.[status,endpoint,health.issues]'"
+            )],
+        }
+    }
+
+    fn unresolvable(&self) -> Vec<String> {
+        let Names { region, host, .. } = &self.names;
+        let mut fixes = self.on_bastion(&format!("getent hosts {host}; cat /etc/resolv.conf"));
+        if let Some(vpc) = self.description.and_then(|description| description.vpc_id.as_deref()) {
+            fixes.extend(["support", "hostnames"].map(|what| {
+                format!("aws ec2 modify-vpc-attribute --vpc-id {vpc} --region {region} --enable-dns-{what}")
+            }));
+        }
+        fixes
+    }
+
+    /// Lets the cluster's security group admit the bastion.
+    fn security_group(&self) -> Vec<String> {
+        let Names { region, cluster, .. } = &self.names;
+        let group = match self.description.and_then(|description| description.security_group.as_deref()) {
+            Some(group) => group.to_owned(),
+            None => format!(
+                "\"$(aws eks describe-cluster --name {cluster} --region {region} --query \
+                 cluster.resourcesVpcConfig.clusterSecurityGroupId --output text)\""
+            ),
+        };
+        let source = match &self.place.target {
+            Some(Target::Instance(id)) => format!(
+                "--source-group \"$(aws ec2 describe-instances --instance-ids {id} --region {region} --query \
+                 'Reservations[0].Instances[0].SecurityGroups[0].GroupId' --output text)\""
+            ),
+            Some(Target::EcsTask(_)) => "--source-group SECURITY_GROUP_OF_THE_TASK".to_owned(),
+            Some(Target::ManagedNode(_)) | None => "--cidr ADDRESS_OF_THE_BASTION/32".to_owned(),
+        };
+        vec![format!(
+            "aws ec2 authorize-security-group-ingress --region {region} --group-id {group} --protocol tcp --port 443 {source}"
+        )]
+    }
+
+    /// Runs a command on the bastion, to see what it sees.
+    fn on_bastion(&self, command: &str) -> Vec<String> {
+        let region = &self.names.region;
+        let Some(target) = &self.place.target else { return Vec::new() };
+        vec![match target {
+            Target::Instance(id) | Target::ManagedNode(id) => format!(
+                "aws ssm start-session --target {id} --region {region} --document-name AWS-StartInteractiveCommand --parameters \
+                 'command=[\"{command}\"]'"
+            ),
+            Target::EcsTask(id) => {
+                let (cluster, task) = ecs_names(id);
+                format!(
+                    "aws ecs execute-command --cluster {cluster} --task {task} --region {region} --interactive --command \
+                     'sh -c \"{command}\"'"
+                )
+            }
+        }]
+    }
+
+    fn update_agent(&self) -> Vec<String> {
+        let region = &self.names.region;
+        self.of_target(|target| {
+            vec![match target {
+                Target::Instance(id) | Target::ManagedNode(id) => format!(
+                    "aws ssm send-command --document-name AWS-UpdateSSMAgent --targets Key=InstanceIds,Values={id} --region {region}"
+                ),
+                Target::EcsTask(id) => {
+                    let (cluster, task) = ecs_names(id);
+                    format!("aws ecs stop-task --cluster {cluster} --task {task} --region {region}")
+                }
+            }]
+        })
+    }
+
+    /// Lets the agent work again.
+    fn agent(&self) -> Vec<String> {
+        let region = &self.names.region;
+        self.of_target(|target| match target {
+            Target::Instance(id) => vec![
+                format!(
+                    "aws ec2 describe-instances --instance-ids {id} --region {region} --query \
+                     'Reservations[].Instances[].[State.Name,VpcId,SubnetId,IamInstanceProfile.Arn]'"
+                ),
+                format!("aws ec2 reboot-instances --instance-ids {id} --region {region}"),
+            ],
+            Target::ManagedNode(id) => vec![format!(
+                "`sudo systemctl restart amazon-ssm-agent` on that node; `aws ssm describe-instance-information --filters \
+                 Key=InstanceIds,Values={id} --region {region}` shows when it is back"
+            )],
+            Target::EcsTask(id) => {
+                let (cluster, task) = ecs_names(id);
+                vec![format!("aws ecs describe-tasks --cluster {cluster} --tasks {task} --region {region}")]
+            }
+        })
+    }
+
+    /// Lets the cluster know the caller.
+    fn access_entry(&self) -> Vec<String> {
+        let Names { region, cluster, .. } = &self.names;
+        let principal = principal(self.place);
+        match self.mode() {
+            "API" | "API_AND_CONFIG_MAP" => vec![
+                format!(
+                    "aws eks create-access-entry --cluster-name {cluster} --region {region} --principal-arn {principal}"
+                ),
+                self.associate_view(),
+            ],
+            _ => vec![
+                format!(
+                    "add to `mapRoles` of `kubectl -n kube-system edit configmap aws-auth`: `- {{rolearn: {}, username: autoheal-pa, \
+                     groups: [autoheal-pa]}}`",
+                    without_path(&principal)
+                ),
+                "kubectl create clusterrolebinding autoheal-pa --clusterrole=view --group=autoheal-pa".to_owned(),
+                format!(
+                    "or, to use access entries from then on: `aws eks update-cluster-config --name {cluster} --region {region} \
+                     --access-config authenticationMode=API_AND_CONFIG_MAP`"
+                ),
+            ],
+        }
+    }
+
+    /// Lets the caller see what is in the cluster.
+    fn view_policy(&self, user: Option<&str>) -> Vec<String> {
+        match self.mode() {
+            "API" | "API_AND_CONFIG_MAP" => vec![self.associate_view()],
+            _ => vec![format!(
+                "kubectl create clusterrolebinding autoheal-pa-view --clusterrole=view --user='{}'",
+                user.unwrap_or("USER")
+            )],
+        }
+    }
+
+    fn associate_view(&self) -> String {
+        let Names { region, cluster, .. } = &self.names;
+        format!(
+            "aws eks associate-access-policy --cluster-name {cluster} --region {region} --principal-arn {} --policy-arn \
+             arn:{}:eks::aws:cluster-access-policy/AmazonEKSViewPolicy --access-scope type=cluster",
+            principal(self.place),
+            self.partition()
+        )
+    }
+
+    fn mode(&self) -> &str {
+        self.description.and_then(|description| description.authentication_mode.as_deref()).unwrap_or("CONFIG_MAP")
+    }
+
+    fn grant_session(&self, action: &str) -> String {
+        grant(self.place, &[action], &[own_sessions(&self.names.region)])
+    }
+
+    fn of_target(&self, fixes: impl FnOnce(&Target) -> Vec<String>) -> Vec<String> {
+        self.place.target.as_ref().map(fixes).unwrap_or_default()
+    }
+
+    fn partition(&self) -> &str {
+        partition(self.place)
+    }
+
+    fn cluster_arn(&self) -> String {
+        let Names { region, cluster, .. } = &self.names;
+        format!("arn:{}:eks:{region}:{}:cluster/{cluster}", self.partition(), account(self.place))
+    }
+
+    fn target_arn(&self) -> String {
+        let (partition, region, account) = (self.partition(), &self.names.region, account(self.place));
+        match &self.place.target {
+            Some(Target::ManagedNode(id)) => format!("arn:{partition}:ssm:{region}:{account}:managed-instance/{id}"),
+            Some(Target::EcsTask(id)) => {
+                let (cluster, task) = ecs_names(id);
+                format!("arn:{partition}:ecs:{region}:{account}:task/{cluster}/{task}")
+            }
+            Some(Target::Instance(id)) => format!("arn:{partition}:ec2:{region}:{account}:instance/{id}"),
+            None => "*".to_owned(),
+        }
+    }
+}
+
+/// Returns the command that allows the caller something.
+pub(super) fn grant(place: &Place, actions: &[&str], resources: &[String]) -> String {
+    let one_or_all = |list: &[String]| match list {
+        [one] => format!("{one:?}"),
+        list => format!("[{}]", list.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(",")),
+    };
+    let action_list: Vec<String> = actions.iter().map(|action| (*action).to_owned()).collect();
+    let statement =
+        format!(r#"{{"Effect":"Allow","Action":{},"Resource":{}}}"#, one_or_all(&action_list), one_or_all(resources));
+    let policy = format!(r#"{{"Version":"2012-10-17","Statement":[{statement}]}}"#);
+    let first = actions.first().and_then(|action| action.split(':').nth(1)).unwrap_or("all");
+    let principal = principal(place);
+    let name = principal.trim_end_matches('"').rsplit('/').next().unwrap_or_default();
+    match sso_role(place) {
+        Some(_) => format!("allow it in the permission set of IAM Identity Center: {statement}"),
+        None if principal.contains(":role/") => format!(
+            "aws iam put-role-policy --role-name {name} --policy-name autoheal-pa-{first} --policy-document '{policy}'"
+        ),
+        None if principal.contains(":user/") => format!(
+            "aws iam put-user-policy --user-name {name} --policy-name autoheal-pa-{first} --policy-document '{policy}'"
+        ),
+        None => format!("allow it in a policy of this identity: {statement}"),
+    }
+}
+
+/// Returns what IAM and access entries know the caller by: of a role's session, the role.
+fn principal(place: &Place) -> String {
+    let Some(caller) = &place.caller else { return "ARN_OF_THE_ROLE".to_owned() };
+    let Some(name) = assumed_role(&caller.arn) else { return caller.arn.clone() };
+    // The ARN of a session lacks the role's path.
+    if let Some(role) = place.role_arn.as_deref().filter(|role| role.rsplit('/').next() == Some(name)) {
+        return role.to_owned();
+    }
+    if let Some(name) = sso_role(place) {
+        return format!("\"$(aws iam get-role --role-name {name} --query Role.Arn --output text)\"");
+    }
+    format!("arn:{}:iam::{}:role/{name}", partition(place), caller.account)
+}
+
+/// Returns the name of the role in the ARN of one of its sessions.
+fn assumed_role(arn: &str) -> Option<&str> {
+    arn.split_once(":assumed-role/")?.1.split('/').next()
+}
+
+/// Returns the name of a role that IAM Identity Center has made, which is under a path of its own.
+fn sso_role(place: &Place) -> Option<&str> {
+    assumed_role(&place.caller.as_ref()?.arn).filter(|name| name.starts_with("AWSReservedSSO_"))
+}
+
+/// Strips the path of a role's ARN, which `aws-auth` does not take.
+fn without_path(arn: &str) -> String {
+    match (arn.split_once(":role/"), arn.rsplit('/').next()) {
+        (Some((before, _)), Some(name)) => format!("{before}:role/{name}"),
+        _ => arn.to_owned(),
+    }
+}
+
+fn partition(place: &Place) -> &str {
+    place.caller.as_ref().and_then(|caller| caller.arn.split(':').nth(1)).unwrap_or("aws")
+}
+
+fn account(place: &Place) -> &str {
+    place.caller.as_ref().map_or("*", |caller| caller.account.as_str())
+}
+
+/// Returns the cluster and the task of a container.
+fn ecs_names(id: &str) -> (&str, &str) {
+    let mut parts = id.trim_start_matches("ecs:").rsplitn(3, '_');
+    let (_, task, cluster) = (parts.next(), parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    (cluster, task)
+}
