@@ -22,8 +22,9 @@ use super::{
 };
 use crate::{
     aws::Aws,
+    control::{Answer, Client, ControlError, Request},
     doctor::{self, Check, Entry, Limits, Status, Subject},
-    settings::{Access, Environment, UpArgs},
+    settings::{Access, Environment, Settings, UpArgs},
 };
 
 pub use words::entry;
@@ -37,7 +38,8 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// Options of `doctor`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct DoctorArgs {
-    /// Bastion to check; repeat it for others [env: AUTOHEAL_PA_BASTION, separated by commas]
+    /// Bastion to check, by this process and not by the running manager; repeat it for others [default: the running
+    /// manager's, else that of AUTOHEAL_PA_BASTION]
     #[arg(long, value_name = "TARGET")]
     pub bastion: Vec<String>,
     /// Cluster to check; repeat it for others [default: all]
@@ -53,9 +55,18 @@ pub struct DoctorArgs {
 /// # Errors
 /// [`CommandError`] if a check has failed, if the settings are wrong, or for a signal.
 pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
-    let given = UpArgs { bastion: args.bastion, cluster: args.cluster, ..UpArgs::default() };
-    let ways = Access::load(&global, &given, &Environment::read())?;
+    let environment = Environment::read();
     let mut signals = Signals::listen()?;
+    if args.bastion.is_empty() {
+        let dir = Settings::without_file(&global, &environment)?.control_dir;
+        match Client::connect(&dir).await {
+            Ok(client) => return ask(client, args, &mut signals, printer).await,
+            Err(ControlError::NotRunning { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let given = UpArgs { bastion: args.bastion, cluster: args.cluster, ..UpArgs::default() };
+    let ways = Access::load(&global, &given, &environment)?;
     let mut sheet = Sheet::new(args.json, printer);
     for access in ways {
         let subject = Subject {
@@ -67,6 +78,36 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
         examine(&subject, &mut sheet, &mut signals).await?;
     }
     sheet.finish()
+}
+
+/// Has the running manager examine its own ways in, with its credentials and through its ports.
+async fn ask(
+    mut manager: Client,
+    args: DoctorArgs,
+    signals: &mut Signals,
+    printer: &Printer,
+) -> Result<ExitCode, CommandError> {
+    manager.send(&Request::Doctor { clusters: args.cluster }).await?;
+    printer.progress("the running manager examines itself");
+    let mut sheet = Sheet::new(args.json, printer);
+    loop {
+        let answer = tokio::select! {
+            biased;
+            // It ends what it has begun when nobody listens any more.
+            signal = signals.next() => return Err(signal.into()),
+            answer = manager.next() => answer?,
+        };
+        match answer {
+            Some(Answer::Finding(entry)) => sheet.add(serde_json::from_value(entry).map_err(|error| {
+                CommandError::new(Kind::Unexpected, "cannot understand a finding of the manager").with_source(error)
+            })?),
+            Some(Answer::Done) => return sheet.finish(),
+            Some(Answer::Token(_) | Answer::Status(_) | Answer::Reloaded(_) | Answer::Stopping) => {
+                return Err(CommandError::new(Kind::Unexpected, "the manager answers something else"));
+            }
+            None => return Err(CommandError::new(Kind::Unexpected, "the manager has ended meanwhile")),
+        }
+    }
 }
 
 /// Examines one way in. Fails for a signal, after the session under way has been ended; a second interrupt does not

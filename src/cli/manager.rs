@@ -50,7 +50,7 @@ use crate::{
 mod answers;
 mod progress;
 
-use answers::{Answers, Roster, Route};
+use answers::{Answers, Examinations, Roster, Route};
 pub(super) use answers::{Asked, Requests};
 pub(super) use progress::{Hopeless, failure, is_hopeless, report_unready, show_changes, until_ready, wait_ready};
 
@@ -67,6 +67,7 @@ pub(super) struct Manager {
     left_behind: Vec<Entry>,
     /// All that goes on beside the tunnels.
     tasks: JoinSet<()>,
+    examinations: Examinations,
     stop: CancellationToken,
     control: Arc<control::Server>,
 }
@@ -97,7 +98,9 @@ impl Manager {
         let supervisor = Supervisor::new();
         let roster = Arc::new(watch::Sender::new(Roster::default()));
         let (asked, requests) = mpsc::channel(4);
-        let answers = Answers::new(settings.common.name.clone(), log, &supervisor, &roster, asked);
+        let examinations = Examinations::default();
+        let answers =
+            Answers::new(settings.common.name.clone(), log, &supervisor, &roster, asked, examinations.clone());
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn({
@@ -105,7 +108,10 @@ impl Manager {
             async move { control.serve(Arc::new(answers), stop).await }
         });
         let printer = printer.clone();
-        Ok((Self { settings, printer, roster, supervisor, journal, left_behind, tasks, stop, control }, requests))
+        Ok((
+            Self { settings, printer, roster, supervisor, journal, left_behind, tasks, examinations, stop, control },
+            requests,
+        ))
     }
 
     /// Finds clusters and opens tunnels to them. Returns when the tunnels are under way.
@@ -258,7 +264,7 @@ impl Manager {
 
     /// Ends everything in good order; with `forget`, the contexts leave the kubeconfig as well.
     pub(super) async fn stop(self, forget: bool) {
-        self.supervisor.stop().await;
+        tokio::join!(self.supervisor.stop(), self.examinations.end());
         let roster = self.roster.borrow().clone();
         let settled = join_all(roster.ways.iter().map(|way| way.aws.settle()));
         if timeout(SETTLE_LIMIT, settled).await.is_err() {

@@ -520,3 +520,51 @@ async fn an_interrupt_ends_the_session() {
     assert_eq!(lab.emulator.sessions().len(), 1);
     assert_clean(&lab).await;
 }
+
+/// The entries of a JSON report, without what differs from run to run.
+fn ids(ended: &Ended) -> Vec<(String, String)> {
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let entries = report["checks"].as_array().unwrap().iter();
+    let word = |entry: &Value, key: &str| entry[key].as_str().unwrap().to_owned();
+    entries.map(|entry| (word(entry, "id"), word(entry, "status"))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_manager_examines_itself_with_its_own_credentials_and_ports() {
+    let lab = Lab::start(Config::default()).await;
+    let up = lab.up(&[]).await;
+    // A shell that knows nothing of AWS.
+    let mut bare = lab.bare_command(PROGRAM);
+    let ended = Running::start(bare.args(["doctor", "--json", "--cluster", "payments"])).ended().await;
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    let found = ids(&ended);
+    assert!(found.iter().all(|(_, status)| status == "ok"), "{found:?}");
+    assert!(found.iter().any(|(id, _)| id == "local-port"), "{found:?}");
+    assert_eq!(found.iter().filter(|(id, _)| id == "start-session").count(), 1, "only the cluster that was named");
+
+    lab.emulator.update(|settings| settings.no_access_entry = true);
+    let ended = Running::start(lab.bare_command(PROGRAM).args(["doctor"])).ended().await;
+    assert_eq!(ended.code(), Some(6), "{ended:#?}");
+    assert!(ended.stdout.contains("fix:   aws eks create-access-entry --cluster-name search"), "{}", ended.stdout);
+
+    let unknown = Running::start(lab.bare_command(PROGRAM).args(["doctor", "--cluster", "no"])).ended().await;
+    assert!(unknown.stderr.contains("the manager has no tunnel to `no`"), "{unknown:#?}");
+    assert_eq!(up.stop().await.code(), Some(0));
+    assert_clean(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_examination_that_nobody_listens_to_leaves_no_session() {
+    let lab = lab().await;
+    let up = lab.up(&[]).await;
+    let before = lab.emulator.sessions().len();
+    lab.emulator.update(|settings| settings.agent.handshake_delay = Duration::from_secs(3600));
+    let doctor = Running::start(lab.bare_command(PROGRAM).args(["doctor"]));
+    lab.wait_until("its session", |emulator| emulator.sessions().len() > before).await;
+    doctor.signal(Signal::KILL);
+    let _killed = doctor.ended().await;
+    lab.wait_until("its end", |emulator| emulator.sessions().iter().filter(|session| !has_ended(session)).count() == 1)
+        .await;
+    assert_eq!(up.stop().await.code(), Some(0));
+    assert_clean(&lab).await;
+}

@@ -1,6 +1,7 @@
 //! What a manager has, and what it answers at its control socket.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -8,17 +9,19 @@ use std::{
 
 use futures_util::{Stream, StreamExt, stream, stream::BoxStream};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Way;
 use crate::{
     aws::CredentialStatus,
-    cli::{error::CommandError, output::rfc3339},
+    cli::{doctor as cli_doctor, error::CommandError, output::rfc3339},
     clock,
     cluster::Cluster,
     control::{
         AccessStatus, Answer, Handler, ManagerStatus, Refusal, Reloaded, Request, TokenAnswer, TokenRequest,
         TunnelReport,
     },
+    doctor::{self, Finding, Limits, Subject},
     supervisor::{Board, Supervisor},
     tunnel::TunnelStatus,
 };
@@ -76,6 +79,7 @@ pub(in crate::cli) type Requests = mpsc::Receiver<Asked>;
 pub(super) struct Answers {
     view: Arc<View>,
     asked: mpsc::Sender<Asked>,
+    examinations: Examinations,
 }
 
 /// All that a status is made of.
@@ -94,10 +98,11 @@ impl Answers {
         supervisor: &Supervisor,
         roster: &watch::Sender<Roster>,
         asked: mpsc::Sender<Asked>,
+        examinations: Examinations,
     ) -> Self {
         let started_at = SystemTime::UNIX_EPOCH + clock::wall();
         let view = View { name, log, started_at, board: supervisor.board(), roster: roster.subscribe() };
-        Self { view: Arc::new(view), asked }
+        Self { view: Arc::new(view), asked, examinations }
     }
 
     async fn reload(self) -> Result<Answer, Refusal> {
@@ -127,10 +132,10 @@ impl Handler for Answers {
                 };
                 stream::once(asked).chain(stream::pending()).boxed()
             }
-            Request::Doctor { .. } => {
-                let refusal = Refusal::new("unknown-request", "this manager cannot examine itself");
-                stream::once(async move { Err(refusal) }).boxed()
-            }
+            Request::Doctor { clusters } => match this.view.subjects(&clusters) {
+                Ok(subjects) => this.examinations.start(subjects).map(Ok).boxed(),
+                Err(refusal) => stream::once(async move { Err(refusal) }).boxed(),
+            },
         }
     }
 }
@@ -154,6 +159,27 @@ impl View {
             Ok(token) => Ok(Answer::Token(TokenAnswer { token: token.token, expires: token.expires })),
             Err(error) => Err(Refusal::new("credentials", CommandError::from(error).sentence())),
         }
+    }
+
+    /// Returns what there is to examine: every way in with its tunnels, or only the clusters of these names.
+    fn subjects(&self, clusters: &[String]) -> Result<Vec<Subject>, Refusal> {
+        let roster = self.roster.borrow();
+        let known = |name: &String| roster.routes.iter().any(|route| route.cluster.name == *name);
+        if let Some(unknown) = clusters.iter().find(|name| !known(name)) {
+            return Err(Refusal::new("unknown-cluster", format!("the manager has no tunnel to `{unknown}`")));
+        }
+        let subjects = roster.ways.iter().filter_map(|way| {
+            let routes = roster.routes.iter().filter(|route| Arc::ptr_eq(&route.way, way));
+            let ports: BTreeMap<_, _> = routes.map(|route| (route.cluster.name.clone(), route.port)).collect();
+            let wanted: Vec<_> = clusters.iter().filter(|name| ports.contains_key(*name)).cloned().collect();
+            (clusters.is_empty() || !wanted.is_empty()).then(|| Subject {
+                aws: Ok(way.aws.clone()),
+                bastions: way.access.bastions.clone(),
+                clusters: if wanted.is_empty() { way.access.clusters.clone() } else { wanted },
+                ports,
+            })
+        });
+        Ok(subjects.collect())
     }
 
     fn status(&self) -> ManagerStatus {
@@ -195,6 +221,45 @@ impl View {
             changed = roster.changed() => changed.ok(),
             changed = renewed => changed.ok(),
         }
+    }
+}
+
+/// Runs examinations. Each has a session of its own at AWS, so it is a task, which ends that session whether
+/// anybody listens to the end or not.
+#[derive(Clone, Default)]
+pub(super) struct Examinations {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Examinations {
+    /// Starts one, and returns what it finds.
+    fn start(&self, subjects: Vec<Subject>) -> impl Stream<Item = Answer> + use<> {
+        let (findings, mut found) = mpsc::unbounded_channel();
+        let stop = self.stop.child_token();
+        let abandoned = stop.clone().drop_guard();
+        self.tasks.spawn(async move {
+            for subject in subjects {
+                let report = |finding: Finding| {
+                    let entry = serde_json::to_value(cli_doctor::entry(&finding));
+                    // Nobody may listen any more.
+                    let _unheard = findings.send(Answer::Finding(entry.expect("strings and numbers are always JSON")));
+                };
+                doctor::examine(&subject, Limits::default(), &stop, report).await;
+            }
+            let _unheard = findings.send(Answer::Done);
+        });
+        stream::poll_fn(move |context| {
+            let _until_dropped = &abandoned;
+            found.poll_recv(context)
+        })
+    }
+
+    /// Ends those under way, and waits until their sessions have ended.
+    pub(super) async fn end(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 }
 
