@@ -85,7 +85,7 @@ async fn one_manager_opens_tunnels_in_two_regions() {
     assert_eq!(env.assert_success(), format!("export KUBECONFIG='{}'\n", lab.kubeconfig().display()));
     lab.run(&["down"]).await.assert_success();
     assert_eq!(up.ended().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,7 +107,7 @@ async fn one_entry_gives_up_all_that_it_needs() {
     std::fs::write(lab.path(".config/autoheal-pa/config.yaml"), "region: [").unwrap();
     let token = lab.run(&["token", "--cluster-name=ledger", "--region=eu-west-1"]).await;
     assert!(token.assert_success().contains("k8s-aws-v1."));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +116,7 @@ async fn flags_and_variables_win_over_the_top_level() {
     let up = lab.up(&["--cluster", "payments"]).await;
     assert_eq!(reached(&lab), ["payments"], "a flag wins, and so does `AWS_REGION`");
     assert_eq!(up.stop().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

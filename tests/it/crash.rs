@@ -67,7 +67,7 @@ async fn the_next_manager_ends_the_sessions_of_a_killed_one() {
     assert_eq!(lab.count(by_call), 3);
     assert_eq!(up.stop().await.code(), Some(0));
     assert_eq!(fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap(), "");
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -271,5 +271,5 @@ async fn a_lock_that_a_killed_manager_held_is_taken_over_and_that_of_another_pro
         assert!(ended.stderr.contains(part), "`{part}` is missing\n{}", ended.stderr);
     }
     assert!(lock.exists());
-    lab.assert_clean();
+    lab.assert_clean().await;
 }

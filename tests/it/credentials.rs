@@ -73,7 +73,7 @@ async fn open_connections_outlive_credentials_and_everything_works_when_there_ar
     assert_eq!(lab.emulator.sessions().len(), 1);
     drop(lines);
     assert_eq!(up.stop().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,7 +90,7 @@ async fn credentials_are_renewed_though_nobody_asks_for_them() {
     let ended = up.stop().await;
     assert_eq!(ended.code(), Some(0));
     assert!(!ended.stderr.contains("warning"), "{}", ended.stderr);
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

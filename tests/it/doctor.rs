@@ -44,12 +44,6 @@ async fn doctor(lab: &Lab, args: &[&str]) -> Ended {
     Running::start(&mut command(lab, args)).ended().await
 }
 
-/// Nothing may be left behind. The emulated service answers a call before it has ended the session.
-async fn assert_clean(lab: &Lab) {
-    lab.wait_until("the sessions to end", |emulator| emulator.sessions().iter().all(has_ended)).await;
-    lab.assert_clean();
-}
-
 /// Everything that the user sees, without what differs from run to run.
 fn shown(lab: &Lab, ended: &Ended) -> String {
     let mut text = format!("{}---\n{}exit code {}", ended.stdout, ended.stderr, ended.code().unwrap_or(-1));
@@ -105,7 +99,7 @@ macro_rules! assert_shown {
     ($lab:expr, $ended:expr, $code:literal) => {{
         let (lab, ended) = (&$lab, &$ended);
         assert_eq!(ended.code(), Some($code), "{ended:#?}");
-        assert_clean(lab).await;
+        lab.assert_clean().await;
         insta::assert_snapshot!(shown(lab, ended));
     }};
 }
@@ -287,7 +281,7 @@ async fn containers_are_not_in_the_list() {
         ),
         "{ended:#?}"
     );
-    assert_clean(&lab).await;
+    lab.assert_clean().await;
 }
 
 // The session.
@@ -311,7 +305,7 @@ async fn document_denied() {
 async fn data_channel_denied() {
     let lab = denying("ssmmessages:OpenDataChannel").await;
     let ended = doctor(&lab, &[]).await;
-    assert_clean(&lab).await;
+    lab.assert_clean().await;
     let shown = without_log(&shown(&lab, &ended));
     insta::assert_snapshot!(shown);
 
@@ -340,7 +334,7 @@ async fn handshake_that_asks_too_much() {
     let ended = doctor(&lab, &[]).await;
     assert_eq!(ended.code(), Some(6), "{ended:#?}");
     assert!(ended.stdout.contains("\nfailed   agent handshake      payments through"), "{ended:#?}");
-    assert_clean(&lab).await;
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -518,7 +512,7 @@ async fn an_interrupt_ends_the_session() {
     let ended = running.ended().await;
     assert_eq!(ended.code(), Some(130), "{ended:#?}");
     assert_eq!(lab.emulator.sessions().len(), 1);
-    assert_clean(&lab).await;
+    lab.assert_clean().await;
 }
 
 /// The entries of a JSON report, without what differs from run to run.
@@ -550,7 +544,7 @@ async fn a_running_manager_examines_itself_with_its_own_credentials_and_ports() 
     let unknown = Running::start(lab.bare_command(PROGRAM).args(["doctor", "--cluster", "no"])).ended().await;
     assert!(unknown.stderr.contains("the manager has no tunnel to `no`"), "{unknown:#?}");
     assert_eq!(up.stop().await.code(), Some(0));
-    assert_clean(&lab).await;
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -566,5 +560,5 @@ async fn an_examination_that_nobody_listens_to_leaves_no_session() {
     lab.wait_until("its end", |emulator| emulator.sessions().iter().filter(|session| !has_ended(session)).count() == 1)
         .await;
     assert_eq!(up.stop().await.code(), Some(0));
-    assert_clean(&lab).await;
+    lab.assert_clean().await;
 }

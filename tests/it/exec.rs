@@ -12,8 +12,8 @@ fn exec(lab: &Lab, args: &[&str], command: &[&str]) -> Running {
 }
 
 /// Nothing but the lock, which is free, and an empty journal is left of the managers.
-fn assert_nothing_left(lab: &Lab) {
-    lab.assert_clean();
+async fn assert_nothing_left(lab: &Lab) {
+    lab.assert_clean().await;
     assert!(!lab.kubeconfig().exists(), "the user's kubeconfig is not touched");
     for manager in fs::read_dir(lab.path("autoheal-pa")).unwrap() {
         let dir = manager.unwrap().path();
@@ -32,12 +32,12 @@ async fn ends_with_the_status_of_its_command() {
         let ended = exec(&lab, &[], &["sh", "-c", script]).ended().await;
         assert_eq!(ended.code(), Some(code), "{script}: {ended:#?}");
         assert_eq!(ended.stdout, "", "stdout is the command's");
-        assert_nothing_left(&lab);
+        assert_nothing_left(&lab).await;
     }
     let missing = exec(&lab, &[], &["no-such-program"]).ended().await;
     assert_eq!(missing.code(), Some(2), "{missing:#?}");
     assert!(missing.stderr.contains("cannot run `no-such-program`"), "{}", missing.stderr);
-    assert_nothing_left(&lab);
+    assert_nothing_left(&lab).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,7 +48,7 @@ async fn kubectl_works_in_it() {
     let lab = Lab::start(Config::default()).await;
     let ended = exec(&lab, &[], &["kubectl", "--context", "pa-payments", "get", "pods", "-A"]).ended().await;
     assert!(ended.assert_success().contains("NAMESPACE"), "{ended:#?}");
-    assert_nothing_left(&lab);
+    assert_nothing_left(&lab).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,7 +65,7 @@ async fn uses_a_manager_that_is_running_and_leaves_it() {
     let bare = Running::start(command.args(["exec", "--", "true"])).ended().await;
     assert_eq!(bare.code(), Some(0), "{bare:#?}");
     assert_eq!(up.stop().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,7 +78,7 @@ async fn passes_signals_on_and_lets_the_command_decide() {
         running.signal(signal);
         let ended = running.ended().await;
         assert_eq!(ended.code(), Some(7), "{name}: {ended:#?}");
-        assert_nothing_left(&lab);
+        assert_nothing_left(&lab).await;
     }
 }
 
@@ -93,7 +93,7 @@ async fn commands_side_by_side_have_tunnels_of_their_own() {
     assert_eq!(live, 2, "those of the first go on");
     first.signal(Signal::TERM);
     let _ended = first.ended().await;
-    assert_nothing_left(&lab);
+    assert_nothing_left(&lab).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,7 +109,7 @@ async fn what_a_killed_one_has_left_is_ended_by_the_next() {
     assert!(next.says("ended 2 sessions that an earlier run had left behind").await, "{}", next.stderr_so_far());
     next.signal(Signal::TERM);
     assert_eq!(next.ended().await.code(), Some(143));
-    assert_nothing_left(&lab);
+    assert_nothing_left(&lab).await;
     assert_eq!(lab.emulator.sessions().iter().filter(|session| has_ended(session)).count(), 4);
 }
 
@@ -122,13 +122,13 @@ async fn fails_when_the_tunnels_are_not_ready_in_time() {
     let ended = exec(&lab, &["--timeout", "2s"], &["echo", "never"]).ended().await;
     assert_eq!((ended.code(), ended.stdout.as_str()), (Some(5), ""), "{ended:#?}");
     assert!(ended.stderr.contains("error: "), "{}", ended.stderr);
-    assert_nothing_left(&lab);
+    assert_nothing_left(&lab).await;
 
     let mut waiting = exec(&lab, &[], &["echo", "never"]);
     assert!(waiting.says("payments").await);
     waiting.signal(Signal::INT);
     assert_eq!(waiting.ended().await.code(), Some(130));
-    assert_nothing_left(&lab);
+    assert_nothing_left(&lab).await;
 
     let refused = exec(&lab, &["--detach"], &["true"]).ended().await;
     assert_eq!(refused.code(), Some(2), "{refused:#?}");

@@ -75,7 +75,7 @@ async fn connections_survive_every_way_to_lose_a_websocket() {
     assert_eq!(lab.emulator.sessions().len(), 1);
     drop(connection);
     forward.stop().await.assert_success();
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,7 +104,7 @@ async fn whatever_the_service_does_while_the_client_is_away_nothing_is_lost() {
             assert!(answer == text, "{absent_client:?}, {start:?}");
             drop(connection);
             forward.stop().await.assert_success();
-            lab.assert_clean();
+            lab.assert_clean().await;
         }
     }
 }
@@ -144,7 +144,7 @@ async fn a_session_is_tried_to_be_resumed_for_as_long_as_the_user_says() {
     // Less than the default.
     tokio::time::timeout(Duration::from_secs(60), replaced).await.expect("another session is started");
     assert_eq!(up.stop().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +156,7 @@ async fn a_session_that_the_service_ends_is_replaced() {
     assert!(list_pods(&lab).await > 0, "a new connection waits for the new session");
     assert_eq!(lab.emulator.sessions().len(), 2);
     assert_eq!(up.stop().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,7 +173,7 @@ async fn refused_destinations_reset_the_local_connection() {
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     drop(connection);
     forward.stop().await.assert_success();
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -196,7 +196,7 @@ async fn odd_frames_of_the_service_change_nothing() {
     }
     drop(connection);
     forward.stop().await.assert_success();
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,7 +220,7 @@ async fn loss_and_duplication_lose_nothing() {
         settings.downstream = Default::default();
     });
     forward.stop().await.assert_success();
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,5 +247,5 @@ async fn a_resume_that_is_not_allowed_is_tried_once_and_said_once() {
     let ended = up.stop().await;
     assert_eq!(ended.code(), Some(0));
     assert_eq!(ended.stderr.matches("may not be resumed").count(), 1, "{}", ended.stderr);
-    lab.assert_clean();
+    lab.assert_clean().await;
 }

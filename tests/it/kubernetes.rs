@@ -63,7 +63,7 @@ async fn kube_lists_watches_follows_and_applies() {
         assert_eq!(stored.data, Some(BTreeMap::from([("key".to_owned(), value.to_owned())])));
     }
     assert_eq!(up.stop().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,7 +134,7 @@ async fn kubectl_does_its_daily_work_from_an_empty_environment() {
         logs.stop().await;
         watch.stop().await;
         assert_eq!(up.stop().await.code(), Some(0));
-        lab.assert_clean();
+        lab.assert_clean().await;
     }
 }
 

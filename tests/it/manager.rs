@@ -47,7 +47,7 @@ async fn a_shell_script_works_as_its_writer_expects() {
         assert!(ended.assert_success().starts_with("tunnel ready\n"), "{ended:#?}");
         assert!(ended.stdout.contains("NAMESPACE") && ended.stdout.ends_with("true\n"), "{ended:#?}");
     }
-    lab.assert_clean();
+    lab.assert_clean().await;
     let kubeconfig = fs::read_to_string(lab.kubeconfig()).unwrap();
     assert!(!kubeconfig.contains("pa-payments"), "the contexts are gone: {kubeconfig}");
 }
@@ -71,7 +71,7 @@ async fn neither_a_home_nor_a_runtime_directory_is_needed() {
         };
         let ended = Running::start(&mut command).ended().await;
         assert!(ended.assert_success().starts_with("tunnel ready\n"), "{case}: {ended:#?}");
-        lab.assert_clean();
+        lab.assert_clean().await;
     }
 }
 
@@ -105,7 +105,7 @@ async fn users_do_not_get_in_each_others_way() {
         let ended = running.ended().await;
         assert!(ended.assert_success().starts_with("tunnel ready\n"), "{ended:#?}");
     }
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,7 +155,7 @@ async fn the_background_says_what_the_foreground_says() {
     assert_eq!(down.code(), Some(0), "{down:#?}");
     assert_eq!(down.stderr, "stopping the manager `default`\nstopped\n");
     assert_eq!(background.pid(), None);
-    lab.assert_clean();
+    lab.assert_clean().await;
     let gone = lab.run(&["status"]).await;
     assert_eq!(gone.code(), Some(4), "{gone:#?}");
     let again = lab.run(&["down"]).await;
@@ -183,7 +183,7 @@ async fn a_background_that_does_not_come_up_fails_and_leaves_nothing() {
     let (late, background) = lab.detach(&["--timeout", "2s"]).await;
     assert_eq!(late.code(), Some(5), "{late:#?}");
     background.ended().await;
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,7 +199,7 @@ async fn whoever_waits_for_the_background_may_change_his_mind() {
         waiting.signal(signal);
         assert_eq!(waiting.ended().await.code(), code);
         background.ended().await;
-        lab.assert_clean();
+        lab.assert_clean().await;
     }
 }
 
@@ -214,12 +214,12 @@ async fn a_killed_manager_leaves_nothing_that_matters() {
     let down = lab.run(&["down"]).await;
     assert_eq!(down.code(), Some(0), "{down:#?}");
     assert!(down.stderr.contains("ended 2 sessions that an earlier run had left behind"), "{}", down.stderr);
-    lab.assert_clean();
+    lab.assert_clean().await;
     assert!(!fs::read_to_string(lab.kubeconfig()).unwrap().contains("pa-payments"));
     let (again, _background) = lab.detach(&[]).await;
     assert_eq!(again.code(), Some(0), "{again:#?}");
     assert_eq!(lab.run(&["down"]).await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,7 +237,7 @@ async fn a_foreground_ends_with_its_terminal_and_not_with_nohup() {
     let background = lab.background("default");
     terminal.signal(Signal::KILL);
     background.ended().await;
-    lab.assert_clean();
+    lab.assert_clean().await;
 
     // One that was told to ignore it does so, as does one without a terminal.
     let mut command = lab.command("sh");
@@ -300,7 +300,7 @@ async fn a_reload_opens_what_is_new_and_closes_what_is_gone() {
         let status: Value = serde_json::from_str(line).unwrap();
         assert_eq!(status["version"], 1);
     }
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

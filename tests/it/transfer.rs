@@ -138,7 +138,7 @@ async fn sixty_four_downloads_survive_ten_cuts_bit_exact() {
     assert_eq!(cuts, 10);
     assert_eq!(lab.emulator.sessions().len(), 1, "one session all the way");
     forward.stop().await.assert_success();
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 /// Resident memory of a process in KiB, now and at most so far.
@@ -165,7 +165,7 @@ async fn bulk_transfers_each_way_hold_memory_flat() {
     let (_, peak) = resident(forward.pid());
     assert!(peak < before + (16 << 10), "{before} KiB before, {peak} KiB at most");
     forward.stop().await.assert_success();
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,5 +181,5 @@ async fn half_close_does_not_truncate_the_answer() {
         assert_eq!(len, answer);
     }
     forward.stop().await.assert_success();
-    lab.assert_clean();
+    lab.assert_clean().await;
 }

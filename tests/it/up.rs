@@ -20,7 +20,7 @@ async fn opens_tunnels_and_ends_its_sessions() {
     assert_eq!(ended.stdout, "tunnel ready\n");
     assert!(ended.stderr.contains("identity arn:aws:sts::123456789012:assumed-role/AutohealReadOnlyRole/autoheal-pa-"));
     assert!(lab.count(|event| matches!(event, Event::TransportOpened { signed: true, .. })) >= 2);
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,7 +28,7 @@ async fn works_over_tls_with_a_ca_bundle() {
     let lab = Lab::start(Config { stream_scheme: StreamScheme::Wss, ..Config::default() }).await;
     let ended = lab.up(&[]).await.stop().await;
     assert_eq!(ended.code(), Some(0), "{ended:#?}");
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -37,7 +37,7 @@ async fn ten_clusters_come_up_together() {
     let up = lab.up(&[]).await;
     assert_eq!(lab.emulator.sessions().len(), 10);
     assert_eq!(up.stop().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,7 +49,7 @@ async fn all_pages_of_the_list_are_read_and_what_cannot_be_reached_is_skipped() 
     let ended = lab.up(&[]).await.stop().await;
     assert!(ended.stderr.contains("skipped `fresh`: its status is CREATING"), "{}", ended.stderr);
     assert_eq!(lab.emulator.sessions().len(), 5);
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +64,7 @@ async fn one_failing_cluster_does_not_stop_the_others() {
     lab.emulator.update(|settings| settings.destinations.clear());
     up.ready().await;
     assert_eq!(up.stop().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,7 +84,7 @@ async fn a_signal_before_the_tunnels_are_ready_is_told_from_one_after() {
         let ended = up.ended().await;
         assert_eq!(ended.code(), Some(code), "{ended:#?}");
         assert_eq!(ended.stdout, "");
-        lab.assert_clean();
+        lab.assert_clean().await;
     }
 }
 
@@ -152,7 +152,7 @@ async fn every_source_of_credentials_leads_to_tunnels() {
             assert!(ended.stderr.contains("/AutohealReadOnlyRole/ann@example.com"), "{}", ended.stderr);
         }
     }
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,7 +208,7 @@ async fn a_second_up_of_the_same_name_is_refused_and_of_another_is_not() {
     assert!(lab.path(".kube/autoheal-pa-other.yaml").exists());
     assert_eq!(second.stop().await.code(), Some(0));
     assert_eq!(first.stop().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -61,5 +61,5 @@ async fn kubectl_watches_through_lost_websockets_and_lost_messages() {
     assert!(again.prints(FLAKY).await, "{}", again.stderr_so_far());
     again.stop().await;
     assert_eq!(up.stop().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }

@@ -23,8 +23,7 @@ async fn up(lab: &Lab, args: &[&str]) -> Ended {
 }
 
 /// Checks the exit code, that stderr has all of `parts`, that stdout is empty, and that nothing is left.
-#[track_caller]
-fn assert_fails(lab: &Lab, ended: &Ended, code: i32, parts: &[&str]) {
+async fn assert_fails(lab: &Lab, ended: &Ended, code: i32, parts: &[&str]) {
     assert_eq!(ended.code(), Some(code), "{ended:#?}");
     assert_eq!(ended.stdout, "");
     assert!(ended.stderr.contains("error: "), "{ended:#?}");
@@ -32,7 +31,7 @@ fn assert_fails(lab: &Lab, ended: &Ended, code: i32, parts: &[&str]) {
         assert!(ended.stderr.contains(part), "`{part}` is missing\n{}", ended.stderr);
     }
     assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 async fn lab() -> Lab {
@@ -45,15 +44,15 @@ async fn credentials_region_and_profile() {
     let no_identity = |command: &mut tokio::process::Command| {
         command.env_remove("AWS_ROLE_ARN").env_remove("AWS_WEB_IDENTITY_TOKEN_FILE");
     };
-    assert_fails(&lab, &up_with(&lab, &[], no_identity).await, 3, &["credentials", "hint: "]);
+    assert_fails(&lab, &up_with(&lab, &[], no_identity).await, 3, &["credentials", "hint: "]).await;
 
     let no_region = |command: &mut tokio::process::Command| {
         command.env_remove("AWS_REGION");
     };
-    assert_fails(&lab, &up_with(&lab, &[], no_region).await, 2, &["region", "--region"]);
+    assert_fails(&lab, &up_with(&lab, &[], no_region).await, 2, &["region", "--region"]).await;
 
     let ended = up_with(&lab, &["--profile", "nosuch"], no_identity).await;
-    assert_fails(&lab, &ended, 2, &["`nosuch`", "hint: "]);
+    assert_fails(&lab, &ended, 2, &["`nosuch`", "hint: "]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,63 +61,64 @@ async fn oidc_tokens_and_roles() {
     let file = lab.path("token");
     let arg = file.to_str().unwrap();
     let with_token = ["--web-identity-token-file", arg];
-    assert_fails(&lab, &up(&lab, &with_token).await, 3, &[arg, "hint: "]);
+    assert_fails(&lab, &up(&lab, &with_token).await, 3, &[arg, "hint: "]).await;
 
     std::fs::write(&file, "not a token").unwrap();
-    assert_fails(&lab, &up(&lab, &with_token).await, 3, &[arg]);
+    assert_fails(&lab, &up(&lab, &with_token).await, 3, &[arg]).await;
 
     let mut claims = lab.emulator.oidc_claims(Duration::from_secs(600));
     claims.expires = Duration::from_secs(1_000_000);
     std::fs::write(&file, lab.emulator.mint_oidc_token(&claims)).unwrap();
-    assert_fails(&lab, &up(&lab, &with_token).await, 3, &["expired"]);
+    assert_fails(&lab, &up(&lab, &with_token).await, 3, &["expired"]).await;
 
     let mut claims = lab.emulator.oidc_claims(Duration::from_secs(600));
     claims.audience = "somebody-else".to_owned();
     std::fs::write(&file, lab.emulator.mint_oidc_token(&claims)).unwrap();
-    assert_fails(&lab, &up(&lab, &with_token).await, 3, &["audience"]);
+    assert_fails(&lab, &up(&lab, &with_token).await, 3, &["audience"]).await;
 
     let role = "arn:aws:iam::123456789012:role/Nobody";
-    assert_fails(&lab, &up(&lab, &["--role-arn", role]).await, 3, &[role, "hint: "]);
-    assert_fails(&lab, &up(&lab, &["--duration", "99h"]).await, 2, &["--duration"]);
+    assert_fails(&lab, &up(&lab, &["--role-arn", role]).await, 3, &[role, "hint: "]).await;
+    assert_fails(&lab, &up(&lab, &["--duration", "99h"]).await, 2, &["--duration"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clusters() {
     let lab = lab().await;
     let ended = up(&lab, &["--cluster", "payment"]).await;
-    assert_fails(&lab, &ended, 4, &["`payment`", "us-east-1", "payments"]);
+    assert_fails(&lab, &ended, 4, &["`payment`", "us-east-1", "payments"]).await;
 
     let empty = Lab::start(Config { clusters: vec![], ..Config::default() }).await;
-    assert_fails(&empty, &up(&empty, &[]).await, 4, &["us-east-1", "123456789012", "--region"]);
+    assert_fails(&empty, &up(&empty, &[]).await, 4, &["us-east-1", "123456789012", "--region"]).await;
 
     let creating = Lab::start(Config { clusters: vec![ClusterConfig::creating("fresh")], ..Config::default() }).await;
-    assert_fails(&creating, &up(&creating, &["--cluster", "fresh"]).await, 4, &["`fresh`", "CREATING"]);
+    assert_fails(&creating, &up(&creating, &["--cluster", "fresh"]).await, 4, &["`fresh`", "CREATING"]).await;
 
     let denied = Lab::start(Config::default()).await;
     denied.emulator.update(|settings| {
         settings.denied_actions.insert("eks:ListClusters".to_owned());
     });
-    assert_fails(&denied, &up(&denied, &[]).await, 3, &["eks:ListClusters", "hint: "]);
+    assert_fails(&denied, &up(&denied, &[]).await, 3, &["eks:ListClusters", "hint: "]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bastions() {
     let lab = lab().await;
-    assert_fails(&lab, &up(&lab, &["--bastion", "i-12"]).await, 2, &["`i-12` is not a bastion id"]);
+    assert_fails(&lab, &up(&lab, &["--bastion", "i-12"]).await, 2, &["`i-12` is not a bastion id"]).await;
 
     let unknown = up(&lab, &["--bastion", "i-0fedcba9876543210"]).await;
-    assert_fails(&lab, &unknown, 4, &["`payments`", "`i-0fedcba9876543210` does not exist", "us-east-1", "hint: "]);
+    assert_fails(&lab, &unknown, 4, &["`payments`", "`i-0fedcba9876543210` does not exist", "us-east-1", "hint: "])
+        .await;
 
     lab.emulator.update(|settings| {
         settings.denied_documents.insert("AWS-StartPortForwardingSessionToRemoteHost".to_owned());
     });
     let denied = up(&lab, &[]).await;
-    assert_fails(&lab, &denied, 3, &["ssm:StartSession", "document/AWS-StartPortForwardingSessionToRemoteHost"]);
+    assert_fails(&lab, &denied, 3, &["ssm:StartSession", "document/AWS-StartPortForwardingSessionToRemoteHost"]).await;
 
     let old = BastionConfig { agent_version: "3.0.100.0".to_owned(), ..BastionConfig::new("i-0dc03fbcae2a87472") };
     let old = Lab::start(Config { bastions: vec![old], ..Config::default() }).await;
     let ended = up(&old, &["--timeout", "30s"]).await;
-    assert_fails(&old, &ended, 5, &["3.0.100.0", "3.1.1374.0"]);
+    assert_fails(&old, &ended, 5, &["3.0.100.0", "3.1.1374.0"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +128,7 @@ async fn a_bastion_that_is_away_is_told_from_one_that_does_not_exist() {
     let lab = Lab::start(Config { bastions, ..Config::with_clusters(10) }).await;
     // A time that would fail the test: what does not exist is not waited for.
     let ended = up(&lab, &["--bastion", gone, "--timeout", "24h"]).await;
-    assert_fails(&lab, &ended, 4, &[&format!("`{gone}` does not exist"), &format!("--instance-ids {gone} ")]);
+    assert_fails(&lab, &ended, 4, &[&format!("`{gone}` does not exist"), &format!("--instance-ids {gone} ")]).await;
     let asked = || {
         lab.count(
             |event| matches!(event, Event::Api { action, .. } if action.ends_with(":DescribeInstanceInformation")),
@@ -139,15 +139,15 @@ async fn a_bastion_that_is_away_is_told_from_one_that_does_not_exist() {
     let ended = up(&lab, &["--bastion", away]).await;
     let parts =
         [&format!("`{away}` is not connected"), "version 3.3.1142.0, has lost contact", "aws ec2 start-instances"];
-    assert_fails(&lab, &ended, 4, &parts);
+    assert_fails(&lab, &ended, 4, &parts).await;
     let both = up(&lab, &["--bastion", away, "--bastion", gone, "--timeout", "3s"]).await;
-    assert_fails(&lab, &both, 4, &["i-0"]);
+    assert_fails(&lab, &both, 4, &["i-0"]).await;
 
     lab.emulator.update(|settings| {
         settings.denied_actions.insert("ssm:DescribeInstanceInformation".to_owned());
     });
     let ended = up(&lab, &["--bastion", gone]).await;
-    assert_fails(&lab, &ended, 4, &[&format!("`{gone}` is not connected"), "describe-instance-information"]);
+    assert_fails(&lab, &ended, 4, &[&format!("`{gone}` is not connected"), "describe-instance-information"]).await;
     assert!(!ended.stderr.contains("AccessDenied"), "{}", ended.stderr);
 }
 
@@ -156,7 +156,7 @@ async fn a_bastion_that_does_not_exist_is_passed_over() {
     let lab = lab().await;
     let up = lab.up(&["--bastion", "i-0fedcba9876543210", "--bastion", "i-0dc03fbcae2a87472"]).await;
     assert_eq!(up.stop().await.code(), Some(0));
-    lab.assert_clean();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,7 +169,7 @@ async fn encryption_is_refused_in_words_to_the_user_and_to_the_agent() {
         settings.api_delay = Duration::from_millis(300);
     });
     let ended = up(&lab, &["--timeout", "30s"]).await;
-    assert_fails(&lab, &ended, 5, &["KMS", key]);
+    assert_fails(&lab, &ended, 5, &["KMS", key]).await;
     let reasons: Vec<_> = lab
         .emulator
         .events()
@@ -186,26 +186,26 @@ async fn ports_and_files() {
     let port = taken.local_addr().unwrap().port().to_string();
     let mut strict = lab.program(&["up", "--strict-ports", "--base-port", &port]);
     let ended = Running::start(&mut strict).ended().await;
-    assert_fails(&lab, &ended, 5, &[&format!("port {port} is taken by"), "--base-port"]);
+    assert_fails(&lab, &ended, 5, &[&format!("port {port} is taken by"), "--base-port"]).await;
 
     // Below a file there can be no folder, whoever runs the test.
     let file = lab.path("file");
     std::fs::write(&file, "x").unwrap();
     let below = file.join("config");
     let ended = up(&lab, &["--kubeconfig", below.to_str().unwrap()]).await;
-    assert_fails(&lab, &ended, 2, &[below.to_str().unwrap(), "--kubeconfig"]);
+    assert_fails(&lab, &ended, 2, &[below.to_str().unwrap(), "--kubeconfig"]).await;
 
     for (text, part) in
         [("a: [1,", "line"), ("just a string\n", "is not a kubeconfig"), ("kind: Pod\n", "is not a kubeconfig")]
     {
         std::fs::write(&file, text).unwrap();
         let ended = up(&lab, &["--kubeconfig", file.to_str().unwrap()]).await;
-        assert_fails(&lab, &ended, 2, &[file.to_str().unwrap(), part]);
+        assert_fails(&lab, &ended, 2, &[file.to_str().unwrap(), part]).await;
         assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "nothing is changed");
     }
 
     let ended = up(&lab, &["--env-file", "/dev/null/env"]).await;
-    assert_fails(&lab, &ended, 2, &["/dev/null/env"]);
+    assert_fails(&lab, &ended, 2, &["/dev/null/env"]).await;
     assert!(lab.emulator.sessions().is_empty(), "no session is started before files and ports are there");
 }
 
@@ -240,7 +240,7 @@ async fn a_full_disk_changes_nothing() {
                 "\nhint: make room where ",
                 "--kubeconfig",
             ];
-            assert_fails(&lab, &ended, 2, &parts);
+            assert_fails(&lab, &ended, 2, &parts).await;
             assert_eq!(std::fs::read_to_string(lab.kubeconfig()).ok().as_deref(), old);
             assert_eq!(names(&lab.path(".kube")).len(), usize::from(old.is_some()), "{:?}", names(&lab.path(".kube")));
         }
@@ -260,7 +260,8 @@ async fn a_folder_that_cannot_be_written_is_named() {
     let folder = if rustix::process::getuid().is_root() { "/proc/self".into() } else { folder };
     let path = folder.join("config");
     let ended = up(&lab, &["--kubeconfig", path.to_str().unwrap()]).await;
-    assert_fails(&lab, &ended, 2, &[&format!("cannot write the kubeconfig `{}`: ", path.display()), "--kubeconfig"]);
+    assert_fails(&lab, &ended, 2, &[&format!("cannot write the kubeconfig `{}`: ", path.display()), "--kubeconfig"])
+        .await;
     assert!(lab.emulator.sessions().is_empty());
 }
 
@@ -284,7 +285,7 @@ async fn everything_that_is_wrong_with_the_settings_is_said_at_once() {
     let lab = Lab::start(Config { identity: Identity::StaticKeys, ..Config::default() }).await;
     let args = ["up", "--bastion", "bastion", "--base-port", "99999", "--timeout", "soon", "--name", "a/b"];
     let ended = Running::start(lab.bare_command(PROGRAM).args(args)).ended().await;
-    assert_fails(&lab, &ended, 2, &["`bastion`", "99999", "`soon`", "a/b"]);
+    assert_fails(&lab, &ended, 2, &["`bastion`", "99999", "`soon`", "a/b"]).await;
     assert!(lab.emulator.events().is_empty(), "no call has left the machine");
 }
 
