@@ -52,9 +52,7 @@ use tokio_util::task::TaskTracker;
 
 pub use cache::{CredentialStatus, RenewalFailure};
 pub use clusters::{ClusterDescription, Discovery, SkipReason};
-pub use endpoint::own_sessions;
 pub use error::AwsError;
-pub use session::DOCUMENT;
 pub use targets::{Knowledge, NotConnected, Sighting};
 
 use cache::{CredentialCache, Origin};

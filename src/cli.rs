@@ -10,7 +10,7 @@ use error::CommandError;
 use output::Printer;
 
 use crate::settings::{Environment, Settings, UpSettings};
-pub use crate::settings::{GlobalArgs, LogFormat, UpArgs};
+pub use crate::settings::{GlobalArgs, LogFormat, PolicyArgs, UpArgs};
 
 pub mod background;
 pub mod clusters;
@@ -29,6 +29,7 @@ pub mod logs;
 mod manager;
 mod orphans;
 pub mod output;
+pub mod policy;
 pub mod reload;
 mod signals;
 pub mod status;
@@ -111,6 +112,18 @@ pub enum Command {
                             autoheal-pa doctor --bastion i-0dc03fbcae2a87472 --cluster payments --json | \
                             jq -r '.checks[] | select(.status == \"failed\") | .fixes[]'")]
     Doctor(doctor::DoctorArgs),
+    /// Prints the IAM policy that all this needs, or the commands that make Kubernetes know the identity
+    ///
+    /// AWS is asked only for what is not given: with a region, an account (or a role) and a bastion it needs no credentials.
+    #[command(
+        after_help = "Examples:\n  autoheal-pa policy --bastion i-0dc03fbcae2a87472 --region us-east-1 --account-id 123456789012 \\\n    \
+                            > autoheal-pa-policy.json\n  \
+                            autoheal-pa policy --access-entry --cluster payments --region us-east-1 \\\n    \
+                            --role-arn arn:aws:iam::123456789012:role/AutohealReadOnlyRole\n  \
+                            autoheal-pa policy --terraform --bastion i-0dc03fbcae2a87472 --region us-east-1 \\\n    \
+                            --role-arn arn:aws:iam::123456789012:role/AutohealReadOnlyRole"
+    )]
+    Policy(PolicyArgs),
     /// Tries everything on this machine, with an emulated AWS
     ///
     /// Starts an AWS of its own on loopback and `up` against it. With a command, runs that under the tunnels and
@@ -136,6 +149,7 @@ impl Cli {
             | Command::Down(_)
             | Command::Env(_)
             | Command::Logs(_)
+            | Command::Policy(_)
             | Command::Reload
             | Command::Status(_)
             | Command::Token(_) => false,
@@ -181,6 +195,7 @@ impl Cli {
             Command::Config(args) => config::run(args, global, printer),
             Command::Doctor(args) => Box::pin(doctor::run(args, global, printer)).await,
             Command::Env(args) => Box::pin(env::run(&args, &global, printer)).await,
+            Command::Policy(args) => Box::pin(policy::run(&args, &global, printer)).await,
             Command::Token(args) => Box::pin(token::run(args, global, printer)).await,
             #[cfg(feature = "demo")]
             Command::Demo(args) => Box::pin(demo::run(args, &global, printer)).await,

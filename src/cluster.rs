@@ -68,6 +68,16 @@ impl Target {
             Self::Instance(id) | Self::ManagedNode(id) | Self::EcsTask(id) => id,
         }
     }
+
+    /// Returns the ECS cluster and the id of the task, if the target is one's container.
+    #[must_use]
+    pub fn ecs_task(&self) -> Option<(&str, &str)> {
+        let Self::EcsTask(id) = self else { return None };
+        // The cluster's name may itself hold underscores; the two ids never do.
+        let mut parts = id.strip_prefix("ecs:")?.rsplitn(3, '_').skip(1);
+        let task = parts.next()?;
+        Some((parts.next()?, task))
+    }
 }
 
 impl fmt::Display for Target {
@@ -139,6 +149,9 @@ mod tests {
         ));
         let text = "ecs:tools_a_b";
         assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
+        assert_eq!(text.parse::<Target>().unwrap().ecs_task(), Some(("tools", "a")));
+        assert_eq!("ecs:my_tools_a_b".parse::<Target>().unwrap().ecs_task(), Some(("my_tools", "a")));
+        assert_eq!(Target::Instance("i-0abcdef1".into()).ecs_task(), None);
     }
 
     #[test]

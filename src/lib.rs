@@ -7,6 +7,7 @@
 //!      ├─ kubeconfig  contexts and exec credentials
 //!      ├─ doctor      every link from credentials to the API server, looked at in order
 //!      ├─ control     the socket over which kubectl's plugin asks a running `up`
+//!      ├─ policy      the IAM policy and the access entries that all this needs
 //!      ├─ journal     the live sessions, for the next `up` to end if this one is killed
 //!      └─ emulator    AWS, an agent and Kubernetes on loopback, for `demo` and tests
 //! ```
@@ -35,6 +36,7 @@ pub mod emulator;
 pub mod fuzzing;
 pub mod journal;
 pub mod kubeconfig;
+pub mod policy;
 pub mod proto;
 pub mod random;
 pub mod secret;

@@ -16,6 +16,7 @@ pub use environment::Environment;
 pub use file::FileProblem;
 pub use flags::{GlobalArgs, LogFormat, UpArgs};
 pub use identity::{AwsSettings, CiOidc, ExecIdentity};
+pub use policy::{PolicyArgs, PolicySettings};
 pub use problem::{Problem, SettingsError};
 pub use source::{Origin, Place};
 
@@ -30,6 +31,7 @@ mod flags;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod identity;
+mod policy;
 mod problem;
 mod source;
 mod values;

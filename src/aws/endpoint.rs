@@ -234,21 +234,6 @@ pub(super) async fn sts_host(region: &str) -> Result<String, AwsError> {
     Ok(host.trim_end_matches('/').to_owned())
 }
 
-/// Returns the pattern that a policy names the caller's own sessions with.
-pub fn own_sessions(region: &str) -> String {
-    let partition = match region.split('-').next().unwrap_or_default() {
-        "cn" => "aws-cn",
-        "eusc" => "aws-eusc",
-        "us" if region.starts_with("us-gov-") => "aws-us-gov",
-        "us" if region.starts_with("us-isob-") => "aws-iso-b",
-        "us" if region.starts_with("us-isof-") => "aws-iso-f",
-        "us" if region.starts_with("us-iso-") => "aws-iso",
-        "eu" if region.starts_with("eu-isoe-") => "aws-iso-e",
-        _ => "aws",
-    };
-    format!("arn:{partition}:ssm:*:*:session/${{aws:userid}}-*")
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -406,13 +391,6 @@ mod tests {
             assert!(matches!(now(sts_host(region)), Err(AwsError::InvalidRegion { .. })), "{region}");
             assert!(now(GatewayPolicy::new(region, false, None)).is_err(), "{region}");
         }
-    }
-
-    #[test]
-    fn names_own_sessions_in_every_partition() {
-        assert_eq!(own_sessions("eu-west-1"), "arn:aws:ssm:*:*:session/${aws:userid}-*");
-        assert!(own_sessions("us-gov-west-1").starts_with("arn:aws-us-gov:"));
-        assert!(own_sessions("cn-northwest-1").starts_with("arn:aws-cn:"));
     }
 
     proptest! {

@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use super::{
     Aws,
-    endpoint::{Foreign, StreamUrl, own_sessions},
+    endpoint::{Foreign, StreamUrl},
     error::{AwsError, Call, ServiceAnswer, chain_text},
     sign,
     targets::{Knowledge, NotConnected},
@@ -38,13 +38,11 @@ use crate::{
     clock,
     cluster::{Destination, Target},
     journal::{Entry, Journal},
+    policy::{self, DOCUMENT},
     proto::handshake::CLIENT_VERSION,
     secret::Secret,
     tunnel::{BoxError, Connection, Dial, DialError, SessionHandle, SessionId, Transport},
 };
-
-/// The document whose sessions forward to a host that the target sees.
-pub const DOCUMENT: &str = "AWS-StartPortForwardingSessionToRemoteHost";
 
 const START_SESSION: &str = "ssm:StartSession";
 const RESUME_SESSION: &str = "ssm:ResumeSession";
@@ -235,7 +233,7 @@ impl SsmDialer {
                 if self.aws.is_first_refusal() {
                     tracing::warn!(
                         action = OPEN_DATA_CHANNEL,
-                        resource = own_sessions(self.aws.region()),
+                        resource = policy::data_channels(policy::partition(self.aws.region())),
                         answer = detail,
                         "the message gateway refused a signed WebSocket: trying without a signature, as the permission may be \
                          missing; AWS may not take unsigned ones in future"

@@ -143,6 +143,12 @@ impl Printer {
         self.stderr(&format!("{label} {text}"));
     }
 
+    /// Writes what to do next.
+    pub fn hint(&self, text: &str) {
+        let label = self.painted("36;1", "hint:");
+        self.stderr(&format!("{label} {text}"));
+    }
+
     /// Writes a warning with its causes and hints.
     pub fn caution(&self, error: &CommandError) {
         self.with_hints(&self.painted("33;1", "warning:"), error);

@@ -232,7 +232,8 @@ async fn a_resume_that_is_not_allowed_is_tried_once_and_said_once() {
     });
     let mut up = lab.up(&[]).await;
     let warning = "warning: sessions may not be resumed: open connections are cut whenever AWS closes a WebSocket, about hourly\n\
-                   hint: the policy of this identity has to allow `ssm:ResumeSession` on `arn:aws:ssm:*:*:session/${aws:userid}-*`";
+                   hint: the policy of this identity has to allow `ssm:ResumeSession` on its own sessions, as the one does that \
+                   `autoheal-pa policy --bastion TARGET --region us-east-1` prints";
     for sessions in [6, 9] {
         lab.emulator.command(&Command::CutTransport);
         lab.wait_until("new sessions", |emulator| {

@@ -18,6 +18,7 @@ mod kubernetes;
 mod lab;
 mod manager;
 mod matrix;
+mod policy;
 mod support;
 mod tidy;
 mod transfer;

@@ -15,7 +15,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("random", &["random"]),
     ("journal", &["journal"]),
     ("tunnel", &["tunnel", "proto", "cluster", "clock", "random"]),
-    ("aws", &["aws", "tunnel", "proto", "settings", "cluster", "secret", "clock", "random", "journal"]),
+    ("aws", &["aws", "tunnel", "proto", "settings", "cluster", "secret", "clock", "random", "journal", "policy"]),
+    ("policy", &["policy", "cluster"]),
     ("kubeconfig", &["kubeconfig", "cluster", "secret", "clock"]),
     ("settings", &["settings", "cluster", "secret"]),
     ("supervisor", &["supervisor", "tunnel", "cluster", "clock", "proto"]),
@@ -31,7 +32,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn rust_files(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn rust_files(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();

@@ -474,9 +474,7 @@ async fn warns_once_and_logs_no_secrets() {
     let own: Vec<_> = log.lines().filter(|line| line.contains(" autoheal_pa::")).collect();
     assert_eq!(own.iter().filter(|line| line.contains("WARN")).count(), 1);
     let warning = own.iter().find(|line| line.contains("WARN")).unwrap();
-    assert!(
-        warning.contains("ssmmessages:OpenDataChannel") && warning.contains("arn:aws:ssm:*:*:session/${aws:userid}-*")
-    );
+    assert!(warning.contains("ssmmessages:OpenDataChannel") && warning.contains("arn:aws:ssm:*:*:session/*"));
     for line in own {
         for secret in ["T-1", "data-channel", "cell-number", "AWS4-HMAC", "session\""] {
             assert!(!line.contains(secret), "{line}");

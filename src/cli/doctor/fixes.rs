@@ -5,10 +5,11 @@
 
 use super::words::{Names, is_explicit_deny};
 use crate::{
-    aws::{AwsError, ClusterDescription, DOCUMENT, SkipReason, own_sessions},
+    aws::{AwsError, ClusterDescription, SkipReason},
     cli::error::{assess, network, not_connected, not_found},
     cluster::Target,
     doctor::{Check, Place, Trouble},
+    policy::{DOCUMENT, Principal, session_statement},
     proto::CloseReason,
     tunnel::{DialError, Fault, ProbeError},
 };
@@ -219,8 +220,8 @@ impl<'a> Fixes<'a> {
                 "aws ssm start-session --target {id} --region {region} --document-name AWS-StartInteractiveCommand --parameters \
                  'command=[\"{command}\"]'"
             ),
-            Target::EcsTask(id) => {
-                let (cluster, task) = ecs_names(id);
+            Target::EcsTask(_) => {
+                let (cluster, task) = target.ecs_task().unwrap_or_default();
                 format!(
                     "aws ecs execute-command --cluster {cluster} --task {task} --region {region} --interactive --command \
                      'sh -c \"{command}\"'"
@@ -236,8 +237,8 @@ impl<'a> Fixes<'a> {
                 Target::Instance(id) | Target::ManagedNode(id) => format!(
                     "aws ssm send-command --document-name AWS-UpdateSSMAgent --targets Key=InstanceIds,Values={id} --region {region}"
                 ),
-                Target::EcsTask(id) => {
-                    let (cluster, task) = ecs_names(id);
+                Target::EcsTask(_) => {
+                    let (cluster, task) = target.ecs_task().unwrap_or_default();
                     format!("aws ecs stop-task --cluster {cluster} --task {task} --region {region}")
                 }
             }]
@@ -259,8 +260,8 @@ impl<'a> Fixes<'a> {
                 "`sudo systemctl restart amazon-ssm-agent` on that node; `aws ssm describe-instance-information --filters \
                  Key=InstanceIds,Values={id} --region {region}` shows when it is back"
             )],
-            Target::EcsTask(id) => {
-                let (cluster, task) = ecs_names(id);
+            Target::EcsTask(_) => {
+                let (cluster, task) = target.ecs_task().unwrap_or_default();
                 vec![format!("aws ecs describe-tasks --cluster {cluster} --tasks {task} --region {region}")]
             }
         })
@@ -318,7 +319,9 @@ impl<'a> Fixes<'a> {
     }
 
     fn grant_session(&self, action: &str) -> String {
-        grant(self.place, &[action], &[own_sessions(&self.names.region)])
+        let principal = self.place.caller.as_ref().and_then(|caller| Principal::from_arn(&caller.arn));
+        let statement = session_statement(action, principal.as_ref(), &self.names.region);
+        grant_by(self.place, action, &statement)
     }
 
     fn of_target(&self, fixes: impl FnOnce(&Target) -> Vec<String>) -> Vec<String> {
@@ -338,8 +341,8 @@ impl<'a> Fixes<'a> {
         let (partition, region, account) = (self.partition(), &self.names.region, account(self.place));
         match &self.place.target {
             Some(Target::ManagedNode(id)) => format!("arn:{partition}:ssm:{region}:{account}:managed-instance/{id}"),
-            Some(Target::EcsTask(id)) => {
-                let (cluster, task) = ecs_names(id);
+            Some(target @ Target::EcsTask(_)) => {
+                let (cluster, task) = target.ecs_task().unwrap_or_default();
                 format!("arn:{partition}:ecs:{region}:{account}:task/{cluster}/{task}")
             }
             Some(Target::Instance(id)) => format!("arn:{partition}:ec2:{region}:{account}:instance/{id}"),
@@ -357,8 +360,13 @@ pub(super) fn grant(place: &Place, actions: &[&str], resources: &[String]) -> St
     let action_list: Vec<String> = actions.iter().map(|action| (*action).to_owned()).collect();
     let statement =
         format!(r#"{{"Effect":"Allow","Action":{},"Resource":{}}}"#, one_or_all(&action_list), one_or_all(resources));
+    grant_by(place, actions.first().copied().unwrap_or_default(), &statement)
+}
+
+/// Returns the command that gives the caller a statement, which is about this action.
+fn grant_by(place: &Place, action: &str, statement: &str) -> String {
     let policy = format!(r#"{{"Version":"2012-10-17","Statement":[{statement}]}}"#);
-    let first = actions.first().and_then(|action| action.split(':').nth(1)).unwrap_or("all");
+    let first = action.split(':').nth(1).unwrap_or("all");
     let principal = principal(place);
     let name = principal.trim_end_matches('"').rsplit('/').next().unwrap_or_default();
     match sso_role(place) {
@@ -411,11 +419,4 @@ fn partition(place: &Place) -> &str {
 
 fn account(place: &Place) -> &str {
     place.caller.as_ref().map_or("*", |caller| caller.account.as_str())
-}
-
-/// Returns the cluster and the task of a container.
-fn ecs_names(id: &str) -> (&str, &str) {
-    let mut parts = id.trim_start_matches("ecs:").rsplitn(3, '_');
-    let (_, task, cluster) = (parts.next(), parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    (cluster, task)
 }

@@ -8,6 +8,7 @@ use crate::{
     cli::output::Captured,
     cluster::{Cluster, Destination},
     doctor::{Fact, Finding, Outcome, Place, Reason, Trouble},
+    policy::{Principal, session_statement},
     proto::CloseReason,
     tunnel::{DialError, Fault, ProbeError, SessionId},
 };
@@ -106,13 +107,17 @@ fn aws_auth_takes_roles_without_their_path() {
 #[test]
 fn a_permission_is_given_where_it_is_kept() {
     let fix = |arn| failed(Check::TerminateSession, place(arn, BASTION), denied("no")).fixes.swap_remove(0);
-    let statement = r#"{"Effect":"Allow","Action":"ssm:TerminateSession","Resource":"arn:aws-us-gov:ssm:*:*:session/${aws:userid}-*"}"#;
-    let policy = format!(
-        r#"--policy-name autoheal-pa-TerminateSession --policy-document '{{"Version":"2012-10-17","Statement":[{statement}]}}'"#
-    );
-    assert_eq!(fix(ROLE), format!("aws iam put-role-policy --role-name Reader {policy}"));
+    let of = |arn| session_statement("ssm:TerminateSession", Principal::from_arn(arn).as_ref(), "us-gov-west-1");
+    let statement = of(ROLE);
+    let policy = |statement: &str| {
+        format!(
+            r#"--policy-name autoheal-pa-TerminateSession --policy-document '{{"Version":"2012-10-17","Statement":[{statement}]}}'"#
+        )
+    };
+    assert_eq!(fix(ROLE), format!("aws iam put-role-policy --role-name Reader {}", policy(&statement)));
     let user = "arn:aws-us-gov:iam::123456789012:user/ops/alice";
-    assert_eq!(fix(user), format!("aws iam put-user-policy --user-name alice {policy}"));
+    assert_eq!(fix(user), format!("aws iam put-user-policy --user-name alice {}", policy(&of(user))));
+    assert!(of(user).contains("session/${aws:username}-*") && !statement.contains("username"));
     let sso = "arn:aws-us-gov:sts::123456789012:assumed-role/AWSReservedSSO_Admin_0123456789abcdef/alice";
     assert_eq!(fix(sso), format!("allow it in the permission set of IAM Identity Center: {statement}"));
     let root = "arn:aws-us-gov:iam::123456789012:root";

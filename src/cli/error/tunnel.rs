@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{CommandError, Kind, aws};
 use crate::{
-    aws::{AwsError, NotConnected, Sighting, own_sessions},
+    aws::{AwsError, NotConnected, Sighting},
     cluster::{Cluster, Target},
+    policy,
     proto::CloseReason,
     tunnel::{DialError, Fault, ProbeError},
 };
@@ -44,7 +45,15 @@ impl CommandError {
 /// Says what follows from not being allowed to resume sessions, and what would change it.
 pub(in crate::cli) fn resume_denied(region: &str) -> CommandError {
     let message = "sessions may not be resumed: open connections are cut whenever AWS closes a WebSocket, about hourly";
-    CommandError::new(Kind::Credentials, message).hint(aws::allow("ssm:ResumeSession", &own_sessions(region)))
+    CommandError::new(Kind::Credentials, message).hint(allow_on_own_sessions("ssm:ResumeSession", region))
+}
+
+/// What to do when an action is denied on a session: what the policy has to name is not the id of this one.
+fn allow_on_own_sessions(action: &str, region: &str) -> String {
+    format!(
+        "the policy of this identity has to allow `{action}` on its own sessions, as the one does that `autoheal-pa policy --bastion \
+         TARGET --region {region}` prints"
+    )
 }
 
 /// A fault of which only the source is shown.
@@ -75,8 +84,8 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
         }
         DialError::TargetNotFound { target, .. } => (Kind::NotFound, not_found(target, region)),
         // The resource is one session, and the policy has to name them all.
-        DialError::AccessDenied { action: action @ "ssm:ResumeSession", .. } => {
-            (Kind::Credentials, vec![aws::allow(action, &own_sessions(region))])
+        DialError::AccessDenied { action: action @ ("ssm:ResumeSession" | "ssm:TerminateSession"), .. } => {
+            (Kind::Credentials, vec![allow_on_own_sessions(action, region)])
         }
         DialError::AccessDenied { action, resource, .. } => (Kind::Credentials, denied(action, resource)),
         DialError::DocumentRefused { document, .. } => (
@@ -99,7 +108,8 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
             ],
         ),
         DialError::UpgradeRefused { status: 401 | 403, .. } => {
-            (Kind::Credentials, vec![aws::allow("ssmmessages:OpenDataChannel", &own_sessions(region))])
+            let sessions = policy::data_channels(policy::partition(region));
+            (Kind::Credentials, vec![aws::allow("ssmmessages:OpenDataChannel", &sessions)])
         }
         DialError::Throttled { .. } => (Kind::Tunnel, vec!["it is tried again, each time later".to_owned()]),
         DialError::UpgradeRefused { .. }
@@ -137,9 +147,8 @@ pub(in crate::cli) fn not_connected(target: &Target, region: &str, sighting: Opt
         Target::Instance(id) | Target::ManagedNode(id) => hints.push(format!(
             "`aws ssm describe-instance-information --filters Key=InstanceIds,Values={id} --region {region}` shows it if it is known"
         )),
-        Target::EcsTask(id) => {
-            let mut parts = id.trim_start_matches("ecs:").rsplitn(3, '_');
-            let (_, task, cluster) = (parts.next(), parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        Target::EcsTask(_) => {
+            let (cluster, task) = target.ecs_task().unwrap_or_default();
             hints.push(format!(
                 "the task needs `enableExecuteCommand`: `aws ecs describe-tasks --cluster {cluster} --tasks {task} --region {region}`"
             ));

@@ -1,0 +1,121 @@
+//! `policy`: the IAM policy that an identity needs, and what makes Kubernetes know it.
+//!
+//! stdout has the policy alone, or the commands, or Terraform's resources; how to apply them is said on stderr. AWS is asked
+//! only for what no option gives, so that the policy can be written by someone who has no credentials at hand.
+
+use std::process::ExitCode;
+
+use super::{
+    GlobalArgs,
+    error::{CommandError, Kind},
+    output::Printer,
+};
+use crate::{
+    aws::Aws,
+    policy::{Grant, POLICY_NAME, Principal, access_entry_commands, terraform},
+    settings::{Access, Environment, PolicyArgs, PolicySettings},
+};
+
+/// Prints the policy.
+///
+/// # Errors
+/// [`CommandError`] if something is missing that AWS does not tell either.
+pub async fn run(args: &PolicyArgs, global: &GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    let settings = PolicySettings::load(global, args, &Environment::read())?;
+    let grant = Box::pin(grant(settings, args.access_entry || args.terraform)).await?;
+    print(args, &grant, printer)
+}
+
+/// Completes what the options say with what AWS says.
+async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant, CommandError> {
+    let PolicySettings { access, account } = settings;
+    let [Access { aws, bastions, clusters, .. }] = <[Access; 1]>::try_from(access).map_err(|access| {
+        let message = format!("the configuration file has {} ways in, and a policy is for one", access.len());
+        CommandError::new(Kind::Usage, message)
+            .hint("say which with `--config /dev/null` and `--region`, `--bastion`, `--role-arn`")
+    })?;
+    let named = aws.role_arn.as_deref().and_then(Principal::from_arn);
+    // Calls nothing, but finds the region wherever it is said.
+    let aws = Box::pin(Aws::new(&aws)).await?;
+    let (account, principal) = match account {
+        Some(account) if named.is_some() || !needs_principal => (account, named),
+        account => {
+            let caller = aws.caller().await?;
+            let principal = named.or_else(|| Principal::from_arn(&caller.arn));
+            if needs_principal && principal.is_none() {
+                let message = format!("`{}` is neither a role nor a user", caller.arn);
+                return Err(CommandError::new(Kind::Usage, message).hint("name the role with `--role-arn`"));
+            }
+            (account.unwrap_or(caller.account), principal)
+        }
+    };
+    let grant = Grant { region: aws.region().to_owned(), account, principal, bastions, clusters };
+    let partition = grant.partition();
+    if let Some(principal) = grant.principal.as_ref().filter(|principal| principal.partition() != partition) {
+        let message =
+            format!("{} is in the partition `{partition}`, and `{}` in another", grant.region, principal.arn());
+        return Err(CommandError::new(Kind::Usage, message).hint("choose the region with `--region`"));
+    }
+    Ok(grant)
+}
+
+fn print(args: &PolicyArgs, grant: &Grant, printer: &Printer) -> Result<ExitCode, CommandError> {
+    let principal = grant.principal.as_ref();
+    match principal {
+        // `grant` has seen to it that both have one.
+        Some(principal) if args.access_entry => printer.result(&access_entry_commands(grant, principal))?,
+        Some(principal) if args.terraform => printer.result(&terraform(grant, principal))?,
+        Some(_) | None => printer.result(&grant.document().to_json())?,
+    }
+    for hint in hints(args, grant) {
+        printer.hint(&hint);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says how to apply what was printed, and what to look at before.
+fn hints(args: &PolicyArgs, grant: &Grant) -> Vec<String> {
+    let mut hints = Vec::new();
+    let principal = grant.principal.as_ref();
+    if !args.access_entry {
+        if !args.terraform {
+            hints.push(how_to_put(principal));
+        }
+        if let Some((cluster, _)) = grant.bastions.iter().find_map(|bastion| bastion.ecs_task()) {
+            hints.push(format!(
+                "a task's id changes with the task: `task/{cluster}/*` allows all tasks of the ECS cluster; `ecs:ExecuteCommand` is \
+                 not needed, since sessions are started with Systems Manager itself"
+            ));
+        }
+    }
+    if let Some(Principal::Role { path_unknown: true, .. }) = principal
+        && (args.access_entry || args.terraform)
+    {
+        let name = principal.map(Principal::name).unwrap_or_default();
+        hints.push(format!(
+            "a session does not tell its role's path: if `aws iam get-role --role-name {name} --query Role.Arn --output text` \
+             shows another ARN, give that with `--role-arn`"
+        ));
+    }
+    hints
+}
+
+fn how_to_put(principal: Option<&Principal>) -> String {
+    let file = format!("{POLICY_NAME}-policy.json");
+    let rest = format!("--policy-name {POLICY_NAME} --policy-document file://{file}");
+    match principal {
+        Some(principal) if principal.is_of_identity_center() => format!(
+            "the role is of IAM Identity Center: make this the inline policy of its permission set, with `aws sso-admin \
+             put-inline-policy-to-permission-set --inline-policy file://{file} --instance-arn … --permission-set-arn …`"
+        ),
+        Some(Principal::User { .. }) => {
+            let name = principal.map(Principal::name).unwrap_or_default();
+            format!("save it as `{file}`, then `aws iam put-user-policy --user-name {name} {rest}`")
+        }
+        Some(Principal::Role { .. }) => {
+            let name = principal.map(Principal::name).unwrap_or_default();
+            format!("save it as `{file}`, then `aws iam put-role-policy --role-name {name} {rest}`")
+        }
+        None => format!("save it as `{file}`, then `aws iam put-role-policy --role-name ROLE {rest}`"),
+    }
+}

@@ -1,0 +1,99 @@
+//! The same for Terraform: the policy, the access entries and their policy as resources of the provider `aws`.
+
+use std::fmt::Write;
+
+use super::{Grant, POLICY_NAME, Principal, access_entry::access_policy_arn};
+
+/// What the resources are called: [`POLICY_NAME`], as HCL takes names.
+const RESOURCE: &str = "autoheal_pa";
+
+/// Returns the resources that give an identity the policy of a grant and admit it to the clusters.
+#[must_use]
+pub fn terraform(grant: &Grant, principal: &Principal) -> String {
+    let (kind, attribute) = match principal {
+        Principal::Role { .. } => ("aws_iam_role_policy", "role"),
+        Principal::User { .. } => ("aws_iam_user_policy", "user"),
+    };
+    let (name, arn) = (quoted(principal.name()), quoted(principal.arn()));
+    let (policy_name, access_policy) = (quoted(POLICY_NAME), quoted(&access_policy_arn(grant.partition())));
+    let statements = statements(grant);
+    let (data, clusters) = clusters(grant);
+    format!(
+        r#"resource "{kind}" "{RESOURCE}" {{
+  name = {policy_name}
+  {attribute} = {name}
+
+  policy = jsonencode({{
+    Version = "2012-10-17"
+    Statement = [
+{statements}    ]
+  }})
+}}
+{data}
+resource "aws_eks_access_entry" "{RESOURCE}" {{
+  for_each      = toset({clusters})
+  cluster_name  = each.value
+  principal_arn = {arn}
+}}
+
+resource "aws_eks_access_policy_association" "{RESOURCE}" {{
+  for_each      = aws_eks_access_entry.{RESOURCE}
+  cluster_name  = each.value.cluster_name
+  principal_arn = each.value.principal_arn
+  policy_arn    = {access_policy}
+
+  access_scope {{
+    type = "cluster"
+  }}
+}}
+"#
+    )
+}
+
+fn statements(grant: &Grant) -> String {
+    let mut text = String::new();
+    for statement in grant.document().statement {
+        let mut fields = vec![
+            ("Sid", quoted(statement.sid)),
+            ("Effect", quoted(statement.effect)),
+            ("Action", list(statement.action.iter().copied())),
+            ("Resource", list(statement.resource.iter().map(String::as_str))),
+        ];
+        let conditions = statement.condition.iter().map(|(operator, keys)| {
+            let keys = keys.iter().map(|(key, value)| format!("{} = {}", quoted(key), quoted(value)));
+            format!("{operator} = {{ {} }}", keys.collect::<Vec<_>>().join(", "))
+        });
+        let conditions: Vec<_> = conditions.collect();
+        if !conditions.is_empty() {
+            fields.push(("Condition", format!("{{ {} }}", conditions.join(", "))));
+        }
+        let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+        text.push_str("      {\n");
+        for (name, value) in fields {
+            writeln!(text, "        {name:width$} = {value}").expect("a string takes everything");
+        }
+        text.push_str("      },\n");
+    }
+    text
+}
+
+/// Returns a data source, if one is needed, and the expression that gives the names of the clusters.
+fn clusters(grant: &Grant) -> (String, String) {
+    if grant.clusters.is_empty() {
+        let data = format!("\ndata \"aws_eks_clusters\" \"{RESOURCE}\" {{}}\n");
+        (data, format!("data.aws_eks_clusters.{RESOURCE}.names"))
+    } else {
+        (String::new(), list(grant.clusters.iter().map(String::as_str)))
+    }
+}
+
+fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
+    let items: Vec<_> = items.map(quoted).collect();
+    format!("[{}]", items.join(", "))
+}
+
+/// Writes a string of HCL: quoted as in JSON, and what would start a template doubled.
+fn quoted(text: &str) -> String {
+    let json = serde_json::to_string(text).expect("a string is always JSON");
+    json.replace("${", "$${").replace("%{", "%%{")
+}

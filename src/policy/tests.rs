@@ -1,0 +1,109 @@
+//! Policies for every kind of bastion, partition and identity, as they are printed.
+
+use super::*;
+
+fn bastion(id: &str) -> Target {
+    id.parse().unwrap()
+}
+
+fn instance() -> Target {
+    bastion("i-0dc03fbcae2a87472")
+}
+
+fn role(partition: &str) -> Principal {
+    Principal::from_arn(&format!("arn:{partition}:iam::123456789012:role/AutohealReadOnlyRole")).unwrap()
+}
+
+fn user() -> Principal {
+    Principal::from_arn("arn:aws:iam::123456789012:user/ann").unwrap()
+}
+
+fn grant(region: &str, bastions: Vec<Target>, clusters: &[&str]) -> Grant {
+    Grant {
+        region: region.to_owned(),
+        account: "123456789012".to_owned(),
+        principal: Some(role(partition(region))),
+        bastions,
+        clusters: clusters.iter().map(|&name| name.to_owned()).collect(),
+    }
+}
+
+#[test]
+fn an_instance_and_all_clusters() {
+    insta::assert_snapshot!(grant("us-east-1", vec![instance()], &[]).document().to_json());
+}
+
+#[test]
+fn chosen_clusters_and_two_bastions() {
+    let bastions = vec![instance(), bastion("mi-0dc03fbcae2a87472")];
+    insta::assert_snapshot!(grant("eu-west-1", bastions, &["payments", "search"]).document().to_json());
+}
+
+#[test]
+fn a_managed_node_in_gov_cloud() {
+    let node = bastion("mi-0dc03fbcae2a87472");
+    insta::assert_snapshot!(grant("us-gov-west-1", vec![node], &["payments"]).document().to_json());
+}
+
+#[test]
+fn a_container_in_china() {
+    let container = bastion("ecs:my_tools_0f9de17a6465404e8b1b2356dc13c2f8_0f9de17a6465404e8b1b2356dc13c2f8-1234");
+    insta::assert_snapshot!(grant("cn-north-1", vec![container], &[]).document().to_json());
+}
+
+#[test]
+fn a_user_is_told_from_a_role() {
+    let for_user = Grant { principal: Some(user()), ..grant("us-east-1", vec![instance()], &["payments"]) };
+    insta::assert_snapshot!(for_user.document().to_json());
+    // Whoever it is, the tag is right for both.
+    let for_anybody = Grant { principal: None, ..for_user.clone() };
+    let for_role = Grant { principal: Some(role("aws")), ..for_user };
+    assert_eq!(for_anybody.document(), for_role.document());
+}
+
+#[test]
+fn access_entries_for_chosen_clusters() {
+    let grant = grant("cn-north-1", vec![], &["payments", "search"]);
+    insta::assert_snapshot!(access_entry_commands(&grant, &role("aws-cn")));
+}
+
+#[test]
+fn access_entries_for_all_clusters() {
+    let odd = Principal::from_arn("arn:aws:iam::123456789012:role/it's/Odd").unwrap();
+    insta::assert_snapshot!(access_entry_commands(&grant("us-east-1", vec![], &[]), &odd));
+}
+
+#[test]
+fn terraform_for_a_role_and_chosen_clusters() {
+    insta::assert_snapshot!(terraform(
+        &grant("us-gov-west-1", vec![instance()], &["payments", "search"]),
+        &role("aws-us-gov")
+    ));
+}
+
+#[test]
+fn terraform_for_a_user_and_all_clusters() {
+    let grant = Grant { principal: Some(user()), ..grant("us-east-1", vec![instance()], &[]) };
+    let text = terraform(&grant, &user());
+    // What IAM is to replace, Terraform must not.
+    assert!(text.contains("session/$${aws:username}-*"), "{text}");
+    insta::assert_snapshot!(text);
+}
+
+#[test]
+fn knows_every_partition() {
+    for (region, expected) in [
+        ("us-east-1", "aws"),
+        ("eu-west-1", "aws"),
+        ("us-gov-west-1", "aws-us-gov"),
+        ("cn-northwest-1", "aws-cn"),
+        ("us-iso-east-1", "aws-iso"),
+        ("us-isob-east-1", "aws-iso-b"),
+        ("eu-isoe-west-1", "aws-iso-e"),
+        ("us-isof-south-1", "aws-iso-f"),
+        ("eusc-de-east-1", "aws-eusc"),
+    ] {
+        assert_eq!(partition(region), expected, "{region}");
+        assert!(data_channels(partition(region)).starts_with(&format!("arn:{expected}:ssm:")));
+    }
+}
