@@ -14,6 +14,7 @@ pub use crate::settings::{GlobalArgs, LogFormat, PolicyArgs, UpArgs};
 
 pub mod background;
 pub mod clusters;
+pub mod completions;
 pub mod config;
 mod credentials;
 #[cfg(feature = "demo")]
@@ -26,6 +27,7 @@ pub mod exec;
 mod limits;
 pub mod log;
 pub mod logs;
+pub mod man;
 mod manager;
 mod orphans;
 pub mod output;
@@ -124,6 +126,15 @@ pub enum Command {
                             --role-arn arn:aws:iam::123456789012:role/AutohealReadOnlyRole"
     )]
     Policy(PolicyArgs),
+    /// Prints a script that makes a shell complete this program's options
+    #[command(after_help = "Examples:\n  eval \"$(autoheal-pa completions bash)\"\n  \
+                            autoheal-pa completions zsh > ~/.zfunc/_autoheal-pa\n  \
+                            autoheal-pa completions fish > ~/.config/fish/completions/autoheal-pa.fish")]
+    Completions(completions::CompletionsArgs),
+    /// Prints a page of the manual, or writes all of them
+    #[command(after_help = "Examples:\n  autoheal-pa man | man -l -\n  autoheal-pa man up | man -l -\n  \
+                            autoheal-pa man --out /usr/local/share/man/man1")]
+    Man(man::ManArgs),
     /// Tries everything on this machine, with an emulated AWS
     ///
     /// Starts an AWS of its own on loopback and `up` against it. With a command, runs that under the tunnels and
@@ -144,11 +155,13 @@ impl Cli {
             #[cfg(feature = "demo")]
             Command::Demo(_) => true,
             Command::Clusters(_)
+            | Command::Completions(_)
             | Command::Config(_)
             | Command::Doctor(_)
             | Command::Down(_)
             | Command::Env(_)
             | Command::Logs(_)
+            | Command::Man(_)
             | Command::Policy(_)
             | Command::Reload
             | Command::Status(_)
@@ -192,9 +205,11 @@ impl Cli {
             Command::Logs(args) => Box::pin(logs::run(args, global, printer)).await,
             Command::Reload => Box::pin(reload::run(global, printer)).await,
             Command::Clusters(args) => Box::pin(clusters::run(args, global, printer)).await,
+            Command::Completions(args) => completions::run(&args, printer),
             Command::Config(args) => config::run(args, global, printer),
             Command::Doctor(args) => Box::pin(doctor::run(args, global, printer)).await,
             Command::Env(args) => Box::pin(env::run(&args, &global, printer)).await,
+            Command::Man(args) => man::run(&args, printer),
             Command::Policy(args) => Box::pin(policy::run(&args, &global, printer)).await,
             Command::Token(args) => Box::pin(token::run(args, global, printer)).await,
             #[cfg(feature = "demo")]

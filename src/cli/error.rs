@@ -42,11 +42,46 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind, in the order of the exit codes.
+    pub const ALL: [Self; 8] = [
+        Self::Unexpected,
+        Self::Usage,
+        Self::Credentials,
+        Self::NotFound,
+        Self::Tunnel,
+        Self::Doctor,
+        Self::Interrupted,
+        Self::Terminated,
+    ];
+
     /// Returns the exit code.
     #[must_use]
     pub fn exit_code(self) -> ExitCode {
         ExitCode::from(self as u8)
     }
+
+    /// Says what the exit code means.
+    #[must_use]
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Unexpected => "unexpected error",
+            Self::Usage => "usage: an option, a setting or a file",
+            Self::Credentials => "credentials or permission",
+            Self::NotFound => "cluster, bastion or manager not found",
+            Self::Tunnel => "tunnel not established",
+            Self::Doctor => "`doctor` found problems",
+            Self::Interrupted => "interrupted by SIGINT before the tunnels were ready",
+            Self::Terminated => "ended by SIGTERM before the tunnels were ready",
+        }
+    }
+}
+
+/// What the exit code 0 means.
+const SUCCESS: &str = "done; stopped by a signal after the tunnels had been ready";
+
+/// Returns every exit code of this program with its meaning. The manual page is made of it, and the README is checked by it.
+pub fn exit_codes() -> impl Iterator<Item = (u8, &'static str)> {
+    std::iter::once((0, SUCCESS)).chain(Kind::ALL.map(|kind| (kind as u8, kind.meaning())))
 }
 
 /// Why a command failed.

@@ -311,3 +311,28 @@ fn settings_ports_files_and_managers() {
          another `--name`"
     );
 }
+
+#[test]
+fn the_table_of_exit_codes_is_complete() {
+    // A new kind has to be named here, and then in `ALL`.
+    let place = |kind: Kind| match kind {
+        Kind::Unexpected => 0,
+        Kind::Usage => 1,
+        Kind::Credentials => 2,
+        Kind::NotFound => 3,
+        Kind::Tunnel => 4,
+        Kind::Doctor => 5,
+        Kind::Interrupted => 6,
+        Kind::Terminated => 7,
+    };
+    assert!(Kind::ALL.iter().enumerate().all(|(index, kind)| place(*kind) == index));
+    let codes: Vec<u8> = exit_codes().map(|(code, _)| code).collect();
+    assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 130, 143]);
+}
+
+#[test]
+fn the_readme_has_the_table_of_exit_codes() {
+    let rows: String = exit_codes().map(|(code, meaning)| format!("| {code} | {meaning} |\n")).collect();
+    let readme = include_str!("../../../README.md");
+    assert!(readme.contains(&format!("| code | means |\n|---:|---|\n{rows}\n")), "it should have\n{rows}");
+}

@@ -1,0 +1,350 @@
+//! `man`: the manual pages, made of what the commands say of themselves.
+//!
+//! Options come from the command line's own definition and exit codes from [`exit_codes`]; only the variables and the files
+//! are listed here, and a test compares the variables with those that the sources read.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Command, CommandFactory};
+use clap_mangen::{
+    Man,
+    roff::{Inline, Roff, bold, roman},
+};
+
+use super::{
+    Cli,
+    error::{CommandError, Kind, exit_codes},
+    output::Printer,
+};
+use crate::kubeconfig::file;
+
+/// Options of `man`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ManArgs {
+    /// Command whose page it is [default: the program's own]
+    #[arg(value_name = "COMMAND", conflicts_with = "out")]
+    pub page: Option<String>,
+    /// Folder to write all pages to
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// Variables that are read, and what for. Those that share a meaning share an entry.
+const ENVIRONMENT: &[(&[&str], &str)] = &[
+    (&["AWS_REGION", "AWS_DEFAULT_REGION"], "The region, if there is no `--region`; else it is the profile's."),
+    (&["AWS_PROFILE"], "The profile of the AWS configuration files."),
+    (&["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"], "Where these files are."),
+    (&["AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME"], "The role to assume, and the name of its session."),
+    (
+        &["AWS_WEB_IDENTITY_TOKEN_FILE"],
+        "The file with the OIDC token to assume the role with; it is read again at each renewal.",
+    ),
+    (
+        &["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"],
+        "Where a job of GitHub Actions with `id-token: write` gets such a token; set by GitHub.",
+    ),
+    (&["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"], "Keys, as every AWS tool takes them."),
+    (&["AWS_CREDENTIAL_EXPIRATION"], "When these keys expire; `up` warns ahead of it."),
+    (
+        &["AWS_CA_BUNDLE", "SSL_CERT_FILE"],
+        "Certificate authorities: to be trusted besides the system's, or instead of them.",
+    ),
+    (&["HTTPS_PROXY", "NO_PROXY"], "The proxy for API calls and WebSockets, and the hosts that are called without it."),
+    (
+        &["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SSM", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"],
+        "Endpoints of your own; message gateways on the host that SSM is pointed to are trusted then.",
+    ),
+    (&["GITHUB_ENV"], "The file that `--github-env` adds KUBECONFIG to; set by GitHub."),
+    (&["KUBERNETES_EXEC_INFO"], "What kubectl wants of `token`; set by kubectl."),
+    (&["NOTIFY_SOCKET"], "Where systemd is told when the tunnels are ready and how they are; set by systemd."),
+    (&["AUTOHEAL_PA_BASTION"], "The bastions, separated by commas, if there is no `--bastion`."),
+    (&["HOME"], "Where `~/.kube` is; else the user database says it."),
+    (
+        &["XDG_RUNTIME_DIR"],
+        "Where the manager's lock and control socket are; else in a private folder among the temporary files.",
+    ),
+    (&["XDG_STATE_HOME"], "Where the log of a manager in the background is; else `~/.local/state`."),
+    (&["XDG_CONFIG_HOME"], "Where the configuration file is looked for; else `~/.config`."),
+    (&["USER", "LOGNAME"], "The name of the user, for the name of the role's session."),
+    (&["SHELL"], "The shell that `env` writes for, if there is no `--shell`."),
+    (&["NO_COLOR", "TERM"], "With `NO_COLOR`, or the terminal `dumb`, there are neither colours nor moving lines."),
+];
+
+/// Files, and what is in them. `<name>` is the manager's, `default` unless `--name` says another.
+const FILES: &[(&str, &str)] = &[
+    ("~/.kube/autoheal-pa.yaml", "The kubeconfig of the manager `default`."),
+    ("~/.kube/autoheal-pa-<name>.yaml", "The kubeconfig of another manager."),
+    ("$XDG_RUNTIME_DIR/autoheal-pa/<name>/", "Lock, control socket, and the journal of live sessions."),
+    ("$XDG_STATE_HOME/autoheal-pa/<name>.log", "The log of a manager in the background."),
+    ("$XDG_CONFIG_HOME/autoheal-pa/config.yaml", "The configuration file, if `--config` names no other."),
+];
+
+/// Prints a page, or writes all.
+///
+/// # Errors
+/// [`CommandError`] if there is no such page or the pages cannot be written.
+pub fn run(args: &ManArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
+    match (&args.out, &args.page) {
+        (Some(folder), _) => {
+            for (name, page) in pages() {
+                write(&folder.join(format!("{name}.1")), &page)?;
+            }
+            printer.progress(&format!("wrote the manual pages to `{}`", folder.display()));
+        }
+        (None, None) => printer.result(&page(&program()))?,
+        (None, Some(name)) => match program().find_subcommand(name) {
+            Some(command) => printer.result(&page(command))?,
+            None => {
+                let message = format!("there is no command `{name}`, and so no page of it");
+                let hint = "`autoheal-pa --help` lists the commands";
+                return Err(CommandError::new(Kind::Usage, message).hint(hint));
+            }
+        },
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(path: &Path, page: &str) -> Result<(), CommandError> {
+    file::replace(path, page.as_bytes()).map_err(|source| {
+        CommandError::new(Kind::Usage, format!("cannot write `{}`", path.display()))
+            .with_source(source)
+            .hint("give another folder with `--out`")
+    })
+}
+
+/// The command line with everything that is inherited filled in.
+fn program() -> Command {
+    let mut program = Cli::command().disable_help_subcommand(true);
+    program.build();
+    program
+}
+
+/// All pages with the names of their commands, such as `autoheal-pa-up`.
+fn pages() -> Vec<(String, String)> {
+    let program = program();
+    let commands = std::iter::once(&program).chain(program.get_subcommands());
+    commands.map(|command| (title(command), page(command))).collect()
+}
+
+fn title(command: &Command) -> String {
+    command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned()
+}
+
+fn page(command: &Command) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    let man = Man::new(command.clone()).source(format!("autoheal-pa {version}")).manual("autoheal-pa manual");
+    let mut text = Vec::new();
+    let is_program = command.has_subcommands();
+    let sections = [
+        man.render_title(&mut text),
+        man.render_name_section(&mut text),
+        synopsis(command).to_writer(&mut text),
+        man.render_description_section(&mut text),
+        if is_program { man.render_subcommands_section(&mut text) } else { Ok(()) },
+        man.render_options_section(&mut text),
+    ];
+    sections.into_iter().collect::<Result<(), _>>().expect("a vector takes everything");
+
+    let mut roff = Roff::new();
+    examples(command, &mut roff);
+    if is_program {
+        exit_status(&mut roff);
+        environment(&mut roff);
+        files(&mut roff);
+    } else {
+        roff.control("SH", ["SEE ALSO"]);
+        roff.text([bold("autoheal-pa"), roman("(1) for exit codes, variables and files")]);
+    }
+    roff.to_writer(&mut text).expect("a vector takes everything");
+    String::from_utf8(text).expect("names and help are UTF-8")
+}
+
+/// The usage line; one with all options is not read by anybody.
+fn synopsis(command: &Command) -> Roff {
+    let usage = command.clone().render_usage().to_string();
+    let usage = usage.strip_prefix("Usage: ").unwrap_or(&usage);
+    let mut roff = Roff::new();
+    roff.control("SH", ["SYNOPSIS"]);
+    roff.text([bold(usage)]);
+    roff
+}
+
+fn examples(command: &Command, roff: &mut Roff) {
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    roff.control("SH", ["EXAMPLES"]);
+    roff.control("nf", []);
+    for line in help.lines().skip(1) {
+        roff.text([roman(line.strip_prefix("  ").unwrap_or(line))]);
+    }
+    roff.control("fi", []);
+}
+
+fn exit_status(roff: &mut Roff) {
+    roff.control("SH", ["EXIT STATUS"]);
+    for (code, meaning) in exit_codes() {
+        entry(roff, vec![bold(code.to_string())], &sentence(meaning));
+    }
+    roff.control("PP", []);
+    roff.text([roman("With a command to run, the status is the command's own.")]);
+}
+
+fn environment(roff: &mut Roff) {
+    roff.control("SH", ["ENVIRONMENT"]);
+    for (names, meaning) in ENVIRONMENT {
+        let mut title = Vec::new();
+        for name in *names {
+            if !title.is_empty() {
+                title.push(roman(", "));
+            }
+            title.push(bold(*name));
+        }
+        entry(roff, title, meaning);
+    }
+}
+
+fn files(roff: &mut Roff) {
+    roff.control("SH", ["FILES"]);
+    for (path, meaning) in FILES {
+        entry(roff, vec![bold(*path)], meaning);
+    }
+}
+
+fn entry(roff: &mut Roff, title: Vec<Inline>, meaning: &str) {
+    roff.control("TP", []);
+    roff.text(title);
+    // What is in backticks elsewhere is bold in a manual.
+    let parts = meaning.split('`').enumerate();
+    roff.text(parts.map(|(index, part)| if index % 2 == 1 { bold(part) } else { roman(part) }).collect::<Vec<_>>());
+}
+
+/// Makes a sentence of a fragment.
+fn sentence(fragment: &str) -> String {
+    let mut chars = fragment.chars();
+    let first: String = chars.next().into_iter().flat_map(char::to_uppercase).collect();
+    format!("{first}{}.", chars.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, process};
+
+    use super::*;
+    use crate::cli::output::Captured;
+
+    fn known() -> BTreeSet<&'static str> {
+        ENVIRONMENT.iter().flat_map(|(names, _)| names.iter().copied()).collect()
+    }
+
+    fn is_variable(word: &str) -> bool {
+        word.len() > 3 && word.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+    }
+
+    #[test]
+    fn the_help_names_only_known_variables() {
+        for (name, page) in pages() {
+            for part in page.split("[env: ").skip(1) {
+                let list = part.split(']').next().unwrap();
+                let words = list.split([',', ' ']).map(|word| word.replace('\\', ""));
+                for word in words.filter(|word| is_variable(word)) {
+                    assert!(known().contains(word.as_str()), "{name}: {word}");
+                }
+            }
+        }
+    }
+
+    fn sources(folder: &Path) -> Vec<String> {
+        let mut found = Vec::new();
+        for entry in folder.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                found.extend(sources(&path));
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(path).unwrap();
+                found.push(text.split("#[cfg(test)]").next().unwrap().to_owned());
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_variable_that_is_read_is_in_the_manual() {
+        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut code = [sources(&src.join("settings")), sources(&src.join("cli"))].concat();
+        code.push(std::fs::read_to_string(src.join("settings.rs")).unwrap());
+        let mut read = BTreeSet::new();
+        for call in ["get(\"", "is_true(\"", "variables(&[\""] {
+            let words =
+                code.iter().flat_map(|code| code.split(call).skip(1)).map(|rest| rest.split('"').next().unwrap());
+            read.extend(words.filter(|word| is_variable(word)));
+        }
+        assert!(read.len() > 8, "{read:?}");
+        let unknown: Vec<_> = read.iter().filter(|word| !known().contains(*word)).collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
+    }
+
+    #[test]
+    fn the_page_of_the_program() {
+        let page = page(&program());
+        for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "\"EXIT STATUS\"", "ENVIRONMENT", "FILES"] {
+            assert_eq!(page.matches(&format!(".SH {section}\n")).count(), 1, "{section}\n{page}");
+        }
+        for (code, meaning) in exit_codes() {
+            let meaning = sentence(meaning).replace('`', "");
+            let page = page.replace("\\fB", "").replace("\\fR", "");
+            assert!(page.contains(&format!(".TP\n{code}\n{meaning}\n")), "{code} {meaning}");
+        }
+    }
+
+    #[test]
+    fn groff_takes_every_page() {
+        for (name, page) in pages() {
+            let groff = process::Command::new("groff")
+                .args(["-man", "-Tutf8", "-ww", "-z"])
+                .stdin(process::Stdio::piped())
+                .stderr(process::Stdio::piped())
+                .spawn();
+            // Where there is none, `the_page_of_the_program` has to do.
+            let Ok(mut groff) = groff else { return };
+            std::io::Write::write_all(&mut groff.stdin.take().unwrap(), page.as_bytes()).unwrap();
+            let output = groff.wait_with_output().unwrap();
+            let warnings = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.success() && warnings.is_empty(), "{name}: {warnings}");
+        }
+    }
+
+    #[test]
+    fn writes_all_pages_and_refuses_unknown_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("man1");
+        let (printer, out, err) = Captured::printer();
+        run(&ManArgs { page: None, out: Some(folder.clone()) }, &printer).unwrap();
+        assert_eq!(
+            (out.text(), err.text()),
+            (String::new(), format!("wrote the manual pages to `{}`\n", folder.display()))
+        );
+        let mut names: Vec<_> =
+            folder.read_dir().unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        let mut expected: Vec<_> =
+            program().get_subcommands().map(|command| format!("autoheal-pa-{}.1", command.get_name())).collect();
+        expected.push("autoheal-pa.1".to_owned());
+        expected.sort();
+        assert_eq!(names, expected);
+
+        let (printer, out, _) = Captured::printer();
+        run(&ManArgs { page: Some("up".to_owned()), out: None }, &printer).unwrap();
+        assert!(
+            out.text().contains("autoheal\\-pa\\-up") && out.text().contains("\\-\\-base\\-port"),
+            "{}",
+            out.text()
+        );
+        let error = run(&ManArgs { page: Some("upp".to_owned()), out: None }, &printer).unwrap_err();
+        assert_eq!(
+            (error.kind, error.sentence().as_str()),
+            (Kind::Usage, "there is no command `upp`, and so no page of it")
+        );
+    }
+}
