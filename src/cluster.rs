@@ -34,6 +34,15 @@ pub struct Destination {
     pub port: u16,
 }
 
+impl Destination {
+    /// Returns the URL of what answers there to HTTPS; its usual port is left out, as clients do.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let text = self.to_string();
+        format!("https://{}", text.strip_suffix(":443").unwrap_or(&text))
+    }
+}
+
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
@@ -137,6 +146,17 @@ impl FromStr for Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn writes_urls_of_endpoints() {
+        let url = |host: &str, port| Destination { host: host.to_owned(), port }.url();
+        assert_eq!(url("x.gr7.us-east-1.eks.amazonaws.com", 443), "https://x.gr7.us-east-1.eks.amazonaws.com");
+        assert_eq!(url("10.0.0.1", 6443), "https://10.0.0.1:6443");
+        assert_eq!(
+            (url("fd00::443", 443), url("::1", 8443)),
+            ("https://[fd00::443]".into(), "https://[::1]:8443".into())
+        );
+    }
 
     #[test]
     fn reads_every_kind_of_target() {

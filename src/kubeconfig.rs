@@ -53,10 +53,19 @@ pub struct ContextEntry {
     pub name: String,
     /// The cluster.
     pub cluster: Cluster,
-    /// The local port that leads to it, on 127.0.0.1.
-    pub port: u16,
+    /// Which server a client is told of.
+    pub server: Server,
     /// What kubectl runs for a token.
     pub exec: Exec,
+}
+
+/// Which server a client is told of, to get to a cluster's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Server {
+    /// By the local port of its tunnel, on 127.0.0.1, with the endpoint's name told apart for TLS.
+    Tunnel(u16),
+    /// By the endpoint's own address, through a CONNECT proxy on this port of 127.0.0.1.
+    Proxy(u16),
 }
 
 /// What a manager wants a kubeconfig to hold of it.

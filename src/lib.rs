@@ -5,6 +5,7 @@
 //!      ├─ aws         credentials, clusters, sessions and their WebSockets (implements tunnel::Dial)
 //!      ├─ supervisor ── tunnel ── proto      listeners, sessions, recovery; the protocol as values
 //!      ├─ kubeconfig  contexts and exec credentials
+//!      ├─ proxy       a CONNECT proxy to the tunnels, for clients that need the API servers' real names
 //!      ├─ doctor      every link from credentials to the API server, looked at in order
 //!      ├─ control     the socket over which kubectl's plugin asks a running `up`
 //!      ├─ policy      the IAM policy and the access entries that all this needs
@@ -38,6 +39,7 @@ pub mod journal;
 pub mod kubeconfig;
 pub mod policy;
 pub mod proto;
+pub mod proxy;
 pub mod random;
 pub mod secret;
 pub mod settings;

@@ -41,7 +41,7 @@ use crate::{
     cluster::Cluster,
     control::{self, Reloaded},
     journal::{Entry, Journal},
-    kubeconfig::{self, ContextEntry, KubeconfigError},
+    kubeconfig::{self, ContextEntry, KubeconfigError, Server},
     settings::{Access, UpSettings},
     supervisor::{Board, Supervisor},
     tunnel::{self, Common, Dial, Listeners, Tunnel},
@@ -370,7 +370,12 @@ impl Manager {
             .iter()
             .map(|Route { port, context, cluster, way }| {
                 let exec = super::token::exec_entry(common, &way.access.identity, cluster)?;
-                Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), port: *port, exec })
+                Ok(ContextEntry {
+                    name: context.clone(),
+                    cluster: cluster.clone(),
+                    server: Server::Tunnel(*port),
+                    exec,
+                })
             })
             .collect::<Result<Vec<_>, CommandError>>()?;
         let mut path = self.kubeconfig();

@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use super::{
-    ContextEntry, Exec, Update,
+    ContextEntry, Exec, Server, Update,
     merge::{self, Refusal},
     yaml::{self, Mapping, Node},
 };
@@ -34,7 +34,7 @@ fn context(name: &str, port: u16) -> ContextEntry {
         args: vec!["token".to_owned(), format!("--cluster-name={name}")],
         env: vec![("AWS_PROFILE".to_owned(), "no".to_owned())],
     };
-    ContextEntry { name: format!("pa-{name}"), cluster, port, exec }
+    ContextEntry { name: format!("pa-{name}"), cluster, server: Server::Tunnel(port), exec }
 }
 
 /// Merges contexts, which the first byte chooses, into a file, and takes them out again.

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use super::{
-    ContextEntry, Exec, KubeconfigError, Update,
+    ContextEntry, Exec, KubeconfigError, Server, Update,
     exec::ApiVersion,
     yaml::{Mapping, Node},
 };
@@ -154,11 +154,20 @@ fn item(kind: &str, entry: &ContextEntry, manager: &str, old: Option<&Node>) -> 
         ("extension", Node::mapping([("manager", Node::text(manager))])),
     ]);
     let mut content = match kind {
-        "cluster" => vec![
-            ("server", Node::text(format!("https://127.0.0.1:{}", entry.port))),
-            ("tls-server-name", Node::text(&entry.cluster.endpoint.host)),
-            ("certificate-authority-data", Node::text(&entry.cluster.certificate_authority)),
-        ],
+        "cluster" => {
+            let mut content = match entry.server {
+                Server::Tunnel(port) => vec![
+                    ("server", Node::text(format!("https://127.0.0.1:{port}"))),
+                    ("tls-server-name", Node::text(&entry.cluster.endpoint.host)),
+                ],
+                Server::Proxy(port) => vec![
+                    ("server", Node::text(entry.cluster.endpoint.url())),
+                    ("proxy-url", Node::text(format!("http://127.0.0.1:{port}"))),
+                ],
+            };
+            content.push(("certificate-authority-data", Node::text(&entry.cluster.certificate_authority)));
+            content
+        }
         "user" => vec![("exec", exec(&entry.exec))],
         _ => vec![("cluster", Node::text(&entry.name)), ("user", Node::text(&entry.name))],
     };

@@ -23,7 +23,12 @@ fn entry(name: &str, port: u16) -> ContextEntry {
         args: vec!["token".to_owned(), format!("--cluster-name={name}")],
         env: vec![("AWS_PROFILE".to_owned(), "no".to_owned())],
     };
-    ContextEntry { name: format!("pa-{name}"), cluster: cluster(name, "us-east-1", "123456789012"), port, exec }
+    ContextEntry {
+        name: format!("pa-{name}"),
+        cluster: cluster(name, "us-east-1", "123456789012"),
+        server: Server::Tunnel(port),
+        exec,
+    }
 }
 
 fn update<'a>(contexts: &'a [ContextEntry]) -> Update<'a> {
@@ -99,6 +104,28 @@ contexts:
         manager: "default"
 current-context: "pa-no"
 "#;
+
+#[test]
+fn a_client_may_come_through_the_proxy() {
+    let through = |name: &str, endpoint: &str, port: u16| {
+        let mut entry = ContextEntry { server: Server::Proxy(10099), ..entry(name, 0) };
+        entry.cluster.endpoint = Destination { host: endpoint.to_owned(), port };
+        entry
+    };
+    let entries = [through("no", "ABC.gr7.us-east-1.eks.amazonaws.com", 443), through("local", "fd00::1", 6443)];
+    let text = updated("", &update(&entries));
+    for (name, server) in [("no", "https://ABC.gr7.us-east-1.eks.amazonaws.com"), ("local", "https://[fd00::1]:6443")] {
+        let cluster = format!(
+            "- name: \"pa-{name}\"\n  cluster:\n    server: \"{server}\"\n    proxy-url: \"http://127.0.0.1:10099\"\n    \
+             certificate-authority-data: \"TFMwdA==\"\n"
+        );
+        assert!(text.contains(&cluster), "{text}");
+    }
+    assert!(!text.contains("tls-server-name"), "{text}");
+    // And back: nothing of the proxy stays.
+    let entries = [entry("no", 10100)];
+    assert_eq!(updated(&text, &update(&entries)), ONE);
+}
 
 const FOREIGN: &str = r#"# The user's own.
 apiVersion: v1

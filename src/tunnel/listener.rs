@@ -185,6 +185,21 @@ impl Listeners {
         self.port
     }
 
+    /// Accepts the next TCP connection; whatever keeps it from that is logged, and passes.
+    ///
+    /// # Cancel safety
+    /// No connection is lost.
+    pub async fn accept_tcp(&mut self) -> TcpStream {
+        loop {
+            match self.accept().await {
+                Ok(Io::Tcp(stream)) => return stream,
+                // The other end sees that nobody takes it.
+                Ok(Io::Pipe { .. }) => {}
+                Err(error) => tokio::time::sleep(super::accept_pause(&error)).await,
+            }
+        }
+    }
+
     /// Accepts the next connection.
     ///
     /// # Errors

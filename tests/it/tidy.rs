@@ -18,6 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("aws", &["aws", "tunnel", "proto", "settings", "cluster", "secret", "clock", "random", "journal", "policy"]),
     ("policy", &["policy", "cluster"]),
     ("kubeconfig", &["kubeconfig", "cluster", "secret", "clock"]),
+    ("proxy", &["proxy", "tunnel", "cluster"]),
     ("settings", &["settings", "cluster", "secret"]),
     ("supervisor", &["supervisor", "tunnel", "cluster", "clock", "proto"]),
     ("control", &["control", "tunnel", "cluster", "secret", "supervisor"]),
