@@ -32,6 +32,7 @@ mod manager;
 mod orphans;
 pub mod output;
 pub mod policy;
+mod proxy;
 pub mod reload;
 mod signals;
 pub mod status;

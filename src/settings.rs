@@ -14,7 +14,7 @@ use std::{
 pub use access::Access;
 pub use environment::Environment;
 pub use file::FileProblem;
-pub use flags::{GlobalArgs, LogFormat, UpArgs};
+pub use flags::{GlobalArgs, KubeconfigMode, LogFormat, UpArgs};
 pub use identity::{AwsSettings, CiOidc, ExecIdentity};
 pub use policy::{PolicyArgs, PolicySettings};
 pub use problem::{Problem, SettingsError};
@@ -200,6 +200,8 @@ pub struct UpSettings {
     pub base_port: u16,
     /// A taken port is an error rather than skipped.
     pub strict_ports: bool,
+    /// The CONNECT proxy that the contexts name; `None`: they lead straight to the tunnels' ports.
+    pub proxy: Option<ProxySettings>,
     /// The current context is set in a kubeconfig of others, too.
     pub set_current: bool,
     /// What context names start with.
@@ -214,6 +216,15 @@ pub struct UpSettings {
     pub env_file: Option<PathBuf>,
     /// The file by which a step of a GitHub Actions job sets variables of later ones.
     pub github_env: Option<PathBuf>,
+}
+
+/// Where the CONNECT proxy listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProxySettings {
+    /// The port; 0: any free one.
+    pub port: u16,
+    /// A port that is taken is an error; else the next free one will do.
+    pub strict: bool,
 }
 
 impl UpSettings {
@@ -252,11 +263,13 @@ impl UpSettings {
             None => DEFAULT_BASE_PORT,
         };
         let is_on = |setting| stack.one(setting).is_some_and(|given| given.text() == "true");
+        let proxy = proxy(&stack, base_port, is_on(&source::STRICT_PORTS), problems);
         Self {
             common,
             access,
             base_port,
             strict_ports: is_on(&source::STRICT_PORTS),
+            proxy,
             set_current: is_on(&source::SET_CURRENT),
             context_prefix: context_prefix.unwrap_or_else(|| DEFAULT_CONTEXT_PREFIX.to_owned()),
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
@@ -305,6 +318,22 @@ fn base_port(given: &Given, access: &[Access], problems: &mut Vec<Problem>) -> u
         problems.push(Problem::BasePortTooHigh { origin: given.origin.clone(), port, clusters, left });
     }
     port
+}
+
+/// Reads where the CONNECT proxy listens: before the first tunnel, so that it is the same at every start.
+fn proxy(stack: &Stack<'_>, base_port: u16, strict: bool, problems: &mut Vec<Problem>) -> Option<ProxySettings> {
+    let given = stack.one(&source::PROXY_PORT);
+    let mode = stack.one(&source::KUBECONFIG_MODE).and_then(|given| values::kubeconfig_mode(given, problems));
+    match mode.unwrap_or_default() {
+        KubeconfigMode::Proxy => {
+            let port = given.and_then(|given| values::port(given, problems));
+            Some(ProxySettings { port: port.unwrap_or(base_port.saturating_sub(1)), strict: given.is_some() || strict })
+        }
+        KubeconfigMode::Direct => {
+            problems.extend(given.map(|given| given.malformed("of use without `--kubeconfig-mode proxy`")));
+            None
+        }
+    }
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ use super::{
     error::{CommandError, Kind, resume_denied},
     orphans,
     output::Printer,
+    proxy::Proxy,
 };
 use crate::{
     aws::{Aws, Caller, Discovery, SkipReason},
@@ -65,6 +66,7 @@ pub(super) struct Manager {
     supervisor: Supervisor,
     journal: Option<Journal>,
     left_behind: Vec<Entry>,
+    proxy: Option<Proxy>,
     /// All that goes on beside the tunnels.
     tasks: JoinSet<()>,
     examinations: Examinations,
@@ -109,7 +111,19 @@ impl Manager {
         });
         let printer = printer.clone();
         Ok((
-            Self { settings, printer, roster, supervisor, journal, left_behind, tasks, examinations, stop, control },
+            Self {
+                settings,
+                printer,
+                roster,
+                supervisor,
+                journal,
+                left_behind,
+                proxy: None,
+                tasks,
+                examinations,
+                stop,
+                control,
+            },
             requests,
         ))
     }
@@ -144,6 +158,9 @@ impl Manager {
         }
         let ports = bound.listeners.iter().map(Listeners::port);
         let routes = named(&self.settings, ports.zip(wanted));
+        if let Some(proxy) = self.settings.proxy {
+            self.proxy = Some(Proxy::start(proxy, &mut self.tasks, &self.stop, &self.printer)?);
+        }
         self.write_kubeconfig(&routes).await?;
         self.write_environment()?;
         self.end_left_behind(ways);
@@ -362,20 +379,16 @@ impl Manager {
         ));
     }
 
-    /// Writes the contexts, in the order of the clusters. Where the default file cannot be written, the manager's own
-    /// directory will do: there are machines whose home is missing or read-only.
+    /// Writes the contexts, in the order of the clusters, and leads the proxy to these. Where the default file cannot be
+    /// written, the manager's own directory will do: there are machines whose home is missing or read-only.
     async fn write_kubeconfig(&self, routes: &[Route]) -> Result<(), CommandError> {
         let common = &self.settings.common;
         let contexts = routes
             .iter()
             .map(|Route { port, context, cluster, way }| {
                 let exec = super::token::exec_entry(common, &way.access.identity, cluster)?;
-                Ok(ContextEntry {
-                    name: context.clone(),
-                    cluster: cluster.clone(),
-                    server: Server::Tunnel(*port),
-                    exec,
-                })
+                let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
+                Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), server, exec })
             })
             .collect::<Result<Vec<_>, CommandError>>()?;
         let mut path = self.kubeconfig();
@@ -390,6 +403,9 @@ impl Manager {
             }
         }
         let current = written?.map(|name| format!(", current context `{name}`")).unwrap_or_default();
+        if let Some(proxy) = &self.proxy {
+            proxy.lead(routes.iter().map(|route| (&route.cluster, route.port)));
+        }
         self.printer.progress(&format!("wrote `{}`{current}", path.display()));
         self.roster.send_modify(|roster| roster.kubeconfig = Some(path));
         Ok(())

@@ -88,6 +88,26 @@ pub enum LogFormat {
     Json,
 }
 
+/// How the contexts of a kubeconfig lead to the clusters.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum KubeconfigMode {
+    /// Each by the local port of its tunnel, with the name for TLS beside it.
+    #[default]
+    Direct,
+    /// By their own addresses, through a CONNECT proxy on this machine, for clients that ignore `tls-server-name`.
+    Proxy,
+}
+
+impl KubeconfigMode {
+    /// Returns the word for it.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
 /// Options of `up`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct UpArgs {
@@ -110,6 +130,13 @@ pub struct UpArgs {
     /// Makes the first cluster the current context, also in a kubeconfig that has contexts of others
     #[arg(long)]
     pub set_current: bool,
+    /// How the contexts lead to the clusters [default: direct]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub kubeconfig_mode: Option<KubeconfigMode>,
+    /// Port of the CONNECT proxy with `--kubeconfig-mode proxy`; 0: any free one [default: the one before the first local port,
+    /// 10099, or the next that is free]
+    #[arg(long, value_name = "PORT")]
+    pub proxy_port: Option<String>,
     /// What context names start with [default: pa-]
     #[arg(long, value_name = "PREFIX")]
     pub context_prefix: Option<String>,
@@ -149,6 +176,8 @@ impl UpArgs {
             strict_ports,
             kubeconfig,
             set_current,
+            kubeconfig_mode,
+            proxy_port,
             context_prefix,
             timeout,
             probe_interval,
@@ -165,6 +194,8 @@ impl UpArgs {
         layer.add_flag(&source::STRICT_PORTS, strict_ports.then_some("true"));
         layer.add_flag(&source::KUBECONFIG, kubeconfig);
         layer.add_flag(&source::SET_CURRENT, set_current.then_some("true"));
+        layer.add_flag(&source::KUBECONFIG_MODE, kubeconfig_mode.map(KubeconfigMode::as_str));
+        layer.add_flag(&source::PROXY_PORT, proxy_port);
         layer.add_flag(&source::CONTEXT_PREFIX, context_prefix);
         layer.add_flag(&source::TIMEOUT, timeout);
         layer.add_flag(&source::PROBE_INTERVAL, probe_interval);

@@ -79,6 +79,8 @@ pub(super) static BASE_PORT: Setting = Setting::new("base_port", "--base-port");
 pub(super) static STRICT_PORTS: Setting = Setting::new("strict_ports", "--strict-ports").shape(Shape::Switch);
 pub(super) static KUBECONFIG: Setting = Setting::new("kubeconfig", "--kubeconfig");
 pub(super) static SET_CURRENT: Setting = Setting::new("set_current", "--set-current").shape(Shape::Switch);
+pub(super) static KUBECONFIG_MODE: Setting = Setting::new("kubeconfig_mode", "--kubeconfig-mode");
+pub(super) static PROXY_PORT: Setting = Setting::new("proxy_port", "--proxy-port");
 pub(super) static CONTEXT_PREFIX: Setting = Setting::new("context_prefix", "--context-prefix");
 pub(super) static TIMEOUT: Setting = Setting::new("timeout", "--timeout");
 pub(super) static PROBE_INTERVAL: Setting = Setting::new("probe_interval", "--probe-interval");
@@ -86,7 +88,7 @@ pub(super) static RECONNECT_TIMEOUT: Setting = Setting::new("reconnect_timeout",
 pub(super) static ENV_FILE: Setting = Setting::new("env_file", "--env-file");
 
 /// All settings that a configuration file may give, in the order of its documentation.
-pub(super) static ALL: [&Setting; 19] = [
+pub(super) static ALL: [&Setting; 21] = [
     &REGION,
     &PROFILE,
     &ROLE_ARN,
@@ -101,6 +103,8 @@ pub(super) static ALL: [&Setting; 19] = [
     &STRICT_PORTS,
     &KUBECONFIG,
     &SET_CURRENT,
+    &KUBECONFIG_MODE,
+    &PROXY_PORT,
     &CONTEXT_PREFIX,
     &TIMEOUT,
     &PROBE_INTERVAL,

@@ -342,3 +342,48 @@ fn what_talks_to_a_manager_or_for_kubectl_does_not_read_the_file() {
     let without = GlobalArgs { config: Some("/dev/null".into()), ..flags };
     assert_eq!(Settings::load(&without, None, &surroundings).unwrap().aws.region, None);
 }
+
+#[test]
+fn the_proxy_is_before_the_tunnels() {
+    let proxy = |base: Option<&str>, port: Option<&str>, strict_ports| {
+        let args = UpArgs {
+            kubeconfig_mode: Some(KubeconfigMode::Proxy),
+            base_port: base.map(ToOwned::to_owned),
+            proxy_port: port.map(ToOwned::to_owned),
+            strict_ports,
+            ..bastion("i-0abcdef1")
+        };
+        let ProxySettings { port, strict } = up(&args, &environment([])).unwrap().proxy.unwrap();
+        (port, strict)
+    };
+    assert_eq!(proxy(None, None, false), (10099, false));
+    assert_eq!(proxy(Some("20000"), None, true), (19999, true));
+    assert_eq!(proxy(Some("0"), None, false), (0, false));
+    assert_eq!(proxy(None, Some("3128"), false), (3128, true));
+    assert_eq!(up(&bastion("i-0abcdef1"), &environment([])).unwrap().proxy, None);
+
+    let alone = UpArgs { proxy_port: Some("3128".into()), ..bastion("i-0abcdef1") };
+    let error = up(&alone, &environment([])).unwrap_err();
+    assert_eq!(error, "`--proxy-port`: `3128` is not of use without `--kubeconfig-mode proxy`");
+    let proxy_port = Some("x".into());
+    let malformed = UpArgs { kubeconfig_mode: Some(KubeconfigMode::Proxy), proxy_port, ..bastion("i-0abcdef1") };
+    let error = up(&malformed, &environment([])).unwrap_err();
+    assert_eq!(error, "`--proxy-port`: `x` is not a port: a number from 0 to 65535");
+}
+
+#[test]
+fn a_file_may_ask_for_the_proxy() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("config.yaml");
+    let flags = GlobalArgs { config: Some(config.clone()), ..GlobalArgs::default() };
+    let proxy = |text: &str| {
+        std::fs::write(&config, format!("bastion: i-0abcdef1\n{text}")).unwrap();
+        let settings = UpSettings::load(&flags, &UpArgs::default(), &environment([]));
+        settings.map(|settings| settings.proxy).map_err(|error| error.to_string())
+    };
+    let strict = |port| Some(ProxySettings { port, strict: true });
+    assert_eq!(proxy("kubeconfig_mode: proxy\nproxy_port: 3128\n"), Ok(strict(3128)));
+    assert_eq!(proxy("kubeconfig_mode: direct\n"), Ok(None));
+    let error = proxy("kubeconfig_mode: proxies\n").unwrap_err();
+    assert!(error.ends_with("`kubeconfig_mode`: `proxies` is not `direct` or `proxy`"), "{error}");
+}

@@ -4,7 +4,9 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use super::{Problem, duration, source::Given};
+use clap::ValueEnum;
+
+use super::{KubeconfigMode, Problem, duration, source::Given};
 use crate::cluster::Target;
 
 /// Most characters in a session's reason, which is the limit of `StartSession`.
@@ -58,6 +60,15 @@ pub(super) fn port(given: &Given, problems: &mut Vec<Problem>) -> Option<u16> {
         problems.push(given.malformed("a port: a number from 0 to 65535"));
     }
     port
+}
+
+/// Reads how contexts lead to the clusters.
+pub(super) fn kubeconfig_mode(given: &Given, problems: &mut Vec<Problem>) -> Option<KubeconfigMode> {
+    let mode = KubeconfigMode::from_str(&given.text(), false).ok();
+    if mode.is_none() {
+        problems.push(given.malformed("`direct` or `proxy`"));
+    }
+    mode
 }
 
 /// Reads what context names start with.

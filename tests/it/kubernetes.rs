@@ -1,6 +1,6 @@
 //! Real Kubernetes clients through real tunnels, with the kubeconfig that `up` writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use autoheal_pa::emulator::{ClusterConfig, Config, Identity};
 use futures_util::{AsyncBufReadExt, StreamExt, TryStreamExt};
@@ -10,6 +10,7 @@ use kube::{
     api::{LogParams, Patch, PatchParams, WatchEvent, WatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::support::{Ended, Lab, Running, kubectl, within};
 
@@ -136,6 +137,48 @@ async fn kubectl_does_its_daily_work_from_an_empty_environment() {
         assert_eq!(up.stop().await.code(), Some(0));
         lab.assert_clean().await;
     }
+}
+
+/// Nothing resolves the names of the clusters here: what gets an answer came through the proxy.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_need_the_real_names_come_through_the_proxy() {
+    let lab = Lab::start(Config::default()).await;
+    let up = lab.up(&["--kubeconfig-mode", "proxy", "--proxy-port", "0"]).await;
+    let text = std::fs::read_to_string(lab.kubeconfig()).unwrap();
+    let proxies: BTreeSet<_> = text.lines().filter_map(|line| line.trim().strip_prefix("proxy-url: ")).collect();
+    assert_eq!(proxies.len(), 1, "{text}");
+    assert!(!text.contains("tls-server-name") && text.contains("eks.amazonaws.com\""), "{text}");
+
+    for context in ["pa-payments", "pa-search"] {
+        let client = within("a client", client(&lab, context)).await;
+        let list = within("the pods", Api::<Pod>::all(client).list(&Default::default())).await.unwrap();
+        assert!(list.items.len() >= 5, "{}", list.items.len());
+    }
+    if kubectl().is_some() {
+        kube_ctl(&lab, &["--context", "pa-search", "get", "nodes"]).await.assert_success();
+        let mut logs = start_kubectl(&lab, &["logs", "-f", "-n", "demo", "chatty", "--tail=1"]);
+        assert!(logs.prints("\n").await);
+        logs.stop().await;
+    }
+
+    let address = proxies.first().unwrap().trim_matches('"').trim_start_matches("http://");
+    let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+    connection.write_all(b"CONNECT example.com:443 HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    within("an answer", connection.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+
+    // A second manager finds the port taken.
+    let port = address.rsplit(':').next().unwrap();
+    let kubeconfig = lab.path("other");
+    let options = ["--name", "other", "--kubeconfig", kubeconfig.to_str().unwrap(), "--kubeconfig-mode", "proxy"];
+    let second = lab.start_up(&[&options[..], &["--proxy-port", port]].concat()).ended().await;
+    assert_eq!(second.code(), Some(5), "{second:#?}");
+    assert!(second.stderr.contains(&format!("the CONNECT proxy has no port: port {port} is taken by ")), "{second:#?}");
+
+    assert_eq!(up.stop().await.code(), Some(0));
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

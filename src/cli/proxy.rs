@@ -1,0 +1,63 @@
+//! The CONNECT proxy beside the tunnels, with `--kubeconfig-mode proxy`.
+
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    error::{CommandError, Kind},
+    output::Printer,
+};
+use crate::{
+    cluster::Cluster,
+    kubeconfig::Server,
+    proxy::{self, Routes},
+    settings::ProxySettings,
+    tunnel::Listeners,
+};
+
+/// A proxy that serves. There is one from the manager's start to its stop: whether there is to be one, and where, is
+/// asked only once.
+#[derive(Debug)]
+pub(super) struct Proxy {
+    port: u16,
+    routes: watch::Sender<Routes>,
+}
+
+impl Proxy {
+    /// Binds the proxy's port and serves in one of the tasks, at first with nowhere to lead to.
+    ///
+    /// # Errors
+    /// [`CommandError`] if there is no port for it.
+    pub(super) fn start(
+        settings: ProxySettings,
+        tasks: &mut JoinSet<()>,
+        stop: &CancellationToken,
+        printer: &Printer,
+    ) -> Result<Self, CommandError> {
+        let ProxySettings { port, strict } = settings;
+        let bound = Listeners::bind(port, 1, strict).map_err(|error| {
+            CommandError::new(Kind::Tunnel, "the CONNECT proxy has no port")
+                .with_source(error)
+                .hint("choose another with `--proxy-port`, or any free one with `--proxy-port 0`")
+        })?;
+        let routes = watch::Sender::new(Routes::default());
+        let mut port = port;
+        for listeners in bound.listeners {
+            port = listeners.port();
+            tasks.spawn(proxy::serve(listeners, routes.subscribe(), stop.clone()));
+        }
+        printer.progress(&format!("CONNECT proxy on 127.0.0.1:{port}"));
+        Ok(Self { port, routes })
+    }
+
+    /// Leads to these clusters, and to no others, by their tunnels' ports.
+    pub(super) fn lead<'a>(&self, tunnels: impl IntoIterator<Item = (&'a Cluster, u16)>) {
+        let routes = tunnels.into_iter().map(|(cluster, port)| (cluster.endpoint.clone(), port)).collect();
+        self.routes.send_replace(routes);
+    }
+
+    /// Returns what a client is told of.
+    pub(super) fn server(&self) -> Server {
+        Server::Proxy(self.port)
+    }
+}
