@@ -9,6 +9,7 @@ mod config;
 mod crash;
 mod credentials;
 mod doctor;
+mod documents;
 mod examples;
 mod exec;
 mod faults;

@@ -1,0 +1,267 @@
+//! What the README, the help and the files in `examples/` say, checked against the program without running it.
+
+use std::{fs, path::Path, process::Command};
+
+use autoheal_pa::cli::Cli;
+use clap::{CommandFactory, Parser};
+
+use super::support::PROGRAM;
+
+fn file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Splits a script into its simple commands, each into its words, as a shell would, as far as our examples go. Variables
+/// stay as they are; redirections and comments are left out; a command that is substituted is one of its own.
+fn commands(script: &str) -> Vec<Vec<String>> {
+    let script = script.replace("\\\n", " ").replace("\"$(", "$(").replace(")\"", ")").replace("$(", " ( ");
+    let mut commands = vec![Vec::new()];
+    let mut word: Option<String> = None;
+    let mut redirected = false;
+    let mut chars = script.chars().peekable();
+    while let Some(c) = chars.next() {
+        let ends_word = c.is_whitespace() || "|&;()<>".contains(c);
+        if ends_word && let Some(word) = word.take() {
+            let is_descriptor = matches!(c, '<' | '>') && word.bytes().all(|byte| byte.is_ascii_digit());
+            if !std::mem::take(&mut redirected) && !is_descriptor {
+                commands.last_mut().unwrap().push(word);
+            }
+        }
+        match c {
+            '\n' | '|' | ';' | '(' | ')' => commands.push(Vec::new()),
+            // `>&2` and `&>` are about the same file.
+            '&' if redirected || chars.peek() == Some(&'>') => {}
+            '&' => commands.push(Vec::new()),
+            '<' | '>' => redirected = true,
+            '\'' | '"' => {
+                let quoted: String = chars.by_ref().take_while(|other| *other != c).collect();
+                word.get_or_insert_default().push_str(&quoted);
+            }
+            '#' if word.is_none() => while chars.next_if(|other| *other != '\n').is_some() {},
+            c if c.is_whitespace() => {}
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    commands.last_mut().unwrap().extend(word.filter(|_| !redirected));
+    commands.retain(|words| !words.is_empty());
+    commands
+}
+
+/// The arguments of every call of this program in a script, with the program's name.
+fn calls(script: &str) -> Vec<Vec<String>> {
+    // What may stand before a program: words of the shell, and programs that run another.
+    const BEFORE: [&str; 11] = ["$", "if", "!", "then", "else", "do", "exec", "eval", "nohup", "sudo", "{"];
+    let is_before = |word: &str| BEFORE.contains(&word) || word.split_once('=').is_some_and(|(name, _)| is_name(name));
+    let is_program = |word: &str| word == "$program" || word.rsplit('/').next() == Some("autoheal-pa");
+    let calls = commands(script).into_iter().filter_map(|words| {
+        let start = words.iter().position(|word| !is_before(word))?;
+        // What a script hands on is not known.
+        let call = words[start..].iter().filter(|word| *word != "$@").cloned();
+        is_program(&words[start]).then(|| call.collect())
+    });
+    calls.collect()
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+/// Code blocks that show commands, and code spans that are commands of this program.
+fn scripts_of_page(page: &str) -> Vec<String> {
+    let mut scripts = Vec::new();
+    for (index, part) in page.split("```").enumerate() {
+        if index % 2 == 1 {
+            let (language, code) = part.split_once('\n').unwrap_or_default();
+            match language.trim() {
+                // Of a session at a terminal only what was typed, with the lines it goes on for.
+                "console" => {
+                    let mut typed = false;
+                    let lines = code.lines().filter(|line| {
+                        let shown = typed || line.trim_start().starts_with("$ ");
+                        typed = shown && line.ends_with('\\');
+                        shown
+                    });
+                    scripts.push(lines.map(|line| format!("{line}\n")).collect());
+                }
+                "sh" | "bash" => scripts.push(code.to_owned()),
+                _ => {}
+            }
+        } else {
+            scripts.extend(spans(part));
+        }
+    }
+    scripts
+}
+
+fn spans(text: &str) -> impl Iterator<Item = String> {
+    let spans = text.split('`').skip(1).step_by(2);
+    spans.filter(|span| span.starts_with("autoheal-pa ")).map(str::to_owned)
+}
+
+/// The steps of a workflow that are scripts.
+fn scripts_of_workflow(workflow: &serde_yaml::Value) -> Vec<String> {
+    let jobs = workflow["jobs"].as_mapping().unwrap().values();
+    let steps = jobs.flat_map(|job| job["steps"].as_sequence().unwrap());
+    steps.filter_map(|step| step["run"].as_str().map(str::to_owned)).collect()
+}
+
+/// All scripts that are shown anywhere, with where they are.
+fn scripts() -> Vec<(String, String)> {
+    let mut scripts = Vec::new();
+    let mut add =
+        |origin: &str, found: Vec<String>| scripts.extend(found.into_iter().map(|text| (origin.to_owned(), text)));
+    add("README.md", scripts_of_page(&file("README.md")));
+    add("sandbox-start.sh", vec![file("examples/sandbox-start.sh")]);
+    let workflow = serde_yaml::from_str(&file("examples/github-actions.yml")).unwrap();
+    add("github-actions.yml", scripts_of_workflow(&workflow));
+    let service = file("examples/autoheal-pa.service");
+    let starts = service.lines().filter_map(|line| line.strip_prefix("ExecStart="));
+    add("autoheal-pa.service", starts.map(str::to_owned).collect());
+    let mut examples = vec!["tests/fuzz/README.md".to_owned()];
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).unwrap() {
+        examples.push(format!("examples/{}", entry.unwrap().file_name().into_string().unwrap()));
+    }
+    for name in examples {
+        // Comments wrap.
+        let text = file(&name).replace("\n# ", " ").replace("\n//! ", " ");
+        add(&name, spans(&text).collect());
+    }
+    let mut program = Cli::command();
+    program.build();
+    for command in std::iter::once(&program).chain(program.get_subcommands()) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        add(
+            &format!("help of {}", command.get_name()),
+            vec![help.lines().skip(1).map(|line| format!("{line}\n")).collect()],
+        );
+    }
+    scripts
+}
+
+#[test]
+fn every_command_line_that_is_shown_is_one() {
+    let mut count = 0;
+    let mut wrong = Vec::new();
+    for (origin, script) in scripts() {
+        for call in calls(&script) {
+            count += 1;
+            if call.iter().any(|word| word.contains('…')) {
+                continue;
+            }
+            if let Err(error) = Cli::try_parse_from(&call)
+                && error.exit_code() != 0
+            {
+                wrong.push(format!("{origin}: {}\n{error}", call.join(" ")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(count > 25, "{count}: they are not found any more");
+}
+
+#[test]
+fn scripts_are_read_as_a_shell_does() {
+    let found = |script: &str| calls(script).iter().map(|words| words[1..].join(" ")).collect::<Vec<_>>();
+    assert_eq!(found("$ autoheal-pa up --detach 2> log > \"$x/y\" &\necho autoheal-pa"), ["up --detach"]);
+    assert_eq!(
+        found("eval \"$(autoheal-pa env)\" && kubectl get nodes | autoheal-pa status --json | jq ."),
+        ["env", "status --json"]
+    );
+    assert_eq!(
+        found("if ! \"$program\" status > /dev/null 2>&1; then\n  A=b /x/autoheal-pa down # autoheal-pa up\nfi"),
+        ["status", "down"]
+    );
+    assert_eq!(found("autoheal-pa exec \\\n  -- sh -c 'a && b; c'"), ["exec -- sh -c a && b; c"]);
+    assert_eq!(found("cargo install autoheal-pa; cp /usr/local/bin/autoheal-pa /shared/"), [""; 0]);
+    let page =
+        "a `autoheal-pa reload` b\n```console\n$ autoheal-pa policy \\\n    --access-entry\nautoheal-pa says\n```\n";
+    let scripts = scripts_of_page(page);
+    assert_eq!(
+        scripts.iter().flat_map(|script| found(script)).collect::<Vec<_>>(),
+        ["reload", "policy --access-entry"]
+    );
+}
+
+#[test]
+fn the_workflow_has_the_permission_it_needs() {
+    let workflow: serde_yaml::Value = serde_yaml::from_str(&file("examples/github-actions.yml")).unwrap();
+    assert_eq!(workflow["permissions"]["id-token"], "write");
+    for script in scripts_of_workflow(&workflow) {
+        assert_is_bash(&script);
+    }
+}
+
+#[test]
+fn the_script_is_bash() {
+    assert_is_bash(&file("examples/sandbox-start.sh"));
+}
+
+#[track_caller]
+fn assert_is_bash(script: &str) {
+    let output = Command::new("bash").args(["-n", "-c", script]).output().expect("the gate has bash");
+    assert!(output.status.success(), "{}\n{script}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_unit_is_one() {
+    let unit = file("examples/autoheal-pa.service");
+    let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap();
+    assert_eq!((value("Type"), value("KillSignal")), ("notify", "SIGTERM"));
+    assert_eq!(value("ExecReload"), "/bin/kill -HUP $MAINPID");
+    // The bound of a stop, and of a start by default with what comes before it.
+    assert!(value("TimeoutStopSec").parse::<u64>().unwrap() > 20);
+    assert!(value("TimeoutStartSec").parse::<u64>().unwrap() > 60);
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("autoheal-pa.service");
+    fs::write(&path, unit.replace("/usr/local/bin/autoheal-pa", PROGRAM)).unwrap();
+    let verify = Command::new("systemd-analyze")
+        .args(["verify", "--user", "--man=no"])
+        .arg(&path)
+        .env("XDG_RUNTIME_DIR", dir.path())
+        .output();
+    // Where there is no systemd, there are no units either.
+    if let Ok(output) = verify {
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.is_empty(), "{said}");
+    }
+}
+
+/// The lines of a Dockerfile, continued ones joined, without comments.
+fn instructions(dockerfile: &str) -> Vec<(String, String)> {
+    let lines = dockerfile.replace("\\\n", " ");
+    let lines = lines.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
+    lines
+        .map(|line| line.split_once(' ').unwrap())
+        .map(|(name, rest)| (name.to_owned(), rest.trim().to_owned()))
+        .collect()
+}
+
+#[test]
+fn the_image_runs_without_root_and_home() {
+    let instructions = instructions(&file("examples/Dockerfile"));
+    let known = ["FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "ENTRYPOINT", "CMD"];
+    assert!(instructions.iter().all(|(name, _)| known.contains(&name.as_str())), "{instructions:?}");
+    let last = |wanted: &str| &instructions.iter().rev().find(|(name, _)| name == wanted).unwrap().1;
+    let stages: Vec<_> = instructions.iter().filter(|(name, _)| name == "FROM").collect();
+    assert!(stages.len() == 2 && stages[0].1.ends_with(" AS build"), "{stages:?}");
+    // The toolchain can build this, and what is built is what runs.
+    let toolchain = stages[0].1.strip_prefix("rust:").unwrap().split('-').next().unwrap();
+    let version = |text: &str| text.split('.').map(|part| part.parse().unwrap()).collect::<Vec<u32>>();
+    assert!(version(toolchain) >= version(env!("CARGO_PKG_RUST_VERSION")), "{toolchain}");
+    assert!(stages.iter().all(|(_, image)| image.contains("bookworm")), "both have the same C library");
+    assert!(
+        instructions
+            .iter()
+            .any(|(name, rest)| name == "RUN" && rest.contains("cargo build") && rest.contains("--locked"))
+    );
+
+    let user = last("USER").split(':').next().unwrap();
+    assert!(user.parse::<u32>().is_ok_and(|uid| uid > 0), "Kubernetes can tell only a number from root");
+    let words = |text: &str| serde_json::from_str::<Vec<String>>(text).unwrap();
+    let call = [words(last("ENTRYPOINT")), words(last("CMD"))].concat();
+    Cli::try_parse_from(&call).unwrap();
+    let runtime = last("ENV").strip_prefix("XDG_RUNTIME_DIR=").unwrap();
+    assert!(call.iter().any(|word| word.starts_with(runtime)), "the kubeconfig needs a place");
+}
