@@ -5,22 +5,15 @@
 #     examples/sandbox-start.sh [OPTION OF up]…
 #
 # When it returns with status 0 the tunnels are ready, and shells get them with
-#   . "${AUTOHEAL_PA_DIR:-$HOME/.autoheal-pa}/env"
+#   . "${AUTOHEAL_PA_ENV:-$HOME/.autoheal-pa.env}"
+# or eval "$(autoheal-pa env)". `autoheal-pa status` shows how they are, `autoheal-pa down` closes them.
 set -euo pipefail
 
-dir="${AUTOHEAL_PA_DIR:-$HOME/.autoheal-pa}"
 program="${AUTOHEAL_PA:-autoheal-pa}"
-mkdir -p "$dir"
-rm -f "$dir/ready"
-mkfifo "$dir/ready"
+env_file="${AUTOHEAL_PA_ENV:-$HOME/.autoheal-pa.env}"
 
-nohup "$program" up --env-file "$dir/env" "$@" > "$dir/ready" 2> "$dir/log" &
-echo $! > "$dir/pid"
-
-# `up` prints one line, `tunnel ready`. If it ends instead, its log says why.
-if ! read -r line < "$dir/ready"; then
-    cat "$dir/log" >&2
-    wait "$!" || exit "$?"
-    exit 1
+# A sandbox that is started again may still have them.
+if ! "$program" status > /dev/null 2>&1; then
+    "$program" up --detach --env-file "$env_file" "$@"
 fi
-echo "$line"
+"$program" status

@@ -4,6 +4,9 @@ use std::{fs, path::Path, process::Command};
 
 use autoheal_pa::cli::Cli;
 use clap::{CommandFactory, Parser};
+use k8s_openapi::api::core::v1::{Pod, Probe, ServiceAccount};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use super::support::PROGRAM;
 
@@ -190,6 +193,11 @@ fn the_workflow_has_the_permission_it_needs() {
     for script in scripts_of_workflow(&workflow) {
         assert_is_bash(&script);
     }
+    // GitHub runs each with `bash -e`: what may fail without failing the job says so.
+    let jobs = &workflow["jobs"];
+    let closing = jobs["several-steps"]["steps"].as_sequence().unwrap().last().unwrap();
+    assert_eq!(closing["if"], "always()");
+    assert!(closing["run"].as_str().unwrap().lines().all(|line| line.ends_with("|| true")));
 }
 
 #[test]
@@ -264,4 +272,84 @@ fn the_image_runs_without_root_and_home() {
     Cli::try_parse_from(&call).unwrap();
     let runtime = last("ENV").strip_prefix("XDG_RUNTIME_DIR=").unwrap();
     assert!(call.iter().any(|word| word.starts_with(runtime)), "the kubeconfig needs a place");
+}
+
+/// Reads a manifest, and makes sure that Kubernetes knows everything that is in it.
+fn known<T: DeserializeOwned + Serialize>(manifest: &serde_yaml::Value) -> T {
+    let given = serde_json::to_value(manifest).unwrap();
+    let read: T = serde_json::from_value(given.clone()).unwrap();
+    assert_kept(&given, &serde_json::to_value(&read).unwrap(), "");
+    read
+}
+
+#[track_caller]
+fn assert_kept(given: &Value, kept: &Value, place: &str) {
+    match (given, kept) {
+        (Value::Object(given), Value::Object(kept)) => {
+            for (key, value) in given {
+                let kept = kept.get(key).unwrap_or_else(|| panic!("`{place}.{key}` is not known"));
+                assert_kept(value, kept, &format!("{place}.{key}"));
+            }
+        }
+        (Value::Array(given), Value::Array(kept)) => {
+            assert_eq!(given.len(), kept.len(), "{place}");
+            for (index, (given, kept)) in given.iter().zip(kept).enumerate() {
+                assert_kept(given, kept, &format!("{place}[{index}]"));
+            }
+        }
+        (given, kept) => assert_eq!(given, kept, "{place}"),
+    }
+}
+
+#[test]
+fn the_sidecar_shares_what_both_containers_need() {
+    let text = file("examples/sidecar.yaml");
+    let documents: Vec<serde_yaml::Value> = serde_yaml::Deserializer::from_str(&text)
+        .map(|document| serde_yaml::Value::deserialize(document).unwrap())
+        .map(|mut document| {
+            document.apply_merge().unwrap();
+            document
+        })
+        .collect();
+    let account: ServiceAccount = known(&documents[0]);
+    let pod: Pod = known(&documents[1]);
+    let spec = pod.spec.unwrap();
+    assert_eq!(spec.service_account_name, account.metadata.name);
+    assert_eq!(spec.security_context.as_ref().unwrap().run_as_non_root, Some(true));
+
+    let init = spec.init_containers.as_ref().unwrap();
+    let sidecar = init.iter().find(|container| container.name == "autoheal-pa").unwrap();
+    assert_eq!(sidecar.restart_policy.as_deref(), Some("Always"));
+    assert!(sidecar.readiness_probe.is_some() && sidecar.startup_probe.is_some());
+    let volumes: Vec<_> = spec.volumes.as_ref().unwrap().iter().map(|volume| volume.name.as_str()).collect();
+    for container in init.iter().chain(&spec.containers) {
+        let security = container.security_context.as_ref().unwrap();
+        assert_eq!(
+            (security.read_only_root_filesystem, security.allow_privilege_escalation),
+            (Some(true), Some(false))
+        );
+        let mounts = container.volume_mounts.as_ref().unwrap();
+        assert!(mounts.iter().all(|mount| volumes.contains(&mount.name.as_str())), "{mounts:?}");
+        assert!(mounts.iter().any(|mount| mount.mount_path == "/shared"), "{}", container.name);
+    }
+    // `token` has to find the same manager, and else the same identity.
+    assert_eq!(spec.containers[0].env, sidecar.env);
+    let env = sidecar.env.as_ref().unwrap();
+    let value =
+        |name: &str| env.iter().find(|variable| variable.name == name).and_then(|variable| variable.value.clone());
+    assert_eq!(value("XDG_RUNTIME_DIR").as_deref(), Some("/shared/run"));
+    let token = value("AWS_WEB_IDENTITY_TOKEN_FILE").unwrap();
+    let mounts = sidecar.volume_mounts.as_ref().unwrap();
+    assert!(mounts.iter().any(|mount| Path::new(&token).parent() == Some(Path::new(&mount.mount_path))), "{token}");
+
+    let probe = |probe: &Option<Probe>| probe.as_ref().unwrap().exec.as_ref().unwrap().command.clone().unwrap();
+    let up = [sidecar.command.clone().unwrap(), sidecar.args.clone().unwrap()].concat();
+    let [shell, option, script] = &probe(&sidecar.startup_probe)[..] else { panic!("not a script") };
+    assert_eq!((shell.as_str(), option.as_str()), ("sh", "-c"));
+    let calls = [vec![up.clone(), probe(&sidecar.readiness_probe)], calls(script)].concat();
+    assert_eq!(calls.len(), 4, "{calls:?}");
+    for call in calls {
+        Cli::try_parse_from(&call).unwrap_or_else(|error| panic!("{}: {error}", call.join(" ")));
+        assert_eq!(call[0], up[0]);
+    }
 }

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use autoheal_pa::emulator::Config;
 use tokio::io::AsyncWriteExt;
 
-use super::support::{Lab, PROGRAM, Running, example, kubectl, within};
+use super::support::{Lab, PROGRAM, Running, example, kubectl, path_variable, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn decode_reads_a_recorded_exchange() {
@@ -82,15 +82,19 @@ async fn sandbox_start_returns_when_the_tunnels_are_ready() {
     let mut start = lab.command(script);
     start.arg("--base-port").arg("0").env("AUTOHEAL_PA", PROGRAM);
     let ended = within("the script", Running::start(&mut start).ended()).await;
-    assert_eq!(ended.assert_success(), "tunnel ready\n");
-    let env = lab.path(".autoheal-pa/env");
+    assert!(ended.assert_success().starts_with("tunnel ready\n"), "{ended:#?}");
+    assert!(ended.stdout.contains("pa-payments") && ended.stdout.contains("active"), "{ended:#?}");
+    let env = lab.path(".autoheal-pa.env");
     let shown = format!(". '{}' && echo \"$KUBECONFIG\"", env.display());
     let sourced = Running::start(lab.bare_command("sh").args(["-c", &shown])).ended().await;
     assert_eq!(sourced.assert_success().trim_end(), lab.kubeconfig().to_str().unwrap());
 
-    let pid: i32 = std::fs::read_to_string(lab.path(".autoheal-pa/pid")).unwrap().trim().parse().unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    // A second start finds them.
+    let sessions = lab.emulator.sessions().len();
+    let again = within("the script", Running::start(&mut start).ended()).await;
+    assert!(!again.assert_success().contains("tunnel ready"), "{again:#?}");
+    assert_eq!(lab.emulator.sessions().len(), sessions);
+    lab.run(&["down"]).await.assert_success();
     lab.wait_until("the sessions to end", |emulator| emulator.sessions().iter().all(super::support::has_ended)).await;
 
     // Without a bastion it fails, and says why.
@@ -99,4 +103,43 @@ async fn sandbox_start_returns_when_the_tunnels_are_ready() {
     let ended = within("the script", Running::start(&mut start).ended()).await;
     assert_eq!(ended.code(), Some(2), "{ended:#?}");
     assert!(ended.stderr.contains("no bastion is given"), "{ended:#?}");
+}
+
+/// The steps of the workflow, one after the other as GitHub runs them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_workflow_has_its_tunnels_and_closes_them() {
+    let lab = Lab::start(Config::default()).await;
+    let workflow: serde_yaml::Value = serde_yaml::from_str(include_str!("../../examples/github-actions.yml")).unwrap();
+    let github_env = lab.path("github-env");
+    std::fs::write(&github_env, "").unwrap();
+    let bin = lab.path("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(PROGRAM, bin.join("autoheal-pa")).unwrap();
+    let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path_variable()))).unwrap();
+    for job in workflow["jobs"].as_mapping().unwrap().values() {
+        for step in job["steps"].as_sequence().unwrap() {
+            let Some(script) = step["run"].as_str().filter(|script| !script.starts_with("cargo ")) else { continue };
+            if script.contains("kubectl") && kubectl().is_none() {
+                continue;
+            }
+            let mut bash = lab.command("bash");
+            bash.args([
+                "-e",
+                "-c",
+                &script
+                    .replace("autoheal-pa up", "autoheal-pa up --base-port 0")
+                    .replace("autoheal-pa exec", "autoheal-pa exec --base-port 0"),
+            ]);
+            bash.env("PATH", &path).env("GITHUB_ENV", &github_env);
+            for line in std::fs::read_to_string(&github_env).unwrap().lines() {
+                if let Some((name, value)) = line.split_once('=') {
+                    bash.env(name, value);
+                }
+            }
+            Running::start(&mut bash).ended().await.assert_success();
+        }
+        lab.wait_until("the sessions to end", |emulator| emulator.sessions().iter().all(super::support::has_ended))
+            .await;
+    }
+    lab.assert_clean().await;
 }
