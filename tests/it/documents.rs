@@ -2,13 +2,13 @@
 
 use std::{fs, path::Path, process::Command};
 
-use autoheal_pa::cli::Cli;
+use autoheal_pa::{cli::Cli, emulator::Config};
 use clap::{CommandFactory, Parser};
 use k8s_openapi::api::core::v1::{Pod, Probe, ServiceAccount};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::support::PROGRAM;
+use super::support::{Lab, PROGRAM, Running};
 
 fn file(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
@@ -351,5 +351,16 @@ fn the_sidecar_shares_what_both_containers_need() {
     for call in calls {
         Cli::try_parse_from(&call).unwrap_or_else(|error| panic!("{}: {error}", call.join(" ")));
         assert_eq!(call[0], up[0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configuration_files_are_right() {
+    let lab = Lab::start(Config::default()).await;
+    for name in ["config.yaml", "config-several-regions.yaml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
+        let mut check = lab.bare_command(PROGRAM);
+        check.args(["config", "check"]).arg(&path);
+        Running::start(&mut check).ended().await.assert_success();
     }
 }
