@@ -8,9 +8,10 @@
 //!
 //! **Whose sessions.** A session's id is the name of the IAM user, or of the role's session, with a suffix. The variable
 //! `${aws:username}` is that name for a user and does not exist for a role; `${aws:userid}` is `AROA…:name` for a role, so the
-//! pattern `session/${aws:userid}-*` of AWS's quick start matches no id of either. What works for a role is the tag that Session
-//! Manager puts on each session, whose value is the `aws:userid` of whoever has started it (AWS Systems Manager user
-//! guide, "Allow a user to end only sessions they started", both methods).
+//! pattern `session/${aws:userid}-*` of AWS's quick start matches no id that we have seen of either. What works for a role is
+//! the tag that Session Manager puts on each session, whose value is the `aws:userid` of whoever has started it (AWS Systems
+//! Manager user guide, "Allow a user to end only sessions they started", both methods). As both are documented, a role gets
+//! both: the pattern allows nothing that the tag does not.
 //!
 //! **The data channel.** `ssmmessages:OpenDataChannel` is allowed on every session, as AWS's own managed policies do: it is no use
 //! without the token, good for one time, that only StartSession and ResumeSession give.
@@ -41,6 +42,9 @@ pub const DOCUMENT: &str = "AWS-StartPortForwardingSessionToRemoteHost";
 /// The tag on a session that tells who has started it, as a condition key of ResumeSession and TerminateSession (Service
 /// Authorization Reference of AWS Systems Manager).
 const SESSION_OWNER: &str = "ssm:resourceTag/aws:ssmmessages:session-id";
+
+/// What is done with a session besides starting it.
+const OWN_SESSION_ACTIONS: [&str; 2] = ["ssm:ResumeSession", "ssm:TerminateSession"];
 
 const OPEN_DATA_CHANNEL: &str = "ssmmessages:OpenDataChannel";
 
@@ -110,8 +114,12 @@ impl Grant {
                 "true",
             ),
             own_sessions(self.principal.as_ref(), self.partition()),
-            open_data_channels(self.partition()),
         ];
+        if !matches!(self.principal, Some(Principal::User { .. })) {
+            let own = format!("arn:{}:ssm:*:*:session/${{aws:userid}}-*", self.partition());
+            statement.push(Statement::allow("OwnSessionsById", OWN_SESSION_ACTIONS, vec![own]));
+        }
+        statement.extend([open_data_channels(self.partition())]);
         // Systems Manager does not list containers.
         if self.bastions.iter().any(|bastion| !matches!(bastion, Target::EcsTask(_))) {
             let action = ["ssm:DescribeInstanceInformation"];
@@ -164,7 +172,7 @@ pub fn session_statement(action: &str, principal: Option<&Principal>, region: &s
 }
 
 fn own_sessions(principal: Option<&Principal>, partition: &str) -> Statement {
-    let action = ["ssm:ResumeSession", "ssm:TerminateSession"];
+    let action = OWN_SESSION_ACTIONS;
     match principal {
         Some(Principal::User { .. }) => {
             let own = format!("arn:{partition}:ssm:*:*:session/${{aws:username}}-*");
