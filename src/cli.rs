@@ -83,7 +83,12 @@ pub enum Command {
     ///
     /// Uses the running manager if there is one. Otherwise it opens the tunnels, runs the command with KUBECONFIG set
     /// when they are ready, and closes them again.
-    #[command(after_help = "Examples:\n  autoheal-pa exec --bastion i-0dc03fbcae2a87472 -- kubectl get nodes\n  \
+    #[command(
+        // They are refused, with the reason.
+        mut_arg("detach", |arg| arg.hide(true)),
+        mut_arg("env_file", |arg| arg.hide(true)),
+        mut_arg("github_env", |arg| arg.hide(true)),
+        after_help = "Examples:\n  autoheal-pa exec --bastion i-0dc03fbcae2a87472 -- kubectl get nodes\n  \
                             autoheal-pa exec --bastion i-0dc03fbcae2a87472 --cluster payments -- sh -c 'kubectl apply -f . && kubectl rollout status deploy/api'")]
     Exec(exec::ExecArgs),
     /// Shows the log of the manager in the background
@@ -240,6 +245,23 @@ mod tests {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("autoheal-pa "), "{}", command.get_name());
         }
+    }
+
+    #[cfg(feature = "demo")]
+    #[test]
+    fn every_command_says_what_it_takes() {
+        let mut program = Cli::command().term_width(120);
+        program.build();
+        // The options that all have are shown once.
+        let mut pages = vec![program.render_help().to_string()];
+        for command in program.get_subcommands_mut() {
+            let page = command.render_help().to_string();
+            let (own, common) = page.split_once("\nCommon options:").unwrap_or((&page, ""));
+            let examples =
+                common.split_once("\nExample").map(|(_, rest)| format!("\nExample{rest}")).unwrap_or_default();
+            pages.push(format!("{own}{examples}"));
+        }
+        insta::assert_snapshot!(pages.join("\n--------\n\n"));
     }
 
     #[test]

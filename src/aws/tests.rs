@@ -307,6 +307,28 @@ async fn bearer_tokens_do_not_outlive_their_credentials() {
 }
 
 #[tokio::test]
+async fn a_bearer_token_is_given_again_for_half_its_life_and_with_the_same_credentials() {
+    let fake = Fake::start(sts).await;
+    let aws = aws(&fake).await;
+    let key = aws.credentials().await.unwrap().access_key_id().to_owned();
+    let known = |key: &str, left: Duration| {
+        let expires = SystemTime::UNIX_EPOCH + clock::wall() + left;
+        let token = BearerToken { token: Secret::new("known".to_owned()), expires };
+        let signed = Signed { key: key.to_owned(), token };
+        aws.inner.tokens.lock().unwrap().insert("prod".to_owned(), signed);
+    };
+    let given = async || aws.bearer_token("prod").await.unwrap().token.expose().clone();
+    known(&key, BEARER_TOKEN_LIFE / 2 + Duration::from_secs(60));
+    assert_eq!(given().await, "known");
+    known(&key, BEARER_TOKEN_LIFE / 2 - Duration::from_secs(60));
+    let fresh = given().await;
+    assert_ne!(fresh, "known");
+    assert_eq!(aws.inner.tokens.lock().unwrap()["prod"].token.token.expose(), &fresh);
+    known("of other credentials", BEARER_TOKEN_LIFE);
+    assert_ne!(given().await, "known");
+}
+
+#[tokio::test]
 async fn refuses_to_make_a_token_that_api_servers_refuse() {
     let fake = Fake::start(sts).await;
     let aws = aws(&fake).await;

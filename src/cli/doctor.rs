@@ -1,6 +1,6 @@
 //! `doctor`: what is broken between the credentials and the API servers, and the commands that mend it.
 //!
-//! What is found is [`doctor`](crate::doctor)'s; how it is said is [`words`]'s; what to do about it is `fixes`'s.
+//! What is found is the module [`doctor`]'s; how it is said is `words`'s; what to do about it is `fixes`'s.
 //! Here it is printed: findings as they come, or one JSON object at the end. Both are the result, so they go to
 //! stdout.
 

@@ -42,12 +42,15 @@ pub struct StatusArgs {
     /// Writes JSON; with `--watch` one object per line
     #[arg(long)]
     pub json: bool,
+    /// Fails unless every tunnel works, for probes
+    #[arg(long, conflicts_with = "watch")]
+    pub ready: bool,
 }
 
 /// Shows the status.
 ///
 /// # Errors
-/// No manager of this name is running, or it does not answer.
+/// No manager of this name is running, or it does not answer; with `--ready` also if a tunnel does not work.
 pub async fn run(args: StatusArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
     let settings = Settings::without_file(&global, &Environment::read())?;
     let dir = &settings.control_dir;
@@ -64,9 +67,19 @@ pub async fn run(args: StatusArgs, global: GlobalArgs, printer: &Printer) -> Res
         } else {
             printer.result(&text(&status, now(), printer.paint()))?;
         }
-        return Ok(ExitCode::SUCCESS);
+        return if args.ready { ready(&status) } else { Ok(ExitCode::SUCCESS) };
     }
     watch(client, status, args.json, printer).await
+}
+
+/// Fails unless every tunnel works.
+fn ready(status: &ManagerStatus) -> Result<ExitCode, CommandError> {
+    if status.state == "active" {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let broken = status.tunnels.iter().filter(|tunnel| tunnel.state != "active").count();
+    let message = format!("the manager is {}: {broken} of {} tunnels do not work", status.state, status.tunnels.len());
+    Err(CommandError::new(Kind::Tunnel, message).hint("`autoheal-pa doctor` says why"))
 }
 
 async fn watch(
@@ -337,6 +350,16 @@ mod tests {
                 .ends_with("credentials expire in 26 min: cannot be renewed: no newer AWS credentials come from x")
         );
         assert!(line("2026-11-22T03:31:00Z").contains("credentials have expired at 2026-11-22T03:30:00Z"));
+    }
+
+    #[test]
+    fn only_all_tunnels_are_ready() {
+        let mut status = status();
+        let error = ready(&status).unwrap_err();
+        assert_eq!(error.kind, Kind::Tunnel);
+        assert_eq!(error.sentence(), "the manager is degraded: 1 of 2 tunnels do not work");
+        status.state = "active".to_owned();
+        assert!(ready(&status).is_ok());
     }
 
     #[test]

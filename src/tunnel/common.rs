@@ -1,6 +1,12 @@
 //! What all tunnels of a manager share: the clock, limits on calls, and what one has found out for all.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
@@ -16,6 +22,8 @@ pub struct Common {
     clock: Clock,
     starts: Semaphore,
     resume_denied: watch::Sender<bool>,
+    /// A session has been resumed, so the identity may.
+    has_resumed: AtomicBool,
     hurry: Notify,
 }
 
@@ -27,6 +35,7 @@ impl Common {
             clock,
             starts: Semaphore::new(CONCURRENT_STARTS),
             resume_denied: watch::Sender::new(false),
+            has_resumed: AtomicBool::new(false),
             hurry: Notify::new(),
         })
     }
@@ -59,9 +68,17 @@ impl Common {
         *self.resume_denied.borrow()
     }
 
-    /// Takes note that the identity may not resume sessions.
-    pub(super) fn set_resume_denied(&self) {
-        self.resume_denied.send_replace(true);
+    /// Takes note that a session has been resumed.
+    pub(super) fn note_resumed(&self) {
+        self.has_resumed.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes note that resuming a session was denied. If another has been resumed before, it is about that session: a
+    /// policy that goes by a session's tag denies what is about one that has ended, as its tag is gone.
+    pub(super) fn note_resume_denied(&self) {
+        if !self.has_resumed.load(Ordering::Relaxed) {
+            self.resume_denied.send_replace(true);
+        }
     }
 
     /// Waits until it turns out that the identity may not resume sessions. That is remembered, and not tried again.
@@ -72,5 +89,22 @@ impl Common {
         let mut denied = self.resume_denied.subscribe();
         // The sender is in this value.
         let _outcome = denied.wait_for(|denied| *denied).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_denial_after_a_resume_is_about_one_session() {
+        let common = Common::new(Clock::start());
+        common.note_resumed();
+        common.note_resume_denied();
+        assert!(!common.is_resume_denied());
+        let common = Common::new(Clock::start());
+        common.note_resume_denied();
+        common.note_resumed();
+        assert!(common.is_resume_denied());
     }
 }

@@ -287,6 +287,7 @@ impl SessionTask {
             }
             Ok(Some(Ok(Ok(transport)))) => {
                 info!("session resumed");
+                shared.common.note_resumed();
                 self.driver.reattach();
                 self.reports.send(Report::Resumed);
                 return Stage::Drive { session, transport: Box::new(transport) };
@@ -296,7 +297,7 @@ impl SessionTask {
             Err(fault) => return self.after_fault(fault, Some(session)),
         };
         if let DialError::AccessDenied { .. } = &error {
-            self.shared.common.set_resume_denied();
+            self.shared.common.note_resume_denied();
         }
         self.after_fault(Fault::Resume(error), Some(session))
     }

@@ -386,6 +386,72 @@ async fn a_log_is_followed_to_the_end_of_its_manager() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reload_reads_the_configuration_file_again() {
+    let lab = Lab::start(Config::with_clusters(3)).await;
+    let file = lab.path("config.yaml");
+    let write = |clusters: &str| {
+        fs::write(&file, format!("access:\n- bastion: i-0dc03fbcae2a87472\n  clusters: {clusters}\n")).unwrap()
+    };
+    write("[demo-1, demo-2]");
+    let (ended, _background) = lab.detach(&["--config", file.to_str().unwrap(), "--kubeconfig-mode", "proxy"]).await;
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    write("[demo-2, demo-3]");
+    let reload = lab.run(&["reload"]).await;
+    assert_eq!(reload.assert_success(), "added pa-demo-3\nremoved pa-demo-1\nkept 1\n");
+    if let Some(kubectl) = kubectl() {
+        // The proxy knows where the new one is.
+        let mut command = lab.bare_command(kubectl);
+        command.args(["--context", "pa-demo-3", "get", "nodes"]).env("KUBECONFIG", lab.kubeconfig());
+        Running::start(&mut command).ended().await.assert_success();
+    }
+    fs::write(&file, "access: 1\n").unwrap();
+    let reload = lab.run(&["reload"]).await;
+    assert_eq!(reload.code(), Some(1), "{reload:#?}");
+    assert!(reload.stderr.contains("config.yaml:1:9"), "{}", reload.stderr);
+    assert_eq!(lab.run(&["status", "--ready"]).await.code(), Some(0), "all is as it was");
+    assert_eq!(lab.run(&["down"]).await.code(), Some(0));
+    lab.assert_clean().await;
+}
+
+/// Every code of the table, by what a user would do.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_exit_code_of_the_table_comes_up() {
+    let lab = Lab::start(Config::default()).await;
+    let deny = |action: &str| {
+        lab.emulator.update(|settings| settings.denied_actions = [action.to_owned()].into());
+    };
+    let refuse = |refused: bool| {
+        let destination = ("*".to_owned(), autoheal_pa::emulator::Destination::Refused);
+        lab.emulator.update(|settings| settings.destinations = refused.then_some(destination).into_iter().collect());
+    };
+    let mut codes = vec![lab.run(&["clusters"]).await.code()];
+    codes.push(
+        Running::start(lab.command("sh").args(["-c", &format!("'{PROGRAM}' clusters > /dev/full")]))
+            .ended()
+            .await
+            .code(),
+    );
+    codes.push(lab.run(&["up", "--bastion", "bastion"]).await.code());
+    deny("eks:ListClusters");
+    codes.push(lab.run(&["clusters"]).await.code());
+    deny("none");
+    codes.push(lab.run(&["exec", "--base-port", "0", "--cluster", "nowhere", "--", "true"]).await.code());
+    refuse(true);
+    codes.push(lab.run(&["exec", "--base-port", "0", "--timeout", "2s", "--", "true"]).await.code());
+    codes.push(lab.run(&["doctor", "--bastion", "i-0dc03fbcae2a87472", "--cluster", "payments"]).await.code());
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut up = lab.start_up(&[]);
+        assert!(up.says("payments").await);
+        up.signal(signal);
+        codes.push(up.ended().await.code());
+    }
+    let table = autoheal_pa::cli::error::Kind::ALL.map(|kind| Some(kind as i32));
+    let codes: std::collections::BTreeSet<_> = codes.into_iter().collect();
+    assert_eq!(codes, std::iter::once(Some(0)).chain(table).collect());
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_cannot_be_written_is_an_error() {
     if !Path::new("/dev/full").exists() {
         return;
