@@ -23,9 +23,9 @@ use super::{
     background::exit_code,
     env::Shell,
     error::{CommandError, Kind},
-    exec::not_run,
+    exec::{not_run, see_through},
     output::Printer,
-    signals::{Signal, Signals},
+    signals::Signals,
     up::READY_LINE,
 };
 use crate::{
@@ -85,18 +85,19 @@ pub async fn run(args: DemoArgs, global: &GlobalArgs, printer: &Printer) -> Resu
     let outcome = tokio::select! {
         biased;
         signal = signals.next() => Err(signal.into()),
-        outcome = under(&mut up, &args.command, &dir, printer) => outcome,
+        ended = until_ready(&mut up, printer) => ended,
     };
     let outcome = match outcome {
-        Ok(Under::Idle) => {
-            tokio::select! {
+        Ok(None) if args.command.is_empty() => match show_what_to_do(&kubeconfig(&dir), printer) {
+            Ok(()) => tokio::select! {
                 biased;
                 _signal = signals.next() => Ok(ExitCode::SUCCESS),
-                status = up.wait() => Ok(exit_code(status.map_err(|error| unexpected("wait for `up`").with_source(error))?)),
-            }
-        }
-        Ok(Under::Command(child)) => see_through(child, &mut signals).await,
-        Ok(Under::UpEnded(status)) => Ok(exit_code(status)),
+                status = up.wait() => status.map(exit_code).map_err(|error| unexpected("wait for `up`").with_source(error)),
+            },
+            Err(error) => Err(error),
+        },
+        Ok(None) => see_through(&args.command, &kubeconfig(&dir)).await,
+        Ok(Some(status)) => Ok(exit_code(status)),
         Err(error) => Err(error),
     };
     stop(up).await;
@@ -171,62 +172,30 @@ fn start_up(args: &DemoArgs, global: &GlobalArgs, emulator: &Emulator, dir: &Tem
         .map_err(|error| not_run(program.as_os_str(), error))
 }
 
-/// What runs under the tunnels once they are ready.
-enum Under {
-    Command(Child),
-    Idle,
-    UpEnded(ExitStatus),
-}
-
-async fn under(up: &mut Child, command: &[OsString], dir: &TempDir, printer: &Printer) -> Result<Under, CommandError> {
+/// Waits until the tunnels are ready, or `up` has ended with a status.
+async fn until_ready(up: &mut Child, printer: &Printer) -> Result<Option<ExitStatus>, CommandError> {
     let out = up.stdout.take().expect("stdout is piped");
     let mut lines = BufReader::new(out).lines();
     loop {
         match lines.next_line().await {
-            Ok(Some(line)) if line == READY_LINE => break,
+            Ok(Some(line)) if line == READY_LINE => return Ok(None),
             Ok(Some(line)) => printer.progress(&line),
             Ok(None) | Err(_) => {
-                let status = up.wait().await;
                 let failed = |error| CommandError::new(Kind::Unexpected, "cannot wait for `up`").with_source(error);
-                return Ok(Under::UpEnded(status.map_err(failed)?));
+                return up.wait().await.map(Some).map_err(failed);
             }
         }
     }
-    let kubeconfig = kubeconfig(dir);
-    let Some((program, arguments)) = command.split_first() else {
-        printer.result(READY_LINE)?;
-        printer.progress("in another shell:");
-        let export = Shell::detect(&Environment::read()).export("KUBECONFIG", &kubeconfig.display().to_string());
-        printer.progress(&format!("  {}", export.trim_end()));
-        printer.progress("  kubectl --context pa-payments get pods -A");
-        printer.progress("Ctrl-C stops");
-        return Ok(Under::Idle);
-    };
-    run_command(program, arguments, &kubeconfig)
 }
 
-fn run_command(program: &OsString, arguments: &[OsString], kubeconfig: &Path) -> Result<Under, CommandError> {
-    Command::new(program)
-        .args(arguments)
-        .env("KUBECONFIG", kubeconfig)
-        .kill_on_drop(true)
-        .spawn()
-        .map(Under::Command)
-        .map_err(|error| not_run(program, error))
-}
-
-/// Waits for the command. SIGTERM is passed on; Ctrl-C reaches it by itself.
-async fn see_through(mut child: Child, signals: &mut Signals) -> Result<ExitCode, CommandError> {
-    loop {
-        tokio::select! {
-            biased;
-            status = child.wait() => {
-                let failed = |error| CommandError::new(Kind::Unexpected, "cannot wait for the command").with_source(error);
-                return Ok(exit_code(status.map_err(failed)?));
-            }
-            signal = signals.next() => if signal == Signal::Terminate { terminate(&child) },
-        }
-    }
+fn show_what_to_do(kubeconfig: &Path, printer: &Printer) -> Result<(), CommandError> {
+    printer.result(READY_LINE)?;
+    printer.progress("in another shell:");
+    let export = Shell::detect(&Environment::read()).export("KUBECONFIG", &kubeconfig.display().to_string());
+    printer.progress(&format!("  {}", export.trim_end()));
+    printer.progress("  kubectl --context pa-payments get pods -A");
+    printer.progress("Ctrl-C stops");
+    Ok(())
 }
 
 async fn stop(mut up: Child) {

@@ -3,7 +3,7 @@
 //! In the foreground it stays and keeps trying when not all tunnels are ready in time. In the background, where
 //! somebody waits for it to be ready, it fails.
 
-use std::{process::ExitCode, time::Duration};
+use std::{pin::pin, process::ExitCode, time::Duration};
 
 use sd_notify::NotifyState;
 use tokio::{sync::watch, time::timeout};
@@ -45,12 +45,14 @@ pub async fn run(
     let (manager, requests) = Manager::bind(settings, log, printer)?;
     let mut up = Up { manager, reloads: signals.reloads(), requests, reread, attended, forget: false };
     let outcome = up.keep(&mut signals, printer).await;
+    // Nobody has been told of the contexts of a background that did not come up.
+    let forget = up.forget || up.attended.is_some();
     notify(&[NotifyState::Stopping]);
     printer.progress("stopping: ending the sessions");
     tokio::select! {
         biased;
         () = signals.interrupt() => Err(Signal::Interrupt.into()),
-        () = up.manager.stop(up.forget) => outcome.map(|()| ExitCode::SUCCESS),
+        () = up.manager.stop(forget) => outcome.map(|()| ExitCode::SUCCESS),
     }
 }
 
@@ -109,42 +111,49 @@ impl Up {
                 printer.progress("trying on: Ctrl-C stops");
                 // A unit that waited any longer would be restarted, with all that works.
                 notify(&[NotifyState::Ready, NotifyState::Status(&summary(&now))]);
-                tokio::select! {
-                    biased;
-                    told = &mut early => return Err(told),
-                    () = wait_ready(board.clone()) => {}
-                    () = show_changes(board.clone(), printer) => {}
-                }
+                drop(early);
+                return self.serve(signals, board, false, printer).await;
             }
         }
         drop(early);
-        printer.result(READY_LINE)?;
-        notify(&[NotifyState::Ready, NotifyState::Status(&summary(&board.borrow().clone()))]);
+        announce(&board, printer)?;
         if let Some(attended) = self.attended.take() {
             attended.release(printer);
         }
-        self.serve(signals, board, printer).await;
-        Ok(())
+        self.serve(signals, board, true, printer).await
     }
 
-    /// Shows what happens, and looks for clusters again when asked to, until it is told to stop.
-    async fn serve(&mut self, signals: &mut Signals, board: watch::Receiver<Board>, printer: &Printer) {
-        let mut shown = std::pin::pin!(show_changes(board.clone(), printer));
-        let mut told = std::pin::pin!(tell_systemd(board));
+    /// Shows what happens, and looks for clusters again when asked to, until it is told to stop. `ready`: the tunnels
+    /// have been, and whoever waits for that has been told.
+    async fn serve(
+        &mut self,
+        signals: &mut Signals,
+        board: watch::Receiver<Board>,
+        mut ready: bool,
+        printer: &Printer,
+    ) -> Result<(), CommandError> {
+        let mut shown = pin!(show_changes(board.clone(), printer));
+        let mut told = pin!(tell_systemd(board.clone()));
+        let end = |signal: Signal, ready: bool| if ready { Ok(()) } else { Err(CommandError::from(signal)) };
         loop {
             let reply = tokio::select! {
                 biased;
-                _signal = signals.next() => return,
+                signal = signals.next() => return end(signal, ready),
                 () = self.reloads.next() => None,
                 asked = self.requests.recv() => match asked {
                     Some(Asked::Reload { reply }) => Some(reply),
                     Some(Asked::Stop) | None => {
                         self.forget = true;
-                        return;
+                        return end(Signal::Terminate, ready);
                     }
                 },
-                () = &mut shown => return,
-                () = &mut told => return,
+                () = wait_ready(board.clone()), if !ready => {
+                    ready = true;
+                    announce(&board, printer)?;
+                    continue;
+                }
+                () = &mut shown => return Ok(()),
+                () = &mut told => return Ok(()),
             };
             printer.progress("looking for clusters again");
             let Self { manager, requests, reread, .. } = self;
@@ -155,7 +164,7 @@ impl Up {
             let outcome = loop {
                 tokio::select! {
                     biased;
-                    _signal = signals.next() => return,
+                    signal = signals.next() => return end(signal, ready),
                     asked = requests.recv() => match asked {
                         Some(Asked::Reload { reply }) => {
                             let refusal = Refusal::new("reloading", "the manager is looking for clusters already");
@@ -163,7 +172,7 @@ impl Up {
                         }
                         Some(Asked::Stop) | None => {
                             self.forget = true;
-                            return;
+                            return end(Signal::Terminate, ready);
                         }
                     },
                     outcome = &mut reload => break outcome,
@@ -187,6 +196,14 @@ impl Up {
             }
         }
     }
+}
+
+/// Says that every tunnel is proved to work.
+fn announce(board: &watch::Receiver<Board>, printer: &Printer) -> Result<(), CommandError> {
+    printer.result(READY_LINE)?;
+    let summary = summary(&board.borrow());
+    notify(&[NotifyState::Ready, NotifyState::Status(&summary)]);
+    Ok(())
 }
 
 /// Waits for somebody who wants an end. Other requests can wait until the tunnels are ready.

@@ -183,6 +183,27 @@ async fn a_background_that_does_not_come_up_fails_and_leaves_nothing() {
     let (late, background) = lab.detach(&["--timeout", "2s"]).await;
     assert_eq!(late.code(), Some(5), "{late:#?}");
     background.ended().await;
+    assert!(!fs::read_to_string(lab.kubeconfig()).unwrap().contains("pa-payments"));
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreground_that_is_not_ready_can_be_reloaded() {
+    let lab = Lab::start(Config::with_clusters(2)).await;
+    let broken = lab.emulator.api_servers().iter().find(|server| server.cluster == "demo-2").unwrap().host.clone();
+    lab.emulator.update(|settings| {
+        let destination = (format!("{broken}:443"), autoheal_pa::emulator::Destination::Refused);
+        settings.destinations.extend([destination]);
+    });
+    let mut up = lab.start_up(&["--timeout", "2s"]);
+    assert!(up.says("trying on").await, "{}", up.stderr_so_far());
+    let probe = lab.run(&["status", "--ready"]).await;
+    assert_eq!(probe.code(), Some(5), "{probe:#?}");
+    lab.emulator.update(|settings| settings.hidden_clusters = ["demo-2".to_owned()].into());
+    let reload = lab.run(&["reload"]).await;
+    assert_eq!(reload.assert_success(), "removed pa-demo-2\nkept 1\n");
+    up.ready().await;
+    assert_eq!(up.stop().await.code(), Some(0));
     lab.assert_clean().await;
 }
 
