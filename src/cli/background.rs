@@ -32,7 +32,10 @@ use super::{
     signals::Signals,
     up::READY_LINE,
 };
-use crate::settings::UpSettings;
+use crate::{
+    control::{self, ControlError},
+    settings::UpSettings,
+};
 
 /// The flag of the process in the background.
 const FLAG: &str = "--background";
@@ -40,8 +43,13 @@ const FLAG: &str = "--background";
 /// Starts `up` in the background and waits until its tunnels are ready, or it has failed.
 ///
 /// # Errors
-/// It cannot be started. What it fails of itself is shown, and becomes the exit code.
+/// It cannot be started, or a manager of its name is running. What it fails of itself is shown, and becomes the exit code.
 pub(super) async fn launch(settings: &UpSettings, printer: &Printer) -> Result<ExitCode, CommandError> {
+    let dir = &settings.common.control_dir;
+    if let Some(holder) = control::holder(dir) {
+        // The other process would find out as well, and say so in the log of the one that is running.
+        return Err(ControlError::Running { dir: dir.clone(), pid: holder.pid }.into());
+    }
     let mut signals = Signals::listen()?;
     let mut child = spawn(settings)?;
     let waited_for = child.stdin.take();

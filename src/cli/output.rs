@@ -200,7 +200,11 @@ impl Printer {
 
     fn stderr(&self, text: &str) {
         if self.inner.logged {
-            tracing::info!(target: "autoheal_pa", "{text}");
+            match text.split_once(' ').map_or(text, |(label, _)| label) {
+                "error:" => tracing::error!(target: "autoheal_pa", "{text}"),
+                "warning:" => tracing::warn!(target: "autoheal_pa", "{text}"),
+                _ => tracing::info!(target: "autoheal_pa", "{text}"),
+            }
         }
         self.suspended(|| {
             let mut err = lock(&self.inner.err);

@@ -39,6 +39,14 @@ pub(super) fn take(dir: &Path) -> Result<File, ControlError> {
     lock(dir)
 }
 
+/// Returns who has a directory, if somebody has.
+#[must_use]
+pub fn holder(dir: &Path) -> Option<Holder> {
+    let mut file = File::open(dir.join("lock")).ok()?;
+    let pid = read_pid(&mut file);
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)).then_some(Holder { pid })
+}
+
 /// Waits until no manager has a directory any more. Returns whoever has it when the time is up.
 ///
 /// # Errors

@@ -247,8 +247,10 @@ async fn whoever_waits_for_an_end_learns_of_it() {
     let server = Server::bind(&dir).unwrap();
     let held = until_free(&dir, Duration::from_millis(10)).await.unwrap();
     assert_eq!(held, Some(Holder { pid: Some(std::process::id()) }));
+    assert_eq!(holder(&dir), held);
     let (free, ()) = tokio::join!(until_free(&dir, DEADLINE), async { drop(server) });
     assert_eq!(free.unwrap(), None);
+    assert_eq!(holder(&dir), None);
 }
 
 #[tokio::test]

@@ -396,7 +396,8 @@ async fn env_knows_the_kubeconfig_of_the_running_manager() {
 async fn a_log_is_followed_to_the_end_of_its_manager() {
     let lab = Lab::start(Config::default()).await;
     let (_, _background) = lab.detach(&[]).await;
-    let mut follow = Running::start(&mut lab.program(&["logs", "-f", "-n", "0"]));
+    let mut follow = Running::start(&mut lab.program(&["logs", "-f"]));
+    assert!(follow.prints("identity arn:aws:sts::").await, "it begins with what is there");
     let reload = lab.run(&["reload"]).await;
     assert_eq!(reload.code(), Some(0), "{reload:#?}");
     assert!(follow.prints("2 stay").await, "{}", follow.stdout_so_far());
