@@ -15,6 +15,8 @@ use super::support::{Lab, PROGRAM, Running, kubectl, steady, within};
 /// What a user would write.
 const SCRIPT: &str = r#"
 set -euo pipefail
+# Only for a test that fails: nothing is to be left of it.
+trap '"$PROGRAM" down "$@" 2> /dev/null' EXIT
 "$PROGRAM" up --detach --base-port 0 "$@"
 eval "$("$PROGRAM" env --shell bash "$@")"
 kubectl --context pa-payments get pods -A
