@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
+use clap::{Arg, Args, Command, CommandFactory};
 use clap_complete::Shell;
 
 use super::{Cli, error::CommandError, output::Printer};
@@ -25,7 +25,7 @@ pub fn run(args: &CompletionsArgs, printer: &Printer) -> Result<ExitCode, Comman
 }
 
 fn script(shell: Shell) -> String {
-    let mut command = Cli::command();
+    let mut command = Cli::command().mut_subcommands(without_hidden);
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, name, &mut script);
@@ -34,9 +34,19 @@ fn script(shell: Shell) -> String {
     if shell == Shell::Bash { script.replace("autoheal__subcmd__pa", "autoheal__pa") } else { script }
 }
 
+/// Leaves out what nobody is to type: the generators offer hidden options as well.
+fn without_hidden(command: Command) -> Command {
+    if !command.get_arguments().any(Arg::is_hide_set) {
+        return command;
+    }
+    let shown = command.get_arguments().filter(|arg| !arg.is_hide_set()).cloned();
+    let about = command.get_about().cloned().unwrap_or_default();
+    Command::new(command.get_name().to_owned()).about(about).args(shown)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process;
 
     use clap::ValueEnum;
 
@@ -49,6 +59,7 @@ mod tests {
             for command in Cli::command().get_subcommands() {
                 assert!(script.contains(command.get_name()), "{shell}: {}", command.get_name());
             }
+            assert!(script.contains("detach") && !script.contains("-background"), "{shell}");
         }
     }
 
@@ -66,14 +77,14 @@ mod tests {
             path.display(),
             words.len() - 1,
         );
-        let output = Command::new("bash").args(["--norc", "-c", &ask]).output().unwrap();
+        let output = process::Command::new("bash").args(["--norc", "-c", &ask]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
     }
 
     #[test]
     fn bash_completes_commands_options_and_values() {
-        let check = Command::new("bash").args(["-n", "/dev/stdin"]).stdin(std::process::Stdio::piped()).spawn();
+        let check = process::Command::new("bash").args(["-n", "/dev/stdin"]).stdin(process::Stdio::piped()).spawn();
         let mut check = check.expect("the gate has bash");
         std::io::Write::write_all(&mut check.stdin.take().unwrap(), script(Shell::Bash).as_bytes()).unwrap();
         assert!(check.wait().unwrap().success());
