@@ -53,20 +53,20 @@ pub(super) async fn launch(settings: &UpSettings, printer: &Printer) -> Result<E
     let mut signals = Signals::listen()?;
     let mut child = spawn(settings)?;
     let waited_for = child.stdin.take();
+    let mut relayed = Box::pin(relay(&mut child, printer));
     let outcome = tokio::select! {
         biased;
         signal = signals.next() => {
-            printer.progress("stopping: ending the sessions");
-            // It notices, and ends in good order.
+            // It notices, says what it does, and ends in good order.
             drop(waited_for);
             tokio::select! {
                 biased;
                 _again = signals.next() => {}
-                _ended = relay(&mut child, printer) => {}
+                _ended = &mut relayed => {}
             }
             return Err(CommandError::from(signal));
         }
-        outcome = relay(&mut child, printer) => outcome,
+        outcome = &mut relayed => outcome,
     };
     match outcome.map_err(|error| unexpected("wait for the process in the background").with_source(error))? {
         None => printer.result(READY_LINE).map(|()| ExitCode::SUCCESS),

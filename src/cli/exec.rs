@@ -33,7 +33,7 @@ use super::{
     signals::{Signal, Signals},
 };
 use crate::{
-    control::{Answer, Client, ControlError, ManagerStatus, Request},
+    control::{Answer, Client, ControlError, ManagerStatus, Request, TunnelReport},
     settings::{self, Environment, GlobalArgs, Settings, UpArgs, UpSettings},
 };
 
@@ -66,7 +66,7 @@ pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -
             let kubeconfig = tokio::select! {
                 biased;
                 signal = signals.next() => return Err(signal.into()),
-                ready = running(client, limit) => ready?,
+                ready = running(client, &args.up.cluster, limit, printer) => ready?,
             };
             drop(signals);
             see_through(&args.command, &kubeconfig).await
@@ -95,48 +95,68 @@ fn refuse(up: &UpArgs) -> Result<(), CommandError> {
     }
 }
 
-/// Waits until the tunnels of a running manager are ready, and returns its kubeconfig.
-async fn running(mut client: Client, limit: Duration) -> Result<PathBuf, CommandError> {
+/// Waits until the tunnels of a running manager that are wanted work, and returns its kubeconfig. Without names in
+/// `clusters` all are wanted.
+async fn running(
+    mut client: Client,
+    clusters: &[String],
+    limit: Duration,
+    printer: &Printer,
+) -> Result<PathBuf, CommandError> {
     client.send(&Request::Status { follow: true }).await?;
     let mut last: Option<Box<ManagerStatus>> = None;
     let ready = async {
-        loop {
-            match client.next().await? {
-                Some(Answer::Status(status)) if status.state == "active" => return Ok(status.kubeconfig.clone()),
-                Some(Answer::Status(status)) if status.state == "stopping" => break,
-                Some(Answer::Status(status)) => last = Some(status),
-                None => break,
-                Some(Answer::Token(_) | Answer::Reloaded(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done) => {
+        while let Some(answer) = client.next().await? {
+            let Answer::Status(status) = answer else { continue };
+            if last.is_none() {
+                printer.progress(&format!("using the running manager `{}`, process {}", status.name, status.pid));
+            }
+            if status.state == "stopping" {
+                break;
+            }
+            if let Some(path) = &status.kubeconfig {
+                let knows = |name: &String| status.tunnels.iter().any(|tunnel| tunnel.cluster == *name);
+                if let Some(unknown) = clusters.iter().find(|name| !knows(name)) {
+                    let message = format!("the running manager `{}` has no tunnel to `{unknown}`", status.name);
+                    return Err(CommandError::new(Kind::NotFound, message)
+                        .hint("have it look for clusters again with `autoheal-pa reload`, or give another `--name`"));
+                }
+                if waiting(&status, clusters).next().is_none() {
+                    return Ok(PathBuf::from(path));
                 }
             }
+            last = Some(status);
         }
         Err(CommandError::new(Kind::Tunnel, "the running manager is ending").hint("run it again"))
     };
-    let outcome = timeout(limit, ready).await;
-    match outcome {
-        Ok(kubeconfig) => kubeconfig?
-            .map(PathBuf::from)
-            .ok_or_else(|| CommandError::new(Kind::Unexpected, "the running manager has written no kubeconfig")),
-        Err(_) => Err(not_active(last.as_deref())),
+    match timeout(limit, ready).await {
+        Ok(kubeconfig) => kubeconfig,
+        Err(_) => Err(not_active(last.as_deref(), clusters)),
     }
 }
 
+/// The tunnels that are wanted and do not work.
+fn waiting<'a>(status: &'a ManagerStatus, clusters: &'a [String]) -> impl Iterator<Item = &'a TunnelReport> {
+    let is_wanted = |tunnel: &&TunnelReport| clusters.is_empty() || clusters.contains(&tunnel.cluster);
+    status.tunnels.iter().filter(is_wanted).filter(|tunnel| tunnel.state != "active")
+}
+
 /// Says which tunnels of a running manager do not work.
-fn not_active(status: Option<&ManagerStatus>) -> CommandError {
+fn not_active(status: Option<&ManagerStatus>, clusters: &[String]) -> CommandError {
     let Some(status) = status else {
         return CommandError::new(Kind::Unexpected, "the running manager does not answer");
     };
     let name = &status.name;
-    let broken: Vec<_> = status.tunnels.iter().filter(|tunnel| tunnel.state != "active").collect();
-    let first = broken.iter().find_map(|tunnel| Some((tunnel, tunnel.last_error.as_ref()?)));
+    let first = waiting(status, clusters).find_map(|tunnel| Some((tunnel, tunnel.last_error.as_ref()?)));
     let message = match first {
         Some((tunnel, error)) => {
             format!("the tunnel to `{}` of the running manager is {}: {error}", tunnel.cluster, tunnel.state)
         }
-        None => format!("{} tunnels of the running manager are not ready in time", broken.len()),
+        None => format!("the running manager `{name}` is {} and not ready in time", status.state),
     };
+    let option = if name == "default" { String::new() } else { format!(" --name {name}") };
     CommandError::new(Kind::Tunnel, message)
-        .hint(format!("`autoheal-pa status --name {name}` shows all, `autoheal-pa doctor` why"))
+        .hint(format!("`autoheal-pa status{option}` shows all, `autoheal-pa doctor{option}` why"))
 }
 
 /// Takes the first name that no other command has, so that it also inherits what one that was killed has left behind.

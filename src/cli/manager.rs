@@ -164,10 +164,11 @@ impl Manager {
         self.write_kubeconfig(&routes).await?;
         self.write_environment()?;
         self.end_left_behind(ways);
-        self.roster.send_modify(|roster| (roster.routes, roster.opened) = (routes.clone(), true));
+        self.roster.send_modify(|roster| roster.routes.clone_from(&routes));
         for (route, listeners) in routes.iter().zip(bound.listeners) {
             self.start(route, listeners);
         }
+        self.roster.send_modify(|roster| roster.opened = true);
         Ok(())
     }
 

@@ -24,7 +24,7 @@ pub struct ManagerStatus {
     pub identity: Option<String>,
     /// When the credentials expire, the first of them if there are several; `null`: never, or not known yet.
     pub credentials_expire: Option<String>,
-    /// The path of the kubeconfig; `null` until it has been written.
+    /// The path of the kubeconfig; `null` until it has been written and every tunnel is listed.
     pub kubeconfig: Option<String>,
     /// The path of the log; `null`: it goes to the manager's stderr.
     pub log: Option<String>,

@@ -69,6 +69,30 @@ async fn uses_a_manager_that_is_running_and_leaves_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn waits_only_for_the_clusters_that_it_is_for() {
+    let lab = Lab::start(Config::default()).await;
+    let broken = lab.emulator.api_servers().iter().find(|server| server.cluster == "search").unwrap().host.clone();
+    lab.emulator.update(|settings| {
+        let refused = (format!("{broken}:443"), autoheal_pa::emulator::Destination::Refused);
+        settings.destinations.extend([refused]);
+    });
+    let mut up = lab.start_up(&["--timeout", "2s"]);
+    assert!(up.says("trying on").await, "{}", up.stderr_so_far());
+    let ended = exec(&lab, &["--cluster", "payments"], &["true"]).ended().await;
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    let pid = format!("using the running manager `default`, process {}", up.pid());
+    assert!(ended.stderr.contains(&pid), "{}", ended.stderr);
+    let ended = exec(&lab, &["--timeout", "1s"], &["true"]).ended().await;
+    assert_eq!(ended.code(), Some(5), "{ended:#?}");
+    assert!(ended.stderr.contains("the tunnel to `search` of the running manager is "), "{}", ended.stderr);
+    let ended = exec(&lab, &["--cluster", "nowhere"], &["true"]).ended().await;
+    assert_eq!(ended.code(), Some(4), "{ended:#?}");
+    assert!(ended.stderr.contains("no tunnel to `nowhere`"), "{}", ended.stderr);
+    assert_eq!(up.stop().await.code(), Some(143), "it has never been ready");
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn passes_signals_on_and_lets_the_command_decide() {
     let lab = Lab::start(Config::default()).await;
     for (signal, name) in [(Signal::TERM, "TERM"), (Signal::INT, "INT"), (Signal::HUP, "HUP"), (Signal::USR1, "USR1")] {

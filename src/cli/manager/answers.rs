@@ -197,7 +197,8 @@ impl View {
             started_at: rfc3339(self.started_at),
             identity: access.first().map(|access| access.identity.clone()),
             credentials_expire: expire.map(rfc3339),
-            kubeconfig: roster.kubeconfig.as_ref().map(|path| path.display().to_string()),
+            // Whoever sees it sees all tunnels.
+            kubeconfig: roster.kubeconfig.as_ref().filter(|_| roster.opened).map(|path| path.display().to_string()),
             log: self.log.as_ref().map(|path| path.display().to_string()),
             access,
             tunnels: board.tunnels.iter().map(|tunnel| report(tunnel, roster.route(tunnel.port))).collect(),
