@@ -289,7 +289,11 @@ impl Manager {
             tracing::warn!("calls that end sessions did not return in time");
         }
         if let Some(path) = roster.kubeconfig.filter(|_| forget) {
-            remove_contexts(path, self.settings.common.name.clone(), &self.printer).await;
+            remove_contexts(path.clone(), self.settings.common.name.clone(), &self.printer).await;
+            if path.parent() == Some(&self.settings.common.control_dir) {
+                // It is of no use to anybody else.
+                let _outcome = tokio::fs::remove_file(&path).await;
+            }
         }
         self.stop.cancel();
         self.tasks.join_all().await;
