@@ -429,7 +429,7 @@ impl Driver {
                 Some(control) = self.control.recv() => self.handle_control(control),
                 sent = send_first(self.transport.as_ref(), &mut self.outbox) => if !sent { self.lose_transport() },
                 Some(message) = messages.recv(), if readable => self.handle_message(message),
-                event = self.destinations.next_event(), if roomy => self.handle_destination(event),
+                event = self.destinations.next_event(roomy) => self.handle_destination(event),
                 () = released, if !readable => {}
                 () = sleep_until(timer) => self.handle_timers(),
             }
@@ -596,6 +596,7 @@ impl Driver {
             FromDestination::Closed(id) => self.agent.finish(now, id),
             FromDestination::DialFailed(id) => self.agent.dial_failed(now, id),
         }
+        self.world.journal.touch();
     }
 
     fn handle_timers(&mut self) {

@@ -58,7 +58,7 @@ async fn send(stream: &mut (impl AsyncWriteExt + Unpin), len: u64) -> std::io::R
     let mut sent = 0;
     while sent < len {
         let block = block(sent, usize::try_from((len - sent).min(64 << 10)).unwrap());
-        stream.write_all(&block).await?;
+        within("a block to be taken", stream.write_all(&block)).await?;
         sent += block.len() as u64;
     }
     Ok(())
@@ -70,7 +70,7 @@ async fn receive(stream: &mut (impl AsyncReadExt + Unpin), len: u64) -> std::io:
     let mut buffer = vec![0; 64 << 10];
     while received < len {
         let room = usize::try_from((len - received).min(buffer.len() as u64)).unwrap();
-        let count = stream.read(&mut buffer[..room]).await?;
+        let count = within("a block to arrive", stream.read(&mut buffer[..room])).await?;
         if count == 0 || buffer[..count] != block(received, count) {
             break;
         }
@@ -94,7 +94,7 @@ async fn upload(port: u16, len: u64) -> u64 {
     stream.write_u64(len).await.unwrap();
     send(&mut stream, len).await.unwrap();
     stream.shutdown().await.unwrap();
-    stream.read_u64().await.unwrap()
+    within("the answer", stream.read_u64()).await.unwrap()
 }
 
 /// Starts `forward` to a destination; returns its local port.

@@ -212,15 +212,15 @@ impl Destinations {
         self.budget = Arc::default();
     }
 
-    /// Waits for the next event.
+    /// Waits for the next event. Dials go on in any case; data is taken from the connections if there is `room` for it.
     ///
     /// # Cancel safety
     /// Nothing is lost: a dial that has not ended stays.
-    pub(super) async fn next_event(&mut self) -> FromDestination {
+    pub(super) async fn next_event(&mut self, room: bool) -> FromDestination {
         loop {
             tokio::select! {
                 biased;
-                Some(event) = self.events.recv() => {
+                Some(event) = self.events.recv(), if room => {
                     if let FromDestination::Closed(id) = &event {
                         self.streams.remove(id);
                     }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::BytesMut;
 use futures_util::{SinkExt as _, StreamExt as _};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::json;
@@ -65,6 +66,28 @@ async fn carries_bytes_and_ends_in_good_order() {
     assert_eq!((info.streams, info.bytes_to_destination, info.bytes_from_destination), (1, 5, 5));
     assert_eq!(ssm(&emulator, "ResumeSession", json!({"SessionId": granted.id})).await.status, 400);
     no_violations(&emulator);
+    emulator.stop().await;
+}
+
+#[tokio::test]
+async fn destinations_are_dialled_while_a_download_fills_the_pipe() {
+    let mut config = quick();
+    config.agent.window = Some(1);
+    let (emulator, _echo) = with_echo(config).await;
+    let (mut client, _) = connected(&emulator).await;
+    client.talk(&[Frame::Syn(STREAM), Frame::Psh(STREAM, "hello".into())], |frames| !frames.is_empty()).await;
+    // What comes back is not acknowledged, so it stays in the agent's pipe until that is full.
+    for _ in 0..40 {
+        let mut bytes = BytesMut::new();
+        Frame::Psh(STREAM, vec![7; 16 << 10].into()).encode(&mut bytes);
+        client.send(PayloadType::Output, &bytes).await;
+    }
+    within(emulator.wait_until(|emulator| emulator.sessions()[0].bytes_from_destination > 255 << 10)).await;
+    let mut bytes = BytesMut::new();
+    Frame::Syn(StreamId(5)).encode(&mut bytes);
+    client.send(PayloadType::Output, &bytes).await;
+    let dialled = |event: &Event| matches!(event, Event::Dialled { connected: true, .. });
+    within(emulator.wait_until(|emulator| emulator.events().iter().filter(|event| dialled(event)).count() == 2)).await;
     emulator.stop().await;
 }
 
