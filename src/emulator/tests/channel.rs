@@ -261,7 +261,7 @@ async fn a_destination_that_does_not_read_stops_the_agent_at_four_mebibytes() {
     }
     client.send_frames(&[Frame::Psh(STREAM, piece.clone().into())]).await;
     // Nothing is acknowledged any more.
-    let mut frame = bytes::BytesMut::new();
+    let mut frame = BytesMut::new();
     Frame::Psh(STREAM, piece.into()).encode(&mut frame);
     let acknowledged = client.acknowledged.len();
     client.send(PayloadType::Output, &frame).await;
@@ -437,11 +437,11 @@ async fn odd_agents_are_still_understood() {
     // Unknown payload types and types of message are skipped by hand here.
     client.send_frames(&[Frame::Syn(STREAM)]).await;
     let mut payloads = Vec::new();
-    let mut bytes = bytes::BytesMut::new();
+    let mut bytes = BytesMut::new();
     Frame::Psh(STREAM, "x".into()).encode(&mut bytes);
     client.send(PayloadType::Output, &bytes).await;
     let wanted = {
-        let mut wanted = bytes::BytesMut::new();
+        let mut wanted = BytesMut::new();
         for frame in [Frame::Nop, Frame::Psh(StreamId(4), "stray".into()), Frame::Psh(STREAM, "x".into())] {
             frame.encode(&mut wanted);
         }
