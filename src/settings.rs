@@ -212,6 +212,10 @@ pub struct UpSettings {
     pub probe_interval: Duration,
     /// How long a lost session is tried to be resumed before a new one is started, 1 s to 1 h.
     pub reconnect_timeout: Duration,
+    /// Payload of a message that is sent, in bytes, 256 to 32768; `None`: as the official client.
+    pub payload_size: Option<usize>,
+    /// Whether to stay below the message rate at which the service pauses a session.
+    pub rate_limit: bool,
     /// Where to write shell lines that set `KUBECONFIG`; absolute.
     pub env_file: Option<PathBuf>,
     /// The file by which a step of a GitHub Actions job sets variables of later ones.
@@ -257,6 +261,7 @@ impl UpSettings {
             .and_then(|given| values::within(given, RECONNECT_TIMEOUTS, "between `1s` and `1h`", problems));
         let probe_interval =
             stack.one(&source::PROBE_INTERVAL).and_then(|given| values::probe_interval(given, problems));
+        let payload_size = stack.one(&source::PAYLOAD_SIZE).and_then(|given| values::payload_size(given, problems));
         let context_prefix = stack.one(&source::CONTEXT_PREFIX).map(|given| values::context_prefix(given, problems));
         let base_port = match stack.one(&source::BASE_PORT) {
             Some(given) => base_port(given, &access, problems),
@@ -275,6 +280,8 @@ impl UpSettings {
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
             probe_interval: probe_interval.unwrap_or(DEFAULT_PROBE_INTERVAL),
             reconnect_timeout: reconnect_timeout.unwrap_or(DEFAULT_RECONNECT_TIMEOUT),
+            payload_size,
+            rate_limit: !is_on(&source::NO_RATE_LIMIT),
             env_file: stack.one(&source::ENV_FILE).map(|given| given.path(environment)),
             github_env: None,
         }

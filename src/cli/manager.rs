@@ -368,11 +368,13 @@ impl Manager {
     }
 
     fn start(&mut self, route: &Route, listeners: Listeners) {
-        let config = tunnel::Config {
+        let mut config = tunnel::Config {
             probe_interval: self.settings.probe_interval,
             resume_budget: self.settings.reconnect_timeout,
             ..tunnel::Config::default()
         };
+        config.session.payload_len = self.settings.payload_size.unwrap_or(config.session.payload_len);
+        config.session.messages_per_second = config.session.messages_per_second.filter(|_| self.settings.rate_limit);
         let way = &route.way;
         self.supervisor.start(Tunnel::new(
             route.cluster.clone(),

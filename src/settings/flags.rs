@@ -149,6 +149,13 @@ pub struct UpArgs {
     /// How long a lost session is tried to be resumed, which keeps open connections, before a new one is started [default: 90s]
     #[arg(long, value_name = "DURATION")]
     pub reconnect_timeout: Option<String>,
+    /// Payload of a message that is sent, in bytes: larger ones carry more, which not every agent takes well [default: 1024]
+    #[arg(long, value_name = "BYTES")]
+    pub payload_size: Option<String>,
+    /// Sends as fast as the agent takes it. AWS pauses, then closes sessions with more than about 1000 messages a second:
+    /// for endpoints of your own
+    #[arg(long)]
+    pub no_rate_limit: bool,
     /// Reason for the sessions, which CloudTrail and Session Manager's history show
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
@@ -182,6 +189,8 @@ impl UpArgs {
             timeout,
             probe_interval,
             reconnect_timeout,
+            payload_size,
+            no_rate_limit,
             reason,
             env_file,
             github_env: _,
@@ -200,6 +209,8 @@ impl UpArgs {
         layer.add_flag(&source::TIMEOUT, timeout);
         layer.add_flag(&source::PROBE_INTERVAL, probe_interval);
         layer.add_flag(&source::RECONNECT_TIMEOUT, reconnect_timeout);
+        layer.add_flag(&source::PAYLOAD_SIZE, payload_size);
+        layer.add_flag(&source::NO_RATE_LIMIT, no_rate_limit.then_some("true"));
         layer.add_flag(&source::REASON, reason);
         layer.add_flag(&source::ENV_FILE, env_file);
     }

@@ -28,6 +28,7 @@ fn defaults() {
     assert_eq!(settings.base_port, 10100);
     assert_eq!((settings.timeout, settings.probe_interval), (Duration::from_secs(60), Duration::from_secs(30)));
     assert_eq!(settings.reconnect_timeout, Duration::from_secs(90));
+    assert_eq!((settings.payload_size, settings.rate_limit), (None, true));
     assert_eq!(settings.context_prefix, "pa-");
     assert_eq!(settings.common.name, "default");
     assert_eq!(settings.common.kubeconfig, Path::new("/home/alice/.kube/autoheal-pa.yaml"));
@@ -50,6 +51,8 @@ fn takes_every_flag() {
         timeout: Some("5m".into()),
         probe_interval: Some("0".into()),
         reconnect_timeout: Some("10m".into()),
+        payload_size: Some("8192".into()),
+        no_rate_limit: true,
         reason: Some("INC-42: smoke test".into()),
         env_file: Some("~/env".into()),
         github_env: true,
@@ -65,6 +68,7 @@ fn takes_every_flag() {
     assert_eq!(settings.context_prefix, "");
     assert_eq!((settings.timeout, settings.probe_interval), (Duration::from_secs(300), Duration::ZERO));
     assert_eq!(settings.reconnect_timeout, Duration::from_secs(600));
+    assert_eq!((settings.payload_size, settings.rate_limit), (Some(8192), false));
     assert_eq!(settings.access[0].reason.as_deref(), Some("INC-42: smoke test"));
     assert_eq!(settings.env_file.as_deref(), Some(Path::new("/home/alice/env")));
     assert_eq!(settings.github_env.as_deref(), Some(Path::new("/gh/env")));
@@ -124,15 +128,16 @@ fn says_everything_that_is_wrong_at_once() {
         timeout: Some("0s".into()),
         probe_interval: Some("2h".into()),
         reconnect_timeout: Some("0s".into()),
+        payload_size: Some("64k".into()),
         reason: Some("two\nlines".into()),
         ..UpArgs::default()
     };
     let flags = GlobalArgs { name: Some("/".into()), duration: Some("1h".into()), ..GlobalArgs::default() };
     let error = UpSettings::load(&flags, &args, &environment([])).unwrap_err();
-    assert_eq!(error.problems.len(), 10);
+    assert_eq!(error.problems.len(), 11);
     let text = error.to_string();
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines[0], "there are 10 problems with the settings");
+    assert_eq!(lines[0], "there are 11 problems with the settings");
     assert!(lines[1..].iter().all(|line| line.starts_with("  ")), "{text}");
     assert!(text.contains("\n  `--bastion`: `bastion` is not a bastion id: expected"), "{text}");
 }

@@ -24,6 +24,10 @@ const MAX_CLUSTER_NAME_LEN: usize = 100;
 /// Times between two probes that a user may ask for, besides none at all.
 const PROBE_INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
+/// Payloads of messages that a user may ask for, in bytes. Agents took 32 KiB in one message (`StreamDataPayloadSize` of
+/// the official client is 1024, and agents have no limit of their own); less than 256 would be mostly headers.
+const PAYLOAD_SIZES: RangeInclusive<usize> = 256..=32 << 10;
+
 /// Reads bastions, each once. One value may have several, separated by commas.
 pub(super) fn bastions(given: &[Given], problems: &mut Vec<Problem>) -> Vec<Target> {
     let mut bastions = Vec::with_capacity(given.len());
@@ -97,6 +101,15 @@ pub(super) fn probe_interval(given: &Given, problems: &mut Vec<Problem>) -> Opti
         return Some(Duration::ZERO);
     }
     within(given, PROBE_INTERVALS, "`0` or between `1s` and `1h`", problems)
+}
+
+/// Reads the payload of a message.
+pub(super) fn payload_size(given: &Given, problems: &mut Vec<Problem>) -> Option<usize> {
+    let size = given.text().parse().ok().filter(|size| PAYLOAD_SIZES.contains(size));
+    if size.is_none() {
+        problems.push(given.malformed("a number of bytes from 256 to 32768"));
+    }
+    size
 }
 
 /// Reads a duration that has limits.
