@@ -12,6 +12,7 @@ use std::fmt;
 use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::random::SplitMix64;
 
@@ -180,13 +181,7 @@ impl MessageId {
 /// Writes the hyphenated, lower-case form that acknowledgements carry.
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, byte) in self.0.iter().enumerate() {
-            if matches!(i, 4 | 6 | 8 | 10) {
-                f.write_str("-")?;
-            }
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
+        f.write_str(Uuid::from_bytes(self.0).hyphenated().encode_lower(&mut Uuid::encode_buffer()))
     }
 }
 
@@ -394,6 +389,9 @@ fn field<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
     bytes.get(offset..offset + N)?.try_into().ok()
 }
 
+/// Room for the payload of an acknowledgement, whatever it says, in bytes.
+const ACKNOWLEDGEMENT_LEN: usize = 224;
+
 /// The payload of an `acknowledge` message.
 ///
 /// Source: `AcknowledgeContent` in `clientmessage.go` of session-manager-plugin.
@@ -414,13 +412,19 @@ impl Acknowledgement {
     /// Makes the message that acknowledges `acknowledged`.
     #[must_use]
     pub fn encode(acknowledged: &Header, id: MessageId, created_ms: u64) -> Bytes {
-        let payload = format!(
-            concat!(
-                r#"{{"AcknowledgedMessageType":"{}","AcknowledgedMessageId":"{}","#,
-                r#""AcknowledgedMessageSequenceNumber":{},"IsSequentialMessage":true}}"#
-            ),
-            acknowledged.message_type, acknowledged.id, acknowledged.sequence_number
+        // There is one for each message of a download: it is written in place.
+        let mut message = BytesMut::with_capacity(HEADER_LEN + ACKNOWLEDGEMENT_LEN);
+        message.resize(HEADER_LEN, 0);
+        message.extend_from_slice(br#"{"AcknowledgedMessageType":""#);
+        message.extend_from_slice(acknowledged.message_type.as_str().as_bytes());
+        message.extend_from_slice(br#"","AcknowledgedMessageId":""#);
+        let mut id_text = Uuid::encode_buffer();
+        message.extend_from_slice(
+            Uuid::from_bytes(acknowledged.id.0).hyphenated().encode_lower(&mut id_text).as_bytes(),
         );
+        message.extend_from_slice(br#"","AcknowledgedMessageSequenceNumber":"#);
+        message.extend_from_slice(itoa::Buffer::new().format(acknowledged.sequence_number).as_bytes());
+        message.extend_from_slice(br#","IsSequentialMessage":true}"#);
         let header = Header {
             message_type: MessageType::Acknowledge,
             created_ms,
@@ -429,7 +433,7 @@ impl Acknowledgement {
             id,
             payload_type: PayloadType::None,
         };
-        header.encode(payload.as_bytes())
+        header.seal(message)
     }
 
     /// Reads the payload of an `acknowledge` message.

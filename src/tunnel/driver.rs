@@ -649,14 +649,16 @@ impl Driver {
     /// Writes what the session has to say, as far as the transport takes it.
     fn write_transport(&mut self, cx: &mut Context<'_>, now: Now, link: &mut Link) -> Result<(), Fault> {
         loop {
+            // What is queued goes first: until it has left, the session keeps what follows.
+            if link.blocked && link.transport.poll_flush(cx).map_err(Fault::Transport)?.is_pending() {
+                return Ok(());
+            }
+            let Some(session) = &mut self.session else { return Ok(()) };
             let mut written = 0;
-            if !link.blocked {
-                let Some(session) = &mut self.session else { return Ok(()) };
-                while written < WRITE_BATCH && link.transport.poll_ready(cx).map_err(Fault::Transport)?.is_ready() {
-                    let Some(message) = session.poll_transmit(now) else { break };
-                    link.transport.write(message).map_err(Fault::Transport)?;
-                    written += 1;
-                }
+            while written < WRITE_BATCH && link.transport.poll_ready(cx).map_err(Fault::Transport)?.is_ready() {
+                let Some(message) = session.poll_transmit(now) else { break };
+                link.transport.write(message).map_err(Fault::Transport)?;
+                written += 1;
             }
             link.blocked = link.transport.poll_flush(cx).map_err(Fault::Transport)?.is_pending();
             if link.blocked || written < WRITE_BATCH {
