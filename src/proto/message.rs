@@ -419,9 +419,8 @@ impl Acknowledgement {
         message.extend_from_slice(acknowledged.message_type.as_str().as_bytes());
         message.extend_from_slice(br#"","AcknowledgedMessageId":""#);
         let mut id_text = Uuid::encode_buffer();
-        message.extend_from_slice(
-            Uuid::from_bytes(acknowledged.id.0).hyphenated().encode_lower(&mut id_text).as_bytes(),
-        );
+        message
+            .extend_from_slice(Uuid::from_bytes(acknowledged.id.0).hyphenated().encode_lower(&mut id_text).as_bytes());
         message.extend_from_slice(br#"","AcknowledgedMessageSequenceNumber":"#);
         message.extend_from_slice(itoa::Buffer::new().format(acknowledged.sequence_number).as_bytes());
         message.extend_from_slice(br#","IsSequentialMessage":true}"#);

@@ -74,6 +74,8 @@ pub(super) enum Order {
     Away(bool),
     /// Send these bytes as a message, so many times.
     Flood(Bytes, usize),
+    /// Say when so many acknowledgements have come, from the first one on.
+    SayAcknowledged(usize),
     /// Answer the flag that ends the session with its end and not with an acknowledgement.
     CloseOnFlag,
 }
@@ -89,6 +91,8 @@ pub(super) enum Note {
     Opened,
     /// A stream was closed by the client.
     Closed,
+    /// As many acknowledgements have come as the test waits for.
+    Acknowledged,
 }
 
 pub(super) struct Agent {
@@ -112,6 +116,9 @@ struct State {
     lose: usize,
     wedged: bool,
     close_on_flag: bool,
+    /// Acknowledgements that have come, and how many the test waits for.
+    acknowledgements: usize,
+    awaited: Option<usize>,
     slow: bool,
     away: bool,
     dead: bool,
@@ -137,6 +144,8 @@ impl Agent {
             lose: 0,
             wedged: false,
             close_on_flag: false,
+            acknowledgements: 0,
+            awaited: None,
             slow: false,
             away: false,
             dead: false,
@@ -153,6 +162,9 @@ impl Agent {
             state.lose = 0;
             let mut hung = false;
             loop {
+                if state.awaited.take_if(|count| *count <= state.acknowledgements).is_some() {
+                    let _outcome = self.notes.send(Note::Acknowledged);
+                }
                 if !hung && !frozen && state.flush(&mut socket).await.is_err() {
                     break;
                 }
@@ -173,6 +185,7 @@ impl Agent {
                         Some(Order::Freeze) => frozen = true,
                         Some(Order::Wedge) => state.wedged = true,
                         Some(Order::Hang) => hung = true,
+                        Some(Order::SayAcknowledged(count)) => state.awaited = Some(count),
                         Some(Order::CloseOnFlag) => state.close_on_flag = true,
                         Some(Order::Dead) => state.dead = true,
                         Some(Order::Away(away)) => state.away = away,
@@ -263,6 +276,7 @@ impl State {
         }
         if message.header.message_type == MessageType::Acknowledge {
             let ack = Acknowledgement::decode(&message.payload).unwrap();
+            self.acknowledgements += 1;
             self.unacked.remove(&ack.acknowledged_message_sequence_number);
             return;
         }
@@ -373,6 +387,19 @@ async fn read_connection(id: StreamId, mut read: ReadHalf<DuplexStream>, outputs
             return;
         }
     }
+}
+
+/// The first message of every agent, which comes again as a repeat.
+pub(super) fn handshake_request() -> Bytes {
+    let header = Header {
+        message_type: MessageType::OutputStreamData,
+        created_ms: 1,
+        sequence_number: 0,
+        flags: Flags::NONE,
+        id: MessageIds::new(99).next_id(),
+        payload_type: PayloadType::HandshakeRequest,
+    };
+    header.encode(REQUEST.as_bytes())
 }
 
 fn channel_closed(output: &str) -> Bytes {

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    agent::{Destination, Note},
+    agent::{Destination, Note, Order, handshake_request},
     support::{Call, Stopwatch, World, config, pattern, within},
 };
 use crate::tunnel::{Config, State, connection::PipeEnd};
@@ -31,6 +31,18 @@ async fn bytes_go_both_ways_and_are_counted() {
     drop(local);
     world.until(|status| status.open_connections == 0).await;
     world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn acknowledgements_wait_for_nothing_but_room() {
+    let mut world = World::new(Destination::Echo);
+    world.until_state(State::Active).await;
+    let stopwatch = Stopwatch::start();
+    // The agent reads nothing while it sends these; what acknowledges them fills the transport several times.
+    world.network.order(Order::Flood(handshake_request(), 5000));
+    world.network.order(Order::SayAcknowledged(5000));
+    world.until_note(&Note::Acknowledged).await;
+    assert_eq!(stopwatch.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
