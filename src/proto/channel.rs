@@ -15,6 +15,7 @@ mod recv;
 mod rtt;
 mod send;
 mod settle;
+mod window;
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -26,8 +27,9 @@ use self::{
     conduct::Conduct,
     pacer::{Bucket, Pacer},
     recv::{Receipt, Receiver},
-    send::Sender,
+    send::{Arrived, Sender},
     settle::{Received, Settlement},
+    window::Window,
 };
 use super::{
     Config, Now,
@@ -95,7 +97,7 @@ pub(super) struct DataChannel {
     attached_at: Duration,
     /// Whether the current transport has brought an acknowledgement or a sequenced message.
     proved: bool,
-    window: usize,
+    window: Window,
     counts: Counts,
     conduct: Conduct,
 }
@@ -131,7 +133,7 @@ impl DataChannel {
             attached: true,
             attached_at: now.mono,
             proved: false,
-            window: config.window,
+            window: Window::new(config.window),
             counts: Counts::default(),
             conduct: Conduct::default(),
         }
@@ -286,14 +288,20 @@ impl DataChannel {
         self.conduct.good();
         self.unpause("acknowledge");
         self.proved = true;
-        if !self.sender.acknowledged(number, now.mono) {
-            trace!(number, "ignored an acknowledgement of nothing that is outstanding");
+        let in_flight = self.sender.in_flight();
+        match self.sender.acknowledged(number, now.mono) {
+            Some(Arrived { payload_len, round_trip: Some(round_trip) }) if payload_len > 0 => {
+                self.window.acknowledged(payload_len, round_trip, in_flight, now.mono);
+            }
+            Some(_) => {}
+            None => trace!(number, "ignored an acknowledgement of nothing that is outstanding"),
         }
     }
 
     fn pause(&mut self, now: Now) {
         if self.pause.is_none() {
             debug!("the service pauses publication");
+            self.pacer.paused(now.mono);
             self.pause = Some(Pause { since: now.mono, probe_at: now.mono + PAUSE_PROBE });
         }
     }
@@ -321,6 +329,7 @@ impl DataChannel {
         self.proved = false;
         self.pause = None;
         self.settlement.reattached();
+        self.window.reattached();
         self.sender.mark_all(now.mono);
         self.replay = self.sender.has_resend().then(|| Bucket::new(REPLAY_RATE, REPLAY_BURST, now.mono));
     }
@@ -381,7 +390,10 @@ impl DataChannel {
 
     /// Whether a message with new data may be sent as far as window and pause go.
     pub(super) fn has_window(&self) -> bool {
-        self.attached && self.pause.is_none() && self.sender.in_flight() < self.window && self.sender.span() < MAX_SPAN
+        self.attached
+            && self.pause.is_none()
+            && self.sender.in_flight() < self.window.size()
+            && self.sender.span() < MAX_SPAN
     }
 
     /// Takes leave of the pacer to send a message with new data.

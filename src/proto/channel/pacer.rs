@@ -1,4 +1,6 @@
 //! Keeps a session below the message rate at which the service pauses and then closes it.
+//!
+//! A pause says that even so it was too much, so the rate falls, and comes back step by step.
 
 use std::time::Duration;
 
@@ -10,10 +12,17 @@ use std::time::Duration;
 pub(super) struct Pacer {
     all: Option<Bucket>,
     floor: Bucket,
+    /// The rate of `all` while the service is content.
+    full_rate: u32,
+    /// When the rate next rises, if it has fallen.
+    raise_at: Option<Duration>,
 }
 
 /// Messages per second that data gets whatever acknowledgements take.
 const FLOOR: u32 = 100;
+
+/// After a pause the rate rises at these intervals, each time by a twentieth of the full rate.
+const RAISE_INTERVAL: Duration = Duration::from_secs(2);
 
 impl Pacer {
     /// Keeps below `messages_per_second` in any one second; `None`: no limit.
@@ -24,11 +33,33 @@ impl Pacer {
             Bucket::new(limit.saturating_sub(burst).max(1), burst, now)
         });
         let floor = messages_per_second.unwrap_or(u32::MAX).min(FLOOR);
-        Self { all, floor: Bucket::new(floor, (floor / 10).max(1), now) }
+        let full_rate = all.as_ref().map_or(0, |all| all.rate);
+        Self { all, floor: Bucket::new(floor, (floor / 10).max(1), now), full_rate, raise_at: None }
+    }
+
+    /// Takes note that the service has paused the session: from now on three quarters of the present rate have to do,
+    /// but never less than [`FLOOR`]. Without a limit there is nothing to lower.
+    pub(super) fn paused(&mut self, now: Duration) {
+        if let Some(all) = &mut self.all {
+            all.refill(now);
+            all.rate = (all.rate / 4 * 3).max(FLOOR.min(self.full_rate));
+            self.raise_at = Some(now + RAISE_INTERVAL);
+        }
+    }
+
+    /// Raises the rate again, as far as it is time for it.
+    fn recover(&mut self, now: Duration) {
+        let Some(all) = &mut self.all else { return };
+        while let Some(at) = self.raise_at.filter(|at| *at <= now) {
+            all.refill(at);
+            all.rate = (all.rate + (self.full_rate / 20).max(1)).min(self.full_rate);
+            self.raise_at = (all.rate < self.full_rate).then_some(at + RAISE_INTERVAL);
+        }
     }
 
     /// Counts a message that does not wait.
     pub(super) fn count(&mut self, now: Duration) {
+        self.recover(now);
         if let Some(all) = &mut self.all {
             all.refill(now);
             all.spend();
@@ -37,6 +68,7 @@ impl Pacer {
 
     /// Takes leave to send one message, if there is any left.
     pub(super) fn take(&mut self, now: Duration) -> bool {
+        self.recover(now);
         let Some(all) = &mut self.all else { return true };
         all.refill(now);
         self.floor.refill(now);
@@ -171,7 +203,43 @@ mod tests {
     #[test]
     fn no_limit_never_waits() {
         let mut pacer = Pacer::new(None, Duration::ZERO);
+        pacer.paused(Duration::ZERO);
         assert!((0..100_000).all(|_| pacer.take(Duration::ZERO)));
+    }
+
+    /// Sends as much data as the pacer lets through in one second.
+    fn in_a_second(pacer: &mut Pacer, start: Duration) -> u32 {
+        let mut now = start;
+        let mut count = 0;
+        while now < start + Duration::from_secs(1) {
+            if pacer.take(now) {
+                count += 1;
+            } else {
+                now = pacer.ready_at();
+            }
+        }
+        count
+    }
+
+    #[test]
+    fn a_pause_lowers_the_rate_for_a_while() {
+        let mut pacer = Pacer::new(Some(900), Duration::ZERO);
+        let second = |at| Duration::from_secs(at);
+        assert!((890..=901).contains(&in_a_second(&mut pacer, second(0))));
+        pacer.paused(second(1));
+        let lowered = in_a_second(&mut pacer, second(1));
+        assert!((610..=660).contains(&lowered), "three quarters of 850: {lowered}");
+        pacer.paused(second(2));
+        pacer.paused(second(2));
+        let lowered = in_a_second(&mut pacer, second(2));
+        assert!((340..=380).contains(&lowered), "{lowered}");
+        for at in 3..100 {
+            let count = in_a_second(&mut pacer, second(at));
+            assert!(count <= 901, "{count}");
+        }
+        assert!((845..=901).contains(&in_a_second(&mut pacer, second(100))));
+        (0..100).for_each(|_| pacer.paused(second(101)));
+        assert!(in_a_second(&mut pacer, second(102)) >= FLOOR);
     }
 
     proptest! {

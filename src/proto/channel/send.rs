@@ -40,6 +40,14 @@ struct Outstanding {
     transmissions: u32,
 }
 
+/// What an acknowledgement says of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Arrived {
+    pub(super) payload_len: usize,
+    /// How long it took; `None` when it was sent more than once, as it is not known which arrived.
+    pub(super) round_trip: Option<Duration>,
+}
+
 /// Numbers, copies and timers of sent messages.
 #[derive(Debug)]
 pub(super) struct Sender {
@@ -107,13 +115,14 @@ impl Sender {
         self.next_order += 1;
     }
 
-    /// Takes an acknowledgement; returns whether it is for a message that was outstanding.
-    pub(super) fn acknowledged(&mut self, number: i64, now: Duration) -> bool {
-        let Some(acknowledged) = self.slot(number).and_then(Option::take) else { return false };
+    /// Takes an acknowledgement; returns what it says of a message that was outstanding.
+    pub(super) fn acknowledged(&mut self, number: i64, now: Duration) -> Option<Arrived> {
+        let acknowledged = self.slot(number).and_then(Option::take)?;
         self.in_flight -= acknowledged.payload_len;
         self.resend.remove(&number);
-        if acknowledged.transmissions == 1 {
-            self.rtt.sample(now.saturating_sub(acknowledged.last_sent));
+        let round_trip = (acknowledged.transmissions == 1).then(|| now.saturating_sub(acknowledged.last_sent));
+        if let Some(round_trip) = round_trip {
+            self.rtt.sample(round_trip);
         }
         if self.early == Early::FirstData(number) {
             self.early = Early::Over;
@@ -127,7 +136,7 @@ impl Sender {
             self.oldest_since = now;
         }
         self.mark_lost(now);
-        true
+        Some(Arrived { payload_len: acknowledged.payload_len, round_trip })
     }
 
     /// Marks every message that was sent well before one that has arrived.
@@ -255,7 +264,7 @@ mod tests {
     fn a_gap_before_three_acknowledged_messages_is_sent_again() {
         let mut sender = sender(10, ms(0));
         for (number, lost) in [(0, None), (3, None), (4, Some(1)), (5, Some(2))] {
-            assert!(sender.acknowledged(number, ms(50)));
+            assert!(sender.acknowledged(number, ms(50)).is_some());
             assert_eq!(resends(&mut sender, ms(50)), Vec::from_iter(lost), "after {number}");
         }
         sender.acknowledged(6, ms(51));
@@ -328,10 +337,10 @@ mod tests {
     fn acknowledgements_of_anything_else_are_ignored() {
         let mut sender = sender(3, ms(0));
         for number in [-1, 3, i64::MIN, i64::MAX] {
-            assert!(!sender.acknowledged(number, ms(1)), "{number}");
+            assert!(sender.acknowledged(number, ms(1)).is_none(), "{number}");
         }
-        assert!(sender.acknowledged(1, ms(1)));
-        assert!(!sender.acknowledged(1, ms(1)));
+        assert!(sender.acknowledged(1, ms(1)).is_some());
+        assert!(sender.acknowledged(1, ms(1)).is_none());
         assert_eq!((sender.in_flight(), sender.span(), sender.next_number()), (2, 3, 3));
     }
 

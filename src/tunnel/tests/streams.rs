@@ -198,7 +198,7 @@ async fn a_stop_ends_the_session_in_good_order() {
 async fn a_stop_takes_the_end_of_the_session_for_an_acknowledgement() {
     let mut world = World::new(Destination::Echo);
     world.until_state(State::Active).await;
-    world.network.order(super::agent::Order::CloseOnFlag);
+    world.network.order(Order::CloseOnFlag);
     world.stop().await;
     world.until_note(&Note::Terminated).await;
     world.until_call(&Call::Terminate("0".into())).await;
@@ -222,7 +222,7 @@ async fn a_stop_gives_open_connections_a_second() {
 async fn a_stop_is_bounded_when_the_agent_hangs() {
     let mut world = World::new(Destination::Echo);
     world.until_state(State::Active).await;
-    world.network.order(super::agent::Order::Freeze);
+    world.network.order(Order::Freeze);
     let local = world.connect();
     world.until(|status| status.open_connections == 1).await;
     let started = Stopwatch::start();
