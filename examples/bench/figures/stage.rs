@@ -1,0 +1,25 @@
+//! What a measurement needs around it.
+
+use super::super::{
+    BoxError, bare,
+    emulator::{self, World},
+    processes::{Role, Up, Workshop},
+};
+
+/// An emulated AWS, the program with a tunnel to its first cluster, and a bare WebSocket beside that.
+pub(crate) struct Stage {
+    pub(crate) up: Up,
+    pub(crate) bare_client: Role<bare::Hello>,
+    _bare_server: Role<bare::Hello>,
+    pub(crate) aws: Role<emulator::Hello>,
+}
+
+impl Stage {
+    /// Starts all of them; `args` are for `up`.
+    pub(crate) async fn start(workshop: &Workshop, world: &World, args: &[&str]) -> Result<Self, BoxError> {
+        let aws = workshop.emulator(world).await?;
+        let (bare_server, bare_client) = workshop.bare(aws.hello.destination, world.delay()).await?;
+        let up = workshop.up(&aws.hello, args).await?;
+        Ok(Self { up, bare_client, _bare_server: bare_server, aws })
+    }
+}

@@ -1,0 +1,165 @@
+//! The load: transfers and requests through an address, and how long they take.
+
+use std::{future::Future, io, net::SocketAddr, time::Duration};
+
+use autoheal_pa::clock::Clock;
+use tokio::{io::AsyncReadExt as _, net::TcpStream, task::JoinSet, time::timeout};
+
+use super::{
+    BoxError,
+    destination::{Exchange, connect, take},
+};
+
+/// A small request and its answer: what is asked of an API server all day, without its headers.
+pub(crate) const REQUEST: Exchange = Exchange { there: 128, back: 512 };
+
+/// Longest wait for anything. It says nothing about speed: what takes longer does not work.
+const DEADLINE: Duration = Duration::from_secs(300);
+
+/// Which way the bytes of a transfer go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Down,
+    Up,
+}
+
+impl Direction {
+    fn exchange(self, len: u64) -> Exchange {
+        match self {
+            Self::Down => Exchange { there: 0, back: len },
+            // The answer says that all has arrived.
+            Self::Up => Exchange { there: len, back: 1 },
+        }
+    }
+}
+
+/// Awaits something that has to come.
+pub(crate) async fn within<T, E: Into<BoxError>>(
+    what: &str,
+    future: impl Future<Output = Result<T, E>>,
+) -> Result<T, BoxError> {
+    match timeout(DEADLINE, future).await {
+        Ok(outcome) => outcome.map_err(|error| format!("{what}: {}", error.into()).into()),
+        Err(_) => Err(format!("{what} took longer than {} s", DEADLINE.as_secs()).into()),
+    }
+}
+
+async fn exchange(mut stream: TcpStream, exchange: Exchange) -> io::Result<TcpStream> {
+    exchange.send(&mut stream).await?;
+    exchange.receive(&mut stream).await?;
+    Ok(stream)
+}
+
+async fn open(address: SocketAddr, connections: usize) -> Result<Vec<TcpStream>, BoxError> {
+    let mut streams = Vec::with_capacity(connections);
+    for _ in 0..connections {
+        // A connection is open to its end when it has answered.
+        let stream = async { exchange(connect(address).await?, REQUEST).await };
+        streams.push(within("the first answer of a connection", stream).await?);
+    }
+    Ok(streams)
+}
+
+/// Moves `total` bytes through so many connections that are open already. Returns bytes a second.
+pub(crate) async fn transfer(
+    address: SocketAddr,
+    direction: Direction,
+    connections: usize,
+    total: u64,
+) -> Result<f64, BoxError> {
+    let streams = open(address, connections).await?;
+    let share = direction.exchange(total / connections as u64);
+    let clock = Clock::start();
+    let mut transfers = JoinSet::new();
+    for stream in streams {
+        transfers.spawn(exchange(stream, share));
+    }
+    let all = async {
+        while let Some(ended) = transfers.join_next().await {
+            ended??;
+        }
+        Ok::<_, io::Error>(())
+    };
+    within("a transfer", all).await?;
+    Ok(total as f64 / clock.now().mono.as_secs_f64())
+}
+
+/// Sends so many requests, one after the other, on a connection that is open. Returns how long each took, in seconds.
+pub(crate) async fn requests(address: SocketAddr, count: usize) -> Result<Vec<f64>, BoxError> {
+    let mut stream = open(address, 1).await?.remove(0);
+    let mut times = Vec::with_capacity(count);
+    let clock = Clock::start();
+    for _ in 0..count {
+        let before = clock.now().mono;
+        stream = within("a request", exchange(stream, REQUEST)).await?;
+        times.push((clock.now().mono - before).as_secs_f64());
+    }
+    Ok(times)
+}
+
+/// Connects so many times, one after the other, each time up to the first byte of an answer. Returns how long each
+/// took, in seconds.
+pub(crate) async fn connects(address: SocketAddr, count: usize) -> Result<Vec<f64>, BoxError> {
+    let mut times = Vec::with_capacity(count);
+    let clock = Clock::start();
+    for _ in 0..count {
+        let before = clock.now().mono;
+        let first = async {
+            let mut stream = connect(address).await?;
+            REQUEST.send(&mut stream).await?;
+            stream.read_u8().await?;
+            let after = clock.now().mono;
+            take(&mut stream, REQUEST.back - 1).await?;
+            Ok::<_, io::Error>(after)
+        };
+        let after = within("the first byte", first).await?;
+        times.push((after - before).as_secs_f64());
+    }
+    Ok(times)
+}
+
+/// Sends `count` requests in all through so many connections, on each one after the other. Returns requests a second.
+pub(crate) async fn request_rate(address: SocketAddr, connections: usize, count: usize) -> Result<f64, BoxError> {
+    let streams = open(address, connections).await?;
+    let share = count.div_ceil(connections);
+    let clock = Clock::start();
+    let mut clients = JoinSet::new();
+    for mut stream in streams {
+        clients.spawn(async move {
+            for _ in 0..share {
+                stream = exchange(stream, REQUEST).await?;
+            }
+            Ok::<_, io::Error>(())
+        });
+    }
+    let all = async {
+        while let Some(ended) = clients.join_next().await {
+            ended??;
+        }
+        Ok::<_, io::Error>(())
+    };
+    within("the requests", all).await?;
+    Ok((share * connections) as f64 / clock.now().mono.as_secs_f64())
+}
+
+/// A download that does not end until it is dropped.
+pub(crate) struct Bulk {
+    _task: JoinSet<io::Result<()>>,
+}
+
+impl Bulk {
+    /// Starts it and waits until `len` bytes have come, so that every queue on the way is full.
+    pub(crate) async fn start(address: SocketAddr, len: u64) -> Result<Self, BoxError> {
+        let endless = Exchange { there: 0, back: u64::MAX };
+        let first = async {
+            let mut stream = connect(address).await?;
+            endless.send(&mut stream).await?;
+            take(&mut stream, len).await?;
+            Ok::<_, io::Error>(stream)
+        };
+        let mut stream = within("the first bytes of a download", first).await?;
+        let mut task = JoinSet::new();
+        task.spawn(async move { take(&mut stream, u64::MAX).await });
+        Ok(Self { _task: task })
+    }
+}

@@ -1,0 +1,126 @@
+//! Measures whole tunnels against the emulated AWS on loopback: throughput, latency, cost, memory, start. Next to each
+//! figure stands a reference from the same run, and their ratio, which depends less on the machine.
+//!
+//! ```text
+//! cargo build --release && cargo run --release --example bench
+//! cargo run --release --example bench -- --only download,cpu --runs 9
+//! ```
+//!
+//! The program under test is the real one, which has to be there, built in the same profile. Everything else is this
+//! program in other roles, each in a process of its own: the emulated AWS with the destination, both halves of a bare
+//! WebSocket, and the load.
+//!
+//! It fails if something does not work, never because of a figure.
+
+mod bare;
+mod destination;
+mod emulator;
+mod figures;
+mod load;
+mod measure;
+mod processes;
+mod report;
+
+use std::{
+    io::{self, Write as _},
+    net::SocketAddr,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::{
+    figures::{Group, Plan},
+    processes::{released, say},
+};
+
+/// Any error, on its way to whoever has started this.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Measures whole tunnels against the emulated AWS.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Args {
+    /// How often each figure is measured; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// Groups of figures to measure, separated by commas; all if none is named
+    #[arg(long, value_name = "GROUP", value_enum, value_delimiter = ',')]
+    only: Vec<Group>,
+    /// Measures once, with hardly any load, to see whether everything works: the figures mean nothing
+    #[arg(long)]
+    quick: bool,
+    /// Prints the table in Markdown
+    #[arg(long)]
+    markdown: bool,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+/// What this process is, if it does not measure.
+#[derive(Debug, Subcommand)]
+#[command(subcommand_negates_reqs = true)]
+enum Role {
+    /// The emulated AWS, and the destination
+    #[command(hide = true)]
+    Emulator(emulator::World),
+    /// The far half of the bare WebSocket
+    #[command(hide = true)]
+    BareServer { destination: SocketAddr, delay_ms: u64 },
+    /// The near half of the bare WebSocket
+    #[command(hide = true)]
+    BareClient { server: SocketAddr },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let outcome = match args.role {
+        Some(role) => play(role).await.map(|()| ExitCode::SUCCESS),
+        None => measure(&args).await,
+    };
+    outcome.unwrap_or_else(|error| {
+        let _unheard = writeln!(io::stderr(), "error: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Plays a role until it is released.
+async fn play(role: Role) -> Result<(), BoxError> {
+    let role = async {
+        match role {
+            Role::Emulator(world) => emulator::run(world, |hello| say(&hello)).await?,
+            Role::BareServer { destination, delay_ms } => {
+                bare::serve(destination, Duration::from_millis(delay_ms), |hello| say(&hello)).await?;
+            }
+            Role::BareClient { server } => bare::run_client(server, |hello| say(&hello)).await?,
+        }
+        Ok(())
+    };
+    tokio::select! {
+        ended = role => ended,
+        () = released() => Ok(()),
+    }
+}
+
+/// Measures, and prints the report. A signal ends it, and all processes with it.
+async fn measure(args: &Args) -> Result<ExitCode, BoxError> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let plan = if args.quick { Plan::quick() } else { Plan::full(args.runs.into()) };
+    let figures = tokio::select! {
+        biased;
+        _ = interrupt.recv() => return Ok(ExitCode::from(130)),
+        _ = terminate.recv() => return Ok(ExitCode::from(143)),
+        figures = figures::measure(&plan, &args.only) => figures?,
+    };
+    let form = if args.markdown { report::Form::Markdown } else { report::Form::Text };
+    let mut text = report::table(&figures, form);
+    text.push_str(&report::targets(&figures, form));
+    if args.quick {
+        text.push_str("\nThese figures mean nothing: they were measured once, with hardly any load.\n");
+    }
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}

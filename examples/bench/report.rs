@@ -1,0 +1,191 @@
+//! Tables of figures, and of what they should be.
+
+use std::fmt::Write as _;
+
+use super::measure::median;
+
+/// What a figure counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Bytes a second, shown in MB.
+    Throughput,
+    /// Seconds, shown in the unit that fits.
+    Time,
+    /// A second.
+    Rate,
+    /// Seconds of a processor for a GiB.
+    Cost,
+    /// Bytes, shown in MiB.
+    Memory,
+}
+
+impl Unit {
+    fn show(self, value: f64) -> String {
+        match self {
+            Self::Throughput => format!("{} MB/s", digits(value / 1e6)),
+            Self::Time if value < 1e-3 => format!("{} µs", digits(value * 1e6)),
+            Self::Time if value < 1.0 => format!("{} ms", digits(value * 1e3)),
+            Self::Time => format!("{} s", digits(value)),
+            Self::Rate => format!("{value:.0} /s"),
+            Self::Cost => format!("{} s/GiB", digits(value)),
+            Self::Memory => format!("{} MiB", digits(value / f64::from(1 << 20))),
+        }
+    }
+}
+
+/// Three digits, or all before the point.
+fn digits(value: f64) -> String {
+    let decimals = match value.abs() {
+        value if value < 10.0 => 2,
+        value if value < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}")
+}
+
+/// What a figure is compared with, measured in turn with it.
+#[derive(Debug, Clone)]
+pub(crate) struct Reference {
+    /// What it is.
+    pub(crate) what: String,
+    /// The measured values, in the order of the runs.
+    pub(crate) values: Vec<f64>,
+}
+
+/// One figure.
+#[derive(Debug, Clone)]
+pub(crate) struct Figure {
+    /// What was measured, by which a target finds it.
+    pub(crate) name: String,
+    /// What it counts.
+    pub(crate) unit: Unit,
+    /// The measured values, in the order of the runs.
+    pub(crate) values: Vec<f64>,
+    /// What it is compared with, if there is anything.
+    pub(crate) reference: Option<Reference>,
+}
+
+impl Figure {
+    /// A figure without values.
+    pub(crate) fn new(name: impl Into<String>, unit: Unit) -> Self {
+        Self { name: name.into(), unit, values: Vec::new(), reference: None }
+    }
+
+    /// The same with something to compare it with.
+    pub(crate) fn against(self, what: impl Into<String>) -> Self {
+        Self { reference: Some(Reference { what: what.into(), values: Vec::new() }), ..self }
+    }
+
+    /// Takes the values of one run.
+    pub(crate) fn push(&mut self, value: f64, reference: f64) {
+        self.values.push(value);
+        if let Some(of) = &mut self.reference {
+            of.values.push(reference);
+        }
+    }
+
+    /// The median of the ratios of each run: what disturbs a run disturbs both sides of it.
+    fn ratio(&self) -> Option<f64> {
+        let reference = self.reference.as_ref()?;
+        let ratios: Vec<f64> = self.values.iter().zip(&reference.values).map(|(value, of)| value / of).collect();
+        Some(median(&ratios))
+    }
+}
+
+/// How tables are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Columns of text.
+    Text,
+    /// A table of Markdown.
+    Markdown,
+}
+
+/// The table of all figures.
+pub(crate) fn table(figures: &[Figure], form: Form) -> String {
+    let row = |figure: &Figure| {
+        let mut row = vec![figure.name.clone(), figure.unit.show(median(&figure.values))];
+        match &figure.reference {
+            Some(reference) => row.extend([
+                reference.what.clone(),
+                figure.unit.show(median(&reference.values)),
+                digits(figure.ratio().unwrap_or(f64::NAN)),
+            ]),
+            None => row.extend([const { String::new() }; 3]),
+        }
+        row
+    };
+    let header = ["figure", "autoheal-pa", "reference", "there", "ratio"].map(str::to_owned).to_vec();
+    render(header, figures.iter().map(row).collect(), form)
+}
+
+/// What a figure should be.
+#[derive(Debug, Clone, Copy)]
+enum Goal {
+    /// The ratio, at least.
+    AtLeast(f64),
+    /// The ratio, at most.
+    Within(f64),
+    /// The figure itself, less than so many bytes.
+    Under(f64),
+}
+
+/// Names of figures, and what they should be.
+const TARGETS: [(&str, Goal); 9] = [
+    ("download, 1 connection", Goal::AtLeast(0.7)),
+    ("upload, 1 connection", Goal::AtLeast(0.7)),
+    ("request, p50", Goal::Within(1.3)),
+    ("request during a download, p99", Goal::Within(3.0)),
+    ("request during a download, paced, 2 sessions, p50", Goal::Within(3.0)),
+    ("processor, download", Goal::Within(1.5)),
+    ("download, paced, 8 connections, 4 sessions", Goal::AtLeast(3.6)),
+    ("memory, 10 idle tunnels", Goal::Under(24.0 * 1_048_576.0)),
+    ("ready, 50 clusters", Goal::Within(4.0)),
+];
+
+/// The table of targets, as far as their figures were measured.
+pub(crate) fn targets(figures: &[Figure], form: Form) -> String {
+    let mut rows = Vec::new();
+    for (name, goal) in TARGETS {
+        let Some(figure) = figures.iter().find(|figure| figure.name == name) else { continue };
+        let ratio = figure.ratio().unwrap_or(f64::NAN);
+        let value = median(&figure.values);
+        let (measured, target, met) = match goal {
+            Goal::AtLeast(least) => (digits(ratio), format!("at least {least}"), ratio >= least),
+            Goal::Within(most) => (digits(ratio), format!("at most {most}"), ratio <= most),
+            Goal::Under(bytes) => {
+                (figure.unit.show(value), format!("under {}", figure.unit.show(bytes)), value < bytes)
+            }
+        };
+        rows.push(vec![name.to_owned(), measured, target, if met { "yes" } else { "no" }.to_owned()]);
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let header = ["target", "measured", "wanted", "met"].map(str::to_owned).to_vec();
+    format!("\n{}", render(header, rows, form))
+}
+
+fn render(header: Vec<String>, rows: Vec<Vec<String>>, form: Form) -> String {
+    let mut text = String::new();
+    match form {
+        Form::Markdown => {
+            let rules = vec!["---".to_owned(); header.len()];
+            for row in [header, rules].into_iter().chain(rows) {
+                let _infallible = writeln!(text, "| {} |", row.join(" | "));
+            }
+        }
+        Form::Text => {
+            let all: Vec<_> = std::iter::once(header).chain(rows).collect();
+            let columns = all.first().map_or(0, Vec::len);
+            let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+            let widths: Vec<_> = (0..columns).map(width).collect();
+            for row in &all {
+                let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+                let line = cells.collect::<Vec<_>>().join("  ");
+                let _infallible = writeln!(text, "{}", line.trim_end());
+            }
+        }
+    }
+    text
+}
