@@ -76,6 +76,12 @@ impl MessageType {
 
     /// Reads the padded field: NUL, then white space, is cut at both ends, as both peers do.
     fn parse(field: &[u8]) -> Self {
+        // Nearly every message is one of these two, padded as agents pad.
+        match field {
+            b"output_stream_data              " => return Self::OutputStreamData,
+            b"acknowledge                     " => return Self::Acknowledge,
+            _ => {}
+        }
         let text = String::from_utf8_lossy(field);
         let name = text.trim_matches('\0').trim();
         match name {

@@ -29,6 +29,8 @@ pub(super) enum Receipt {
 #[derive(Debug)]
 pub(super) struct Receiver {
     expected: i64,
+    /// The message that is waited for, when it has come: the usual case, which should not cost a place in a tree.
+    next: Option<Message>,
     early: BTreeMap<i64, Message>,
     early_bytes: usize,
     budget: usize,
@@ -36,28 +38,33 @@ pub(super) struct Receiver {
 
 impl Receiver {
     pub(super) fn new(budget: usize) -> Self {
-        Self { expected: 0, early: BTreeMap::new(), early_bytes: 0, budget }
+        Self { expected: 0, next: None, early: BTreeMap::new(), early_bytes: 0, budget }
     }
 
     /// Takes a sequenced message; [`next_in_order`](Self::next_in_order) hands out what can be used.
     pub(super) fn insert(&mut self, mut message: Message) -> Receipt {
         let number = message.header.sequence_number;
-        if (0..self.expected).contains(&number) || self.early.contains_key(&number) {
+        let known = (0..self.expected).contains(&number)
+            || (number == self.expected && self.next.is_some())
+            || self.early.contains_key(&number);
+        if known {
             return Receipt::Repeat;
         }
         if number < 0 || number - self.expected > MAX_AHEAD {
             return Receipt::Absurd;
         }
-        let cost = cost(&message);
         // The message that everything waits for is always taken: it frees room.
-        if number != self.expected {
-            if self.early_bytes + cost > self.budget {
-                return Receipt::Refused;
-            }
-            // A slice would keep the whole buffer that it is cut from: a header may be as long as its sender
-            // likes, and the transport reads several messages into one buffer.
-            message.payload = Bytes::copy_from_slice(&message.payload);
+        if number == self.expected {
+            self.next = Some(message);
+            return Receipt::New;
         }
+        let cost = cost(&message);
+        if self.early_bytes + cost > self.budget {
+            return Receipt::Refused;
+        }
+        // A slice would keep the whole buffer that it is cut from: a header may be as long as its sender
+        // likes, and the transport reads several messages into one buffer.
+        message.payload = Bytes::copy_from_slice(&message.payload);
         self.early_bytes += cost;
         self.early.insert(number, message);
         Receipt::New
@@ -65,8 +72,15 @@ impl Receiver {
 
     /// Hands out the next message in order, if it is there.
     pub(super) fn next_in_order(&mut self) -> Option<Message> {
-        let message = self.early.remove(&self.expected)?;
-        self.early_bytes -= cost(&message);
+        let message = match self.next.take() {
+            Some(next) => next,
+            None if self.early.is_empty() => return None,
+            None => {
+                let early = self.early.remove(&self.expected)?;
+                self.early_bytes -= cost(&early);
+                early
+            }
+        };
         self.expected += 1;
         Some(message)
     }
@@ -84,7 +98,8 @@ impl Receiver {
     /// Returns how many messages are missing before the latest that has come.
     pub(super) fn missing(&self) -> usize {
         let Some((latest, _)) = self.early.last_key_value() else { return 0 };
-        usize::try_from(latest + 1 - self.expected).unwrap_or_default() - self.early.len()
+        let span = usize::try_from(latest + 1 - self.expected).unwrap_or_default();
+        span - self.early.len() - usize::from(self.next.is_some())
     }
 }
 
