@@ -50,7 +50,7 @@ pub use self::{
     common::Common,
     dial::{BoxError, Dial, DialError, SessionHandle, SessionId},
     fault::{Fault, with_causes},
-    listener::{BindError, Bound, Listeners, PortOwner, PortTaken},
+    listener::{BindError, Bound, Listeners, PortOwner, PortTaken, Ports},
     memory::{MemoryConnection, MemoryPort},
     probe::{Probe, ProbeError},
     solo::SoloSession,

@@ -4,7 +4,7 @@
 //! by name and does not exist or may not be described.
 
 use aws_sdk_eks::types::ClusterStatus;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, stream};
 
 use super::{
     Aws,
@@ -90,33 +90,46 @@ impl Aws {
     /// [`AwsError::ClusterNotFound`] for a name in `wanted`; [`AwsError::AccessDenied`] when clusters may not be
     /// listed, when one in `wanted` may not be described, or when none may be; else see [`AwsError`].
     pub async fn discover(&self, wanted: &[String]) -> Result<Discovery, AwsError> {
+        self.discover_each(wanted, |_| {}).await
+    }
+
+    /// As [`discover`](Self::discover), and hands out each cluster as soon as it and those before it are known.
+    ///
+    /// # Errors
+    /// As of [`discover`](Self::discover), perhaps after some have been handed out.
+    pub async fn discover_each(
+        &self,
+        wanted: &[String],
+        mut found: impl FnMut(&ClusterDescription),
+    ) -> Result<Discovery, AwsError> {
         self.credentials().await?;
         let names = if wanted.is_empty() { self.list_clusters().await? } else { distinct(wanted) };
-        let descriptions: Vec<_> = stream::iter(names)
-            .map(|name| async move { Ok::<_, AwsError>((self.describe_cluster(&name).await, name)) })
-            .buffered(CONCURRENT_DESCRIPTIONS)
-            .try_collect()
-            .await?;
-        let mut clusters = Vec::with_capacity(descriptions.len());
+        let mut descriptions = stream::iter(names)
+            .map(|name| async move { (self.describe_cluster(&name).await, name) })
+            .buffered(CONCURRENT_DESCRIPTIONS);
+        let mut clusters = Vec::new();
         let mut denied = None;
-        for (description, name) in descriptions {
-            match description {
-                Ok(Some(description)) => clusters.push(description),
+        while let Some((description, name)) = descriptions.next().await {
+            let description = match description {
+                Ok(Some(description)) => description,
                 // It was deleted since it was listed.
-                Ok(None) if wanted.is_empty() => tracing::debug!(cluster = name, "cluster has gone"),
+                Ok(None) if wanted.is_empty() => {
+                    tracing::debug!(cluster = name, "cluster has gone");
+                    continue;
+                }
                 Ok(None) => {
                     let known = self.list_clusters().await.unwrap_or_default();
                     return Err(AwsError::ClusterNotFound { name, region: self.region().to_owned(), known });
                 }
                 Err(AwsError::AccessDenied { action, resource, source }) if wanted.is_empty() => {
-                    clusters.push(self.undescribed(
-                        name,
-                        SkipReason::AccessDenied { action: action.clone(), resource: resource.clone() },
-                    ));
+                    let reason = SkipReason::AccessDenied { action: action.clone(), resource: resource.clone() };
                     denied = Some(AwsError::AccessDenied { action, resource, source });
+                    self.undescribed(name, reason)
                 }
                 Err(error) => return Err(error),
-            }
+            };
+            found(&description);
+            clusters.push(description);
         }
         let all_denied = clusters.iter().all(|cluster| matches!(cluster.access, Err(SkipReason::AccessDenied { .. })));
         match denied {

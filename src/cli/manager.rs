@@ -5,8 +5,8 @@
 //!   └── answers from the first moment on     └── reload: the same again, for what has changed
 //! ```
 //!
-//! Order matters: what can fail without AWS fails first, ports are bound and the kubeconfig is written
-//! before any session is started, and what has been started is ended on every way out.
+//! Order matters: what can fail without AWS fails first; a session is started as soon as its cluster is known, while
+//! others are still looked for, and what has been started is ended on every way out.
 //!
 //! Invariants:
 //!
@@ -38,14 +38,14 @@ use super::{
     proxy::Proxy,
 };
 use crate::{
-    aws::{Aws, Caller, Discovery, SkipReason},
+    aws::{Aws, Caller, ClusterDescription, SkipReason},
     cluster::Cluster,
     control::{self, Reloaded},
     journal::{Entry, Journal},
     kubeconfig::{self, ContextEntry, KubeconfigError, Server},
     settings::{Access, UpSettings},
     supervisor::{Board, Supervisor},
-    tunnel::{self, Common, Dial, Listeners, Tunnel},
+    tunnel::{self, Common, Dial, Listeners, Ports, Tunnel},
 };
 
 mod answers;
@@ -144,32 +144,44 @@ impl Manager {
             self.printer.progress(&format!("identity {}", describe(&way.caller)));
             self.look_after(way);
         }
-        let found = try_join_all(ways.iter().map(|way| clusters(way, &self.printer))).await?;
-        let mut wanted = Vec::new();
-        for (way, found) in ways.iter().zip(found) {
-            wanted.extend(found.into_iter().map(|cluster| (Arc::clone(way), cluster)));
-        }
-        if wanted.is_empty() {
+        let printer = self.printer.clone();
+        let (senders, found): (Vec<_>, Vec<_>) = ways.iter().map(|_| mpsc::unbounded_channel()).unzip();
+        let searches = ways.iter().zip(senders).map(|(way, sender)| search(way, sender, &printer));
+        let (_all, tunnels) = tokio::try_join!(try_join_all(searches), self.open_each(&ways, found))?;
+        if tunnels.is_empty() {
             return Err(no_clusters(&ways));
         }
-        let bound = Listeners::bind(self.settings.base_port, wanted.len(), self.settings.strict_ports)?;
-        for taken in &bound.skipped {
-            self.printer.progress(&format!("{taken}: skipped"));
-        }
-        let ports = bound.listeners.iter().map(Listeners::port);
-        let routes = named(&self.settings, ports.zip(wanted));
+        let routes = named(&self.settings, tunnels.into_iter());
         if let Some(proxy) = self.settings.proxy {
             self.proxy = Some(Proxy::start(proxy, &mut self.tasks, &self.stop, &self.printer)?);
         }
         self.write_kubeconfig(&routes).await?;
         self.write_environment()?;
         self.end_left_behind(ways);
-        self.roster.send_modify(|roster| roster.routes.clone_from(&routes));
-        for (route, listeners) in routes.iter().zip(bound.listeners) {
-            self.start(route, listeners);
-        }
-        self.roster.send_modify(|roster| roster.opened = true);
+        self.roster.send_modify(|roster| (roster.routes, roster.opened) = (routes, true));
         Ok(())
+    }
+
+    /// Opens a tunnel to each cluster as soon as it is found, in the order of ways and of clusters in them. Returns
+    /// their ports and what they lead to.
+    async fn open_each(
+        &mut self,
+        ways: &[Arc<Way>],
+        found: Vec<mpsc::UnboundedReceiver<Cluster>>,
+    ) -> Result<Vec<(u16, (Arc<Way>, Cluster))>, CommandError> {
+        let mut ports = Ports::new(self.settings.base_port, self.settings.strict_ports);
+        let mut tunnels = Vec::new();
+        for (way, mut found) in ways.iter().zip(found) {
+            while let Some(cluster) = found.recv().await {
+                let listeners = ports.bind_next()?;
+                for taken in ports.skipped() {
+                    self.printer.progress(&format!("{taken}: skipped"));
+                }
+                tunnels.push((listeners.port(), (Arc::clone(way), cluster.clone())));
+                self.start(way, cluster, listeners);
+            }
+        }
+        Ok(tunnels)
     }
 
     /// Looks for clusters again, by settings that may have changed. Tunnels to clusters that are as they were go on
@@ -253,7 +265,7 @@ impl Manager {
         let both = routes.iter().cloned().chain(ending).collect();
         self.roster.send_modify(|roster| (roster.ways, roster.routes) = (ways, both));
         for (route, listeners) in started.into_iter().zip(bound.listeners) {
-            self.start(route, listeners);
+            self.start(&route.way, route.cluster.clone(), listeners);
         }
         self.supervisor.end(&gone).await;
         self.roster.send_modify(|roster| roster.routes = routes);
@@ -367,7 +379,7 @@ impl Manager {
         });
     }
 
-    fn start(&mut self, route: &Route, listeners: Listeners) {
+    fn start(&mut self, way: &Way, cluster: Cluster, listeners: Listeners) {
         let mut config = tunnel::Config {
             probe_interval: self.settings.probe_interval,
             resume_budget: self.settings.reconnect_timeout,
@@ -375,9 +387,8 @@ impl Manager {
         };
         config.session.payload_len = self.settings.payload_size.unwrap_or(config.session.payload_len);
         config.session.messages_per_second = config.session.messages_per_second.filter(|_| self.settings.rate_limit);
-        let way = &route.way;
         self.supervisor.start(Tunnel::new(
-            route.cluster.clone(),
+            cluster,
             way.access.bastions.clone(),
             Arc::clone(&way.dial),
             listeners,
@@ -494,19 +505,32 @@ fn describe(caller: &Caller) -> String {
 
 /// Finds the clusters to open tunnels to; says which are skipped and why.
 async fn clusters(way: &Way, printer: &Printer) -> Result<Vec<Cluster>, CommandError> {
+    let (sender, mut found) = mpsc::unbounded_channel();
+    search(way, sender, printer).await?;
+    Ok(std::iter::from_fn(|| found.try_recv().ok()).collect())
+}
+
+/// Finds the clusters to open tunnels to, and sends each as soon as it and those before it are known; says which are
+/// skipped and why. Clusters that were asked for by name are only sent when all of them can be had.
+async fn search(way: &Way, found: mpsc::UnboundedSender<Cluster>, printer: &Printer) -> Result<(), CommandError> {
+    // Whoever does not take them any more has failed, and says so.
+    let send = |cluster: &Cluster| drop(found.send(cluster.clone()));
     let wanted = &way.access.clusters;
-    let Discovery { clusters } = way.aws.discover(wanted).await?;
-    let mut usable = Vec::with_capacity(clusters.len());
-    for description in clusters {
-        match description.access {
-            Ok(cluster) => usable.push(cluster),
-            Err(reason) if wanted.is_empty() => {
-                printer.progress(&format!("skipped `{}`: {reason}", description.name));
-            }
-            Err(reason) => return Err(not_usable(&description.name, &description.region, reason)),
-        }
+    if wanted.is_empty() {
+        let each = |description: &ClusterDescription| match &description.access {
+            Ok(cluster) => send(cluster),
+            Err(reason) => printer.progress(&format!("skipped `{}`: {reason}", description.name)),
+        };
+        way.aws.discover_each(wanted, each).await?;
+        return Ok(());
     }
-    Ok(usable)
+    let mut usable = Vec::with_capacity(wanted.len());
+    for description in way.aws.discover(wanted).await?.clusters {
+        let access = description.access;
+        usable.push(access.map_err(|reason| not_usable(&description.name, &description.region, reason))?);
+    }
+    usable.iter().for_each(send);
+    Ok(())
 }
 
 fn no_clusters(ways: &[Arc<Way>]) -> CommandError {

@@ -101,6 +101,63 @@ pub enum BindError {
     },
 }
 
+/// Ports that are bound one after another, from a first one on.
+#[derive(Debug)]
+pub struct Ports {
+    base_port: u16,
+    strict: bool,
+    /// The next to try; `None` when there are no more.
+    next: Option<u16>,
+    bound: usize,
+    /// Ports that were taken, and have not been asked for with [`skipped`](Self::skipped).
+    skipped: Vec<PortTaken>,
+}
+
+impl Ports {
+    /// Begins with `base_port`; with 0 the system chooses each port. With `strict` a port that is taken is an error
+    /// instead of being skipped.
+    #[must_use]
+    pub fn new(base_port: u16, strict: bool) -> Self {
+        Self { base_port, strict, next: Some(base_port), bound: 0, skipped: Vec::new() }
+    }
+
+    /// Binds the next free port, on 127.0.0.1, and on ::1 where the machine has it.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with IO enabled.
+    pub fn bind_next(&mut self) -> Result<Listeners, BindError> {
+        loop {
+            let exhausted = BindError::Exhausted { base_port: self.base_port, count: self.bound + 1 };
+            let port = self.next.ok_or(exhausted)?;
+            if port != 0 {
+                self.next = port.checked_add(1);
+            }
+            match Listeners::bind_port(port) {
+                Ok(listeners) => {
+                    self.bound += 1;
+                    return Ok(listeners);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && port != 0 => {
+                    let taken = PortTaken { port, owner: owner_of(port) };
+                    if self.strict {
+                        return Err(BindError::Taken(taken));
+                    }
+                    self.skipped.push(taken);
+                }
+                Err(source) => return Err(BindError::Io { port, source }),
+            }
+        }
+    }
+
+    /// Returns the ports that have been skipped since the last call.
+    pub fn skipped(&mut self) -> Vec<PortTaken> {
+        std::mem::take(&mut self.skipped)
+    }
+}
+
 impl Listeners {
     /// Binds `count` ports from `base_port` on, on 127.0.0.1, and on ::1 where the machine has it.
     /// With `strict` a port that is taken is an error instead of being skipped. With a `base_port`
@@ -112,26 +169,9 @@ impl Listeners {
     /// # Panics
     /// Outside of a tokio runtime with IO enabled.
     pub fn bind(base_port: u16, count: usize, strict: bool) -> Result<Bound, BindError> {
-        let mut bound = Bound { listeners: Vec::with_capacity(count), skipped: Vec::new() };
-        let mut next = Some(base_port);
-        while bound.listeners.len() < count {
-            let port = next.ok_or(BindError::Exhausted { base_port, count })?;
-            match Self::bind_port(port) {
-                Ok(listeners) => bound.listeners.push(listeners),
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && port != 0 => {
-                    let taken = PortTaken { port, owner: owner_of(port) };
-                    if strict {
-                        return Err(BindError::Taken(taken));
-                    }
-                    bound.skipped.push(taken);
-                }
-                Err(source) => return Err(BindError::Io { port, source }),
-            }
-            if base_port != 0 {
-                next = port.checked_add(1);
-            }
-        }
-        Ok(bound)
+        let mut ports = Ports::new(base_port, strict);
+        let listeners = (0..count).map(|_| ports.bind_next()).collect::<Result<_, _>>()?;
+        Ok(Bound { listeners, skipped: ports.skipped })
     }
 
     /// Binds one address as it is; port 0: the system chooses one.

@@ -41,6 +41,21 @@ async fn ten_clusters_come_up_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_started_while_clusters_are_still_looked_for() {
+    let lab = Lab::start(Config::with_clusters(40)).await;
+    // Each call takes longer than anything else here, and some six clusters are described at a time.
+    lab.emulator.update(|settings| settings.api_delay = Duration::from_millis(100));
+    let up = lab.up(&[]).await;
+    let events = lab.emulator.events();
+    let started = events.iter().position(|event| matches!(event, Event::SessionStarted { .. })).unwrap();
+    let is_description = |event: &Event| matches!(event, Event::Api { action, .. } if action == "eks:DescribeCluster");
+    let described = events.iter().rposition(is_description).unwrap();
+    assert!(started < described, "the first session is event {started}, the last description event {described}");
+    assert_eq!(up.stop().await.code(), Some(0));
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_pages_of_the_list_are_read_and_what_cannot_be_reached_is_skipped() {
     let mut config = Config { list_page_len: 2, ..Config::with_clusters(5) };
     config.clusters.push(ClusterConfig::creating("fresh"));
