@@ -15,7 +15,7 @@ use aws_smithy_http_client::{
     tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode},
 };
 use aws_smithy_runtime_api::client::{
-    http::{HttpConnector, HttpConnectorSettings, SharedHttpClient},
+    http::{HttpClient, HttpConnector, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector},
     runtime_components::RuntimeComponents,
 };
 use rustls::{
@@ -70,16 +70,28 @@ impl Bundle {
     }
 }
 
+/// An HTTP client that is not set up before it is used: the SDK would have each of its clients try one, which loads
+/// and parses the system's roots, and a token takes no call.
+#[derive(Debug)]
+struct OnUse(SharedHttpClient);
+
+impl HttpClient for OnUse {
+    fn http_connector(&self, settings: &HttpConnectorSettings, components: &RuntimeComponents) -> SharedHttpConnector {
+        self.0.http_connector(settings, components)
+    }
+}
+
 /// Makes the HTTP client of the SDK.
 pub(super) fn http_client(bundle: Option<&Bundle>, proxies: ProxyConfig) -> SharedHttpClient {
     let trust = trust(bundle);
-    Builder::new().build_with_connector_fn(
+    let client = Builder::new().build_with_connector_fn(
         move |settings: Option<&HttpConnectorSettings>, components: Option<&RuntimeComponents>| {
             let mut builder = ConnectorBuilder::default().connector_settings(settings.cloned().unwrap_or_default());
             builder.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
             connector(builder, &trust, &proxies)
         },
-    )
+    );
+    SharedHttpClient::new(OnUse(client))
 }
 
 /// Makes an HTTP client for single requests that the SDK has no part in.

@@ -249,6 +249,19 @@ async fn token_asks_the_manager_and_falls_back_on_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_needs_no_call_loads_no_certificates() {
+    let lab = Lab::start(Config::default()).await;
+    // Whoever opens it for reading waits for a writer, and there is none.
+    let pipe = lab.path("roots.pem");
+    assert!(lab.bare_command("mkfifo").arg(&pipe).status().await.unwrap().success());
+    let mut token = lab.bare_command(PROGRAM);
+    token.args(["token", "--cluster-name=payments", "--region=us-east-1"]);
+    token.envs(lab.emulator.static_environment()).env("SSL_CERT_FILE", &pipe);
+    let ended = Running::start(&mut token).ended().await;
+    assert!(ended.assert_success().contains("k8s-aws-v1."));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn clusters_are_shown_as_a_table_and_as_json() {
     let mut config = Config::default();
     config.clusters.push(ClusterConfig::creating("fresh"));
