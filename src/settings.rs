@@ -60,6 +60,9 @@ const DEFAULT_RECONNECT_TIMEOUT: Duration = Duration::from_secs(90);
 /// Times to try to resume a session that a user may ask for.
 const RECONNECT_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
+/// Sessions of a tunnel, unless told otherwise: one is enough for kubectl, and each costs a call and a line in CloudTrail.
+const DEFAULT_SESSIONS: usize = 1;
+
 /// All that settings are read from.
 struct Sources {
     flags: Layer,
@@ -212,6 +215,8 @@ pub struct UpSettings {
     pub probe_interval: Duration,
     /// How long a lost session is tried to be resumed before a new one is started, 1 s to 1 h.
     pub reconnect_timeout: Duration,
+    /// How many sessions a tunnel may have at once, 1 to 16.
+    pub sessions: usize,
     /// Payload of a message that is sent, in bytes, 256 to 32768; `None`: as the official client.
     pub payload_size: Option<usize>,
     /// Whether to stay below the message rate at which the service pauses a session.
@@ -261,6 +266,7 @@ impl UpSettings {
             .and_then(|given| values::within(given, RECONNECT_TIMEOUTS, "between `1s` and `1h`", problems));
         let probe_interval =
             stack.one(&source::PROBE_INTERVAL).and_then(|given| values::probe_interval(given, problems));
+        let sessions = stack.one(&source::SESSIONS).and_then(|given| values::sessions(given, problems));
         let payload_size = stack.one(&source::PAYLOAD_SIZE).and_then(|given| values::payload_size(given, problems));
         let context_prefix = stack.one(&source::CONTEXT_PREFIX).map(|given| values::context_prefix(given, problems));
         let base_port = match stack.one(&source::BASE_PORT) {
@@ -280,6 +286,7 @@ impl UpSettings {
             timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
             probe_interval: probe_interval.unwrap_or(DEFAULT_PROBE_INTERVAL),
             reconnect_timeout: reconnect_timeout.unwrap_or(DEFAULT_RECONNECT_TIMEOUT),
+            sessions: sessions.unwrap_or(DEFAULT_SESSIONS),
             payload_size,
             rate_limit: !is_on(&source::NO_RATE_LIMIT),
             env_file: stack.one(&source::ENV_FILE).map(|given| given.path(environment)),

@@ -24,6 +24,8 @@ mod fault;
 mod held;
 mod listener;
 mod liveness;
+mod load;
+mod member;
 mod memory;
 mod meter;
 mod policy;
@@ -79,10 +81,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Settings of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Settings of each session. The receive budget is shared by the tunnel's regular sessions.
+    /// Settings of each session. The receive budget is that of the tunnel: each session gets an equal share of it, as if
+    /// all that there may be were there.
     pub session: proto::Config,
-    /// How many sessions carry the tunnel's connections, at least 1. An agent sends at most about
-    /// 0.9 MB/s through one.
+    /// How many sessions carry the tunnel's connections at most, at least 1. One is always there, others while there is
+    /// something to share: an agent sends at most about 0.9 MB/s through one.
     pub sessions: usize,
     /// What it takes for the tunnel to be ready.
     pub readiness: Readiness,
@@ -256,8 +259,8 @@ impl Running {
         loop {
             self.publish();
             let now = clock.now().mono;
-            let review_at = self.sessions.deadline(self.held.since());
-            let timers = [self.held.deadline(), self.publish_at, review_at.filter(|at| *at > now)];
+            let review_at = self.sessions.deadline(now, self.held.since());
+            let timers = [self.held.deadline(), self.publish_at, review_at];
             let due = timers.into_iter().flatten().min();
             tokio::select! {
                 biased;
@@ -382,9 +385,9 @@ impl Running {
         let now = self.shared.common.clock().now();
         while let Some(since) = self.held.since() {
             let waited = now.mono.saturating_sub(since);
-            let Some(number) = self.sessions.assign(now, waited) else { break };
+            let Some(number) = self.sessions.assign(now, self.held.len(), waited) else { break };
             let Some(held) = self.held.pop() else { break };
-            if let Err(held) = self.sessions.give(number, held) {
+            if let Err(held) = self.sessions.give(number, held, now) {
                 // Its end comes next, and then another is chosen.
                 self.held.put_back(held);
                 break;

@@ -383,6 +383,7 @@ impl Manager {
         let mut config = tunnel::Config {
             probe_interval: self.settings.probe_interval,
             resume_budget: self.settings.reconnect_timeout,
+            sessions: self.settings.sessions,
             ..tunnel::Config::default()
         };
         config.session.payload_len = self.settings.payload_size.unwrap_or(config.session.payload_len);

@@ -85,12 +85,13 @@ pub(super) static CONTEXT_PREFIX: Setting = Setting::new("context_prefix", "--co
 pub(super) static TIMEOUT: Setting = Setting::new("timeout", "--timeout");
 pub(super) static PROBE_INTERVAL: Setting = Setting::new("probe_interval", "--probe-interval");
 pub(super) static RECONNECT_TIMEOUT: Setting = Setting::new("reconnect_timeout", "--reconnect-timeout");
+pub(super) static SESSIONS: Setting = Setting::new("sessions", "--sessions");
 pub(super) static PAYLOAD_SIZE: Setting = Setting::new("payload_size", "--payload-size");
 pub(super) static NO_RATE_LIMIT: Setting = Setting::new("no_rate_limit", "--no-rate-limit").shape(Shape::Switch);
 pub(super) static ENV_FILE: Setting = Setting::new("env_file", "--env-file");
 
 /// All settings that a configuration file may give, in the order of its documentation.
-pub(super) static ALL: [&Setting; 23] = [
+pub(super) static ALL: [&Setting; 24] = [
     &REGION,
     &PROFILE,
     &ROLE_ARN,
@@ -111,6 +112,7 @@ pub(super) static ALL: [&Setting; 23] = [
     &TIMEOUT,
     &PROBE_INTERVAL,
     &RECONNECT_TIMEOUT,
+    &SESSIONS,
     &PAYLOAD_SIZE,
     &NO_RATE_LIMIT,
     &ENV_FILE,

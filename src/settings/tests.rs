@@ -28,7 +28,7 @@ fn defaults() {
     assert_eq!(settings.base_port, 10100);
     assert_eq!((settings.timeout, settings.probe_interval), (Duration::from_secs(60), Duration::from_secs(30)));
     assert_eq!(settings.reconnect_timeout, Duration::from_secs(90));
-    assert_eq!((settings.payload_size, settings.rate_limit), (None, true));
+    assert_eq!((settings.sessions, settings.payload_size, settings.rate_limit), (1, None, true));
     assert_eq!(settings.context_prefix, "pa-");
     assert_eq!(settings.common.name, "default");
     assert_eq!(settings.common.kubeconfig, Path::new("/home/alice/.kube/autoheal-pa.yaml"));
@@ -51,6 +51,7 @@ fn takes_every_flag() {
         timeout: Some("5m".into()),
         probe_interval: Some("0".into()),
         reconnect_timeout: Some("10m".into()),
+        sessions: Some("4".into()),
         payload_size: Some("8192".into()),
         no_rate_limit: true,
         reason: Some("INC-42: smoke test".into()),
@@ -68,7 +69,7 @@ fn takes_every_flag() {
     assert_eq!(settings.context_prefix, "");
     assert_eq!((settings.timeout, settings.probe_interval), (Duration::from_secs(300), Duration::ZERO));
     assert_eq!(settings.reconnect_timeout, Duration::from_secs(600));
-    assert_eq!((settings.payload_size, settings.rate_limit), (Some(8192), false));
+    assert_eq!((settings.sessions, settings.payload_size, settings.rate_limit), (4, Some(8192), false));
     assert_eq!(settings.access[0].reason.as_deref(), Some("INC-42: smoke test"));
     assert_eq!(settings.env_file.as_deref(), Some(Path::new("/home/alice/env")));
     assert_eq!(settings.github_env.as_deref(), Some(Path::new("/gh/env")));
@@ -128,16 +129,17 @@ fn says_everything_that_is_wrong_at_once() {
         timeout: Some("0s".into()),
         probe_interval: Some("2h".into()),
         reconnect_timeout: Some("0s".into()),
+        sessions: Some("17".into()),
         payload_size: Some("64k".into()),
         reason: Some("two\nlines".into()),
         ..UpArgs::default()
     };
     let flags = GlobalArgs { name: Some("/".into()), duration: Some("1h".into()), ..GlobalArgs::default() };
     let error = UpSettings::load(&flags, &args, &environment([])).unwrap_err();
-    assert_eq!(error.problems.len(), 11);
+    assert_eq!(error.problems.len(), 12);
     let text = error.to_string();
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines[0], "there are 11 problems with the settings");
+    assert_eq!(lines[0], "there are 12 problems with the settings");
     assert!(lines[1..].iter().all(|line| line.starts_with("  ")), "{text}");
     assert!(text.contains("\n  `--bastion`: `bastion` is not a bastion id: expected"), "{text}");
 }
@@ -235,7 +237,7 @@ fn flags_win_over_the_environment_and_that_over_the_top_level() {
     let text = format!(
         "region: eu-west-1\nprofile: top\nbastion: i-0abcdef1\nbase_port: 1\nrole_arn: {ROLE}\nclusters: [top]\n\
          ca_bundle: ca.pem\nkubeconfig: ~/config\nenv_file: ../env\ntimeout: 5m\nprobe_interval: 0\nstrict_ports: true\n\
-         set_current: false\ncontext_prefix: ''\nreconnect_timeout: 1m\nweb_identity_token_file: /token\nreason: why"
+         set_current: false\ncontext_prefix: ''\nreconnect_timeout: 1m\nsessions: 3\nweb_identity_token_file: /token\nreason: why"
     );
     let load = |flags: &GlobalArgs, args: &UpArgs, environment: &Environment| {
         let dir = folder(&text);
@@ -256,7 +258,7 @@ fn flags_win_over_the_environment_and_that_over_the_top_level() {
     assert_eq!(settings.env_file, Some(dir.path().join("../env")));
     assert!(settings.strict_ports && !settings.set_current && settings.context_prefix.is_empty());
     assert_eq!((settings.base_port, settings.probe_interval), (1, Duration::ZERO));
-    assert_eq!((settings.timeout.as_secs(), settings.reconnect_timeout.as_secs()), (300, 60));
+    assert_eq!((settings.timeout.as_secs(), settings.reconnect_timeout.as_secs(), settings.sessions), (300, 60, 3));
 
     let shell = environment([
         ("AWS_DEFAULT_REGION", "us-west-1"),

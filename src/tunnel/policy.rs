@@ -34,6 +34,9 @@ const SLOW: Backoff = Backoff { first: Duration::from_secs(10), cap: SLOWEST };
 /// CloudTrail, and nobody is waiting.
 const FAILBACK: Backoff = Backoff { first: Duration::from_secs(30), cap: Duration::from_secs(600) };
 
+/// Back-off between attempts to start an extra session, which nobody needs to be served.
+const SHARE: Backoff = Backoff { first: Duration::from_secs(5), cap: Duration::from_secs(300) };
+
 /// The longest delay there is while a tunnel does not work.
 const SLOWEST: Duration = Duration::from_secs(60);
 
@@ -238,6 +241,11 @@ fn slow(history: &History, target: usize, jitter: &mut Jitter) -> Step {
 /// Returns how long to wait before the `attempt`-th look, counted from 1, whether a better target is back.
 pub(super) fn failback(attempt: u32, jitter: &mut Jitter) -> Duration {
     FAILBACK.delay(attempt, jitter)
+}
+
+/// Returns how long to wait before another extra session after so many in a row have never worked.
+pub(super) fn share(failures: u32, jitter: &mut Jitter) -> Duration {
+    SHARE.delay(failures, jitter)
 }
 
 /// When a session counts as behind, and when as caught up again: a new connection would wait longer for the

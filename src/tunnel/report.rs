@@ -115,6 +115,8 @@ pub(super) struct Slot {
     session: Option<(SessionHandle, Duration)>,
     target: Option<Target>,
     agent_version: Option<Version>,
+    /// Of the last probe of this session that succeeded.
+    probe_round_trip: Option<Duration>,
     attached: bool,
     /// When a session that has been resumed takes connections again, as [`Now::mono`].
     settles_at: Option<Duration>,
@@ -139,6 +141,7 @@ impl Slot {
             session: None,
             target: None,
             agent_version: None,
+            probe_round_trip: None,
             attached: false,
             settles_at: None,
             backlog: Duration::ZERO,
@@ -163,6 +166,21 @@ impl Slot {
     /// Whether streams can be opened.
     pub(super) fn takes_connections(&self, now: Duration) -> bool {
         self.attached && self.agent_version.is_some() && self.settles_at.is_none_or(|at| at <= now)
+    }
+
+    /// Whether the agent has completed its handshake, in a session that goes on.
+    pub(super) fn is_established(&self) -> bool {
+        self.agent_version.is_some()
+    }
+
+    /// Whether there is a session that has lost its transport.
+    pub(super) fn is_lost(&self) -> bool {
+        self.session.is_some() && !self.attached
+    }
+
+    /// Whether it has been proved to work at any time.
+    pub(super) fn was_active(&self) -> bool {
+        self.was_active
     }
 
     /// Returns when it takes connections again, if it is only that.
@@ -232,6 +250,7 @@ impl Slot {
             Report::Ended { fault, step } => {
                 self.attached = false;
                 self.agent_version = None;
+                self.probe_round_trip = None;
                 self.backlog = Duration::ZERO;
                 self.behind = false;
                 self.restarts += u64::from(self.session.take().is_some());
@@ -254,7 +273,8 @@ impl Slot {
                 }
                 return Some(Arc::new(Fault::Probe(ProbeError::Refused)));
             }
-            Report::Probed(Ok(_)) => {
+            Report::Probed(Ok(answer)) => {
+                self.probe_round_trip = Some(answer.round_trip);
                 if self.attached {
                     self.set(State::Active, now);
                 }
@@ -303,6 +323,9 @@ impl Slot {
             state: self.state,
             since: system_time(self.since),
             open_connections: self.meter.open.load(Ordering::Relaxed),
+            bytes_sent: self.meter.bytes_sent.load(Ordering::Relaxed),
+            bytes_received: self.meter.bytes_received.load(Ordering::Relaxed),
+            probe_round_trip: self.probe_round_trip,
         })
     }
 }

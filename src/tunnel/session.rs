@@ -344,7 +344,9 @@ impl SessionTask {
             Step::Restart { after, target } | Step::SlowRetry { after, target } => (after, target),
             Step::OnDemand { target } => (Duration::ZERO, target),
         };
+        let goes_on = replaced || matches!(step, Step::Restart { target, .. } if target > self.target);
         match step {
+            _ if !goes_on => debug!(error, "no session, and no other is started in its place"),
             // What stays as it was is no news.
             Step::SlowRetry { .. } if self.needs_human => debug!(error, ?after, "no session yet"),
             Step::SlowRetry { .. } => warn!(error, ?after, "no session, trying again slowly"),
@@ -364,8 +366,7 @@ impl SessionTask {
         }
         self.reports.send(Report::Ended { fault: Arc::new(fault), step });
         self.driver.return_waiting();
-        let goes_on = matches!(step, Step::Restart { target, .. } if target > self.target);
-        if !replaced && !goes_on {
+        if !goes_on {
             return Stage::Stopped;
         }
         match step {

@@ -1,15 +1,30 @@
 //! The sessions of one tunnel: which there are, which takes the next connection, which has to go.
 //!
-//! A tunnel has as many regular sessions as it is told to have, and sometimes one more:
+//! An agent sends at most about 0.9 MB/s through one session, and whatever comes next queues behind that: with a bulk
+//! transfer under way, a small request takes a quarter of a second more per round trip. So a tunnel may have several:
 //!
+//! * the **base** is always there, and is replaced when it ends;
+//! * **extra** sessions, up to the configured number together with the base, while there is something to share;
 //! * a **relief**, while every other session has lost so much that a new connection would wait longer for the
 //!   agent's repeats than for a session of its own;
 //! * a **candidate**, on a target that comes before the present one in the list, to find out whether it is back.
-//!   Once proved it takes the place of the regular session, whose connections stay where they are until they
-//!   end: then it is **retired**.
+//!   Once proved it takes the place of the base, whose connections stay where they are until they end: then it is
+//!   **retired**.
 //!
-//! Invariants: a session that may take connections is never stopped while it has some; what is not regular is not
-//! replaced when it ends; there is one relief and one candidate at most.
+//! A connection gets the session with the least [load](super::load). If even that one is busy and there may be more
+//! sessions, more are started, one for each connection that waits, and the connections wait for them, [`SHARE_PATIENCE`]
+//! at most: a connection cannot move later, so the ones that come in a burst have to be spread before they begin. That is
+//! the price of several sessions: about a second, once, for a connection that comes while others carry data and extra
+//! sessions are not there yet. Connections that come one after the other, or beside idle watches, never wait and start
+//! nothing. An extra session without connections is kept for [`SHARE_IDLE`], so a loop of commands starts none anew.
+//!
+//! Extra sessions are probed as all are, which also keeps those that carry idle watches from being ended by the service.
+//! What becomes of them is no matter for the tunnel: one that cannot be had is tried again with a growing pause, while
+//! connections take what there is; one that is lost is resumed for its connections' sake, and closed if it has none.
+//!
+//! Invariants: a session that may take connections is never stopped while it has some; what is not the base is not
+//! replaced when it ends; base and extra sessions are never more than the configured number; there is one relief and one
+//! candidate at most.
 
 use std::{
     collections::BTreeMap,
@@ -25,12 +40,14 @@ use tokio::{
     task::{JoinError, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, info};
+use tracing::{Instrument, debug, info, warn};
 
 use super::{
     Fault, Readiness, SessionStatus, State,
     driver::{Command, Driver},
     held::Held,
+    load::Load,
+    member::{Member, Role, Totals},
     meter::{LinkState, Meter},
     policy::{self, Jitter},
     probe::Probe,
@@ -46,67 +63,15 @@ const RELIEF_PATIENCE: Duration = Duration::from_secs(10);
 /// How long no relief is tried after one that could not be had.
 const RELIEF_PAUSE: Duration = Duration::from_secs(30);
 
+/// How long a connection waits for an extra session before it takes the least loaded one, and for how long an extra
+/// session is waited for. Starting one takes about a second; waiting for longer than two costs more than a busy session.
+const SHARE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long an extra session is kept without connections: a while for whoever types commands or runs them in a loop.
+const SHARE_IDLE: Duration = Duration::from_secs(60);
+
 /// What starting a session is taken to cost before one has been measured.
 const USUAL_START_TIME: Duration = Duration::from_secs(1);
-
-/// What a session is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    /// It is replaced when it ends.
-    Regular,
-    /// It takes connections while the regular ones are behind.
-    Relief,
-    /// It finds out whether a better target is back, and takes no connections yet.
-    Candidate,
-    /// It keeps the connections that it has, and ends with the last of them.
-    Retiring,
-}
-
-/// One session's task, seen from the tunnel.
-struct Member {
-    role: Role,
-    slot: Slot,
-    commands: mpsc::UnboundedSender<Command>,
-    suspicion: Arc<Notify>,
-    stop: CancellationToken,
-    /// Shared with the task: another session follows when this one ends.
-    replaced: Arc<AtomicBool>,
-    /// When the present start began.
-    dialing_since: Option<Duration>,
-}
-
-impl Member {
-    fn open(&self) -> usize {
-        self.slot.meter.open.load(Ordering::Relaxed)
-    }
-
-    /// Whether it may be given connections, as far as its role goes.
-    fn serves(&self) -> bool {
-        matches!(self.role, Role::Regular | Role::Relief)
-    }
-}
-
-/// What members that have ended had counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Totals {
-    pub(super) bytes_sent: u64,
-    pub(super) bytes_received: u64,
-    pub(super) connections: u64,
-    pub(super) resumes: u64,
-    pub(super) restarts: u64,
-}
-
-impl Totals {
-    fn add(&mut self, slot: &Slot, role: Role) {
-        self.bytes_sent += slot.meter.bytes_sent.load(Ordering::Relaxed);
-        self.bytes_received += slot.meter.bytes_received.load(Ordering::Relaxed);
-        self.connections += slot.meter.connections_total.load(Ordering::Relaxed);
-        self.resumes += slot.resumes;
-        if role == Role::Regular {
-            self.restarts += slot.restarts;
-        }
-    }
-}
 
 /// All sessions of a tunnel. See the module's documentation.
 pub(super) struct Sessions {
@@ -129,10 +94,14 @@ pub(super) struct Sessions {
     /// When a better target is tried again; `None`: there is none.
     failback_at: Option<Duration>,
     failbacks: u32,
+    /// When an extra session may be tried again.
+    share_at: Duration,
+    /// Extra sessions in a row that never worked.
+    share_failures: u32,
 }
 
 impl Sessions {
-    /// Starts the regular sessions.
+    /// Starts the base.
     pub(super) fn start(
         shared: Arc<Shared>,
         seed: u64,
@@ -145,7 +114,6 @@ impl Sessions {
             Readiness::Proved if config.probe_interval.is_zero() => Proof::FirstProbe,
             Readiness::Proved => Proof::Probes,
         };
-        let regular = config.sessions.max(1);
         let mut sessions = Self {
             shared,
             stop,
@@ -162,11 +130,11 @@ impl Sessions {
             relief_at: Duration::ZERO,
             failback_at: None,
             failbacks: 0,
+            share_at: Duration::ZERO,
+            share_failures: 0,
         };
         let targets = sessions.shared.targets.len();
-        for _ in 0..regular {
-            sessions.open(Role::Regular, 0, targets);
-        }
+        sessions.open(Role::Base, 0, targets);
         sessions
     }
 
@@ -182,7 +150,7 @@ impl Sessions {
         let link = watch::Sender::new(LinkState::Down);
         let suspicion = Arc::new(Notify::new());
         let stop = self.stop.child_token();
-        let replaced = Arc::new(AtomicBool::new(role == Role::Regular));
+        let replaced = Arc::new(AtomicBool::new(role == Role::Base));
         if self.proof != Proof::Handshake {
             match Probe::new(&self.shared.cluster) {
                 Ok(probe) => {
@@ -212,8 +180,19 @@ impl Sessions {
             number
         };
         self.tasks.spawn(run.in_current_span());
-        let slot = Slot::new(clock.now(), meter, self.proof);
-        let member = Member { role, slot, commands, suspicion, stop, replaced, dialing_since: None };
+        let now = clock.now();
+        let member = Member {
+            role,
+            slot: Slot::new(now, meter, self.proof),
+            load: Load::default(),
+            commands,
+            suspicion,
+            stop,
+            replaced,
+            opened_at: now.mono,
+            dialing_since: None,
+            used_at: now.mono,
+        };
         self.members.insert(number, member);
     }
 
@@ -221,15 +200,14 @@ impl Sessions {
 
     /// Returns the tunnel's state: that of the best session in service, as new connections get that one.
     pub(super) fn state(&self) -> State {
-        let in_service = self.members.values().filter(|member| member.role != Role::Candidate);
+        let in_service = self.members.values().filter(|member| member.speaks_for_tunnel());
         State::of(in_service.map(|member| member.slot.state()))
     }
 
-    /// Returns what to show of each session, regular ones first.
+    /// Returns what to show of each session, the base first.
     pub(super) fn statuses(&self) -> Vec<SessionStatus> {
-        let (regular, others): (Vec<_>, Vec<_>) =
-            self.members.values().partition(|member| member.role == Role::Regular);
-        regular.into_iter().chain(others).filter_map(|member| member.slot.status()).collect()
+        let (base, others): (Vec<_>, Vec<_>) = self.members.values().partition(|member| member.role == Role::Base);
+        base.into_iter().chain(others).filter_map(|member| member.slot.status()).collect()
     }
 
     /// Returns the number of connections that have a session.
@@ -241,18 +219,28 @@ impl Sessions {
     pub(super) fn totals(&self) -> Totals {
         let mut totals = self.past;
         for member in self.members.values() {
-            totals.add(&member.slot, member.role);
+            totals.add(member);
         }
         totals
     }
 
-    /// Returns when [`review`](Self::review) or [`assign`](Self::assign) may come to something else, given since
-    /// when the first of the held connections has waited.
-    pub(super) fn deadline(&self, held_since: Option<Duration>) -> Option<Duration> {
+    /// Returns when, later than now, [`review`](Self::review) or [`assign`](Self::assign) may come to something else,
+    /// given since when the first of the held connections has waited.
+    pub(super) fn deadline(&self, now: Duration, held_since: Option<Duration>) -> Option<Duration> {
         let settling = self.members.values().filter_map(|member| member.slot.settles_at());
-        let patience = held_since.filter(|_| self.relief().is_some()).map(|since| since + RELIEF_PATIENCE);
+        let relieved = held_since.filter(|_| self.relief().is_some()).map(|since| since + RELIEF_PATIENCE);
+        let coming = self.members.values().filter(|member| held_since.is_some() && member.is_coming());
+        let given_up = coming.map(|member| member.opened_at + SHARE_PATIENCE);
+        let shared = held_since.map(|since| since + SHARE_PATIENCE);
+        let idle = self.members.values().filter(|member| member.role == Role::Extra);
+        let idle = idle.map(|member| member.used_at + SHARE_IDLE);
         let failback = self.failback_at.filter(|_| self.candidate().is_none());
-        settling.chain(patience).chain(failback).min()
+        let deadlines = settling.chain(relieved).chain(given_up).chain(shared).chain(idle).chain(failback);
+        deadlines.filter(|at| *at > now).min()
+    }
+
+    fn base(&self) -> Option<(usize, &Member)> {
+        self.members.iter().find(|(_, member)| member.role == Role::Base).map(|(&number, member)| (number, member))
     }
 
     fn relief(&self) -> Option<&Member> {
@@ -288,12 +276,19 @@ impl Sessions {
             | Report::Probed(_)
             | Report::Returned(_) => {}
         }
-        let fault = member.slot.apply(report, now);
-        let is_news = member.role != Role::Candidate;
-        if let Some(fault) = fault.as_deref().filter(|_| !is_news) {
-            debug!(error = super::fault::display_chain(fault), "a better target cannot be used yet");
+        // What cannot be had and is not missed is no news.
+        let (role, is_coming) = (member.role, member.is_coming());
+        let fault = member.slot.apply(report, now)?;
+        let error = super::fault::display_chain(&*fault);
+        match role {
+            Role::Candidate => debug!(error, "a better target cannot be used yet"),
+            Role::Extra if is_coming && self.share_failures == 0 => {
+                warn!(error, "cannot start another session: connections share those that there are");
+            }
+            Role::Extra if is_coming => debug!(error, "cannot start another session yet"),
+            Role::Base | Role::Extra | Role::Relief | Role::Retiring => return Some(fault),
         }
-        fault.filter(|_| is_news)
+        None
     }
 
     /// Waits until a task has ended, and forgets it. Returns `None` when there is none.
@@ -320,14 +315,19 @@ impl Sessions {
 
     fn forget(&mut self, number: usize, now: Now) {
         let Some(member) = self.members.remove(&number) else { return };
-        self.past.add(&member.slot, member.role);
+        self.past.add(&member);
         match member.role {
             Role::Candidate => {
                 self.failbacks += 1;
                 self.failback_at = Some(now.mono + policy::failback(self.failbacks, &mut self.jitter));
             }
             Role::Relief => self.relief_at = now.mono + RELIEF_PAUSE,
-            Role::Regular | Role::Retiring => {}
+            // Several that fail together are one failure.
+            Role::Extra if now.mono >= self.share_at => {
+                self.share_failures = if member.slot.was_active() { 1 } else { self.share_failures + 1 };
+                self.share_at = now.mono + policy::share(self.share_failures, &mut self.jitter);
+            }
+            Role::Base | Role::Extra | Role::Retiring => {}
         }
     }
 
@@ -338,16 +338,31 @@ impl Sessions {
         }
         self.adopt();
         let start_time = self.start_time;
-        let mut back = false;
+        let (mut is_ready, mut is_level) = (false, false);
         for member in self.members.values_mut() {
+            member.observe(now.mono);
             member.slot.judge_backlog(start_time);
-            let ready = member.slot.takes_connections(now.mono) && !member.slot.is_behind();
-            back |= member.role == Role::Regular && ready;
+            if member.role == Role::Base {
+                is_ready = member.slot.takes_connections(now.mono);
+                is_level = is_ready && !member.slot.is_behind();
+            }
         }
         for member in self.members.values_mut() {
-            if member.role == Role::Relief && back {
-                info!("a regular session has caught up: the relief takes no more connections");
-                member.role = Role::Retiring;
+            match member.role {
+                Role::Relief if is_level => {
+                    info!("the base session has caught up: the relief takes no more connections");
+                    member.retire();
+                }
+                Role::Extra if member.open() == 0 && member.slot.is_lost() => {
+                    debug!("an extra session is lost, and has no connections: closing it");
+                    member.retire();
+                }
+                Role::Extra if is_ready && now.mono >= member.used_at + SHARE_IDLE => {
+                    info!("an extra session has had no connections for a while: closing it");
+                    self.share_failures = 0;
+                    member.retire();
+                }
+                Role::Base | Role::Extra | Role::Relief | Role::Candidate | Role::Retiring => {}
             }
             if member.role == Role::Retiring && member.open() == 0 {
                 member.stop.cancel();
@@ -356,33 +371,31 @@ impl Sessions {
         self.look_for_better_target(now);
     }
 
-    /// Puts a candidate that has proved itself in the place of the session on the worst target.
+    /// Puts a candidate that has proved itself in the place of the base, and of extra sessions on worse targets.
     fn adopt(&mut self) {
         let proved = |member: &Member| member.role == Role::Candidate && member.slot.state() == State::Active;
         let Some((&number, candidate)) = self.members.iter().find(|(_, member)| proved(member)) else { return };
-        let target = self.place(candidate);
-        let worst = self.worst_regular().filter(|(_, place)| *place > target);
-        if let Some((worst, _)) = worst {
-            if let Some(old) = self.members.get_mut(&worst) {
-                old.role = Role::Retiring;
-                old.replaced.store(false, Ordering::Relaxed);
-            }
-            if let Some(candidate) = self.members.get_mut(&number) {
-                candidate.role = Role::Regular;
-                candidate.replaced.store(true, Ordering::Relaxed);
-                info!(target = %self.shared.targets[target], "a better target is back: new connections go through it");
-            }
-            (self.failbacks, self.failback_at) = (0, None);
-        } else if let Some(candidate) = self.members.get(&number) {
-            // The regular session has got there by itself.
+        let better = self.place(candidate);
+        if self.base().is_none_or(|(_, base)| self.place(base) <= better) {
+            // The base has got there by itself.
             candidate.stop.cancel();
+            return;
         }
-    }
-
-    /// Returns the regular session on the target that comes last in the list, with that target's place.
-    fn worst_regular(&self) -> Option<(usize, usize)> {
-        let regular = self.members.iter().filter(|(_, member)| member.role == Role::Regular);
-        regular.map(|(&number, member)| (number, self.place(member))).max_by_key(|(_, place)| *place)
+        let worse = |member: &Member| member.is_counted() && self.place(member) > better;
+        let worse: Vec<_> =
+            self.members.iter().filter(|(_, member)| worse(member)).map(|(&number, _)| number).collect();
+        for number in worse {
+            if let Some(old) = self.members.get_mut(&number) {
+                self.past.restarts += if old.role == Role::Base { old.slot.restarts } else { 0 };
+                old.retire();
+            }
+        }
+        if let Some(candidate) = self.members.get_mut(&number) {
+            candidate.role = Role::Base;
+            candidate.replaced.store(true, Ordering::Relaxed);
+            info!(target = %self.shared.targets[better], "a better target is back: new connections go through it");
+        }
+        (self.failbacks, self.failback_at) = (0, None);
     }
 
     /// Returns the place in the list of the target that a session is on.
@@ -392,10 +405,9 @@ impl Sessions {
     }
 
     fn look_for_better_target(&mut self, now: Now) {
-        let on_other = |member: &Member| {
-            member.role == Role::Regular && member.slot.state() == State::Active && self.place(member) > 0
-        };
-        if !self.members.values().any(on_other) {
+        let active = self.base().filter(|(_, base)| base.slot.state() == State::Active);
+        let place = active.map_or(0, |(_, base)| self.place(base));
+        if place == 0 {
             if self.candidate().is_none() {
                 (self.failbacks, self.failback_at) = (0, None);
             }
@@ -408,25 +420,40 @@ impl Sessions {
                 *self.failback_at.insert(at)
             }
         };
-        if at <= now.mono
-            && self.candidate().is_none()
-            && let Some((_, place)) = self.worst_regular()
-        {
+        if at <= now.mono && self.candidate().is_none() {
             debug!("trying whether a better target is back");
             self.open(Role::Candidate, 0, place);
         }
     }
 
-    /// Chooses the session for a connection that has waited this long; `None`: it has to wait on.
-    pub(super) fn assign(&mut self, now: Now, waited: Duration) -> Option<usize> {
+    /// Chooses the session for the first of so many connections that wait, which has done so for this long; `None`: it
+    /// has to wait on.
+    pub(super) fn assign(&mut self, now: Now, waiting: usize, waited: Duration) -> Option<usize> {
         let ready = |(_, member): &(&usize, &Member)| member.serves() && member.slot.takes_connections(now.mono);
         let free = self.members.iter().filter(ready).filter(|(_, member)| !member.slot.is_behind());
-        if let Some((&number, _)) = free.min_by_key(|(_, member)| member.open()) {
-            return Some(number);
+        let free = free.map(|(&number, member)| (member.load.rank(now.mono), number, self.place(member)));
+        if let Some((rank, number, place)) = free.min() {
+            let waits = rank.busy && waited < SHARE_PATIENCE && self.share(now, place, waiting);
+            return if waits { None } else { Some(number) };
         }
         let behind = self.members.iter().filter(ready).min_by_key(|(_, member)| member.slot.backlog());
         let (number, first) = behind.map(|(&number, member)| (number, self.place(member)))?;
         if waited < RELIEF_PATIENCE && self.relieve(now, first) { None } else { Some(number) }
+    }
+
+    /// Starts extra sessions for the connections that wait, as far as there may be more. Returns whether one is worth
+    /// waiting for.
+    fn share(&mut self, now: Now, target: usize, waiting: usize) -> bool {
+        let counted = self.members.values().filter(|member| member.is_counted()).count();
+        let coming = self.members.values().filter(|member| member.is_coming()).count();
+        let room = self.shared.config.sessions.saturating_sub(counted);
+        if now.mono >= self.share_at {
+            for _ in 0..waiting.saturating_sub(coming).min(room) {
+                info!("every session is in use: starting another");
+                self.open(Role::Extra, target, self.shared.targets.len());
+            }
+        }
+        self.members.values().any(|member| member.is_coming() && now.mono < member.opened_at + SHARE_PATIENCE)
     }
 
     /// Sees to it that a relief is there or on its way. Returns whether it is.
@@ -453,10 +480,12 @@ impl Sessions {
     }
 
     /// Gives a connection to a session. It comes back if the session's task has just ended.
-    pub(super) fn give(&self, number: usize, held: Held) -> Result<(), Held> {
-        let Some(member) = self.members.get(&number) else { return Err(held) };
+    pub(super) fn give(&mut self, number: usize, held: Held, now: Now) -> Result<(), Held> {
+        let Some(member) = self.members.get_mut(&number) else { return Err(held) };
         // The driver will count it, but the next of this burst is to see it.
         member.slot.meter.open.fetch_add(1, Ordering::Relaxed);
+        member.load.given(now.mono);
+        member.used_at = now.mono;
         member.commands.send(Command::Connect(held)).map_err(|error| match error.0 {
             Command::Connect(held) => held,
             Command::Abandon { .. } | Command::Wake => unreachable!("a connection was sent"),

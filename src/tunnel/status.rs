@@ -77,7 +77,8 @@ pub struct TunnelStatus {
     pub since: SystemTime,
     /// When it was first proved to work.
     pub ready_at: Option<SystemTime>,
-    /// Its sessions, in the order of their numbers; those without a target yet are left out.
+    /// Its sessions: the one that is always there, then others in the order of their starts. Those without a target yet
+    /// are left out.
     pub sessions: Vec<SessionStatus>,
     /// Local connections that are open, held ones included.
     pub open_connections: usize,
@@ -100,10 +101,10 @@ pub struct TunnelStatus {
 }
 
 impl TunnelStatus {
-    /// Returns the session that tells most about the tunnel: the first in the best state.
+    /// Returns the session that is always there.
     #[must_use]
     pub fn session(&self) -> Option<&SessionStatus> {
-        self.sessions.iter().find(|session| session.state == self.state).or(self.sessions.first())
+        self.sessions.first()
     }
 
     /// Takes note, in place of the tunnel, that its task has panicked with this message.
@@ -139,6 +140,12 @@ pub struct SessionStatus {
     pub since: SystemTime,
     /// Local connections that it carries.
     pub open_connections: usize,
+    /// Bytes from local programs, through this session and those that it has replaced.
+    pub bytes_sent: u64,
+    /// Bytes for local programs, through this session and those that it has replaced.
+    pub bytes_received: u64,
+    /// Round trip of its last probe that succeeded.
+    pub probe_round_trip: Option<Duration>,
 }
 
 /// Something that went wrong, and when.

@@ -134,6 +134,7 @@ context_prefix: a b
 timeout: 60
 probe_interval: 1ms
 reconnect_timeout: 2h
+sessions: 0
 web_identity_token_file: token
 access:
 - role_session_name: ' '

@@ -167,22 +167,6 @@ async fn held_connections_are_bounded_in_number_and_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_are_spread_over_sessions() {
-    let settings = Config { sessions: 3, ..config() };
-    let mut world = World::with(Destination::Echo, settings, 1, "", |_| {});
-    world.until(|status| status.sessions.iter().filter(|s| s.state == State::Active).count() == 3).await;
-    let mut locals: Vec<_> = (0..6).map(|_| world.connect()).collect();
-    for local in &mut locals {
-        local.write(b"hello").await;
-        local.expect(b"hello").await;
-    }
-    let status = world.until(|status| status.open_connections == 6).await;
-    assert!(status.sessions.iter().all(|session| session.open_connections == 2), "{:?}", status.sessions);
-    world.stop().await;
-    assert_eq!(world.calls().iter().filter(|call| matches!(call, Call::Terminate(_))).count(), 3);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_stop_ends_the_session_in_good_order() {
     let mut world = World::new(Destination::Echo);
     world.until_state(State::Active).await;
