@@ -433,27 +433,35 @@ impl Sessions {
         let free = self.members.iter().filter(ready).filter(|(_, member)| !member.slot.is_behind());
         let free = free.map(|(&number, member)| (member.load.rank(now.mono), number, self.place(member)));
         if let Some((rank, number, place)) = free.min() {
-            let waits = rank.busy && waited < SHARE_PATIENCE && self.share(now, place, waiting);
-            return if waits { None } else { Some(number) };
+            if rank.open > 0 && waited < SHARE_PATIENCE {
+                if rank.busy {
+                    self.share(now, place, waiting);
+                }
+                // Who has begun to wait does so until they are there, or the burst would end up on the first one.
+                let comes = |member: &Member| member.is_coming() && now.mono < member.opened_at + SHARE_PATIENCE;
+                if self.members.values().any(comes) {
+                    return None;
+                }
+            }
+            return Some(number);
         }
         let behind = self.members.iter().filter(ready).min_by_key(|(_, member)| member.slot.backlog());
         let (number, first) = behind.map(|(&number, member)| (number, self.place(member)))?;
         if waited < RELIEF_PATIENCE && self.relieve(now, first) { None } else { Some(number) }
     }
 
-    /// Starts extra sessions for the connections that wait, as far as there may be more. Returns whether one is worth
-    /// waiting for.
-    fn share(&mut self, now: Now, target: usize, waiting: usize) -> bool {
+    /// Starts extra sessions for the connections that wait, as far as there may be more.
+    fn share(&mut self, now: Now, target: usize, waiting: usize) {
+        if now.mono < self.share_at {
+            return;
+        }
         let counted = self.members.values().filter(|member| member.is_counted()).count();
         let coming = self.members.values().filter(|member| member.is_coming()).count();
         let room = self.shared.config.sessions.saturating_sub(counted);
-        if now.mono >= self.share_at {
-            for _ in 0..waiting.saturating_sub(coming).min(room) {
-                info!("every session is in use: starting another");
-                self.open(Role::Extra, target, self.shared.targets.len());
-            }
+        for _ in 0..waiting.saturating_sub(coming).min(room) {
+            info!("every session is in use: starting another");
+            self.open(Role::Extra, target, self.shared.targets.len());
         }
-        self.members.values().any(|member| member.is_coming() && now.mono < member.opened_at + SHARE_PATIENCE)
     }
 
     /// Sees to it that a relief is there or on its way. Returns whether it is.

@@ -6,6 +6,7 @@ mod policy;
 mod proof;
 mod recovery;
 mod sessions;
+mod share;
 mod sockets;
 mod streams;
 mod support;

@@ -72,7 +72,7 @@ pub(super) struct NetworkState {
     agents: JoinSet<()>,
     sessions: Vec<Session>,
     /// What the next starts and resumes answer instead of a transport.
-    refuse_starts: VecDeque<MakeError>,
+    pub(super) refuse_starts: VecDeque<MakeError>,
     refuse_resumes: VecDeque<MakeError>,
     /// Targets that are not connected.
     absent: Vec<Target>,
