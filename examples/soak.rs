@@ -24,14 +24,17 @@ struct Args {
     /// Seed of everything that happens by chance; a new one each time if none is given
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// How many sessions the tunnel may have
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    sessions: usize,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| u64::from(clock::wall().subsec_nanos()));
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "{} days with --seed {seed}", args.days)?;
-    let report = lab::soak::soak(args.days, seed)?;
+    writeln!(stdout, "{} days with --seed {seed} --sessions {}", args.days, args.sessions)?;
+    let report = lab::soak::soak(args.days, seed, args.sessions)?;
     writeln!(
         stdout,
         "{} faults, {} resumes, {} new sessions; {} MB compared, none lost; memory {} MiB after 3 days, {} MiB at the end",

@@ -56,7 +56,7 @@ mod wire;
 pub use client::{Client, ask, request_token};
 pub use directory::{Holder, holder, until_free};
 pub use server::Server;
-pub use status::{AccessStatus, ManagerStatus, TunnelReport};
+pub use status::{AccessStatus, ManagerStatus, SessionReport, TunnelReport};
 
 /// Longest request, in bytes, line feed included.
 const MAX_REQUEST_LEN: u64 = 64 << 10;

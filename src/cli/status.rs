@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     clock,
-    control::{Answer, Client, ControlError, ManagerStatus, Request, TunnelReport},
+    control::{Answer, Client, ControlError, ManagerStatus, Request, SessionReport, TunnelReport},
     settings::{Environment, Settings},
 };
 
@@ -173,15 +173,20 @@ fn text(status: &ManagerStatus, now: SystemTime, paint: Paint) -> String {
     text
 }
 
-/// Writes the tunnels as a table, the trouble of each below it.
+/// Writes the tunnels as a table: below each the sessions that it has besides its own, and its trouble.
 fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
     const HEAD: [&str; COLUMNS] = [
         "CONTEXT", "STATE", "SINCE", "PORT", "RTT", "OPEN", "SENT", "RECEIVED", "RESUMES", "RESTARTS", "TARGET",
         "AGENT", "SESSION",
     ];
-    let rows: Vec<[String; COLUMNS]> = tunnels.iter().map(|tunnel| row(tunnel, now)).collect();
+    let rows_of = |tunnel: &TunnelReport| {
+        let others = tunnel.sessions.iter().enumerate().skip(1);
+        let others = others.map(|(at, session)| session_row(at + 1, session, now));
+        std::iter::once(row(tunnel, now)).chain(others).collect::<Vec<_>>()
+    };
+    let rows: Vec<Vec<[String; COLUMNS]>> = tunnels.iter().map(rows_of).collect();
     let mut widths = HEAD.map(str::len);
-    for row in &rows {
+    for row in rows.iter().flatten() {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -190,13 +195,15 @@ fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
     let pad = |cell: &str, width: usize| format!("{cell:<width$}");
     let mut text = join(HEAD.iter().zip(widths).map(|(cell, width)| pad(cell, width)).collect());
     text.push('\n');
-    for (tunnel, row) in tunnels.iter().zip(&rows) {
-        let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| match column {
-            STATE => paint.state(&tunnel.state, &pad(cell, width)),
-            _ => pad(cell, width),
-        });
-        text.push_str(&join(cells.collect()));
-        text.push('\n');
+    for (tunnel, rows) in tunnels.iter().zip(&rows) {
+        for row in rows {
+            let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| match column {
+                STATE => paint.state(cell, &pad(cell, width)),
+                _ => pad(cell, width),
+            });
+            text.push_str(&join(cells.collect()));
+            text.push('\n');
+        }
         let Some(error) = &tunnel.last_error else { continue };
         let at = tunnel.last_error_at.as_deref().map(|at| ago(at, now)).unwrap_or_default();
         text.push_str(&format!("  {at} ago: {error}\n"));
@@ -207,14 +214,21 @@ fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
     text
 }
 
+fn or_dash(text: &Option<String>) -> String {
+    text.clone().unwrap_or_else(|| "-".to_owned())
+}
+
+fn round_trip(ms: Option<u64>) -> String {
+    ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"))
+}
+
 fn row(tunnel: &TunnelReport, now: SystemTime) -> [String; COLUMNS] {
-    let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     [
         tunnel.context.clone(),
         tunnel.state.clone(),
         ago(&tunnel.since, now),
         tunnel.port.to_string(),
-        tunnel.probe_rtt_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
+        round_trip(tunnel.probe_rtt_ms),
         tunnel.open_connections.to_string(),
         bytes(tunnel.bytes_sent),
         bytes(tunnel.bytes_received),
@@ -223,6 +237,25 @@ fn row(tunnel: &TunnelReport, now: SystemTime) -> [String; COLUMNS] {
         or_dash(&tunnel.target),
         or_dash(&tunnel.agent_version),
         or_dash(&tunnel.session_id),
+    ]
+}
+
+/// The row of a session besides the tunnel's own, in the columns of the tunnel, whose figures are those of all.
+fn session_row(number: usize, session: &SessionReport, now: SystemTime) -> [String; COLUMNS] {
+    [
+        format!("  session {number}"),
+        session.state.clone(),
+        ago(&session.since, now),
+        String::new(),
+        round_trip(session.probe_rtt_ms),
+        session.open_connections.to_string(),
+        bytes(session.bytes_sent),
+        bytes(session.bytes_received),
+        String::new(),
+        String::new(),
+        session.target.clone(),
+        or_dash(&session.agent_version),
+        or_dash(&session.session_id),
     ]
 }
 
@@ -284,6 +317,21 @@ mod tests {
             last_error: None,
             last_error_at: None,
             hint: None,
+            sessions: vec![session("ann-0123456789abcdef0", 2)],
+        }
+    }
+
+    fn session(id: &str, open: usize) -> SessionReport {
+        SessionReport {
+            session_id: Some(id.to_owned()),
+            target: "i-0dc03fbcae2a87472".to_owned(),
+            agent_version: Some("3.3.1142.0".to_owned()),
+            state: "active".to_owned(),
+            since: "2026-11-22T03:00:00Z".to_owned(),
+            open_connections: open,
+            bytes_sent: 900,
+            bytes_received: 12_000_000,
+            probe_rtt_ms: Some(28),
         }
     }
 
@@ -291,7 +339,13 @@ mod tests {
         let mut active = tunnel("payments", 10100, "active");
         active.last_error = Some("the WebSocket was closed with code 1000: `Bye`".to_owned());
         active.last_error_at = Some("2026-11-22T02:04:05Z".to_owned());
+        let mut starting = session("", 0);
+        (starting.session_id, starting.agent_version, starting.probe_rtt_ms) = (None, None, None);
+        (starting.bytes_sent, starting.bytes_received) = (0, 0);
+        (starting.state, starting.since) = ("starting".to_owned(), "2026-11-22T03:04:04Z".to_owned());
+        active.sessions.extend([session("ann-0fedcba9876543210", 1), starting]);
         let mut failed = tunnel("search", 10101, "failed");
+        failed.sessions.clear();
         failed.session_id = None;
         failed.agent_version = None;
         failed.probe_rtt_ms = None;
@@ -335,8 +389,8 @@ mod tests {
     #[test]
     fn is_coloured_by_state() {
         let text = text(&status(), at("2026-11-22T03:04:05Z"), Paint::coloured());
-        assert!(text.contains("\x1b[32mactive\x1b[0m  4 min"), "{text}");
-        assert!(text.contains("\x1b[31mfailed\x1b[0m  4 min"), "{text}");
+        assert!(text.contains("\x1b[32mactive  \x1b[0m  4 min"), "{text}");
+        assert!(text.contains("\x1b[31mfailed  \x1b[0m  4 min"), "{text}");
         assert!(text.contains("\x1b[33mdegraded\x1b[0m since"), "{text}");
     }
 
@@ -417,6 +471,18 @@ mod tests {
         ("last_error", "string or null"),
         ("last_error_at", "string or null"),
         ("hint", "string or null"),
+        ("sessions", "array"),
+    ];
+    const SESSION: &[(&str, &str)] = &[
+        ("session_id", "string or null"),
+        ("target", "string"),
+        ("agent_version", "string or null"),
+        ("state", "string"),
+        ("since", "string"),
+        ("open_connections", "number"),
+        ("bytes_sent", "number"),
+        ("bytes_received", "number"),
+        ("probe_rtt_ms", "number or null"),
     ];
 
     #[track_caller]
@@ -444,6 +510,9 @@ mod tests {
         assert_schema(&value["access"][0], ACCESS);
         assert_schema(&value["tunnels"][0], TUNNEL);
         assert_schema(&value["tunnels"][1], TUNNEL);
+        for session in value["tunnels"][0]["sessions"].as_array().unwrap() {
+            assert_schema(session, SESSION);
+        }
         assert_eq!(value["version"], 1);
         assert!(!line(&status()).unwrap().contains('\n'));
     }

@@ -70,9 +70,9 @@ pub struct TunnelReport {
     pub state: String,
     /// Since when it has been in this state.
     pub since: String,
-    /// The session's id, by which CloudTrail knows it; `null` while there is none.
+    /// The id of the session that is always there, by which CloudTrail knows it; `null` while there is none.
     pub session_id: Option<String>,
-    /// The target that the session runs on, or is being started on.
+    /// The target that this session runs on, or is being started on.
     pub target: Option<String>,
     /// The version of the agent there, once it has spoken.
     pub agent_version: Option<String>,
@@ -98,4 +98,32 @@ pub struct TunnelReport {
     pub last_error_at: Option<String>,
     /// What to do about it.
     pub hint: Option<String>,
+    /// All sessions: the one that is always there, then others in the order of their starts. Connections that are open,
+    /// bytes and resumes of the tunnel are those of all of them, and of some that have ended.
+    // A manager of an earlier version does not say.
+    #[serde(default)]
+    pub sessions: Vec<SessionReport>,
+}
+
+/// A session of a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionReport {
+    /// The session's id, by which CloudTrail knows it; `null` while there is none.
+    pub session_id: Option<String>,
+    /// The target that it runs on, or is being started on.
+    pub target: String,
+    /// The version of the agent there, once it has spoken.
+    pub agent_version: Option<String>,
+    /// `starting`, `active`, `reconnecting`, `degraded` or `failed`.
+    pub state: String,
+    /// Since when it has been in this state.
+    pub since: String,
+    /// Local connections that it carries.
+    pub open_connections: usize,
+    /// Bytes from local programs, through this session and those that it has replaced.
+    pub bytes_sent: u64,
+    /// Bytes for local programs, through this session and those that it has replaced.
+    pub bytes_received: u64,
+    /// Round trip of its last successful probe, in milliseconds.
+    pub probe_rtt_ms: Option<u64>,
 }

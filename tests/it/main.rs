@@ -20,6 +20,7 @@ mod lab;
 mod manager;
 mod matrix;
 mod policy;
+mod sessions;
 mod support;
 mod tidy;
 mod transfer;

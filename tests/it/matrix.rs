@@ -70,7 +70,9 @@ fn faults_of_the_process() {
 /// One day here, thirty by `cargo run --release --example soak`.
 #[test]
 fn a_day_leaves_nothing_behind() {
-    if let Err(wrong) = soak::soak(1, 1) {
-        panic!("{wrong}");
+    for sessions in [1, 3] {
+        if let Err(wrong) = soak::soak(1, 1, sessions) {
+            panic!("{sessions} sessions: {wrong}");
+        }
     }
 }

@@ -48,6 +48,8 @@ pub(crate) struct Setup {
     pub(crate) seed: u64,
     /// How often the tunnel probes the API server when nothing else proves the path.
     pub(crate) probe_interval: Duration,
+    /// How many sessions the tunnel may have.
+    pub(crate) sessions: usize,
     /// How often an object of the cluster changes; `None`: never.
     pub(crate) churn: Option<Duration>,
 }
@@ -105,6 +107,7 @@ impl Lab {
         let (listeners, port) = Listeners::in_memory(10_100);
         let tunnel_config = tunnel::Config {
             probe_interval: setup.probe_interval,
+            sessions: setup.sessions,
             seed: Some(setup.seed),
             ..tunnel::Config::default()
         };

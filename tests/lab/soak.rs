@@ -63,17 +63,17 @@ pub(crate) struct Report {
     pub(crate) memory: (u64, u64),
 }
 
-/// Soaks a tunnel for so many days.
+/// Soaks a tunnel for so many days, with so many sessions at most.
 ///
 /// # Errors
 /// What was lost or left behind.
-pub(crate) fn soak(days: u32, seed: u64) -> Result<Report, String> {
-    on_virtual_time(soak_within(days, seed)).map_err(|wrong| format!("seed {seed}: {wrong}"))
+pub(crate) fn soak(days: u32, seed: u64, sessions: usize) -> Result<Report, String> {
+    on_virtual_time(soak_within(days, seed, sessions)).map_err(|wrong| format!("seed {seed}: {wrong}"))
 }
 
-async fn soak_within(days: u32, seed: u64) -> Result<Report, String> {
+async fn soak_within(days: u32, seed: u64, sessions: usize) -> Result<Report, String> {
     let mut random = SplitMix64::new(seed);
-    let lab = Lab::start(&Setup { seed, probe_interval: PROBE_INTERVAL, churn: None }).await?;
+    let lab = Lab::start(&Setup { seed, probe_interval: PROBE_INTERVAL, sessions, churn: None }).await?;
     lab.emulator.update(|settings| settings.transport_lifetime = Some(HOUR));
     rest(&lab).await;
     let tasks = Handle::current().metrics().num_alive_tasks();

@@ -18,12 +18,12 @@ use crate::{
     clock,
     cluster::Cluster,
     control::{
-        AccessStatus, Answer, Handler, ManagerStatus, Refusal, Reloaded, Request, TokenAnswer, TokenRequest,
-        TunnelReport,
+        AccessStatus, Answer, Handler, ManagerStatus, Refusal, Reloaded, Request, SessionReport, TokenAnswer,
+        TokenRequest, TunnelReport,
     },
     doctor::{self, Finding, Limits, Subject},
     supervisor::{Board, Supervisor},
-    tunnel::TunnelStatus,
+    tunnel::{SessionStatus, TunnelStatus},
 };
 
 /// Shortest time between two lines to somebody who follows the status.
@@ -302,7 +302,7 @@ fn access(way: &Way, credentials: &CredentialStatus) -> AccessStatus {
 
 fn report(tunnel: &TunnelStatus, route: Option<&Route>) -> TunnelReport {
     let cluster = &tunnel.cluster;
-    let session = tunnel.session();
+    let base = tunnel.session();
     let error = tunnel.last_error.as_ref().map(|error| CommandError::tunnel(cluster, &error.fault));
     let hints = error.as_ref().map(|error| error.next_steps().join("; ")).filter(|hints| !hints.is_empty());
     TunnelReport {
@@ -313,19 +313,38 @@ fn report(tunnel: &TunnelStatus, route: Option<&Route>) -> TunnelReport {
         port: tunnel.port,
         state: tunnel.state.to_string(),
         since: rfc3339(tunnel.since),
-        session_id: session.and_then(|session| session.id.as_ref()).map(ToString::to_string),
-        target: session.map(|session| session.target.to_string()),
-        agent_version: session.and_then(|session| session.agent_version.as_ref()).map(ToString::to_string),
+        session_id: base.and_then(|session| session.id.as_ref()).map(ToString::to_string),
+        target: base.map(|session| session.target.to_string()),
+        agent_version: base.and_then(|session| session.agent_version.as_ref()).map(ToString::to_string),
         open_connections: tunnel.open_connections,
         connections_total: tunnel.connections_total,
         bytes_sent: tunnel.bytes_sent,
         bytes_received: tunnel.bytes_received,
         resumes: tunnel.resumes,
         restarts: tunnel.restarts,
-        probe_rtt_ms: tunnel.last_probe.map(|probe| probe.round_trip.as_millis().try_into().unwrap_or(u64::MAX)),
+        probe_rtt_ms: tunnel.last_probe.map(|probe| millis(probe.round_trip)),
         probed_at: tunnel.last_probe.map(|probe| rfc3339(probe.at)),
         last_error: tunnel.last_error.as_ref().map(ToString::to_string),
         last_error_at: tunnel.last_error.as_ref().map(|error| rfc3339(error.at)),
         hint: hints,
+        sessions: tunnel.sessions.iter().map(session_report).collect(),
     }
+}
+
+fn session_report(session: &SessionStatus) -> SessionReport {
+    SessionReport {
+        session_id: session.id.as_ref().map(ToString::to_string),
+        target: session.target.to_string(),
+        agent_version: session.agent_version.as_ref().map(ToString::to_string),
+        state: session.state.to_string(),
+        since: rfc3339(session.since),
+        open_connections: session.open_connections,
+        bytes_sent: session.bytes_sent,
+        bytes_received: session.bytes_received,
+        probe_rtt_ms: session.probe_round_trip.map(millis),
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
