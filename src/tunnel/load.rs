@@ -1,18 +1,18 @@
 //! How much a session has to do: what decides which one takes the next connection, and whether another is worth starting.
 //!
-//! A session is **busy** while it has connections and either has moved at least [`BUSY_BYTES`] in the last second or two,
-//! or was given one less than [`FRESH`] ago: what that one is for cannot be known yet, and connections that come in a
-//! burst are mostly there to carry one. Watches and other connections that say little keep no session busy, however many
-//! they are, and neither do commands that are run one after the other.
+//! What counts is the connections that a newcomer may have to share with. In a session that has moved at least
+//! [`MOVING_BYTES`] in the last second or two, it may be all of them. In one that has not, it is those that were given less
+//! than [`FRESH`] ago: what they are for cannot be known yet, and connections that come in a burst are mostly there to
+//! carry one. So watches and other connections that say little count for nothing, however many they are, and neither do
+//! commands that are run one after the other.
 //!
 //! Nothing is counted here and no timer runs for it: what the driver shows anyway is looked at whenever the tunnel wakes
 //! up, which it does for each connection and once a second while some are open.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
-/// Bytes that make a session busy: about an eighth of a second of what an agent sends. A small request hardly notices
-/// whoever moves less.
-const BUSY_BYTES: u64 = 128 << 10;
+/// Bytes that a newcomer notices: about an eighth of a second of what an agent sends.
+const MOVING_BYTES: u64 = 128 << 10;
 
 /// How far apart two marks are, so that bytes count for one to two of it.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -29,12 +29,12 @@ struct Mark {
 }
 
 /// The load of one session.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Load {
     older: Mark,
     newer: Mark,
-    /// When it was last given a connection.
-    given_at: Option<Duration>,
+    /// When it was given the connections that are fresh, or were when the last of them came.
+    given: VecDeque<Duration>,
     open: usize,
     moved: u64,
 }
@@ -42,13 +42,12 @@ pub(super) struct Load {
 /// What sessions are compared by. The least is the best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
-    /// A connection would share it with what may be a bulk transfer.
-    pub(super) busy: bool,
-    /// Connections that are open. Busy sessions move about the same, as the agent paces each: what a newcomer gets of
-    /// one depends on how many share it.
+    /// Connections that may carry a lot.
+    pub(super) rivals: usize,
+    /// They do. All that move anything move about the same, as the agent paces each, so more bytes are no more load.
+    moving: bool,
+    /// Connections that are open.
     pub(super) open: usize,
-    /// Bytes that it has moved lately.
-    moved: u64,
 }
 
 impl Load {
@@ -65,14 +64,16 @@ impl Load {
     /// Takes note that a connection has been given.
     pub(super) fn given(&mut self, now: Duration) {
         self.open += 1;
-        self.given_at = Some(now);
+        self.given.retain(|at| now < *at + FRESH);
+        self.given.push_back(now);
     }
 
     /// Returns what to compare it by.
     pub(super) fn rank(&self, now: Duration) -> Rank {
-        let moved = self.moved.saturating_sub(self.older.moved);
-        let is_fresh = self.given_at.is_some_and(|at| now < at + FRESH);
-        Rank { busy: self.open > 0 && (is_fresh || moved >= BUSY_BYTES), open: self.open, moved }
+        let open = self.open;
+        let moving = open > 0 && self.moved.saturating_sub(self.older.moved) >= MOVING_BYTES;
+        let fresh = self.given.iter().filter(|at| now < **at + FRESH).count();
+        Rank { rivals: if moving { open } else { fresh.min(open) }, moving, open }
     }
 }
 
@@ -120,13 +121,13 @@ mod tests {
     #[test]
     fn a_new_connection_makes_busy_for_a_moment() {
         let mut session = Session::settled(0);
-        assert!(!session.look().busy);
+        assert!(session.look().rivals == 0);
         session.is_given_one();
-        assert!(session.load.rank(session.now).busy, "the next one of a burst is to know");
+        assert!(session.load.rank(session.now).rivals > 0, "the next one of a burst is to know");
         session.passes(249);
-        assert!(session.look().busy, "it may carry a lot");
+        assert!(session.look().rivals > 0, "it may carry a lot");
         session.passes(1);
-        assert!(!session.look().busy, "it does not");
+        assert!(session.look().rivals == 0, "it does not");
     }
 
     #[test]
@@ -134,18 +135,18 @@ mod tests {
         let mut session = Session::settled(1);
         for _ in 0..10 {
             session.moved += 900_000;
-            assert!(session.look().busy);
+            assert!(session.look().rivals > 0);
             session.passes(1000);
         }
         session.passes(2000);
-        assert!(!session.look().busy);
+        assert!(session.look().rivals == 0);
     }
 
     #[test]
     fn watches_and_commands_one_after_the_other_do_not_make_busy() {
         let mut session = Session::settled(50);
         for _ in 0..100 {
-            assert!(!session.look().busy);
+            assert!(session.look().rivals == 0);
             session.is_given_one();
             session.moved += 5000;
             session.passes(300);
@@ -156,21 +157,23 @@ mod tests {
     fn a_session_without_connections_is_not_busy_whatever_it_moved() {
         let mut session = Session::settled(1);
         session.moved = 10 << 20;
-        assert!(session.look().busy);
+        assert!(session.look().rivals > 0);
         session.open = 0;
-        assert!(!session.look().busy);
+        assert!(session.look().rivals == 0);
     }
 
     #[test]
-    fn the_least_loaded_is_idle_or_has_fewest_connections_or_moves_least() {
-        let rank = |open, moved| {
+    fn the_least_loaded_has_the_fewest_rivals() {
+        let rank = |open, moved, given| {
             let mut session = Session::settled(open);
             session.moved = moved;
+            (0..given).for_each(|_| session.is_given_one());
             session.look()
         };
-        assert!(rank(20, 1000) < rank(1, 1 << 20), "watches do not compete");
-        assert!(rank(1, 2 << 20) < rank(3, 1 << 20), "one bulk transfer rather than three");
-        assert!(rank(2, 1 << 20) < rank(2, 2 << 20));
-        assert!(rank(0, 1 << 20) < rank(1, 0));
+        assert!(rank(20, 1000, 0) < rank(1, 1 << 20, 0), "watches are none");
+        assert!(rank(1, 2 << 20, 0) < rank(3, 1 << 20, 0), "one bulk transfer rather than three");
+        assert!(rank(20, 1000, 1) < rank(1, 1 << 20, 0), "one that may be small rather than one that is not");
+        assert!(rank(0, 1 << 20, 1) < rank(0, 0, 2), "a burst is spread, whoever has begun first");
+        assert!(rank(1, 0, 0) < rank(2, 0, 0));
     }
 }

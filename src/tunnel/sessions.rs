@@ -11,7 +11,7 @@
 //!   Once proved it takes the place of the base, whose connections stay where they are until they end: then it is
 //!   **retired**.
 //!
-//! A connection gets the session with the least [load](super::load). If even that one is busy and there may be more
+//! A connection gets the session with the least [load](super::load). If it has rivals even there and there may be more
 //! sessions, more are started, one for each connection that waits, and the connections wait for them, [`SHARE_PATIENCE`]
 //! at most: a connection cannot move later, so the ones that come in a burst have to be spread before they begin. That is
 //! the price of several sessions: about a second, once, for a connection that comes while others carry data and extra
@@ -434,7 +434,7 @@ impl Sessions {
         let free = free.map(|(&number, member)| (member.load.rank(now.mono), number, self.place(member)));
         if let Some((rank, number, place)) = free.min() {
             if rank.open > 0 && waited < SHARE_PATIENCE {
-                if rank.busy {
+                if rank.rivals > 0 {
                     self.share(now, place, waiting);
                 }
                 // Who has begun to wait does so until they are there, or the burst would end up on the first one.
