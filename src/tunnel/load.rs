@@ -44,7 +44,8 @@ pub(super) struct Load {
 pub(super) struct Rank {
     /// Connections that may carry a lot.
     pub(super) rivals: usize,
-    /// They do. All that move anything move about the same, as the agent paces each, so more bytes are no more load.
+    /// They do, or others have that are gone and what the agent has queued for them is not. All that move anything move
+    /// about the same, as the agent paces each, so more bytes are no more load.
     moving: bool,
     /// Connections that are open.
     pub(super) open: usize,
@@ -71,7 +72,7 @@ impl Load {
     /// Returns what to compare it by.
     pub(super) fn rank(&self, now: Duration) -> Rank {
         let open = self.open;
-        let moving = open > 0 && self.moved.saturating_sub(self.older.moved) >= MOVING_BYTES;
+        let moving = self.moved.saturating_sub(self.older.moved) >= MOVING_BYTES;
         let fresh = self.given.iter().filter(|at| now < **at + FRESH).count();
         Rank { rivals: if moving { open } else { fresh.min(open) }, moving, open }
     }
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_connection_makes_busy_for_a_moment() {
+    fn a_new_connection_is_a_rival_for_a_moment() {
         let mut session = Session::settled(0);
         assert!(session.look().rivals == 0);
         session.is_given_one();
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_make_busy_for_as_long_as_they_flow() {
+    fn bytes_make_rivals_for_as_long_as_they_flow() {
         let mut session = Session::settled(1);
         for _ in 0..10 {
             session.moved += 900_000;
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn watches_and_commands_one_after_the_other_do_not_make_busy() {
+    fn watches_and_commands_one_after_the_other_are_no_rivals() {
         let mut session = Session::settled(50);
         for _ in 0..100 {
             assert!(session.look().rivals == 0);
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_without_connections_is_not_busy_whatever_it_moved() {
+    fn without_connections_there_are_no_rivals_whatever_was_moved() {
         let mut session = Session::settled(1);
         session.moved = 10 << 20;
         assert!(session.look().rivals > 0);
@@ -175,5 +176,6 @@ mod tests {
         assert!(rank(20, 1000, 1) < rank(1, 1 << 20, 0), "one that may be small rather than one that is not");
         assert!(rank(0, 1 << 20, 1) < rank(0, 0, 2), "a burst is spread, whoever has begun first");
         assert!(rank(1, 0, 0) < rank(2, 0, 0));
+        assert!(rank(1, 0, 0) < rank(0, 1 << 20, 0), "what was queued for a transfer that was broken off still comes");
     }
 }
