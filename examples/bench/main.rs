@@ -60,7 +60,7 @@ struct Args {
 }
 
 /// What this process is, if it does not measure.
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 #[command(subcommand_negates_reqs = true)]
 enum Role {
     /// The emulated AWS, and the destination
@@ -74,13 +74,21 @@ enum Role {
     BareClient { server: SocketAddr },
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let args = Args::parse();
-    let outcome = match args.role {
-        Some(role) => play(role).await.map(|()| ExitCode::SUCCESS),
-        None => measure(&args).await,
+    let mut runtime = match args.role {
+        // There are fewer processors than processes: what is not under test is not to fight for them with itself.
+        Some(Role::Emulator(_) | Role::BareServer { .. }) => tokio::runtime::Builder::new_current_thread(),
+        Some(Role::BareClient { .. }) | None => tokio::runtime::Builder::new_multi_thread(),
     };
+    let outcome = runtime.enable_all().build().map_err(BoxError::from).and_then(|runtime| {
+        runtime.block_on(async {
+            match &args.role {
+                Some(role) => play(role.clone()).await.map(|()| ExitCode::SUCCESS),
+                None => measure(&args).await,
+            }
+        })
+    });
     outcome.unwrap_or_else(|error| {
         let _unheard = writeln!(io::stderr(), "error: {error}");
         ExitCode::FAILURE
