@@ -34,6 +34,8 @@ const BLOCK_LEN: usize = 64 << 10;
 pub(crate) struct Hello {
     /// Where it listens.
     pub(crate) address: SocketAddr,
+    /// Where the client listens for connections that it relays as they are, without a WebSocket.
+    pub(crate) plain: Option<SocketAddr>,
 }
 
 /// Serves WebSockets, each of which leads to a connection to the destination. With a delay, every byte of a WebSocket
@@ -48,7 +50,7 @@ pub(crate) async fn serve(
 ) -> io::Result<()> {
     let (listener, address) = bind().await?;
     let (front, front_address) = bind().await?;
-    ready(Hello { address: if delay.is_zero() { address } else { front_address } })?;
+    ready(Hello { address: if delay.is_zero() { address } else { front_address }, plain: None })?;
     tokio::join!(
         accept(listener, move |stream| async move {
             let websocket = accept_async_with_config(stream, Some(config())).await.map_err(into_io)?;
@@ -59,21 +61,27 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// Opens a WebSocket to the server for each local connection.
+/// Opens a WebSocket to the server for each local connection; relays connections to the other address to `relayed`.
 ///
 /// # Errors
 /// If no port can be bound.
-pub(crate) async fn run_client(server: SocketAddr, ready: impl FnOnce(Hello) -> io::Result<()>) -> io::Result<()> {
+pub(crate) async fn run_client(
+    server: SocketAddr,
+    relayed: SocketAddr,
+    ready: impl FnOnce(Hello) -> io::Result<()>,
+) -> io::Result<()> {
     let (listener, address) = bind().await?;
-    ready(Hello { address })?;
-    accept(listener, move |stream| async move {
-        let (websocket, _) =
-            client_async_with_config(format!("ws://{server}/"), connect(server).await?, Some(config()))
-                .await
-                .map_err(into_io)?;
-        carry(websocket, stream).await
-    })
-    .await;
+    let (plain, plain_address) = bind().await?;
+    ready(Hello { address, plain: Some(plain_address) })?;
+    tokio::join!(
+        accept(listener, move |stream| async move {
+            let tcp = connect(server).await?;
+            let upgrade = client_async_with_config(format!("ws://{server}/"), tcp, Some(config()));
+            let (websocket, _) = upgrade.await.map_err(into_io)?;
+            carry(websocket, stream).await
+        }),
+        accept(plain, move |stream| relay(stream, relayed, Duration::ZERO)),
+    );
     Ok(())
 }
 

@@ -1,18 +1,19 @@
-//! Which figures there are, and how each is measured.
+//! Which figures there are, and how much is measured for each. How is in the modules.
 
+mod latency;
+mod resources;
 mod stage;
+mod start;
+mod throughput;
+
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
 
 use clap::ValueEnum;
 
-use self::stage::Stage;
-use super::{
-    BoxError,
-    emulator::World,
-    load::{Direction, requests, transfer},
-    measure::median,
-    processes::Workshop,
-    report::{Figure, Unit},
-};
+use super::{BoxError, emulator::World, processes::Workshop, report::Figure};
 
 /// A group of figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -23,105 +24,115 @@ pub(crate) enum Group {
     Upload,
     /// Small requests, one at a time
     Latency,
-    /// Time on a processor for each byte
+    /// Small requests during a download
+    Busy,
+    /// Requests a second
+    Rate,
+    /// Time on a processor for each GiB
     Cpu,
+    /// Resident memory
+    Memory,
+    /// From the start of the process to tunnels that are ready
+    Start,
+    /// A token for kubectl
+    Token,
+    /// Throughput and latency at 80 ms round trip and 0.1 % loss
+    Far,
 }
 
 /// How much is measured.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     /// How often.
-    runs: usize,
+    pub(crate) runs: usize,
     /// Bytes of a transfer where nothing slows it down on purpose.
-    bulk: u64,
+    pub(crate) bulk: u64,
+    /// Bytes of a transfer at the pace of a real agent, or below the rate that AWS allows.
+    pub(crate) slow_bulk: u64,
     /// Bytes of a transfer for its cost.
-    costly_bulk: u64,
+    pub(crate) costly_bulk: u64,
+    /// Bytes of a transfer over a long way.
+    pub(crate) far_bulk: u64,
     /// Requests of one measurement.
-    requests: usize,
+    pub(crate) requests: usize,
+    /// The same where each takes long.
+    pub(crate) slow_requests: usize,
+    /// Numbers of clusters: one, some, and many. The middle one is not changed, as a target names it.
+    pub(crate) idle_tunnels: [usize; 3],
+    /// The same for the start.
+    pub(crate) started_clusters: [usize; 3],
+    /// How long a process is left alone before its memory counts.
+    pub(crate) settle: Duration,
 }
 
 impl Plan {
     /// Enough for figures that can be repeated.
     pub(crate) fn full(runs: usize) -> Self {
-        Self { runs, bulk: 64 << 20, costly_bulk: 512 << 20, requests: 2000 }
+        Self {
+            runs,
+            bulk: 64 << 20,
+            slow_bulk: 2 << 20,
+            costly_bulk: 512 << 20,
+            far_bulk: 16 << 20,
+            requests: 2000,
+            slow_requests: 40,
+            idle_tunnels: [1, 10, 100],
+            started_clusters: [1, 10, 50],
+            settle: Duration::from_secs(2),
+        }
     }
 
     /// Enough to see that it works.
     pub(crate) fn quick() -> Self {
-        Self { runs: 1, bulk: 256 << 10, costly_bulk: 1 << 20, requests: 10 }
+        Self {
+            runs: 1,
+            bulk: 256 << 10,
+            slow_bulk: 64 << 10,
+            costly_bulk: 1 << 20,
+            far_bulk: 64 << 10,
+            requests: 10,
+            slow_requests: 2,
+            idle_tunnels: [1, 2, 3],
+            started_clusters: [1, 2, 3],
+            settle: Duration::ZERO,
+        }
     }
 }
+
+/// How many connections share a load.
+const CONNECTIONS: [usize; 3] = [1, 8, 64];
+
+/// Half of the round trip, and the loss, of a long way.
+const FAR: World = World { clusters: 1, paced: false, delay_ms: 40, loss: 0.001 };
 
 /// Measures the groups that are asked for, all if none is.
 pub(crate) async fn measure(plan: &Plan, only: &[Group]) -> Result<Vec<Figure>, BoxError> {
     let workshop = Workshop::new()?;
     let mut figures = Vec::new();
-    for group in Group::value_variants() {
-        if !only.is_empty() && !only.contains(group) {
-            continue;
-        }
+    for group in Group::value_variants().iter().filter(|group| only.is_empty() || only.contains(group)) {
+        let name = group.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+        writeln!(io::stderr(), "measuring {name}")?;
         figures.extend(match group {
-            Group::Download => throughput(&workshop, plan, Direction::Down).await?,
-            Group::Upload => throughput(&workshop, plan, Direction::Up).await?,
-            Group::Latency => latency(&workshop, plan).await?,
-            Group::Cpu => cost(&workshop, plan).await?,
+            Group::Download => throughput::download(&workshop, plan).await?,
+            Group::Upload => throughput::upload(&workshop, plan).await?,
+            Group::Latency => latency::idle(&workshop, plan).await?,
+            Group::Busy => latency::busy(&workshop, plan).await?,
+            Group::Rate => latency::rate(&workshop, plan).await?,
+            Group::Cpu => resources::cpu(&workshop, plan).await?,
+            Group::Memory => resources::memory(&workshop, plan).await?,
+            Group::Start => start::ready(&workshop, plan).await?,
+            Group::Token => start::token(&workshop, plan).await?,
+            Group::Far => {
+                let mut far = throughput::far(&workshop, plan).await?;
+                far.extend(latency::far(&workshop, plan).await?);
+                far
+            }
         });
     }
     Ok(figures)
 }
 
-async fn throughput(workshop: &Workshop, plan: &Plan, direction: Direction) -> Result<Vec<Figure>, BoxError> {
-    let stage = Stage::start(workshop, &World::default(), &["--no-rate-limit"]).await?;
-    let name = match direction {
-        Direction::Down => "download",
-        Direction::Up => "upload",
-    };
-    let mut figures = Vec::new();
-    for connections in [1, 8, 64] {
-        let plural = if connections == 1 { "" } else { "s" };
-        let mut figure = Figure::new(format!("{name}, {connections} connection{plural}"), Unit::Throughput)
-            .against("bare WebSocket");
-        for _ in 0..plan.runs {
-            let reference = transfer(stage.bare_client.hello.address, direction, connections, plan.bulk).await?;
-            figure.push(transfer(stage.up.address, direction, connections, plan.bulk).await?, reference);
-        }
-        figures.push(figure);
-    }
-    Ok(figures)
-}
-
-async fn latency(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
-    let stage = Stage::start(workshop, &World::default(), &["--no-rate-limit"]).await?;
-    let mut figure = Figure::new("request, p50", Unit::Time).against("direct, by a relay");
-    for _ in 0..plan.runs {
-        let reference = median(&requests(stage.aws.hello.relay, plan.requests).await?);
-        figure.push(median(&requests(stage.up.address, plan.requests).await?), reference);
-    }
-    let mut bare = Figure::new("request, p50 ", Unit::Time).against("bare WebSocket");
-    for _ in 0..plan.runs {
-        let reference = median(&requests(stage.bare_client.hello.address, plan.requests).await?);
-        bare.push(median(&requests(stage.up.address, plan.requests).await?), reference);
-    }
-    Ok(vec![figure, bare])
-}
-
-async fn cost(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
-    let stage = Stage::start(workshop, &World::default(), &["--no-rate-limit"]).await?;
-    let mut figures = Vec::new();
-    for (name, direction) in [("download", Direction::Down), ("upload", Direction::Up)] {
-        let mut figure = Figure::new(format!("processor, {name}"), Unit::Cost).against("bare WebSocket");
-        let mut emulator = Figure::new(format!("processor of the emulated AWS, {name}"), Unit::Cost);
-        for _ in 0..plan.runs {
-            let per_gib = f64::from(1 << 30) / plan.costly_bulk as f64;
-            let before = stage.bare_client.usage()?.cpu;
-            transfer(stage.bare_client.hello.address, direction, 1, plan.costly_bulk).await?;
-            let reference = (stage.bare_client.usage()?.cpu - before).as_secs_f64() * per_gib;
-            let (before, aws) = (stage.up.usage()?.cpu, stage.aws.usage()?.cpu);
-            transfer(stage.up.address, direction, 1, plan.costly_bulk).await?;
-            figure.push((stage.up.usage()?.cpu - before).as_secs_f64() * per_gib, reference);
-            emulator.push((stage.aws.usage()?.cpu - aws).as_secs_f64() * per_gib, f64::NAN);
-        }
-        figures.extend([figure, emulator]);
-    }
-    Ok(figures)
+/// A number of things.
+fn count_of(count: usize, thing: &str) -> String {
+    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
 }

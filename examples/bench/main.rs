@@ -71,7 +71,7 @@ enum Role {
     BareServer { destination: SocketAddr, delay_ms: u64 },
     /// The near half of the bare WebSocket
     #[command(hide = true)]
-    BareClient { server: SocketAddr },
+    BareClient { server: SocketAddr, relay: SocketAddr },
 }
 
 fn main() -> ExitCode {
@@ -103,7 +103,7 @@ async fn play(role: Role) -> Result<(), BoxError> {
             Role::BareServer { destination, delay_ms } => {
                 bare::serve(destination, Duration::from_millis(delay_ms), |hello| say(&hello)).await?;
             }
-            Role::BareClient { server } => bare::run_client(server, |hello| say(&hello)).await?,
+            Role::BareClient { server, relay } => bare::run_client(server, relay, |hello| say(&hello)).await?,
         }
         Ok(())
     };

@@ -83,20 +83,26 @@ impl Workshop {
     /// Starts both halves of the bare WebSocket; returns the server and the client.
     pub(crate) async fn bare(
         &self,
-        destination: SocketAddr,
+        aws: &emulator::Hello,
         delay: Duration,
     ) -> Result<(Role<bare::Hello>, Role<bare::Hello>), BoxError> {
         let delay = delay.as_millis().to_string();
-        let server = ["bare-server".to_owned(), destination.to_string(), delay];
+        let server = ["bare-server".to_owned(), aws.destination.to_string(), delay];
         let server: Role<bare::Hello> = self.role(&server).await?;
-        let client = self.role(&["bare-client".to_owned(), server.hello.address.to_string()]).await?;
+        let client = ["bare-client".to_owned(), server.hello.address.to_string(), aws.relay.to_string()];
+        let client = self.role(&client).await?;
         Ok((server, client))
     }
 
-    /// Runs the program to its end with the variables of an emulated AWS. Returns how long that took.
-    pub(crate) async fn run(&self, home: &Path, aws: &emulator::Hello, args: &[&str]) -> Result<Duration, BoxError> {
+    /// Runs the program to its end. Returns how long that took.
+    pub(crate) async fn run(
+        &self,
+        home: &Path,
+        variables: &[(String, String)],
+        args: &[&str],
+    ) -> Result<Duration, BoxError> {
         let mut command = self.command(&self.program, home);
-        command.envs(aws.environment.iter().map(|(name, value)| (name, value))).args(args).stdin(Stdio::null());
+        command.envs(variables.iter().map(|(name, value)| (name, value))).args(args).stdin(Stdio::null());
         let clock = Clock::start();
         let output = within(args[0], command.output()).await?;
         let took = clock.now().mono;
@@ -105,6 +111,13 @@ impl Workshop {
         } else {
             Err(format!("`{}` failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr)).into())
         }
+    }
+
+    /// Whether `up` has an option.
+    pub(crate) async fn knows(&self, option: &str) -> Result<bool, BoxError> {
+        let mut command = self.command(&self.program, &self.home()?);
+        let output = within("the help", command.args(["up", "--help"]).stdin(Stdio::null()).output()).await?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains(option))
     }
 
     /// Starts `autoheal-pa up` in a home of its own, and waits for its line.

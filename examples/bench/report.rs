@@ -35,6 +35,10 @@ impl Unit {
 
 /// Three digits, or all before the point.
 fn digits(value: f64) -> String {
+    if !value.is_finite() {
+        // What took no time that could be measured is no measure of anything.
+        return "-".to_owned();
+    }
     let decimals = match value.abs() {
         value if value < 10.0 => 2,
         value if value < 100.0 => 1,
@@ -61,34 +65,34 @@ pub(crate) struct Figure {
     pub(crate) unit: Unit,
     /// The measured values, in the order of the runs.
     pub(crate) values: Vec<f64>,
-    /// What it is compared with, if there is anything.
-    pub(crate) reference: Option<Reference>,
+    /// What it is compared with. Targets are ratios to the first.
+    pub(crate) references: Vec<Reference>,
 }
 
 impl Figure {
     /// A figure without values.
     pub(crate) fn new(name: impl Into<String>, unit: Unit) -> Self {
-        Self { name: name.into(), unit, values: Vec::new(), reference: None }
+        Self { name: name.into(), unit, values: Vec::new(), references: Vec::new() }
     }
 
-    /// The same with something to compare it with.
-    pub(crate) fn against(self, what: impl Into<String>) -> Self {
-        Self { reference: Some(Reference { what: what.into(), values: Vec::new() }), ..self }
+    /// The same with something more to compare it with.
+    pub(crate) fn against(mut self, what: impl Into<String>) -> Self {
+        self.references.push(Reference { what: what.into(), values: Vec::new() });
+        self
     }
 
-    /// Takes the values of one run.
-    pub(crate) fn push(&mut self, value: f64, reference: f64) {
+    /// Takes the values of one run, one for each reference.
+    pub(crate) fn push(&mut self, value: f64, references: &[f64]) {
         self.values.push(value);
-        if let Some(of) = &mut self.reference {
-            of.values.push(reference);
+        for (reference, value) in self.references.iter_mut().zip(references) {
+            reference.values.push(*value);
         }
     }
 
     /// The median of the ratios of each run: what disturbs a run disturbs both sides of it.
-    fn ratio(&self) -> Option<f64> {
-        let reference = self.reference.as_ref()?;
+    fn ratio(&self, reference: &Reference) -> f64 {
         let ratios: Vec<f64> = self.values.iter().zip(&reference.values).map(|(value, of)| value / of).collect();
-        Some(median(&ratios))
+        median(&ratios)
     }
 }
 
@@ -101,22 +105,20 @@ pub(crate) enum Form {
     Markdown,
 }
 
-/// The table of all figures.
+/// The table of all figures. Each further reference of a figure has a line of its own.
 pub(crate) fn table(figures: &[Figure], form: Form) -> String {
-    let row = |figure: &Figure| {
-        let mut row = vec![figure.name.clone(), figure.unit.show(median(&figure.values))];
-        match &figure.reference {
-            Some(reference) => row.extend([
-                reference.what.clone(),
-                figure.unit.show(median(&reference.values)),
-                digits(figure.ratio().unwrap_or(f64::NAN)),
-            ]),
-            None => row.extend([const { String::new() }; 3]),
-        }
-        row
-    };
-    let header = ["figure", "autoheal-pa", "reference", "there", "ratio"].map(str::to_owned).to_vec();
-    render(header, figures.iter().map(row).collect(), form)
+    let mut rows = Vec::new();
+    for figure in figures {
+        let shown = [figure.name.clone(), figure.unit.show(median(&figure.values))];
+        let mut references = figure.references.iter().map(|reference| {
+            let value = figure.unit.show(median(&reference.values));
+            [reference.what.clone(), value, digits(figure.ratio(reference))]
+        });
+        let first = references.next().unwrap_or_default();
+        rows.push(shown.into_iter().chain(first).collect());
+        rows.extend(references.map(|further| <[String; 2]>::default().into_iter().chain(further).collect()));
+    }
+    render(["figure", "autoheal-pa", "reference", "there", "ratio"].map(str::to_owned).to_vec(), rows, form)
 }
 
 /// What a figure should be.
@@ -148,7 +150,7 @@ pub(crate) fn targets(figures: &[Figure], form: Form) -> String {
     let mut rows = Vec::new();
     for (name, goal) in TARGETS {
         let Some(figure) = figures.iter().find(|figure| figure.name == name) else { continue };
-        let ratio = figure.ratio().unwrap_or(f64::NAN);
+        let ratio = figure.references.first().map_or(f64::NAN, |reference| figure.ratio(reference));
         let value = median(&figure.values);
         let (measured, target, met) = match goal {
             Goal::AtLeast(least) => (digits(ratio), format!("at least {least}"), ratio >= least),

@@ -1,11 +1,15 @@
 //! The message gateway: WebSocket upgrades, opening frames, and the way between a transport and its
 //! session.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{
-    SinkExt as _, StreamExt as _,
+    FutureExt as _, SinkExt as _, StreamExt as _,
     stream::{SplitSink, SplitStream},
 };
 use serde_json::Value;
@@ -391,14 +395,22 @@ impl Transport {
                 biased;
                 () = arrival(&flight) => {}
                 incoming = stream.next(), if flight.len() < MAX_IN_FLIGHT => {
-                    let Some(Ok(message)) = incoming else { return };
-                    let Some(message) = self.incoming(message) else { continue };
                     let link = self.world.settings().upstream;
                     if link.is_lossy() {
                         self.session.control(Control::Gaps);
                     }
-                    if let Some(message) = flight.send(&link, self.world.clock.instant(), message) {
-                        self.pass_on(message).await;
+                    let mut next = Some(incoming);
+                    let mut taken = 0;
+                    while let Some(incoming) = next {
+                        let Some(Ok(message)) = incoming else { return };
+                        if let Some(message) = self.incoming(message)
+                            && let Some(message) = flight.send(&link, self.world.clock.instant(), message)
+                        {
+                            self.pass_on(message).await;
+                        }
+                        taken += 1;
+                        // What has come with it needs no turn of its own.
+                        next = if taken < QUEUE_LEN { stream.next().now_or_never() } else { None };
                     }
                 }
             }
@@ -420,7 +432,7 @@ impl Transport {
                 Some(text.into())
             }
             Message::Ping(_) => {
-                self.session.counters.pings.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                self.session.counters.pings.fetch_add(1, Ordering::Relaxed);
                 self.world.journal.touch();
                 None
             }
@@ -436,9 +448,10 @@ impl Transport {
     ) -> End {
         let mut flight = self.flight(2);
         let mut open = true;
+        let mut ready = Vec::new();
         loop {
             while let Some(message) = flight.arrived(self.world.clock.instant()) {
-                if self.deliver(sink, message).await.is_err() {
+                if self.deliver(sink, message, self.form()).await.is_err() {
                     return End::Client;
                 }
             }
@@ -451,37 +464,39 @@ impl Transport {
             tokio::select! {
                 biased;
                 () = arrival(&flight) => {}
-                message = messages.recv(), if open && flight.len() < MAX_IN_FLIGHT => {
-                    let Some(message) = message else {
-                        open = false;
-                        continue;
-                    };
+                count = messages.recv_many(&mut ready, QUEUE_LEN), if open && flight.len() < MAX_IN_FLIGHT => {
+                    open = count > 0;
                     let link: Link = self.world.settings().downstream;
-                    if let Some(message) = flight.send(&link, self.world.clock.instant(), message)
-                        && self.deliver(sink, message).await.is_err()
-                    {
-                        return End::Client;
+                    let (form, now) = (self.form(), self.world.clock.instant());
+                    for message in ready.drain(..) {
+                        if let Some(message) = flight.send(&link, now, message)
+                            && self.deliver(sink, message, form).await.is_err()
+                        {
+                            return End::Client;
+                        }
                     }
                 }
             }
         }
     }
 
-    /// Writes one message in the form that the script asks for; the caller flushes.
+    fn form(&self) -> Form {
+        let settings = self.world.settings();
+        Form { text_frames: settings.text_frames, fragment_len: settings.fragment_len }
+    }
+
+    /// Writes one message; the caller flushes.
     async fn deliver<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         sink: &mut SplitSink<WebSocketStream<S>, Message>,
         message: Bytes,
+        form: Form,
     ) -> Result<(), tokio_tungstenite::tungstenite::Error> {
-        self.session.counters.messages_to_client.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let (text_frames, fragment_len) = {
-            let settings = self.world.settings();
-            (settings.text_frames, settings.fragment_len)
-        };
+        self.session.counters.messages_to_client.fetch_add(1, Ordering::Relaxed);
         // A text frame has to be UTF-8, which few messages are.
-        let as_text = text_frames && std::str::from_utf8(&message).is_ok();
+        let as_text = form.text_frames && std::str::from_utf8(&message).is_ok();
         let data = if as_text { Data::Text } else { Data::Binary };
-        match fragment_len {
+        match form.fragment_len {
             Some(len) if message.len() > len => {
                 let count = message.len().div_ceil(len.max(1));
                 for (i, piece) in message.chunks(len.max(1)).enumerate() {
@@ -495,6 +510,13 @@ impl Transport {
             _ => sink.feed(Message::Binary(message)).await,
         }
     }
+}
+
+/// The form that the script asks for.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    text_frames: bool,
+    fragment_len: Option<usize>,
 }
 
 async fn arrival(flight: &Flight) {

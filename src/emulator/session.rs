@@ -419,6 +419,7 @@ impl Driver {
         let stop = self.world.stop.clone();
         while !self.ended {
             self.drain_agent();
+            self.hand_over();
             let timer = self.next_timer();
             let readable = self.destinations.can_receive();
             let released = self.destinations.released();
@@ -428,7 +429,7 @@ impl Driver {
                 () = stop.cancelled() => return,
                 Some(control) = self.control.recv() => self.handle_control(control),
                 sent = send_first(self.transport.as_ref(), &mut self.outbox) => if !sent { self.lose_transport() },
-                Some(message) = messages.recv(), if readable => self.handle_message(message),
+                Some(message) = messages.recv(), if readable => self.handle_messages(message, &mut messages),
                 event = self.destinations.next_event(roomy) => self.handle_destination(event),
                 () = released, if !readable => {}
                 () = sleep_until(timer) => self.handle_timers(),
@@ -549,6 +550,20 @@ impl Driver {
         self.world.journal.touch();
     }
 
+    /// Takes a message, and those that have come with it, as far as there is room for what becomes of them.
+    fn handle_messages(&mut self, first: Bytes, further: &mut mpsc::Receiver<Bytes>) {
+        self.handle_message(first);
+        for _ in 1..QUEUE_LEN {
+            self.drain_agent();
+            if self.ended || self.outbox.len() >= QUEUE_LEN || !self.destinations.can_receive() {
+                break;
+            }
+            let Ok(message) = further.try_recv() else { break };
+            self.handle_message(message);
+        }
+        self.world.journal.touch();
+    }
+
     fn handle_message(&mut self, message: Bytes) {
         let now = self.world.clock.now();
         self.session.counters.messages_from_client.fetch_add(1, Ordering::Relaxed);
@@ -562,7 +577,6 @@ impl Driver {
         } else if !self.agent_dead {
             self.agent.handle_message(now, message);
         }
-        self.world.journal.touch();
     }
 
     fn count_rate(&mut self, now: Instant) {
@@ -655,6 +669,18 @@ impl Driver {
         self.session.counters.open_streams.store(self.agent.open_streams(), Ordering::Relaxed);
         while let Some(event) = self.agent.poll_event() {
             self.handle_agent(event);
+        }
+    }
+
+    /// Gives the transport as much as it takes without waiting.
+    fn hand_over(&mut self) {
+        let Some(transport) = &self.transport else { return };
+        while !self.outbox.is_empty() {
+            // That it is gone is noticed where it is waited for.
+            let Ok(permit) = transport.messages.try_reserve() else { return };
+            if let Some(message) = self.outbox.pop_front() {
+                permit.send(message);
+            }
         }
     }
 

@@ -143,3 +143,68 @@ async fn the_workflow_has_its_tunnels_and_closes_them() {
     }
     lab.assert_clean().await;
 }
+
+/// Processes whose home is in a folder.
+fn processes_at_home_in(folder: &std::path::Path) -> Vec<String> {
+    let home = format!("HOME={}/", folder.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let entry = entry.unwrap();
+        // Whatever is no process, or no longer one, has no environment.
+        let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
+        if environment.split(|byte| *byte == 0).any(|variable| variable.starts_with(home.as_bytes())) {
+            found.push(std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default());
+        }
+    }
+    found
+}
+
+/// Waits until none is left: a process that is killed takes its time.
+async fn no_process_is_at_home_in(folder: &std::path::Path) {
+    let gone = async {
+        while !processes_at_home_in(folder).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("all processes to end", gone).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bench_measures_every_figure_and_leaves_nothing_behind() {
+    let lab = Lab::start(Config::default()).await;
+    let mut bench = Running::start(lab.bare_command(example("bench")).env("TMPDIR", lab.home.path()).arg("--quick"));
+    let ended = within("the figures", bench.ended()).await;
+    let text = ended.assert_success();
+    // What was measured differs each time; which figures there are, with what they are compared, does not.
+    let mut steady = String::new();
+    for line in text.lines() {
+        let columns = line.split("  ").map(str::trim).filter(|column| !column.is_empty());
+        let columns = columns.map(|column| match column.split_once(' ').map_or(column, |(number, _)| number) {
+            number if number.parse::<f64>().is_ok() => "[NUMBER]",
+            "-" | "yes" | "no" => "[ANY]",
+            _ => column,
+        });
+        steady.push_str(&columns.collect::<Vec<_>>().join(" | ").replace("[ANY]", "[NUMBER]"));
+        steady.push('\n');
+    }
+    insta::assert_snapshot!(steady);
+    no_process_is_at_home_in(lab.home.path()).await;
+    assert_eq!(std::fs::read_dir(lab.home.path()).unwrap().count(), 0, "its folder is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bench_ends_its_processes_when_it_is_interrupted() {
+    let lab = Lab::start(Config::default()).await;
+    let mut bench = lab.bare_command(example("bench"));
+    bench.env("TMPDIR", lab.home.path()).args(["--only", "busy"]);
+    let mut bench = Running::start(&mut bench);
+    let started = async {
+        while !processes_at_home_in(lab.home.path()).iter().any(|command| command.contains("--no-rate-limit")) {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the program to start", started).await;
+    assert_eq!(bench.stop().await.code(), Some(143));
+    no_process_is_at_home_in(lab.home.path()).await;
+    assert_eq!(std::fs::read_dir(lab.home.path()).unwrap().count(), 0, "its folder is gone");
+}

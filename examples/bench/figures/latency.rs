@@ -1,0 +1,114 @@
+//! Small requests: how long they take, alone and beside a download, and how many go through.
+
+use super::{
+    super::{
+        BoxError,
+        emulator::World,
+        load::{Bulk, connects, request_rate, requests},
+        measure::percentile,
+        processes::Workshop,
+        report::{Figure, Unit},
+    },
+    CONNECTIONS, FAR, Plan, count_of,
+    stage::Stage,
+};
+
+/// Bytes of a download after which every queue on its way is full.
+const FILLED: u64 = 512 << 10;
+
+/// One request after the other is more than the rate that AWS allows, by far.
+const UNLIMITED: &str = "--no-rate-limit";
+
+/// What of many times counts.
+const PERCENTILES: [(&str, f64); 2] = [("p50", 0.5), ("p99", 0.99)];
+
+/// One at a time, on an open connection and on a new one each.
+pub(crate) async fn idle(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
+    let stage = Stage::start(workshop, &World::default(), &[UNLIMITED]).await?;
+    one_at_a_time(&stage, plan.requests, plan.runs, "").await
+}
+
+/// The same over a long way.
+pub(crate) async fn far(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
+    let stage = Stage::start(workshop, &FAR, &[UNLIMITED]).await?;
+    one_at_a_time(&stage, plan.slow_requests, plan.runs, "far, ").await
+}
+
+async fn one_at_a_time(stage: &Stage, count: usize, runs: usize, prefix: &str) -> Result<Vec<Figure>, BoxError> {
+    let figures = |name: &str| {
+        PERCENTILES.map(|(percentile, _)| {
+            let name = format!("{prefix}{name}, {percentile}");
+            Figure::new(name, Unit::Time)
+                .against("TCP by a relay")
+                .against("TCP by two relays")
+                .against("bare WebSocket")
+        })
+    };
+    let (mut on_open, mut on_new) = (figures("request"), figures("connect and first byte"));
+    for _ in 0..runs {
+        let mut references = (Vec::new(), Vec::new());
+        for address in [stage.relay(), stage.two_relays(), stage.bare()] {
+            references.0.push(requests(address, count).await?);
+            references.1.push(connects(address, count).await?);
+        }
+        push(&mut on_open, &requests(stage.up.address, count).await?, &references.0);
+        push(&mut on_new, &connects(stage.up.address, count).await?, &references.1);
+    }
+    Ok(on_open.into_iter().chain(on_new).collect())
+}
+
+/// Beside a download, with agents that do not pause, and at the pace of real ones by one session and by two.
+pub(crate) async fn busy(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
+    let stage = Stage::start(workshop, &World::default(), &[UNLIMITED]).await?;
+    let mut figures = beside_a_download(&stage, plan.requests, plan, "").await?;
+    drop(stage);
+    let paced = World { paced: true, ..World::default() };
+    let stage = Stage::start(workshop, &paced, &[]).await?;
+    figures.extend(beside_a_download(&stage, plan.slow_requests, plan, "paced, ").await?);
+    drop(stage);
+    if workshop.knows("--sessions").await? {
+        let stage = Stage::start(workshop, &paced, &["--sessions", "2"]).await?;
+        figures.extend(beside_a_download(&stage, plan.slow_requests, plan, "paced, 2 sessions, ").await?);
+    }
+    Ok(figures)
+}
+
+async fn beside_a_download(stage: &Stage, count: usize, plan: &Plan, kind: &str) -> Result<Vec<Figure>, BoxError> {
+    let mut figures = PERCENTILES.map(|(percentile, _)| {
+        Figure::new(format!("request during a download, {kind}{percentile}"), Unit::Time).against("the same alone")
+    });
+    for _ in 0..plan.runs {
+        let alone = requests(stage.up.address, count).await?;
+        let download = Bulk::start(stage.up.address, FILLED.min(plan.bulk)).await?;
+        let beside = requests(stage.up.address, count).await?;
+        drop(download);
+        push(&mut figures, &beside, &[alone]);
+    }
+    Ok(figures.into())
+}
+
+/// How many in a second, when each connection sends the next as soon as it has the answer to the last.
+pub(crate) async fn rate(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
+    let stage = Stage::start(workshop, &World::default(), &[UNLIMITED]).await?;
+    let mut figures = Vec::new();
+    for connections in CONNECTIONS {
+        let name = format!("requests, {}", count_of(connections, "connection"));
+        let mut figure = Figure::new(name, Unit::Rate).against("TCP by a relay").against("bare WebSocket");
+        let count = plan.requests * 4;
+        for _ in 0..plan.runs {
+            let relay = request_rate(stage.relay(), connections, count).await?;
+            let bare = request_rate(stage.bare(), connections, count).await?;
+            figure.push(request_rate(stage.up.address, connections, count).await?, &[relay, bare]);
+        }
+        figures.push(figure);
+    }
+    Ok(figures)
+}
+
+/// Adds a run to the figure of each percentile.
+fn push(figures: &mut [Figure; 2], times: &[f64], references: &[Vec<f64>]) {
+    for (figure, (_, fraction)) in figures.iter_mut().zip(PERCENTILES) {
+        let references: Vec<_> = references.iter().map(|times| percentile(times, fraction)).collect();
+        figure.push(percentile(times, fraction), &references);
+    }
+}
