@@ -49,6 +49,9 @@ const MAX_EARLY: usize = 100_000;
 /// Messages that are cut from the pipe before the caller takes them.
 const MAX_READY: usize = 32;
 
+/// How late a timer may come; after more than that the agent had nothing to do.
+const MAX_LATENESS: Duration = Duration::from_millis(4);
+
 /// How often a smux keepalive is sent, and how long silence may last, where it is on.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -576,8 +579,16 @@ impl Agent {
             let payload_len = self.setup.quirks.payload_len.unwrap_or(PAYLOAD_LEN).max(1);
             let payload = self.pipe.split_to(self.pipe.len().min(payload_len));
             self.send(PayloadType::Output, &payload);
-            self.next_cut = self.setup.config.pace.map(|pace| self.now.instant + pace);
+            self.next_cut = self.setup.config.pace.map(|pace| self.after_last_cut(pace));
         }
+    }
+
+    /// When the next message may be cut. A timer that came late is made up for, so that the pace does not depend on how
+    /// fine timers are.
+    fn after_last_cut(&self, pace: Duration) -> Instant {
+        let now = self.now.instant;
+        let due = self.next_cut.filter(|due| now.duration_since(*due) <= MAX_LATENESS);
+        due.unwrap_or(now) + pace
     }
 
     /// Whether there is a message to cut, pace aside.

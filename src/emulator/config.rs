@@ -218,6 +218,9 @@ pub struct AgentConfig {
     /// destinations. Real agents have no such limit, but their pace keeps no more than this in flight at
     /// usual round trip times; without both, a cut loses whatever the sockets hold.
     pub window: Option<usize>,
+    /// Bytes that are on their way within the agent before it stops reading from destinations: what the socket between
+    /// its connections and its messages holds.
+    pub pipe: usize,
     /// How often the agent looks whether its oldest unacknowledged message is overdue; 100 ms.
     pub tick: Duration,
     /// How long after the end of the handshake data is dropped without acknowledgement, while the
@@ -236,6 +239,7 @@ impl Default for AgentConfig {
         Self {
             pace: None,
             window: Some(256),
+            pipe: 256 << 10,
             tick: Duration::from_millis(100),
             not_ready: Duration::from_millis(20),
             start: AgentStart::WithClient,

@@ -41,9 +41,6 @@ pub(super) const QUEUE_LEN: usize = 256;
 /// Most messages that are kept for an absent client.
 const MAX_HELD: usize = 20_000;
 
-/// How much an agent may have in its pipe before it stops reading from destinations, in bytes.
-const MAX_PIPE_LEN: usize = 256 << 10;
-
 /// How long an ended session waits for its last messages to leave.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -423,7 +420,7 @@ impl Driver {
             let timer = self.next_timer();
             let readable = self.destinations.can_receive();
             let released = self.destinations.released();
-            let roomy = self.agent.pipe_len() < MAX_PIPE_LEN && self.outbox.len() < QUEUE_LEN;
+            let roomy = self.agent.pipe_len() < self.world.config.agent.pipe && self.outbox.len() < QUEUE_LEN;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,

@@ -43,8 +43,8 @@ const MAX_FRAME_LEN: usize = 32_768;
 /// How many SYNs are sent before a dial fails, after 127 s: `tcp_syn_retries` of Linux is 6.
 const SYN_ATTEMPTS: u32 = 7;
 
-/// Events of connections that wait for the session's task.
-const EVENT_QUEUE_LEN: usize = 16;
+/// Events of connections that wait for the session's task: as in smux, where a frame waits for the one before it.
+const EVENT_QUEUE_LEN: usize = 1;
 
 /// Addresses that agents refuse to forward to, whatever is routed there.
 const FORBIDDEN: [&str; 9] = [
@@ -355,20 +355,27 @@ impl Connection {
         };
         let (commands, budget, session) = (&mut self.commands, &self.budget, &self.session);
         let upload = async move {
-            while let Some(command) = commands.recv().await {
-                let data = match command {
-                    ToDestination::Data(data) => data,
-                    ToDestination::Fin => return,
-                };
-                if behaviour == Destination::NeverReads {
-                    // The bytes stay where they are: in the budget.
-                    continue;
+            let mut block = BytesMut::new();
+            while let Some(first) = commands.recv().await {
+                let mut next = Some(first);
+                let mut finished = false;
+                // What has come together is written together.
+                while let Some(command) = next {
+                    match command {
+                        // The bytes stay where they are: in the budget.
+                        ToDestination::Data(_) if behaviour == Destination::NeverReads => {}
+                        ToDestination::Data(data) => block.extend_from_slice(&data),
+                        ToDestination::Fin => finished = true,
+                    }
+                    let more = !finished && block.len() < MAX_FRAME_LEN;
+                    next = if more { commands.try_recv().ok() } else { None };
                 }
-                let outcome = writer.write_all(&data).await;
-                budget.release(data.len());
-                let len = u64::try_from(data.len()).unwrap_or_default();
+                let outcome = writer.write_all(&block).await;
+                budget.release(block.len());
+                let len = u64::try_from(block.len()).unwrap_or_default();
                 session.counters.bytes_to_destination.fetch_add(len, Ordering::Relaxed);
-                if outcome.is_err() {
+                block.clear();
+                if outcome.is_err() || finished {
                     return;
                 }
             }
