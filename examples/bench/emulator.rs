@@ -11,6 +11,12 @@ use super::{
     destination::{accept, bind, relay, serve},
 };
 
+/// Messages on their way from an agent with short queues: enough for a link without delay.
+const SHORT_WINDOW: usize = 64;
+
+/// Bytes within an agent with short queues: one frame.
+const SHORT_PIPE_LEN: usize = 32 << 10;
+
 /// What the emulated AWS is like.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct World {
@@ -20,6 +26,9 @@ pub(crate) struct World {
     /// Agents have the pace of real ones
     #[arg(long)]
     pub(crate) paced: bool,
+    /// Agents hold hardly more than what is on its way, so that their queues do not hide those of the program
+    #[arg(long)]
+    pub(crate) short_queues: bool,
     /// Delay of every message, each way, in milliseconds
     #[arg(long, default_value_t = 0)]
     pub(crate) delay_ms: u64,
@@ -31,7 +40,7 @@ pub(crate) struct World {
 /// On this machine, with agents that do not pause.
 impl Default for World {
     fn default() -> Self {
-        Self { clusters: 1, paced: false, delay_ms: 0, loss: 0.0 }
+        Self { clusters: 1, paced: false, short_queues: false, delay_ms: 0, loss: 0.0 }
     }
 }
 
@@ -49,6 +58,7 @@ impl World {
             format!("--loss={}", self.loss),
         ];
         args.extend(self.paced.then(|| "--paced".to_owned()));
+        args.extend(self.short_queues.then(|| "--short-queues".to_owned()));
         args
     }
 
@@ -56,6 +66,8 @@ impl World {
         let link = Link { delay: self.delay(), loss: self.loss, ..Link::default() };
         let agent = if self.paced {
             AgentConfig::paced()
+        } else if self.short_queues {
+            AgentConfig { window: Some(SHORT_WINDOW), pipe: SHORT_PIPE_LEN, ..AgentConfig::default() }
         } else if self.delay_ms > 0 {
             // The window would be the bound, and a real agent has none.
             AgentConfig { window: None, ..AgentConfig::default() }

@@ -103,7 +103,7 @@ impl Plan {
 const CONNECTIONS: [usize; 3] = [1, 8, 64];
 
 /// Half of the round trip, and the loss, of a long way.
-const FAR: World = World { clusters: 1, paced: false, delay_ms: 40, loss: 0.001 };
+const FAR: World = World { clusters: 1, paced: false, short_queues: false, delay_ms: 40, loss: 0.001 };
 
 /// Measures the groups that are asked for, all if none is.
 pub(crate) async fn measure(plan: &Plan, only: &[Group]) -> Result<Vec<Figure>, BoxError> {

@@ -172,7 +172,7 @@ async fn no_process_is_at_home_in(folder: &std::path::Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn bench_measures_every_figure_and_leaves_nothing_behind() {
     let lab = Lab::start(Config::default()).await;
-    let mut bench = Running::start(lab.bare_command(example("bench")).env("TMPDIR", lab.home.path()).arg("--quick"));
+    let bench = Running::start(lab.bare_command(example("bench")).env("TMPDIR", lab.home.path()).arg("--quick"));
     let ended = within("the figures", bench.ended()).await;
     let text = ended.assert_success();
     // What was measured differs each time; which figures there are, with what they are compared, does not.
@@ -197,7 +197,7 @@ async fn bench_ends_its_processes_when_it_is_interrupted() {
     let lab = Lab::start(Config::default()).await;
     let mut bench = lab.bare_command(example("bench"));
     bench.env("TMPDIR", lab.home.path()).args(["--only", "busy"]);
-    let mut bench = Running::start(&mut bench);
+    let bench = Running::start(&mut bench);
     let started = async {
         while !processes_at_home_in(lab.home.path()).iter().any(|command| command.contains("--no-rate-limit")) {
             tokio::task::yield_now().await;

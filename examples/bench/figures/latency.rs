@@ -59,7 +59,8 @@ async fn one_at_a_time(stage: &Stage, count: usize, runs: usize, prefix: &str) -
 
 /// Beside a download, with agents that do not pause, and at the pace of real ones by one session and by two.
 pub(crate) async fn busy(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
-    let stage = Stage::start(workshop, &World::default(), &[UNLIMITED]).await?;
+    let unpaced = World { short_queues: true, ..World::default() };
+    let stage = Stage::start(workshop, &unpaced, &[UNLIMITED]).await?;
     let mut figures = beside_a_download(&stage, plan.requests, plan, "").await?;
     drop(stage);
     let paced = World { paced: true, ..World::default() };

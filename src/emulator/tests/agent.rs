@@ -34,9 +34,13 @@ struct Bench {
 
 impl Bench {
     fn new(quirks: AgentQuirks) -> Self {
+        Self::with_config(AgentConfig::default(), quirks)
+    }
+
+    fn with_config(config: AgentConfig, quirks: AgentQuirks) -> Self {
         let now = Now { instant: Clock::default().instant(), wall_ms: 1_700_000_000_000 };
         let setup = AgentSetup {
-            config: AgentConfig { not_ready: Duration::from_millis(50), ..AgentConfig::default() },
+            config: AgentConfig { not_ready: Duration::from_millis(50), ..config },
             quirks,
             version: "3.3.1142.0".to_owned(),
             properties: Map::from_iter([("host".to_owned(), json!("h")), ("portNumber".to_owned(), json!("443"))]),
@@ -59,7 +63,11 @@ impl Bench {
 
     /// An agent that is ready for data.
     fn ready() -> Self {
-        let mut bench = Self::new(AgentQuirks::default());
+        Self::new(AgentQuirks::default()).made_ready()
+    }
+
+    fn made_ready(self) -> Self {
+        let mut bench = self;
         bench.handshake();
         bench.advance(50);
         assert_eq!(bench.take_events(), [AgentEvent::HandshakeComplete, AgentEvent::Resolve]);
@@ -193,7 +201,7 @@ fn sends_only_the_oldest_message_again() {
 }
 
 #[test]
-fn cuts_the_stream_at_the_payload_length_and_keeps_its_pace() {
+fn cuts_the_stream_at_the_payload_length() {
     let mut bench = Bench::ready();
     bench.frames(&[Frame::Syn(STREAM)]);
     bench.take_sent();
@@ -201,6 +209,27 @@ fn cuts_the_stream_at_the_payload_length_and_keeps_its_pace() {
     bench.drain();
     let lens: Vec<usize> = bench.take_sent().iter().map(|message| message.payload.len()).collect();
     assert_eq!(lens, [1024, 1024, 960]);
+}
+
+#[test]
+fn keeps_its_pace_however_late_timers_are() {
+    let mut bench = Bench::with_config(AgentConfig::paced(), AgentQuirks::default()).made_ready();
+    bench.frames(&[Frame::Syn(STREAM)]);
+    bench.take_sent();
+    bench.agent.send_data(bench.now, STREAM, Bytes::from(vec![1; 20 << 10]));
+    bench.drain();
+    for later in 0..5 {
+        assert_eq!(bench.take_sent().len(), if later == 0 { 1 } else { 2 });
+        bench.now.instant += Duration::from_millis(2);
+        bench.agent.handle_timeout(bench.now);
+        bench.drain();
+    }
+    bench.advance(100);
+    bench.take_sent();
+    // What was not sent while there was nothing to send is not made up for.
+    bench.agent.send_data(bench.now, STREAM, Bytes::from(vec![1; 20 << 10]));
+    bench.drain();
+    assert_eq!(bench.take_sent().len(), 1);
 }
 
 #[test]
