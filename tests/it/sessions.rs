@@ -42,7 +42,9 @@ async fn a_small_request_goes_past_a_bulk_transfer_through_a_second_session() {
     let clusters = vec![ClusterConfig::new("payments")];
     let lab = Lab::start(Config { clusters, agent: AgentConfig::paced(), ..Config::default() }).await;
     let up = lab.up(&["--sessions", "2", "--no-rate-limit"]).await;
-    let objects: Api<ConfigMap> = Api::namespaced(client(&lab).await, "demo");
+    // Its connection stays open as long as it is there.
+    let one = client(&lab).await;
+    let objects: Api<ConfigMap> = Api::namespaced(one.clone(), "demo");
     for number in 0..OBJECTS {
         within("an object", objects.create(&Default::default(), &object(number))).await.unwrap();
     }
@@ -68,7 +70,16 @@ async fn a_small_request_goes_past_a_bulk_transfer_through_a_second_session() {
     assert!(bulk.try_join_next().is_none(), "the answer came first");
 
     let second = ids(&lab).into_iter().find(|id| *id != base).expect("a second session");
-    let status = lab.status(&[]).await;
+    // The counters of a busy tunnel are shown once a second.
+    let status = within("the status", async {
+        loop {
+            let status = lab.status(&[]).await;
+            if status["tunnels"][0]["sessions"][1]["bytes_received"].as_u64() >= Some(1000) {
+                return status;
+            }
+        }
+    })
+    .await;
     let tunnel = &status["tunnels"][0];
     let sessions = tunnel["sessions"].as_array().unwrap();
     let shown: Vec<_> = sessions.iter().map(|session| session["session_id"].as_str().unwrap()).collect();
@@ -88,6 +99,7 @@ async fn a_small_request_goes_past_a_bulk_transfer_through_a_second_session() {
     let received: BTreeSet<_> = list.items.into_iter().filter_map(|object| object.data?.remove("text")).collect();
     assert_eq!(received, (0..OBJECTS).filter_map(|number| object(number).data?.remove("text")).collect());
     assert_eq!(lab.emulator.sessions().len(), 2);
+    drop((one, pods));
     up.stop().await.assert_success();
     lab.assert_clean().await;
     assert_eq!(fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap(), "");
