@@ -53,6 +53,8 @@ pub(crate) struct Plan {
     pub(crate) costly_bulk: u64,
     /// Bytes of a transfer over a long way.
     pub(crate) far_bulk: u64,
+    /// How long such a way is, and how much is lost on it.
+    pub(crate) far: World,
     /// Requests of one measurement.
     pub(crate) requests: usize,
     /// The same where each takes long.
@@ -74,6 +76,7 @@ impl Plan {
             slow_bulk: 2 << 20,
             costly_bulk: 512 << 20,
             far_bulk: 16 << 20,
+            far: World { delay_ms: 40, loss: 0.001, ..World::default() },
             requests: 2000,
             slow_requests: 40,
             idle_tunnels: [1, 10, 100],
@@ -90,6 +93,7 @@ impl Plan {
             slow_bulk: 64 << 10,
             costly_bulk: 1 << 20,
             far_bulk: 64 << 10,
+            far: World { delay_ms: 1, loss: 0.001, ..World::default() },
             requests: 10,
             slow_requests: 2,
             idle_tunnels: [1, 2, 3],
@@ -101,9 +105,6 @@ impl Plan {
 
 /// How many connections share a load.
 const CONNECTIONS: [usize; 3] = [1, 8, 64];
-
-/// Half of the round trip, and the loss, of a long way.
-const FAR: World = World { clusters: 1, paced: false, short_queues: false, delay_ms: 40, loss: 0.001 };
 
 /// Measures the groups that are asked for, all if none is.
 pub(crate) async fn measure(plan: &Plan, only: &[Group]) -> Result<Vec<Figure>, BoxError> {

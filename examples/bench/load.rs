@@ -3,6 +3,7 @@
 use std::{future::Future, io, net::SocketAddr, time::Duration};
 
 use autoheal_pa::clock::Clock;
+use futures_util::future::try_join_all;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, task::JoinSet, time::timeout};
 
 use super::{
@@ -50,14 +51,10 @@ async fn exchange(mut stream: TcpStream, exchange: Exchange) -> io::Result<TcpSt
     Ok(stream)
 }
 
+/// Opens so many connections at once, to their ends: each has answered.
 async fn open(address: SocketAddr, connections: usize) -> Result<Vec<TcpStream>, BoxError> {
-    let mut streams = Vec::with_capacity(connections);
-    for _ in 0..connections {
-        // A connection is open to its end when it has answered.
-        let stream = async { exchange(connect(address).await?, REQUEST).await };
-        streams.push(within("the first answer of a connection", stream).await?);
-    }
-    Ok(streams)
+    let opening = (0..connections).map(|_| async { exchange(connect(address).await?, REQUEST).await });
+    within("the first answers of connections", try_join_all(opening)).await
 }
 
 /// Moves `total` bytes through so many connections that are open already. Returns bytes a second.

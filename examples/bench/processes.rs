@@ -113,13 +113,6 @@ impl Workshop {
         }
     }
 
-    /// Whether `up` has an option.
-    pub(crate) async fn knows(&self, option: &str) -> Result<bool, BoxError> {
-        let mut command = self.command(&self.program, &self.home()?);
-        let output = within("the help", command.args(["up", "--help"]).stdin(Stdio::null()).output()).await?;
-        Ok(String::from_utf8_lossy(&output.stdout).contains(option))
-    }
-
     /// Starts `autoheal-pa up` in a home of its own, and waits for its line.
     pub(crate) async fn up(&self, aws: &emulator::Hello, args: &[&str]) -> Result<Up, BoxError> {
         let home = self.home()?;

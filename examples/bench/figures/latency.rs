@@ -9,7 +9,7 @@ use super::{
         processes::Workshop,
         report::{Figure, Unit},
     },
-    CONNECTIONS, FAR, Plan, count_of,
+    CONNECTIONS, Plan, count_of,
     stage::Stage,
 };
 
@@ -30,7 +30,7 @@ pub(crate) async fn idle(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>
 
 /// The same over a long way.
 pub(crate) async fn far(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
-    let stage = Stage::start(workshop, &FAR, &[UNLIMITED]).await?;
+    let stage = Stage::start(workshop, &plan.far, &[UNLIMITED]).await?;
     one_at_a_time(&stage, plan.slow_requests, plan.runs, "far, ").await
 }
 
@@ -67,10 +67,8 @@ pub(crate) async fn busy(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>
     let stage = Stage::start(workshop, &paced, &[]).await?;
     figures.extend(beside_a_download(&stage, plan.slow_requests, plan, "paced, ").await?);
     drop(stage);
-    if workshop.knows("--sessions").await? {
-        let stage = Stage::start(workshop, &paced, &["--sessions", "2"]).await?;
-        figures.extend(beside_a_download(&stage, plan.slow_requests, plan, "paced, 2 sessions, ").await?);
-    }
+    let stage = Stage::start(workshop, &paced, &["--sessions", "2"]).await?;
+    figures.extend(beside_a_download(&stage, plan.slow_requests, plan, "paced, 2 sessions, ").await?);
     Ok(figures)
 }
 

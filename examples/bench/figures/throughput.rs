@@ -8,7 +8,7 @@ use super::{
         processes::Workshop,
         report::{Figure, Unit},
     },
-    CONNECTIONS, FAR, Plan, count_of,
+    CONNECTIONS, Plan, count_of,
     stage::Stage,
 };
 
@@ -20,19 +20,16 @@ pub(crate) async fn download(workshop: &Workshop, plan: &Plan) -> Result<Vec<Fig
     let mut figures = unbounded(workshop, plan, Direction::Down).await?;
     let paced = World { paced: true, ..World::default() };
     figures.extend(alone(workshop, plan, &paced, &[], Direction::Down, "download, paced").await?);
-    if workshop.knows("--sessions").await? {
-        let one = Stage::start(workshop, &paced, &["--sessions", "1"]).await?;
-        let four = Stage::start(workshop, &paced, &["--sessions", "4"]).await?;
-        let mut figure =
-            Figure::new("download, paced, 8 connections, 4 sessions", Unit::Throughput).against("one session");
-        for _ in 0..plan.runs {
-            let reference = transfer(one.up.address, Direction::Down, SHARED, plan.slow_bulk).await?;
-            // Twice as much, so that its ends weigh less where it is faster.
-            let subject = transfer(four.up.address, Direction::Down, SHARED, 2 * plan.slow_bulk).await?;
-            figure.push(subject, &[reference]);
-        }
-        figures.push(figure);
+    let one = Stage::start(workshop, &paced, &["--sessions", "1"]).await?;
+    let four = Stage::start(workshop, &paced, &["--sessions", "4"]).await?;
+    let mut figure = Figure::new("download, paced, 8 connections, 4 sessions", Unit::Throughput).against("one session");
+    for _ in 0..plan.runs {
+        let reference = transfer(one.up.address, Direction::Down, SHARED, plan.slow_bulk).await?;
+        // Twice as much, so that its ends weigh less where it is faster.
+        let subject = transfer(four.up.address, Direction::Down, SHARED, 2 * plan.slow_bulk).await?;
+        figure.push(subject, &[reference]);
     }
+    figures.push(figure);
     Ok(figures)
 }
 
@@ -46,7 +43,7 @@ pub(crate) async fn upload(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figur
 /// Both over a long way, as fast as it goes, then as fast as AWS allows.
 pub(crate) async fn far(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
     let mut figures = Vec::new();
-    let stage = Stage::start(workshop, &FAR, &["--no-rate-limit"]).await?;
+    let stage = Stage::start(workshop, &plan.far, &["--no-rate-limit"]).await?;
     for (name, direction) in [("download", Direction::Down), ("upload", Direction::Up)] {
         for connections in CONNECTIONS {
             let name = format!("far, {name}, {}", count_of(connections, "connection"));
@@ -59,7 +56,7 @@ pub(crate) async fn far(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>,
         }
     }
     drop(stage);
-    let paced = World { paced: true, ..FAR };
+    let paced = World { paced: true, ..plan.far.clone() };
     figures.extend(alone(workshop, plan, &paced, &[], Direction::Down, "far, download, paced").await?);
     figures.extend(alone(workshop, plan, &paced, &[], Direction::Up, "far, upload, rate limit on").await?);
     Ok(figures)
