@@ -61,7 +61,6 @@ struct Args {
 
 /// What this process is, if it does not measure.
 #[derive(Debug, Clone, Subcommand)]
-#[command(subcommand_negates_reqs = true)]
 enum Role {
     /// The emulated AWS, and the destination
     #[command(hide = true)]

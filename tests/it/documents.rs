@@ -123,7 +123,9 @@ fn scripts() -> Vec<(String, String)> {
     add("autoheal-pa.service", starts.map(str::to_owned).collect());
     let mut examples = vec!["tests/fuzz/README.md".to_owned()];
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).unwrap() {
-        examples.push(format!("examples/{}", entry.unwrap().file_name().into_string().unwrap()));
+        let entry = entry.unwrap();
+        let main = if entry.file_type().unwrap().is_dir() { "/main.rs" } else { "" };
+        examples.push(format!("examples/{}{main}", entry.file_name().into_string().unwrap()));
     }
     for name in examples {
         // Comments wrap.

@@ -64,10 +64,10 @@ pub(crate) async fn busy(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>
     let mut figures = beside_a_download(&stage, plan.requests, plan, "").await?;
     drop(stage);
     let paced = World { paced: true, ..World::default() };
-    let stage = Stage::start(workshop, &paced, &[]).await?;
+    let stage = Stage::start(workshop, &paced, &[UNLIMITED]).await?;
     figures.extend(beside_a_download(&stage, plan.slow_requests, plan, "paced, ").await?);
     drop(stage);
-    let stage = Stage::start(workshop, &paced, &["--sessions", "2"]).await?;
+    let stage = Stage::start(workshop, &paced, &[UNLIMITED, "--sessions", "2"]).await?;
     figures.extend(beside_a_download(&stage, plan.slow_requests, plan, "paced, 2 sessions, ").await?);
     Ok(figures)
 }
