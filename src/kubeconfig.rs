@@ -35,6 +35,9 @@ mod yaml;
 /// Largest kubeconfig that is read, in bytes. Hundreds of clusters fit; a bomb of aliases does little harm.
 const MAX_LEN: u64 = 1 << 20;
 
+/// Room on the disk that a kubeconfig is taken to need beyond what it has, in bytes: some five clusters.
+const ROOM: usize = 16 << 10;
+
 /// The program that gives kubectl its tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exec {
@@ -80,6 +83,16 @@ pub struct Update<'a> {
     pub set_current: bool,
 }
 
+/// Finds out whether [`write`] will be able to, as far as that can be known without the contexts. Nothing is changed.
+///
+/// # Errors
+/// See [`KubeconfigError`].
+pub fn check(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
+    let text = read_merged(path, &Update { manager, contexts: &[], set_current: false })?.1;
+    file::rehearse(path, text.map_or(0, |text| text.len()) + ROOM)
+        .map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })
+}
+
 /// Brings a kubeconfig up to date, and returns the name of its current context. The file is made if it
 /// is missing. Its current context is left alone where it names a context that is there; where it does not,
 /// it becomes the first context, if all contexts in the file are of this program.
@@ -107,18 +120,25 @@ pub fn remove(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
 
 /// Reads, merges and writes. The caller holds the lock.
 fn rewrite(path: &Path, update: &Update<'_>) -> Result<Option<String>, KubeconfigError> {
+    let (current, changed) = read_merged(path, update)?;
+    if let Some(text) = changed {
+        file::replace(path, text.as_bytes())
+            .map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })?;
+    }
+    Ok(current)
+}
+
+/// Reads and merges. Returns the current context, and the new text unless nothing changes: such a file keeps its
+/// comments and its time.
+fn read_merged(path: &Path, update: &Update<'_>) -> Result<(Option<String>, Option<String>), KubeconfigError> {
     let root = match file::read(path, MAX_LEN)? {
         Some(text) => yaml::parse(&text).map_err(|source| KubeconfigError::Syntax { path: path.to_owned(), source })?,
         None => yaml::Node::null(),
     };
     let merged = merge::merge(root.clone(), update).map_err(|refusal| refusal.at(path))?;
     let merged_root = yaml::Node::Mapping(merged.root);
-    // A file in which nothing changes keeps its comments and its time.
-    if merged_root != root {
-        file::replace(path, yaml::emit(&merged_root).as_bytes())
-            .map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })?;
-    }
-    Ok(merged.current)
+    let changed = (merged_root != root).then(|| yaml::emit(&merged_root));
+    Ok((merged.current, changed))
 }
 
 /// Names the contexts of clusters, in their order: the prefix and the cluster's name. Where that is the same

@@ -3,8 +3,8 @@
 //! The running manager is asked first, as it knows which kubeconfig it has written.
 
 use std::{
-    fs::OpenOptions,
-    io::Write,
+    fs::{File, OpenOptions},
+    io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -153,16 +153,32 @@ async fn of_manager(dir: &Path) -> Option<PathBuf> {
 /// # Errors
 /// [`CommandError`] if it cannot be written.
 pub fn write_github(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
-    let failed = |source: std::io::Error| {
+    add_to_github(path, kubeconfig, |mut file, line| file.write_all(line.as_bytes()))
+}
+
+/// Finds out whether [`write_github`] will be able to; adds nothing.
+///
+/// # Errors
+/// [`CommandError`] if it will not.
+pub fn check_github(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
+    add_to_github(path, kubeconfig, |_file, _line| Ok(()))
+}
+
+fn add_to_github(
+    path: &Path,
+    kubeconfig: &Path,
+    add: impl FnOnce(File, String) -> io::Result<()>,
+) -> Result<(), CommandError> {
+    let failed = |source: io::Error| {
         let message = format!("cannot add to `{}`, which `GITHUB_ENV` names", path.display());
         CommandError::new(Kind::Usage, message).with_source(source)
     };
     let line = match kubeconfig.to_str() {
         Some(path) if !path.contains(['\n', '\r']) => format!("KUBECONFIG={path}\n"),
-        _ => return Err(failed(std::io::Error::other("no line of it can name the path of the kubeconfig"))),
+        _ => return Err(failed(io::Error::other("no line of it can name the path of the kubeconfig"))),
     };
     let file = OpenOptions::new().append(true).create(true).open(path);
-    file.and_then(|mut file| file.write_all(line.as_bytes())).map_err(failed)
+    file.and_then(|file| add(file, line)).map_err(failed)
 }
 
 /// Writes the lines to a file that a shell can source; its extension tells which: `.fish`, `.ps1`, else bash and
@@ -172,11 +188,22 @@ pub fn write_github(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> 
 /// [`CommandError`] if it cannot be written.
 pub fn write(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
     let lines = lines(Shell::of_file(path), kubeconfig)?;
-    file::replace(path, lines.as_bytes()).map_err(|source| {
-        CommandError::new(Kind::Usage, format!("cannot write `{}`", path.display()))
-            .with_source(source)
-            .hint("give another file with `--env-file`")
-    })
+    file::replace(path, lines.as_bytes()).map_err(|source| unwritable(path, source))
+}
+
+/// Finds out whether [`write`] will be able to; changes nothing.
+///
+/// # Errors
+/// [`CommandError`] if it will not.
+pub fn check(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
+    let lines = lines(Shell::of_file(path), kubeconfig)?;
+    file::rehearse(path, lines.len()).map_err(|source| unwritable(path, source))
+}
+
+fn unwritable(path: &Path, source: io::Error) -> CommandError {
+    CommandError::new(Kind::Usage, format!("cannot write `{}`", path.display()))
+        .with_source(source)
+        .hint("give another file with `--env-file`")
 }
 
 fn lines(shell: Shell, kubeconfig: &Path) -> Result<String, CommandError> {

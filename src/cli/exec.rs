@@ -194,7 +194,7 @@ async fn under(
     let outcome = match ready {
         Ok(()) => {
             drop(signals);
-            see_through(command, &manager.kubeconfig()).await
+            see_through(command, manager.kubeconfig()).await
         }
         Err(error) => Err(error),
     };

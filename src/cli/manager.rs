@@ -5,8 +5,9 @@
 //!   └── answers from the first moment on     └── reload: the same again, for what has changed
 //! ```
 //!
-//! Order matters: what can fail without AWS fails first; a session is started as soon as its cluster is known, while
-//! others are still looked for, and what has been started is ended on every way out.
+//! Order matters: what can fail without AWS fails first, so files are tried before they are written; a session is started
+//! as soon as its cluster is known, while others are still looked for, and what has been started is ended on every way
+//! out.
 //!
 //! Invariants:
 //!
@@ -62,6 +63,8 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(3);
 pub(super) struct Manager {
     settings: UpSettings,
     printer: Printer,
+    /// Where the contexts are or will be written: what the settings say, unless that cannot be.
+    kubeconfig: PathBuf,
     roster: Arc<watch::Sender<Roster>>,
     supervisor: Supervisor,
     journal: Option<Journal>,
@@ -110,10 +113,12 @@ impl Manager {
             async move { control.serve(Arc::new(answers), stop).await }
         });
         let printer = printer.clone();
+        let kubeconfig = settings.common.kubeconfig.clone();
         Ok((
             Self {
                 settings,
                 printer,
+                kubeconfig,
                 roster,
                 supervisor,
                 journal,
@@ -133,6 +138,7 @@ impl Manager {
     /// # Errors
     /// Whatever keeps every tunnel from being opened.
     pub(super) async fn open(&mut self) -> Result<(), CommandError> {
+        self.check_files().await?;
         let ways: Vec<Arc<Way>> =
             try_join_all(self.settings.access.clone().into_iter().map(|access| self.enter(access)))
                 .await?
@@ -287,9 +293,9 @@ impl Manager {
         &self.settings
     }
 
-    /// Returns the path of the kubeconfig that has been written.
-    pub(super) fn kubeconfig(&self) -> PathBuf {
-        self.roster.borrow().kubeconfig.clone().unwrap_or_else(|| self.settings.common.kubeconfig.clone())
+    /// Returns the path of the kubeconfig.
+    pub(super) fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
     }
 
     /// Ends everything in good order; with `forget`, the contexts leave the kubeconfig as well.
@@ -398,8 +404,39 @@ impl Manager {
         ));
     }
 
-    /// Writes the contexts, in the order of the clusters, and leads the proxy to these. Where the default file cannot be
-    /// written, the manager's own directory will do: there are machines whose home is missing or read-only.
+    /// Finds out whether all files can be written that will have to be. Where the default kubeconfig cannot, one in the
+    /// manager's own directory will do: there are machines whose home is missing or read-only.
+    async fn check_files(&mut self) -> Result<(), CommandError> {
+        let common = &self.settings.common;
+        match self.check_kubeconfig(&self.kubeconfig).await? {
+            Err(error @ (KubeconfigError::Unreadable { .. } | KubeconfigError::Unwritable { .. }))
+                if !common.kubeconfig_given =>
+            {
+                let own = common.control_dir.join("kubeconfig");
+                let error = CommandError::from(error);
+                if self.check_kubeconfig(&own).await?.is_err() {
+                    return Err(error);
+                }
+                self.printer.progress(&error.sentence());
+                self.kubeconfig = own;
+            }
+            checked => checked?,
+        }
+        if let Some(path) = &self.settings.env_file {
+            env::check(path, &self.kubeconfig)?;
+        }
+        if let Some(path) = &self.settings.github_env {
+            env::check_github(path, &self.kubeconfig)?;
+        }
+        Ok(())
+    }
+
+    async fn check_kubeconfig(&self, path: &Path) -> Result<Result<(), KubeconfigError>, CommandError> {
+        let (path, manager) = (path.to_owned(), self.settings.common.name.clone());
+        in_thread(move || kubeconfig::check(&path, &manager)).await
+    }
+
+    /// Writes the contexts, in the order of the clusters, and leads the proxy to these.
     async fn write_kubeconfig(&self, routes: &[Route]) -> Result<(), CommandError> {
         let common = &self.settings.common;
         let contexts = routes
@@ -410,18 +447,15 @@ impl Manager {
                 Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), server, exec })
             })
             .collect::<Result<Vec<_>, CommandError>>()?;
-        let mut path = self.kubeconfig();
-        let mut written = self.write_contexts(path.clone(), contexts.clone()).await?;
-        if let Err(KubeconfigError::Unwritable { source, .. }) = &written
-            && !common.kubeconfig_given
-        {
-            let own = common.control_dir.join("kubeconfig");
-            if let Ok(current) = self.write_contexts(own.clone(), contexts).await? {
-                self.printer.progress(&format!("cannot write `{}`: {source}", path.display()));
-                (path, written) = (own, Ok(current));
+        let path = self.kubeconfig.clone();
+        let (manager, set_current) = (common.name.clone(), self.settings.set_current);
+        let written = in_thread({
+            let path = path.clone();
+            move || {
+                kubeconfig::write(&path, &kubeconfig::Update { manager: &manager, contexts: &contexts, set_current })
             }
-        }
-        let current = written?.map(|name| format!(", current context `{name}`")).unwrap_or_default();
+        });
+        let current = written.await??.map(|name| format!(", current context `{name}`")).unwrap_or_default();
         if let Some(proxy) = &self.proxy {
             proxy.lead(routes.iter().map(|route| (&route.cluster, route.port)));
         }
@@ -430,27 +464,14 @@ impl Manager {
         Ok(())
     }
 
-    async fn write_contexts(
-        &self,
-        path: PathBuf,
-        contexts: Vec<ContextEntry>,
-    ) -> Result<Result<Option<String>, KubeconfigError>, CommandError> {
-        let (manager, set_current) = (self.settings.common.name.clone(), self.settings.set_current);
-        let written = tokio::task::spawn_blocking(move || {
-            kubeconfig::write(&path, &kubeconfig::Update { manager: &manager, contexts: &contexts, set_current })
-        });
-        written.await.map_err(|error| CommandError::new(Kind::Unexpected, error.to_string()))
-    }
-
     /// Writes the files by which others find the kubeconfig.
     fn write_environment(&self) -> Result<(), CommandError> {
-        let kubeconfig = self.kubeconfig();
         if let Some(path) = &self.settings.env_file {
-            env::write(path, &kubeconfig)?;
+            env::write(path, &self.kubeconfig)?;
             self.printer.progress(&format!("wrote `{}`", path.display()));
         }
         if let Some(path) = &self.settings.github_env {
-            env::write_github(path, &kubeconfig)?;
+            env::write_github(path, &self.kubeconfig)?;
             self.printer.progress("later steps of the job have `KUBECONFIG` set");
         }
         Ok(())
@@ -474,6 +495,12 @@ impl Way {
             stop: self.stop.clone(),
         }
     }
+}
+
+/// Runs what blocks in a thread of its own.
+async fn in_thread<T: Send + 'static>(blocking: impl FnOnce() -> T + Send + 'static) -> Result<T, CommandError> {
+    let done = tokio::task::spawn_blocking(blocking).await;
+    done.map_err(|error| CommandError::new(Kind::Unexpected, error.to_string()))
 }
 
 /// Opens the journal of live sessions, and returns those that an earlier manager left behind. Everything works without.

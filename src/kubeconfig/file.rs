@@ -1,10 +1,11 @@
 //! Files that are replaced whole: temporary file, sync, rename.
 //!
-//! A writer that is killed leaves its temporary file, and the next one removes it. Symbolic links are followed, so the file behind them is replaced and they stay. Mode and owner of a
-//! file that is there are kept; a new one is for its owner only.
+//! A writer that is killed leaves its temporary file, and the next one removes it. Symbolic links are followed, so the
+//! file behind them is replaced and they stay. Mode and owner of a file that is there are kept; a new one is for its
+//! owner only.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
+    fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -64,15 +65,7 @@ pub(crate) fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     let path = &follow(path)?;
     create_parent(path)?;
     let folder = folder_of(path);
-    let old = match fs::symlink_metadata(path) {
-        Ok(metadata) => {
-            // A rename needs no permission on the file itself; whoever made it read-only means it.
-            OpenOptions::new().write(true).open(path)?;
-            Some(metadata)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
+    let old = replaceable(path)?;
     sweep(folder);
     let mut new = temporary(folder)?;
     new.as_file_mut().write_all(contents)?;
@@ -89,6 +82,30 @@ pub(crate) fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     // Some file systems cannot do this for a folder. The rename itself is done.
     let _synced = File::open(folder).and_then(|folder| folder.sync_all());
     Ok(())
+}
+
+/// Finds out whether [`replace`] will be able to write this many bytes, and changes nothing: not even folders are made.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn rehearse(path: &Path, len: usize) -> io::Result<()> {
+    let path = &follow(path)?;
+    replaceable(path)?;
+    let folder = folder_of(path).ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    temporary(folder)?.as_file_mut().write_all(&vec![0; len])
+}
+
+/// Returns the file that is to be replaced, if it is there and may be.
+fn replaceable(path: &Path) -> io::Result<Option<Metadata>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => {
+            // A rename needs no permission on the file itself; whoever made it read-only means it.
+            OpenOptions::new().write(true).open(path)?;
+            Ok(Some(metadata))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Returns the folder that a file is in.
@@ -209,6 +226,27 @@ mod tests {
         symlink("b", dir.path().join("a")).unwrap();
         symlink("a", dir.path().join("b")).unwrap();
         assert!(replace(&dir.path().join("a"), b"x").is_err());
+    }
+
+    #[test]
+    fn a_rehearsal_tells_what_replacing_would_and_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        rehearse(&path, 9).unwrap();
+        rehearse(&dir.path().join("a/b/config"), 9).unwrap();
+        assert!(names(dir.path()).is_empty());
+        fs::write(&path, "old").unwrap();
+        rehearse(&path, 9).unwrap();
+        assert_eq!((names(dir.path()), fs::read(&path).unwrap()), (vec!["config".to_owned()], b"old".to_vec()));
+        for wrong in ["config/below", "config/a/b"].map(|name| dir.path().join(name)) {
+            let (told, seen) = (rehearse(&wrong, 9).unwrap_err(), replace(&wrong, b"x").unwrap_err());
+            assert_eq!(told.kind(), seen.kind(), "{}", wrong.display());
+        }
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        assert!(rehearse(&dir.path().join("folder"), 9).is_err());
+        symlink("b", dir.path().join("a")).unwrap();
+        symlink("a", dir.path().join("b")).unwrap();
+        assert!(rehearse(&dir.path().join("a"), 9).is_err());
     }
 
     #[test]
