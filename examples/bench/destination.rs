@@ -1,7 +1,9 @@
 //! What stands behind the tunnels: a server with one command, and a relay to it.
 //!
 //! A connection carries any number of exchanges. Each begins with a [`Exchange`] in 17 bytes: so many bytes follow, so
-//! many come back when they have arrived. A download, an upload and a request are exchanges of different shapes.
+//! many come back when they have arrived. A download, an upload and a request are exchanges of different shapes. After one
+//! of nothing the server closes, as servers do when TLS says goodbye: that a client has closed does not go through a
+//! tunnel, as it may have closed its half only.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -44,6 +46,9 @@ pub(crate) struct Exchange {
 impl Exchange {
     const LEN: usize = 17;
 
+    /// Ends a connection.
+    const GOODBYE: Self = Self { there: 0, back: 0 };
+
     fn encode(self) -> [u8; Self::LEN] {
         let mut bytes = [MAGIC; Self::LEN];
         bytes[1..9].copy_from_slice(&self.there.to_be_bytes());
@@ -71,6 +76,15 @@ impl Exchange {
     /// Takes what comes back.
     pub(crate) async fn receive(self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
         take(stream, self.back).await
+    }
+}
+
+/// Ends a connection, and waits until its other end has closed it.
+pub(crate) async fn say_goodbye(mut stream: TcpStream) -> io::Result<()> {
+    Exchange::GOODBYE.send(&mut stream).await?;
+    match stream.read(&mut [0]).await? {
+        0 => Ok(()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "more came than was asked for")),
     }
 }
 
@@ -136,6 +150,9 @@ pub(crate) async fn serve(mut stream: TcpStream, api_server: SocketAddr) -> io::
     let mut stream = BufReader::new(stream);
     loop {
         let exchange = Exchange::read(&mut stream).await?;
+        if exchange == Exchange::GOODBYE {
+            return Ok(());
+        }
         take(&mut stream, exchange.there).await?;
         send_zeros(&mut stream, exchange.back).await?;
     }

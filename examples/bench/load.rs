@@ -8,7 +8,7 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream, task::JoinSet, time::timeout}
 
 use super::{
     BoxError,
-    destination::{Exchange, connect, take},
+    destination::{Exchange, connect, say_goodbye, take},
 };
 
 /// A small request and its answer: what is asked of an API server all day, without its headers.
@@ -57,6 +57,28 @@ async fn open(address: SocketAddr, connections: usize) -> Result<Vec<TcpStream>,
     within("the first answers of connections", try_join_all(opening)).await
 }
 
+async fn close(streams: Vec<TcpStream>) -> Result<(), BoxError> {
+    within("the ends of connections", try_join_all(streams.into_iter().map(say_goodbye))).await.map(drop)
+}
+
+/// Lets something be done on each stream at the same time. Returns the streams, and how many seconds it took.
+async fn at_once<F>(streams: Vec<TcpStream>, load: impl Fn(TcpStream) -> F) -> Result<(Vec<TcpStream>, f64), BoxError>
+where
+    F: Future<Output = io::Result<TcpStream>> + Send + 'static,
+{
+    let clock = Clock::start();
+    let mut clients: JoinSet<_> = streams.into_iter().map(load).collect();
+    let all = async {
+        let mut streams = Vec::with_capacity(clients.len());
+        while let Some(ended) = clients.join_next().await {
+            streams.push(ended??);
+        }
+        Ok::<_, io::Error>(streams)
+    };
+    let streams = within("the load", all).await?;
+    Ok((streams, clock.now().mono.as_secs_f64()))
+}
+
 /// Moves `total` bytes through so many connections that are open already. Returns bytes a second.
 pub(crate) async fn transfer(
     address: SocketAddr,
@@ -64,21 +86,11 @@ pub(crate) async fn transfer(
     connections: usize,
     total: u64,
 ) -> Result<f64, BoxError> {
-    let streams = open(address, connections).await?;
     let share = direction.exchange(total / connections as u64);
-    let clock = Clock::start();
-    let mut transfers = JoinSet::new();
-    for stream in streams {
-        transfers.spawn(exchange(stream, share));
-    }
-    let all = async {
-        while let Some(ended) = transfers.join_next().await {
-            ended??;
-        }
-        Ok::<_, io::Error>(())
-    };
-    within("a transfer", all).await?;
-    Ok(total as f64 / clock.now().mono.as_secs_f64())
+    let streams = open(address, connections).await?;
+    let (streams, seconds) = at_once(streams, move |stream| exchange(stream, share)).await?;
+    close(streams).await?;
+    Ok(total as f64 / seconds)
 }
 
 /// Sends so many requests, one after the other, on a connection that is open. Returns how long each took, in seconds.
@@ -91,6 +103,7 @@ pub(crate) async fn requests(address: SocketAddr, count: usize) -> Result<Vec<f6
         stream = within("a request", exchange(stream, REQUEST)).await?;
         times.push((clock.now().mono - before).as_secs_f64());
     }
+    close(vec![stream]).await?;
     Ok(times)
 }
 
@@ -107,6 +120,7 @@ pub(crate) async fn connects(address: SocketAddr, count: usize) -> Result<Vec<f6
             stream.read_u8().await?;
             let after = clock.now().mono;
             take(&mut stream, REQUEST.back - 1).await?;
+            say_goodbye(stream).await?;
             Ok::<_, io::Error>(after)
         };
         let after = within("the first byte", first).await?;
@@ -117,26 +131,17 @@ pub(crate) async fn connects(address: SocketAddr, count: usize) -> Result<Vec<f6
 
 /// Sends `count` requests in all through so many connections, on each one after the other. Returns requests a second.
 pub(crate) async fn request_rate(address: SocketAddr, connections: usize, count: usize) -> Result<f64, BoxError> {
-    let streams = open(address, connections).await?;
     let share = count.div_ceil(connections);
-    let clock = Clock::start();
-    let mut clients = JoinSet::new();
-    for mut stream in streams {
-        clients.spawn(async move {
-            for _ in 0..share {
-                stream = exchange(stream, REQUEST).await?;
-            }
-            Ok::<_, io::Error>(())
-        });
-    }
-    let all = async {
-        while let Some(ended) = clients.join_next().await {
-            ended??;
+    let streams = open(address, connections).await?;
+    let (streams, seconds) = at_once(streams, move |mut stream| async move {
+        for _ in 0..share {
+            stream = exchange(stream, REQUEST).await?;
         }
-        Ok::<_, io::Error>(())
-    };
-    within("the requests", all).await?;
-    Ok((share * connections) as f64 / clock.now().mono.as_secs_f64())
+        Ok(stream)
+    })
+    .await?;
+    close(streams).await?;
+    Ok((share * connections) as f64 / seconds)
 }
 
 /// A download that does not end until it is dropped.

@@ -19,10 +19,6 @@ const FILLED: u64 = 512 << 10;
 /// One request after the other is more than the rate that AWS allows, by far.
 const UNLIMITED: &str = "--no-rate-limit";
 
-/// Most connections that are opened in a run. What a program has closed stays open to the agent for 30 s, as it may still
-/// have an answer, and a tunnel has 1024 at most.
-const CONNECTS: usize = 150;
-
 /// What of many times counts.
 const PERCENTILES: [(&str, f64); 2] = [("p50", 0.5), ("p99", 0.99)];
 
@@ -53,10 +49,10 @@ async fn one_at_a_time(stage: &Stage, count: usize, runs: usize, prefix: &str) -
         let mut references = (Vec::new(), Vec::new());
         for address in [stage.relay(), stage.two_relays(), stage.bare()] {
             references.0.push(requests(address, count).await?);
-            references.1.push(connects(address, count.min(CONNECTS)).await?);
+            references.1.push(connects(address, count).await?);
         }
         push(&mut on_open, &requests(stage.up.address, count).await?, &references.0);
-        push(&mut on_new, &connects(stage.up.address, count.min(CONNECTS)).await?, &references.1);
+        push(&mut on_new, &connects(stage.up.address, count).await?, &references.1);
     }
     Ok(on_open.into_iter().chain(on_new).collect())
 }
