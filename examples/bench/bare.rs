@@ -3,7 +3,10 @@
 //! Local TCP, client, WebSocket, server, TCP to the destination. The payload travels in messages of the same size as
 //! those of Session Manager, a header of 120 bytes before at most 1024, and an acknowledgement of the usual size goes
 //! back for each. There is no numbering, no digest, no copy kept for a repetition, and each connection has a WebSocket
-//! of its own. What is ready goes out in one flush.
+//! of its own.
+//!
+//! It comes in two kinds. One is what the library's own examples do: a message is sent, acknowledged and passed on by
+//! itself. The other does what costs least: up to 64 messages that are ready go out in one write.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -17,8 +20,12 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_tungstenite::{
-    WebSocketStream, accept_async_with_config, client_async_with_config,
-    tungstenite::{self, Message, protocol::WebSocketConfig},
+    WebSocketStream, accept_hdr_async_with_config, client_async_with_config,
+    tungstenite::{
+        self, Message,
+        handshake::server::{Request, Response},
+        protocol::WebSocketConfig,
+    },
 };
 
 use super::destination::{accept, bind, connect, relay};
@@ -26,16 +33,28 @@ use super::destination::{accept, bind, connect, relay};
 /// Payload of a message, in bytes.
 const PAYLOAD_LEN: usize = 1024;
 
-/// Bytes that are read from a TCP connection at once, and at most written to one at once.
+/// Bytes that are read from a TCP connection at once.
 const BLOCK_LEN: usize = 64 << 10;
 
-/// What either half says when it is there.
+/// Messages that go out at once in batches.
+const BATCH: usize = 64;
+
+/// What the server says when it is there.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Hello {
+pub(crate) struct ServerHello {
     /// Where it listens.
     pub(crate) address: SocketAddr,
-    /// Where the client listens for connections that it relays as they are, without a WebSocket.
-    pub(crate) plain: Option<SocketAddr>,
+}
+
+/// What the client says when it is there: where it listens.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ClientHello {
+    /// For connections whose messages travel one by one.
+    pub(crate) one_by_one: SocketAddr,
+    /// For connections whose messages travel in batches.
+    pub(crate) in_batches: SocketAddr,
+    /// For connections that it relays as they are, without a WebSocket.
+    pub(crate) relay: SocketAddr,
 }
 
 /// Serves WebSockets, each of which leads to a connection to the destination. With a delay, every byte of a WebSocket
@@ -46,15 +65,22 @@ pub(crate) struct Hello {
 pub(crate) async fn serve(
     destination: SocketAddr,
     delay: Duration,
-    ready: impl FnOnce(Hello) -> io::Result<()>,
+    ready: impl FnOnce(ServerHello) -> io::Result<()>,
 ) -> io::Result<()> {
     let (listener, address) = bind().await?;
     let (front, front_address) = bind().await?;
-    ready(Hello { address: if delay.is_zero() { address } else { front_address }, plain: None })?;
+    ready(ServerHello { address: if delay.is_zero() { address } else { front_address } })?;
     tokio::join!(
         accept(listener, move |stream| async move {
-            let websocket = accept_async_with_config(stream, Some(config())).await.map_err(into_io)?;
-            carry(websocket, connect(destination).await?).await
+            // The path of the URL says how many messages go out at once.
+            let mut batch = None;
+            let read_path = |request: &Request, response: Response| {
+                batch = request.uri().path().trim_start_matches('/').parse().ok();
+                Ok(response)
+            };
+            let websocket = accept_hdr_async_with_config(stream, read_path, Some(config())).await.map_err(into_io)?;
+            let batch = batch.ok_or_else(|| io::Error::other("the path is no number"))?;
+            carry(websocket, connect(destination).await?, batch).await
         }),
         accept(front, move |stream| relay(stream, address, delay)),
     );
@@ -68,19 +94,22 @@ pub(crate) async fn serve(
 pub(crate) async fn run_client(
     server: SocketAddr,
     relayed: SocketAddr,
-    ready: impl FnOnce(Hello) -> io::Result<()>,
+    ready: impl FnOnce(ClientHello) -> io::Result<()>,
 ) -> io::Result<()> {
-    let (listener, address) = bind().await?;
-    let (plain, plain_address) = bind().await?;
-    ready(Hello { address, plain: Some(plain_address) })?;
+    let (one_by_one, one_by_one_address) = bind().await?;
+    let (in_batches, in_batches_address) = bind().await?;
+    let (relay_listener, relay_address) = bind().await?;
+    ready(ClientHello { one_by_one: one_by_one_address, in_batches: in_batches_address, relay: relay_address })?;
+    let open = move |stream, batch| async move {
+        let tcp = connect(server).await?;
+        let upgrade = client_async_with_config(format!("ws://{server}/{batch}"), tcp, Some(config()));
+        let (websocket, _) = upgrade.await.map_err(into_io)?;
+        carry(websocket, stream, batch).await
+    };
     tokio::join!(
-        accept(listener, move |stream| async move {
-            let tcp = connect(server).await?;
-            let upgrade = client_async_with_config(format!("ws://{server}/"), tcp, Some(config()));
-            let (websocket, _) = upgrade.await.map_err(into_io)?;
-            carry(websocket, stream).await
-        }),
-        accept(plain, move |stream| relay(stream, relayed, Duration::ZERO)),
+        accept(one_by_one, move |stream| open(stream, 1)),
+        accept(in_batches, move |stream| open(stream, BATCH)),
+        accept(relay_listener, move |stream| relay(stream, relayed, Duration::ZERO)),
     );
     Ok(())
 }
@@ -110,8 +139,9 @@ fn samples() -> (Bytes, Bytes) {
     (header.encode(b""), acknowledgement)
 }
 
-/// Carries bytes between a WebSocket and a TCP connection until one of them ends.
-async fn carry(websocket: WebSocketStream<TcpStream>, tcp: TcpStream) -> io::Result<()> {
+/// Carries bytes between a WebSocket and a TCP connection until one of them ends; up to `batch` messages that are ready
+/// go out together, either way.
+async fn carry(websocket: WebSocketStream<TcpStream>, tcp: TcpStream, batch: usize) -> io::Result<()> {
     let (header, acknowledgement) = samples();
     let (mut sink, mut stream) = websocket.split();
     let (mut reader, mut writer) = tcp.into_split();
@@ -127,21 +157,24 @@ async fn carry(websocket: WebSocketStream<TcpStream>, tcp: TcpStream) -> io::Res
                     for _ in 0..count {
                         sink.feed(Message::Binary(acknowledgement.clone())).await.map_err(into_io)?;
                     }
+                    sink.flush().await.map_err(into_io)?;
                 }
                 count = reader.read_buf(&mut buffer) => {
                     if count? == 0 {
                         return sink.close().await.map_err(into_io);
                     }
-                    for payload in buffer.chunks(PAYLOAD_LEN) {
-                        let mut message = BytesMut::with_capacity(HEADER_LEN + payload.len());
-                        message.extend_from_slice(&header);
-                        message.extend_from_slice(payload);
-                        sink.feed(Message::Binary(message.freeze())).await.map_err(into_io)?;
+                    for block in buffer.chunks(batch * PAYLOAD_LEN) {
+                        for payload in block.chunks(PAYLOAD_LEN) {
+                            let mut message = BytesMut::with_capacity(HEADER_LEN + payload.len());
+                            message.extend_from_slice(&header);
+                            message.extend_from_slice(payload);
+                            sink.feed(Message::Binary(message.freeze())).await.map_err(into_io)?;
+                        }
+                        sink.flush().await.map_err(into_io)?;
                     }
                     buffer.clear();
                 }
             }
-            sink.flush().await.map_err(into_io)?;
         }
     };
 
@@ -149,7 +182,6 @@ async fn carry(websocket: WebSocketStream<TcpStream>, tcp: TcpStream) -> io::Res
         let mut buffer = BytesMut::new();
         while let Some(mut next) = stream.next().await {
             let mut count = 0_usize;
-            // All that is there already is written at once.
             loop {
                 if let Message::Binary(message) = next.map_err(into_io)?
                     && message.starts_with(&header[..32])
@@ -157,7 +189,7 @@ async fn carry(websocket: WebSocketStream<TcpStream>, tcp: TcpStream) -> io::Res
                     buffer.extend_from_slice(&message[HEADER_LEN..]);
                     count += 1;
                 }
-                if buffer.len() >= BLOCK_LEN {
+                if count >= batch {
                     break;
                 }
                 match stream.next().now_or_never() {

@@ -85,10 +85,10 @@ impl Workshop {
         &self,
         aws: &emulator::Hello,
         delay: Duration,
-    ) -> Result<(Role<bare::Hello>, Role<bare::Hello>), BoxError> {
+    ) -> Result<(Role<bare::ServerHello>, Role<bare::ClientHello>), BoxError> {
         let delay = delay.as_millis().to_string();
         let server = ["bare-server".to_owned(), aws.destination.to_string(), delay];
-        let server: Role<bare::Hello> = self.role(&server).await?;
+        let server: Role<bare::ServerHello> = self.role(&server).await?;
         let client = ["bare-client".to_owned(), server.hello.address.to_string(), aws.relay.to_string()];
         let client = self.role(&client).await?;
         Ok((server, client))

@@ -21,16 +21,21 @@ pub(crate) async fn cpu(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>,
     let mut figures = Vec::new();
     let per_gib = f64::from(1 << 30) / plan.costly_bulk as f64;
     for (name, direction) in [("download", Direction::Down), ("upload", Direction::Up)] {
-        let mut program = Figure::new(format!("processor, {name}"), Unit::Cost).against("bare WebSocket");
+        let mut program = Figure::new(format!("processor, {name}"), Unit::Cost)
+            .against("bare WebSocket")
+            .against("the same in batches");
         let mut emulator = Figure::new(format!("processor of the emulated AWS, {name}"), Unit::Cost);
         for _ in 0..plan.runs {
-            let before = stage.bare_client.usage()?.cpu;
-            transfer(stage.bare(), direction, 1, plan.costly_bulk).await?;
-            let bare = stage.bare_client.usage()?.cpu - before;
+            let mut bare = Vec::new();
+            for address in [stage.bare(), stage.bare_in_batches()] {
+                let before = stage.bare_client.usage()?.cpu;
+                transfer(address, direction, 1, plan.costly_bulk).await?;
+                bare.push((stage.bare_client.usage()?.cpu - before).as_secs_f64() * per_gib);
+            }
             let before = (stage.up.usage()?.cpu, stage.aws.usage()?.cpu);
             transfer(stage.up.address, direction, 1, plan.costly_bulk).await?;
             let (up, aws) = (stage.up.usage()?.cpu - before.0, stage.aws.usage()?.cpu - before.1);
-            program.push(up.as_secs_f64() * per_gib, &[bare.as_secs_f64() * per_gib]);
+            program.push(up.as_secs_f64() * per_gib, &bare);
             emulator.push(aws.as_secs_f64() * per_gib, &[]);
         }
         figures.extend([program, emulator]);

@@ -11,8 +11,8 @@ use super::super::{
 /// An emulated AWS, the program with a tunnel to its first cluster, and a bare WebSocket beside that.
 pub(crate) struct Stage {
     pub(crate) up: Up,
-    pub(crate) bare_client: Role<bare::Hello>,
-    _bare_server: Role<bare::Hello>,
+    pub(crate) bare_client: Role<bare::ClientHello>,
+    _bare_server: Role<bare::ServerHello>,
     pub(crate) aws: Role<emulator::Hello>,
 }
 
@@ -27,7 +27,12 @@ impl Stage {
 
     /// The near end of the bare WebSocket.
     pub(crate) fn bare(&self) -> SocketAddr {
-        self.bare_client.hello.address
+        self.bare_client.hello.one_by_one
+    }
+
+    /// The near end of the bare WebSocket whose messages travel in batches.
+    pub(crate) fn bare_in_batches(&self) -> SocketAddr {
+        self.bare_client.hello.in_batches
     }
 
     /// The near end of the relay to the destination.
@@ -37,6 +42,6 @@ impl Stage {
 
     /// The near end of two relays, one where the program is and one where the agent is.
     pub(crate) fn two_relays(&self) -> SocketAddr {
-        self.bare_client.hello.plain.unwrap_or_else(|| self.relay())
+        self.bare_client.hello.relay
     }
 }

@@ -72,11 +72,21 @@ async fn unbounded(workshop: &Workshop, plan: &Plan, direction: Direction) -> Re
     let mut figures = Vec::new();
     for connections in CONNECTIONS {
         let name = format!("{name}, {}", count_of(connections, "connection"));
-        let mut figure = Figure::new(name, Unit::Throughput).against("bare WebSocket").against("direct TCP");
+        let mut figure = Figure::new(name, Unit::Throughput);
+        let references = [
+            ("bare WebSocket", stage.bare()),
+            ("the same in batches", stage.bare_in_batches()),
+            ("direct TCP", stage.aws.hello.destination),
+        ];
+        for (what, _) in references {
+            figure = figure.against(what);
+        }
         for _ in 0..plan.runs {
-            let bare = transfer(stage.bare(), direction, connections, plan.bulk).await?;
-            let direct = transfer(stage.aws.hello.destination, direction, connections, plan.bulk).await?;
-            figure.push(transfer(stage.up.address, direction, connections, plan.bulk).await?, &[bare, direct]);
+            let mut values = Vec::new();
+            for (_, address) in references {
+                values.push(transfer(address, direction, connections, plan.bulk).await?);
+            }
+            figure.push(transfer(stage.up.address, direction, connections, plan.bulk).await?, &values);
         }
         figures.push(figure);
     }
