@@ -1,4 +1,4 @@
-//! What stands behind the tunnels: a server with one command, and a relay to it.
+//! What stands behind the tunnels, in a process of its own: a server with one command. And relays to it.
 //!
 //! A connection carries any number of exchanges. Each begins with a [`Exchange`] in 17 bytes: so many bytes follow, so
 //! many come back when they have arrived. A download, an upload and a request are exchanges of different shapes. After one
@@ -9,6 +9,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use autoheal_pa::clock::Clock;
 use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, copy_bidirectional},
     net::{TcpListener, TcpStream},
@@ -140,8 +141,25 @@ where
     }
 }
 
-/// Serves exchanges; connections that speak TLS go on to the API server.
-pub(crate) async fn serve(mut stream: TcpStream, api_server: SocketAddr) -> io::Result<()> {
+/// What the process says when it is there.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+}
+
+/// Serves exchanges on every connection; those that speak TLS go on to the API server.
+///
+/// # Errors
+/// If no port can be bound.
+pub(crate) async fn run(api_server: SocketAddr, ready: impl FnOnce(Hello) -> io::Result<()>) -> io::Result<()> {
+    let (listener, address) = bind().await?;
+    ready(Hello { address })?;
+    accept(listener, move |stream| serve(stream, api_server)).await;
+    Ok(())
+}
+
+async fn serve(mut stream: TcpStream, api_server: SocketAddr) -> io::Result<()> {
     let mut first = [0];
     if stream.peek(&mut first).await? == 1 && first[0] == TLS_HANDSHAKE {
         copy_bidirectional(&mut stream, &mut connect(api_server).await?).await?;

@@ -1,4 +1,4 @@
-//! The emulated AWS in a process of its own, with the destination behind its first cluster and a relay to that.
+//! The emulated AWS in a process of its own, with a relay to the destination, which is behind its first cluster.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BoxError,
-    destination::{accept, bind, relay, serve},
+    destination::{self, accept, bind, relay},
+    processes::start_destination,
 };
 
 /// Messages on their way from an agent with short queues: enough for a link without delay.
@@ -104,14 +105,18 @@ pub(crate) async fn run(world: World, ready: impl FnOnce(Hello) -> io::Result<()
     let emulator = Emulator::start(world.config()).await?;
     let first = emulator.api_servers().into_iter().next().ok_or("there is no cluster")?;
     let Place::Socket(api_server) = first.place else { return Err("the API server is not at a socket".into()) };
-    let (listener, destination) = bind().await?;
-    emulator.route(format!("{}:443", first.host), destination);
+    // It ends with this process.
+    let destination = start_destination(api_server).await?;
+    let destination::Hello { address } = destination.hello;
+    emulator.route(format!("{}:443", first.host), address);
     let (relay_listener, relay_address) = bind().await?;
     let delay = world.delay();
-    ready(Hello { environment: emulator.environment(), cluster: first.cluster, destination, relay: relay_address })?;
-    tokio::join!(
-        accept(listener, move |stream| serve(stream, api_server)),
-        accept(relay_listener, move |stream| relay(stream, destination, delay)),
-    );
+    ready(Hello {
+        environment: emulator.environment(),
+        cluster: first.cluster,
+        destination: address,
+        relay: relay_address,
+    })?;
+    accept(relay_listener, move |stream| relay(stream, address, delay)).await;
     Ok(())
 }

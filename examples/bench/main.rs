@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The program under test is the real one, which has to be there, built in the same profile. Everything else is this
-//! program in other roles, each in a process of its own: the emulated AWS with the destination, both halves of a bare
+//! program in other roles, each in a process of its own: the emulated AWS, the destination, both halves of a bare
 //! WebSocket, and the load.
 //!
 //! It fails if something does not work, never because of a figure.
@@ -62,9 +62,12 @@ struct Args {
 /// What this process is, if it does not measure.
 #[derive(Debug, Clone, Subcommand)]
 enum Role {
-    /// The emulated AWS, and the destination
+    /// The emulated AWS
     #[command(hide = true)]
     Emulator(emulator::World),
+    /// The destination
+    #[command(hide = true)]
+    Destination { api_server: SocketAddr },
     /// The far half of the bare WebSocket
     #[command(hide = true)]
     BareServer { destination: SocketAddr, delay_ms: u64 },
@@ -77,8 +80,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let mut runtime = match args.role {
         // There are fewer processors than processes: what is not under test is not to fight for them with itself.
-        Some(Role::Emulator(_) | Role::BareServer { .. }) => tokio::runtime::Builder::new_current_thread(),
-        Some(Role::BareClient { .. }) | None => tokio::runtime::Builder::new_multi_thread(),
+        Some(Role::Emulator(_) | Role::Destination { .. } | Role::BareServer { .. }) | None => {
+            tokio::runtime::Builder::new_current_thread()
+        }
+        Some(Role::BareClient { .. }) => tokio::runtime::Builder::new_multi_thread(),
     };
     let outcome = runtime.enable_all().build().map_err(BoxError::from).and_then(|runtime| {
         runtime.block_on(async {
@@ -99,6 +104,7 @@ async fn play(role: Role) -> Result<(), BoxError> {
     let role = async {
         match role {
             Role::Emulator(world) => emulator::run(world, |hello| say(&hello)).await?,
+            Role::Destination { api_server } => destination::run(api_server, |hello| say(&hello)).await?,
             Role::BareServer { destination, delay_ms } => {
                 bare::serve(destination, Duration::from_millis(delay_ms), |hello| say(&hello)).await?;
             }

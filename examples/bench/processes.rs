@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{BoxError, emulator::World, load::within, measure::Usage};
-use super::{bare, emulator};
+use super::{bare, destination, emulator};
 
 /// What `up` prints when every tunnel works.
 const READY_LINE: &str = "tunnel ready";
@@ -55,22 +55,9 @@ impl Workshop {
         Ok(tempfile::Builder::new().tempdir_in(self.folder.path())?.keep())
     }
 
-    /// A program that gets no variables but those of its home.
-    fn command(&self, program: &Path, home: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.env_clear().env("HOME", home).env("XDG_RUNTIME_DIR", home).env("TMPDIR", home).kill_on_drop(true);
-        command
-    }
-
-    /// Starts this program in another role, and waits until it says that it is there.
+    /// Starts this program in another role, with a home of its own.
     async fn role<T: DeserializeOwned>(&self, args: &[String]) -> Result<Role<T>, BoxError> {
-        let mut command = self.command(&self.this, &self.home()?);
-        let mut child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        let mut stdout = BufReader::new(child.stdout.take().ok_or("there is no pipe")?);
-        within(&args[0], stdout.read_line(&mut line)).await?;
-        let hello = serde_json::from_str(&line).map_err(|_| format!("`{}` ended at once", args.join(" ")))?;
-        Ok(Role { child, hello })
+        start(&self.this, &self.home()?, args).await
     }
 
     /// Starts an emulated AWS.
@@ -101,7 +88,7 @@ impl Workshop {
         variables: &[(String, String)],
         args: &[&str],
     ) -> Result<Duration, BoxError> {
-        let mut command = self.command(&self.program, home);
+        let mut command = command(&self.program, home);
         command.envs(variables.iter().map(|(name, value)| (name, value))).args(args).stdin(Stdio::null());
         let clock = Clock::start();
         let output = within(args[0], command.output()).await?;
@@ -117,7 +104,7 @@ impl Workshop {
     pub(crate) async fn up(&self, aws: &emulator::Hello, args: &[&str]) -> Result<Up, BoxError> {
         let home = self.home()?;
         let log = home.join("log");
-        let mut command = self.command(&self.program, &home);
+        let mut command = command(&self.program, &home);
         command.envs(aws.environment.iter().map(|(name, value)| (name, value)));
         command.args(["up", "--base-port", "0"]).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
@@ -134,6 +121,30 @@ impl Workshop {
         let address = address.ok_or_else(|| format!("the kubeconfig does not name `{}`", aws.cluster))?;
         Ok(Up { child, home, address, ready_after })
     }
+}
+
+/// A program that gets no variables but those of its home.
+fn command(program: &Path, home: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("HOME", home).env("XDG_RUNTIME_DIR", home).env("TMPDIR", home).kill_on_drop(true);
+    command
+}
+
+/// Starts this program in another role, and waits until it says that it is there.
+async fn start<T: DeserializeOwned>(this: &Path, home: &Path, args: &[String]) -> Result<Role<T>, BoxError> {
+    let mut command = command(this, home);
+    let mut child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().ok_or("there is no pipe")?);
+    within(&args[0], stdout.read_line(&mut line)).await?;
+    let hello = serde_json::from_str(&line).map_err(|_| format!("`{}` ended at once", args.join(" ")))?;
+    Ok(Role { child, hello })
+}
+
+/// Starts the destination, which hands connections that speak TLS on to the API server.
+pub(crate) async fn start_destination(api_server: SocketAddr) -> Result<Role<destination::Hello>, BoxError> {
+    let args = ["destination".to_owned(), api_server.to_string()];
+    start(&std::env::current_exe()?, &std::env::temp_dir(), &args).await
 }
 
 /// Where the tunnel of a cluster listens, by the kubeconfig.
