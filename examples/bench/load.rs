@@ -4,7 +4,12 @@ use std::{future::Future, io, net::SocketAddr, time::Duration};
 
 use autoheal_pa::clock::Clock;
 use futures_util::future::try_join_all;
-use tokio::{io::AsyncReadExt as _, net::TcpStream, task::JoinSet, time::timeout};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use super::{
     BoxError,
@@ -93,12 +98,16 @@ pub(crate) async fn transfer(
     Ok(total as f64 / seconds)
 }
 
-/// Sends so many requests, one after the other, on a connection that is open. Returns how long each took, in seconds.
-pub(crate) async fn requests(address: SocketAddr, count: usize) -> Result<Vec<f64>, BoxError> {
+/// Sends so many requests, one after the other, on a connection that is open, each a `pause` after the answer to the one
+/// before. Returns how long each took, in seconds.
+pub(crate) async fn requests(address: SocketAddr, count: usize, pause: Duration) -> Result<Vec<f64>, BoxError> {
     let mut stream = open(address, 1).await?.remove(0);
     let mut times = Vec::with_capacity(count);
     let clock = Clock::start();
     for _ in 0..count {
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
         let before = clock.now().mono;
         stream = within("a request", exchange(stream, REQUEST)).await?;
         times.push((clock.now().mono - before).as_secs_f64());

@@ -1,5 +1,7 @@
 //! Small requests: how long they take, alone and beside a download, and how many go through.
 
+use std::{net::SocketAddr, time::Duration};
+
 use super::{
     super::{
         BoxError,
@@ -18,6 +20,9 @@ const FILLED: u64 = 512 << 10;
 
 /// One request after the other is more than the rate that AWS allows, by far.
 const UNLIMITED: &str = "--no-rate-limit";
+
+/// Between requests where agents have their pace: an agent that has just sent something pauses, and that is not to count.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// What of many times counts.
 const PERCENTILES: [(&str, f64); 2] = [("p50", 0.5), ("p99", 0.99)];
@@ -48,10 +53,10 @@ async fn one_at_a_time(stage: &Stage, count: usize, runs: usize, prefix: &str) -
     for _ in 0..runs {
         let mut references = (Vec::new(), Vec::new());
         for address in [stage.relay(), stage.two_relays(), stage.bare()] {
-            references.0.push(requests(address, count).await?);
+            references.0.push(requests(address, count, Duration::ZERO).await?);
             references.1.push(connects(address, count).await?);
         }
-        push(&mut on_open, &requests(stage.up.address, count).await?, &references.0);
+        push(&mut on_open, &requests(stage.up.address, count, Duration::ZERO).await?, &references.0);
         push(&mut on_new, &connects(stage.up.address, count).await?, &references.1);
     }
     Ok(on_open.into_iter().chain(on_new).collect())
@@ -61,29 +66,44 @@ async fn one_at_a_time(stage: &Stage, count: usize, runs: usize, prefix: &str) -
 pub(crate) async fn busy(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
     let unpaced = World { short_queues: true, ..World::default() };
     let stage = Stage::start(workshop, &unpaced, &[UNLIMITED]).await?;
-    let mut figures = beside_a_download(&stage, plan.requests, plan, "").await?;
+    let mut figures = PERCENTILES.map(|(percentile, _)| {
+        Figure::new(format!("request during a download, {percentile}"), Unit::Time)
+            .against("the same alone")
+            .against("TCP by two relays, the same")
+    });
+    for _ in 0..plan.runs {
+        let (_, relayed) = beside_a_download(stage.two_relays(), plan.requests, Duration::ZERO, plan).await?;
+        let (alone, beside) = beside_a_download(stage.up.address, plan.requests, Duration::ZERO, plan).await?;
+        push(&mut figures, &beside, &[alone, relayed]);
+    }
+    let mut figures = Vec::from(figures);
     drop(stage);
     let paced = World { paced: true, ..World::default() };
-    let stage = Stage::start(workshop, &paced, &[UNLIMITED]).await?;
-    figures.extend(beside_a_download(&stage, plan.slow_requests, plan, "paced, ").await?);
-    drop(stage);
-    let stage = Stage::start(workshop, &paced, &[UNLIMITED, "--sessions", "2"]).await?;
-    figures.extend(beside_a_download(&stage, plan.slow_requests, plan, "paced, 2 sessions, ").await?);
+    for (args, kind) in [(&[UNLIMITED][..], "paced"), (&[UNLIMITED, "--sessions", "2"], "paced, 2 sessions")] {
+        let stage = Stage::start(workshop, &paced, args).await?;
+        let mut pair = PERCENTILES.map(|(percentile, _)| {
+            Figure::new(format!("request during a download, {kind}, {percentile}"), Unit::Time)
+                .against("the same alone")
+        });
+        for _ in 0..plan.runs {
+            let (alone, beside) = beside_a_download(stage.up.address, plan.slow_requests, PAUSE, plan).await?;
+            push(&mut pair, &beside, &[alone]);
+        }
+        figures.extend(pair);
+    }
     Ok(figures)
 }
 
-async fn beside_a_download(stage: &Stage, count: usize, plan: &Plan, kind: &str) -> Result<Vec<Figure>, BoxError> {
-    let mut figures = PERCENTILES.map(|(percentile, _)| {
-        Figure::new(format!("request during a download, {kind}{percentile}"), Unit::Time).against("the same alone")
-    });
-    for _ in 0..plan.runs {
-        let alone = requests(stage.up.address, count).await?;
-        let download = Bulk::start(stage.up.address, FILLED.min(plan.bulk)).await?;
-        let beside = requests(stage.up.address, count).await?;
-        drop(download);
-        push(&mut figures, &beside, &[alone]);
-    }
-    Ok(figures.into())
+/// Returns how long requests take alone, and how long beside a download.
+async fn beside_a_download(
+    address: SocketAddr,
+    count: usize,
+    pause: Duration,
+    plan: &Plan,
+) -> Result<(Vec<f64>, Vec<f64>), BoxError> {
+    let alone = requests(address, count, pause).await?;
+    let _download = Bulk::start(address, FILLED.min(plan.bulk)).await?;
+    Ok((alone, requests(address, count, pause).await?))
 }
 
 /// How many in a second, when each connection sends the next as soon as it has the answer to the last.
