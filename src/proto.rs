@@ -80,6 +80,9 @@ pub struct Config {
     /// How long a stream is kept open for the agent's answer after the local program has stopped
     /// writing, counted from the last byte that came.
     pub half_close_timeout: Duration,
+    /// Largest number of streams that are kept open so. A program that closes its connection looks just like one that
+    /// has stopped writing, and some open hundreds of connections a second; the one without an answer for longest goes.
+    pub half_closed_streams: usize,
 }
 
 impl Default for Config {
@@ -96,6 +99,7 @@ impl Default for Config {
             unacknowledged_timeout: Duration::from_secs(300),
             pause_timeout: Duration::from_secs(90),
             half_close_timeout: Duration::from_secs(30),
+            half_closed_streams: 256,
         }
     }
 }

@@ -86,6 +86,8 @@ struct Stream {
     /// Bytes handed out and not yet consumed.
     held: usize,
     last_activity: Duration,
+    /// When to look whether a stream that is half-closed has had its time.
+    due: Duration,
 }
 
 impl Stream {
@@ -109,7 +111,7 @@ pub(super) struct Mux {
     turns: VecDeque<StreamId>,
     /// A keepalive frame is to be sent.
     nop: bool,
-    /// Half-closed streams, by the time at which to look at them.
+    /// Streams whose local side has finished, by the time at which to look at them.
     half_closed: BTreeSet<(Duration, StreamId)>,
     /// Connection errors that the agent has reported and that no FIN has settled yet.
     refusals: usize,
@@ -122,6 +124,7 @@ pub(super) struct Mux {
     silent_limit: usize,
     receive_budget: usize,
     half_close_timeout: Duration,
+    half_closed_limit: usize,
     bytes_sent: u64,
     bytes_received: u64,
 }
@@ -143,6 +146,7 @@ impl Mux {
             silent_limit: config.silent_streams,
             receive_budget: config.receive_budget,
             half_close_timeout: config.half_close_timeout,
+            half_closed_limit: config.half_closed_streams,
             bytes_sent: 0,
             bytes_received: 0,
         }
@@ -211,6 +215,7 @@ impl Mux {
                 queued: false,
                 held: 0,
                 last_activity: now,
+                due: now,
             },
         );
         self.queue(id);
@@ -229,13 +234,19 @@ impl Mux {
         self.queue(id);
     }
 
-    /// The local program has stopped writing and may still be reading.
+    /// The local program has stopped writing and may still be reading. If too many have, the one that has been without
+    /// an answer for longest is closed.
     pub(super) fn finish(&mut self, id: StreamId, now: Duration) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if stream.local == Local::Open {
             stream.local = Local::Finished;
             stream.last_activity = now;
-            self.half_closed.insert((now + self.half_close_timeout, id));
+            self.look_at(id, now + self.half_close_timeout);
+            if self.half_closed.len() > self.half_closed_limit
+                && let Some((_, id)) = self.longest_unanswered()
+            {
+                self.give_up(id);
+            }
         }
     }
 
@@ -339,23 +350,37 @@ impl Mux {
     }
 
     pub(super) fn handle_timeout(&mut self, now: Duration) {
-        while let Some(&(at, id)) = self.half_closed.first() {
-            if at > now {
-                return;
-            }
-            self.half_closed.pop_first();
-            let Some(stream) = self.streams.get_mut(&id) else { continue };
-            if stream.local != Local::Finished {
-                continue;
-            }
-            let due = stream.last_activity + self.half_close_timeout;
-            if due > now {
-                self.half_closed.insert((due, id));
-            } else {
-                debug!(stream = id.0, "closing a half-closed stream without an answer");
-                self.close(id);
+        while self.half_closed.first().is_some_and(|(at, _)| *at <= now) {
+            match self.longest_unanswered() {
+                Some((due, id)) if due <= now => self.give_up(id),
+                Some(_) | None => return,
             }
         }
+    }
+
+    fn give_up(&mut self, id: StreamId) {
+        debug!(stream = id.0, "closing a half-closed stream without an answer");
+        self.close(id);
+    }
+
+    /// Returns the half-closed stream to which nothing has come for longest, and when it has had its time.
+    fn longest_unanswered(&mut self) -> Option<(Duration, StreamId)> {
+        loop {
+            let &(at, id) = self.half_closed.first()?;
+            let due = self.streams.get(&id)?.last_activity + self.half_close_timeout;
+            if due == at {
+                return Some((due, id));
+            }
+            self.look_at(id, due);
+        }
+    }
+
+    /// Sets when to look whether a half-closed stream has had its time.
+    fn look_at(&mut self, id: StreamId, due: Duration) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        self.half_closed.remove(&(stream.due, id));
+        stream.due = due;
+        self.half_closed.insert((due, id));
     }
 
     // Output.
@@ -414,6 +439,7 @@ impl Mux {
     fn close(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if matches!(stream.local, Local::Open | Local::Finished) {
+            self.half_closed.remove(&(stream.due, id));
             stream.local = Local::Closing;
             self.queue(id);
         }
@@ -443,6 +469,9 @@ impl Mux {
         assert_eq!(self.held, self.streams.values().map(|s| s.held).sum::<usize>());
         assert_eq!(self.silent, self.streams.values().filter(|s| s.is_silent()).count());
         assert!(self.held <= self.receive_budget);
+        let half_closed = self.streams.iter().filter(|(_, s)| s.local == Local::Finished).map(|(id, s)| (s.due, *id));
+        assert_eq!(self.half_closed, half_closed.collect());
+        assert!(self.half_closed.len() <= self.half_closed_limit);
         assert_eq!(self.turns.len(), self.streams.values().filter(|s| s.queued).count());
         for stream in self.streams.values() {
             assert_eq!(stream.outbox_len, stream.outbox.iter().map(Bytes::len).sum::<usize>());

@@ -12,7 +12,8 @@ use tokio::{
 use super::support::{Lab, Running, within};
 
 /// A destination. The first byte of a connection is a command, the next eight are a length: `d` sends so many
-/// bytes down, `u` takes so many and answers with how many were as they should be.
+/// bytes down, `u` takes so many and answers with how many were as they should be, `k` sends so many down and keeps
+/// the connection for more.
 struct Destination {
     address: SocketAddr,
     _tasks: JoinSet<()>,
@@ -45,8 +46,11 @@ fn block(start: u64, len: usize) -> Vec<u8> {
 
 async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
     let (command, len) = (stream.read_u8().await?, stream.read_u64().await?);
-    if command == b'd' {
+    if matches!(command, b'd' | b'k') {
         send(&mut stream, len).await?;
+        if command == b'k' {
+            stream.read_to_end(&mut Vec::new()).await?;
+        }
     } else {
         let good = receive(&mut stream, len).await?;
         stream.write_u64(good).await?;
@@ -181,5 +185,24 @@ async fn half_close_does_not_truncate_the_answer() {
         assert_eq!(len, answer);
     }
     forward.stop().await.assert_success();
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_connections_than_may_be_open_come_and_go() {
+    let lab = Lab::start(Config::default()).await;
+    let destination = Destination::start().await;
+    let (forward, port) = forward(&lab, &destination, &["--no-rate-limit"]).await;
+    // That a program has closed its connection looks as if it had stopped writing, and the destination waits for more.
+    for number in 0..1300 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let answer = async {
+            stream.write_u8(b'k').await?;
+            stream.write_u64(1).await?;
+            stream.read_u8().await
+        };
+        assert_eq!(within("an answer", answer).await.ok(), Some(pattern(0)), "connection {number}");
+    }
+    assert_eq!(forward.stop().await.code(), Some(0));
     lab.assert_clean().await;
 }

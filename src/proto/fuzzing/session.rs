@@ -149,6 +149,7 @@ impl World {
             reorder_budget: chosen(2, 4 << 10, 64 << 10),
             messages_per_second: (choice >> 3 & 1 == 1).then_some(40),
             silent_streams: 4,
+            half_closed_streams: 2,
             ..Config::default()
         };
         let now = Now { mono: Duration::from_secs(1000), wall: Duration::from_secs(1_700_000_000) };

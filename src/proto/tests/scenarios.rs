@@ -117,6 +117,27 @@ fn a_half_closed_stream_without_an_answer_is_closed_in_the_end() {
 }
 
 #[test]
+fn of_too_many_half_closed_streams_the_one_without_an_answer_for_longest_is_closed() {
+    let config = Config { half_closed_streams: 2, ..Config::default() };
+    let mut world = World::new(1, config, AgentConfig::default(), vec![Destination::Sink]);
+    world.run_until(|world| world.established);
+    let [first, second] = [(); 2].map(|()| {
+        let id = world.open(Bytes::from_static(b"x"), true);
+        world.run_for(secs(1));
+        id
+    });
+    // Now the second is the one without.
+    world.agent.send_frame(&Frame::Psh(first, Bytes::from_static(b"still here")));
+    world.run_for(secs(1));
+    let third = world.open(Bytes::from_static(b"x"), true);
+    world.run_for(secs(1));
+    assert_eq!([first, second, third].map(|id| world.programs[&id].end), [None, Some(End::Closed), None]);
+    assert_eq!(world.programs[&first].received, "still here");
+    world.run_for(secs(30));
+    assert_eq!(world.client.open_streams(), 0, "all have their time");
+}
+
+#[test]
 fn what_a_program_wrote_before_it_left_is_delivered() {
     let mut world = World::established(1, vec![Destination::Sink]);
     let id = world.client.open_stream(world.now).unwrap();
