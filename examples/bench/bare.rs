@@ -20,12 +20,8 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_tungstenite::{
-    WebSocketStream, accept_hdr_async_with_config, client_async_with_config,
-    tungstenite::{
-        self, Message,
-        handshake::server::{Request, Response},
-        protocol::WebSocketConfig,
-    },
+    WebSocketStream, accept_async_with_config, client_async_with_config,
+    tungstenite::{self, Message, protocol::WebSocketConfig},
 };
 
 use super::destination::{accept, bind, connect, relay};
@@ -72,14 +68,12 @@ pub(crate) async fn serve(
     ready(ServerHello { address: if delay.is_zero() { address } else { front_address } })?;
     tokio::join!(
         accept(listener, move |stream| async move {
-            // The path of the URL says how many messages go out at once.
-            let mut batch = None;
-            let read_path = |request: &Request, response: Response| {
-                batch = request.uri().path().trim_start_matches('/').parse().ok();
-                Ok(response)
+            let mut websocket = accept_async_with_config(stream, Some(config())).await.map_err(into_io)?;
+            // The first message says how many go out at once.
+            let batch = match websocket.next().await {
+                Some(Ok(Message::Text(batch))) => batch.parse().map_err(io::Error::other)?,
+                _ => return Err(io::ErrorKind::UnexpectedEof.into()),
             };
-            let websocket = accept_hdr_async_with_config(stream, read_path, Some(config())).await.map_err(into_io)?;
-            let batch = batch.ok_or_else(|| io::Error::other("the path is no number"))?;
             carry(websocket, connect(destination).await?, batch).await
         }),
         accept(front, move |stream| relay(stream, address, delay)),
@@ -100,10 +94,11 @@ pub(crate) async fn run_client(
     let (in_batches, in_batches_address) = bind().await?;
     let (relay_listener, relay_address) = bind().await?;
     ready(ClientHello { one_by_one: one_by_one_address, in_batches: in_batches_address, relay: relay_address })?;
-    let open = move |stream, batch| async move {
+    let open = move |stream, batch: usize| async move {
         let tcp = connect(server).await?;
-        let upgrade = client_async_with_config(format!("ws://{server}/{batch}"), tcp, Some(config()));
-        let (websocket, _) = upgrade.await.map_err(into_io)?;
+        let upgrade = client_async_with_config(format!("ws://{server}/"), tcp, Some(config()));
+        let (mut websocket, _) = upgrade.await.map_err(into_io)?;
+        websocket.send(Message::text(batch.to_string())).await.map_err(into_io)?;
         carry(websocket, stream, batch).await
     };
     tokio::join!(

@@ -15,8 +15,8 @@ use super::{
 /// Messages on their way from an agent with short queues: enough for a link without delay.
 const SHORT_WINDOW: usize = 64;
 
-/// Bytes within an agent with short queues: one frame.
-const SHORT_PIPE_LEN: usize = 32 << 10;
+/// Bytes within an agent with short queues, and in a frame of it.
+const SHORT_PIPE_LEN: usize = 4 << 10;
 
 /// What the emulated AWS is like.
 #[derive(Debug, Clone, Args)]

@@ -219,7 +219,7 @@ pub struct AgentConfig {
     /// usual round trip times; without both, a cut loses whatever the sockets hold.
     pub window: Option<usize>,
     /// Bytes that are on their way within the agent before it stops reading from destinations: what the socket between
-    /// its connections and its messages holds.
+    /// its connections and its messages holds. No frame is longer.
     pub pipe: usize,
     /// How often the agent looks whether its oldest unacknowledged message is overdue; 100 ms.
     pub tick: Duration,

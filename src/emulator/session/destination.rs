@@ -280,6 +280,7 @@ impl Destinations {
     fn connect(&self, waiting: Waiting, wire: Wire) {
         let connection = Connection {
             id: waiting.id,
+            frame_len: MAX_FRAME_LEN.min(self.world.config.agent.pipe).max(1),
             behaviour: behaviour(&self.world, &self.name),
             commands: waiting.commands,
             events: self.event_sender.clone(),
@@ -325,6 +326,8 @@ fn drain(commands: &mut mpsc::UnboundedReceiver<ToDestination>, budget: &Budget)
 /// One connection to the destination.
 struct Connection {
     id: StreamId,
+    /// Bytes that are read from the destination at once, for one frame.
+    frame_len: usize,
     behaviour: Destination,
     commands: mpsc::UnboundedReceiver<ToDestination>,
     events: mpsc::Sender<FromDestination>,
@@ -337,7 +340,7 @@ impl Connection {
     /// Copies both ways until one side has had enough, then closes the connection, as the agent does.
     async fn run(mut self, wire: Wire) {
         let (mut reader, mut writer) = tokio::io::split(wire);
-        let (id, behaviour) = (self.id, self.behaviour);
+        let (id, behaviour, frame_len) = (self.id, self.behaviour, self.frame_len);
         let events = self.events.clone();
         let download = async move {
             if behaviour == Destination::HalfCloses {
@@ -345,8 +348,8 @@ impl Connection {
             }
             let mut buffer = BytesMut::new();
             loop {
-                buffer.reserve(MAX_FRAME_LEN);
-                match (&mut reader).take(MAX_FRAME_LEN as u64).read_buf(&mut buffer).await {
+                buffer.reserve(frame_len);
+                match (&mut reader).take(frame_len as u64).read_buf(&mut buffer).await {
                     Ok(0) | Err(_) => return,
                     Ok(_) if events.send(FromDestination::Data(id, buffer.split().freeze())).await.is_err() => return,
                     Ok(_) => {}
