@@ -83,7 +83,7 @@ pub struct Update<'a> {
     pub set_current: bool,
 }
 
-/// Finds out whether [`write`] will be able to, as far as that can be known without the contexts. Nothing is changed.
+/// Finds out whether [`write()`] will be able to, as far as that can be known without the contexts. Nothing is changed.
 ///
 /// # Errors
 /// See [`KubeconfigError`].

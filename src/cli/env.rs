@@ -191,7 +191,7 @@ pub fn write(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
     file::replace(path, lines.as_bytes()).map_err(|source| unwritable(path, source))
 }
 
-/// Finds out whether [`write`] will be able to; changes nothing.
+/// Finds out whether [`write()`] will be able to; changes nothing.
 ///
 /// # Errors
 /// [`CommandError`] if it will not.
