@@ -7,8 +7,10 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use super::{Flags, Frame, Header, MessageId, MessageType, PayloadType};
-use crate::proto::message::{Acknowledgement, HEADER_LEN, HEADER_LENGTH_FIELD};
+use crate::proto::{
+    message::{Acknowledgement, Flags, HEADER_LEN, HEADER_LENGTH_FIELD, Header, MessageId, MessageType, PayloadType},
+    smux::frame::Frame,
+};
 
 /// Messages whose headers are remembered, to compare them with later copies.
 const MAX_REMEMBERED: usize = 16_384;
