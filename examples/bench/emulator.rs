@@ -12,11 +12,12 @@ use super::{
     processes::start_destination,
 };
 
-/// Messages on their way from an agent with short queues: enough for a link without delay.
-const SHORT_WINDOW: usize = 64;
+/// Messages on their way from an agent with short queues: as many as one with the pace of a real one has on a way that
+/// takes 16 ms there and back.
+const SHORT_WINDOW: usize = 16;
 
-/// Bytes within an agent with short queues, and in a frame of it.
-const SHORT_PIPE_LEN: usize = 4 << 10;
+/// Bytes within an agent with short queues: a frame that is a message, with its header of 8 bytes.
+const SHORT_PIPE_LEN: usize = 1024 - 8;
 
 /// What the emulated AWS is like.
 #[derive(Debug, Clone, Args)]
