@@ -7,7 +7,7 @@
 use std::{
     fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -121,9 +121,11 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 pub(super) fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     let (prefix, suffix) = TEMPORARY;
     let mut builder = tempfile::Builder::new();
-    let builder = builder.prefix(prefix).suffix(suffix).permissions(Permissions::from_mode(0o600));
+    let builder = builder.prefix(prefix).suffix(suffix);
+    // Errors of the library's own way to open one name the file, which nobody has asked for.
+    let open = |path: &Path| OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     for _ in 0..TEMPORARY_ATTEMPTS {
-        let file = builder.tempfile_in(folder)?;
+        let file = builder.make_in(folder, open)?;
         match file.as_file().try_lock() {
             // A sweep may have come before the lock.
             Ok(()) if file.as_file().metadata()?.nlink() == 0 => {}
@@ -193,6 +195,13 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"x");
         assert_eq!((mode(&path), mode(path.parent().unwrap()), mode(&dir.path().join("a"))), (0o600, 0o700, 0o700));
         assert_eq!(names(path.parent().unwrap()), ["config"]);
+    }
+
+    #[test]
+    fn an_error_does_not_name_the_temporary_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = temporary(&dir.path().join("gone")).unwrap_err();
+        assert_eq!(error.to_string(), io::Error::from_raw_os_error(2).to_string());
     }
 
     #[test]
