@@ -48,7 +48,9 @@ pub async fn run(
     // Nobody has been told of the contexts of a background that did not come up.
     let forget = up.forget || up.attended.is_some();
     notify(&[NotifyState::Stopping]);
-    printer.progress("stopping: ending the sessions");
+    if !up.manager.board().borrow().tunnels.is_empty() {
+        printer.progress("stopping: ending the sessions");
+    }
     tokio::select! {
         biased;
         () = signals.interrupt() => Err(Signal::Interrupt.into()),

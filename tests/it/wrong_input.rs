@@ -207,6 +207,15 @@ async fn ports_and_files() {
 
     let ended = up(&lab, &["--env-file", "/dev/null/env"]).await;
     assert_fails(&lab, &ended, 2, &["/dev/null/env"]).await;
+    assert!(!ended.stderr.contains("ending the sessions"), "there are none\n{}", ended.stderr);
+
+    // Nobody can make a file there, whoever runs the test.
+    #[cfg(target_os = "linux")]
+    {
+        let ended = up(&lab, &["--kubeconfig", "/proc/autoheal-pa-config"]).await;
+        assert_fails(&lab, &ended, 2, &["/proc/autoheal-pa-config", "--kubeconfig"]).await;
+        assert!(!ended.stderr.contains(".tmp"), "nobody has asked for the temporary file\n{}", ended.stderr);
+    }
     assert_eq!(lab.emulator.events().len(), asked, "files are tried before AWS is asked for anything");
 }
 
