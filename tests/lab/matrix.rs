@@ -106,10 +106,15 @@ macro_rules! lasting {
     };
 }
 
+/// Lets a fault last so long, on virtual time: nothing is waited for.
+async fn last(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
 async fn link_for(lab: &Lab, link: Link, time: Duration) {
     let set = |link: Link| lab.emulator.update(|settings| (settings.upstream, settings.downstream) = (link, link));
     set(Link { delay: DELAY, ..link });
-    tokio::time::sleep(time).await;
+    last(time).await;
     set(Link { delay: DELAY, ..Link::default() });
 }
 
@@ -117,7 +122,7 @@ async fn destination_for(lab: &Lab, destination: Destination, time: Duration) {
     lab.emulator.update(|settings| {
         settings.destinations.insert("*".to_owned(), destination);
     });
-    tokio::time::sleep(time).await;
+    last(time).await;
     lab.emulator.update(|settings| settings.destinations.clear());
 }
 
@@ -210,7 +215,7 @@ pub(crate) const ROWS: &[Row] = &[
         5,
         lasting!(|lab| {
             lab.emulator.command(&Command::Pause { messages: 1, start_after: Some(secs(30)) });
-            tokio::time::sleep(secs(30)).await;
+            last(secs(30)).await;
         }),
     )
     .lasting(),
@@ -278,7 +283,7 @@ pub(crate) const ROWS: &[Row] = &[
         15,
         lasting!(|lab| {
             lab.emulator.inject(&Fault::BastionOffline(secs(60)));
-            tokio::time::sleep(secs(60)).await;
+            last(secs(60)).await;
         }),
     )
     .lasting()

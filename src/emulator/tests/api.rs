@@ -57,7 +57,7 @@ async fn refuses_bad_signatures_with_the_code_of_each_service() {
         answer.head.lines().find_map(|line| line.strip_prefix("x-amzn-errortype: ").map(str::to_owned)).unwrap()
     };
     let wrong = TestKeys { secret: "x".into(), ..keys.clone() };
-    let unknown = TestKeys { access_key: "ASIAXXXXXXXXXXXXXXXX".into(), ..keys.clone() };
+    let unknown = TestKeys { access_key: "ASIAUNKNOWNUNKNOWN00".into(), ..keys.clone() };
     assert_eq!(sts(wrong.signer("sts")).await, "SignatureDoesNotMatch");
     assert_eq!(ssm(wrong.signer("ssm")).await, "InvalidSignatureException");
     assert_eq!(eks(wrong.signer("eks")).await, "invalidsignatureexception");
