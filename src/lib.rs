@@ -37,6 +37,7 @@ pub mod emulator;
 pub mod fuzzing;
 pub mod journal;
 pub mod kubeconfig;
+pub mod meanwhile;
 pub mod policy;
 pub mod proto;
 pub mod proxy;

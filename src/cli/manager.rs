@@ -44,6 +44,7 @@ use crate::{
     control::{self, Reloaded},
     journal::{Entry, Journal},
     kubeconfig::{self, ContextEntry, KubeconfigError, Server},
+    meanwhile::meanwhile,
     settings::{Access, UpSettings},
     supervisor::{Board, Supervisor},
     tunnel::{self, Common, Dial, Listeners, Ports, Tunnel},
@@ -139,21 +140,24 @@ impl Manager {
     /// Whatever keeps every tunnel from being opened.
     pub(super) async fn open(&mut self) -> Result<(), CommandError> {
         self.check_files().await?;
-        let ways: Vec<Arc<Way>> =
-            try_join_all(self.settings.access.clone().into_iter().map(|access| self.enter(access)))
-                .await?
-                .into_iter()
-                .map(Arc::new)
-                .collect();
+        let accesses = self.settings.access.clone();
+        let clients = try_join_all(accesses.iter().map(|access| Aws::new(&access.aws))).await?;
+        let (senders, found): (Vec<_>, Vec<_>) = accesses.iter().map(|_| mpsc::unbounded_channel()).unzip();
+        let searches = accesses
+            .iter()
+            .zip(&clients)
+            .zip(senders)
+            .map(|((access, aws), sender)| search(aws, &access.clusters, sender));
+        let entered = accesses.iter().zip(&clients).map(|(access, aws)| self.enter(access.clone(), aws.clone()));
+        // Clusters are looked for at once, and nothing is made of them before it is said whose they are.
+        let (ways, searches) = meanwhile(try_join_all(entered), try_join_all(searches)).await?;
+        let ways: Vec<Arc<Way>> = ways.into_iter().map(Arc::new).collect();
         self.roster.send_modify(|roster| roster.ways.clone_from(&ways));
         for way in &ways {
             self.printer.progress(&format!("identity {}", describe(&way.caller)));
             self.look_after(way);
         }
-        let printer = self.printer.clone();
-        let (senders, found): (Vec<_>, Vec<_>) = ways.iter().map(|_| mpsc::unbounded_channel()).unzip();
-        let searches = ways.iter().zip(senders).map(|(way, sender)| search(way, sender, &printer));
-        let (_all, tunnels) = tokio::try_join!(try_join_all(searches), self.open_each(&ways, found))?;
+        let (_all, tunnels) = tokio::try_join!(searches, self.open_each(&ways, found))?;
         if tunnels.is_empty() {
             return Err(no_clusters(&ways));
         }
@@ -173,12 +177,13 @@ impl Manager {
     async fn open_each(
         &mut self,
         ways: &[Arc<Way>],
-        found: Vec<mpsc::UnboundedReceiver<Cluster>>,
+        found: Vec<mpsc::UnboundedReceiver<ClusterDescription>>,
     ) -> Result<Vec<(u16, (Arc<Way>, Cluster))>, CommandError> {
         let mut ports = Ports::new(self.settings.base_port, self.settings.strict_ports);
         let mut tunnels = Vec::new();
         for (way, mut found) in ways.iter().zip(found) {
-            while let Some(cluster) = found.recv().await {
+            while let Some(description) = found.recv().await {
+                let Some(cluster) = usable(description, &self.printer) else { continue };
                 let listeners = ports.bind_next()?;
                 for taken in ports.skipped() {
                     self.printer.progress(&format!("{taken}: skipped"));
@@ -319,8 +324,7 @@ impl Manager {
     }
 
     /// Finds out who a way in leads in as.
-    async fn enter(&self, access: Access) -> Result<Way, CommandError> {
-        let aws = Aws::new(&access.aws).await?;
+    async fn enter(&self, access: Access, aws: Aws) -> Result<Way, CommandError> {
         let caller = aws.caller().await?;
         let dial = aws.dialer_with_journal(access.reason.clone(), self.journal.clone());
         let common = Common::new(self.supervisor.clock());
@@ -334,7 +338,10 @@ impl Manager {
                 Ok(Arc::clone(way))
             }
             Some(way) => Ok(Arc::new(way.with(access))),
-            None => self.enter(access).await.map(Arc::new),
+            None => {
+                let aws = Aws::new(&access.aws).await?;
+                self.enter(access, aws).await.map(Arc::new)
+            }
         }
     }
 
@@ -534,31 +541,37 @@ fn describe(caller: &Caller) -> String {
 /// Finds the clusters to open tunnels to; says which are skipped and why.
 async fn clusters(way: &Way, printer: &Printer) -> Result<Vec<Cluster>, CommandError> {
     let (sender, mut found) = mpsc::unbounded_channel();
-    search(way, sender, printer).await?;
-    Ok(std::iter::from_fn(|| found.try_recv().ok()).collect())
+    search(&way.aws, &way.access.clusters, sender).await?;
+    Ok(std::iter::from_fn(|| found.try_recv().ok()).filter_map(|description| usable(description, printer)).collect())
 }
 
-/// Finds the clusters to open tunnels to, and sends each as soon as it and those before it are known; says which are
-/// skipped and why. Clusters that were asked for by name are only sent when all of them can be had.
-async fn search(way: &Way, found: mpsc::UnboundedSender<Cluster>, printer: &Printer) -> Result<(), CommandError> {
+/// Finds clusters, and sends each as soon as it and those before it are known. Those that were asked for by name are only
+/// sent when there can be a tunnel to each.
+async fn search(
+    aws: &Aws,
+    wanted: &[String],
+    found: mpsc::UnboundedSender<ClusterDescription>,
+) -> Result<(), CommandError> {
     // Whoever does not take them any more has failed, and says so.
-    let send = |cluster: &Cluster| drop(found.send(cluster.clone()));
-    let wanted = &way.access.clusters;
+    let send = |description: &ClusterDescription| drop(found.send(description.clone()));
     if wanted.is_empty() {
-        let each = |description: &ClusterDescription| match &description.access {
-            Ok(cluster) => send(cluster),
-            Err(reason) => printer.progress(&format!("skipped `{}`: {reason}", description.name)),
-        };
-        way.aws.discover_each(wanted, each).await?;
+        aws.discover_each(wanted, send).await?;
         return Ok(());
     }
-    let mut usable = Vec::with_capacity(wanted.len());
-    for description in way.aws.discover(wanted).await?.clusters {
-        let access = description.access;
-        usable.push(access.map_err(|reason| not_usable(&description.name, &description.region, reason))?);
+    let clusters = aws.discover(wanted).await?.clusters;
+    for description in &clusters {
+        if let Err(reason) = &description.access {
+            return Err(not_usable(&description.name, &description.region, reason.clone()));
+        }
     }
-    usable.iter().for_each(send);
+    clusters.iter().for_each(send);
     Ok(())
+}
+
+/// Returns the cluster if there can be a tunnel to it; else says that it is skipped and why.
+fn usable(description: ClusterDescription, printer: &Printer) -> Option<Cluster> {
+    let skip = |reason| printer.progress(&format!("skipped `{}`: {reason}", description.name));
+    description.access.map_err(skip).ok()
 }
 
 fn no_clusters(ways: &[Arc<Way>]) -> CommandError {

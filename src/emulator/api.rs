@@ -157,6 +157,7 @@ pub(super) async fn answer(world: &Arc<World>, request: FullRequest) -> Response
         return text(404, "no such API here");
     };
     let action = format!("{}:{operation}", service.name());
+    hold(world, &action).await;
     let request_id = uuid::Uuid::new_v4().to_string();
     let outcome = dispatch(world, &request, service, &action, &operation);
     let error = outcome.as_ref().err().map(|error| error.code.clone());
@@ -182,6 +183,7 @@ pub(super) async fn call_ssm(
     delay(world).await;
     let service = Service::Ssm;
     let action = format!("{}:{operation}", service.name());
+    hold(world, &action).await;
     let outcome = scripted_failure(world, &action).and_then(|()| {
         let caller = lock(&world.credentials)
             .caller(access_key, world.clock.wall())
@@ -198,6 +200,15 @@ async fn delay(world: &World) {
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
+}
+
+/// Waits for the call that has to be answered before one of this action.
+async fn hold(world: &World, action: &str) {
+    let Some(other) = world.settings().held_actions.get(action).cloned() else { return };
+    let is_answered = |event: &Event| matches!(event, Event::Api { action, .. } if *action == other);
+    let mut changes = world.journal.subscribe();
+    // The journal lasts as long as the emulator.
+    let _ended = changes.wait_for(|_| world.journal.events().iter().any(is_answered)).await;
 }
 
 fn scripted_failure(world: &World, action: &str) -> Result<(), ApiError> {

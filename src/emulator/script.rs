@@ -19,6 +19,8 @@ pub struct Settings {
     pub denied_documents: BTreeSet<String>,
     /// IAM actions whose next calls fail.
     pub failing_actions: BTreeMap<String, Failure>,
+    /// IAM actions whose calls are answered only after a call of another action has been.
+    pub held_actions: BTreeMap<String, String>,
     /// What `ResumeSession` does.
     pub resume: Resume,
     /// Names of clusters that EKS does not know, as if they were not there yet or no more.

@@ -56,6 +56,24 @@ async fn sessions_are_started_while_clusters_are_still_looked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn clusters_are_looked_for_while_the_identity_is_asked_for_and_said_later() {
+    let held = ["sts:GetCallerIdentity", "eks:ListClusters"].map(str::to_owned);
+    for (denied, last) in [(None, "there is no cluster to open a tunnel to"), (Some("eks:ListClusters"), "error: ")] {
+        let lab = Lab::start(Config { clusters: vec![ClusterConfig::creating("fresh")], ..Config::default() }).await;
+        lab.emulator.update(|settings| {
+            settings.held_actions.extend([held.clone().into()]);
+            settings.denied_actions.extend(denied.map(str::to_owned));
+        });
+        let ended = lab.start_up(&[]).ended().await;
+        let place = |text| ended.stderr.find(text).unwrap_or_else(|| panic!("no `{text}` in\n{}", ended.stderr));
+        let identity = place("identity arn:aws:sts::");
+        assert!(identity < place(last), "{}", ended.stderr);
+        assert!(denied.is_some() || identity < place("skipped `fresh`"), "{}", ended.stderr);
+        lab.assert_clean().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_pages_of_the_list_are_read_and_what_cannot_be_reached_is_skipped() {
     let mut config = Config { list_page_len: 2, ..Config::with_clusters(5) };
     config.clusters.push(ClusterConfig::creating("fresh"));
