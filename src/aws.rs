@@ -57,7 +57,7 @@ pub use targets::{Knowledge, NotConnected, Sighting};
 
 use cache::{CredentialCache, Origin};
 use connect::Connector;
-use endpoint::GatewayPolicy;
+use endpoint::{Gateway, GatewayPolicy};
 use error::{Call, HostSeen, classify};
 use identity::{Ambient, Choice, Identity};
 use targets::Targets;
@@ -96,6 +96,8 @@ struct Inner {
     /// The host that bearer tokens name.
     sts_host: String,
     policy: GatewayPolicy,
+    /// Where the next session is likely to be.
+    likely_gateway: Mutex<Option<Gateway>>,
     connector: Connector,
     session_calls: Semaphore,
     targets: Targets,
@@ -229,6 +231,7 @@ impl Aws {
             ssm: ssm(&sdk),
             region,
             sts_host,
+            likely_gateway: Mutex::new(policy.usual()),
             policy,
             connector: Connector::new(matcher, Tls::new(bundle.as_ref())),
             session_calls: Semaphore::new(CONCURRENT_SESSION_CALLS),
@@ -374,6 +377,14 @@ impl Aws {
 
     fn gateway_policy(&self) -> &GatewayPolicy {
         &self.inner.policy
+    }
+
+    fn likely_gateway(&self) -> Option<Gateway> {
+        self.inner.likely_gateway.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_likely_gateway(&self, gateway: Option<Gateway>) {
+        *self.inner.likely_gateway.lock().unwrap_or_else(PoisonError::into_inner) = gateway;
     }
 
     fn connector(&self) -> &Connector {

@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
-use super::{endpoint::StreamUrl, tls::Tls};
+use super::{endpoint::Gateway, tls::Tls};
 use crate::tunnel::{BoxError, Connection};
 
 /// Limit of one TCP connection, over all addresses of the host.
@@ -82,28 +82,29 @@ impl Connector {
         Self { proxies, tls }
     }
 
-    /// Opens a connection to the host of a URL.
+    /// Opens a connection to a gateway.
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub(super) async fn connect(&self, url: &StreamUrl) -> Result<Box<dyn Connection>, ConnectError> {
+    pub(super) async fn connect(&self, gateway: &Gateway) -> Result<Box<dyn Connection>, ConnectError> {
         let destination = Uri::builder()
-            .scheme(if url.is_secure() { "https" } else { "http" })
-            .authority(url.authority())
+            .scheme(if gateway.is_secure() { "https" } else { "http" })
+            .authority(gateway.authority())
             .path_and_query("/")
             .build()
-            .map_err(|error| ConnectError::Tcp { peer: url.authority().to_owned(), source: error.into() })?;
+            .map_err(|error| ConnectError::Tcp { peer: gateway.authority().to_owned(), source: error.into() })?;
         let stream: Box<dyn Connection> = match self.proxies.intercept(&destination) {
-            Some(proxy) => self.tunnel(&proxy, url).await?,
+            Some(proxy) => self.tunnel(&proxy, gateway).await?,
             None => Box::new(tcp(&destination).await?),
         };
-        if url.is_secure() { self.secure(stream, url.host()).await } else { Ok(stream) }
+        if gateway.is_secure() { self.secure(stream, gateway.host()).await } else { Ok(stream) }
     }
 
-    async fn tunnel(&self, proxy: &Intercept, url: &StreamUrl) -> Result<Box<dyn Connection>, ConnectError> {
+    async fn tunnel(&self, proxy: &Intercept, gateway: &Gateway) -> Result<Box<dyn Connection>, ConnectError> {
         let name = proxy.uri().authority().map(ToString::to_string).unwrap_or_default();
-        let host = if url.host().contains(':') { format!("[{}]", url.host()) } else { url.host().to_owned() };
-        let peer = format!("{host}:{}", url.port());
+        let host =
+            if gateway.host().contains(':') { format!("[{}]", gateway.host()) } else { gateway.host().to_owned() };
+        let peer = format!("{host}:{}", gateway.port());
         let failed = |source| ConnectError::Proxy { proxy: name.clone(), peer: peer.clone(), source };
         let stream: Box<dyn Connection> = match proxy.uri().scheme_str() {
             Some("http") => Box::new(tcp(proxy.uri()).await?),
@@ -180,8 +181,8 @@ mod tests {
     use super::*;
     use crate::aws::{endpoint::GatewayPolicy, error::chain_text, testing::in_time};
 
-    async fn url(text: &str) -> StreamUrl {
-        GatewayPolicy::new("us-east-1", true, None).await.unwrap().check(text).unwrap()
+    async fn gateway(url: &str) -> Gateway {
+        GatewayPolicy::new("us-east-1", true, None).await.unwrap().check(url).unwrap().gateway().clone()
     }
 
     fn connector(proxies: Matcher) -> Connector {
@@ -243,8 +244,10 @@ mod tests {
         let port = echo(&mut tasks).await;
         let (proxy_port, heads) = proxy(&mut tasks, "200 OK").await;
         let matcher = Matcher::builder().http(format!("http://ann:pa%20ss@127.0.0.1:{proxy_port}")).build();
-        echoes(in_time(connector(matcher).connect(&url(&format!("ws://127.0.0.1:{port}/x?y")).await)).await.unwrap())
-            .await;
+        echoes(
+            in_time(connector(matcher).connect(&gateway(&format!("ws://127.0.0.1:{port}/x?y")).await)).await.unwrap(),
+        )
+        .await;
         assert_eq!(
             *heads.lock().unwrap(),
             [format!(
@@ -264,8 +267,10 @@ mod tests {
             // A proxy for https has nothing to do with ws.
             Matcher::builder().https(proxy).build(),
         ] {
-            echoes(in_time(connector(matcher).connect(&url(&format!("ws://127.0.0.1:{port}/")).await)).await.unwrap())
-                .await;
+            echoes(
+                in_time(connector(matcher).connect(&gateway(&format!("ws://127.0.0.1:{port}/")).await)).await.unwrap(),
+            )
+            .await;
         }
         assert!(heads.lock().unwrap().is_empty());
     }
@@ -276,8 +281,8 @@ mod tests {
         for (status, expected) in [("407 No", "proxy authorization required"), ("403 No", "unsuccessful")] {
             let (port, _) = proxy(&mut tasks, status).await;
             let matcher = Matcher::builder().all(format!("http://u:secret@127.0.0.1:{port}")).build();
-            let url = url("wss://ssmmessages.us-east-1.amazonaws.com/x").await;
-            let Err(error) = in_time(connector(matcher).connect(&url)).await else { panic!("connected") };
+            let gateway = gateway("wss://ssmmessages.us-east-1.amazonaws.com/x").await;
+            let Err(error) = in_time(connector(matcher).connect(&gateway)).await else { panic!("connected") };
             assert_eq!(
                 chain_text(&error),
                 format!(
@@ -286,15 +291,17 @@ mod tests {
             );
         }
         let matcher = Matcher::builder().all("socks5://127.0.0.1:1080").build();
-        let Err(error) = connector(matcher).connect(&url("ws://127.0.0.1:1/").await).await else { panic!("connected") };
+        let Err(error) = connector(matcher).connect(&gateway("ws://127.0.0.1:1/").await).await else {
+            panic!("connected")
+        };
         assert!(matches!(error, ConnectError::ProxyKind { scheme, .. } if scheme == "socks5"));
     }
 
     #[tokio::test]
     async fn says_that_nobody_listens() {
         let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        let url = url(&format!("ws://127.0.0.1:{port}/")).await;
-        let Err(error) = in_time(connector(Matcher::builder().build()).connect(&url)).await else {
+        let gateway = gateway(&format!("ws://127.0.0.1:{port}/")).await;
+        let Err(error) = in_time(connector(Matcher::builder().build()).connect(&gateway)).await else {
             panic!("connected")
         };
         assert!(chain_text(&error).contains("Connection refused"), "{}", chain_text(&error));
@@ -326,16 +333,16 @@ mod tests {
         let path = folder.path().join("ca.pem");
         std::fs::write(&path, certificate).unwrap();
         let bundle = Bundle::read(&path).await.unwrap();
-        let url = url(&format!("wss://localhost:{port}/")).await;
+        let gateway = gateway(&format!("wss://localhost:{port}/")).await;
 
-        let Err(error) = in_time(connector(Matcher::builder().build()).connect(&url)).await else {
+        let Err(error) = in_time(connector(Matcher::builder().build()).connect(&gateway)).await else {
             panic!("connected")
         };
         assert!(chain_text(&error).contains("invalid peer certificate"), "{}", chain_text(&error));
         let trusting = Connector::new(Matcher::builder().build(), Tls::new(Some(&bundle)));
-        echoes(in_time(trusting.connect(&url)).await.unwrap()).await;
+        echoes(in_time(trusting.connect(&gateway)).await.unwrap()).await;
         let proxied = Matcher::builder().https(format!("http://127.0.0.1:{proxy_port}")).build();
-        echoes(in_time(Connector::new(proxied, Tls::new(Some(&bundle))).connect(&url)).await.unwrap()).await;
+        echoes(in_time(Connector::new(proxied, Tls::new(Some(&bundle))).connect(&gateway)).await.unwrap()).await;
         assert!(heads.lock().unwrap()[0].starts_with(&format!("CONNECT localhost:{port} HTTP/1.1\r\n")));
     }
 }

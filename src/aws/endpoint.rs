@@ -37,6 +37,13 @@ pub(super) struct GatewayPolicy {
 #[derive(Clone)]
 pub(super) struct StreamUrl {
     uri: Uri,
+    gateway: Gateway,
+}
+
+/// Where a stream URL leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Gateway {
+    authority: Authority,
     /// Host without brackets, in lower case.
     host: String,
     port: u16,
@@ -45,7 +52,7 @@ pub(super) struct StreamUrl {
 
 impl std::fmt::Debug for StreamUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StreamUrl").field("host", &self.host).finish_non_exhaustive()
+        f.debug_struct("StreamUrl").field("host", &self.gateway.host).finish_non_exhaustive()
     }
 }
 
@@ -62,9 +69,25 @@ impl StreamUrl {
         &self.uri
     }
 
+    /// Returns where it leads.
+    pub(super) fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
+    /// Says whether the URL carries a signature of its own.
+    pub(super) fn is_presigned(&self) -> bool {
+        let query = self.uri.query().unwrap_or_default();
+        query.split('&').any(|pair| {
+            let name = pair.split('=').next().unwrap_or_default();
+            PRESIGNED.iter().any(|presigned| presigned.eq_ignore_ascii_case(name))
+        })
+    }
+}
+
+impl Gateway {
     /// Returns host and, if it is in the URL, port: what the `Host` header says.
     pub(super) fn authority(&self) -> &str {
-        self.uri.authority().map_or(&self.host, |authority| authority.as_str())
+        self.authority.as_str()
     }
 
     /// Returns the host, without brackets.
@@ -80,15 +103,6 @@ impl StreamUrl {
     /// Says whether the connection is to be TLS.
     pub(super) fn is_secure(&self) -> bool {
         self.secure
-    }
-
-    /// Says whether the URL carries a signature of its own.
-    pub(super) fn is_presigned(&self) -> bool {
-        let query = self.uri.query().unwrap_or_default();
-        query.split('&').any(|pair| {
-            let name = pair.split('=').next().unwrap_or_default();
-            PRESIGNED.iter().any(|presigned| presigned.eq_ignore_ascii_case(name))
-        })
     }
 }
 
@@ -149,7 +163,15 @@ impl GatewayPolicy {
         if !allowed {
             return foreign();
         }
-        Ok(StreamUrl { uri, host, port, secure })
+        let gateway = Gateway { authority: authority.clone(), host, port, secure };
+        Ok(StreamUrl { uri, gateway })
+    }
+
+    /// Returns the gateway that sessions of the region have, as far as that can be known beforehand.
+    pub(super) fn usual(&self) -> Option<Gateway> {
+        let domain = self.domains.first().filter(|_| self.moved.is_none())?;
+        let url = self.check(&format!("wss://ssmmessages.{}.{domain}/", self.region));
+        url.ok().map(|url| url.gateway)
     }
 
     /// Says whether a host is the region's message gateway: `ssmmessages.<region>.<domain>`, one of its
@@ -266,11 +288,25 @@ mod tests {
         ] {
             let url = format!("wss://{host}/v1/data-channel/s-1?role=publish_subscribe");
             let checked = policy(region, None).check(&url).unwrap();
-            assert_eq!(checked.host(), host.to_lowercase());
-            assert_eq!((checked.port(), checked.is_secure(), checked.is_presigned()), (443, true, false));
+            let gateway = checked.gateway();
+            assert_eq!(gateway.host(), host.to_lowercase());
+            assert_eq!((gateway.port(), gateway.is_secure(), checked.is_presigned()), (443, true, false));
         }
         let explicit = policy("us-east-1", None).check("wss://ssmmessages.us-east-1.amazonaws.com:443/x").unwrap();
-        assert_eq!(explicit.authority(), "ssmmessages.us-east-1.amazonaws.com:443");
+        assert_eq!(explicit.gateway().authority(), "ssmmessages.us-east-1.amazonaws.com:443");
+    }
+
+    #[test]
+    fn knows_the_usual_gateway_unless_the_user_has_moved_it() {
+        for (region, host) in [
+            ("us-east-1", "ssmmessages.us-east-1.amazonaws.com"),
+            ("cn-north-1", "ssmmessages.cn-north-1.amazonaws.com.cn"),
+            ("eusc-de-east-1", "ssmmessages.eusc-de-east-1.amazonaws.eu"),
+        ] {
+            let url = policy(region, None).check(&format!("wss://{host}/v1/data-channel/s-1")).unwrap();
+            assert_eq!(policy(region, None).usual().as_ref(), Some(url.gateway()));
+        }
+        assert_eq!(policy("us-east-1", Some("https://ssm.example")).usual(), None);
     }
 
     #[test]
@@ -416,7 +452,7 @@ mod tests {
                 prop_assert!(
                     [".us-east-1.amazonaws.com", ".us-east-1.vpce.amazonaws.com", ".us-east-1.api.aws", ".us-east-1.vpce.api.aws"]
                         .iter().any(|end| host.ends_with(end)), "{}", url);
-                prop_assert_eq!(checked.port(), 443);
+                prop_assert_eq!(checked.gateway().port(), 443);
             }
         }
     }

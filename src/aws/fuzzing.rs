@@ -50,40 +50,41 @@ pub fn stream_url(data: &[u8]) {
     let Ok(checked) = policy.check(url) else { return };
 
     // One host for name resolution, certificate, request and signature.
-    let host = checked.host();
+    let gateway = checked.gateway();
+    let host = gateway.host();
     let uri = checked.uri();
     assert_eq!(uri.host().map(|host| host.trim_matches(['[', ']']).to_ascii_lowercase()).as_deref(), Some(host));
     let bracketed = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
     let is_name = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
     assert!(is_name || host.parse::<Ipv6Addr>().is_ok(), "{host}");
     let port = uri.port_u16();
-    assert_eq!(port.unwrap_or(if checked.is_secure() { 443 } else { 80 }), checked.port());
-    let with_port = format!("{bracketed}:{}", checked.port());
-    let authority = checked.authority().to_ascii_lowercase();
+    assert_eq!(port.unwrap_or(if gateway.is_secure() { 443 } else { 80 }), gateway.port());
+    let with_port = format!("{bracketed}:{}", gateway.port());
+    let authority = gateway.authority().to_ascii_lowercase();
     assert!(
         if port.is_none() { authority == bracketed } else { is_same_authority(&authority, &with_port) },
         "{authority}"
     );
-    assert_eq!(uri.authority().map(|authority| authority.as_str()), Some(checked.authority()));
-    assert_eq!(uri.scheme_str(), Some(if checked.is_secure() { "wss" } else { "ws" }));
+    assert_eq!(uri.authority().map(|authority| authority.as_str()), Some(gateway.authority()));
+    assert_eq!(uri.scheme_str(), Some(if gateway.is_secure() { "wss" } else { "ws" }));
     // Nothing that ends a line of a request, or a name.
-    assert!(checked.authority().bytes().all(|byte| byte.is_ascii_graphic() && !b"@/\\?#%".contains(&byte)));
+    assert!(gateway.authority().bytes().all(|byte| byte.is_ascii_graphic() && !b"@/\\?#%".contains(&byte)));
     assert!(uri.path_and_query().is_none_or(|path| path.as_str().bytes().all(|byte| byte > b' ' && byte != 0x7f)));
 
     // What is dialled reads the same once more.
     let again = policy.check(&uri.to_string()).expect("an admitted URL stays admitted");
-    assert_eq!((again.host(), again.port(), again.is_secure()), (host, checked.port(), checked.is_secure()));
+    assert_eq!(again.gateway(), gateway);
     assert_eq!(again.is_presigned(), checked.is_presigned());
 
     let is_gateway = domains.iter().any(|domain| is_gateway(host, region, domain));
     if is_gateway {
-        assert!(checked.is_secure() && checked.port() == 443);
+        assert!(gateway.is_secure() && gateway.port() == 443);
         return;
     }
     let endpoint = endpoint.expect("without an override, only the gateway is admitted");
     let is_loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     let is_endpoint = endpoint.parse::<Uri>().is_ok_and(|uri| uri.host() == Some(host));
-    assert!(is_loopback || (checked.is_secure() && is_endpoint), "{host} is neither this machine nor the endpoint");
+    assert!(is_loopback || (gateway.is_secure() && is_endpoint), "{host} is neither this machine nor the endpoint");
 }
 
 /// Leading zeros are allowed in a port.

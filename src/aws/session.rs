@@ -7,9 +7,12 @@
 //! * A session whose transport cannot be opened is ended again, and so is one whose caller has gone away
 //!   while it was being started.
 //! * Every wait for a peer has a limit.
+//! * The connection for a WebSocket is opened while the call that gives its URL is under way, to where the URL is likely to
+//!   lead. Nothing is said on it before the URL is known to lead there.
 //! * With a journal: a session is in it before its WebSocket is dialled, and until it is known to be over.
 
 use std::{
+    future::pending,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -29,7 +32,7 @@ use uuid::Uuid;
 
 use super::{
     Aws,
-    endpoint::{Foreign, StreamUrl},
+    endpoint::{Foreign, Gateway, StreamUrl},
     error::{AwsError, Call, ServiceAnswer, chain_text},
     sign,
     targets::{Knowledge, NotConnected},
@@ -38,6 +41,7 @@ use crate::{
     clock,
     cluster::{Destination, Target},
     journal::{Entry, Journal},
+    meanwhile::meanwhile,
     policy::{self, DOCUMENT},
     proto::handshake::CLIENT_VERSION,
     secret::Secret,
@@ -97,6 +101,7 @@ impl SsmDialer {
             Call { action: START_SESSION, resource: target.as_str(), region: self.aws.region(), host: &ssm.host };
         let failed = |error| dial_error(START_SESSION, Some(&target), error);
         self.aws.credentials().await.map_err(failed)?;
+        let gateway = self.aws.likely_gateway();
         let answer = {
             let _permit = self.aws.session_permit().await;
             let request = ssm
@@ -108,11 +113,16 @@ impl SsmDialer {
                 .parameters("host", vec![destination.host.clone()])
                 .parameters("portNumber", vec![destination.port.to_string()])
                 .parameters("localPortNumber", vec!["0".to_owned()]);
-            request.send().await.map_err(|error| failed(self.aws.failed(call, error)))
+            let answer = async { request.send().await.map_err(|error| failed(self.aws.failed(call, error))) };
+            meanwhile(answer, self.connect_ahead(gateway.clone())).await
         };
-        let answer = match answer {
+        let (answer, ahead) = match answer {
             Ok(answer) => answer,
-            Err(error) => return Err(self.look_closer(error).await),
+            Err(error) => {
+                // Until a session has been started, connections to the gateway would be for nothing.
+                self.aws.set_likely_gateway(None);
+                return Err(self.look_closer(error).await);
+            }
         };
         let token = answer.token_value.map(Secret::new);
         let Some(id) = answer.session_id.filter(|id| !id.is_empty()) else {
@@ -126,7 +136,9 @@ impl SsmDialer {
             let stream_url = answer.stream_url.ok_or_else(|| lacking(START_SESSION, "StreamUrl"))?;
             let token = token.ok_or_else(|| lacking(START_SESSION, "TokenValue"))?;
             let url = self.aws.gateway_policy().check(&stream_url).map_err(foreign)?;
-            Ok((self.transport(&url, client_id, &token).await?, stream_url))
+            self.aws.set_likely_gateway(Some(url.gateway().clone()));
+            let ahead = gateway.filter(|gateway| gateway == url.gateway()).map(|_| ahead);
+            Ok((self.transport(&url, client_id, &token, ahead).await?, stream_url))
         };
         match opened.await {
             Ok((transport, stream_url)) => Ok((SessionHandle { id, target, client_id, stream_url }, transport)),
@@ -155,11 +167,13 @@ impl SsmDialer {
         let failed = |error| dial_error(RESUME_SESSION, Some(&session.target), error);
         let ended = || DialError::SessionEnded { id: session.id.clone() };
         self.aws.credentials().await.map_err(failed)?;
+        let gateway = self.aws.gateway_policy().check(&session.stream_url).ok().map(|url| url.gateway().clone());
         let answer = {
             let _permit = self.aws.session_permit().await;
-            ssm.client.resume_session().session_id(&session.id.0).send().await
+            let request = ssm.client.resume_session().session_id(&session.id.0);
+            meanwhile(request.send(), self.connect_ahead(gateway.clone())).await
         };
-        let answer = match answer.map_err(|error| self.aws.failed(call, error)) {
+        let (answer, ahead) = match answer.map_err(|error| self.aws.failed(call, error)) {
             Ok(answer) => answer,
             Err(AwsError::Service { code: Some(code), .. }) if code == "DoesNotExistException" => {
                 self.strike_off(&session.id).await;
@@ -175,7 +189,8 @@ impl SsmDialer {
         let stream_url = answer.stream_url.filter(|url| !url.is_empty());
         let url = stream_url.as_deref().unwrap_or(&session.stream_url);
         let url = self.aws.gateway_policy().check(url).map_err(foreign)?;
-        self.transport(&url, session.client_id, &token).await
+        let ahead = gateway.filter(|gateway| gateway == url.gateway()).map(|_| ahead);
+        self.transport(&url, session.client_id, &token, ahead).await
     }
 
     async fn end(&self, id: &SessionId) -> Result<(), DialError> {
@@ -214,12 +229,13 @@ impl SsmDialer {
         self.aws.tasks().spawn_on(end.in_current_span(), runtime);
     }
 
-    /// Opens a WebSocket and sends the opening frame.
+    /// Opens a WebSocket and sends the opening frame. The connection may be on its way already: `ahead`.
     async fn transport(
         &self,
         url: &StreamUrl,
         client_id: Uuid,
         token: &Secret<String>,
+        ahead: Option<impl Future<Output = Result<Box<dyn Connection>, DialError>>>,
     ) -> Result<Transport, DialError> {
         let credentials = if url.is_presigned() {
             None
@@ -227,7 +243,7 @@ impl SsmDialer {
             let credentials = self.aws.credentials().await;
             Some(credentials.map_err(|error| dial_error(OPEN_DATA_CHANNEL, None, error))?)
         };
-        let mut websocket = match self.upgrade(url, credentials.as_ref()).await {
+        let mut websocket = match self.upgrade_ahead(ahead, url, credentials.as_ref()).await {
             // Nothing has been sent with the token yet, so it can still be used.
             Err(DialError::UpgradeRefused { status: 403, detail, .. }) if credentials.is_some() => {
                 if self.aws.is_first_refusal() {
@@ -254,22 +270,59 @@ impl SsmDialer {
             .map_err(|error| DialError::Service { action: OPEN_DATA_CHANNEL, source: error.into() })?;
         match timeout(UPGRADE_LIMIT, websocket.send(Message::text(frame))).await {
             Ok(Ok(())) => Ok(Transport::new(websocket)),
-            Ok(Err(error)) => Err(unreachable(url, error)),
+            Ok(Err(error)) => Err(unreachable(url.gateway(), error)),
             Err(_) => Err(late("sending the opening frame", UPGRADE_LIMIT)),
         }
     }
 
-    /// Dials a URL exactly as it is, and upgrades the connection.
+    /// Opens a connection to where a session is likely to be, if that is known; else this never ends.
+    async fn connect_ahead(&self, gateway: Option<Gateway>) -> Result<Box<dyn Connection>, DialError> {
+        match gateway {
+            Some(gateway) => self.connect(&gateway).await,
+            None => pending().await,
+        }
+    }
+
+    async fn connect(&self, gateway: &Gateway) -> Result<Box<dyn Connection>, DialError> {
+        match timeout(CONNECT_LIMIT, self.aws.connector().connect(gateway)).await {
+            Ok(connection) => connection.map_err(|error| unreachable(gateway, error)),
+            Err(_) => Err(late("connecting to the message gateway", CONNECT_LIMIT)),
+        }
+    }
+
+    async fn upgrade_ahead(
+        &self,
+        ahead: Option<impl Future<Output = Result<Box<dyn Connection>, DialError>>>,
+        url: &StreamUrl,
+        credentials: Option<&Credentials>,
+    ) -> Result<WebSocketStream<Box<dyn Connection>>, DialError> {
+        if let Some(connection) = ahead {
+            match async { self.upgrade_on(connection.await?, url, credentials).await }.await {
+                // That may have been some time ago, or the connection may have been closed for want of use.
+                Err(DialError::Unreachable { .. }) => {}
+                outcome => return outcome,
+            }
+        }
+        self.upgrade(url, credentials).await
+    }
+
     async fn upgrade(
         &self,
         url: &StreamUrl,
         credentials: Option<&Credentials>,
     ) -> Result<WebSocketStream<Box<dyn Connection>>, DialError> {
-        let mut request = url.uri().into_client_request().map_err(|error| unreachable(url, error))?;
-        let connection = match timeout(CONNECT_LIMIT, self.aws.connector().connect(url)).await {
-            Ok(connection) => connection.map_err(|error| unreachable(url, error))?,
-            Err(_) => return Err(late("connecting to the message gateway", CONNECT_LIMIT)),
-        };
+        self.upgrade_on(self.connect(url.gateway()).await?, url, credentials).await
+    }
+
+    /// Asks for a URL exactly as it is.
+    async fn upgrade_on(
+        &self,
+        connection: Box<dyn Connection>,
+        url: &StreamUrl,
+        credentials: Option<&Credentials>,
+    ) -> Result<WebSocketStream<Box<dyn Connection>>, DialError> {
+        let gateway = url.gateway();
+        let mut request = url.uri().into_client_request().map_err(|error| unreachable(gateway, error))?;
         // Signed last: a signature is good for minutes only.
         request.headers_mut().extend(self.signature(url, credentials)?);
         let upgrade = client_async_with_config(request, connection, Some(Transport::websocket_config()));
@@ -278,10 +331,10 @@ impl SsmDialer {
             Ok(Err(tungstenite::Error::Http(answer))) => {
                 let status = answer.status().as_u16();
                 let detail = detail(answer.body().as_deref().unwrap_or_default());
-                tracing::debug!(host = url.host(), status, detail, "WebSocket upgrade refused");
-                Err(DialError::UpgradeRefused { host: url.host().to_owned(), status, detail })
+                tracing::debug!(host = gateway.host(), status, detail, "WebSocket upgrade refused");
+                Err(DialError::UpgradeRefused { host: gateway.host().to_owned(), status, detail })
             }
-            Ok(Err(error)) => Err(unreachable(url, error)),
+            Ok(Err(error)) => Err(unreachable(gateway, error)),
             Err(_) => Err(late("upgrading to a WebSocket", UPGRADE_LIMIT)),
         }
     }
@@ -426,8 +479,8 @@ fn foreign(url: Foreign) -> DialError {
     DialError::ForeignStreamUrl { host: url.host }
 }
 
-fn unreachable(url: &StreamUrl, error: impl Into<BoxError>) -> DialError {
-    DialError::Unreachable { host: url.host().to_owned(), source: error.into() }
+fn unreachable(gateway: &Gateway, error: impl Into<BoxError>) -> DialError {
+    DialError::Unreachable { host: gateway.host().to_owned(), source: error.into() }
 }
 
 fn late(step: &'static str, limit: Duration) -> DialError {

@@ -39,8 +39,8 @@ pub(super) fn upgrade_headers(
     let path = url.uri().path_and_query().map_or("/", |path| path.as_str());
     let signable = SignableRequest::new(
         "GET",
-        format!("https://{}{path}", url.authority()),
-        [("host", url.authority())].into_iter(),
+        format!("https://{}{path}", url.gateway().authority()),
+        [("host", url.gateway().authority())].into_iter(),
         SignableBody::empty(),
     )?;
     let identity = Identity::from(credentials.clone());

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
     task::JoinSet,
 };
 use tokio_tungstenite::tungstenite::{handshake::derive_accept_key, protocol::Role};
@@ -26,6 +26,8 @@ enum Step {
     Accept,
     /// Accepts when the gate has a permit.
     Hold(Arc<Semaphore>),
+    /// Closes the connection.
+    Close,
 }
 
 /// What the gateway has seen of a connection.
@@ -38,6 +40,8 @@ enum Seen {
 struct Gateway {
     port: u16,
     seen: mpsc::UnboundedReceiver<Seen>,
+    /// How many connections there have been.
+    connections: watch::Receiver<usize>,
     _tasks: JoinSet<()>,
 }
 
@@ -46,20 +50,34 @@ impl Gateway {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (report, seen) = mpsc::unbounded_channel();
+        let (count, connections) = watch::channel(0);
         let mut steps: VecDeque<_> = steps.into_iter().collect();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                connections.spawn(serve(stream, steps.pop_front().unwrap_or(Step::Accept), report.clone()));
+                match steps.pop_front().unwrap_or(Step::Accept) {
+                    Step::Close => drop(stream),
+                    step => drop(connections.spawn(serve(stream, step, report.clone()))),
+                }
+                count.send_modify(|count| *count += 1);
             }
         });
-        Self { port, seen, _tasks: tasks }
+        Self { port, seen, connections, _tasks: tasks }
     }
 
     fn url(&self, session: &str) -> String {
         format!("ws://127.0.0.1:{}/v1/data-channel/{session}?{QUERY}", self.port)
+    }
+
+    /// Opens the gate when there have been so many connections.
+    fn opens(&self, gate: &Arc<Semaphore>, count: usize) -> impl Future<Output = ()> + use<> {
+        let (mut connections, gate) = (self.connections.clone(), Arc::clone(gate));
+        async move {
+            in_time(connections.wait_for(|connections| *connections == count)).await.unwrap();
+            gate.add_permits(1);
+        }
     }
 
     async fn head(&mut self) -> String {
@@ -92,7 +110,7 @@ async fn serve(mut stream: TcpStream, step: Step, report: mpsc::UnboundedSender<
             stream.write_all(answer.as_bytes()).await.unwrap();
             return;
         }
-        Step::Accept => {}
+        Step::Accept | Step::Close => {}
         Step::Hold(gate) => gate.acquire().await.unwrap().forget(),
     }
     let accept = derive_accept_key(key.as_bytes());
@@ -227,10 +245,84 @@ async fn a_resume_takes_the_new_url() {
     let mut gateway = Gateway::start([]).await;
     let url = gateway.url("new");
     let fake = Fake::start(move |_| started(&url, "T-3")).await;
-    let handle = session("wss://ssmmessages.us-east-1.amazonaws.com/old");
+    // Nobody listens at the old one.
+    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let handle = session(&format!("ws://127.0.0.1:{port}/old"));
     let _transport = in_time(aws(&fake).await.dialer(None).resume(&handle)).await.unwrap();
     assert!(gateway.head().await.starts_with("GET /v1/data-channel/new?"));
     assert_eq!(gateway.opening().await["ClientId"], handle.client_id.to_string());
+}
+
+/// A Systems Manager whose sessions are at the URLs, one after the other. Its answers from the second on wait for the gate.
+async fn held_manager(urls: Vec<String>, gate: &Arc<Semaphore>) -> Fake {
+    let answers: Vec<_> = urls.iter().map(|url| started(url, "T")).collect();
+    let held = answers.iter().skip(1).map(|answer| answer.clone().held_by(gate));
+    let answers = Mutex::new(answers.iter().take(1).cloned().chain(held).collect::<VecDeque<_>>());
+    Fake::start(move |_| answers.lock().unwrap().pop_front().unwrap()).await
+}
+
+#[tokio::test]
+async fn the_gateway_is_connected_to_before_it_is_known_what_to_ask_for() {
+    let mut gateway = Gateway::start([]).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let fake = held_manager(["a", "b", "c"].map(|session| gateway.url(session)).into(), &gate).await;
+    let aws = aws(&fake).await;
+    let (handle, _first) = start(&aws, None).await.unwrap();
+    let (second, ()) = tokio::join!(start(&aws, None), gateway.opens(&gate, 2));
+    let dialer = aws.dialer(None);
+    let (third, ()) = tokio::join!(in_time(dialer.resume(&handle)), gateway.opens(&gate, 3));
+    let _transports = (second.unwrap(), third.unwrap());
+    for session in ["a", "b", "c"] {
+        assert!(gateway.head().await.starts_with(&format!("GET /v1/data-channel/{session}?")));
+        gateway.opening().await;
+    }
+    assert_eq!(*gateway.connections.borrow(), 3);
+}
+
+#[tokio::test]
+async fn a_connection_that_has_not_lasted_until_it_is_needed_is_opened_again() {
+    let mut gateway = Gateway::start([Step::Accept, Step::Close]).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let fake = held_manager(["a", "b"].map(|session| gateway.url(session)).into(), &gate).await;
+    let aws = aws(&fake).await;
+    let _first = start(&aws, None).await.unwrap();
+    let (second, ()) = tokio::join!(start(&aws, None), gateway.opens(&gate, 2));
+    let _second = second.unwrap();
+    for session in ["a", "b"] {
+        assert!(gateway.head().await.starts_with(&format!("GET /v1/data-channel/{session}?")));
+        gateway.opening().await;
+    }
+    assert_eq!(*gateway.connections.borrow(), 3);
+}
+
+#[tokio::test]
+async fn nothing_is_said_to_a_gateway_that_the_session_is_not_at() {
+    let (mut old, mut new) = (Gateway::start([]).await, Gateway::start([]).await);
+    let gate = Arc::new(Semaphore::new(0));
+    let fake = held_manager(vec![old.url("a"), new.url("b")], &gate).await;
+    let aws = aws(&fake).await;
+    let _first = start(&aws, None).await.unwrap();
+    assert!(old.head().await.starts_with("GET /v1/data-channel/a?"));
+    old.opening().await;
+    let (second, ()) = tokio::join!(start(&aws, None), old.opens(&gate, 2));
+    let _second = second.unwrap();
+    assert!(new.head().await.starts_with("GET /v1/data-channel/b?"));
+    assert!(old.seen.try_recv().is_err());
+    assert_eq!(aws.likely_gateway().map(|gateway| gateway.port()), Some(new.port));
+}
+
+#[tokio::test]
+async fn no_connection_is_opened_ahead_after_a_start_has_failed() {
+    let gateway = Gateway::start([]).await;
+    let mut answers =
+        [started(&gateway.url("a"), "T"), Answer::json_error(400, "TargetNotConnected", "away")].into_iter();
+    let answers = Mutex::new(move || answers.next().unwrap_or_else(|| Answer::json(200, "{}")));
+    let fake = Fake::start(move |_| answers.lock().unwrap()()).await;
+    let aws = aws(&fake).await;
+    let _first = start(&aws, None).await.unwrap();
+    assert!(aws.likely_gateway().is_some());
+    start(&aws, None).await.unwrap_err();
+    assert_eq!(aws.likely_gateway(), None);
 }
 
 #[tokio::test]
