@@ -37,7 +37,7 @@ pub mod emulator;
 pub mod fuzzing;
 pub mod journal;
 pub mod kubeconfig;
-pub mod meanwhile;
+pub mod overlap;
 pub mod policy;
 pub mod proto;
 pub mod proxy;

@@ -41,7 +41,7 @@ use crate::{
     clock,
     cluster::{Destination, Target},
     journal::{Entry, Journal},
-    meanwhile::meanwhile,
+    overlap::overlap,
     policy::{self, DOCUMENT},
     proto::handshake::CLIENT_VERSION,
     secret::Secret,
@@ -114,7 +114,7 @@ impl SsmDialer {
                 .parameters("portNumber", vec![destination.port.to_string()])
                 .parameters("localPortNumber", vec!["0".to_owned()]);
             let answer = async { request.send().await.map_err(|error| failed(self.aws.failed(call, error))) };
-            meanwhile(answer, self.connect_ahead(gateway.clone())).await
+            overlap(answer, self.connect_ahead(gateway.clone())).await
         };
         let (answer, ahead) = match answer {
             Ok(answer) => answer,
@@ -171,7 +171,7 @@ impl SsmDialer {
         let answer = {
             let _permit = self.aws.session_permit().await;
             let request = ssm.client.resume_session().session_id(&session.id.0);
-            meanwhile(request.send(), self.connect_ahead(gateway.clone())).await
+            overlap(request.send(), self.connect_ahead(gateway.clone())).await
         };
         let (answer, ahead) = match answer.map_err(|error| self.aws.failed(call, error)) {
             Ok(answer) => answer,

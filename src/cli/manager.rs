@@ -44,7 +44,7 @@ use crate::{
     control::{self, Reloaded},
     journal::{Entry, Journal},
     kubeconfig::{self, ContextEntry, KubeconfigError, Server},
-    meanwhile::meanwhile,
+    overlap::overlap,
     settings::{Access, UpSettings},
     supervisor::{Board, Supervisor},
     tunnel::{self, Common, Dial, Listeners, Ports, Tunnel},
@@ -150,7 +150,7 @@ impl Manager {
             .map(|((access, aws), sender)| search(aws, &access.clusters, sender));
         let entered = accesses.iter().zip(&clients).map(|(access, aws)| self.enter(access.clone(), aws.clone()));
         // Clusters are looked for at once, and nothing is made of them before it is said whose they are.
-        let (ways, searches) = meanwhile(try_join_all(entered), try_join_all(searches)).await?;
+        let (ways, searches) = overlap(try_join_all(entered), try_join_all(searches)).await?;
         let ways: Vec<Arc<Way>> = ways.into_iter().map(Arc::new).collect();
         self.roster.send_modify(|roster| roster.ways.clone_from(&ways));
         for way in &ways {

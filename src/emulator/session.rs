@@ -9,6 +9,7 @@ mod destination;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     future::pending,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -414,10 +415,15 @@ impl Driver {
 
     async fn run(mut self, mut messages: mpsc::Receiver<Bytes>) {
         let stop = self.world.stop.clone();
+        let mut timer = pin!(sleep_until(self.next_timer()));
         while !self.ended {
             self.drain_agent();
             self.hand_over();
-            let timer = self.next_timer();
+            let next = self.next_timer();
+            // To be woken too early does no harm, and to put it off with each message costs more.
+            if next < timer.deadline() || timer.is_elapsed() {
+                timer.as_mut().reset(next);
+            }
             let readable = self.destinations.can_receive();
             let released = self.destinations.released();
             let roomy = self.agent.pipe_len() < self.world.config.agent.pipe && self.outbox.len() < QUEUE_LEN;
@@ -429,7 +435,7 @@ impl Driver {
                 Some(message) = messages.recv(), if readable => self.handle_messages(message, &mut messages),
                 event = self.destinations.next_event(roomy) => self.handle_destination(event),
                 () = released, if !readable => {}
-                () = sleep_until(timer) => self.handle_timers(),
+                () = timer.as_mut() => self.handle_timers(),
             }
         }
         self.destinations.close_all();

@@ -57,10 +57,7 @@ impl Gateway {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                match steps.pop_front().unwrap_or(Step::Accept) {
-                    Step::Close => drop(stream),
-                    step => drop(connections.spawn(serve(stream, step, report.clone()))),
-                }
+                connections.spawn(serve(stream, steps.pop_front().unwrap_or(Step::Accept), report.clone()));
                 count.send_modify(|count| *count += 1);
             }
         });
@@ -96,6 +93,9 @@ impl Gateway {
 }
 
 async fn serve(mut stream: TcpStream, step: Step, report: mpsc::UnboundedSender<Seen>) {
+    if matches!(step, Step::Close) {
+        return;
+    }
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let Ok(byte) = stream.read_u8().await else { return };

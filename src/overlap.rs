@@ -12,7 +12,7 @@ pub type Rest<F> = Either<Pin<Box<F>>, Ready<<F as Future>::Output>>;
 ///
 /// # Errors
 /// That of `first`, at once; `second` is dropped.
-pub async fn meanwhile<T, E, S: Future>(
+pub async fn overlap<T, E, S: Future>(
     first: impl Future<Output = Result<T, E>>,
     second: S,
 ) -> Result<(T, Rest<S>), E> {
@@ -35,7 +35,7 @@ mod tests {
     async fn takes_them_in_order_however_they_end() {
         let (go, gone) = oneshot::channel();
         // The first needs the second to run, and the second needs longer.
-        let (first, second) = meanwhile(async { gone.await.map_err(|_| "gone") }, async {
+        let (first, second) = overlap(async { gone.await.map_err(|_| "gone") }, async {
             go.send(1).unwrap();
             tokio::task::yield_now().await;
             Outcome::Err("late")
@@ -45,13 +45,13 @@ mod tests {
         assert_eq!((first, second.await), (1, Err("late")));
 
         let slow = async { Outcome::Ok(tokio::task::yield_now().map(|()| 2).await) };
-        let (first, second) = meanwhile(slow, async { Outcome::Err("early") }).await.unwrap();
+        let (first, second) = overlap(slow, async { Outcome::Err("early") }).await.unwrap();
         assert_eq!((first, second.await), (2, Err("early")));
     }
 
     #[tokio::test]
     async fn an_error_of_the_first_ends_both() {
-        let outcome = meanwhile(async { Outcome::Err("first") }, std::future::pending::<()>()).await;
+        let outcome = overlap(async { Outcome::Err("first") }, std::future::pending::<()>()).await;
         assert_eq!(outcome.map(|(first, _)| first), Err("first"));
     }
 }
