@@ -31,7 +31,7 @@ pub(crate) struct World {
     /// Agents hold hardly more than what is on its way, so that their queues do not hide those of the program
     #[arg(long)]
     pub(crate) short_queues: bool,
-    /// Delay of every message, each way, in milliseconds
+    /// Delay of every message and of every call of AWS, each way, in milliseconds
     #[arg(long, default_value_t = 0)]
     pub(crate) delay_ms: u64,
     /// Fraction of the messages that are lost, each way
@@ -79,7 +79,7 @@ impl World {
         Config {
             agent,
             pod_churn: None,
-            settings: Settings { upstream: link, downstream: link, ..Settings::default() },
+            settings: Settings { upstream: link, downstream: link, api_delay: 2 * self.delay(), ..Settings::default() },
             ..Config::with_clusters(self.clusters)
         }
     }

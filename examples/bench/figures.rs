@@ -7,6 +7,7 @@ mod start;
 mod throughput;
 
 use std::{
+    fmt,
     io::{self, Write as _},
     time::Duration,
 };
@@ -36,7 +37,7 @@ pub(crate) enum Group {
     Start,
     /// A token for kubectl
     Token,
-    /// Throughput and latency at 80 ms round trip and 0.1 % loss
+    /// What the distance matters for, at 80 ms round trip and 0.1 % loss
     Far,
 }
 
@@ -45,19 +46,13 @@ pub(crate) enum Group {
 pub(crate) struct Plan {
     /// How often.
     pub(crate) runs: usize,
-    /// Bytes of a transfer where nothing slows it down on purpose.
-    pub(crate) bulk: u64,
+    /// What is measured on this machine.
+    pub(crate) near: Way,
+    /// What is measured over a long way.
+    pub(crate) far: Way,
     /// Bytes of a transfer at the pace of a real agent, or below the rate that AWS allows.
     pub(crate) slow_bulk: u64,
-    /// Bytes of a transfer for its cost.
-    pub(crate) costly_bulk: u64,
-    /// Bytes of a transfer over a long way.
-    pub(crate) far_bulk: u64,
-    /// How long such a way is, and how much is lost on it.
-    pub(crate) far: World,
-    /// Requests of one measurement.
-    pub(crate) requests: usize,
-    /// The same where each takes long.
+    /// Requests of one measurement where each takes long.
     pub(crate) slow_requests: usize,
     /// Numbers of clusters: one, some, and many. The middle one is not changed, as a target names it.
     pub(crate) idle_tunnels: [usize; 3],
@@ -67,17 +62,64 @@ pub(crate) struct Plan {
     pub(crate) settle: Duration,
 }
 
+/// How far away the agents are, and how much is measured over that way where nothing else slows it down.
+#[derive(Debug, Clone)]
+pub(crate) struct Way {
+    /// What names of figures begin with.
+    prefix: &'static str,
+    /// What the bare WebSocket is called, which loses nothing.
+    bare: &'static str,
+    /// The emulated AWS.
+    pub(crate) world: World,
+    /// Bytes of a transfer.
+    pub(crate) bulk: u64,
+    /// Bytes of a transfer for its cost.
+    pub(crate) costly_bulk: u64,
+    /// Requests of one measurement.
+    pub(crate) requests: usize,
+    /// Requests for their rate, if there are few connections.
+    pub(crate) rated_requests: usize,
+}
+
+impl Way {
+    fn near() -> Self {
+        Self {
+            prefix: "",
+            bare: "bare WebSocket",
+            world: World::default(),
+            bulk: 64 << 20,
+            costly_bulk: 512 << 20,
+            requests: 2000,
+            rated_requests: 8000,
+        }
+    }
+
+    fn far() -> Self {
+        Self {
+            prefix: "far, ",
+            bare: "bare WebSocket, no loss",
+            world: World { delay_ms: 40, loss: 0.001, ..World::default() },
+            bulk: 16 << 20,
+            costly_bulk: 32 << 20,
+            requests: 40,
+            rated_requests: 40,
+        }
+    }
+
+    /// The name of a figure.
+    fn name(&self, name: impl fmt::Display) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}
+
 impl Plan {
     /// Enough for figures that can be repeated.
     pub(crate) fn full(runs: usize) -> Self {
         Self {
             runs,
-            bulk: 64 << 20,
+            near: Way::near(),
+            far: Way::far(),
             slow_bulk: 2 << 20,
-            costly_bulk: 512 << 20,
-            far_bulk: 16 << 20,
-            far: World { delay_ms: 40, loss: 0.001, ..World::default() },
-            requests: 2000,
             slow_requests: 40,
             idle_tunnels: [1, 10, 100],
             started_clusters: [1, 10, 50],
@@ -87,14 +129,19 @@ impl Plan {
 
     /// Enough to see that it works.
     pub(crate) fn quick() -> Self {
+        let quick = |way: Way| Way {
+            bulk: 64 << 10,
+            costly_bulk: 64 << 10,
+            requests: 2,
+            rated_requests: 2,
+            world: World { delay_ms: way.world.delay_ms.min(1), ..way.world },
+            ..way
+        };
         Self {
             runs: 1,
-            bulk: 256 << 10,
+            near: quick(Way::near()),
+            far: quick(Way::far()),
             slow_bulk: 64 << 10,
-            costly_bulk: 1 << 20,
-            far_bulk: 64 << 10,
-            far: World { delay_ms: 1, loss: 0.001, ..World::default() },
-            requests: 10,
             slow_requests: 2,
             idle_tunnels: [1, 2, 3],
             started_clusters: [1, 2, 3],
@@ -116,18 +163,30 @@ pub(crate) async fn measure(plan: &Plan, only: &[Group]) -> Result<Vec<Figure>, 
         figures.extend(match group {
             Group::Download => throughput::download(&workshop, plan).await?,
             Group::Upload => throughput::upload(&workshop, plan).await?,
-            Group::Latency => latency::idle(&workshop, plan).await?,
-            Group::Busy => latency::busy(&workshop, plan).await?,
-            Group::Rate => latency::rate(&workshop, plan).await?,
-            Group::Cpu => resources::cpu(&workshop, plan).await?,
-            Group::Memory => resources::memory(&workshop, plan).await?,
-            Group::Start => start::ready(&workshop, plan).await?,
-            Group::Token => start::token(&workshop, plan).await?,
-            Group::Far => {
-                let mut far = throughput::far(&workshop, plan).await?;
-                far.extend(latency::far(&workshop, plan).await?);
-                far
+            Group::Latency => latency::idle(&workshop, plan, &plan.near).await?,
+            Group::Busy => {
+                let unpaced = latency::busy(&workshop, plan).await?;
+                [unpaced, latency::busy_and_paced(&workshop, plan, &plan.near).await?].concat()
             }
+            Group::Rate => latency::rate(&workshop, plan, &plan.near).await?,
+            Group::Cpu => resources::cpu(&workshop, plan, &plan.near).await?,
+            Group::Memory => {
+                let idle = resources::idle_memory(&workshop, plan).await?;
+                [idle, resources::loaded_memory(&workshop, plan, &plan.near).await?].concat()
+            }
+            Group::Start => start::ready(&workshop, plan, &plan.near).await?,
+            Group::Token => start::token(&workshop, plan, &plan.near).await?,
+            Group::Far => [
+                throughput::far(&workshop, plan).await?,
+                latency::idle(&workshop, plan, &plan.far).await?,
+                latency::busy_and_paced(&workshop, plan, &plan.far).await?,
+                latency::rate(&workshop, plan, &plan.far).await?,
+                resources::cpu(&workshop, plan, &plan.far).await?,
+                resources::loaded_memory(&workshop, plan, &plan.far).await?,
+                start::ready(&workshop, plan, &plan.far).await?,
+                start::token(&workshop, plan, &plan.far).await?,
+            ]
+            .concat(),
         });
     }
     Ok(figures)

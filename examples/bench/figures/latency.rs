@@ -11,7 +11,7 @@ use super::{
         processes::Workshop,
         report::{Figure, Unit},
     },
-    CONNECTIONS, Plan, count_of,
+    CONNECTIONS, Plan, Way, count_of,
     stage::Stage,
 };
 
@@ -27,42 +27,34 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// What of many times counts.
 const PERCENTILES: [(&str, f64); 2] = [("p50", 0.5), ("p99", 0.99)];
 
+/// Fewest requests of each connection where their rate is measured.
+const LEAST_RATED: usize = 10;
+
 /// One at a time, on an open connection and on a new one each.
-pub(crate) async fn idle(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
-    let stage = Stage::start(workshop, &World::default(), &[UNLIMITED]).await?;
-    one_at_a_time(&stage, plan.requests, plan.runs, "").await
-}
-
-/// The same over a long way.
-pub(crate) async fn far(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
-    let stage = Stage::start(workshop, &plan.far, &[UNLIMITED]).await?;
-    one_at_a_time(&stage, plan.slow_requests, plan.runs, "far, ").await
-}
-
-async fn one_at_a_time(stage: &Stage, count: usize, runs: usize, prefix: &str) -> Result<Vec<Figure>, BoxError> {
+pub(crate) async fn idle(workshop: &Workshop, plan: &Plan, way: &Way) -> Result<Vec<Figure>, BoxError> {
+    let stage = Stage::start(workshop, &way.world, &[UNLIMITED]).await?;
     let figures = |name: &str| {
         PERCENTILES.map(|(percentile, _)| {
-            let name = format!("{prefix}{name}, {percentile}");
-            Figure::new(name, Unit::Time)
+            Figure::new(way.name(format!("{name}, {percentile}")), Unit::Time)
                 .against("TCP by a relay")
                 .against("TCP by two relays")
-                .against("bare WebSocket")
+                .against(way.bare)
         })
     };
     let (mut on_open, mut on_new) = (figures("request"), figures("connect and first byte"));
-    for _ in 0..runs {
+    for _ in 0..plan.runs {
         let mut references = (Vec::new(), Vec::new());
         for address in [stage.relay(), stage.two_relays(), stage.bare()] {
-            references.0.push(requests(address, count, Duration::ZERO).await?);
-            references.1.push(connects(address, count).await?);
+            references.0.push(requests(address, way.requests, Duration::ZERO).await?);
+            references.1.push(connects(address, way.requests).await?);
         }
-        push(&mut on_open, &requests(stage.up.address, count, Duration::ZERO).await?, &references.0);
-        push(&mut on_new, &connects(stage.up.address, count).await?, &references.1);
+        push(&mut on_open, &requests(stage.up.address, way.requests, Duration::ZERO).await?, &references.0);
+        push(&mut on_new, &connects(stage.up.address, way.requests).await?, &references.1);
     }
     Ok(on_open.into_iter().chain(on_new).collect())
 }
 
-/// Beside a download, with agents that do not pause, and at the pace of real ones by one session and by two.
+/// Beside a download, with agents that do not pause.
 pub(crate) async fn busy(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
     let unpaced = World { short_queues: true, ..World::default() };
     let stage = Stage::start(workshop, &unpaced, &[UNLIMITED]).await?;
@@ -72,21 +64,26 @@ pub(crate) async fn busy(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>
             .against("TCP by two relays, the same")
     });
     for _ in 0..plan.runs {
-        let (_, relayed) = beside_a_download(stage.two_relays(), plan.requests, Duration::ZERO, plan).await?;
-        let (alone, beside) = beside_a_download(stage.up.address, plan.requests, Duration::ZERO, plan).await?;
+        let (count, bulk) = (plan.near.requests, plan.near.bulk);
+        let (_, relayed) = beside_a_download(stage.two_relays(), count, Duration::ZERO, bulk).await?;
+        let (alone, beside) = beside_a_download(stage.up.address, count, Duration::ZERO, bulk).await?;
         push(&mut figures, &beside, &[alone, relayed]);
     }
-    let mut figures = Vec::from(figures);
-    drop(stage);
-    let paced = World { paced: true, ..World::default() };
+    Ok(figures.into())
+}
+
+/// Beside a download at the pace of real agents, by one session and by two.
+pub(crate) async fn busy_and_paced(workshop: &Workshop, plan: &Plan, way: &Way) -> Result<Vec<Figure>, BoxError> {
+    let paced = World { paced: true, ..way.world.clone() };
+    let mut figures = Vec::new();
     for (args, kind) in [(&[UNLIMITED][..], "paced"), (&[UNLIMITED, "--sessions", "2"], "paced, 2 sessions")] {
         let stage = Stage::start(workshop, &paced, args).await?;
         let mut pair = PERCENTILES.map(|(percentile, _)| {
-            Figure::new(format!("request during a download, {kind}, {percentile}"), Unit::Time)
-                .against("the same alone")
+            let name = way.name(format!("request during a download, {kind}, {percentile}"));
+            Figure::new(name, Unit::Time).against("the same alone")
         });
         for _ in 0..plan.runs {
-            let (alone, beside) = beside_a_download(stage.up.address, plan.slow_requests, PAUSE, plan).await?;
+            let (alone, beside) = beside_a_download(stage.up.address, plan.slow_requests, PAUSE, way.bulk).await?;
             push(&mut pair, &beside, &[alone]);
         }
         figures.extend(pair);
@@ -99,21 +96,21 @@ async fn beside_a_download(
     address: SocketAddr,
     count: usize,
     pause: Duration,
-    plan: &Plan,
+    bulk: u64,
 ) -> Result<(Vec<f64>, Vec<f64>), BoxError> {
     let alone = requests(address, count, pause).await?;
-    let _download = Bulk::start(address, FILLED.min(plan.bulk)).await?;
+    let _download = Bulk::start(address, FILLED.min(bulk)).await?;
     Ok((alone, requests(address, count, pause).await?))
 }
 
 /// How many in a second, when each connection sends the next as soon as it has the answer to the last.
-pub(crate) async fn rate(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
-    let stage = Stage::start(workshop, &World::default(), &[UNLIMITED]).await?;
+pub(crate) async fn rate(workshop: &Workshop, plan: &Plan, way: &Way) -> Result<Vec<Figure>, BoxError> {
+    let stage = Stage::start(workshop, &way.world, &[UNLIMITED]).await?;
     let mut figures = Vec::new();
     for connections in CONNECTIONS {
-        let name = format!("requests, {}", count_of(connections, "connection"));
-        let mut figure = Figure::new(name, Unit::Rate).against("TCP by a relay").against("bare WebSocket");
-        let count = plan.requests * 4;
+        let name = way.name(format!("requests, {}", count_of(connections, "connection")));
+        let mut figure = Figure::new(name, Unit::Rate).against("TCP by a relay").against(way.bare);
+        let count = way.rated_requests.max(LEAST_RATED * connections);
         for _ in 0..plan.runs {
             let relay = request_rate(stage.relay(), connections, count).await?;
             let bare = request_rate(stage.bare(), connections, count).await?;

@@ -8,7 +8,7 @@ use super::{
         processes::Workshop,
         report::{Figure, Unit},
     },
-    Plan, count_of,
+    Plan, Way, count_of,
     stage::Stage,
 };
 
@@ -16,24 +16,24 @@ use super::{
 const LOADED: usize = 64;
 
 /// Time on a processor for each GiB: of the program alone, and of the emulated AWS, which is the bound where it is more.
-pub(crate) async fn cpu(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
-    let stage = Stage::start(workshop, &World::default(), &["--no-rate-limit"]).await?;
+pub(crate) async fn cpu(workshop: &Workshop, plan: &Plan, way: &Way) -> Result<Vec<Figure>, BoxError> {
+    let stage = Stage::start(workshop, &way.world, &["--no-rate-limit"]).await?;
     let mut figures = Vec::new();
-    let per_gib = f64::from(1 << 30) / plan.costly_bulk as f64;
+    let per_gib = f64::from(1 << 30) / way.costly_bulk as f64;
     for (name, direction) in [("download", Direction::Down), ("upload", Direction::Up)] {
-        let mut program = Figure::new(format!("processor, {name}"), Unit::Cost)
-            .against("bare WebSocket")
+        let mut program = Figure::new(way.name(format!("processor, {name}")), Unit::Cost)
+            .against(way.bare)
             .against("the same in batches");
-        let mut emulator = Figure::new(format!("processor of the emulated AWS, {name}"), Unit::Cost);
+        let mut emulator = Figure::new(way.name(format!("processor of the emulated AWS, {name}")), Unit::Cost);
         for _ in 0..plan.runs {
             let mut bare = Vec::new();
             for address in [stage.bare(), stage.bare_in_batches()] {
                 let before = stage.bare_client.usage()?.cpu;
-                transfer(address, direction, 1, plan.costly_bulk).await?;
+                transfer(address, direction, 1, way.costly_bulk).await?;
                 bare.push((stage.bare_client.usage()?.cpu - before).as_secs_f64() * per_gib);
             }
             let before = (stage.up.usage()?.cpu, stage.aws.usage()?.cpu);
-            transfer(stage.up.address, direction, 1, plan.costly_bulk).await?;
+            transfer(stage.up.address, direction, 1, way.costly_bulk).await?;
             let (up, aws) = (stage.up.usage()?.cpu - before.0, stage.aws.usage()?.cpu - before.1);
             program.push(up.as_secs_f64() * per_gib, &bare);
             emulator.push(aws.as_secs_f64() * per_gib, &[]);
@@ -43,8 +43,8 @@ pub(crate) async fn cpu(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>,
     Ok(figures)
 }
 
-/// Resident memory: with idle tunnels, and the most of it under a load both ways.
-pub(crate) async fn memory(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
+/// Resident memory with idle tunnels, which nothing comes to from any distance.
+pub(crate) async fn idle_memory(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
     let mut figures = Vec::new();
     for (name, tunnels) in [1, 10, 100].into_iter().zip(plan.idle_tunnels) {
         let mut figure = Figure::new(format!("memory, {}", count_of(name, "idle tunnel")), Unit::Memory);
@@ -57,16 +57,20 @@ pub(crate) async fn memory(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figur
         }
         figures.push(figure);
     }
-    let mut figure = Figure::new("memory, 64 downloads and uploads", Unit::Memory).against("bare WebSocket");
+    Ok(figures)
+}
+
+/// The most resident memory under a load both ways.
+pub(crate) async fn loaded_memory(workshop: &Workshop, plan: &Plan, way: &Way) -> Result<Vec<Figure>, BoxError> {
+    let mut figure = Figure::new(way.name("memory, 64 downloads and uploads"), Unit::Memory).against(way.bare);
     for _ in 0..plan.runs {
-        let stage = Stage::start(workshop, &World::default(), &["--no-rate-limit"]).await?;
+        let stage = Stage::start(workshop, &way.world, &["--no-rate-limit"]).await?;
         for address in [stage.bare(), stage.up.address] {
             for direction in [Direction::Down, Direction::Up] {
-                transfer(address, direction, LOADED, plan.bulk).await?;
+                transfer(address, direction, LOADED, way.bulk).await?;
             }
         }
         figure.push(stage.up.usage()?.peak as f64, &[stage.bare_client.usage()?.peak as f64]);
     }
-    figures.push(figure);
-    Ok(figures)
+    Ok(vec![figure])
 }

@@ -43,22 +43,23 @@ pub(crate) async fn upload(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figur
 /// Both over a long way, as fast as it goes, then as fast as AWS allows.
 pub(crate) async fn far(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
     let mut figures = Vec::new();
-    let stage = Stage::start(workshop, &plan.far, &["--no-rate-limit"]).await?;
+    let way = &plan.far;
+    let stage = Stage::start(workshop, &way.world, &["--no-rate-limit"]).await?;
     for (name, direction) in [("download", Direction::Down), ("upload", Direction::Up)] {
         for connections in CONNECTIONS {
-            let name = format!("far, {name}, {}", count_of(connections, "connection"));
-            let mut figure = Figure::new(name, Unit::Throughput).against("bare WebSocket, no loss");
+            let name = way.name(format!("{name}, {}", count_of(connections, "connection")));
+            let mut figure = Figure::new(name, Unit::Throughput).against(way.bare);
             for _ in 0..plan.runs {
-                let reference = transfer(stage.bare(), direction, connections, plan.far_bulk).await?;
-                figure.push(transfer(stage.up.address, direction, connections, plan.far_bulk).await?, &[reference]);
+                let reference = transfer(stage.bare(), direction, connections, way.bulk).await?;
+                figure.push(transfer(stage.up.address, direction, connections, way.bulk).await?, &[reference]);
             }
             figures.push(figure);
         }
     }
     drop(stage);
-    let paced = World { paced: true, ..plan.far.clone() };
-    figures.extend(alone(workshop, plan, &paced, &[], Direction::Down, "far, download, paced").await?);
-    figures.extend(alone(workshop, plan, &paced, &[], Direction::Up, "far, upload, rate limit on").await?);
+    let paced = World { paced: true, ..way.world.clone() };
+    figures.extend(alone(workshop, plan, &paced, &[], Direction::Down, &way.name("download, paced")).await?);
+    figures.extend(alone(workshop, plan, &paced, &[], Direction::Up, &way.name("upload, rate limit on")).await?);
     Ok(figures)
 }
 
@@ -84,9 +85,9 @@ async fn unbounded(workshop: &Workshop, plan: &Plan, direction: Direction) -> Re
         for _ in 0..plan.runs {
             let mut values = Vec::new();
             for (_, address) in references {
-                values.push(transfer(address, direction, connections, plan.bulk).await?);
+                values.push(transfer(address, direction, connections, plan.near.bulk).await?);
             }
-            figure.push(transfer(stage.up.address, direction, connections, plan.bulk).await?, &values);
+            figure.push(transfer(stage.up.address, direction, connections, plan.near.bulk).await?, &values);
         }
         figures.push(figure);
     }
