@@ -12,10 +12,7 @@ pub type Rest<F> = Either<Pin<Box<F>>, Ready<<F as Future>::Output>>;
 ///
 /// # Errors
 /// That of `first`, at once; `second` is dropped.
-pub async fn overlap<T, E, S: Future>(
-    first: impl Future<Output = Result<T, E>>,
-    second: S,
-) -> Result<(T, Rest<S>), E> {
+pub async fn overlap<T, E, S: Future>(first: impl Future<Output = Result<T, E>>, second: S) -> Result<(T, Rest<S>), E> {
     match select(pin!(first), Box::pin(second)).await {
         Either::Left((first, second)) => Ok((first?, Either::Left(second))),
         Either::Right((second, first)) => Ok((first.await?, Either::Right(ready(second)))),

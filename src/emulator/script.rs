@@ -15,6 +15,8 @@ use std::{
 pub struct Settings {
     /// IAM actions that are denied, such as `ssm:ResumeSession`.
     pub denied_actions: BTreeSet<String>,
+    /// Bastions that `ssm:StartSession` is denied on.
+    pub denied_bastions: BTreeSet<String>,
     /// Session documents that `ssm:StartSession` is denied on.
     pub denied_documents: BTreeSet<String>,
     /// IAM actions whose next calls fail.

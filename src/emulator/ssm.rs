@@ -73,6 +73,9 @@ fn start(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
     let target = text(input, "Target", 400)?;
     call.authorize(&target_arn(call, target))?;
     let document = input.get("DocumentName").and_then(Value::as_str).unwrap_or("SSM-SessionManagerRunShell");
+    if world.settings().denied_bastions.contains(target) {
+        return Err(call.denied(&target_arn(call, target)));
+    }
     if world.settings().denied_documents.contains(document) {
         return Err(call.denied(&format!("arn:aws:ssm:{}::document/{document}", call.region)));
     }

@@ -158,12 +158,15 @@ fn after_resume_error(error: &DialError, history: &History, jitter: &mut Jitter)
 }
 
 fn after_start_error(error: &DialError, history: &History, jitter: &mut Jitter) -> Step {
+    let next = history.target + 1;
     match error {
+        // Another target may be there, and permission may be given for one target and not for another.
+        DialError::TargetNotConnected { .. } | DialError::TargetNotFound { .. } | DialError::AccessDenied { .. }
+            if next < history.targets =>
+        {
+            Step::Restart { after: Duration::ZERO, target: next }
+        }
         DialError::TargetNotConnected { .. } | DialError::TargetNotFound { .. } => {
-            let next = history.target + 1;
-            if next < history.targets {
-                return Step::Restart { after: Duration::ZERO, target: next };
-            }
             // What is gone does not return; others of the list may only be away.
             let all_gone = matches!(error, DialError::TargetNotFound { .. }) && history.targets == 1;
             if !all_gone && history.useful_before.is_some_and(|before| before < TARGET_RETURN) {
@@ -176,10 +179,7 @@ fn after_start_error(error: &DialError, history: &History, jitter: &mut Jitter) 
         | DialError::DocumentRefused { .. }
         | DialError::ForeignStreamUrl { .. }
         | DialError::Credentials { .. }
-        | DialError::UpgradeRefused { status: 401 | 403, .. } => {
-            // Permission may be given for one target and not for another.
-            slow(history, (history.target + 1) % history.targets.max(1), jitter)
-        }
+        | DialError::UpgradeRefused { status: 401 | 403, .. } => slow(history, next % history.targets.max(1), jitter),
         DialError::Throttled { .. } => restart(THROTTLED, history, jitter),
         DialError::SessionEnded { .. }
         | DialError::UpgradeRefused { .. }

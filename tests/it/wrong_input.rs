@@ -152,11 +152,18 @@ async fn a_bastion_that_is_away_is_told_from_one_that_does_not_exist() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bastion_that_does_not_exist_is_passed_over() {
+async fn a_bastion_that_does_not_exist_or_may_not_be_used_is_passed_over() {
+    let [absent, denied, good] = ["i-0fedcba9876543210", "i-00000000000000bad", "i-0dc03fbcae2a87472"];
     let lab = lab().await;
-    let up = lab.up(&["--bastion", "i-0fedcba9876543210", "--bastion", "i-0dc03fbcae2a87472"]).await;
+    lab.emulator.update(|settings| {
+        settings.denied_bastions.insert(denied.to_owned());
+    });
+    let up = lab.up(&["--bastion", absent, "--bastion", denied, "--bastion", good]).await;
     assert_eq!(up.stop().await.code(), Some(0));
     lab.assert_clean().await;
+
+    let ended = up_with(&lab, &["--bastion", absent, "--bastion", denied], |_| {}).await;
+    assert_fails(&lab, &ended, 3, &["ssm:StartSession", denied, "hint: "]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

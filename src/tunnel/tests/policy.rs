@@ -7,7 +7,7 @@ use crate::{
     tunnel::{
         BoxError, DialError, Fault, ProbeError, SessionId, TransportError,
         policy::{AfterProbe, History, Jitter, Step, after_probe, decide, failback, is_behind},
-        tests::support::target,
+        tests::support::{denied, target},
     },
 };
 
@@ -99,7 +99,7 @@ fn a_resume_that_fails() {
     let restart = Expected::Restart(250, 500, 1);
     for (error, expected) in [
         (DialError::SessionEnded { id }, restart),
-        (DialError::AccessDenied { action, resource: "r".into(), source: source() }, restart),
+        (denied(action), restart),
         (DialError::DocumentRefused { document: "d", source: source() }, restart),
         (DialError::ForeignStreamUrl { host: "h".into() }, restart),
         (DialError::TargetNotConnected { target: target(1), source: source() }, restart),
@@ -123,7 +123,7 @@ fn a_start_that_fails() {
     let slow = Expected::Slow(10_000, 20_000, 2);
     for (error, expected) in [
         (DialError::SessionEnded { id: SessionId("s".into()) }, again),
-        (DialError::AccessDenied { action, resource: "r".into(), source: source() }, slow),
+        (denied(action), Expected::Restart(0, 0, 2)),
         (DialError::DocumentRefused { document: "d", source: source() }, slow),
         (DialError::ForeignStreamUrl { host: "h".into() }, slow),
         (DialError::Throttled { action, source: source() }, Expected::Restart(2000, 4000, 1)),
@@ -136,6 +136,8 @@ fn a_start_that_fails() {
     ] {
         check(&error.to_string(), &Fault::Start(error), &h, expected);
     }
+    let last = History { target: 2, ..h };
+    check("the last that is denied", &Fault::Start(denied(action)), &last, Expected::Slow(10_000, 20_000, 0));
 }
 
 #[test]
