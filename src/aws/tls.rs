@@ -103,7 +103,9 @@ pub(super) fn http_connector(bundle: Option<&Bundle>, proxies: &ProxyConfig) -> 
 fn connector(mut builder: ConnectorBuilder, trust: &TrustStore, proxies: &ProxyConfig) -> Connector {
     builder.set_proxy_config(Some(proxies.clone()));
     let builder = builder.tls_provider(Provider::Rustls(CryptoMode::AwsLc));
-    match TlsContext::builder().with_trust_store(trust.clone()).build() {
+    // A debug build of the SDK panics where the system has no roots; others do without, and say whom they do not trust.
+    let native = !cfg!(debug_assertions) || !rustls_native_certs::load_native_certs().certs.is_empty();
+    match TlsContext::builder().with_trust_store(trust.clone().with_native_roots(native)).build() {
         Ok(context) => builder.tls_context(context).build(),
         // Nothing of a trust store can fail here; without it the system's roots are trusted.
         Err(_) => builder.build(),

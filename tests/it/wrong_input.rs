@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use autoheal_pa::emulator::{BastionConfig, ClusterConfig, Config, Destination, Event, ExtraAction, Identity};
+use autoheal_pa::emulator::{
+    BastionConfig, ClusterConfig, Config, Destination, Event, ExtraAction, Identity, StreamScheme,
+};
 
 use super::support::{Ended, Lab, PROGRAM, Running};
 
@@ -295,6 +297,21 @@ async fn peers_that_are_not_who_they_should_be() {
     let wrong = up(&lab, &["--timeout", "30s"]).await;
     assert_eq!(wrong.code(), Some(5), "{wrong:#?}");
     assert!(wrong.stderr.contains("certificate"), "{wrong:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_without_certificate_authorities_is_told_what_to_install() {
+    let clusters = vec![ClusterConfig::new("payments")];
+    let lab = Lab::start(Config { clusters, stream_scheme: StreamScheme::Wss, ..Config::default() }).await;
+    let none = lab.path("none");
+    let mut command = lab.program(&["up", "--base-port", "0", "--timeout", "1s"]);
+    let mut up =
+        Running::start(command.env_remove("AWS_CA_BUNDLE").env("SSL_CERT_FILE", &none).env("SSL_CERT_DIR", &none));
+    for part in ["invalid peer certificate: UnknownIssuer", "package `ca-certificates`"] {
+        assert!(up.says(part).await, "{}", up.stderr_so_far());
+    }
+    assert_eq!(up.stop().await.code(), Some(143));
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

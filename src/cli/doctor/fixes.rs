@@ -95,8 +95,7 @@ impl<'a> Fixes<'a> {
             DialError::UpgradeRefused { status: 401 | 403, .. } => {
                 vec![self.grant_session("ssmmessages:OpenDataChannel")]
             }
-            DialError::Unreachable { host, .. } => network(host),
-            DialError::UpgradeRefused { host, .. } => network(host),
+            DialError::Unreachable { host, .. } | DialError::UpgradeRefused { host, .. } => network(host, error),
             DialError::ForeignStreamUrl { .. } => vec![
                 "if this is an endpoint of your own, name it in `AWS_ENDPOINT_URL_SSM`: its host is trusted then"
                     .to_owned(),

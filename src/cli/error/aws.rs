@@ -1,7 +1,12 @@
 //! Errors of AWS that end a command: exit codes and hints.
 
+use std::error::Error;
+
 use super::{CommandError, Kind};
-use crate::aws::{AwsError, error::TokenOrigin};
+use crate::{
+    aws::{AwsError, error::TokenOrigin},
+    tunnel::with_causes,
+};
 
 /// Most names of clusters in a hint.
 const MAX_NAMES: usize = 10;
@@ -130,7 +135,7 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
                 "choose another `--region`, or enable this one: `aws account enable-region --region-name {region}`"
             )],
         ),
-        AwsError::Unreachable { host, .. } => (Kind::Unexpected, network(host)),
+        AwsError::Unreachable { host, .. } => (Kind::Unexpected, network(host, error)),
         AwsError::ClusterNotFound { region, known, .. } => (Kind::NotFound, vec![clusters_there(region, known)]),
         AwsError::Signing { .. } => {
             one(Kind::Credentials, "look for stray characters in the keys, such as a line feed")
@@ -155,11 +160,21 @@ pub(super) fn allow(action: &str, resource: &str) -> String {
 }
 
 /// What to do when a host cannot be reached.
-pub(in crate::cli) fn network(host: &str) -> Vec<String> {
-    vec![format!(
-        "check that this machine may connect to `{host}` on port 443; proxies are taken from `HTTPS_PROXY` and `NO_PROXY`, \
-         additional certificate authorities from `--ca-bundle`"
-    )]
+pub(in crate::cli) fn network(host: &str, error: &(dyn Error + 'static)) -> Vec<String> {
+    // What rustls calls each certificate that it does not take.
+    let hint = if with_causes(String::new(), error).contains("invalid peer certificate") {
+        format!(
+            "this machine does not trust the certificate that `{host}` shows: install the certificate authorities of the system \
+             (package `ca-certificates`), or name that of a proxy that opens TLS connections with `--ca-bundle`"
+        )
+    } else {
+        let port = if host.contains(':') { "" } else { " on port 443" };
+        format!(
+            "check that this machine may connect to `{host}`{port}; proxies are taken from `HTTPS_PROXY` and `NO_PROXY`, \
+             additional certificate authorities from `--ca-bundle`"
+        )
+    };
+    vec![hint]
 }
 
 fn clusters_there(region: &str, known: &[String]) -> String {

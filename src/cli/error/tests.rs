@@ -238,7 +238,20 @@ fn kinds_of_aws_errors() {
             "--role-name ReadOnly --max-session-duration 43200",
         ),
         (AwsError::ExpiredCredentials { source: cause("") }, Kind::Credentials, "get new ones"),
-        (AwsError::Unreachable { host: "sts.example".into(), source: cause("") }, Kind::Unexpected, "`HTTPS_PROXY`"),
+        (AwsError::Unreachable { host: "sts.example".into(), source: cause("") }, Kind::Unexpected, "on port 443; pro"),
+        (
+            AwsError::Unreachable { host: "localhost:8443".into(), source: cause("") },
+            Kind::Unexpected,
+            "to `localhost:8443`; proxies are taken from `HTTPS_PROXY`",
+        ),
+        (
+            AwsError::Unreachable {
+                host: "sts.example".into(),
+                source: cause("TLS handshake failed: invalid peer certificate: UnknownIssuer"),
+            },
+            Kind::Unexpected,
+            "package `ca-certificates`",
+        ),
         (
             AwsError::ClusterNotFound {
                 name: "Prod".into(),

@@ -99,7 +99,7 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
             let hints = find(&**source).map(|error: &AwsError| aws::assess(error).1);
             (Kind::Credentials, hints.unwrap_or_default())
         }
-        DialError::Unreachable { host, .. } => (Kind::Tunnel, aws::network(host)),
+        DialError::Unreachable { host, .. } => (Kind::Tunnel, aws::network(host, error)),
         DialError::ForeignStreamUrl { .. } => (
             Kind::Tunnel,
             vec![
