@@ -161,11 +161,17 @@ pub(super) fn allow(action: &str, resource: &str) -> String {
 
 /// What to do when a host cannot be reached.
 pub(in crate::cli) fn network(host: &str, error: &(dyn Error + 'static)) -> Vec<String> {
-    // What rustls calls each certificate that it does not take.
-    let hint = if with_causes(String::new(), error).contains("invalid peer certificate") {
+    let text = with_causes(String::new(), error);
+    // What rustls calls each certificate that it does not take, and hyper all that is wrong with a proxy.
+    let hint = if text.contains("invalid peer certificate") {
         format!(
             "this machine does not trust the certificate that `{host}` shows: install the certificate authorities of the system \
              (package `ca-certificates`), or name that of a proxy that opens TLS connections with `--ca-bundle`"
+        )
+    } else if text.contains("tunnel error") {
+        format!(
+            "the proxy that `HTTPS_PROXY` names has to be an HTTP proxy that answers and may connect to `{host}`; `NO_PROXY` names \
+             hosts that need none"
         )
     } else {
         let port = if host.contains(':') { "" } else { " on port 443" };

@@ -253,6 +253,14 @@ fn kinds_of_aws_errors() {
             "package `ca-certificates`",
         ),
         (
+            AwsError::Unreachable {
+                host: "sts.example".into(),
+                source: cause("tunnel error: failed to create underlying connection: unsupported scheme socks5"),
+            },
+            Kind::Unexpected,
+            "the proxy that `HTTPS_PROXY` names has to be an HTTP proxy",
+        ),
+        (
             AwsError::ClusterNotFound {
                 name: "Prod".into(),
                 region: "r".into(),
