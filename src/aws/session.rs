@@ -101,9 +101,11 @@ impl SsmDialer {
             Call { action: START_SESSION, resource: target.as_str(), region: self.aws.region(), host: &ssm.host };
         let failed = |error| dial_error(START_SESSION, Some(&target), error);
         self.aws.credentials().await.map_err(failed)?;
-        let gateway = self.aws.likely_gateway();
+        let gateway;
         let answer = {
             let _permit = self.aws.session_permit().await;
+            // Only now, as others may have been refused while this one waited.
+            gateway = self.aws.likely_gateway();
             let request = ssm
                 .client
                 .start_session()

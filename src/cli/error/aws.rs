@@ -162,12 +162,14 @@ pub(super) fn allow(action: &str, resource: &str) -> String {
 /// What to do when a host cannot be reached.
 pub(in crate::cli) fn network(host: &str, error: &(dyn Error + 'static)) -> Vec<String> {
     let text = with_causes(String::new(), error);
-    // What rustls calls each certificate that it does not take, and hyper all that is wrong with a proxy.
-    let hint = if text.contains("invalid peer certificate") {
+    // Words of rustls about certificates, and of hyper about proxies.
+    let hint = if text.contains("UnknownIssuer") {
         format!(
             "this machine does not trust the certificate that `{host}` shows: install the certificate authorities of the system \
              (package `ca-certificates`), or name that of a proxy that opens TLS connections with `--ca-bundle`"
         )
+    } else if text.contains("certificate expired") || text.contains("certificate not valid yet") {
+        format!("set the clock of this machine if it is wrong; else whoever runs `{host}` has to renew its certificate")
     } else if text.contains("tunnel error") {
         format!(
             "the proxy that `HTTPS_PROXY` names has to be an HTTP proxy that answers and may connect to `{host}`; `NO_PROXY` names \

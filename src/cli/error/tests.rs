@@ -255,6 +255,14 @@ fn kinds_of_aws_errors() {
         (
             AwsError::Unreachable {
                 host: "sts.example".into(),
+                source: cause("invalid peer certificate: certificate expired: verification time 1 (UNIX)"),
+            },
+            Kind::Unexpected,
+            "set the clock of this machine",
+        ),
+        (
+            AwsError::Unreachable {
+                host: "sts.example".into(),
                 source: cause("tunnel error: failed to create underlying connection: unsupported scheme socks5"),
             },
             Kind::Unexpected,
