@@ -1,8 +1,9 @@
 //! What all tunnels of a manager share: the clock, limits on calls, and what one has found out for all.
 
 use std::{
+    collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -10,7 +11,7 @@ use std::{
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
-use crate::clock::Clock;
+use crate::{clock::Clock, cluster::Target};
 
 /// How many sessions are started at once, over all tunnels: many clusters that come up, or come back,
 /// together must not run into the service's throttling.
@@ -24,6 +25,8 @@ pub struct Common {
     resume_denied: watch::Sender<bool>,
     /// A session has been resumed, so the identity may.
     has_resumed: AtomicBool,
+    /// Targets that cannot be used and that the user has been told of.
+    passed_over: Mutex<BTreeSet<String>>,
     hurry: Notify,
 }
 
@@ -36,6 +39,7 @@ impl Common {
             starts: Semaphore::new(CONCURRENT_STARTS),
             resume_denied: watch::Sender::new(false),
             has_resumed: AtomicBool::new(false),
+            passed_over: Mutex::default(),
             hurry: Notify::new(),
         })
     }
@@ -81,6 +85,12 @@ impl Common {
         }
     }
 
+    /// Takes note that a target cannot be used before a human does something. Returns whether that is news.
+    pub(super) fn pass_over(&self, target: &Target) -> bool {
+        let mut passed_over = self.passed_over.lock().unwrap_or_else(PoisonError::into_inner);
+        passed_over.insert(target.as_str().to_owned())
+    }
+
     /// Waits until it turns out that the identity may not resume sessions. That is remembered, and not tried again.
     ///
     /// # Cancel safety
@@ -95,6 +105,14 @@ impl Common {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_target_is_passed_over_with_a_word_once() {
+        let common = Common::new(Clock::start());
+        let [one, other] = ["i-00000001", "i-00000002"].map(|target| target.parse().unwrap());
+        let news = [&one, &one, &other, &one, &other].map(|target| common.pass_over(target));
+        assert_eq!(news, [true, false, true, false, false]);
+    }
 
     #[tokio::test]
     async fn a_denial_after_a_resume_is_about_one_session() {

@@ -345,7 +345,13 @@ impl SessionTask {
             Step::OnDemand { target } => (Duration::ZERO, target),
         };
         let goes_on = replaced || matches!(step, Step::Restart { target, .. } if target > self.target);
+        let is_passed_over =
+            matches!(fault, Fault::Start(DialError::AccessDenied { .. } | DialError::TargetNotFound { .. }))
+                && matches!(step, Step::Restart { target, .. } if target > self.target);
         match step {
+            _ if is_passed_over && self.shared.common.pass_over(&self.shared.targets[self.target]) => {
+                warn!(error, "this target cannot be used, turning to the next");
+            }
             _ if !goes_on => debug!(error, "no session, and no other is started in its place"),
             // What stays as it was is no news.
             Step::SlowRetry { .. } if self.needs_human => debug!(error, ?after, "no session yet"),

@@ -161,7 +161,12 @@ async fn a_bastion_that_does_not_exist_or_may_not_be_used_is_passed_over() {
         settings.denied_bastions.insert(denied.to_owned());
     });
     let up = lab.up(&["--bastion", absent, "--bastion", denied, "--bastion", good]).await;
-    assert_eq!(up.stop().await.code(), Some(0));
+    let ended = up.stop().await;
+    assert_eq!(ended.code(), Some(0));
+    for passed_over in [absent, denied] {
+        let word = |line: &&str| line.contains("cannot be used") && line.contains(passed_over);
+        assert_eq!(ended.stderr.lines().filter(word).count(), 1, "{}", ended.stderr);
+    }
     lab.assert_clean().await;
 
     let ended = up_with(&lab, &["--bastion", absent, "--bastion", denied], |_| {}).await;
