@@ -294,7 +294,7 @@ pub(crate) const ROWS: &[Row] = &[
         5,
         lasting!(|lab| {
             lab.emulator.update(|settings| settings.transport_lifetime = Some(secs(5)));
-            tokio::time::sleep(secs(120)).await;
+            last(secs(120)).await;
             lab.emulator.update(|settings| settings.transport_lifetime = None);
         }),
     )
@@ -320,7 +320,7 @@ pub(crate) const ROWS: &[Row] = &[
         10,
         lasting!(|lab| {
             lab.emulator.inject(&Fault::RestartDestinations(secs(10)));
-            tokio::time::sleep(secs(10)).await;
+            last(secs(10)).await;
         }),
     )
     .lasting()
