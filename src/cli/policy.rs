@@ -40,7 +40,8 @@ async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant,
     let (account, principal) = match account {
         Some(account) if named.is_some() || !needs_principal => (account, named),
         account => {
-            let caller = aws.caller().await?;
+            let caller =
+                aws.caller().await.map_err(|error| CommandError::from(error).hint(without_aws(needs_principal)))?;
             let principal = named.or_else(|| Principal::from_arn(&caller.arn));
             if needs_principal && principal.is_none() {
                 let message = format!("`{}` is neither a role nor a user", caller.arn);
@@ -57,6 +58,15 @@ async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant,
         return Err(CommandError::new(Kind::Usage, message).hint("choose the region with `--region`"));
     }
     Ok(grant)
+}
+
+/// How to do without the call that failed.
+fn without_aws(needs_principal: bool) -> &'static str {
+    if needs_principal {
+        "give the role that it is for with `--role-arn ARN`, and AWS is asked for nothing"
+    } else {
+        "give the account with `--account-id`, and AWS is asked for nothing"
+    }
 }
 
 fn print(args: &PolicyArgs, grant: &Grant, printer: &Printer) -> Result<ExitCode, CommandError> {

@@ -248,6 +248,20 @@ async fn prints_a_policy_without_credentials() {
     let ended = Running::start(&mut command).ended().await;
     assert!(ended.assert_success().starts_with("aws eks create-access-entry"), "{ended:#?}");
     assert_eq!(ended.stderr, "");
+
+    for (args, hint) in [
+        (
+            &["policy", "--terraform", "--account-id", "123456789012"][..],
+            "give the role that it is for with `--role-arn ARN`",
+        ),
+        (&["policy"], "give the account with `--account-id`"),
+    ] {
+        let mut command = lab.bare_command(PROGRAM);
+        command.args(args).args(["--bastion", "i-0dc03fbcae2a87472", "--region", "us-east-1"]);
+        let ended = Running::start(&mut command).ended().await;
+        assert_eq!(ended.code(), Some(3), "{ended:#?}");
+        assert!(ended.stderr.contains(hint), "{ended:#?}");
+    }
     assert_eq!(lab.emulator.events().len(), 0);
 }
 
@@ -269,13 +283,20 @@ async fn asks_aws_for_what_is_missing() {
     insta::assert_snapshot!(format!("{hint}{}", ended.stderr));
 }
 
-/// The README shows what the command prints.
-#[test]
-fn the_readme_has_the_policy_that_is_printed() {
+/// The README shows what its command prints.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_readme_has_the_policy_that_is_printed() {
+    let lab = Lab::start(Config::default()).await;
     let readme = include_str!("../../README.md");
+    let args =
+        readme.lines().find_map(|line| line.trim().strip_prefix("$ autoheal-pa policy ")?.split_once(" > ")).unwrap().0;
     let block = readme.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let mut command = lab.bare_command(PROGRAM);
+    command.arg("policy").args(args.split_whitespace());
+    let ended = Running::start(&mut command).ended().await;
+    let printed: Value = serde_json::from_str(ended.assert_success()).unwrap();
     let shown: Value = serde_json::from_str(block).unwrap();
-    assert_eq!(shown, grant(&"i-0dc03fbcae2a87472".parse().unwrap(), ROLE, &[]));
+    assert_eq!(printed, shown);
 }
 
 #[tokio::test(flavor = "multi_thread")]
