@@ -288,13 +288,14 @@ impl Aws {
     /// Returns what starts, resumes and ends sessions; `reason` is for the audit trail.
     #[must_use]
     pub fn dialer(&self, reason: Option<String>) -> Arc<dyn Dial> {
-        self.dialer_with_journal(reason, None)
+        Arc::new(session::SsmDialer::new(self.clone(), reason.as_deref(), None))
     }
 
-    /// As [`dialer`](Self::dialer); each session is in the journal as long as it may be live.
+    /// As [`dialer`](Self::dialer); each session is in the journal as long as it may be live, with the account of the caller.
     #[must_use]
-    pub fn dialer_with_journal(&self, reason: Option<String>, journal: Option<Journal>) -> Arc<dyn Dial> {
-        Arc::new(session::SsmDialer::new(self.clone(), reason.as_deref(), journal))
+    pub fn dialer_with_journal(&self, reason: Option<String>, journal: Journal, caller: &Caller) -> Arc<dyn Dial> {
+        let account = Some(caller.account.clone()).filter(|account| !account.is_empty());
+        Arc::new(session::SsmDialer::new(self.clone(), reason.as_deref(), Some((journal, account))))
     }
 
     /// Returns a bearer token for a cluster, without any call but for credentials. One that was made before is given

@@ -4,11 +4,11 @@
 //! for each session that was started, and one for each that is known to be over.
 //!
 //! ```text
-//! {"version":1,"event":"started","session":"ann-0123","region":"us-east-1","target":"i-0dc03fbcae2a87472","at":1795317508}
+//! {"version":1,"event":"started","session":"ann-0123","account":"123456789012","region":"us-east-1","target":"i-0dc03fbcae2a87472","at":1795317508}
 //! {"version":1,"event":"ended","session":"ann-0123"}
 //! ```
 //!
-//! `at` counts seconds since the Unix epoch. Fields that are not known are ignored.
+//! `at` counts seconds since the Unix epoch. Fields that are not known are ignored; `account` may be missing.
 //!
 //! Invariants:
 //!
@@ -53,6 +53,8 @@ const MAX_LEN: u64 = 8 << 20;
 pub struct Entry {
     /// The session's id.
     pub session: String,
+    /// The account that it is of, twelve digits, if that is known.
+    pub account: Option<String>,
     /// Its region.
     pub region: String,
     /// The target that it was started on.
@@ -135,9 +137,7 @@ struct Writer {
 
 impl Writer {
     fn started(&mut self, entry: Entry) -> io::Result<()> {
-        let line =
-            Line::Started { session: &entry.session, region: &entry.region, target: &entry.target, at: entry.started };
-        let line = line.encode();
+        let line = Line::started(&entry).encode();
         self.live.insert(entry.session.clone(), entry);
         self.append(&line)
     }
@@ -173,11 +173,25 @@ impl Writer {
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Line<'a> {
-    Started { session: &'a str, region: &'a str, target: &'a str, at: u64 },
-    Ended { session: &'a str },
+    Started {
+        session: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        account: Option<&'a str>,
+        region: &'a str,
+        target: &'a str,
+        at: u64,
+    },
+    Ended {
+        session: &'a str,
+    },
 }
 
-impl Line<'_> {
+impl<'a> Line<'a> {
+    fn started(entry: &'a Entry) -> Self {
+        let Entry { session, account, region, target, started } = entry;
+        Self::Started { session, account: account.as_deref(), region, target, at: *started }
+    }
+
     fn encode(&self) -> String {
         #[derive(Serialize)]
         struct Versioned<'a> {
@@ -202,6 +216,7 @@ fn live(text: &str) -> BTreeMap<String, Entry> {
     }
     #[derive(Deserialize)]
     struct Rest {
+        account: Option<String>,
         region: String,
         target: String,
         at: u64,
@@ -211,10 +226,10 @@ fn live(text: &str) -> BTreeMap<String, Entry> {
         let head = serde_json::from_str(line).ok().filter(|head: &Head| head.version == VERSION);
         match head.as_ref().map(|head| head.event.as_str()) {
             Some("started") => {
-                if let (Some(Head { session, .. }), Ok(Rest { region, target, at })) =
+                if let (Some(Head { session, .. }), Ok(Rest { account, region, target, at })) =
                     (head, serde_json::from_str(line))
                 {
-                    live.insert(session.clone(), Entry { session, region, target, started: at });
+                    live.insert(session.clone(), Entry { session, account, region, target, started: at });
                 }
             }
             Some("ended") => drop(head.and_then(|head| live.remove(&head.session))),
@@ -242,8 +257,8 @@ fn replace(path: &Path, live: &BTreeMap<String, Entry>) -> io::Result<File> {
     // What a manager that was killed has left here is overwritten.
     let mut options = OpenOptions::new();
     let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&new)?;
-    for Entry { session, region, target, started } in live.values() {
-        file.write_all(Line::Started { session, region, target, at: *started }.encode().as_bytes())?;
+    for entry in live.values() {
+        file.write_all(Line::started(entry).encode().as_bytes())?;
     }
     fs::rename(&new, path)?;
     OpenOptions::new().append(true).open(path)
@@ -258,6 +273,7 @@ mod tests {
     fn entry(session: &str) -> Entry {
         Entry {
             session: session.to_owned(),
+            account: Some("123456789012".to_owned()),
             region: "us-east-1".to_owned(),
             target: "i-0dc03fbcae2a87472".to_owned(),
             started: 1_795_317_508,
@@ -284,8 +300,8 @@ mod tests {
         journal.ended("never-heard-of").await;
         assert_eq!(
             text(dir.path()),
-            r#"{"version":1,"event":"started","session":"ann-0123","region":"us-east-1","target":"i-0dc03fbcae2a87472","at":1795317508}
-{"version":1,"event":"started","session":"ann-4567","region":"us-east-1","target":"i-0dc03fbcae2a87472","at":1795317508}
+            r#"{"version":1,"event":"started","session":"ann-0123","account":"123456789012","region":"us-east-1","target":"i-0dc03fbcae2a87472","at":1795317508}
+{"version":1,"event":"started","session":"ann-4567","account":"123456789012","region":"us-east-1","target":"i-0dc03fbcae2a87472","at":1795317508}
 {"version":1,"event":"ended","session":"ann-0123"}
 "#
         );
@@ -293,6 +309,15 @@ mod tests {
         let (_, orphans) = Journal::open(dir.path()).unwrap();
         assert_eq!(orphans, [entry("ann-4567")]);
         assert_eq!(text(dir.path()).lines().count(), 1, "what is over is not written again");
+    }
+
+    #[tokio::test]
+    async fn an_account_that_is_not_known_is_left_out_and_one_that_is_missing_is_not_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let unknown = Entry { account: None, ..entry("a") };
+        Journal::open(dir.path()).unwrap().0.started(unknown.clone()).await;
+        assert!(!text(dir.path()).contains("account"), "{}", text(dir.path()));
+        assert_eq!(Journal::open(dir.path()).unwrap().1, [unknown]);
     }
 
     #[tokio::test]
@@ -323,10 +348,7 @@ mod tests {
     #[tokio::test]
     async fn torn_and_unknown_lines_take_no_other_with_them() {
         let dir = tempfile::tempdir().unwrap();
-        let started = |session: &str| {
-            let Entry { session, region, target, started } = entry(session);
-            Line::Started { session: &session, region: &region, target: &target, at: started }.encode()
-        };
+        let started = |session: &str| Line::started(&entry(session)).encode();
         let whole = [started("a"), started("b"), started("c")].concat();
         let b = whole.find("\"b\"").unwrap();
         // However much of the last line there is, the lines before count.

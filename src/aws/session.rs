@@ -71,7 +71,8 @@ pub(super) struct SsmDialer {
     aws: Aws,
     /// Said to CloudTrail with each session; never empty.
     reason: Option<Arc<str>>,
-    journal: Option<Journal>,
+    /// With the account of the sessions, if that is known.
+    journal: Option<(Journal, Option<String>)>,
 }
 
 /// The first frame on a WebSocket; fields in the order of session-manager-plugin, `service.go`.
@@ -86,7 +87,7 @@ struct OpenDataChannel<'a> {
 }
 
 impl SsmDialer {
-    pub(super) fn new(aws: Aws, reason: Option<&str>, journal: Option<Journal>) -> Self {
+    pub(super) fn new(aws: Aws, reason: Option<&str>, journal: Option<(Journal, Option<String>)>) -> Self {
         let reason: Option<String> = reason.map(|reason| {
             let printable = reason.chars().map(|c| if c.is_control() { ' ' } else { c });
             printable.collect::<String>().trim().chars().take(MAX_REASON_LEN).collect()
@@ -203,9 +204,10 @@ impl SsmDialer {
     }
 
     async fn write_down(&self, id: &SessionId, target: &Target) {
-        if let Some(journal) = &self.journal {
+        if let Some((journal, account)) = &self.journal {
             let entry = Entry {
                 session: id.0.clone(),
+                account: account.clone(),
                 region: self.aws.region().to_owned(),
                 target: target.as_str().to_owned(),
                 started: clock::wall().as_secs(),
@@ -215,7 +217,7 @@ impl SsmDialer {
     }
 
     async fn strike_off(&self, id: &SessionId) {
-        if let Some(journal) = &self.journal {
+        if let Some((journal, _)) = &self.journal {
             journal.ended(&id.0).await;
         }
     }

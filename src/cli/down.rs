@@ -16,7 +16,7 @@ use crate::{
     aws::{Aws, AwsError},
     control::{self, Client, ControlError, Request},
     journal::{Entry, Journal},
-    settings::{Environment, Settings},
+    settings::{Access, AwsSettings, Environment, Settings, UpArgs},
 };
 
 /// Options of `down`.
@@ -41,7 +41,8 @@ pub async fn run(args: DownArgs, global: GlobalArgs, printer: &Printer) -> Resul
             printer.progress(&format!("no manager `{}` is running", settings.name));
             // It cannot be asked any more where its kubeconfig is.
             let settings = Settings::load(&global, args.kubeconfig.as_deref(), &environment)?;
-            clean_up(&settings, printer).await?;
+            let access = Access::load(&global, &UpArgs::default(), &environment)?;
+            clean_up(&settings, access, printer).await?;
         }
         Err(error) => return Err(error.into()),
     }
@@ -79,7 +80,7 @@ async fn stop(mut client: Client, settings: &Settings, printer: &Printer) -> Res
 }
 
 /// Ends the sessions of a manager that was killed, and removes its contexts.
-async fn clean_up(settings: &Settings, printer: &Printer) -> Result<(), CommandError> {
+async fn clean_up(settings: &Settings, access: Vec<Access>, printer: &Printer) -> Result<(), CommandError> {
     let mut kubeconfigs = vec![settings.kubeconfig.clone()];
     if settings.control_dir.exists() {
         kubeconfigs.push(settings.control_dir.join("kubeconfig"));
@@ -92,7 +93,7 @@ async fn clean_up(settings: &Settings, printer: &Printer) -> Result<(), CommandE
         });
         let (journal, left_behind) = journal?;
         if !left_behind.is_empty() {
-            end_sessions(settings, &journal, left_behind, printer).await;
+            end_sessions(access, &journal, left_behind, printer).await;
         }
     }
     for kubeconfig in kubeconfigs.into_iter().filter(|path| path.exists()) {
@@ -101,25 +102,44 @@ async fn clean_up(settings: &Settings, printer: &Printer) -> Result<(), CommandE
     Ok(())
 }
 
-async fn end_sessions(settings: &Settings, journal: &Journal, left_behind: Vec<Entry>, printer: &Printer) {
+/// Ends sessions as whoever the settings say that a manager may have been.
+async fn end_sessions(access: Vec<Access>, journal: &Journal, left_behind: Vec<Entry>, printer: &Printer) {
     // The journal knows where each was; the settings need not.
-    let mut aws = settings.aws.clone();
-    aws.region = aws.region.or_else(|| left_behind.first().map(|session| session.region.clone()));
-    match Aws::new(&aws).await {
-        Ok(aws) => {
-            let end = |session: Entry| {
-                let aws = aws.clone();
-                async move { aws.end_session(&session.session, &session.region).await }
-            };
-            orphans::end(left_behind, journal, printer, end).await;
+    let somewhere = left_behind.first().map(|session| session.region.clone());
+    let (mut identities, mut errors) = (Vec::new(), Vec::new());
+    for mut settings in access.into_iter().map(|access| access.aws) {
+        settings.region = settings.region.or_else(|| somewhere.clone());
+        match identity(&settings).await {
+            Ok(identity) => identities.push(identity),
+            Err(error) => errors.push(error),
         }
-        Err(error) => printer.caution(&not_ended(left_behind.len(), error)),
     }
+    if identities.is_empty() {
+        if let Some(error) = errors.into_iter().next() {
+            printer.caution(&not_ended(left_behind.len(), error));
+        }
+        return;
+    }
+    // The others may be all that it takes.
+    for error in errors {
+        printer.warning(&CommandError::from(error).sentence());
+    }
+    let end = async |orphan| orphans::end_as_any(&identities, &orphan).await;
+    orphans::end(left_behind, journal, printer, end).await;
+}
+
+async fn identity(settings: &AwsSettings) -> Result<orphans::Identity, AwsError> {
+    let aws = Aws::new(settings).await?;
+    let caller = aws.caller().await?;
+    Ok(orphans::Identity::new(aws, &caller))
 }
 
 fn not_ended(sessions: usize, error: AwsError) -> CommandError {
-    let message = format!("cannot end {sessions} sessions that an earlier run had left behind");
+    let message = match sessions {
+        1 => "cannot end the session that an earlier run had left behind".to_owned(),
+        number => format!("cannot end {number} sessions that an earlier run had left behind"),
+    };
     CommandError::new(Kind::Credentials, message)
         .with_source(error)
-        .hint("they end by themselves when they have been idle, or with the next `autoheal-pa up`")
+        .hint("sessions end by themselves when they have been idle, or with the next `autoheal-pa up`")
 }

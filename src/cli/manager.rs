@@ -326,7 +326,10 @@ impl Manager {
     /// Finds out who a way in leads in as.
     async fn enter(&self, access: Access, aws: Aws) -> Result<Way, CommandError> {
         let caller = aws.caller().await?;
-        let dial = aws.dialer_with_journal(access.reason.clone(), self.journal.clone());
+        let dial = match &self.journal {
+            Some(journal) => aws.dialer_with_journal(access.reason.clone(), journal.clone(), &caller),
+            None => aws.dialer(access.reason.clone()),
+        };
         let common = Common::new(self.supervisor.clock());
         Ok(Way { access, aws, caller, dial, common, stop: self.stop.child_token() })
     }
@@ -371,23 +374,11 @@ impl Manager {
         let Some(journal) = self.journal.clone() else { return };
         let left_behind = std::mem::take(&mut self.left_behind);
         let (printer, stop) = (self.printer.clone(), self.stop.clone());
-        let end = move |session: Entry| {
-            // Nobody has written down whose it was.
-            let (near, far): (Vec<_>, Vec<_>) =
-                ways.iter().cloned().partition(|way| way.aws.region() == session.region);
-            async move {
-                let mut outcome = Ok(());
-                for way in near.into_iter().chain(far) {
-                    outcome = way.aws.end_session(&session.session, &session.region).await;
-                    if outcome.is_ok() {
-                        break;
-                    }
-                }
-                outcome
-            }
-        };
+        let identities: Vec<_> = ways.iter().map(|way| orphans::Identity::new(way.aws.clone(), &way.caller)).collect();
         self.tasks.spawn(async move {
-            let ending = orphans::end(left_behind, &journal, &printer, end);
+            let ending = orphans::end(left_behind, &journal, &printer, async |orphan| {
+                orphans::end_as_any(&identities, &orphan).await
+            });
             stop.run_until_cancelled(ending).await.unwrap_or_default();
         });
     }

@@ -1,7 +1,7 @@
 //! Sessions that a manager left behind when it was killed: the next one of its name ends them.
 //!
 //! Beside everything else, a few at a time. What cannot be ended stays in the journal for the next start, unless the
-//! identity may not end it: then the user is told, once.
+//! identity may not end it or is of another account: then the user is told, once.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{
     output::Printer,
 };
 use crate::{
-    aws::AwsError,
+    aws::{Aws, AwsError, Caller},
     journal::{Entry, Journal},
 };
 
@@ -25,13 +25,62 @@ const ATTEMPTS: u32 = 4;
 /// Pause after the first attempt that fails; each other is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Why a session was not ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotEnded {
+    /// The call failed.
+    #[error(transparent)]
+    Call(#[from] AwsError),
+    /// AWS would say that there is no such session, as if it were over.
+    #[error("it is of the account {account}, and so is no identity of this run")]
+    OtherAccount { account: String },
+}
+
+impl NotEnded {
+    /// Whether another attempt would end the same.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Call(AwsError::AccessDenied { .. }) | Self::OtherAccount { .. })
+    }
+}
+
+/// One who may have started a session.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    pub(super) aws: Aws,
+    pub(super) account: String,
+}
+
+impl Identity {
+    pub(super) fn new(aws: Aws, caller: &Caller) -> Self {
+        Self { aws, account: caller.account.clone() }
+    }
+}
+
+/// Ends a session as whoever of these may have started it: that has not been written down, but for the account.
+pub(super) async fn end_as_any(identities: &[Identity], orphan: &Entry) -> Result<(), NotEnded> {
+    let is_of_account =
+        |identity: &&Identity| orphan.account.as_ref().is_none_or(|account| *account == identity.account);
+    let (near, far): (Vec<_>, Vec<_>) =
+        identities.iter().filter(is_of_account).partition(|identity| identity.aws.region() == orphan.region);
+    let mut outcome = Err(NotEnded::OtherAccount { account: orphan.account.clone().unwrap_or_default() });
+    for identity in near.into_iter().chain(far) {
+        match identity.aws.end_session(&orphan.session, &orphan.region).await {
+            Ok(()) => return Ok(()),
+            // One who could not ask may be the one who is allowed to.
+            Err(error) if outcome.as_ref().is_err_and(NotEnded::is_final) => outcome = Err(error.into()),
+            Err(_) => {}
+        }
+    }
+    outcome
+}
+
 /// Ends sessions with `end`, and says how many.
 ///
 /// # Cancel safety
 /// Can be dropped at any time: what has not been ended is still in the journal.
 pub(super) async fn end<F>(orphans: Vec<Entry>, journal: &Journal, printer: &Printer, end: impl Fn(Entry) -> F)
 where
-    F: Future<Output = Result<(), AwsError>>,
+    F: Future<Output = Result<(), NotEnded>>,
 {
     let outcomes = stream::iter(orphans.into_iter().map(async |orphan| match persist(&orphan, &end).await {
         Ok(()) => {
@@ -39,9 +88,9 @@ where
             true
         }
         Err(error) => {
-            let denied = is_denied(&error);
+            let is_final = error.is_final();
             printer.caution(&not_ended(&orphan, error));
-            if denied {
+            if is_final {
                 journal.ended(&orphan.session).await;
             }
             false
@@ -55,14 +104,14 @@ where
     }
 }
 
-async fn persist<F>(orphan: &Entry, end: impl Fn(Entry) -> F) -> Result<(), AwsError>
+async fn persist<F>(orphan: &Entry, end: impl Fn(Entry) -> F) -> Result<(), NotEnded>
 where
-    F: Future<Output = Result<(), AwsError>>,
+    F: Future<Output = Result<(), NotEnded>>,
 {
     let mut attempt = 1;
     loop {
         match end(orphan.clone()).await {
-            Err(error) if attempt < ATTEMPTS && !is_denied(&error) => {
+            Err(error) if attempt < ATTEMPTS && !error.is_final() => {
                 tracing::debug!(session = orphan.session, %error, "cannot end the session yet");
                 tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(attempt - 1)).await;
                 attempt += 1;
@@ -72,15 +121,10 @@ where
     }
 }
 
-/// Whether another attempt would end the same.
-fn is_denied(error: &AwsError) -> bool {
-    matches!(error, AwsError::AccessDenied { .. })
-}
-
-fn not_ended(orphan: &Entry, error: AwsError) -> CommandError {
+fn not_ended(orphan: &Entry, error: NotEnded) -> CommandError {
     let Entry { session, region, target, .. } = orphan;
     let message = format!("cannot end the session `{session}` on `{target}` that an earlier run had left behind");
-    let then = if is_denied(&error) {
+    let then = if error.is_final() {
         "as the identity that started it, or wait for its idle timeout"
     } else {
         "or let the next `up` try again"
@@ -101,7 +145,13 @@ mod tests {
     use crate::cli::output::Captured;
 
     fn entry(session: &str) -> Entry {
-        Entry { session: session.into(), region: "us-east-1".into(), target: "i-0abcdef1".into(), started: 0 }
+        Entry {
+            session: session.into(),
+            account: Some("123456789012".into()),
+            region: "us-east-1".into(),
+            target: "i-0abcdef1".into(),
+            started: 0,
+        }
     }
 
     /// Ends sessions of which some may not be ended, some never can be, and some only the third time. Returns what
@@ -121,13 +171,15 @@ mod tests {
             *attempt += 1;
             let source = || Arc::new(std::io::Error::other("because"));
             std::future::ready(match orphan.session.split('-').next() {
-                Some("denied") => Err(AwsError::AccessDenied {
+                Some("denied") => Err(NotEnded::Call(AwsError::AccessDenied {
                     action: "ssm:TerminateSession".into(),
                     resource: orphan.session,
                     source: source(),
-                }),
+                })),
                 Some("late") if *attempt == 3 => Ok(()),
-                Some("never" | "late") => Err(AwsError::Unreachable { host: "ssm".into(), source: source() }),
+                Some("never" | "late") => {
+                    Err(NotEnded::Call(AwsError::Unreachable { host: "ssm".into(), source: source() }))
+                }
                 _ => Ok(()),
             })
         })

@@ -106,6 +106,54 @@ async fn orphans_of_another_region_and_of_another_identity() {
     assert_eq!(fs::read_to_string(lab.path("autoheal-pa/default/sessions")).unwrap(), "", "it is forgotten");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn orphans_of_another_account() {
+    let lab = Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await;
+    kill(lab.up(&[]).await).await;
+    let orphan = live(&lab).pop_first().expect("one is live");
+    let journal = lab.path("autoheal-pa/default/sessions");
+    let text = fs::read_to_string(&journal).unwrap();
+    let mine = r#""account":"123456789012""#;
+    assert!(text.contains(mine), "{text}");
+    fs::write(&journal, text.replace(mine, r#""account":"210987654321""#)).unwrap();
+
+    let down = lab.run(&["down"]).await;
+    assert_eq!(down.code(), Some(0), "{down:#?}");
+    let sentence = format!(
+        "cannot end the session `{orphan}` on `i-0dc03fbcae2a87472` that an earlier run had left behind: it is of the account 210987654321"
+    );
+    assert!(down.stderr.contains(&sentence), "{}", down.stderr);
+    // AWS would have said that there is no such session.
+    assert_eq!(lab.count(|event| matches!(event, Event::Api { action, .. } if action == "ssm:TerminateSession")), 0);
+    assert_eq!(fs::read_to_string(&journal).unwrap(), "", "it is forgotten");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn down_ends_orphans_of_every_identity_of_the_configuration_file() {
+    let clusters = ["payments", "search"].map(ClusterConfig::new).into();
+    let lab = Lab::start(Config { clusters, ..Config::default() }).await;
+    let role = lab.emulator.role_arn();
+    let admin = role.replace("AutohealReadOnlyRole", "AutohealAdminRole");
+    let file = lab.path("config.yaml");
+    let entry = |role: &str, cluster: &str| format!("- role_arn: {role}\n  clusters: [{cluster}]\n");
+    let access = [entry(&role, "payments"), entry(&admin, "search")].concat();
+    fs::write(&file, format!("region: us-east-1\nbastion: i-0dc03fbcae2a87472\naccess:\n{access}")).unwrap();
+    let config = ["--config", file.to_str().unwrap()];
+    let mut command = lab.program(&["up", "--base-port", "0"]);
+    let mut up = Running::start(command.args(config).env_remove("AWS_ROLE_ARN").env_remove("AUTOHEAL_PA_BASTION"));
+    up.ready().await;
+    kill(up).await;
+    let orphans = live(&lab);
+    assert_eq!(orphans.len(), 2);
+
+    let mut command = lab.program(&["down"]);
+    let down = Running::start(command.args(config).env_remove("AWS_ROLE_ARN")).ended().await;
+    assert_eq!(down.code(), Some(0), "{down:#?}");
+    assert!(down.stderr.contains("ended 2 sessions that an earlier run had left behind"), "{}", down.stderr);
+    all_ended(&lab, orphans).await;
+    lab.assert_clean().await;
+}
+
 /// Names of all that is in a folder.
 fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> =

@@ -15,7 +15,10 @@ use tokio::{
 use tokio_tungstenite::tungstenite::{handshake::derive_accept_key, protocol::Role};
 
 use super::*;
-use crate::aws::testing::{Answer, Fake, Request, aws, in_time};
+use crate::aws::{
+    Caller,
+    testing::{Answer, Fake, Request, aws, in_time},
+};
 
 const QUERY: &str = "role=publish_subscribe&cell-number=AAEAAb+c/d==";
 
@@ -574,6 +577,16 @@ async fn warns_once_and_logs_no_secrets() {
     }
 }
 
+fn caller() -> Caller {
+    Caller {
+        account: "123456789012".into(),
+        arn: "arn:aws:iam::123456789012:user/ann".into(),
+        user_id: "AIDAEXAMPLE".into(),
+        source: String::new(),
+        expires: None,
+    }
+}
+
 /// The sessions that a journal would leave to the next manager.
 fn left(dir: &std::path::Path) -> Vec<String> {
     // Opening it would write it anew.
@@ -592,7 +605,7 @@ async fn a_session_is_in_the_journal_from_before_it_is_dialled_until_it_is_over(
     let mut gateway = Gateway::start([hold(), hold(), Step::Refuse("500 Oh")]).await;
     let fake = manager(gateway.url("s")).await;
     let aws = aws(&fake).await;
-    let dialer = aws.dialer_with_journal(None, Some(journal));
+    let dialer = aws.dialer_with_journal(None, journal, &caller());
     let (target, destination) = (target(), destination());
     let begin = dialer.start(&target, &destination);
     let look = async {
@@ -651,7 +664,7 @@ async fn the_journal_keeps_what_could_not_be_ended() {
             _ => ended.clone(),
         })
         .await;
-        let dialer = aws(&fake).await.dialer_with_journal(None, Some(journal));
+        let dialer = aws(&fake).await.dialer_with_journal(None, journal, &caller());
         let (session, _transport) = in_time(dialer.start(&target(), &destination())).await.unwrap();
         assert!(in_time(dialer.resume(&session)).await.is_err());
         let _outcome = in_time(dialer.terminate(&session)).await;
