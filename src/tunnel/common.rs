@@ -1,9 +1,9 @@
 //! What all tunnels of a manager share: the clock, limits on calls, and what one has found out for all.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -17,6 +17,15 @@ use crate::{clock::Clock, cluster::Target};
 /// together must not run into the service's throttling.
 const CONCURRENT_STARTS: usize = 4;
 
+/// Why no session can be started on a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// Its agent is not connected, which may change by itself.
+    Away,
+    /// It does not exist or may not be used, which only a human can change.
+    Unusable,
+}
+
 /// What all tunnels of a manager share.
 #[derive(Debug)]
 pub struct Common {
@@ -25,8 +34,8 @@ pub struct Common {
     resume_denied: watch::Sender<bool>,
     /// A session has been resumed, so the identity may.
     has_resumed: AtomicBool,
-    /// Targets that cannot be used and that the user has been told of.
-    passed_over: Mutex<BTreeSet<String>>,
+    /// What is wrong with targets, by their names.
+    troubles: Mutex<BTreeMap<String, Trouble>>,
     hurry: Notify,
 }
 
@@ -39,7 +48,7 @@ impl Common {
             starts: Semaphore::new(CONCURRENT_STARTS),
             resume_denied: watch::Sender::new(false),
             has_resumed: AtomicBool::new(false),
-            passed_over: Mutex::default(),
+            troubles: Mutex::default(),
             hurry: Notify::new(),
         })
     }
@@ -85,10 +94,24 @@ impl Common {
         }
     }
 
-    /// Takes note that a target cannot be used before a human does something. Returns whether that is news.
-    pub(super) fn pass_over(&self, target: &Target) -> bool {
-        let mut passed_over = self.passed_over.lock().unwrap_or_else(PoisonError::into_inner);
-        passed_over.insert(target.as_str().to_owned())
+    /// Takes note of why no session could be started on a target. Returns whether that is news.
+    pub(super) fn note_trouble(&self, target: &Target, trouble: Trouble) -> bool {
+        self.troubles().insert(target.as_str().to_owned(), trouble) != Some(trouble)
+    }
+
+    /// Takes note that a session has been started on a target.
+    pub(super) fn note_started(&self, target: &Target) {
+        self.troubles().remove(target.as_str());
+    }
+
+    /// Whether a target does not exist or may not be used, as the last attempt to start a session on it has shown.
+    #[must_use]
+    pub fn is_unusable(&self, target: &Target) -> bool {
+        self.troubles().get(target.as_str()) == Some(&Trouble::Unusable)
+    }
+
+    fn troubles(&self) -> MutexGuard<'_, BTreeMap<String, Trouble>> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until it turns out that the identity may not resume sessions. That is remembered, and not tried again.
@@ -107,11 +130,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_passed_over_with_a_word_once() {
+    fn the_trouble_with_a_target_is_news_once_until_it_changes() {
         let common = Common::new(Clock::start());
         let [one, other] = ["i-00000001", "i-00000002"].map(|target| target.parse().unwrap());
-        let news = [&one, &one, &other, &one, &other].map(|target| common.pass_over(target));
+        let news = [&one, &one, &other, &one, &other].map(|target| common.note_trouble(target, Trouble::Unusable));
         assert_eq!(news, [true, false, true, false, false]);
+        assert!(common.note_trouble(&one, Trouble::Away), "it may be used again");
+        assert!(!common.is_unusable(&one) && common.is_unusable(&other));
+        common.note_started(&other);
+        assert!(!common.is_unusable(&other));
+        assert!(common.note_trouble(&other, Trouble::Unusable), "it had been all right");
     }
 
     #[tokio::test]

@@ -23,6 +23,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::{
     Common, Config, Dial, DialError, Fault, SessionHandle, Transport,
+    common::Trouble,
     driver::{Driver, Link},
     fault::display_chain,
     policy::{self, History, Jitter, Step},
@@ -229,6 +230,7 @@ impl SessionTask {
             }
         };
         info!(session = %handle.id, target = %handle.target, "session started");
+        shared.common.note_started(&handle.target);
         let now = shared.common.clock().now();
         let ids = MessageIds::new(self.jitter.next_u64());
         self.driver.begin(PortSession::new(shared.config.session_config(), ids, now));
@@ -345,13 +347,12 @@ impl SessionTask {
             Step::OnDemand { target } => (Duration::ZERO, target),
         };
         let goes_on = replaced || matches!(step, Step::Restart { target, .. } if target > self.target);
-        let is_passed_over =
-            matches!(fault, Fault::Start(DialError::AccessDenied { .. } | DialError::TargetNotFound { .. }))
-                && matches!(step, Step::Restart { target, .. } if target > self.target);
+        let trouble = trouble(&fault);
+        let is_news =
+            trouble.is_some_and(|trouble| self.shared.common.note_trouble(&self.shared.targets[self.target], trouble));
+        let turns_to_next = matches!(step, Step::Restart { target, .. } if target > self.target);
         match step {
-            _ if is_passed_over && self.shared.common.pass_over(&self.shared.targets[self.target]) => {
-                warn!(error, "this target cannot be used, turning to the next");
-            }
+            _ if is_news && turns_to_next => warn!(error, "no session on this target, turning to the next"),
             _ if !goes_on => debug!(error, "no session, and no other is started in its place"),
             // What stays as it was is no news.
             Step::SlowRetry { .. } if self.needs_human => debug!(error, ?after, "no session yet"),
@@ -443,6 +444,24 @@ async fn or_stop<F: Future>(stop: &CancellationToken, future: F) -> Option<F::Ou
         biased;
         () = stop.cancelled() => None,
         output = future => Some(output),
+    }
+}
+
+/// What a fault says of the target.
+fn trouble(fault: &Fault) -> Option<Trouble> {
+    let Fault::Start(error) = fault else { return None };
+    match error {
+        DialError::TargetNotConnected { .. } => Some(Trouble::Away),
+        DialError::TargetNotFound { .. } | DialError::AccessDenied { .. } => Some(Trouble::Unusable),
+        DialError::Credentials { .. }
+        | DialError::DocumentRefused { .. }
+        | DialError::ForeignStreamUrl { .. }
+        | DialError::SessionEnded { .. }
+        | DialError::Service { .. }
+        | DialError::Throttled { .. }
+        | DialError::Timeout { .. }
+        | DialError::Unreachable { .. }
+        | DialError::UpgradeRefused { .. } => None,
     }
 }
 

@@ -160,17 +160,43 @@ async fn a_bastion_that_does_not_exist_or_may_not_be_used_is_passed_over() {
     lab.emulator.update(|settings| {
         settings.denied_bastions.insert(denied.to_owned());
     });
-    let up = lab.up(&["--bastion", absent, "--bastion", denied, "--bastion", good]).await;
-    let ended = up.stop().await;
+    let running = lab.up(&["--bastion", absent, "--bastion", denied, "--bastion", good]).await;
+    let ended = running.stop().await;
     assert_eq!(ended.code(), Some(0));
     for passed_over in [absent, denied] {
-        let word = |line: &&str| line.contains("cannot be used") && line.contains(passed_over);
+        let word = |line: &&str| line.contains("turning to the next") && line.contains(passed_over);
         assert_eq!(ended.stderr.lines().filter(word).count(), 1, "{}", ended.stderr);
     }
     lab.assert_clean().await;
 
-    let ended = up_with(&lab, &["--bastion", absent, "--bastion", denied], |_| {}).await;
+    // A time that would fail the test: neither is waited for, in whatever order.
+    let ended = up(&lab, &["--bastion", absent, "--bastion", denied, "--timeout", "24h"]).await;
     assert_fails(&lab, &ended, 3, &["ssm:StartSession", denied, "hint: "]).await;
+    let ended = up(&lab, &["--bastion", denied, "--bastion", absent, "--timeout", "24h"]).await;
+    assert_fails(&lab, &ended, 4, &[absent, "hint: "]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bastion_that_is_away_is_waited_for_even_if_the_next_may_not_be_used() {
+    let [away, denied] = ["i-0dc03fbcae2a87472", "i-00000000000000bad"];
+    let lab = lab().await;
+    lab.emulator.update(|settings| {
+        settings.offline_bastions.insert(away.to_owned());
+        settings.denied_bastions.insert(denied.to_owned());
+    });
+    let mut up = lab.start_up(&["--bastion", away, "--bastion", denied]);
+    assert!(up.says(&format!("`{away}` is not connected")).await, "{}", up.stderr_so_far());
+    lab.wait_until("the next to be denied", |emulator| {
+        emulator.events().iter().any(|event| {
+            matches!(event, Event::Api { action, error: Some(error) }
+                if action == "ssm:StartSession" && error == "AccessDeniedException")
+        })
+    })
+    .await;
+    lab.emulator.update(|settings| settings.offline_bastions.clear());
+    up.ready().await;
+    assert_eq!(up.stop().await.code(), Some(0));
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

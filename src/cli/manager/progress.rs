@@ -71,7 +71,7 @@ fn progress_text(tunnel: &TunnelStatus) -> String {
     }
 }
 
-/// Knows which tunnels have another bastion to turn to.
+/// Knows which tunnels have a bastion that may come back.
 pub(in crate::cli) struct Hopeless {
     roster: watch::Receiver<Roster>,
 }
@@ -81,19 +81,23 @@ impl Hopeless {
         Self { roster }
     }
 
-    fn has_other_bastions(&self, tunnel: &TunnelStatus) -> bool {
+    /// Whether a tunnel has a bastion of which it is not known that only a human can help.
+    fn has_usable_bastion(&self, tunnel: &TunnelStatus) -> bool {
         let roster = self.roster.borrow();
-        roster.route(tunnel.port).is_some_and(|route| route.way.access.bastions.len() > 1)
+        let way = roster.route(tunnel.port).map(|route| &route.way);
+        way.is_some_and(|way| way.access.bastions.iter().any(|bastion| !way.common.is_unusable(bastion)))
     }
 }
 
 /// Whether no tunnel works and none will without a human. A bastion that is away may come back by
-/// itself, so it counts only when the `time_is_up`; of one that does not exist, only another may.
+/// itself, so it counts only when the `time_is_up`; of one that does not exist or may not be used, only another may.
 pub(in crate::cli) fn is_hopeless(board: &Board, hope: &Hopeless, time_is_up: bool) -> bool {
     let may_return = |tunnel: &TunnelStatus| {
         tunnel.last_error.as_ref().is_some_and(|error| match &*error.fault {
             Fault::Start(DialError::TargetNotConnected { .. }) => true,
-            Fault::Start(DialError::TargetNotFound { .. }) => hope.has_other_bastions(tunnel),
+            Fault::Start(DialError::TargetNotFound { .. } | DialError::AccessDenied { .. }) => {
+                hope.has_usable_bastion(tunnel)
+            }
             Fault::Start(_)
             | Fault::Transport(_)
             | Fault::Silent { .. }
