@@ -32,7 +32,7 @@ pub(super) enum NotEnded {
     #[error(transparent)]
     Call(#[from] AwsError),
     /// AWS would say that there is no such session, as if it were over.
-    #[error("it is of the account {account}, and so is no identity of this run")]
+    #[error("it belongs to the account {account}, and no identity of this run does")]
     OtherAccount { account: String },
 }
 

@@ -12,6 +12,7 @@
 mod conduct;
 mod pacer;
 mod recv;
+mod reorder;
 mod rtt;
 mod send;
 mod settle;

@@ -120,7 +120,7 @@ async fn orphans_of_another_account() {
     let down = lab.run(&["down"]).await;
     assert_eq!(down.code(), Some(0), "{down:#?}");
     let sentence = format!(
-        "cannot end the session `{orphan}` on `i-0dc03fbcae2a87472` that an earlier run had left behind: it is of the account 210987654321"
+        "cannot end the session `{orphan}` on `i-0dc03fbcae2a87472` that an earlier run had left behind: it belongs to the account 210987654321"
     );
     assert!(down.stderr.contains(&sentence), "{}", down.stderr);
     // AWS would have said that there is no such session.

@@ -2,7 +2,7 @@
 //! which to send again.
 //!
 //! There are two signs of a lost message. One is that messages sent well after it are acknowledged
-//! (every message has an acknowledgement of its own); the other is that the oldest one is not
+//! (every message has an acknowledgement of its own), see [`Reordering`]; the other is that the oldest one is not
 //! acknowledged in time. The official programs only know the second, at a tick of 100 ms.
 
 use std::{
@@ -12,9 +12,12 @@ use std::{
 
 use bytes::Bytes;
 
-use super::rtt::{MAX_TIMEOUT, Rtt};
+use super::{
+    reorder::Reordering,
+    rtt::{MAX_TIMEOUT, Rtt},
+};
 
-/// A message is taken for lost when one that was sent this many messages later is acknowledged.
+/// A message is not taken for lost before one that was sent this many messages later is acknowledged.
 const REORDER_THRESHOLD: u64 = 3;
 
 /// Shortest time between two transmissions of one message, whatever is acknowledged meanwhile.
@@ -62,8 +65,10 @@ pub(super) struct Sender {
     /// Sum of the payloads in `outstanding`.
     in_flight: usize,
     next_order: u64,
-    /// The latest transmission that is known to have arrived.
-    newest_acknowledged: u64,
+    newest_arrived: Newest,
+    reordering: Reordering,
+    /// When the next message that has been overtaken counts as lost.
+    lost_at: Option<Duration>,
     /// Numbers to be sent again.
     resend: BTreeSet<i64>,
     /// When the oldest message became the oldest, or the transport was attached.
@@ -71,6 +76,13 @@ pub(super) struct Sender {
     rtt: Rtt,
     /// Number of the first data message, until it is acknowledged; then nothing is early any more.
     early: Early,
+}
+
+/// The latest transmission that is known to have arrived.
+#[derive(Debug, Clone, Copy, Default)]
+struct Newest {
+    order: u64,
+    round_trip: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +99,9 @@ impl Sender {
             first_number: 0,
             in_flight: 0,
             next_order: 1,
-            newest_acknowledged: 0,
+            newest_arrived: Newest::default(),
+            reordering: Reordering::default(),
+            lost_at: None,
             resend: BTreeSet::new(),
             oldest_since: now,
             rtt: Rtt::new(),
@@ -121,17 +135,26 @@ impl Sender {
 
     /// Takes an acknowledgement; returns what it says of a message that was outstanding.
     pub(super) fn acknowledged(&mut self, number: i64, now: Duration) -> Option<Arrived> {
-        let acknowledged = self.slot(number).and_then(Option::take)?;
+        let Some(acknowledged) = self.slot(number).and_then(Option::take) else {
+            self.reordering.acknowledged_again(number, self.rtt.smoothed(), now);
+            return None;
+        };
         self.in_flight -= acknowledged.payload_len;
         self.resend.remove(&number);
-        let round_trip = (acknowledged.transmissions == 1).then(|| now.saturating_sub(acknowledged.last_sent));
-        if let Some(round_trip) = round_trip {
-            self.rtt.sample(round_trip);
+        let since_sent = now.saturating_sub(acknowledged.last_sent);
+        let round_trip = (acknowledged.transmissions == 1).then_some(since_sent);
+        // What comes sooner after a repeat than anything ever has was there before it.
+        let last_has_arrived = round_trip.is_some() || since_sent >= self.rtt.shortest();
+        match round_trip {
+            Some(round_trip) => self.rtt.sample(round_trip),
+            None => self.reordering.acknowledged(number),
+        }
+        if last_has_arrived && acknowledged.order > self.newest_arrived.order {
+            self.newest_arrived = Newest { order: acknowledged.order, round_trip: since_sent };
         }
         if self.early == Early::FirstData(number) {
             self.early = Early::Over;
         }
-        self.newest_acknowledged = self.newest_acknowledged.max(acknowledged.order);
         if number == self.first_number {
             while let Some(None) = self.outstanding.front() {
                 self.outstanding.pop_front();
@@ -143,13 +166,18 @@ impl Sender {
         Some(Arrived { payload_len: acknowledged.payload_len, round_trip })
     }
 
-    /// Marks every message that was sent well before one that has arrived.
+    /// Marks every message that was sent well before one that has arrived, and has had its time.
     fn mark_lost(&mut self, now: Duration) {
+        let time = (self.newest_arrived.round_trip + self.reordering.tolerance(now)).max(MIN_RESEND_INTERVAL);
+        self.lost_at = None;
         for (number, entry) in (self.first_number..).zip(&self.outstanding) {
             let Some(entry) = entry else { continue };
-            if entry.order + REORDER_THRESHOLD <= self.newest_acknowledged {
-                if now.saturating_sub(entry.last_sent) >= MIN_RESEND_INTERVAL {
+            if entry.order + REORDER_THRESHOLD <= self.newest_arrived.order {
+                let at = entry.last_sent + time;
+                if at <= now {
                     self.resend.insert(number);
+                } else {
+                    self.lost_at = Some(self.lost_at.map_or(at, |other| other.min(at)));
                 }
             } else if entry.transmissions == 1 {
                 // What follows was sent later still.
@@ -163,17 +191,28 @@ impl Sender {
         let numbers = (self.first_number..).zip(&self.outstanding);
         self.resend = numbers.filter(|(_, entry)| entry.is_some()).map(|(number, _)| number).collect();
         self.oldest_since = now;
+        self.lost_at = None;
+        self.reordering.reattached();
+        self.rtt.reattached();
     }
 
-    /// Marks the oldest message if it has not been acknowledged in time.
+    /// Marks what has not been acknowledged in time.
     pub(super) fn handle_timeout(&mut self, now: Duration) {
-        if self.timeout_at().is_some_and(|at| at <= now) {
+        if self.lost_at.is_some_and(|at| at <= now) {
+            self.mark_lost(now);
+        }
+        if self.oldest_late_at().is_some_and(|at| at <= now) {
             self.resend.insert(self.first_number);
         }
     }
 
-    /// Returns when the oldest message is to be sent again, unless it waits for that already.
+    /// Returns when [`handle_timeout`](Self::handle_timeout) is due.
     pub(super) fn timeout_at(&self) -> Option<Duration> {
+        [self.lost_at, self.oldest_late_at()].into_iter().flatten().min()
+    }
+
+    /// Returns when the oldest message is to be sent again, unless it waits for that already.
+    fn oldest_late_at(&self) -> Option<Duration> {
         let oldest = self.outstanding.front()?.as_ref()?;
         if self.resend.contains(&self.first_number) {
             return None;
@@ -246,6 +285,7 @@ impl Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::SplitMix64;
 
     const fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -290,6 +330,74 @@ mod tests {
             sender.acknowledged(number, ms(110));
         }
         assert_eq!(resends(&mut sender, ms(110)), [0]);
+    }
+
+    #[test]
+    fn what_arrives_just_after_its_repeat_says_nothing_of_others() {
+        let mut sender = sender(1, ms(0));
+        sender.acknowledged(0, ms(50));
+        for byte in 1..=10 {
+            sender.sent(Bytes::from(vec![byte]), 1, true, ms(50));
+        }
+        for number in 2..=4 {
+            sender.acknowledged(number, ms(100));
+        }
+        assert_eq!(resends(&mut sender, ms(100)), [1]);
+        sender.acknowledged(1, ms(101));
+        assert!(resends(&mut sender, ms(101)).is_empty(), "the other six are under way");
+    }
+
+    /// Sends a message each millisecond for 20 s over a path that takes 40 ms and up to `jitter` more each time. Returns the
+    /// part of the messages that was sent again after the first second, and the longest time to the first arrival.
+    fn run(jitter: u64, loss: f64) -> (f64, Duration) {
+        let mut random = SplitMix64::new(1);
+        let mut sender = sender(0, ms(0));
+        let mut answers: BTreeSet<(Duration, i64, u64)> = BTreeSet::new();
+        let mut first_sent = Vec::new();
+        let (mut repeats, mut longest) = (0, ms(0));
+        let mut transmit = |answers: &mut BTreeSet<(Duration, i64, u64)>, number: i64, now: Duration| {
+            let unique = random.next_u64();
+            if unique as f64 / u64::MAX as f64 >= loss {
+                let late = random.next_u64() % (1000 * jitter + 1);
+                answers.insert((now + ms(40) + Duration::from_micros(late), number, unique));
+            }
+        };
+        let number_of = |message: &Bytes| i64::from_be_bytes(message[..].try_into().expect("a number"));
+        for now in (0..20_000).map(ms) {
+            while answers.first().is_some_and(|(at, ..)| *at <= now) {
+                let (_, number, _) = answers.pop_first().expect("it is not empty");
+                if sender.acknowledged(number, now).is_some() {
+                    longest = longest.max(now - first_sent[number as usize]);
+                }
+            }
+            sender.handle_timeout(now);
+            while let Some(message) = sender.next_resend(now) {
+                repeats += u32::from(now >= ms(1000));
+                transmit(&mut answers, number_of(&message), now);
+            }
+            let number = sender.next_number();
+            sender.sent(Bytes::from(number.to_be_bytes().to_vec()), 1, true, now);
+            first_sent.push(now);
+            transmit(&mut answers, number, now);
+        }
+        (f64::from(repeats) / 19_000.0, longest)
+    }
+
+    #[test]
+    fn messages_that_overtake_each_other_are_hardly_sent_again() {
+        for jitter in [0, 10, 30, 60] {
+            let (repeats, _) = run(jitter, 0.0);
+            assert!(repeats < 0.02, "{repeats} of the messages at {jitter} ms");
+        }
+    }
+
+    #[test]
+    fn lost_messages_are_repeated_soon_even_so() {
+        for (jitter, limit) in [(0, 200), (30, 500)] {
+            let (repeats, longest) = run(jitter, 0.01);
+            assert!((0.009..0.05).contains(&repeats), "{repeats} of the messages at {jitter} ms");
+            assert!(longest < ms(limit), "{longest:?} at {jitter} ms");
+        }
     }
 
     #[test]
