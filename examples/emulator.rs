@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use autoheal_pa::emulator::{Config, Emulator, FAULTS, Fault, Identity};
+use autoheal_pa::emulator::{Config, Emulator, FAULTS, Fault, Identity, Upgrade};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -32,6 +32,9 @@ struct Args {
     /// Give access keys instead of a role and an OIDC token file
     #[arg(long)]
     static_keys: bool,
+    /// Take WebSocket upgrades without a signature, too, as those of a session-manager-plugin before 1.2.688.0
+    #[arg(long)]
+    unsigned: bool,
     /// Pause of the agents after each message of 1 KiB; real ones sleep 1 ms
     #[arg(long, value_name = "MS")]
     pace_ms: Option<u64>,
@@ -59,6 +62,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     config.agent.pace = args.pace_ms.map(Duration::from_millis);
     let emulator = Emulator::start(config).await?;
+    if args.unsigned {
+        emulator.update(|settings| settings.upgrade = Upgrade::SignedOrNot);
+    }
     for fault in &args.fault {
         emulator.inject(fault);
     }
