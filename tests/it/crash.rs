@@ -151,6 +151,16 @@ async fn down_ends_orphans_of_every_identity_of_the_configuration_file() {
     assert_eq!(down.code(), Some(0), "{down:#?}");
     assert!(down.stderr.contains("ended 2 sessions that an earlier run had left behind"), "{}", down.stderr);
     all_ended(&lab, orphans).await;
+
+    // One that cannot be had is no reason not to try the other.
+    kill(lab.up(&["--cluster", "payments"]).await).await;
+    let access = [entry(&role.replace("ReadOnly", "Gone"), "search"), entry(&role, "payments")].concat();
+    fs::write(&file, format!("region: us-east-1\nbastion: i-0dc03fbcae2a87472\naccess:\n{access}")).unwrap();
+    let mut command = lab.program(&["down"]);
+    let down = Running::start(command.args(config).env_remove("AWS_ROLE_ARN")).ended().await;
+    assert_eq!(down.code(), Some(0), "{down:#?}");
+    assert!(down.stderr.contains("warning: ") && down.stderr.contains("AutohealGoneRole"), "{}", down.stderr);
+    assert!(down.stderr.contains("ended a session that an earlier run had left behind"), "{}", down.stderr);
     lab.assert_clean().await;
 }
 
