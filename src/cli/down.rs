@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
+use futures_util::future::join_all;
 
 use super::{
     GlobalArgs,
@@ -106,10 +107,14 @@ async fn clean_up(settings: &Settings, access: Vec<Access>, printer: &Printer) -
 async fn end_sessions(access: Vec<Access>, journal: &Journal, left_behind: Vec<Entry>, printer: &Printer) {
     // The journal knows where each was; the settings need not.
     let somewhere = left_behind.first().map(|session| session.region.clone());
+    // All at once, so that one that takes long to fail does not add to the others.
+    let found = join_all(access.into_iter().map(async |access| {
+        let region = access.aws.region.clone().or_else(|| somewhere.clone());
+        identity(&AwsSettings { region, ..access.aws }).await
+    }));
     let (mut identities, mut errors) = (Vec::new(), Vec::new());
-    for mut settings in access.into_iter().map(|access| access.aws) {
-        settings.region = settings.region.or_else(|| somewhere.clone());
-        match identity(&settings).await {
+    for outcome in found.await {
+        match outcome {
             Ok(identity) => identities.push(identity),
             Err(error) => errors.push(error),
         }
