@@ -26,6 +26,7 @@ mod http;
 mod inject;
 mod journal;
 mod kube;
+mod line;
 mod link;
 mod pki;
 mod place;
@@ -57,10 +58,11 @@ pub use self::{
     credentials::{OIDC_AUDIENCE, OIDC_ISSUER, OidcClaims},
     journal::Event,
     kube::ApiServer,
+    line::bare_line,
     place::{MemoryListener, MemoryPlace, Place, Wire},
     script::{
-        AgentQuirks, Command, Destination, DialFailure, ExtraAction, FAULTS, Failure, Fault, FaultError, Link, Resume,
-        Settings, Upgrade,
+        AgentQuirks, Command, Destination, DialFailure, ExtraAction, FAULTS, Failure, Fault, FaultError, Line, Link,
+        Resume, Settings, Upgrade,
     },
     session::{SessionInfo, SessionState},
 };

@@ -36,6 +36,7 @@ use tokio_tungstenite::{
 use super::{
     api::denial,
     journal::Event,
+    line::Lined,
     link::{Flight, MAX_IN_FLIGHT},
     script::{Link, Upgrade},
     session::{Control, Opening, OpeningError, QUEUE_LEN, Session, SessionState, TransportCommand, TransportHandle},
@@ -77,10 +78,12 @@ struct Admitted {
 /// Serves one connection to the gateway.
 pub(super) async fn serve<S>(world: Arc<World>, connection: S)
 where
-    S: AsyncRead + AsyncWrite + Breakable + Unpin,
+    S: AsyncRead + AsyncWrite + Breakable + Unpin + Send + 'static,
 {
     let silence = Arc::new(Silence::default());
     let connection = Silenceable::new(connection, silence.clone());
+    let seed = world.config.seed ^ world.transports.fetch_add(1, Ordering::Relaxed);
+    let connection = Lined::new(connection, &world, seed);
     let mut admitted = None;
     #[expect(clippy::result_large_err, reason = "the WebSocket library asks for this signature")]
     let callback = |request: &Request, response: Response| {

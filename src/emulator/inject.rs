@@ -80,6 +80,9 @@ fn repeated(fault: &Fault) -> Option<(Duration, Command)> {
         | Fault::Loss(_)
         | Fault::Duplicate(_)
         | Fault::Reorder(_)
+        | Fault::Line(_)
+        | Fault::LineUp(_)
+        | Fault::LineDown(_)
         | Fault::RefuseResume
         | Fault::ThrottleResume(_)
         | Fault::FailStart(_)
@@ -123,6 +126,9 @@ fn apply(settings: &mut Settings, fault: &Fault) {
             settings.upstream.reorder = *fraction;
             settings.downstream.reorder = *fraction;
         }
+        Fault::Line(line) => (settings.line_up, settings.line_down) = (Some(*line), Some(*line)),
+        Fault::LineUp(line) => settings.line_up = Some(*line),
+        Fault::LineDown(line) => settings.line_down = Some(*line),
         Fault::RefuseResume => settings.resume = Resume::Refused,
         Fault::ThrottleResume(calls) => {
             settings.failing_actions.insert("ssm:ResumeSession".to_owned(), Failure::throttled(*calls));

@@ -34,7 +34,7 @@ impl Random {
         f64::from(u32::try_from(self.next_u64() >> 32).unwrap_or_default()) / 4_294_967_296.0
     }
 
-    fn happens(&mut self, fraction: f64) -> bool {
+    pub(super) fn happens(&mut self, fraction: f64) -> bool {
         fraction > 0.0 && self.fraction() < fraction
     }
 }

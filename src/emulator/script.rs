@@ -41,6 +41,10 @@ pub struct Settings {
     pub upstream: Link,
     /// The link from agent to client.
     pub downstream: Link,
+    /// The line from client to gateway, for connections made from now on; `None`: one that nothing is known of.
+    pub line_up: Option<Line>,
+    /// The line from gateway to client, likewise.
+    pub line_down: Option<Line>,
     /// Sends data channel messages in text frames.
     pub text_frames: bool,
     /// Cuts each WebSocket message into frames of so many bytes.
@@ -134,6 +138,45 @@ pub struct Link {
 impl Link {
     pub(super) fn is_lossy(&self) -> bool {
         self.loss > 0.0 || self.duplicate > 0.0 || self.reorder > 0.0
+    }
+}
+
+/// One direction of the line that carries a WebSocket's connection. While it is in use, what changes counts at once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Line {
+    /// Bytes a second; 0: it stands still.
+    pub rate: u64,
+    /// Bytes that wait before the bottleneck; a sender waits with more.
+    pub buffer: usize,
+    /// How long a byte takes from the bottleneck to the other end.
+    pub delay: Duration,
+    /// Fraction of segments that are lost and sent again.
+    pub loss: f64,
+}
+
+impl Line {
+    /// A line that holds nothing up.
+    pub const UNLIMITED: Self = Self { rate: 1 << 40, buffer: 256 << 10, delay: Duration::ZERO, loss: 0.0 };
+}
+
+/// Reads `125kB/s,1MB` or `125kB/s,1MB,20ms`: rate, buffer, delay.
+impl FromStr for Line {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.split(',');
+        let rate = parts.next().and_then(|rate| parse_size(rate.strip_suffix("/s")?)).ok_or(())?;
+        let buffer = parts.next().and_then(parse_size).and_then(|buffer| usize::try_from(buffer).ok()).ok_or(())?;
+        let delay = parts.next().map_or(Some(Duration::ZERO), parse_duration).ok_or(())?;
+        if parts.next().is_some() { Err(()) } else { Ok(Self { rate, buffer, delay, loss: 0.0 }) }
+    }
+}
+
+/// Writes the form that [`FromStr`] reads.
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}B/s,{}B", self.rate, self.buffer)?;
+        if self.delay.is_zero() { Ok(()) } else { write!(f, ",{}ms", self.delay.as_millis()) }
     }
 }
 
@@ -288,6 +331,12 @@ pub enum Fault {
     Duplicate(f64),
     /// `reorder=1%`: changes the order of messages, each way.
     Reorder(f64),
+    /// `line=125kB/s,1MB`: carries WebSockets over a line of this rate with such a buffer before it, each way.
+    Line(Line),
+    /// `line-up=125kB/s,1MB`: the same from client to gateway only.
+    LineUp(Line),
+    /// `line-down=125kB/s,1MB`: the same from gateway to client only.
+    LineDown(Line),
     /// `refuse-resume`: no session can be resumed.
     RefuseResume,
     /// `throttle-resume=3`: throttles so many calls of `ResumeSession`.
@@ -347,6 +396,9 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("loss=1%", "lose messages, each way"),
     ("duplicate=1%", "repeat messages, each way"),
     ("reorder=1%", "change the order of messages, each way"),
+    ("line=125kB/s,1MB", "carry WebSockets over a line of this rate and buffer, each way; a third value is its delay"),
+    ("line-up=125kB/s,1MB", "the same from client to gateway only"),
+    ("line-down=125kB/s,1MB", "the same from gateway to client only"),
     ("refuse-resume", "refuse every ResumeSession"),
     ("throttle-resume=3", "throttle so many ResumeSession calls"),
     ("fail-start=3", "fail so many StartSession calls"),
@@ -442,6 +494,9 @@ impl Fault {
             "loss" => Self::Loss(parse_fraction(value)?),
             "duplicate" => Self::Duplicate(parse_fraction(value)?),
             "reorder" => Self::Reorder(parse_fraction(value)?),
+            "line" => Self::Line(value.parse().ok()?),
+            "line-up" => Self::LineUp(value.parse().ok()?),
+            "line-down" => Self::LineDown(value.parse().ok()?),
             "throttle-resume" => Self::ThrottleResume(count()?),
             "fail-start" => Self::FailStart(count()?),
             "reject-token" => Self::RejectToken(count()?),
@@ -477,6 +532,9 @@ impl fmt::Display for Fault {
             Self::Loss(fraction) => write!(f, "loss={fraction}"),
             Self::Duplicate(fraction) => write!(f, "duplicate={fraction}"),
             Self::Reorder(fraction) => write!(f, "reorder={fraction}"),
+            Self::Line(line) => write!(f, "line={line}"),
+            Self::LineUp(line) => write!(f, "line-up={line}"),
+            Self::LineDown(line) => write!(f, "line-down={line}"),
             Self::RefuseResume => f.write_str("refuse-resume"),
             Self::ThrottleResume(calls) => write!(f, "throttle-resume={calls}"),
             Self::FailStart(calls) => write!(f, "fail-start={calls}"),
@@ -515,6 +573,19 @@ fn parse_duration(text: &str) -> Option<Duration> {
     })
 }
 
+/// Reads `64kB`, `1MB` or `1500B`; zero is refused.
+fn parse_size(text: &str) -> Option<u64> {
+    let digits_len = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (digits, unit) = text.split_at(digits_len);
+    let number: u64 = digits.parse().ok().filter(|number| *number > 0 && *number <= 1_000_000_000)?;
+    match unit {
+        "B" => Some(number),
+        "kB" => Some(number * 1000),
+        "MB" => Some(number * 1_000_000),
+        _ => None,
+    }
+}
+
 /// Reads `0.01` or `1%`.
 fn parse_fraction(text: &str) -> Option<f64> {
     let fraction = match text.strip_suffix('%') {
@@ -549,6 +620,10 @@ mod tests {
         );
         assert_eq!(error("drop-websocket"), "fault `drop-websocket` does not have the form `drop-websocket=30s`");
         for text in [
+            "line=125",
+            "line=125kB,1MB",
+            "line=0kB/s,1MB",
+            "line-up=1kB/s,1MB,20ms,3",
             "delay=fast",
             "delay=0s",
             "loss=2",

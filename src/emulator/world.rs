@@ -69,6 +69,8 @@ pub(super) struct World {
     pub(super) sessions: Mutex<BTreeMap<String, Arc<Session>>>,
     /// How many sessions were started.
     pub(super) sessions_started: AtomicU64,
+    /// How many connections to the gateway there have been.
+    pub(super) transports: AtomicU64,
     /// `host:port` as agents see it, and where it leads.
     pub(super) routes: Mutex<BTreeMap<String, Place>>,
     pub(super) stop: CancellationToken,
@@ -112,6 +114,7 @@ impl World {
             gateway_url: places.gateway_url,
             sessions: Mutex::default(),
             sessions_started: AtomicU64::new(0),
+            transports: AtomicU64::new(0),
             routes: Mutex::new(routes),
             stop,
             tasks,
