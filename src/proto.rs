@@ -11,7 +11,8 @@
 //!
 //! # Invariants
 //!
-//! * No input of a peer panics, and none makes a session hold more than its [`Config`] allows.
+//! * No input of a peer panics, and none makes a session hold more than its [`Config`] allows. What has come in order is
+//!   handed out at once: how much of that is kept is up to whoever reads the transport, or does not.
 //! * Every sequenced message of the peer is acknowledged each time it comes, unless it cannot be kept.
 //! * Bytes of a stream come out in order, once, and without gaps, however often the transport changes.
 //!
@@ -30,7 +31,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub use channel::Violation;
+pub use channel::{Lag, Violation};
 pub use handshake::Version;
 pub use message::MessageIds;
 pub use session::{CloseReason, Event, PortSession, Stats};
@@ -58,10 +59,6 @@ pub struct Config {
     pub window: usize,
     /// Largest number of bytes that are queued for sending on one stream before its writer waits.
     pub stream_outbox: usize,
-    /// Largest number of received bytes that local programs have not taken, over all streams. When it
-    /// is spent the stream that holds most is reset. It keeps one program that does not read from
-    /// stalling the others or filling the memory.
-    pub receive_budget: usize,
     /// Largest number of bytes that are held because an earlier message is missing. What does not fit
     /// is dropped unacknowledged, so that the agent repeats it.
     pub reorder_budget: usize,
@@ -91,7 +88,6 @@ impl Default for Config {
             payload_len: 1024,
             window: 256 << 10,
             stream_outbox: 64 << 10,
-            receive_budget: 64 << 20,
             reorder_budget: 64 << 20,
             messages_per_second: Some(900),
             silent_streams: 512,

@@ -16,6 +16,7 @@
 //!
 //! Knows sessions only through [`Dial`]: nothing of AWS, kubeconfigs or the command line.
 
+mod budget;
 mod common;
 mod connection;
 pub mod dial;
@@ -48,6 +49,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
+use self::{
+    budget::RECEIVE_BUDGET,
+    connection::{Io, PipeEnd},
+    held::HeldConnections,
+    report::Report,
+    session::Shared,
+    sessions::Sessions,
+    status::system_time,
+};
 pub use self::{
     common::Common,
     dial::{BoxError, Dial, DialError, SessionHandle, SessionId},
@@ -58,14 +68,6 @@ pub use self::{
     solo::SoloSession,
     status::{LastError, ProbeStatus, SessionStatus, State, TunnelStatus},
     transport::{Connection, Incoming, Transport, TransportError},
-};
-use self::{
-    connection::{Io, PipeEnd},
-    held::HeldConnections,
-    report::Report,
-    session::Shared,
-    sessions::Sessions,
-    status::system_time,
 };
 use crate::{
     cluster::{Cluster, Target},
@@ -81,9 +83,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Settings of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Settings of each session. The receive budget is that of the tunnel: each session gets an equal share of it, as if
-    /// all that there may be were there.
+    /// Settings of each session.
     pub session: proto::Config,
+    /// Bytes received that local programs have not taken, over all sessions. When they are spent, sessions are read only
+    /// as fast as programs take what is there. It keeps slow programs from filling the memory.
+    pub receive_budget: usize,
     /// How many sessions carry the tunnel's connections at most, at least 1. One is always there, others while there is
     /// something to share: an agent sends at most about 0.9 MB/s through one.
     pub sessions: usize,
@@ -113,6 +117,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             session: proto::Config::default(),
+            receive_budget: RECEIVE_BUDGET,
             sessions: 1,
             readiness: Readiness::Proved,
             probe_interval: Duration::from_secs(30),
@@ -130,12 +135,6 @@ impl Config {
     /// Whether idle sessions are kept from being ended by the service.
     fn keeps_warm(&self) -> bool {
         self.readiness == Readiness::Established || !self.probe_interval.is_zero()
-    }
-
-    /// Returns the settings of one of the tunnel's sessions.
-    fn session_config(&self) -> proto::Config {
-        let receive_budget = self.session.receive_budget / self.sessions.max(1);
-        proto::Config { receive_budget, ..self.session.clone() }
     }
 }
 

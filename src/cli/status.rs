@@ -204,6 +204,12 @@ fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
             text.push_str(&join(cells.collect()));
             text.push('\n');
         }
+        for (at, session) in tunnel.sessions.iter().enumerate() {
+            let name = if at == 0 { String::new() } else { format!("session {}: ", at + 1) };
+            for note in notes(session) {
+                text.push_str(&format!("  {name}{note}\n"));
+            }
+        }
         let Some(error) = &tunnel.last_error else { continue };
         let at = tunnel.last_error_at.as_deref().map(|at| ago(at, now)).unwrap_or_default();
         text.push_str(&format!("  {at} ago: {error}\n"));
@@ -257,6 +263,14 @@ fn session_row(number: usize, session: &SessionReport, now: SystemTime) -> [Stri
         or_dash(&session.agent_version),
         or_dash(&session.session_id),
     ]
+}
+
+/// What holds up the connections of a session.
+fn notes(session: &SessionReport) -> impl Iterator<Item = String> {
+    let behind = session.messages_behind;
+    let catching_up = (behind > 0).then(|| format!("catching up, {behind} messages behind"));
+    let held_back = "held back: a local program reads more slowly than its data comes";
+    catching_up.into_iter().chain(session.held_back.then(|| held_back.to_owned()))
 }
 
 /// How long ago something was.
@@ -332,6 +346,8 @@ mod tests {
             bytes_sent: 900,
             bytes_received: 12_000_000,
             probe_rtt_ms: Some(28),
+            messages_behind: 0,
+            held_back: false,
         }
     }
 
@@ -343,7 +359,9 @@ mod tests {
         (starting.session_id, starting.agent_version, starting.probe_rtt_ms) = (None, None, None);
         (starting.bytes_sent, starting.bytes_received) = (0, 0);
         (starting.state, starting.since) = ("starting".to_owned(), "2026-11-22T03:04:04Z".to_owned());
+        active.sessions[0].messages_behind = 1234;
         active.sessions.extend([session("ann-0fedcba9876543210", 1), starting]);
+        active.sessions[1].held_back = true;
         let mut failed = tunnel("search", 10101, "failed");
         failed.sessions.clear();
         failed.session_id = None;
@@ -483,6 +501,8 @@ mod tests {
         ("bytes_sent", "number"),
         ("bytes_received", "number"),
         ("probe_rtt_ms", "number or null"),
+        ("messages_behind", "number"),
+        ("held_back", "boolean"),
     ];
 
     #[track_caller]

@@ -126,4 +126,11 @@ pub struct SessionReport {
     pub bytes_received: u64,
     /// Round trip of its last successful probe, in milliseconds.
     pub probe_rtt_ms: Option<u64>,
+    /// Messages that were lost with a WebSocket and that the agent repeats, ten a second, before open connections go on;
+    /// 0 where that takes no longer than a new session would.
+    #[serde(default)]
+    pub messages_behind: usize,
+    /// A local program does not take what has come, so the session is read more slowly.
+    #[serde(default)]
+    pub held_back: bool,
 }

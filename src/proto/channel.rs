@@ -10,6 +10,7 @@
 //! comment says so.
 
 mod conduct;
+mod lag;
 mod pacer;
 mod recv;
 mod reorder;
@@ -23,15 +24,18 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tracing::{debug, trace};
 
-pub use self::conduct::Violation;
+#[cfg(any(fuzzing, test))]
+pub(super) use self::window::MAX_RETURNING;
 use self::{
     conduct::Conduct,
+    lag::LagMeter,
     pacer::{Bucket, Pacer},
     recv::{Receipt, Receiver},
     send::{Arrived, Sender},
     settle::{Received, Settlement},
-    window::Window,
+    window::{Arrival, Window},
 };
+pub use self::{conduct::Violation, lag::Lag};
 use super::{
     Config, Now,
     message::{
@@ -55,7 +59,7 @@ const SETTLE_BURST: u32 = 50;
 const MAX_PENDING_ACKS: usize = 16_384;
 
 /// Largest number of messages from the oldest unacknowledged one on, whatever their size.
-const MAX_SPAN: usize = 4096;
+const MAX_SPAN: usize = 16_384;
 
 /// How often an agent sends a lost message again: one per tick of its resend scheduler.
 ///
@@ -96,9 +100,12 @@ pub(super) struct DataChannel {
     pause: Option<Pause>,
     attached: bool,
     attached_at: Duration,
+    /// Whether anybody reads what comes.
+    reading: bool,
     /// Whether the current transport has brought an acknowledgement or a sequenced message.
     proved: bool,
     window: Window,
+    lag: LagMeter,
     counts: Counts,
     conduct: Conduct,
 }
@@ -133,8 +140,10 @@ impl DataChannel {
             pause: None,
             attached: true,
             attached_at: now.mono,
+            reading: true,
             proved: false,
             window: Window::new(config.window),
+            lag: LagMeter::new(now.mono),
             counts: Counts::default(),
             conduct: Conduct::default(),
         }
@@ -150,12 +159,21 @@ impl DataChannel {
         self.sender.smoothed_rtt()
     }
 
+    /// Returns how far what arrives is behind.
+    pub(super) fn lag(&self) -> Lag {
+        self.lag.lag()
+    }
+
     pub(super) fn in_flight(&self) -> usize {
         self.sender.in_flight()
     }
 
     pub(super) fn early_messages(&self) -> usize {
         self.receiver.early_len()
+    }
+
+    pub(super) fn missing_messages(&self) -> usize {
+        self.receiver.missing()
     }
 
     /// Returns about how long it takes until something new gets through: lost messages come again before it, both
@@ -165,7 +183,9 @@ impl DataChannel {
         let down = AGENT_RESEND_INTERVAL.saturating_mul(count(self.receiver.missing()));
         let up = Duration::from_secs(1).saturating_mul(count(self.sender.resend_len())) / REPLAY_RATE;
         let stuck = [self.paused_since(), self.unacknowledged_since()].into_iter().flatten().min();
-        down.max(up).max(stuck.map_or(Duration::ZERO, |since| now.mono.saturating_sub(since)))
+        // What only waits in a queue would do so in another session's as well: it is the same line.
+        let stuck = stuck.map_or(Duration::ZERO, |since| now.mono.saturating_sub(since + self.lag.lag().behind));
+        down.max(up).max(stuck)
     }
 
     /// Returns what the peer has done, once it is more than can be lived with.
@@ -184,7 +204,7 @@ impl DataChannel {
 
     /// Returns since when the oldest message has been waited for on the current transport.
     pub(super) fn unacknowledged_since(&self) -> Option<Duration> {
-        if !self.attached {
+        if !self.attached || !self.reading {
             return None;
         }
         self.sender.oldest_since().map(|since| since.max(self.attached_at))
@@ -192,7 +212,12 @@ impl DataChannel {
 
     /// Returns since when the service has paused the session.
     pub(super) fn paused_since(&self) -> Option<Duration> {
-        self.pause.filter(|_| self.attached).map(|pause| pause.since)
+        self.pause.filter(|_| self.attached && self.reading).map(|pause| pause.since)
+    }
+
+    /// Whether anybody reads what comes.
+    pub(super) fn is_reading(&self) -> bool {
+        self.reading
     }
 
     // Input.
@@ -207,9 +232,9 @@ impl DataChannel {
             }
         };
         match message.header.message_type {
-            MessageType::OutputStreamData => self.handle_sequenced(message),
+            MessageType::OutputStreamData => self.handle_sequenced(now, message),
             MessageType::Acknowledge => {
-                self.handle_acknowledgement(now, &message.payload);
+                self.handle_acknowledgement(now, &message);
                 Input::None
             }
             MessageType::ChannelClosed => Input::Closed { output: ChannelClosed::decode(&message.payload).output },
@@ -228,7 +253,7 @@ impl DataChannel {
         }
     }
 
-    fn handle_sequenced(&mut self, message: Message) -> Input {
+    fn handle_sequenced(&mut self, now: Now, message: Message) -> Input {
         let header = message.header.clone();
         trace!(number = header.sequence_number, len = message.payload.len(), "received");
         self.counts.received += 1;
@@ -237,6 +262,8 @@ impl DataChannel {
             self.unpause("output_stream_data");
             self.proved = true;
             self.settlement.heard(header.sequence_number);
+            self.lag.message(header.sequence_number, header.created_ms, now.mono);
+            self.sender.set_lag(self.lag.lag().behind);
         }
         match receipt {
             Receipt::New => {
@@ -271,8 +298,8 @@ impl DataChannel {
         }
     }
 
-    fn handle_acknowledgement(&mut self, now: Now, payload: &[u8]) {
-        let number = match Acknowledgement::decode(payload) {
+    fn handle_acknowledgement(&mut self, now: Now, message: &Message) {
+        let number = match Acknowledgement::decode(&message.payload) {
             Ok(acknowledgement) => acknowledgement.acknowledged_message_sequence_number,
             Err(error) => {
                 debug!(%error, "ignored an acknowledgement that cannot be read");
@@ -289,10 +316,14 @@ impl DataChannel {
         self.conduct.good();
         self.unpause("acknowledge");
         self.proved = true;
+        let age_ms = self.lag.acknowledgement(message.header.created_ms, now.mono);
+        let lag = self.lag.lag().behind;
+        self.sender.set_lag(lag);
         let in_flight = self.sender.in_flight();
         match self.sender.acknowledged(number, now.mono) {
             Some(Arrived { payload_len, round_trip: Some(round_trip) }) if payload_len > 0 => {
-                self.window.acknowledged(payload_len, round_trip, in_flight, now.mono);
+                let arrival = Arrival { len: payload_len, round_trip, in_flight, age_ms, lag };
+                self.window.acknowledged(&arrival, now.mono);
             }
             Some(_) => {}
             None => trace!(number, "ignored an acknowledgement of nothing that is outstanding"),
@@ -314,9 +345,20 @@ impl DataChannel {
     }
 
     pub(super) fn handle_timeout(&mut self, now: Now) {
-        if self.attached && self.pause.is_none() {
+        if self.attached && self.reading && self.pause.is_none() {
             self.sender.handle_timeout(now.mono);
         }
+    }
+
+    /// Takes note of whether what comes is read. The time in which it was not does not count.
+    pub(super) fn set_reading(&mut self, now: Now, reading: bool) {
+        if reading && !self.reading {
+            self.attached_at = now.mono;
+            if let Some(pause) = &mut self.pause {
+                pause.since = now.mono;
+            }
+        }
+        self.reading = reading;
     }
 
     pub(super) fn detached(&mut self) {
@@ -326,11 +368,14 @@ impl DataChannel {
 
     pub(super) fn reattached(&mut self, now: Now) {
         self.attached = true;
+        self.reading = true;
         self.attached_at = now.mono;
         self.proved = false;
         self.pause = None;
         self.settlement.reattached();
         self.window.reattached();
+        self.lag.reattached(now.mono);
+        self.sender.set_lag(Duration::ZERO);
         self.sender.mark_all(now.mono);
         self.replay = self.sender.has_resend().then(|| Bucket::new(REPLAY_RATE, REPLAY_BURST, now.mono));
     }
@@ -451,7 +496,7 @@ impl DataChannel {
             replay.max(self.pacer.ready_at())
         });
         let settle = self.settlement.is_pending().then(|| self.settling.ready_at().max(self.pacer.ready_at()));
-        [self.sender.timeout_at(), resend, settle].into_iter().flatten().min()
+        [self.sender.timeout_at().filter(|_| self.reading), resend, settle].into_iter().flatten().min()
     }
 }
 

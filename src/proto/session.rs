@@ -10,7 +10,7 @@ use tracing::{debug, info};
 
 use super::{
     Config, Now, Version,
-    channel::{DataChannel, Input, Violation},
+    channel::{DataChannel, Input, Lag, Violation},
     handshake::{self, Agreement, Flag, HandshakeComplete, HandshakeError},
     message::{HEADER_LEN, Message, MessageIds, PayloadType},
     smux::{
@@ -35,8 +35,8 @@ pub enum Event {
     },
     /// The session has proved itself on its current transport: the agent has been heard through it.
     Alive,
-    /// Bytes for the local program, in order. Report them with [`PortSession::consumed`] once they
-    /// have been passed on.
+    /// Bytes for the local program, in order. smux has no window per stream: whoever cannot keep more is to read
+    /// nothing from the transport, see [`PortSession::set_reading`].
     Data {
         /// The stream.
         id: StreamId,
@@ -52,14 +52,6 @@ pub enum Event {
     Refused {
         /// The stream.
         id: StreamId,
-    },
-    /// The receive budget was spent and this stream held most of it, so it has been closed. It may
-    /// have been reported as finished before.
-    Reset {
-        /// The stream.
-        id: StreamId,
-        /// Bytes that the local program had not taken.
-        held: usize,
     },
     /// A stream whose [`PortSession::writable_len`] had come to 0 takes data again.
     Writable {
@@ -143,10 +135,10 @@ pub struct Stats {
     pub messages_refused: u64,
     /// Messages that wait for an earlier one which is missing.
     pub messages_early: usize,
+    /// Messages that are missing before the latest one that has come.
+    pub messages_missing: usize,
     /// Payload bytes sent and not acknowledged.
     pub bytes_in_flight: usize,
-    /// Bytes received that local programs have not taken.
-    pub bytes_held: usize,
     /// Smoothed time from a message to its acknowledgement.
     pub smoothed_rtt: Duration,
 }
@@ -253,6 +245,12 @@ impl PortSession {
         self.channel.backlog(now)
     }
 
+    /// Returns how far what arrives is behind what the agent does.
+    #[must_use]
+    pub fn lag(&self) -> Lag {
+        self.channel.lag()
+    }
+
     /// Whether the service has paused the session.
     #[must_use]
     pub fn is_paused(&self) -> bool {
@@ -278,8 +276,8 @@ impl PortSession {
             repeats_received: counts.repeats,
             messages_refused: counts.refused,
             messages_early: self.channel.early_messages(),
+            messages_missing: self.channel.missing_messages(),
             bytes_in_flight: self.channel.in_flight(),
-            bytes_held: self.mux.held(),
             smoothed_rtt: self.channel.smoothed_rtt(),
         }
     }
@@ -292,6 +290,7 @@ impl PortSession {
             return;
         }
         let input = self.channel.handle_message(now, message);
+        self.mux.set_lag(self.channel.lag().behind);
         if !self.proved && self.channel.is_proved() {
             self.proved = true;
             self.events.push_back(Event::Alive);
@@ -365,7 +364,9 @@ impl PortSession {
     /// Takes note that a deadline may have passed.
     pub fn handle_timeout(&mut self, now: Now) {
         self.channel.handle_timeout(now);
-        self.mux.handle_timeout(now.mono);
+        if self.channel.is_reading() {
+            self.mux.handle_timeout(now.mono);
+        }
         self.collect_events();
         if let Some(reason) = self.overdue(now) {
             self.close(reason);
@@ -401,7 +402,7 @@ impl PortSession {
             (at, CloseReason::HandshakeTimeout { seconds, requested })
         });
         let unacknowledged = self.channel.unacknowledged_since().map(|since| {
-            let limit = self.config.unacknowledged_timeout;
+            let limit = self.config.unacknowledged_timeout + self.channel.lag().behind;
             (since + limit, CloseReason::Unacknowledged { seconds: limit.as_secs() })
         });
         let paused = self.channel.paused_since().map(|since| {
@@ -432,6 +433,12 @@ impl PortSession {
         }
     }
 
+    /// Takes note of whether the transport is being read. What does not come because nobody reads is not late, so no
+    /// time-out of the agent counts meanwhile.
+    pub fn set_reading(&mut self, now: Now, reading: bool) {
+        self.channel.set_reading(now, reading);
+    }
+
     // Commands.
 
     /// Opens a stream. The agent connects to the destination for it, and says so only when it fails.
@@ -459,11 +466,6 @@ impl PortSession {
     /// comes for it is discarded.
     pub fn reset(&mut self, _now: Now, id: StreamId) {
         self.mux.reset(id);
-    }
-
-    /// Gives back receive budget: `len` bytes of [`Event::Data`] have reached the local program.
-    pub fn consumed(&mut self, id: StreamId, len: usize) {
-        self.mux.consumed(id, len);
     }
 
     /// Tells the agent to end the session. A second call does nothing: a second flag would block the
@@ -526,7 +528,8 @@ impl PortSession {
         if self.is_closed() {
             return None;
         }
-        [close, keepalive, pace, self.channel.poll_timeout(), self.mux.poll_timeout()].into_iter().flatten().min()
+        let half_closed = self.mux.poll_timeout().filter(|_| self.channel.is_reading());
+        [close, keepalive, pace, self.channel.poll_timeout(), half_closed].into_iter().flatten().min()
     }
 
     fn is_closed(&self) -> bool {
@@ -550,10 +553,6 @@ impl PortSession {
                 MuxEvent::Data { id, data } => Event::Data { id, data },
                 MuxEvent::Finished { id } => Event::Finished { id },
                 MuxEvent::Refused { id } => Event::Refused { id },
-                MuxEvent::Reset { id, held } => {
-                    self.events.retain(|event| !matches!(event, Event::Data { id: other, .. } if *other == id));
-                    Event::Reset { id, held }
-                }
                 MuxEvent::Writable { id } => Event::Writable { id },
             };
             self.events.push_back(event);

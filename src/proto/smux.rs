@@ -1,10 +1,9 @@
 //! The multiplexer: many byte streams over the one byte stream of a data channel.
 //!
 //! smux version 1 has no window per stream and one close, FIN, which ends both directions. This end
-//! makes up for it: it never stops reading, holds what a slow local program has not taken within one
-//! budget, and keeps a stream whose local program has stopped writing open for the answer.
+//! makes up for it: it keeps a stream whose local program has stopped writing open for the answer.
 //!
-//! Invariants: what is queued is bounded per stream; what is held is bounded over all streams; a FIN
+//! Invariants: what is queued is bounded per stream; nothing that has come is kept; a FIN
 //! follows all data of its stream; ids are odd, rise from 3, and are never used twice.
 //!
 //! Source: `session.go`, `stream.go` and `frame.go` of xtaci/smux 1.5.15; `port_mux.go` of
@@ -46,7 +45,6 @@ pub(super) enum MuxEvent {
     Data { id: StreamId, data: Bytes },
     Finished { id: StreamId },
     Refused { id: StreamId },
-    Reset { id: StreamId, held: usize },
     Writable { id: StreamId },
 }
 
@@ -83,8 +81,6 @@ struct Stream {
     blocked: bool,
     /// In the queue of streams that have something to send.
     queued: bool,
-    /// Bytes handed out and not yet consumed.
-    held: usize,
     last_activity: Duration,
     /// When to look whether a stream that is half-closed has had its time.
     due: Duration,
@@ -117,13 +113,12 @@ pub(super) struct Mux {
     refusals: usize,
     /// Streams that wait for their first answer.
     silent: usize,
-    /// Sum of what streams hold.
-    held: usize,
     events: VecDeque<MuxEvent>,
     outbox_limit: usize,
     silent_limit: usize,
-    receive_budget: usize,
     half_close_timeout: Duration,
+    /// How long answers wait in queues on their way.
+    lag: Duration,
     half_closed_limit: usize,
     bytes_sent: u64,
     bytes_received: u64,
@@ -140,12 +135,11 @@ impl Mux {
             half_closed: BTreeSet::new(),
             refusals: 0,
             silent: 0,
-            held: 0,
             events: VecDeque::new(),
             outbox_limit: config.stream_outbox,
             silent_limit: config.silent_streams,
-            receive_budget: config.receive_budget,
             half_close_timeout: config.half_close_timeout,
+            lag: Duration::ZERO,
             half_closed_limit: config.half_closed_streams,
             bytes_sent: 0,
             bytes_received: 0,
@@ -166,10 +160,6 @@ impl Mux {
             }
             _ => 0,
         }
-    }
-
-    pub(super) fn held(&self) -> usize {
-        self.held
     }
 
     pub(super) fn bytes_sent(&self) -> u64 {
@@ -213,7 +203,6 @@ impl Mux {
                 outbox_len: 0,
                 blocked: false,
                 queued: false,
-                held: 0,
                 last_activity: now,
                 due: now,
             },
@@ -241,7 +230,7 @@ impl Mux {
         if stream.local == Local::Open {
             stream.local = Local::Finished;
             stream.last_activity = now;
-            self.look_at(id, now + self.half_close_timeout);
+            self.look_at(id, now + self.half_close_timeout + self.lag);
             if self.half_closed.len() > self.half_closed_limit
                 && let Some((_, id)) = self.longest_unanswered()
             {
@@ -254,16 +243,12 @@ impl Mux {
     pub(super) fn reset(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.deaf = true;
-        self.held -= std::mem::take(&mut stream.held);
         self.close(id);
     }
 
-    pub(super) fn consumed(&mut self, id: StreamId, len: usize) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        let len = len.min(stream.held);
-        stream.held -= len;
-        self.held -= len;
-        self.forget_if_done(id);
+    /// Takes note of how long answers wait in queues on their way: a half-closed stream has that time as well.
+    pub(super) fn set_lag(&mut self, lag: Duration) {
+        self.lag = lag;
     }
 
     /// Queues a keepalive frame.
@@ -305,13 +290,8 @@ impl Mux {
             return;
         }
         stream.last_activity = now;
-        stream.held += data.len();
-        self.held += data.len();
         self.bytes_received += data.len() as u64;
         self.events.push_back(MuxEvent::Data { id, data });
-        if self.held > self.receive_budget {
-            self.reset_biggest_holder();
-        }
     }
 
     fn handle_fin(&mut self, id: StreamId) {
@@ -336,19 +316,6 @@ impl Mux {
         self.close(id);
     }
 
-    fn reset_biggest_holder(&mut self) {
-        let Some((&id, stream)) = self.streams.iter().max_by_key(|(_, stream)| stream.held) else { return };
-        let held = stream.held;
-        let already_ended = stream.deaf;
-        self.events.retain(|event| !matches!(event, MuxEvent::Data { id: other, .. } if *other == id));
-        if already_ended {
-            // Its FIN is on the way to the driver or has been there: the reset takes its place.
-            self.events.retain(|event| !matches!(event, MuxEvent::Finished { id: other } if *other == id));
-        }
-        self.events.push_back(MuxEvent::Reset { id, held });
-        self.reset(id);
-    }
-
     pub(super) fn handle_timeout(&mut self, now: Duration) {
         while self.half_closed.first().is_some_and(|(at, _)| *at <= now) {
             match self.longest_unanswered() {
@@ -367,7 +334,7 @@ impl Mux {
     fn longest_unanswered(&mut self) -> Option<(Duration, StreamId)> {
         loop {
             let &(at, id) = self.half_closed.first()?;
-            let due = self.streams.get(&id)?.last_activity + self.half_close_timeout;
+            let due = self.streams.get(&id)?.last_activity + self.half_close_timeout + self.lag;
             if due == at {
                 return Some((due, id));
             }
@@ -455,9 +422,7 @@ impl Mux {
     }
 
     fn forget_if_done(&mut self, id: StreamId) {
-        let done = |stream: &Stream| {
-            stream.remote_closed && stream.local == Local::Closed && stream.held == 0 && stream.outbox_len == 0
-        };
+        let done = |stream: &Stream| stream.remote_closed && stream.local == Local::Closed && stream.outbox_len == 0;
         if self.streams.get(&id).is_some_and(done) {
             self.streams.remove(&id);
         }
@@ -466,9 +431,7 @@ impl Mux {
     /// Checks what has to hold between any two calls.
     #[cfg(any(fuzzing, test))]
     pub(super) fn assert_invariants(&self) {
-        assert_eq!(self.held, self.streams.values().map(|s| s.held).sum::<usize>());
         assert_eq!(self.silent, self.streams.values().filter(|s| s.is_silent()).count());
-        assert!(self.held <= self.receive_budget);
         let half_closed = self.streams.iter().filter(|(_, s)| s.local == Local::Finished).map(|(id, s)| (s.due, *id));
         assert_eq!(self.half_closed, half_closed.collect());
         assert!(self.half_closed.len() <= self.half_closed_limit);

@@ -130,6 +130,8 @@ pub(super) enum Stage {
 pub(super) struct Connection<K> {
     io: Io,
     backlog: Backlog,
+    /// When the program last took something, or had nothing to take.
+    moved_at: Duration,
     pub(super) stage: Stage,
     pub(super) ready: Ready<K>,
 }
@@ -137,7 +139,13 @@ pub(super) struct Connection<K> {
 impl<K: Copy + Send + Sync + 'static> Connection<K> {
     /// Takes a connection whose stream has just been opened.
     pub(super) fn new(io: Io, ready: Ready<K>) -> Self {
-        Self { io, backlog: Backlog::default(), stage: Stage::Open { input_ended: false }, ready }
+        Self {
+            io,
+            backlog: Backlog::default(),
+            moved_at: Duration::ZERO,
+            stage: Stage::Open { input_ended: false },
+            ready,
+        }
     }
 
     /// Whether a local program is behind it, as opposed to the probe.
@@ -150,8 +158,16 @@ impl<K: Copy + Send + Sync + 'static> Connection<K> {
         self.backlog.len
     }
 
+    /// Returns since when the program has taken nothing of what there is for it.
+    pub(super) fn stalled_since(&self) -> Option<Duration> {
+        (self.backlog.len > 0).then_some(self.moved_at)
+    }
+
     /// Queues bytes for the program.
-    pub(super) fn push(&mut self, data: Bytes) {
+    pub(super) fn push(&mut self, data: Bytes, now: Duration) {
+        if self.backlog.len == 0 {
+            self.moved_at = now;
+        }
         self.backlog.push(data);
     }
 
@@ -164,7 +180,7 @@ impl<K: Copy + Send + Sync + 'static> Connection<K> {
     ///
     /// # Errors
     /// The program has gone, or the socket is broken.
-    pub(super) fn write_backlog(&mut self) -> io::Result<usize> {
+    pub(super) fn write_backlog(&mut self, now: Duration) -> io::Result<usize> {
         let mut written = 0;
         let mut cx = Context::from_waker(self.ready.waker());
         while self.backlog.len > 0 {
@@ -174,6 +190,7 @@ impl<K: Copy + Send + Sync + 'static> Connection<K> {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(len)) => {
                     self.backlog.advance(len);
+                    self.moved_at = now;
                     written += len;
                 }
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}

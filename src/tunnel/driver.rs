@@ -9,7 +9,12 @@
 //! The driver outlives transports and sessions. Without a transport it goes on delivering what has
 //! come; without a session it still delivers the last bytes of streams that had ended.
 //!
-//! Invariants: the transport is always read, whatever local programs do; a program is read only while
+//! A program that reads more slowly than its destination sends is never cut: what it has not taken is kept, and when the
+//! tunnel's [budget](super::budget) is spent the transport is read only as fast as that, which holds back the session, as
+//! smux cannot hold back a stream. New connections go to other sessions then. Only a program that has taken nothing for
+//! [`STALLED`] meanwhile is taken for dead.
+//!
+//! Invariants: the transport is read while there is room, whatever local programs do; a program is read only while
 //! its stream takes data; bytes are neither lost nor reordered between a stream and its connection.
 //!
 //! Leaves out who dials and when ([`session`](super::session)) and which connections come here
@@ -33,9 +38,10 @@ use tracing::{debug, info, warn};
 
 use super::{
     Fault, Incoming, Transport,
+    budget::Share,
     connection::{Connection, PipeEnd, Stage},
     held::Held,
-    liveness::{Due, Liveness},
+    liveness::{Due, Liveness, Signs},
     meter::{Gauge, LinkState, Meter, Progress},
     ready::{Ready, ReadySet},
     report::{Report, Reporter},
@@ -65,6 +71,16 @@ const READ_BLOCK: usize = 64 << 10;
 
 /// How long a program has for closing its side after the last byte has been written to it.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// How long a program may take nothing of what there is for it while the budget is spent. Somebody who reads page by page
+/// is to have time for it, and a transfer that goes on through a network of its own time to come back.
+const STALLED: Duration = Duration::from_secs(300);
+
+/// How long new connections avoid a session after it has been held back.
+const HELD_BACK_FOR: Duration = Duration::from_secs(5);
+
+/// How long a new connection is said to wait in a session that is held back: longer than another session takes.
+const HELD_BACK_BACKLOG: Duration = Duration::from_secs(60);
 
 /// Least time between two looks at a deadline that has passed and nothing can be done about.
 const RETRY: Duration = Duration::from_millis(1);
@@ -96,12 +112,14 @@ pub(super) struct Link {
     /// What is queued in the transport has not left it: the session keeps the rest to itself, where
     /// acknowledgements overtake data.
     blocked: bool,
+    /// There is room for what comes.
+    reading: bool,
 }
 
 impl Link {
     /// Starts using a transport.
     pub(super) fn new(transport: Transport, now: Now) -> Self {
-        Self { transport, liveness: Liveness::new(now), blocked: false }
+        Self { transport, liveness: Liveness::new(now), blocked: false, reading: true }
     }
 
     /// Returns the transport to close it.
@@ -158,6 +176,10 @@ pub(super) struct Driver {
     link_state: watch::Sender<LinkState>,
     /// Counts transports.
     transports: u32,
+    /// What local programs have not taken.
+    share: Share,
+    /// When the transport was last not read for want of room.
+    held_back_at: Option<Duration>,
 }
 
 impl Driver {
@@ -168,6 +190,7 @@ impl Driver {
         reports: Reporter,
         meter: Arc<Meter>,
         link_state: watch::Sender<LinkState>,
+        share: Share,
     ) -> Self {
         Self {
             clock,
@@ -188,6 +211,8 @@ impl Driver {
             gauge: Gauge::new(meter),
             link_state,
             transports: 0,
+            share,
+            held_back_at: None,
         }
     }
 
@@ -394,6 +419,9 @@ impl Driver {
     /// Reads a batch of messages. Returns whether there may be more at once.
     fn read_transport(&mut self, cx: &mut Context<'_>, now: Now, link: &mut Link) -> Result<bool, Fault> {
         for _ in 0..READ_BATCH {
+            if !self.may_read(now, link) {
+                return Ok(false);
+            }
             let incoming = match link.transport.poll_next(cx) {
                 Poll::Ready(Ok(incoming)) => incoming,
                 Poll::Ready(Err(error)) => {
@@ -405,20 +433,71 @@ impl Driver {
             };
             match incoming {
                 Incoming::Message(message) => {
-                    link.liveness.heard(now);
+                    link.liveness.heard_message(now);
                     if let Some(session) = &mut self.session {
                         session.handle_message(now, message);
                     }
+                    // What has come counts before the next is read.
+                    self.handle_events(now)?;
                 }
                 Incoming::Ping => link.liveness.heard(now),
-                Incoming::Pong => link.liveness.answered(now),
+                Incoming::Pong => link.liveness.answered(now, self.signs().lag),
             }
         }
         Ok(true)
     }
 
-    fn check_liveness(&self, now: Now, link: &mut Link) -> Result<(), Fault> {
-        match link.liveness.poll(now, self.waiting_since()) {
+    /// Whether there is room for another message. While there is none, nothing that does not come means anything.
+    fn may_read(&mut self, now: Now, link: &mut Link) -> bool {
+        if !self.share.has_room() {
+            self.drop_stalled(now);
+        }
+        let may_read = self.share.has_room();
+        if !may_read {
+            link.liveness.deafened(now);
+            if !self.is_held_back(now) {
+                info!(
+                    held = self.share.held(),
+                    "a local program reads more slowly than its data comes: its session is held back, and new connections \
+                     go elsewhere"
+                );
+            }
+            self.held_back_at = Some(now.mono);
+        }
+        if may_read != link.reading {
+            link.reading = may_read;
+            if let Some(session) = &mut self.session {
+                session.set_reading(now, may_read);
+            }
+        }
+        may_read
+    }
+
+    /// Whether the session has been held back lately.
+    fn is_held_back(&self, now: Now) -> bool {
+        self.held_back_at.is_some_and(|at| now.mono < at + HELD_BACK_FOR)
+    }
+
+    /// Resets the connection that holds most of those whose programs take nothing.
+    fn drop_stalled(&mut self, now: Now) {
+        let is_stalled = |connection: &Connection<Source>| {
+            connection.stalled_since().is_some_and(|since| since + STALLED <= now.mono)
+        };
+        let stalled = self.connections.iter().filter(|(_, connection)| is_stalled(connection));
+        if let Some((&key, connection)) = stalled.max_by_key(|(_, connection)| connection.backlog_len()) {
+            let held = connection.backlog_len();
+            warn!(
+                stream = %key.stream, held,
+                "reset a connection whose program has taken nothing for {} s: there is no room for more", STALLED.as_secs()
+            );
+            self.abort(key, PipeEnd::Lost);
+        }
+    }
+
+    fn check_liveness(&mut self, now: Now, link: &mut Link) -> Result<(), Fault> {
+        let signs = self.signs();
+        self.gauge.lateness = link.liveness.lateness(signs.lag);
+        match link.liveness.poll(now, signs) {
             Due::Nothing => return Ok(()),
             Due::Ping => {}
             Due::Suspect if self.session.as_ref().is_some_and(PortSession::is_paused) => {}
@@ -434,9 +513,11 @@ impl Driver {
         link.transport.ping().map_err(Fault::Transport)
     }
 
-    /// Since when an acknowledgement has been waited for on this transport.
-    fn waiting_since(&self) -> Option<Duration> {
-        self.session.as_ref().and_then(PortSession::waiting_since)
+    /// What the session knows of its transport.
+    fn signs(&self) -> Signs {
+        let session = self.session.as_ref();
+        session
+            .map_or_else(Signs::default, |session| Signs { waiting_since: session.waiting_since(), lag: session.lag() })
     }
 
     fn handle_timeouts(&mut self, now: Now) {
@@ -469,7 +550,7 @@ impl Driver {
                 Event::Alive => {
                     self.alive = true;
                     // First, so that no connection is given to a session that turns out to be behind.
-                    self.gauge.show_backlog(self.session.as_ref(), now, &self.reports);
+                    self.show_backlog(now);
                     self.reports.send(Report::Alive);
                 }
                 Event::Data { id, data } => {
@@ -479,10 +560,9 @@ impl Driver {
                         if connection.is_counted() {
                             self.gauge.received(data.len(), now);
                         }
-                        connection.push(data);
+                        self.share.take(data.len());
+                        connection.push(data, now.mono);
                         connection.ready.mark();
-                    } else if let Some(session) = &mut self.session {
-                        session.consumed(id, data.len());
                     }
                 }
                 Event::Finished { id } => {
@@ -493,10 +573,6 @@ impl Driver {
                     }
                 }
                 Event::Refused { id } => self.handle_refused(id),
-                Event::Reset { id, held } => {
-                    warn!(stream = %id, held, "reset a connection whose program does not read: the receive budget is spent");
-                    self.abort(self.key(id), PipeEnd::Lost);
-                }
                 Event::Writable { id } => {
                     if let Some(connection) = self.connections.get(&self.key(id)) {
                         connection.ready.mark();
@@ -562,14 +638,9 @@ impl Driver {
     fn serve(&mut self, now: Now, key: Key) -> bool {
         let Some(connection) = self.connections.get_mut(&key) else { return false };
         connection.ready.begin();
-        let mut session = self.session.as_mut().filter(|_| key.generation == self.generation);
-        match connection.write_backlog() {
-            Ok(0) => {}
-            Ok(written) => {
-                if let Some(session) = session.as_deref_mut() {
-                    session.consumed(key.stream, written);
-                }
-            }
+        let session = self.session.as_mut().filter(|_| key.generation == self.generation);
+        match connection.write_backlog(now.mono) {
+            Ok(written) => self.share.give_back(written),
             Err(error) => {
                 debug!(stream = %key.stream, %error, "the local program is gone");
                 self.abort(key, PipeEnd::Lost);
@@ -627,12 +698,9 @@ impl Driver {
         let Some(connection) = self.forget(key) else { return };
         if key.generation == self.generation
             && let Some(session) = &mut self.session
+            && matches!(connection.stage, Stage::Open { .. })
         {
-            // The stream may have ended already, and still hold what was not delivered.
-            session.consumed(key.stream, connection.backlog_len());
-            if matches!(connection.stage, Stage::Open { .. }) {
-                session.reset(self.clock.now(), key.stream);
-            }
+            session.reset(self.clock.now(), key.stream);
         }
         connection.abort(why);
     }
@@ -640,6 +708,7 @@ impl Driver {
     /// Takes a connection out of the table.
     fn forget(&mut self, key: Key) -> Option<Connection<Source>> {
         let connection = self.connections.remove(&key)?;
+        self.share.give_back(connection.backlog_len());
         if connection.is_counted() && connection.stage != Stage::Lingering {
             self.gauge.with_stream -= 1;
         }
@@ -675,7 +744,10 @@ impl Driver {
         let session = session.map(|at| at.max(now.mono + if blocked { RETRY_BLOCKED } else { RETRY }));
         let deadlines = [
             session,
-            link.map(|link| link.liveness.deadline(self.waiting_since())),
+            link.map(|link| link.liveness.deadline(self.signs())),
+            // What others give back of the budget wakes nobody.
+            link.filter(|link| !link.reading).map(|_| now.mono + RETRY_BLOCKED),
+            self.held_back_at.map(|at| at + HELD_BACK_FOR).filter(|at| *at > now.mono),
             self.waiting.front().map(|held| held.deadline),
             self.lingering.front().map(|(at, _)| *at),
         ];
@@ -701,8 +773,17 @@ impl Driver {
     fn publish(&mut self) {
         let session = self.session.as_ref();
         let waiting = self.waiting.iter().filter(|held| held.io.is_counted()).count();
-        self.gauge.show_backlog(session, self.clock.now(), &self.reports);
         self.gauge.show(session, waiting, self.wanted);
+        self.show_backlog(self.clock.now());
+    }
+
+    /// Reports how long a new connection would wait.
+    fn show_backlog(&mut self, now: Now) {
+        let session = self.session.as_ref();
+        self.gauge.held_back = session.is_some() && self.is_held_back(now);
+        let backlog = session.map_or(Duration::ZERO, |session| session.backlog(now));
+        self.gauge
+            .show_backlog(if self.gauge.held_back { backlog.max(HELD_BACK_BACKLOG) } else { backlog }, &self.reports);
     }
 
     fn key(&self, stream: StreamId) -> Key {

@@ -34,6 +34,12 @@ pub(super) struct Meter {
     pub(super) news: AtomicU64,
     /// The service has paused the session.
     pub(super) paused: AtomicBool,
+    /// The session is held back: a local program does not take what comes.
+    pub(super) held_back: AtomicBool,
+    /// How much longer than usual answers take at present, in milliseconds.
+    pub(super) lateness_ms: AtomicU64,
+    /// Messages of the agent that are missing before the latest that has come.
+    pub(super) missing: AtomicUsize,
     /// When bytes were last sent, in milliseconds of the tunnel's clock.
     pub(super) sent_at_ms: AtomicU64,
     /// When bytes last came, in milliseconds of the tunnel's clock.
@@ -69,6 +75,10 @@ pub(super) enum LinkState {
 pub(super) struct Gauge {
     /// Connections that have a stream, or bytes to get.
     pub(super) with_stream: usize,
+    /// The session is held back.
+    pub(super) held_back: bool,
+    /// How much longer than usual answers take.
+    pub(super) lateness: Duration,
     totals: Totals,
     shown: Totals,
     meter: Arc<Meter>,
@@ -92,6 +102,8 @@ impl Gauge {
     pub(super) fn new(meter: Arc<Meter>) -> Self {
         Self {
             with_stream: 0,
+            held_back: false,
+            lateness: Duration::ZERO,
             totals: Totals::default(),
             shown: Totals::default(),
             meter,
@@ -145,7 +157,10 @@ impl Gauge {
             let stats = session.stats();
             self.meter.news.store(stats.messages_received - stats.repeats_received, Ordering::Relaxed);
             self.meter.paused.store(session.is_paused(), Ordering::Relaxed);
+            self.meter.missing.store(stats.messages_missing, Ordering::Relaxed);
         }
+        self.meter.held_back.store(self.held_back, Ordering::Relaxed);
+        self.meter.lateness_ms.store(millis(self.lateness), Ordering::Relaxed);
         // The tunnel counts up in advance when it gives a connection: this is the truth, each time.
         self.meter.open.store(self.totals.open, Ordering::Relaxed);
         let progress = Progress {
@@ -160,8 +175,7 @@ impl Gauge {
     }
 
     /// Reports how long a new connection would wait in the session, if that is worth another look.
-    pub(super) fn show_backlog(&mut self, session: Option<&PortSession>, now: Now, reports: &Reporter) {
-        let backlog = session.map_or(Duration::ZERO, |session| session.backlog(now));
+    pub(super) fn show_backlog(&mut self, backlog: Duration, reports: &Reporter) {
         let far = backlog.abs_diff(self.shown_backlog) >= BACKLOG_STEP;
         if far || (backlog.is_zero() && !self.shown_backlog.is_zero()) {
             self.shown_backlog = backlog;

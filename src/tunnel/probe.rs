@@ -127,19 +127,31 @@ impl Probe {
         tls.map_err(|error| self.tls_error(error))
     }
 
-    /// Probes through `stream`, whose other end the driver has. `end` tells how that end closed.
+    /// Probes through `stream`, whose other end the driver has. `end` tells how that end closed, `limit` how long a probe
+    /// may take, which may change meanwhile.
     pub(super) async fn run(
         &self,
         stream: DuplexStream,
         end: oneshot::Receiver<PipeEnd>,
         request: bool,
-        limit: Duration,
+        limit: impl Fn() -> Duration,
         clock: &Clock,
     ) -> Result<Answer, ProbeError> {
-        match tokio::time::timeout(limit, self.exchange(stream, request, clock)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(after_end(error, end)),
-            Err(_) => Err(ProbeError::NoAnswer { seconds: limit.as_secs() }),
+        let started = clock.now().mono;
+        let passed = async {
+            let mut allowed = limit();
+            loop {
+                tokio::time::sleep_until(clock.instant(started + allowed)).await;
+                let before = std::mem::replace(&mut allowed, limit());
+                if allowed <= before {
+                    return before;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            outcome = self.exchange(stream, request, clock) => outcome.map_err(|error| after_end(error, end)),
+            limit = passed => Err(ProbeError::NoAnswer { seconds: limit.as_secs() }),
         }
     }
 

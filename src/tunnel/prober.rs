@@ -30,6 +30,9 @@ use crate::clock::Clock;
 /// How long a probe may take. Two in a row and the interval before them make less than 45 s.
 const PROBE_LIMIT: Duration = Duration::from_secs(7);
 
+/// Answers that a probe waits for: two of TLS 1.2, and that to the request.
+const ROUND_TRIPS: u32 = 3;
+
 /// How often it is looked, after a failed probe, whether the destination has sent something meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -101,6 +104,11 @@ impl Prober {
                     }
                 }
             }
+            if self.meter.held_back.load(Ordering::Relaxed) {
+                // Answers wait behind what a local program does not take.
+                due = Due::At(self.clock.now().mono + PAUSED_AGAIN);
+                continue;
+            }
             let heard = self.meter.news.load(Ordering::Relaxed);
             let outcome = self.probe_once(state).await;
             let now = self.clock.now().mono;
@@ -119,9 +127,11 @@ impl Prober {
                     if speaks && matches!(error, ProbeError::NoAnswer { .. }) {
                         failures = 1;
                     }
-                    // A pause has a limit of its own.
-                    if self.meter.paused.load(Ordering::Relaxed) && matches!(error, ProbeError::NoAnswer { .. }) {
-                        debug!("a probe got no answer as the service has paused the session");
+                    // A pause has a limit of its own, and so has a program that does not take what is there.
+                    let paused =
+                        self.meter.paused.load(Ordering::Relaxed) || self.meter.held_back.load(Ordering::Relaxed);
+                    if paused && matches!(error, ProbeError::NoAnswer { .. }) {
+                        debug!("a probe got no answer as the session is paused or held back");
                         failures = 0;
                         due = Due::At(now + PAUSED_AGAIN);
                         continue;
@@ -148,7 +158,8 @@ impl Prober {
         let (near, far) = tokio::io::duplex(PIPE_LEN);
         let (end, ended) = oneshot::channel();
         let io = Io::Pipe { stream: far, end, probe: true };
-        let deadline = self.clock.now().mono + 2 * PROBE_LIMIT;
+        let limit = self.limit();
+        let deadline = self.clock.now().mono + 2 * limit();
         if self.commands.send(Command::Connect(Held { io, deadline })).is_err() {
             return Err(ProbeError::SessionLost);
         }
@@ -156,7 +167,7 @@ impl Prober {
         let outcome = tokio::select! {
             biased;
             _ = self.link.wait_for(|now| *now != state) => Err(ProbeError::SessionLost),
-            outcome = self.probe.run(near, ended, request, PROBE_LIMIT, &self.clock) => outcome,
+            outcome = self.probe.run(near, ended, request, limit, &self.clock) => outcome,
         };
         if let Ok(answer) = &outcome
             && !self.requested.swap(true, Ordering::Relaxed)
@@ -164,6 +175,15 @@ impl Prober {
             info!(status = answer.status, round_trip_ms = answer.round_trip.as_millis(), "the API server answers");
         }
         outcome
+    }
+
+    /// Returns how long a probe may take, which depends on how late answers are while it waits.
+    fn limit(&self) -> impl Fn() -> Duration + use<> {
+        let meter = Arc::clone(&self.meter);
+        move || {
+            let lateness = Duration::from_millis(meter.lateness_ms.load(Ordering::Relaxed));
+            PROBE_LIMIT + ROUND_TRIPS * lateness
+        }
     }
 
     /// Returns until when bytes both ways prove the path.

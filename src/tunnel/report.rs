@@ -326,6 +326,8 @@ impl Slot {
             bytes_sent: self.meter.bytes_sent.load(Ordering::Relaxed),
             bytes_received: self.meter.bytes_received.load(Ordering::Relaxed),
             probe_round_trip: self.probe_round_trip,
+            messages_behind: if self.behind { self.meter.missing.load(Ordering::Relaxed) } else { 0 },
+            held_back: self.meter.held_back.load(Ordering::Relaxed),
         })
     }
 }

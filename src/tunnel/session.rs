@@ -233,7 +233,7 @@ impl SessionTask {
         shared.common.note_started(&handle.target);
         let now = shared.common.clock().now();
         let ids = MessageIds::new(self.jitter.next_u64());
-        self.driver.begin(PortSession::new(shared.config.session_config(), ids, now));
+        self.driver.begin(PortSession::new(shared.config.session.clone(), ids, now));
         self.resumes = 0;
         self.down_since = None;
         self.reports.send(Report::Started(handle.clone()));

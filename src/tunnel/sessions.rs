@@ -44,6 +44,7 @@ use tracing::{Instrument, debug, info, warn};
 
 use super::{
     Fault, Readiness, SessionStatus, State,
+    budget::{Budget, Share},
     driver::{Command, Driver},
     held::Held,
     load::Load,
@@ -73,6 +74,9 @@ const SHARE_IDLE: Duration = Duration::from_secs(60);
 /// What starting a session is taken to cost before one has been measured.
 const USUAL_START_TIME: Duration = Duration::from_secs(1);
 
+/// Sessions besides the configured number that may be there: a relief, a candidate, and one that is retiring.
+const OTHER_SESSIONS: usize = 3;
+
 /// All sessions of a tunnel. See the module's documentation.
 pub(super) struct Sessions {
     shared: Arc<Shared>,
@@ -87,6 +91,7 @@ pub(super) struct Sessions {
     tasks: JoinSet<usize>,
     probers: JoinSet<()>,
     past: Totals,
+    budget: Arc<Budget>,
     /// What starting a session cost the last time.
     start_time: Duration,
     /// When a relief may be tried again.
@@ -114,6 +119,7 @@ impl Sessions {
             Readiness::Proved if config.probe_interval.is_zero() => Proof::FirstProbe,
             Readiness::Proved => Proof::Probes,
         };
+        let budget = Budget::new(config.receive_budget, config.sessions + OTHER_SESSIONS);
         let mut sessions = Self {
             shared,
             stop,
@@ -126,6 +132,7 @@ impl Sessions {
             tasks: JoinSet::new(),
             probers: JoinSet::new(),
             past: Totals::default(),
+            budget,
             start_time: USUAL_START_TIME,
             relief_at: Duration::ZERO,
             failback_at: None,
@@ -171,7 +178,8 @@ impl Sessions {
                 Err(error) => reporter.send(Report::Probed(Err(error))),
             }
         }
-        let driver = Driver::new(clock, inbox, reporter.clone(), Arc::clone(&meter), link);
+        let share = Share::new(Arc::clone(&self.budget));
+        let driver = Driver::new(clock, inbox, reporter.clone(), Arc::clone(&meter), link, share);
         let assignment = Assignment { first, targets, replaced: Arc::clone(&replaced) };
         let seed = self.jitter.next_u64();
         let task = SessionTask::new(Arc::clone(&self.shared), driver, reporter, seed, assignment, stop.clone());

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::{
     Dial, DialError, Fault, Probe, ProbeError, SessionId,
+    budget::{Budget, RECEIVE_BUDGET, Share},
     connection::{Io, PipeEnd},
     driver::{Command, Driver, Link},
     fault::display_chain,
@@ -76,7 +77,8 @@ impl SoloSession {
         let (report_sender, reports) = mpsc::unbounded_channel();
         let link_state = watch::Sender::new(LinkState::Down);
         let reporter = Reporter::new(0, report_sender);
-        let mut driver = Driver::new(clock, inbox, reporter, Arc::new(Meter::default()), link_state);
+        let share = Share::new(Budget::new(RECEIVE_BUDGET, 1));
+        let mut driver = Driver::new(clock, inbox, reporter, Arc::new(Meter::default()), link_state, share);
         let ids = MessageIds::new(Uuid::new_v4().as_u64_pair().0);
         let now = clock.now();
         driver.begin(PortSession::new(config, ids, now));

@@ -146,6 +146,11 @@ pub struct SessionStatus {
     pub bytes_received: u64,
     /// Round trip of its last probe that succeeded.
     pub probe_round_trip: Option<Duration>,
+    /// Messages of the agent that were lost with a transport, and that the agent has to repeat before what came after
+    /// them can be used, if that takes longer than starting another session; else 0.
+    pub messages_behind: usize,
+    /// It is read more slowly than data comes, as a local program does not take it.
+    pub held_back: bool,
 }
 
 /// Something that went wrong, and when.

@@ -342,6 +342,8 @@ fn session_report(session: &SessionStatus) -> SessionReport {
         bytes_sent: session.bytes_sent,
         bytes_received: session.bytes_received,
         probe_rtt_ms: session.probe_round_trip.map(millis),
+        messages_behind: session.messages_behind,
+        held_back: session.held_back,
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 /// Smoothed round-trip time, its variation, and the retransmission time-out.
 ///
 /// Constants and formula: `config.go` and `streaming.go` (`calculateRetransmissionTimeout`) of
-/// session-manager-plugin, which are those of RFC 6298 with a ceiling of one second.
+/// session-manager-plugin, which are those of RFC 6298. That has a ceiling of one second, which makes it repeat everything
+/// on a path that takes longer; here it only ends the doubling, see [`MAX_TIMEOUT`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rtt {
     smoothed: Duration,
@@ -19,7 +20,7 @@ const INITIAL: Duration = Duration::from_millis(100);
 const INITIAL_TIMEOUT: Duration = Duration::from_millis(200);
 const GRANULARITY: Duration = Duration::from_millis(10);
 
-/// Longest time before the oldest message is sent again.
+/// Longest time before the oldest message is sent again once more, unless round trips take longer.
 pub(super) const MAX_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Rtt {
@@ -33,7 +34,7 @@ impl Rtt {
         self.variation = self.variation * 3 / 4 + deviation / 4;
         self.smoothed = self.smoothed * 7 / 8 + round_trip / 8;
         self.shortest = Some(self.shortest.map_or(round_trip, |shortest| shortest.min(round_trip)));
-        self.timeout = (self.smoothed + GRANULARITY.max(self.variation * 4)).min(MAX_TIMEOUT);
+        self.timeout = self.smoothed + GRANULARITY.max(self.variation * 4);
     }
 
     pub(super) fn smoothed(&self) -> Duration {
@@ -72,12 +73,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_timeout_stays_between_its_bounds(samples in proptest::collection::vec(0_u64..100_000, 1..200)) {
+        fn the_timeout_is_more_than_round_trips_take(samples in proptest::collection::vec(0_u64..100_000, 1..200)) {
             let mut rtt = Rtt::new();
             for sample in samples {
                 rtt.sample(Duration::from_millis(sample));
-                prop_assert!(rtt.timeout() <= MAX_TIMEOUT);
-                prop_assert!(rtt.timeout() >= GRANULARITY);
+                prop_assert!(rtt.timeout() <= Duration::from_secs(500));
+                prop_assert!(rtt.timeout() >= rtt.smoothed() + GRANULARITY);
             }
         }
     }

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use super::{
     reorder::Reordering,
     rtt::{MAX_TIMEOUT, Rtt},
+    window::QUEUE_SHARE,
 };
 
 /// A message is not taken for lost before one that was sent this many messages later is acknowledged.
@@ -74,6 +75,8 @@ pub(super) struct Sender {
     /// When the oldest message became the oldest, or the transport was attached.
     oldest_since: Duration,
     rtt: Rtt,
+    /// How long acknowledgements wait in queues on their way.
+    lag: Duration,
     /// Number of the first data message, until it is acknowledged; then nothing is early any more.
     early: Early,
 }
@@ -105,6 +108,7 @@ impl Sender {
             resend: BTreeSet::new(),
             oldest_since: now,
             rtt: Rtt::new(),
+            lag: Duration::ZERO,
             early: Early::Handshake,
         }
     }
@@ -112,6 +116,11 @@ impl Sender {
     /// Returns the number of the next new message.
     pub(super) fn next_number(&self) -> i64 {
         self.first_number + i64::try_from(self.outstanding.len()).expect("the window bounds what is outstanding")
+    }
+
+    /// Takes note of how long acknowledgements wait in queues on their way: no message is late before that.
+    pub(super) fn set_lag(&mut self, lag: Duration) {
+        self.lag = lag;
     }
 
     /// Keeps a message that is about to be sent for the first time; it has the next number.
@@ -144,9 +153,9 @@ impl Sender {
         let since_sent = now.saturating_sub(acknowledged.last_sent);
         let round_trip = (acknowledged.transmissions == 1).then_some(since_sent);
         // What comes sooner after a repeat than anything ever has was there before it.
-        let last_has_arrived = round_trip.is_some() || since_sent >= self.rtt.shortest();
+        let last_has_arrived = round_trip.is_some() || since_sent >= self.rtt.shortest() + self.lag;
         match round_trip {
-            Some(round_trip) => self.rtt.sample(round_trip),
+            Some(round_trip) => self.rtt.sample(round_trip.saturating_sub(self.lag)),
             None => self.reordering.acknowledged(number),
         }
         if last_has_arrived && acknowledged.order > self.newest_arrived.order {
@@ -223,7 +232,8 @@ impl Sender {
         } else {
             (timeout, repeats)
         };
-        Some(oldest.last_sent + (base * (1 << doublings.min(10))).min(MAX_TIMEOUT))
+        let queues = self.lag + self.lag / QUEUE_SHARE;
+        Some(oldest.last_sent + queues + (base * (1 << doublings.min(10))).min(MAX_TIMEOUT.max(base)))
     }
 
     /// Returns how many messages wait to be sent again.

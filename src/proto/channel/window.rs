@@ -1,18 +1,27 @@
 //! How much may be sent before it is acknowledged: what the path carries, and hardly any queue.
 //!
 //! Whatever is sent faster than the path takes it waits somewhere: in the buffers of a slow uplink, at the service, at
-//! the agent. Requests of other streams, and the acknowledgements of a download, wait behind it. The time that
-//! acknowledgements take shows such a queue, so the window grows while they come about as fast as they ever have, and
+//! the agent. Requests of other streams, and the acknowledgements of a download, wait behind it. The time that messages
+//! take to the agent shows such a queue, so the window grows while they get there about as fast as they ever have, and
 //! shrinks when they take [`QUEUE_TARGET`] longer. Losses change nothing: they say nothing about a queue here, since
 //! the transport is reliable and only replaced ones lose anything.
+//!
+//! Acknowledgements that wait in a queue on their way back, behind a download, say nothing of the way there. How long
+//! they did is known by their dates, as far as clocks go: what takes longer by the round trip and by the dates as well
+//! has taken longer on its way there. What was acknowledged in that time, but is not known to be, comes on top of the
+//! window: the agent has it.
 //!
 //! The official client sends one message a millisecond, whatever the acknowledgements say.
 
 use std::time::Duration;
 
-/// How much longer than the shortest round trip an acknowledgement may take before the window shrinks: what a burst of
+/// How much longer than the shortest time a message may take before the window shrinks: what a burst of
 /// [`INITIAL`] takes at the full message rate, and little enough for somebody who waits behind it.
 const QUEUE_TARGET: Duration = Duration::from_millis(100);
+
+/// The same as a part of what acknowledgements wait on their way back, if that is more: what is waited for is hardly later
+/// then, and what a change of the window does is only seen so much later.
+pub(super) const QUEUE_SHARE: u32 = 8;
 
 /// What the window starts with, in bytes: enough for the full message rate on most paths.
 const INITIAL: usize = 64 << 10;
@@ -23,6 +32,33 @@ const MIN: usize = 16 << 10;
 /// By how much the window grows in a round trip, in bytes, once it has been too large.
 const STEP: usize = 8 << 10;
 
+/// Most that may be on its way on top of the window, in bytes: what a copy has to be kept of.
+pub(in super::super) const MAX_RETURNING: usize = 8 << 20;
+
+/// The least time by the agent's clock over which its rate is measured, in milliseconds.
+const RATE_SPAN_MS: i64 = 250;
+
+/// How many measurements of the rate count.
+const RATES: usize = 2;
+
+/// How much more than was acknowledged in the time that acknowledgements wait may be on its way: what is measured is what
+/// was sent, so it would never become more otherwise.
+const RETURNING_GAIN: f64 = 1.25;
+
+/// An acknowledgement of a message that was sent once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrival {
+    /// Bytes of payload.
+    pub(super) len: usize,
+    pub(super) round_trip: Duration,
+    /// Bytes of payload that were not acknowledged, these included.
+    pub(super) in_flight: usize,
+    /// The age of the acknowledgement by the two clocks, in milliseconds.
+    pub(super) age_ms: Option<i64>,
+    /// How long it has waited in queues on its way back.
+    pub(super) lag: Duration,
+}
+
 /// The window, in bytes of payload.
 #[derive(Debug, Clone)]
 pub(super) struct Window {
@@ -32,47 +68,115 @@ pub(super) struct Window {
     found: bool,
     /// The shortest round trip on this transport. It does not age: what is always queued would pass for the path then.
     base: Option<Duration>,
+    /// The same to the agent only, by the two clocks, in milliseconds.
+    base_there: Option<i64>,
     /// No further cut before this time, when acknowledgements show the effect of the last one.
     cut_until: Duration,
+    rate: Rate,
+    /// What has been acknowledged and is not known to be.
+    returning: usize,
+}
+
+/// How much the agent acknowledges a second, by its own clock: that does not depend on queues on the way back.
+///
+/// The most of the last few measurements counts: one that is too small would leave the path idle, and be true by that.
+#[derive(Debug, Clone, Default)]
+struct Rate {
+    /// When the present measurement began, in milliseconds of the agent's clock, and what has been acknowledged since.
+    since: Option<i64>,
+    bytes: usize,
+    /// In bytes a second.
+    measured: [f64; RATES],
+}
+
+impl Rate {
+    /// Takes note of an acknowledgement that was made at this time of the agent's clock, in milliseconds. A measurement
+    /// takes so long.
+    fn acknowledged(&mut self, created_ms: i64, len: usize, span_ms: i64) {
+        let since = *self.since.get_or_insert(created_ms);
+        self.bytes += len;
+        let passed = created_ms.saturating_sub(since);
+        if passed >= span_ms || passed < 0 {
+            if passed > 0 {
+                self.measured.rotate_right(1);
+                self.measured[0] = self.bytes as f64 * 1000.0 / passed as f64;
+            }
+            (self.since, self.bytes) = (Some(created_ms), 0);
+        }
+    }
+
+    fn bytes_per_second(&self) -> f64 {
+        self.measured.into_iter().fold(0.0, f64::max)
+    }
 }
 
 impl Window {
     /// Starts a window that never exceeds `limit`.
     pub(super) fn new(limit: usize) -> Self {
-        Self { size: INITIAL.min(limit), limit, found: false, base: None, cut_until: Duration::ZERO }
+        Self {
+            size: INITIAL.min(limit),
+            limit,
+            found: false,
+            base: None,
+            base_there: None,
+            cut_until: Duration::ZERO,
+            rate: Rate::default(),
+            returning: 0,
+        }
     }
 
-    /// Returns the window's size in bytes.
+    /// The window's limit: more where much is on its way back, as how much is only known about.
+    fn limit(&self) -> usize {
+        self.limit + self.returning / QUEUE_SHARE as usize
+    }
+
+    /// Returns how many bytes may be unacknowledged.
     pub(super) fn size(&self) -> usize {
-        self.size
+        self.size + self.returning
     }
 
-    /// Takes note that `len` bytes were acknowledged after `round_trip`, while `in_flight` bytes, these included, were
-    /// not. To be called for messages that were sent once.
-    pub(super) fn acknowledged(&mut self, len: usize, round_trip: Duration, in_flight: usize, now: Duration) {
+    /// Takes note of an acknowledgement.
+    pub(super) fn acknowledged(&mut self, arrival: &Arrival, now: Duration) {
+        let Arrival { len, round_trip, in_flight, age_ms, lag } = *arrival;
         let base = self.base.map_or(round_trip, |shortest| shortest.min(round_trip));
         self.base = Some(base);
-        let excess = round_trip.saturating_sub(base + QUEUE_TARGET);
+        let mut excess = round_trip.saturating_sub(base);
+        if let Some(age_ms) = age_ms {
+            let there = i64::try_from(round_trip.as_millis()).unwrap_or(i64::MAX).saturating_sub(age_ms);
+            let base_there = self.base_there.map_or(there, |shortest| shortest.min(there));
+            self.base_there = Some(base_there);
+            let longer = u64::try_from(there.saturating_sub(base_there)).unwrap_or_default();
+            excess = excess.min(Duration::from_millis(longer));
+            let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+            let span = i64::try_from((lag / QUEUE_SHARE).as_millis()).unwrap_or(i64::MAX).max(RATE_SPAN_MS);
+            self.rate.acknowledged(now_ms.saturating_sub(age_ms), len, span);
+        }
+        self.returning =
+            ((self.rate.bytes_per_second() * RETURNING_GAIN * lag.as_secs_f64()) as usize).min(MAX_RETURNING);
+        let on_its_way = in_flight.saturating_sub(self.returning);
+        let excess = excess.saturating_sub(QUEUE_TARGET.max(lag / QUEUE_SHARE));
         if !excess.is_zero() {
             self.found = true;
             if self.cut_until <= now {
                 // As much less as took too long, down to a half.
-                let share = excess.as_secs_f64() / round_trip.as_secs_f64();
-                let size = self.size.min(in_flight.max(MIN)) as f64 * (1.0 - share.min(0.5));
-                self.size = (size as usize).max(MIN).min(self.limit);
+                let share = excess.as_secs_f64() / round_trip.saturating_sub(lag).max(excess).as_secs_f64();
+                let size = self.size.min(on_its_way.max(MIN)) as f64 * (1.0 - share.min(0.5));
+                self.size = (size as usize).max(MIN).min(self.limit());
                 self.cut_until = now + round_trip;
             }
-        } else if in_flight >= self.size / 2 {
+        } else if on_its_way >= self.size / 2 {
             // What is not used shows nothing, and does not grow.
             let growth = if self.found { STEP * len / self.size.max(1) } else { len };
-            self.size = (self.size + growth.max(1)).min(self.limit);
+            self.size = (self.size + growth.max(1)).min(self.limit());
         }
     }
 
     /// Takes note that another transport is used from now on: what was known of the path is void.
     pub(super) fn reattached(&mut self) {
         self.base = None;
+        self.base_there = None;
         self.cut_until = Duration::ZERO;
+        self.returning = 0;
     }
 }
 
@@ -110,7 +214,14 @@ mod tests {
             }
             let Some((at, sent)) = path.answers.pop_front() else { break };
             now = at;
-            window.acknowledged(PAYLOAD, at - sent, (path.answers.len() + 1) * PAYLOAD, now);
+            let arrival = Arrival {
+                len: PAYLOAD,
+                round_trip: at - sent,
+                in_flight: (path.answers.len() + 1) * PAYLOAD,
+                age_ms: None,
+                lag: Duration::ZERO,
+            };
+            window.acknowledged(&arrival, now);
             delivered += PAYLOAD;
             if now > start + time / 2 {
                 longest = longest.max(at - sent - path.delay);
@@ -160,18 +271,88 @@ mod tests {
         assert!(delivered > 4000 * 30 * PAYLOAD, "{delivered}");
     }
 
+    /// Acknowledgements of a path to the agent wait behind a download on their way back.
+    #[test]
+    fn a_queue_on_the_way_back_changes_nothing() {
+        let (rate, delay) = (100.0, Duration::from_millis(30));
+        for wait in [Duration::ZERO, Duration::from_secs(5), Duration::from_secs(30)] {
+            let mut window = Window::new(256 << 10);
+            let mut there = path(rate, 30);
+            let mut back: VecDeque<(Duration, Duration, Duration)> = VecDeque::new();
+            let (mut now, mut delivered, mut longest) = (Duration::ZERO, 0, Duration::ZERO);
+            // The queue builds up within ten seconds, by and by.
+            let lag_at = |made: Duration| wait.mul_f64((made.as_secs_f64() / 10.0).min(1.0));
+            while now < Duration::from_secs(200) {
+                while (there.answers.len() + back.len()) * PAYLOAD < window.size() {
+                    there.send(now);
+                    let (made, sent) = there.answers.pop_back().expect("it has just been sent");
+                    back.push_back((made, sent, made + lag_at(made)));
+                }
+                let Some((made, sent, at)) = back.pop_front() else { break };
+                now = at;
+                let arrival = Arrival {
+                    len: PAYLOAD,
+                    round_trip: at - sent,
+                    in_flight: (back.len() + 1) * PAYLOAD,
+                    age_ms: Some((at - made).as_millis() as i64 - 1_700_000_000_000),
+                    lag: at - made,
+                };
+                window.acknowledged(&arrival, now);
+                if now > Duration::from_secs(100) {
+                    delivered += PAYLOAD;
+                    longest = longest.max(made - sent - delay);
+                }
+            }
+            assert!(delivered as f64 > 0.9 * 100.0 * rate * PAYLOAD as f64, "{delivered} bytes with {wait:?}");
+            assert!(longest < Duration::from_secs(2), "{longest:?} with {wait:?}");
+        }
+    }
+
+    #[test]
+    fn an_agent_whose_clock_is_set_is_no_reason_to_shrink() {
+        for jump in [-60_000_i64, 60_000] {
+            let mut window = Window::new(256 << 10);
+            let mut path = path(900.0, 20);
+            let (mut now, mut delivered) = (Duration::ZERO, 0);
+            while now < Duration::from_secs(20) {
+                while path.answers.len() * PAYLOAD < window.size() {
+                    path.send(now);
+                }
+                let Some((at, sent)) = path.answers.pop_front() else { break };
+                now = at;
+                let age_ms = 10 - if now > Duration::from_secs(5) { jump } else { 0 };
+                let in_flight = (path.answers.len() + 1) * PAYLOAD;
+                let arrival = Arrival {
+                    len: PAYLOAD,
+                    round_trip: at - sent,
+                    in_flight,
+                    age_ms: Some(age_ms),
+                    lag: Duration::ZERO,
+                };
+                window.acknowledged(&arrival, now);
+                delivered += PAYLOAD;
+            }
+            assert!(delivered > 850 * 20 * PAYLOAD, "{delivered} bytes with {jump} ms");
+        }
+    }
+
     proptest! {
         #[test]
         fn stays_within_its_bounds(
             limit in 1_usize..1 << 20,
-            acks in proptest::collection::vec((1_usize..70_000, 0_u64..10_000, 0_usize..1 << 20, 0_u64..1000), 1..200),
+            acks in proptest::collection::vec(
+                (1_usize..70_000, 0_u64..10_000, 0_usize..1 << 20, 0_u64..1000, any::<Option<i64>>(), 0_u64..300_000),
+                1..200,
+            ),
         ) {
             let mut window = Window::new(limit);
             let mut now = Duration::ZERO;
-            for (len, round_trip, in_flight, pause) in acks {
+            for (len, round_trip, in_flight, pause, age_ms, lag) in acks {
                 now += Duration::from_millis(pause);
-                window.acknowledged(len, Duration::from_millis(round_trip), in_flight, now);
-                prop_assert!(window.size() <= limit && window.size() >= MIN.min(limit));
+                let (round_trip, lag) = (Duration::from_millis(round_trip), Duration::from_millis(lag));
+                window.acknowledged(&Arrival { len, round_trip, in_flight, age_ms, lag }, now);
+                prop_assert!(window.size <= limit && window.size >= MIN.min(limit));
+                prop_assert!(window.size() <= limit + MAX_RETURNING);
             }
         }
     }

@@ -20,6 +20,7 @@ use bytes::{Bytes, BytesMut};
 use super::{
     super::{
         CloseReason, Config, Event, MessageIds, Now, PortSession, StreamId,
+        channel::MAX_RETURNING,
         handshake::{Flag, HandshakeResponse},
         message::{Acknowledgement, Flags, HEADER_LEN, Header, Message, MessageType, PayloadType},
         smux::frame::{Frame, FrameDecoder},
@@ -79,7 +80,6 @@ pub fn session(data: &[u8]) {
 enum End {
     Finished,
     Refused,
-    Reset,
 }
 
 /// What is known of one stream.
@@ -88,7 +88,6 @@ struct Stream {
     /// What the peer has sent, and how much of it has come out.
     incoming: Vec<u8>,
     delivered: usize,
-    held: usize,
     /// The peer's FIN has been processed.
     peer_closed: bool,
     end: Option<End>,
@@ -145,7 +144,6 @@ impl World {
             payload_len: chosen(0, 64, 1024),
             window: chosen(1, 256, 8 << 10),
             stream_outbox: 2 << 10,
-            receive_budget: chosen(2, 1 << 10, 64 << 10),
             reorder_budget: chosen(2, 4 << 10, 64 << 10),
             messages_per_second: (choice >> 3 & 1 == 1).then_some(40),
             silent_streams: 4,
@@ -215,13 +213,13 @@ impl World {
                 self.session.reset(self.now, id);
                 if let Some(stream) = self.streams.get_mut(&id) {
                     stream.dropped = true;
-                    stream.held = 0;
                 }
                 self.drain();
             }
+            // The transport is read, or not.
             7 => {
-                let id = self.stream(input);
-                self.consume(id, input.number() * 8);
+                self.session.set_reading(self.now, input.byte().is_multiple_of(2));
+                self.drain();
             }
             8 => {
                 self.terminated |= self.session.is_established();
@@ -379,14 +377,6 @@ impl World {
         self.drain();
     }
 
-    fn consume(&mut self, id: StreamId, len: usize) {
-        self.session.consumed(id, len);
-        if let Some(stream) = self.streams.get_mut(&id) {
-            stream.held = stream.held.saturating_sub(len);
-        }
-        self.drain();
-    }
-
     // The transport.
 
     fn reattach(&mut self) {
@@ -505,17 +495,12 @@ impl World {
                 let end = stream.delivered + data.len();
                 assert_eq!(stream.incoming.get(stream.delivered..end), Some(data.as_ref()), "stream {id}");
                 stream.delivered = end;
-                stream.held += data.len();
             }
             Event::Finished { id } => self.end(id, End::Finished),
             Event::Refused { id } => {
                 self.refusals = self.refusals.checked_sub(1).expect("a flag comes before");
                 assert_eq!(self.streams[&id].delivered, 0);
                 self.end(id, End::Refused);
-            }
-            Event::Reset { id, held } => {
-                assert!(held > 0 && held <= self.config.receive_budget + self.streams[&id].incoming.len());
-                self.end(id, End::Reset);
             }
             Event::Writable { id } => assert!(self.session.writable_len(id) > 0),
             Event::Closed(reason) => {
@@ -535,10 +520,6 @@ impl World {
                 assert_eq!(stream.end.replace(end), None, "one end of stream {id}");
             }
             End::Refused => assert_eq!(stream.end.replace(end), None, "one end of stream {id}"),
-            End::Reset => {
-                assert!(matches!(stream.end.replace(end), None | Some(End::Finished)), "one end of stream {id}");
-                stream.held = 0;
-            }
         }
     }
 
@@ -546,8 +527,7 @@ impl World {
         self.session.assert_invariants();
         assert_eq!(self.pinned.total(), 0, "the session keeps no buffer of the transport");
         let stats = self.session.stats();
-        assert!(stats.bytes_in_flight <= self.config.window + self.config.payload_len);
-        assert!(stats.bytes_held <= self.config.receive_budget);
+        assert!(stats.bytes_in_flight <= self.config.window + MAX_RETURNING + self.config.payload_len);
         assert!(self.session.backlog(self.now) < Duration::from_secs(20_000));
         if self.is_over() {
             assert_eq!(self.session.poll_timeout(), None);
@@ -555,7 +535,6 @@ impl World {
         }
         assert!(!self.must_close);
         assert_eq!(self.session.is_established(), self.established);
-        assert_eq!(stats.bytes_held, self.streams.values().map(|stream| stream.held).sum::<usize>());
         for (id, stream) in &self.streams {
             assert!(self.session.writable_len(*id) <= self.config.stream_outbox);
             if stream.end.is_none() && !stream.dropped {
@@ -570,6 +549,7 @@ impl World {
     /// Goes on with an honest peer until nothing is outstanding.
     fn settle_honestly(&mut self) {
         self.blocked = false;
+        self.session.set_reading(self.now, true);
         self.reattach();
         self.drain();
         let resume = self.message(MessageType::StartPublication, 0, PayloadType::None, b"");
@@ -593,10 +573,6 @@ impl World {
             turns += 1;
             assert!(turns < MAX_TURNS, "the session does not come to rest");
             self.acknowledge_all();
-            let ids: Vec<_> = self.streams.keys().copied().collect();
-            for id in ids {
-                self.consume(id, usize::MAX);
-            }
             let until = self.session.poll_timeout().unwrap_or_default();
             self.pass(until.saturating_sub(self.now.mono).min(Duration::from_millis(100)));
         }
@@ -609,9 +585,7 @@ impl World {
         } else {
             self.streams.values().all(|stream| stream.peer_closed || stream.arrived == stream.written)
         };
-        all_arrived
-            && (stats.bytes_in_flight, stats.bytes_held, stats.messages_early) == (0, 0, 0)
-            && self.unacknowledged().next().is_none()
+        all_arrived && (stats.bytes_in_flight, stats.messages_early) == (0, 0) && self.unacknowledged().next().is_none()
     }
 }
 

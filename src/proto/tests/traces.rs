@@ -241,7 +241,6 @@ impl Replay {
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Data { id, data } => {
-                    self.session.consumed(id, data.len());
                     self.data.entry(id).or_default().extend_from_slice(&data);
                 }
                 Event::Established { agent_version, .. } => {
@@ -251,7 +250,7 @@ impl Replay {
                 Event::Finished { id } => self.ends.push(format!("finished {id}")),
                 Event::Refused { id } => self.ends.push(format!("refused {id}")),
                 Event::Closed(reason) => self.ends.push(reason.to_string()),
-                Event::Alive | Event::Writable { .. } | Event::Reset { .. } => {}
+                Event::Alive | Event::Writable { .. } => {}
             }
         }
     }

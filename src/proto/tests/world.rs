@@ -1,6 +1,9 @@
 //! The virtual network between client and agent, and the local programs on the client's side.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 
@@ -72,9 +75,6 @@ pub(super) struct Program {
     finish_sent: bool,
     pub(super) received: BytesMut,
     pub(super) end: Option<End>,
-    /// Bytes that it takes at a time; 0: it never reads.
-    pub(super) reads: bool,
-    unread: usize,
 }
 
 /// How a connection ended for the local program.
@@ -82,7 +82,6 @@ pub(super) struct Program {
 pub(super) enum End {
     Closed,
     Refused,
-    Reset,
 }
 
 /// Everything of one run.
@@ -95,6 +94,8 @@ pub(super) struct World {
     in_flight: BTreeMap<(Duration, u64, Side), Bytes>,
     next_message: u64,
     pub(super) connected: bool,
+    /// What has come and is not read; `None`: everything is.
+    unread: Option<VecDeque<Bytes>>,
     /// What the client sends is lost.
     pub(super) upstream_lost: bool,
     pub(super) programs: BTreeMap<StreamId, Program>,
@@ -117,6 +118,7 @@ impl World {
             in_flight: BTreeMap::new(),
             next_message: 0,
             connected: true,
+            unread: None,
             upstream_lost: false,
             programs: BTreeMap::new(),
             established: false,
@@ -142,15 +144,7 @@ impl World {
         let id = self.client.open_stream(self.now).expect("a stream can be opened");
         self.programs.insert(
             id,
-            Program {
-                upload,
-                finish_after_upload,
-                finish_sent: false,
-                received: BytesMut::new(),
-                end: None,
-                reads: true,
-                unread: 0,
-            },
+            Program { upload, finish_after_upload, finish_sent: false, received: BytesMut::new(), end: None },
         );
         self.settle();
         id
@@ -168,6 +162,19 @@ impl World {
     pub(super) fn reattach(&mut self) {
         self.connected = true;
         self.client.reattached(self.now);
+        self.settle();
+    }
+
+    /// Reads the transport from now on, or does not.
+    pub(super) fn read_transport(&mut self, reading: bool) {
+        self.client.set_reading(self.now, reading);
+        if !reading {
+            self.unread.get_or_insert_default();
+            return;
+        }
+        for message in self.unread.take().unwrap_or_default() {
+            self.client.handle_message(self.now, message);
+        }
         self.settle();
     }
 
@@ -216,6 +223,9 @@ impl World {
             }
             let message = entry.remove();
             match side {
+                Side::Client if self.unread.is_some() => {
+                    self.unread.iter_mut().for_each(|all| all.push_back(message.clone()))
+                }
                 Side::Client => self.client.handle_message(self.now, message),
                 Side::Agent => self.agent.handle_message(self.now, message),
             }
@@ -285,9 +295,6 @@ impl World {
                 self.client.finish(self.now, id);
                 moved = true;
             }
-            if program.reads && program.unread > 0 {
-                self.client.consumed(id, std::mem::take(&mut program.unread));
-            }
         }
         moved
     }
@@ -305,14 +312,9 @@ impl World {
                 let program = self.programs.get_mut(&id).expect("data for a connection that was opened");
                 assert_eq!(program.end, None, "no data after the end");
                 program.received.extend_from_slice(&data);
-                program.unread += data.len();
-                if program.reads {
-                    self.client.consumed(id, std::mem::take(&mut program.unread));
-                }
             }
             Event::Finished { id } => self.end(id, End::Closed),
             Event::Refused { id } => self.end(id, End::Refused),
-            Event::Reset { id, .. } => self.end(id, End::Reset),
             Event::Writable { .. } => {}
             Event::Closed(reason) => self.closed = Some(reason),
         }

@@ -18,6 +18,7 @@ use crate::{
     clock::Clock,
     tunnel::{
         Listeners, State,
+        budget::{Budget, Share},
         connection::{Connection, Io, PipeEnd, Stage},
         driver::Driver,
         held::Held,
@@ -50,7 +51,7 @@ async fn the_last_bytes_arrive_though_the_program_still_writes() {
     let mut connection = Connection::new(io, set.insert(1));
     let data = pattern(3 << 20);
     for piece in data.chunks(1000) {
-        connection.push(bytes::Bytes::copy_from_slice(piece));
+        connection.push(bytes::Bytes::copy_from_slice(piece), Duration::ZERO);
     }
     connection.drain();
     let mut tasks = JoinSet::new();
@@ -60,7 +61,7 @@ async fn the_last_bytes_arrive_though_the_program_still_writes() {
             set.register(cx);
             while set.next().is_some() {
                 connection.ready.begin();
-                connection.write_backlog().unwrap();
+                connection.write_backlog(Duration::ZERO).unwrap();
                 if connection.poll_close(&mut scratch).is_ready() {
                     assert_eq!(connection.stage, Stage::Lingering);
                     return std::task::Poll::Ready(());
@@ -87,7 +88,14 @@ async fn a_driver_without_a_session_gives_connections_back() {
     let clock = Clock::start();
     let link = tokio::sync::watch::Sender::new(LinkState::Down);
     let meter = Arc::new(Meter::default());
-    let mut driver = Driver::new(clock, inbox, Reporter::new(0, reports), Arc::clone(&meter), link);
+    let mut driver = Driver::new(
+        clock,
+        inbox,
+        Reporter::new(0, reports),
+        Arc::clone(&meter),
+        link,
+        Share::new(Budget::new(1 << 20, 1)),
+    );
     let deadline = clock.now().mono + LIMIT;
     commands.send(crate::tunnel::driver::Command::Connect(Held { io, deadline })).unwrap();
     let mut progress = driver.progress();

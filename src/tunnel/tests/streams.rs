@@ -118,20 +118,58 @@ async fn a_program_that_does_not_read_stalls_nobody() {
     assert!(got == data, "nothing was lost meanwhile");
 }
 
+/// It is cut after five minutes, and not before; what else is open goes on then. New connections do not wait for that.
 #[tokio::test(start_paused = true)]
-async fn the_biggest_holder_is_reset_when_the_budget_is_spent() {
-    let mut settings = config();
-    settings.session.receive_budget = 1 << 20;
+async fn a_program_that_takes_nothing_for_long_is_reset_when_the_budget_is_spent() {
+    let settings = Config { receive_budget: 1 << 20, ..config() };
+    let mut world = World::with(Destination::Echo, settings, 1, "", |_| {});
+    world.until_state(State::Active).await;
+    let mut dead = world.connect();
+    let mut other = world.connect();
+    other.write(b"here").await;
+    other.expect(b"here").await;
+    let start = Stopwatch::start();
+    let data = pattern(4 << 20);
+    let write = dead.stream.write_all(&data);
+    let visit = async {
+        let status = world.until(|status| status.sessions.iter().any(|session| session.held_back)).await;
+        assert_eq!(status.state, State::Active);
+        let mut new = world.connect();
+        new.write(b"a new one").await;
+        new.expect(b"a new one").await;
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+        assert_eq!(world.until(|status| status.sessions.len() == 2).await.resumes, 0);
+        other.write(b"still here").await;
+        other.expect(b"still here").await;
+        assert!((290..320).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    };
+    // It ends with an error when the connection is reset.
+    let (_outcome, ()) = tokio::join!(write, visit);
+    assert_eq!(dead.reset().await, PipeEnd::Lost);
+}
+
+/// Slow is not dead: every byte arrives, however small the budget is.
+#[tokio::test(start_paused = true)]
+async fn a_program_that_reads_slowly_is_never_cut() {
+    let settings = Config { receive_budget: 1 << 20, ..config() };
     let mut world = World::with(Destination::Echo, settings, 1, "", |_| {});
     world.until_state(State::Active).await;
     let mut slow = world.connect();
-    let mut other = world.connect();
     let data = pattern(4 << 20);
-    // It ends with an error when the connection is reset.
-    let _outcome = within(slow.stream.write_all(&data)).await;
-    assert_eq!(slow.reset().await, PipeEnd::Lost);
-    other.write(b"still here").await;
-    other.expect(b"still here").await;
+    let (mut read, mut write) = tokio::io::split(&mut slow.stream);
+    let reader = async {
+        let mut got = vec![0; data.len()];
+        for chunk in got.chunks_mut(4 << 10) {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            read.read_exact(chunk).await.unwrap();
+        }
+        got
+    };
+    let (outcome, got) = tokio::join!(write.write_all(&data), reader);
+    outcome.unwrap();
+    assert!(got == data, "nothing was lost");
+    let status = world.until(|status| status.bytes_received == 4 << 20).await;
+    assert_eq!(status.resumes + status.restarts, 0);
 }
 
 #[tokio::test(start_paused = true)]
