@@ -39,6 +39,8 @@ pub(crate) enum Group {
     Token,
     /// What the distance matters for, at 80 ms round trip and 0.1 % loss
     Far,
+    /// Slow lines with a buffer before them, on virtual time
+    Line,
 }
 
 /// How much is measured.
@@ -176,6 +178,8 @@ pub(crate) async fn measure(plan: &Plan, only: &[Group]) -> Result<Vec<Figure>, 
             }
             Group::Start => start::ready(&workshop, plan, &plan.near).await?,
             Group::Token => start::token(&workshop, plan, &plan.near).await?,
+            // It is a table of its own, see `line`.
+            Group::Line => Vec::new(),
             Group::Far => [
                 throughput::far(&workshop, plan).await?,
                 latency::idle(&workshop, plan, &plan.far).await?,

@@ -16,6 +16,10 @@ mod bare;
 mod destination;
 mod emulator;
 mod figures;
+#[expect(dead_code, reason = "the matrix, the soak and the tests use the rest")]
+#[path = "../../tests/lab/lab.rs"]
+mod lab;
+mod line;
 mod load;
 mod measure;
 mod processes;
@@ -122,15 +126,25 @@ async fn play(role: Role) -> Result<(), BoxError> {
 async fn measure(args: &Args) -> Result<ExitCode, BoxError> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let plan = if args.quick { Plan::quick() } else { Plan::full(args.runs.into()) };
-    let figures = tokio::select! {
+    let form = if args.markdown { report::Form::Markdown } else { report::Form::Text };
+    let text = async {
+        let mut text = String::new();
+        if args.only.is_empty() || args.only.iter().any(|group| *group != Group::Line) {
+            let figures = figures::measure(&plan, &args.only).await?;
+            text.push_str(&report::table(&figures, form));
+            text.push_str(&report::targets(&figures, form));
+        }
+        if args.only.is_empty() || args.only.contains(&Group::Line) {
+            text.push_str(&line::measure(args.quick, form).await?);
+        }
+        Ok::<_, BoxError>(text)
+    };
+    let mut text = tokio::select! {
         biased;
         _ = interrupt.recv() => return Ok(ExitCode::from(130)),
         _ = terminate.recv() => return Ok(ExitCode::from(143)),
-        figures = figures::measure(&plan, &args.only) => figures?,
+        text = text => text?,
     };
-    let form = if args.markdown { report::Form::Markdown } else { report::Form::Text };
-    let mut text = report::table(&figures, form);
-    text.push_str(&report::targets(&figures, form));
     if args.quick {
         text.push_str("\nThese figures mean nothing: they were measured once, with hardly any load.\n");
     }

@@ -34,7 +34,7 @@ impl Unit {
 }
 
 /// Three digits, or all before the point.
-fn digits(value: f64) -> String {
+pub(crate) fn digits(value: f64) -> String {
     if !value.is_finite() {
         // What took no time that could be measured is no measure of anything.
         return "-".to_owned();
@@ -168,7 +168,8 @@ pub(crate) fn targets(figures: &[Figure], form: Form) -> String {
     format!("\n{}", render(header, rows, form))
 }
 
-fn render(header: Vec<String>, rows: Vec<Vec<String>>, form: Form) -> String {
+/// Writes a table.
+pub(crate) fn render(header: Vec<String>, rows: Vec<Vec<String>>, form: Form) -> String {
     let mut text = String::new();
     match form {
         Form::Markdown => {

@@ -13,6 +13,7 @@
 
 pub(crate) mod destination;
 pub(crate) mod dial;
+pub(crate) mod line;
 pub(crate) mod matrix;
 pub(crate) mod page;
 pub(crate) mod process;
@@ -25,7 +26,7 @@ use std::{sync::Arc, time::Duration};
 use autoheal_pa::{
     clock::Clock,
     cluster::{Cluster, Destination, Target},
-    emulator::{AgentConfig, ClusterConfig, Command, Config, Emulator, Link, SessionState, Upgrade},
+    emulator::{AgentConfig, ClusterConfig, Command, Config, Emulator, Line, Link, SessionState, Upgrade},
     supervisor::{Board, Supervisor},
     tunnel::{self, Listeners, MemoryPort, State, Tunnel, TunnelStatus},
 };
@@ -52,6 +53,8 @@ pub(crate) struct Setup {
     pub(crate) sessions: usize,
     /// How often an object of the cluster changes; `None`: never.
     pub(crate) churn: Option<Duration>,
+    /// The line of WebSockets, up and down; `None`: messages take [`DELAY`], and that is all.
+    pub(crate) line: Option<(Line, Line)>,
 }
 
 /// See the module.
@@ -72,7 +75,7 @@ impl Lab {
     /// What is not ready.
     pub(crate) async fn start(setup: &Setup) -> Result<Self, String> {
         time::start();
-        let link = Link { delay: DELAY, ..Link::default() };
+        let link = Link { delay: if setup.line.is_some() { Duration::ZERO } else { DELAY }, ..Link::default() };
         let mut config = Config {
             clusters: vec![ClusterConfig::new("payments")],
             agent: AgentConfig::paced(),
@@ -85,6 +88,7 @@ impl Lab {
         config.settings.upgrade = Upgrade::SignedOrNot;
         config.settings.api_delay = API_DELAY;
         (config.settings.upstream, config.settings.downstream) = (link, link);
+        (config.settings.line_up, config.settings.line_down) = setup.line.unzip();
         let emulator = Arc::new(Emulator::in_memory(config).await.map_err(|error| error.to_string())?);
         let server = emulator.api_servers().swap_remove(0);
         let ledger = Arc::new(Ledger::default());

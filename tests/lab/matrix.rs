@@ -364,8 +364,14 @@ impl Row {
 
     async fn run_within(&self, seed: u64) -> Result<Run, String> {
         let probe_interval = secs(30);
-        let lab =
-            Lab::start(&Setup { seed, probe_interval, sessions: 1, churn: Some(Duration::from_millis(250)) }).await?;
+        let lab = Lab::start(&Setup {
+            seed,
+            probe_interval,
+            sessions: 1,
+            churn: Some(Duration::from_millis(250)),
+            line: None,
+        })
+        .await?;
         let workload = Workload::start(&lab, Load::FULL, seed);
         tokio::time::sleep(WARM_UP).await;
         if !lab.ledger.has_begun() {

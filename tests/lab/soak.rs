@@ -73,7 +73,7 @@ pub(crate) fn soak(days: u32, seed: u64, sessions: usize) -> Result<Report, Stri
 
 async fn soak_within(days: u32, seed: u64, sessions: usize) -> Result<Report, String> {
     let mut random = SplitMix64::new(seed);
-    let lab = Lab::start(&Setup { seed, probe_interval: PROBE_INTERVAL, sessions, churn: None }).await?;
+    let lab = Lab::start(&Setup { seed, probe_interval: PROBE_INTERVAL, sessions, churn: None, line: None }).await?;
     lab.emulator.update(|settings| settings.transport_lifetime = Some(HOUR));
     rest(&lab).await;
     let tasks = Handle::current().metrics().num_alive_tasks();

@@ -84,6 +84,8 @@ struct Activity {
     /// When its connection ended after the injection.
     reset: Option<Duration>,
     arrivals: u64,
+    /// Bytes that were compared.
+    bytes: u64,
     /// When a new connection that was made after the mark was first answered.
     visited: Option<Duration>,
 }
@@ -125,7 +127,7 @@ impl Ledger {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, name: impl Into<String>, visits: bool) -> u32 {
+    pub(crate) fn add(&self, name: impl Into<String>, visits: bool) -> u32 {
         let mut inner = self.lock();
         inner.activities.push(Activity { name: name.into(), visits, ..Activity::default() });
         inner.activities.len() as u32 - 1
@@ -180,12 +182,18 @@ impl Ledger {
         let wrong = wrong_bytes(seed, start, bytes);
         let mut inner = self.lock();
         inner.checked += bytes.len() as u64;
+        inner.activities[activity as usize].bytes += bytes.len() as u64;
         inner.wrong_bytes += wrong;
         if wrong > 0 {
             let name = inner.activities[activity as usize].name.clone();
             inner.wrong.push(format!("{wrong} of {} bytes at {start} are wrong: {name}", bytes.len()));
         }
         wrong
+    }
+
+    /// How many bytes of an activity have been compared.
+    pub(crate) fn bytes(&self, activity: u32) -> u64 {
+        self.lock().activities[activity as usize].bytes
     }
 
     fn complain(&self, what: String) {
