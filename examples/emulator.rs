@@ -35,7 +35,7 @@ struct Args {
     /// Take WebSocket upgrades without a signature, too, as those of a session-manager-plugin before 1.2.688.0
     #[arg(long)]
     unsigned: bool,
-    /// Pause of the agents after each message of 1 KiB; real ones sleep 1 ms
+    /// Pause of the agents after each message of 1 KiB; real ones ask for 1 ms and sleep 1.4 ms on average
     #[arg(long, value_name = "MS")]
     pace_ms: Option<u64>,
     /// Something that goes wrong, from the list below; can be repeated

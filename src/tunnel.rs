@@ -89,7 +89,7 @@ pub struct Config {
     /// as fast as programs take what is there. It keeps slow programs from filling the memory.
     pub receive_budget: usize,
     /// How many sessions carry the tunnel's connections at most, at least 1. One is always there, others while there is
-    /// something to share: an agent sends at most about 0.9 MB/s through one.
+    /// something to share: an agent sends 0.6 to 0.8 MB/s through one.
     pub sessions: usize,
     /// What it takes for the tunnel to be ready.
     pub readiness: Readiness,

@@ -29,12 +29,9 @@ use super::{
     up::READY_LINE,
 };
 use crate::{
-    emulator::{ClusterConfig, Config, Emulator, FAULTS, Fault},
+    emulator::{AgentConfig, ClusterConfig, Config, Emulator, FAULTS, Fault},
     settings::Environment,
 };
-
-/// The pace of real agents: a pause after each message of at most 1024 bytes.
-const AGENT_PACE: Duration = Duration::from_millis(1);
 
 /// How long `up` may take to end its sessions.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
@@ -136,7 +133,8 @@ fn config(args: &DemoArgs) -> Config {
     };
     let mut config =
         Config { clusters: (0..args.clusters).map(|n| ClusterConfig::new(name(n))).collect(), ..Config::default() };
-    config.agent.pace = Some(AGENT_PACE);
+    let AgentConfig { pace, oversleep, .. } = AgentConfig::paced();
+    (config.agent.pace, config.agent.oversleep) = (pace, oversleep);
     config
 }
 

@@ -29,7 +29,7 @@ impl Random {
     }
 
     /// A number from 0 up to, but not, 1.
-    fn fraction(&mut self) -> f64 {
+    pub(super) fn fraction(&mut self) -> f64 {
         // The upper 32 bits are exact as a float.
         f64::from(u32::try_from(self.next_u64() >> 32).unwrap_or_default()) / 4_294_967_296.0
     }

@@ -149,7 +149,7 @@ pub struct UpArgs {
     /// How long a lost session is tried to be resumed, which keeps open connections, before a new one is started [default: 90s]
     #[arg(long, value_name = "DURATION")]
     pub reconnect_timeout: Option<String>,
-    /// Most sessions of a cluster, 1 to 16. An agent sends about 0.9 MB/s through one, and small requests queue behind large
+    /// Most sessions of a cluster, 1 to 16. An agent sends 0.6 to 0.8 MB/s through one, and small requests queue behind large
     /// ones. Further ones are started when connections come while others carry data, which then wait up to 2 s for them, and
     /// end after a minute without connections [default: 1]
     #[arg(long, value_name = "N")]

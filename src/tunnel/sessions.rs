@@ -1,6 +1,6 @@
 //! The sessions of one tunnel: which there are, which takes the next connection, which has to go.
 //!
-//! An agent sends at most about 0.9 MB/s through one session, and whatever comes next queues behind that: with a bulk
+//! An agent sends 0.6 to 0.8 MB/s through one session, and whatever comes next queues behind that: with a bulk
 //! transfer under way, a small request takes a quarter of a second more per round trip. So a tunnel may have several:
 //!
 //! * the **base** is always there, and is replaced when it ends;

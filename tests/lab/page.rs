@@ -77,7 +77,7 @@ pub(crate) fn page(seeds: u64, rows: &[String], process_rows: &[String], checked
         "# What faults do\n\n\
          Written by `cargo build --release && cargo run --release --example faults -- --write`, not by hand: each row was run with {seeds} seeds, on virtual\n\
          time, with the supervisor, the tunnels and the WebSockets of `up` between a local program and an emulated AWS, 20 ms away\n\
-         each way, whose agent keeps the pace of a real one (1 ms for each KiB). `tests/it/matrix.rs` runs every row again as a test.\n\n\
+         each way, whose agent keeps the pace of a real one (about 1.4 ms for each KiB). `tests/it/matrix.rs` runs every row again as a test.\n\n\
          During each fault {all} connections are open: a download, an upload, {questions} loops of small questions and a Kubernetes watch;\n\
          another program makes new connections all the time. Every byte is compared ({} MB in all), and every change that the watch\n\
          shows has to come once and in order.\n\n\

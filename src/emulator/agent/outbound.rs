@@ -9,7 +9,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
-use super::super::{clock::Now, config::AgentConfig, script::AgentQuirks};
+use super::super::{clock::Now, config::AgentConfig, link::Random, script::AgentQuirks};
 use crate::proto::{
     message::{Acknowledgement, Flags, Header, MessageId, MessageIds, MessageType, PayloadType},
     smux::frame::Frame,
@@ -26,6 +26,9 @@ const MAX_READY: usize = 32;
 
 /// How late a timer may come; after more than that the agent had nothing to do.
 const MAX_LATENESS: Duration = Duration::from_millis(4);
+
+/// The longest oversleep, in units of the mean.
+const MAX_OVERSLEEP: f64 = 8.0;
 
 struct Unacknowledged {
     message: Bytes,
@@ -65,6 +68,8 @@ pub(super) struct Outbound {
     /// smux bytes that are to be cut into messages.
     pipe: BytesMut,
     next_cut: Option<Instant>,
+    /// How long pauses take.
+    random: Random,
     retransmissions: u64,
     acknowledgement_ids: MessageIds,
     transmit: VecDeque<Bytes>,
@@ -82,6 +87,7 @@ impl Outbound {
             paused: false,
             pipe: BytesMut::new(),
             next_cut: None,
+            random: Random::new(seed.rotate_left(32)),
             retransmissions: 0,
             acknowledgement_ids: MessageIds::new(!seed),
             transmit: VecDeque::new(),
@@ -217,15 +223,27 @@ impl Outbound {
             let payload_len = quirks.payload_len.unwrap_or(PAYLOAD_LEN).max(1);
             let payload = self.pipe.split_to(self.pipe.len().min(payload_len));
             self.send(now, quirks, PayloadType::Output, &payload);
-            self.next_cut = self.config.pace.map(|pace| self.after_last_cut(now, pace));
+            if let Some(pace) = self.config.pace {
+                let pause = pace + self.oversleep();
+                self.next_cut = Some(self.after_last_cut(now, pause));
+            }
         }
     }
 
     /// When the next message may be cut. A timer that came late is made up for, so that the pace does not depend on how
     /// fine timers are.
-    fn after_last_cut(&self, now: Now, pace: Duration) -> Instant {
+    fn after_last_cut(&self, now: Now, pause: Duration) -> Instant {
         let due = self.next_cut.filter(|due| now.instant.duration_since(*due) <= MAX_LATENESS);
-        due.unwrap_or(now.instant) + pace
+        due.unwrap_or(now.instant) + pause
+    }
+
+    /// How much longer than it should a pause takes: mostly a little, now and then a lot.
+    fn oversleep(&mut self) -> Duration {
+        if self.config.oversleep.is_zero() {
+            return Duration::ZERO;
+        }
+        let means = -(1.0 - self.random.fraction()).ln();
+        self.config.oversleep.mul_f64(means.min(MAX_OVERSLEEP))
     }
 
     /// Whether there is a message to cut, pace aside.

@@ -212,8 +212,40 @@ fn cuts_the_stream_at_the_payload_length() {
 }
 
 #[test]
-fn keeps_its_pace_however_late_timers_are() {
+fn paced_as_real_ones_it_sends_700_messages_a_second() {
     let mut bench = Bench::with_config(AgentConfig::paced(), AgentQuirks::default()).made_ready();
+    bench.frames(&[Frame::Syn(STREAM)]);
+    bench.take_sent();
+    for _ in 0..1000 {
+        bench.agent.send_data(bench.now, STREAM, Bytes::from(vec![1; 32 << 10]));
+    }
+    bench.drain();
+    let mut times = vec![bench.now.instant];
+    let seconds = 20;
+    let until = bench.now.instant + Duration::from_secs(seconds);
+    bench.take_sent();
+    while let Some(at) = bench.agent.poll_timeout().filter(|at| *at <= until) {
+        bench.now.instant = at;
+        bench.agent.handle_timeout(bench.now);
+        bench.drain();
+        for message in bench.take_sent() {
+            if usize::try_from(message.header.sequence_number).unwrap() == times.len() + 2 {
+                times.push(at);
+            }
+            bench.acknowledge(&message.header);
+        }
+    }
+    let rate = u64::try_from(times.len()).unwrap() / seconds;
+    assert!((650..=750).contains(&rate), "{rate} messages a second");
+    let pauses: Vec<Duration> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses.iter().all(|pause| *pause >= Duration::from_millis(1)), "never more than 1000 messages a second");
+    assert!(pauses.iter().any(|pause| *pause > Duration::from_millis(2)), "now and then a sleep takes far too long");
+}
+
+#[test]
+fn keeps_its_pace_however_late_timers_are() {
+    let config = AgentConfig { oversleep: Duration::ZERO, ..AgentConfig::paced() };
+    let mut bench = Bench::with_config(config, AgentQuirks::default()).made_ready();
     bench.frames(&[Frame::Syn(STREAM)]);
     bench.take_sent();
     bench.agent.send_data(bench.now, STREAM, Bytes::from(vec![1; 20 << 10]));
