@@ -453,7 +453,7 @@ async fn serve_api(world: Arc<World>, mut listener: Listener) {
         let (owner, world) = (world.clone(), world.clone());
         owner.tasks.spawn(async move {
             let stop = world.stop.clone();
-            http::serve(wire, stop, |request| api::answer(&world, request)).await;
+            http::serve(wire, stop, &world.clock, |request| api::answer(&world, request)).await;
         });
     }
 }

@@ -103,11 +103,7 @@ impl Service {
         let mut rendered = match self {
             Self::Sts => response(error.status, "text/xml", sts::error_document(error, request_id)),
             Self::Eks => json(error.status, &json!({"message": error.message})),
-            Self::Ssm => response(
-                error.status,
-                "application/x-amz-json-1.1",
-                json!({"__type": error.code, "message": error.message}).to_string(),
-            ),
+            Self::Ssm => response(error.status, "application/x-amz-json-1.1", ssm::error_document(error).to_string()),
         };
         if let (Self::Eks, Ok(code)) = (self, error.code.parse()) {
             rendered.headers_mut().insert("x-amzn-errortype", code);

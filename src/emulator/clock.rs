@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use hyper::{HeaderMap, header::DATE};
 use tokio::time::Instant;
 
 /// Both readings of one moment.
@@ -62,6 +63,13 @@ impl Clock {
         Now { instant: self.instant(), wall_ms }
     }
 
+    /// Puts the time into the head of an answer.
+    pub(super) fn stamp(&self, headers: &mut HeaderMap) {
+        if let Ok(date) = http_date(self.wall()).parse() {
+            headers.insert(DATE, date);
+        }
+    }
+
     /// Sets the wall clock wrong by so many milliseconds; positive is ahead.
     pub(super) fn set_skew_ms(&self, skew_ms: i64) {
         self.skew_ms.store(skew_ms, Ordering::Relaxed);
@@ -80,6 +88,20 @@ pub(super) fn extended_date(wall: Duration) -> String {
     let (year, month, day) = civil(wall.as_secs() / 86_400);
     let (hour, minute, second) = clock_time(wall);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Writes a time since the Unix epoch as `Sun, 30 Aug 2015 12:36:00 GMT`.
+fn http_date(wall: Duration) -> String {
+    const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let days = wall.as_secs() / 86_400;
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = clock_time(wall);
+    let name =
+        |names: &[&'static str], index: u64| usize::try_from(index).ok().and_then(|index| names.get(index).copied());
+    let (weekday, month) = (name(&WEEKDAYS, days % 7), name(&MONTHS, month - 1));
+    let (weekday, month) = (weekday.unwrap_or_default(), month.unwrap_or_default());
+    format!("{weekday}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
 }
 
 /// Reads `20150830T123600Z`; `None` for anything else and for dates before 1970.
@@ -151,6 +173,8 @@ mod tests {
             assert_eq!(parse_basic_date(text), Some(wall));
         }
         assert_eq!(extended_date(Duration::from_secs(1_440_938_160)), "2015-08-30T12:36:00Z");
+        assert_eq!(http_date(Duration::from_secs(1_440_938_160)), "Sun, 30 Aug 2015 12:36:00 GMT");
+        assert_eq!(http_date(Duration::from_secs(784_111_777)), "Sun, 06 Nov 1994 08:49:37 GMT");
         for odd in ["", "20150830", "20151330T123600Z", "20150830T253600Z", "2015083xT123600Z", "19690830T123600Z"] {
             assert_eq!(parse_basic_date(odd), None, "{odd}");
         }

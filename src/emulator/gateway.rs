@@ -86,7 +86,8 @@ where
     let connection = Lined::new(connection, &world, seed);
     let mut admitted = None;
     #[expect(clippy::result_large_err, reason = "the WebSocket library asks for this signature")]
-    let callback = |request: &Request, response: Response| {
+    let callback = |request: &Request, mut response: Response| {
+        world.clock.stamp(response.headers_mut());
         admit(&world, request).map(|admission| {
             admitted = Some(admission);
             response
@@ -109,6 +110,7 @@ fn admit(world: &World, request: &Request) -> Result<Admitted, ErrorResponse> {
     let refuse = |status: u16, reason: String| {
         world.journal.record(Event::UpgradeRefused { session: id.to_owned(), status, reason: reason.clone() });
         let mut response = ErrorResponse::new(Some(reason));
+        world.clock.stamp(response.headers_mut());
         *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or(hyper::StatusCode::BAD_REQUEST);
         response
     };

@@ -10,6 +10,8 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+use super::clock::Clock;
+
 /// Largest request body, in bytes.
 const MAX_BODY_LEN: usize = 1 << 20;
 
@@ -36,8 +38,8 @@ impl FullRequest {
     }
 }
 
-/// Serves one connection until it ends or `stop` is cancelled.
-pub(super) async fn serve<S, F, A>(connection: S, stop: CancellationToken, answer: F)
+/// Serves one connection until it ends or `stop` is cancelled. Answers have the date of `clock`.
+pub(super) async fn serve<S, F, A>(connection: S, stop: CancellationToken, clock: &Clock, answer: F)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin,
     F: Fn(FullRequest) -> A,
@@ -46,10 +48,11 @@ where
     let answer = &answer;
     let service = service_fn(move |request: Request<Incoming>| async move {
         let (head, body) = request.into_parts();
-        let response = match Limited::new(body, MAX_BODY_LEN).collect().await {
+        let mut response = match Limited::new(body, MAX_BODY_LEN).collect().await {
             Ok(body) => answer(FullRequest { head, body: body.to_bytes() }).await,
             Err(error) => text(413, format!("the body cannot be read: {error}")),
         };
+        clock.stamp(response.headers_mut());
         Ok::<_, Infallible>(response)
     });
     let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(connection), service);

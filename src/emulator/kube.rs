@@ -100,7 +100,9 @@ async fn connection(api: Arc<Api>, acceptor: TlsAcceptor, wire: Wire, stop: Canc
         handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(wire)) => handshake,
     };
     match handshake {
-        Ok(Ok(tls)) => http::serve(tls, stop, |request| api::answer(api.clone(), request)).await,
+        Ok(Ok(tls)) => {
+            http::serve(tls, stop, &api.world.clock, |request| api::answer(api.clone(), request)).await;
+        }
         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
         Err(_) => tracing::debug!("a TLS handshake took too long"),
     }

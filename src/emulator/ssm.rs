@@ -41,6 +41,32 @@ pub(super) fn output(call: &Call<'_>, operation: &str, input: &Value) -> Result<
     }
 }
 
+/// Errors whose shapes in the API model have a member `Message`; so has the one that IAM makes. Those of the front end,
+/// which come before the service is asked, have `message`.
+const WITH_UPPER_CASE_MESSAGE: [&str; 9] = [
+    "AccessDeniedException",
+    "DoesNotExistException",
+    "InternalServerError",
+    "InvalidDocument",
+    "InvalidInstanceId",
+    "InvalidNextToken",
+    "InvalidParameters",
+    "InvalidTarget",
+    "TargetNotConnected",
+];
+
+/// The body of an error answer.
+pub(super) fn error_document(error: &ApiError) -> Value {
+    let mut document = json!({ "__type": error.code });
+    match error.code.as_str() {
+        // Its shape is empty.
+        "InvalidFilterKey" => {}
+        code if WITH_UPPER_CASE_MESSAGE.contains(&code) => document["Message"] = error.message.as_str().into(),
+        _ => document["message"] = error.message.as_str().into(),
+    }
+    document
+}
+
 fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::new(400, "ValidationException", message)
 }
@@ -266,6 +292,10 @@ fn describe_instances(call: &Call<'_>, input: &Value) -> Result<Value, ApiError>
     call.authorize("*")?;
     if input.get("MaxResults").and_then(Value::as_u64).is_some_and(|results| !(5..=50).contains(&results)) {
         return Err(invalid("MaxResults must be between 5 and 50"));
+    }
+    // There is one page.
+    if input.get("NextToken").is_some_and(|token| !token.is_null()) {
+        return Err(ApiError::new(400, "InvalidNextToken", "The specified token is not valid."));
     }
     let filters = filters(input, &["InstanceIds"], "Key", "Values")?;
     let version = call.world.settings().agent.version.clone();

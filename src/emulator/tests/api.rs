@@ -6,8 +6,12 @@ use serde_json::json;
 use tokio::net::TcpStream;
 
 use super::{
-    super::{BastionConfig, ClusterConfig, Config, Emulator, Event, Failure, OidcClaims, sigv4},
-    support::{Answer, TestKeys, call, exchange, quick, ssm, start, within},
+    super::{
+        BastionConfig, ClusterConfig, Config, Emulator, Event, Failure, OidcClaims,
+        clock::{Clock, parse_basic_date},
+        sigv4,
+    },
+    support::{Answer, TestKeys, call, exchange, quick, ssm, start, start_session, upgrade_head, within},
 };
 
 async fn sts(emulator: &Emulator, body: &str) -> Answer {
@@ -178,6 +182,128 @@ async fn lists_real_clusters_of_the_region_page_by_page() {
     emulator.stop().await;
 }
 
+/// Status, code, and the members of the body besides it.
+fn error_of(answer: &Answer) -> (u16, String, Vec<String>) {
+    let value = answer.json();
+    let members = value.as_object().unwrap().keys().filter(|name| *name != "__type").cloned().collect();
+    assert!(answer.head.contains("content-type: application/x-amz-json-1.1"), "{answer:?}");
+    assert!(!answer.head.contains("x-amzn-errortype"), "its place is in the body: {answer:?}");
+    (answer.status, value["__type"].as_str().unwrap().to_owned(), members)
+}
+
+#[tokio::test]
+async fn errors_have_the_shapes_of_the_api_model() {
+    let emulator = start(quick()).await;
+    let bastion = "i-0dc03fbcae2a87472";
+    let document = "AWS-StartPortForwardingSessionToRemoteHost";
+    let fail =
+        |failure| emulator.update(|s| drop(s.failing_actions.insert("ssm:TerminateSession".to_owned(), failure)));
+    let session = json!({"SessionId": "nobody-0"});
+    for (operation, input, status, code, members) in [
+        (
+            "StartSession",
+            json!({"Target": "i-00000000", "DocumentName": document}),
+            400,
+            "TargetNotConnected",
+            "Message",
+        ),
+        ("StartSession", json!({"Target": bastion, "DocumentName": "Mine"}), 400, "InvalidDocument", "Message"),
+        ("StartSession", json!({}), 400, "ValidationException", "message"),
+        ("ResumeSession", session.clone(), 400, "DoesNotExistException", "Message"),
+        ("DescribeInstanceInformation", json!({"NextToken": "x"}), 400, "InvalidNextToken", "Message"),
+        ("DescribeInstanceInformation", json!({"MaxResults": 4}), 400, "ValidationException", "message"),
+        (
+            "DescribeInstanceInformation",
+            json!({"Filters": [{"Key": "Colour", "Values": ["red"]}]}),
+            400,
+            "InvalidFilterKey",
+            "",
+        ),
+        (
+            "DescribeSessions",
+            json!({"State": "Active", "Filters": [{"key": "x", "value": "y"}]}),
+            400,
+            "InvalidFilterKey",
+            "",
+        ),
+        ("Unheard", json!({}), 400, "UnknownOperationException", "message"),
+    ] {
+        let answer = ssm(&emulator, operation, input).await;
+        let members: Vec<String> = members.split_whitespace().map(str::to_owned).collect();
+        assert_eq!(error_of(&answer), (status, code.to_owned(), members), "{operation}");
+    }
+    fail(Failure::internal(1));
+    let answer = ssm(&emulator, "TerminateSession", session.clone()).await;
+    assert_eq!(error_of(&answer), (500, "InternalServerError".to_owned(), vec!["Message".to_owned()]));
+    fail(Failure::throttled(1));
+    let answer = ssm(&emulator, "TerminateSession", session.clone()).await;
+    assert_eq!(error_of(&answer), (400, "ThrottlingException".to_owned(), vec!["message".to_owned()]));
+    emulator.update(|settings| settings.denied_actions.extend(["ssm:TerminateSession".to_owned()]));
+    let answer = ssm(&emulator, "TerminateSession", session).await;
+    assert_eq!(error_of(&answer), (400, "AccessDeniedException".to_owned(), vec!["Message".to_owned()]));
+    emulator.stop().await;
+}
+
+/// The `Date` of an answer, as the time since the Unix epoch that it is.
+fn date_of(head: &str) -> Duration {
+    let date = head.lines().find_map(|line| line.strip_prefix("date: ")).unwrap_or_else(|| panic!("no date in {head}"));
+    assert_eq!(head.matches("\ndate: ").count(), 1, "{head}");
+    let words: Vec<&str> = date.split([' ', ',']).filter(|word| !word.is_empty()).collect();
+    let [weekday, day, month, year, time, "gmt"] = words[..] else { panic!("{date}") };
+    let months = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
+    let month = months.iter().position(|name| *name == month).unwrap() + 1;
+    let basic = format!("{year}{month:02}{day:0>2}T{}Z", time.replace(':', ""));
+    let wall = parse_basic_date(&basic).unwrap_or_else(|| panic!("{basic}"));
+    // The Unix epoch was a Thursday.
+    let names = ["thu", "fri", "sat", "sun", "mon", "tue", "wed"];
+    assert_eq!(names[usize::try_from(wall.as_secs() / 86_400 % 7).unwrap()], weekday);
+    wall
+}
+
+#[tokio::test]
+async fn every_answer_has_a_date_by_the_clock_of_the_emulated_aws() {
+    let emulator = start(quick()).await;
+    let granted = start_session(&emulator, "h", 443).await;
+    for skew in [0, 86_400_000, -7_200_000] {
+        emulator.update(|settings| settings.clock_skew_ms = skew);
+        let clock = Clock::default();
+        clock.set_skew_ms(skew);
+        let check = |what: &str, head: &str, status: u16| {
+            assert!(head.starts_with(&format!("http/1.1 {status} ")), "{what}: {head}");
+            let difference = date_of(head).abs_diff(clock.wall());
+            assert!(difference < Duration::from_secs(60), "{what}: off by {difference:?}");
+        };
+        let keys = TestKeys::of(&emulator);
+        let mut ssm = keys.signer("ssm");
+        ssm.wall = clock.wall();
+        let target = [("x-amz-target", "AmazonSSM.DescribeInstanceInformation")];
+        check("an answer", &call(&emulator, &ssm, "POST", "/", &target, "{}").await.head, 200);
+        ssm.secret = "wrong";
+        check("an error", &call(&emulator, &ssm, "POST", "/", &target, "{}").await.head, 400);
+        check("no API", &call(&emulator, &ssm, "GET", "/nothing", &[], "").await.head, 404);
+
+        let (host, path) = granted.url.strip_prefix("ws://").unwrap().split_once('/').unwrap();
+        let (path, query) = path.split_once('?').unwrap();
+        let mut signer = keys.signer("ssmmessages");
+        signer.wall = clock.wall();
+        for (signed, path, status) in [(true, path, 101), (false, path, 403), (true, "v1/data-channel/nobody-0", 404)] {
+            let mut headers = signer.headers("GET", host, &format!("/{path}"), query, b"");
+            headers.retain(|_| signed);
+            headers.push(("host".to_owned(), host.to_owned()));
+            for (name, value) in [
+                ("upgrade", "websocket"),
+                ("sec-websocket-version", "13"),
+                ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+            ] {
+                headers.push((name.to_owned(), value.to_owned()));
+            }
+            let head = upgrade_head(host, &format!("/{path}?{query}"), &headers).await;
+            check("an upgrade", &head, status);
+        }
+    }
+    emulator.stop().await;
+}
+
 #[tokio::test]
 async fn refuses_sessions_as_systems_manager_does() {
     let mut config = quick();
@@ -195,7 +321,7 @@ async fn refuses_sessions_as_systems_manager_does() {
         let value = answer.json();
         (
             value["__type"].as_str().unwrap_or("none").to_owned(),
-            value["message"].as_str().unwrap_or_default().to_owned(),
+            value["Message"].as_str().unwrap_or_default().to_owned(),
         )
     };
     for target in ["mi-0dc03fbcae2a87472", "i-00000000"] {

@@ -93,6 +93,37 @@ async fn tells_good_tokens_from_bad_ones() {
 }
 
 #[tokio::test]
+async fn every_path_is_taken_with_and_without_a_slash_at_the_end() {
+    let emulator = start(quick()).await;
+    let token = token(&emulator, "payments");
+    for path in [
+        "/version",
+        "/livez",
+        "/readyz",
+        "/healthz",
+        "/api",
+        "/apis",
+        "/api/v1",
+        "/apis/apps",
+        "/apis/apps/v1",
+        "/openapi/v3",
+        "/openapi/v3/api/v1",
+        "/api/v1/nodes",
+        "/api/v1/namespaces/demo",
+        "/api/v1/namespaces/demo/configmaps",
+        "/apis/apps/v1/deployments",
+    ] {
+        let (without, with) =
+            (get(&emulator, &token, path).await, get(&emulator, &token, &format!("{path}/?limit=500")).await);
+        assert_eq!((without.status, with.status), (200, 200), "{path}");
+        assert_eq!(without.body, with.body, "{path}");
+    }
+    assert_eq!(get(&emulator, "", "/version/").await.json()["minor"], "33", "everybody may see it");
+    assert_eq!(get(&emulator, &token, "/apis/none/").await.status, 404);
+    emulator.stop().await;
+}
+
+#[tokio::test]
 async fn a_wrong_certificate_does_not_verify() {
     let emulator = start(quick()).await;
     emulator.update(|settings| settings.wrong_certificate = true);

@@ -214,6 +214,25 @@ pub(super) async fn upgrade(granted: &Granted, signer: Option<Signer<'_>>) -> Re
     }
 }
 
+/// Asks for an upgrade by hand, and returns the head of the answer in lower case.
+pub(super) async fn upgrade_head(host: &str, target: &str, headers: &[(String, String)]) -> String {
+    let mut request = format!("GET {target} HTTP/1.1\r\nconnection: upgrade\r\n");
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str("\r\n");
+    let mut tcp = within(TcpStream::connect(host)).await.unwrap();
+    let mut head = Vec::new();
+    within(async {
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(tcp.read_u8().await.unwrap());
+        }
+    })
+    .await;
+    String::from_utf8(head).unwrap().to_lowercase()
+}
+
 /// What [`Client::step`] came to.
 enum Received {
     Message(Message),
