@@ -12,6 +12,7 @@
 //! After every call, drain [`Agent::poll_transmit`] and [`Agent::poll_event`].
 
 mod audit;
+pub(super) mod habits;
 mod handshake;
 mod outbound;
 
@@ -373,6 +374,10 @@ impl Agent {
         self.setup.quirks.version.as_deref().unwrap_or(&self.setup.version)
     }
 
+    fn ignores_duplicates(&self) -> bool {
+        self.setup.quirks.ignore_duplicates.unwrap_or_else(|| habits::are_old(self.version()))
+    }
+
     fn handle_handshake_response(&mut self, payload: &[u8]) {
         let Phase::Requested { at, sent: true } = self.phase else {
             self.violation("sent a handshake response that nobody waits for");
@@ -461,7 +466,7 @@ impl Agent {
     fn handle_input(&mut self, message: Message) {
         let number = message.header.sequence_number;
         if number < self.expected {
-            if !self.setup.quirks.ignore_duplicates {
+            if !self.ignores_duplicates() {
                 self.outbound.acknowledge(self.now, &message.header);
             }
             return;

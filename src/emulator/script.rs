@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
     str::FromStr,
     time::Duration,
 };
@@ -55,6 +56,9 @@ pub struct Settings {
     pub transport_lifetime: Option<Duration>,
     /// How connections to destinations go, by `host:port`, or `*` for all others.
     pub destinations: BTreeMap<String, Destination>,
+    /// What hosts lead to as the bastions' resolvers see it, by host, or `*` for all others: agents refuse some addresses.
+    /// Where connections go is a matter of the routes.
+    pub addresses: BTreeMap<String, IpAddr>,
     /// Peculiarities of agents.
     pub agent: AgentQuirks,
     /// API servers show a certificate of another authority.
@@ -227,8 +231,9 @@ pub struct AgentQuirks {
     pub stray_frames: bool,
     /// Cuts the smux stream into payloads of so many bytes instead of 1024.
     pub payload_len: Option<usize>,
-    /// Does not acknowledge duplicates, as agents before 3.2.1041.0.
-    pub ignore_duplicates: bool,
+    /// Whether duplicates are dropped without an acknowledgement; `None`: as agents of the version do, which is before
+    /// 3.2.1041.0.
+    pub ignore_duplicates: Option<bool>,
     /// What is told to the client when a dial fails.
     pub dial_failure: DialFailure,
 }

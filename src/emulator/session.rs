@@ -4,6 +4,7 @@
 //! which comes and goes; the session outlives it. API calls and the gateway reach it through
 //! [`Session`].
 
+mod denied;
 mod destination;
 
 use std::{

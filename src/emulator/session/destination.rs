@@ -1,7 +1,8 @@
 //! The agent's connections: dials in turn, one task for each stream, and one receive budget.
 //!
 //! As in the agent, a dial that hangs holds up all later ones, and data that destinations have not
-//! taken counts against 4 MiB for all streams together; when they are spent the agent stops reading.
+//! taken counts against 4 MiB for all streams together; when they are spent the agent stops reading. The host is looked up
+//! once for the session, by old agents for each dial as well.
 
 use std::{
     collections::VecDeque,
@@ -24,12 +25,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
+        agent::habits,
         journal::Event,
         place::{Place, Wire},
         script::Destination,
         world::{World, lock},
     },
     Session, Streams,
+    denied::{is_denied, lookup},
 };
 use crate::proto::smux::frame::StreamId;
 
@@ -46,18 +49,8 @@ const SYN_ATTEMPTS: u32 = 7;
 /// Events of connections that wait for the session's task: as in smux, where a frame waits for the one before it.
 const EVENT_QUEUE_LEN: usize = 1;
 
-/// Addresses that agents refuse to forward to, whatever is routed there.
-const FORBIDDEN: [&str; 9] = [
-    "169.254.169.254",
-    "169.254.169.253",
-    "169.254.169.123",
-    "169.254.169.250",
-    "169.254.169.251",
-    "fd00:ec2::254",
-    "fd00:ec2::253",
-    "fd00:ec2::123",
-    "fd00:ec2::240",
-];
+/// The resolver that agents ask, as their errors name it.
+const RESOLVER: &str = "10.0.0.2:53";
 
 /// What a connection reports.
 #[derive(Debug)]
@@ -102,6 +95,8 @@ pub(super) struct Destinations {
     world: Arc<World>,
     session: Arc<Session>,
     name: String,
+    /// The version in use.
+    agent_version: String,
     place: Option<Place>,
     streams: Streams<mpsc::UnboundedSender<ToDestination>>,
     waiting: VecDeque<Waiting>,
@@ -125,6 +120,7 @@ impl Destinations {
         let (event_sender, events) = mpsc::channel(EVENT_QUEUE_LEN);
         Self {
             name: session.destination(),
+            agent_version: agent_version(&world, &session),
             stop: world.stop.child_token(),
             close: CancellationToken::new(),
             world,
@@ -139,21 +135,27 @@ impl Destinations {
         }
     }
 
-    /// Looks the destination up, once for the session; the error is the text for the client.
+    /// Looks the destination up when the session begins; the error is the text for the client.
     pub(super) fn resolve(&mut self) -> Result<(), String> {
         let host = self.name.rsplit_once(':').map_or(self.name.as_str(), |(host, _)| host);
-        if FORBIDDEN.contains(&host) {
+        let addresses = lookup(host, &self.world.settings().addresses);
+        // A session without a host is for the target itself.
+        let is_remote = self.session.start.parameters.host.is_some();
+        if is_remote && addresses.iter().any(|address| is_denied(&self.agent_version, address)) {
             return Err(format!("Forwarding to IP address {host} is forbidden."));
         }
-        let known = behaviour(&self.world, &self.name) != Destination::Unresolvable;
-        self.place = lock(&self.world.routes).get(&self.name).filter(|_| known).cloned();
-        match self.place {
-            Some(_) => Ok(()),
-            None if host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()) => {
-                Err(format!("Forwarding to IP address {host} is forbidden."))
-            }
-            None => Err(format!("Unable to resolve host: lookup {host}: no such host")),
+        self.place = self.route();
+        // An address needs no resolver, whatever is there.
+        if self.place.is_none() && addresses.is_empty() {
+            return Err(format!("lookup {host} on {RESOLVER}: no such host"));
         }
+        Ok(())
+    }
+
+    /// Where the destination's name leads at the moment.
+    fn route(&self) -> Option<Place> {
+        let is_known = behaviour(&self.world, &self.name) != Destination::Unresolvable;
+        lock(&self.world.routes).get(&self.name).filter(|_| is_known).cloned()
     }
 
     /// Whether the agent reads on.
@@ -254,7 +256,8 @@ impl Destinations {
         if self.dial.is_some() || self.waiting.is_empty() {
             return;
         }
-        let (world, name, place) = (self.world.clone(), self.name.clone(), self.place.clone());
+        let place = if habits::are_old(&self.agent_version) { self.route() } else { self.place.clone() };
+        let (world, name) = (self.world.clone(), self.name.clone());
         self.dial = Some(Box::pin(async move {
             // Attempts are as far apart as Linux sends SYNs again, so a black hole that ends is not noticed at once.
             for pause in (0..SYN_ATTEMPTS).map(|attempt| Duration::from_secs(1 << attempt)) {
@@ -265,7 +268,7 @@ impl Destinations {
                         continue;
                     }
                     Destination::Slow(time) => tokio::time::sleep(time).await,
-                    // A session that has looked the name up goes on with the addresses that it got.
+                    // Who has looked the name up goes on with the addresses that came of it.
                     Destination::Reachable
                     | Destination::Unresolvable
                     | Destination::NeverReads
@@ -297,6 +300,11 @@ impl Destinations {
             }
         });
     }
+}
+
+/// The version of the agent of a session that starts now.
+fn agent_version(world: &World, session: &Session) -> String {
+    world.settings().agent.version.clone().unwrap_or_else(|| session.start.agent_version.clone())
 }
 
 /// How connections to a destination go at the moment.

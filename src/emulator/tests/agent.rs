@@ -286,6 +286,31 @@ fn acknowledges_duplicates_and_early_messages() {
 }
 
 #[test]
+fn old_agents_do_not_acknowledge_duplicates() {
+    for (version, setting, acknowledges) in [
+        ("3.1.1374.0", None, false),
+        ("3.2.1040.0", None, false),
+        ("3.2.1041.0", None, true),
+        ("3.3.1142.0", None, true),
+        ("odd", None, true),
+        ("3.2.1040.0", Some(false), true),
+        ("3.3.1142.0", Some(true), false),
+    ] {
+        let version = Some(version.to_owned());
+        let quirks = AgentQuirks { version: version.clone(), ignore_duplicates: setting, ..AgentQuirks::default() };
+        let mut bench = Bench::new(quirks).made_ready();
+        let first = bench.frames(&[Frame::Syn(STREAM)]);
+        assert_eq!(bench.take_acknowledged(), [1]);
+        bench.give(first);
+        assert_eq!(bench.take_acknowledged().len(), usize::from(acknowledges), "{version:?}, {setting:?}");
+        // It goes on in any case.
+        bench.frames(&[Frame::Psh(STREAM, "a".into())]);
+        assert_eq!(bench.take_acknowledged(), [2]);
+        assert_eq!(bench.take_events(), [AgentEvent::Open(STREAM), AgentEvent::Data(STREAM, "a".into())]);
+    }
+}
+
+#[test]
 fn refuses_data_until_the_destination_is_resolved() {
     let mut bench = Bench::new(AgentQuirks::default());
     bench.handshake();

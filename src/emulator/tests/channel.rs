@@ -226,9 +226,8 @@ async fn a_refused_destination_is_told_by_flag_and_fin() {
 async fn an_unknown_host_ends_the_session_after_the_handshake() {
     let emulator = start(quick()).await;
     for (host, text) in [
-        ("nowhere.internal", "Unable to resolve host: lookup nowhere.internal: no such host"),
+        ("nowhere.internal", "lookup nowhere.internal on 10.0.0.2:53: no such host"),
         ("169.254.169.254", "Forwarding to IP address 169.254.169.254 is forbidden."),
-        ("127.0.0.1", "Forwarding to IP address 127.0.0.1 is forbidden."),
     ] {
         let granted = start_session(&emulator, host, 443).await;
         let mut client = Client::open(&emulator, &granted).await;
@@ -242,9 +241,72 @@ async fn an_unknown_host_ends_the_session_after_the_handshake() {
     let granted = start_session(&emulator, &host, 443).await;
     let mut client = Client::open(&emulator, &granted).await;
     client.handshake().await;
-    assert_eq!(client.receive_closed().await, format!("Unable to resolve host: lookup {host}: no such host"));
+    assert_eq!(client.receive_closed().await, format!("lookup {host} on 10.0.0.2:53: no such host"));
     no_violations(&emulator);
     emulator.stop().await;
+}
+
+#[tokio::test]
+async fn recent_agents_refuse_loopback_and_credentials() {
+    let echo = Echo::start().await;
+    let emulator = start(quick()).await;
+    for host in ["127.0.0.1", "localhost", "creds.internal"] {
+        emulator.route(format!("{host}:7"), echo.address);
+    }
+    emulator.update(|settings| {
+        settings.addresses.insert("creds.internal".to_owned(), [169, 254, 170, 2].into());
+        settings.agent.version = Some("3.3.4851.0".to_owned());
+    });
+    for host in ["127.0.0.1", "localhost", "creds.internal"] {
+        let granted = start_session(&emulator, host, 7).await;
+        let mut client = Client::open(&emulator, &granted).await;
+        client.handshake().await;
+        // The host is said as it was given.
+        assert_eq!(client.receive_closed().await, format!("Forwarding to IP address {host} is forbidden."));
+    }
+    // What the other document is for.
+    let input = json!({
+        "Target": "i-0dc03fbcae2a87472", "DocumentName": "AWS-StartPortForwardingSession",
+        "Parameters": {"portNumber": ["7"], "localPortNumber": ["0"]},
+    });
+    let granted = (&ssm(&emulator, "StartSession", input).await).into();
+    emulator.update(|settings| settings.agent.version = None);
+    let mut clients = vec![Client::open(&emulator, &granted).await];
+    // Agents before that let it pass.
+    clients.push(Client::open(&emulator, &start_session(&emulator, "127.0.0.1", 7).await).await);
+    for mut client in clients {
+        client.handshake().await;
+        let frames =
+            client.talk(&[Frame::Syn(STREAM), Frame::Psh(STREAM, "hello".into())], |frames| !frames.is_empty()).await;
+        assert_eq!(data_of(&frames, STREAM), b"hello");
+    }
+    no_violations(&emulator);
+    emulator.stop().await;
+}
+
+#[tokio::test]
+async fn old_agents_look_the_host_up_for_each_dial() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for (version, follows) in [("3.2.985.0", true), ("3.2.1041.0", false)] {
+        let (emulator, _echo) = with_echo(quick()).await;
+        emulator.update(|settings| settings.agent.version = Some(version.to_owned()));
+        let granted = start_session(&emulator, "echo.internal", 7).await;
+        let mut client = Client::open(&emulator, &granted).await;
+        client.handshake().await;
+        client.send_frames(&[Frame::Syn(STREAM)]).await;
+        // The name leads elsewhere.
+        emulator.route("echo.internal:7", closed);
+        let mut bytes = BytesMut::new();
+        Frame::Syn(StreamId(5)).encode(&mut bytes);
+        client.send(PayloadType::Output, &bytes).await;
+        let dials = |emulator: &Emulator| -> Vec<bool> {
+            let dialled = |event| if let Event::Dialled { connected, .. } = event { Some(connected) } else { None };
+            emulator.events().into_iter().filter_map(dialled).collect()
+        };
+        within(emulator.wait_until(|emulator| dials(emulator).len() == 2)).await;
+        assert_eq!(dials(&emulator), [true, !follows], "agent {version}");
+        emulator.stop().await;
+    }
 }
 
 #[tokio::test]
