@@ -286,6 +286,11 @@ pub enum Trouble {
         /// What it said.
         said: String,
     },
+    /// The agent does not forward to the endpoint.
+    Refused {
+        /// What it said.
+        said: String,
+    },
     /// A request to the API server has failed.
     Api(ApiError),
     /// The API server does not know the caller.

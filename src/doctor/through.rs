@@ -228,13 +228,16 @@ fn is_of_certificate(fault: &Fault) -> bool {
     )
 }
 
-/// Tells a name that the agent cannot resolve from everything else. It ends the session with a text, right after the
-/// handshake; all texts about names have the words of Go's resolver in them, `lookup HOST`.
+/// Tells a name that the agent cannot resolve, and a destination that it refuses, from everything else. It ends the session
+/// with a text, right after the handshake; all texts about names have the words of Go's resolver in them, `lookup HOST`.
 fn of_endpoint(fault: Fault) -> Trouble {
-    if let Fault::Closed(CloseReason::ChannelClosed { output }) = &fault
-        && output.contains("lookup ")
-    {
-        return Trouble::Unresolvable { said: output.clone() };
+    if let Fault::Closed(reason @ CloseReason::ChannelClosed { output }) = &fault {
+        if reason.is_refused_destination() {
+            return Trouble::Refused { said: output.clone() };
+        }
+        if output.contains("lookup ") {
+            return Trouble::Unresolvable { said: output.clone() };
+        }
     }
     Trouble::Fault(fault)
 }

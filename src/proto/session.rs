@@ -108,9 +108,24 @@ pub enum CloseReason {
     },
 }
 
+impl CloseReason {
+    /// Whether the agent does not forward to the destination, whoever asks: it has said so in the words of
+    /// `validateParameters`, amazon-ssm-agent, `port.go`.
+    #[must_use]
+    pub fn is_refused_destination(&self) -> bool {
+        matches!(self, Self::ChannelClosed { output } if says_refused_destination(output))
+    }
+}
+
+fn says_refused_destination(output: &str) -> bool {
+    output.contains("Forwarding to IP address ") && output.contains(" is forbidden")
+}
+
 fn closed_text(output: &str) -> String {
     if output.is_empty() {
         "the service ended the session".to_owned()
+    } else if says_refused_destination(output) {
+        format!("the agent refuses this destination: {output}")
     } else {
         format!("the service ended the session: {output}")
     }

@@ -48,7 +48,7 @@ const TARGET_RETURN: Duration = Duration::from_secs(180);
 const CAUGHT_UP: Duration = Duration::from_millis(500);
 
 /// How many sessions in a row may end without having been of use before it counts as a matter for a
-/// human: the agent refuses the destination, or cannot resolve it.
+/// human: the agent cannot resolve the destination, say.
 const USELESS_SESSIONS: u32 = 3;
 
 /// Probes without an answer, one after the other, after which the agent counts as wedged.
@@ -191,6 +191,15 @@ fn after_start_error(error: &DialError, history: &History, jitter: &mut Jitter) 
 
 fn after_close(reason: &CloseReason, history: &History, jitter: &mut Jitter) -> Step {
     match reason {
+        // The same agent will say the same. The name may lead elsewhere where another target is.
+        CloseReason::ChannelClosed { .. } if reason.is_refused_destination() => {
+            let next = history.target + 1;
+            if next < history.targets {
+                Step::Restart { after: Duration::ZERO, target: next }
+            } else {
+                slow(history, 0, jitter)
+            }
+        }
         CloseReason::ChannelClosed { .. } if history.starts == 0 && history.idle => {
             Step::OnDemand { target: history.target }
         }

@@ -388,6 +388,36 @@ async fn name_not_resolvable() {
     assert_shown!(lab, ended, 6);
 }
 
+/// Leads every name to an address that agents refuse.
+fn forbidden(settings: &mut Settings) {
+    settings.addresses.insert("*".to_owned(), [127, 0, 0, 1].into());
+    settings.agent.version = Some("3.3.5068.0".to_owned());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn destination_forbidden() {
+    let lab = broken(forbidden).await;
+    let ended = doctor(&lab, &[]).await;
+    assert_shown!(lab, ended, 6);
+
+    // Not so for an agent that does not mind.
+    lab.emulator.update(|settings| settings.agent.version = Some("3.3.1142.0".to_owned()));
+    assert_eq!(doctor(&lab, &[]).await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forbidden_destination_fails_the_tunnel_with_the_words_of_the_agent() {
+    let lab = broken(forbidden).await;
+    let mut up = lab.start_up(&["--timeout", "2s"]);
+    let line = "the agent refuses this destination: Forwarding to IP address";
+    assert!(up.says(line).await, "{}", up.stderr_so_far());
+    assert!(up.says("hint: on the bastion `").await, "{}", up.stderr_so_far());
+    lab.emulator.update(|settings| settings.addresses.clear());
+    let ended = up.ended().await;
+    assert_eq!(ended.code(), Some(5), "{ended:#?}");
+    assert_eq!(lab.emulator.sessions().len(), 1, "what only a human can mend is not tried again and again");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_certificate() {
     let lab = broken(|settings| settings.wrong_certificate = true).await;

@@ -55,6 +55,7 @@ impl<'a> Fixes<'a> {
             Trouble::Unsigned => vec![self.grant_session("ssmmessages:OpenDataChannel")],
             Trouble::Fault(fault) => self.fault(check, fault),
             Trouble::Unresolvable { .. } => self.unresolvable(),
+            Trouble::Refused { .. } => self.refused(),
             Trouble::Api(_) | Trouble::Status(_) => {
                 vec![format!("aws eks describe-cluster --name {cluster} --region {region} --query cluster.health")]
             }
@@ -174,6 +175,16 @@ impl<'a> Fixes<'a> {
                 "aws eks describe-cluster --name {cluster} --region {region} --query 'cluster.[status,endpoint,health.issues]'"
             )],
         }
+    }
+
+    /// Finds out who leads the name to an address that agents refuse.
+    fn refused(&self) -> Vec<String> {
+        let Names { region, host, .. } = &self.names;
+        let mut fixes = self.on_bastion(&format!("getent ahosts {host}; cat /etc/hosts /etc/resolv.conf"));
+        if let Some(vpc) = self.description.and_then(|description| description.vpc_id.as_deref()) {
+            fixes.push(format!("aws route53 list-hosted-zones-by-vpc --vpc-id {vpc} --vpc-region {region}"));
+        }
+        fixes
     }
 
     fn unresolvable(&self) -> Vec<String> {

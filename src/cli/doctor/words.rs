@@ -238,6 +238,7 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
         Trouble::Fault(Fault::Resume(error)) => with_causes(String::new(), error),
         Trouble::Fault(fault) => with_causes(String::new(), fault),
         Trouble::Unresolvable { said } => format!("the agent ended the session: {said}"),
+        Trouble::Refused { said } => format!("the agent refuses this destination: {said}"),
         Trouble::Api(error) => with_causes(String::new(), error),
         Trouble::Unauthorized => "401 Unauthorized".to_owned(),
         Trouble::Status(status) => status.to_string(),
@@ -286,8 +287,8 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
         }
         Trouble::Fault(Fault::Resume(error)) => dial_meaning(error, place),
         Trouble::Fault(Fault::Closed(CloseReason::ChannelClosed { .. })) if check == Check::Endpoint => format!(
-            "the agent on `{target}` has ended the session before it connected: it cannot resolve `{host}`, or it may not connect to \
-             what that leads to; its words, and what the name leads to there, tell which"
+            "the agent on `{target}` has ended the session before it connected: its words, and what `{host}` leads to \
+             there, tell why"
         ),
         Trouble::Fault(Fault::Closed(reason)) => closed_meaning(reason, target),
         Trouble::Fault(Fault::Probe(error)) => probe_meaning(check, error, &names),
@@ -304,6 +305,10 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
         Trouble::Unresolvable { .. } => format!(
             "the resolver of `{target}` does not know `{host}`: its VPC has no DNS support or no DNS host names, or it asks \
              another resolver than the VPC's"
+        ),
+        Trouble::Refused { .. } => format!(
+            "`{host}` leads `{target}` to an address that its agent does not forward to: loopback, one where AWS gives metadata, credentials, \
+             names or the time, or one that the VPC keeps for itself; the endpoint of an API server has no such address"
         ),
         Trouble::Api(_) => format!("the API server of `{cluster}` is there and does not answer as one"),
         Trouble::Unauthorized => unauthorized(place),

@@ -212,6 +212,14 @@ fn other_faults() {
     let (kind, text) = tunnel(Fault::Closed(reason));
     assert_eq!(kind, Kind::Tunnel);
     assert!(text.starts_with("cannot open a tunnel to `prod-eu`: the session is over: the agent did not"), "{text}");
+    let output = "Forwarding to IP address x.eks.amazonaws.com is forbidden.".to_owned();
+    let (kind, text) = tunnel(Fault::Closed(CloseReason::ChannelClosed { output }));
+    assert_eq!(kind, Kind::Tunnel);
+    let sentence = "cannot open a tunnel to `prod-eu`: the session is over: the agent refuses this destination: Forwarding to IP \
+                    address x.eks.amazonaws.com is forbidden.\nhint: on the bastion `";
+    assert!(text.starts_with(sentence) && text.contains("`autoheal-pa doctor --cluster prod-eu`"), "{text}");
+    let (_, text) = tunnel(Fault::Closed(CloseReason::ChannelClosed { output: "Bye.".to_owned() }));
+    assert!(text.ends_with("the service ended the session: Bye."), "{text}");
     let (kind, text) = tunnel(Fault::Silent { seconds: 30 });
     assert_eq!((kind, text.lines().count()), (Kind::Tunnel, 1));
 }

@@ -18,7 +18,7 @@ impl CommandError {
         let (kind, hints) = match &**fault {
             Fault::Start(error) | Fault::Resume(error) => dial(cluster, error),
             Fault::Probe(error) => (Kind::Tunnel, probe(cluster, error)),
-            Fault::Closed(reason) => (Kind::Tunnel, closed(reason)),
+            Fault::Closed(reason) => (Kind::Tunnel, closed(cluster, reason)),
             Fault::Transport(_)
             | Fault::Silent { .. }
             | Fault::Mute { .. }
@@ -206,8 +206,22 @@ fn probe(cluster: &Cluster, error: &ProbeError) -> Vec<String> {
     }
 }
 
-fn closed(reason: &CloseReason) -> Vec<String> {
+fn closed(cluster: &Cluster, reason: &CloseReason) -> Vec<String> {
     match reason {
+        CloseReason::ChannelClosed { .. } if reason.is_refused_destination() => {
+            let host = &cluster.endpoint.host;
+            vec![
+                format!(
+                    "on the bastion `{host}` leads to an address that its agent does not forward to, such as loopback or one where AWS gives \
+                     metadata or credentials: `getent ahosts {host}` there shows it"
+                ),
+                format!(
+                    "it has to lead to the API server: look at `/etc/hosts`, at the resolver, and at private hosted zones of the VPC; \
+                     `autoheal-pa doctor --cluster {}` prints the commands",
+                    cluster.name
+                ),
+            ]
+        }
         CloseReason::Handshake(_) => {
             vec!["update the SSM agent on the bastion; 3.1.1374.0 is the oldest that will do".to_owned()]
         }

@@ -175,6 +175,13 @@ fn a_session_that_ends() {
     check("and for ever", &closed(), &History { starts: 99, ..h }, Expected::Slow(30_000, 60_000, 2));
     check("when nobody needs it", &closed(), &History { idle: true, ..h }, Expected::OnDemand(1));
     check("idle but never of use", &closed(), &History { idle: true, ..useless }, Expected::Restart(250, 500, 1));
+    let refused = |host: &str| {
+        let output = format!("Forwarding to IP address {host} is forbidden.");
+        Fault::Closed(CloseReason::ChannelClosed { output })
+    };
+    check("the destination is refused: another agent may not", &refused("x"), &useless, Expected::Restart(0, 0, 2));
+    let last = History { target: 2, ..useless };
+    check("all refuse it", &refused("127.0.0.1"), &last, Expected::Slow(5_000, 10_000, 0));
     let version = Version([3, 0, 0, 0]);
     let next = Expected::Slow(5_000, 10_000, 2);
     for (reason, expected) in [

@@ -173,13 +173,27 @@ async fn sessions_of_no_use_are_started_less_and_less_often() {
     for restarts in 1..=8 {
         world.until(|status| status.sessions.first().is_some_and(|session| session.agent_version.is_some())).await;
         starts.push(clock.elapsed());
-        world.network.order(Order::CloseChannel("Forwarding to IP address 10.0.0.1 is forbidden."));
+        world.network.order(Order::CloseChannel("lookup x on 10.0.0.2:53: no such host"));
         world.until(|status| status.restarts == restarts).await;
     }
     let gaps: Vec<_> = starts.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
     assert!(gaps[0] < 1000 && gaps.windows(2).all(|pair| pair[0] < pair[1] * 2), "{gaps:?}");
     assert!((30_000..=60_000).contains(gaps.last().unwrap()), "{gaps:?}");
     assert_eq!(world.status.borrow().state, State::Failed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_the_agent_refuses_is_for_a_human_at_once() {
+    let mut world = World::new(Destination::Echo);
+    let clock = Stopwatch::start();
+    world.until(|status| status.sessions.first().is_some_and(|session| session.agent_version.is_some())).await;
+    world.network.order(Order::CloseChannel("Forwarding to IP address x is forbidden."));
+    let status = world.until_state(State::Failed).await;
+    assert!(clock.elapsed() < Duration::from_secs(1), "no second session is needed to know");
+    assert_eq!(
+        status.last_error.unwrap().to_string(),
+        "the session is over: the agent refuses this destination: Forwarding to IP address x is forbidden."
+    );
 }
 
 #[tokio::test(start_paused = true)]
