@@ -322,6 +322,22 @@ mod tests {
         assert_eq!((first.status.as_str(), first.version.as_deref()), ("ACTIVE", Some("1.33")));
     }
 
+    #[test]
+    fn endpoints_of_every_ip_family_and_partition_are_read() {
+        for host in [
+            "ABC.gr7.us-east-1.eks.amazonaws.com",
+            "ABC.sk1.us-gov-west-1.eks.amazonaws.com",
+            "ABC.gr7.cn-north-1.eks.amazonaws.com.cn",
+            "ABC.gr7.us-iso-east-1.eks.c2s.ic.gov",
+            "ABC.us-east-1.api.aws",
+            "ABC.gr7.us-gov-west-1.api.aws",
+            "ABC.cn-northwest-1.api.amazonwebservices.com.cn",
+        ] {
+            let read = Some(Destination { host: host.to_owned(), port: 443 });
+            assert_eq!(destination(&format!("https://{host}")), read);
+        }
+    }
+
     #[tokio::test]
     async fn says_why_a_cluster_is_skipped() {
         let cases = [

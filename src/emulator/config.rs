@@ -140,6 +140,8 @@ pub struct ClusterConfig {
     pub connected: bool,
     /// Whether the cluster is a local one on an Outpost, whose tokens name its id.
     pub outpost: bool,
+    /// Whether the cluster is one with IPv6, whose endpoint is below `api.aws`.
+    pub ipv6: bool,
     /// Whether the roles of the account have an access entry; without it the API server answers 401.
     pub access_entry: bool,
 }
@@ -159,6 +161,7 @@ impl ClusterConfig {
             has_endpoint: true,
             connected: false,
             outpost: false,
+            ipv6: false,
             access_entry: true,
         }
     }

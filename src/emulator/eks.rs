@@ -104,8 +104,11 @@ fn description(cluster: &Cluster) -> Value {
             "publicAccessCidrs": if config.public_access { json!(["0.0.0.0/0"]) } else { json!([]) },
         },
     });
+    if config.ipv6 {
+        value["kubernetesNetworkConfig"] = json!({"serviceIpv6Cidr": "fd12:3456:789a::/108", "ipFamily": "ipv6"});
+    }
     if config.has_endpoint {
-        value["endpoint"] = format!("https://{}", Cluster::endpoint_host(&cluster.id, &cluster.region)).into();
+        value["endpoint"] = format!("https://{}", cluster.endpoint_host()).into();
         value["certificateAuthority"] = json!({ "data": cluster.authority });
         let issuer = format!("https://oidc.eks.{}.amazonaws.com/id/{}", cluster.region, cluster.id);
         value["identity"] = json!({"oidc": {"issuer": issuer}});

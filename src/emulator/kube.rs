@@ -48,10 +48,6 @@ impl Server {
         let (listener, place) = Listener::bind(medium, 0).await?;
         let id = uuid::Uuid::new_v4().simple().to_string().to_uppercase();
         let region = cluster.region.clone().unwrap_or_else(|| config.region.clone());
-        let mut names = vec![Cluster::endpoint_host(&id, &region), "10.100.0.1".to_owned()];
-        names.extend(
-            ["", ".default", ".default.svc", ".default.svc.cluster.local"].map(|end| format!("kubernetes{end}")),
-        );
         let authority = Authority::new("kubernetes")?;
         let cluster = Cluster {
             config: cluster.clone(),
@@ -61,6 +57,10 @@ impl Server {
             authority: STANDARD.encode(authority.pem()),
             place,
         };
+        let mut names = vec![cluster.endpoint_host(), "10.100.0.1".to_owned()];
+        names.extend(
+            ["", ".default", ".default.svc", ".default.svc.cluster.local"].map(|end| format!("kubernetes{end}")),
+        );
         Ok(Self {
             listener,
             acceptor: authority.acceptor(names.clone())?,
@@ -125,7 +125,7 @@ pub struct ApiServer {
 pub(super) fn servers(world: &World) -> Vec<ApiServer> {
     let server = |cluster: &Arc<Cluster>| ApiServer {
         cluster: cluster.config.name.clone(),
-        host: Cluster::endpoint_host(&cluster.id, &cluster.region),
+        host: cluster.endpoint_host(),
         certificate_authority: cluster.authority.clone(),
         place: cluster.place.clone(),
     };

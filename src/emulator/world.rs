@@ -38,8 +38,15 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub(super) fn endpoint_host(id: &str, region: &str) -> String {
-        format!("{id}.gr7.{region}.eks.amazonaws.com")
+    /// The endpoint's host, in the forms of the EKS user guide, "Cluster API server endpoint".
+    pub(super) fn endpoint_host(&self) -> String {
+        let domain = match (self.config.ipv6, self.region.starts_with("cn-")) {
+            (false, false) => "eks.amazonaws.com",
+            (false, true) => "eks.amazonaws.com.cn",
+            (true, false) => "api.aws",
+            (true, true) => "api.amazonwebservices.com.cn",
+        };
+        format!("{}.gr7.{}.{domain}", self.id, self.region)
     }
 
     pub(super) fn arn(&self) -> String {
@@ -93,8 +100,7 @@ impl World {
         let hosts = config.hosts.iter().map(|(name, address)| (name.clone(), Place::from(*address)));
         let mut routes: BTreeMap<String, Place> = hosts.collect();
         for cluster in &places.clusters {
-            routes
-                .insert(format!("{}:443", Cluster::endpoint_host(&cluster.id, &cluster.region)), cluster.place.clone());
+            routes.insert(format!("{}:443", cluster.endpoint_host()), cluster.place.clone());
         }
         Self {
             clock,

@@ -139,6 +139,41 @@ async fn kubectl_does_its_daily_work_from_an_empty_environment() {
     }
 }
 
+/// Their endpoints are below another domain.
+#[tokio::test(flavor = "multi_thread")]
+async fn clusters_with_ipv6_are_reached_as_all_others() {
+    for args in [&[][..], &["--kubeconfig-mode", "proxy", "--proxy-port", "0"]] {
+        let clusters = vec![ClusterConfig { ipv6: true, ..ClusterConfig::new("six") }, ClusterConfig::new("four")];
+        let lab = Lab::start(Config { clusters, ..Config::default() }).await;
+        let host = lab.emulator.api_servers()[0].host.clone();
+        assert!(host.ends_with(".us-east-1.api.aws"), "{host}");
+        let up = lab.up(args).await;
+        let text = std::fs::read_to_string(lab.kubeconfig()).unwrap();
+        let line = if args.is_empty() {
+            format!("tls-server-name: \"{host}\"")
+        } else {
+            format!("server: \"https://{host}\"")
+        };
+        assert!(text.contains(&line), "{text}");
+        for context in ["pa-six", "pa-four"] {
+            let client = within("a client", client(&lab, context)).await;
+            let list = within("the pods", Api::<Pod>::all(client).list(&Default::default())).await.unwrap();
+            assert!(list.items.len() >= 5, "{}", list.items.len());
+        }
+        if kubectl().is_some() {
+            kube_ctl(&lab, &["--context", "pa-six", "get", "nodes"]).await.assert_success();
+        }
+        let listed = lab.run(&["clusters"]).await;
+        assert!(listed.assert_success().contains("six"), "{listed:#?}");
+        let doctor = lab.run(&["doctor", "--cluster", "six"]).await;
+        assert_eq!(doctor.code(), Some(0), "{doctor:#?}");
+        let policy = lab.run(&["policy", "--cluster", "six", "--bastion", "i-0dc03fbcae2a87472"]).await;
+        assert!(policy.assert_success().contains(":cluster/six"), "{policy:#?}");
+        assert_eq!(up.stop().await.code(), Some(0));
+        lab.assert_clean().await;
+    }
+}
+
 /// Nothing resolves the names of the clusters here: what gets an answer came through the proxy.
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_need_the_real_names_come_through_the_proxy() {

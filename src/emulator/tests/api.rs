@@ -182,6 +182,38 @@ async fn lists_real_clusters_of_the_region_page_by_page() {
     emulator.stop().await;
 }
 
+#[tokio::test]
+async fn endpoints_have_the_form_of_the_ip_family_and_the_partition() {
+    let cluster = |name: &str, ipv6, region: &str| ClusterConfig {
+        ipv6,
+        region: Some(region.to_owned()),
+        ..ClusterConfig::new(name)
+    };
+    let clusters = vec![
+        cluster("a", false, "us-east-1"),
+        cluster("b", true, "us-east-1"),
+        cluster("c", false, "cn-north-1"),
+        cluster("d", true, "cn-north-1"),
+    ];
+    let emulator = start(Config { clusters, ..quick() }).await;
+    let keys = TestKeys::of(&emulator);
+    let ends = [
+        ".us-east-1.eks.amazonaws.com",
+        ".us-east-1.api.aws",
+        ".cn-north-1.eks.amazonaws.com.cn",
+        ".cn-north-1.api.amazonwebservices.com.cn",
+    ];
+    for (server, end) in emulator.api_servers().iter().zip(ends) {
+        assert!(server.host.ends_with(end), "{}", server.host);
+        let signer = sigv4::tests::Signer { region: end.split('.').nth(1).unwrap(), ..keys.signer("eks") };
+        let described = call(&emulator, &signer, "GET", &format!("/clusters/{}", server.cluster), &[], "").await.json();
+        let family = if end.contains("api.a") { "ipv6" } else { "ipv4" };
+        assert_eq!(described["cluster"]["endpoint"], format!("https://{}", server.host));
+        assert_eq!(described["cluster"]["kubernetesNetworkConfig"]["ipFamily"], family);
+    }
+    emulator.stop().await;
+}
+
 /// Status, code, and the members of the body besides it.
 fn error_of(answer: &Answer) -> (u16, String, Vec<String>) {
     let value = answer.json();
