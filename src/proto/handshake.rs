@@ -5,10 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The client version that this program reports.
+/// The version of session-manager-plugin that this program reports, to the service in each opening frame and to the agent
+/// in the handshake.
 ///
-/// AWS names 1.2.764.0 as the minimum of the official client, and agents from 3.1.1575.0 turn the
-/// smux keepalive on, which ends idle sessions, for clients at or below 1.2.331.0.
+/// Version history of the plugin, Systems Manager user guide: 1.2.764.0 is the least that the service takes; nothing that
+/// later ones, up to 1.2.896.0, have in addition is used here. Agents from 3.1.1575.0 turn the smux keepalive on, which ends
+/// idle sessions, for clients at or below 1.2.331.0. The README names it for those who meet it in the agent's log.
 pub const CLIENT_VERSION: &str = "1.2.764.0";
 
 /// The agent's first message: `HandshakeRequest`, payload type 5.

@@ -189,6 +189,12 @@ fn scripts_are_read_as_a_shell_does() {
 }
 
 #[test]
+fn the_readme_names_the_client_version_that_is_announced() {
+    let (page, version) = (file("README.md"), autoheal_pa::proto::handshake::CLIENT_VERSION);
+    assert!(page.contains(&format!("| client version {version} in the agent's log | ")), "{version}");
+}
+
+#[test]
 fn the_workflow_has_the_permission_it_needs() {
     let workflow: serde_yaml::Value = serde_yaml::from_str(&file("examples/github-actions.yml")).unwrap();
     assert_eq!(workflow["permissions"]["id-token"], "write");
