@@ -9,7 +9,7 @@ use futures_util::{StreamExt, stream};
 use super::{
     Aws,
     endpoint::port,
-    error::{AwsError, Call},
+    error::{AwsError, Call, Refusal},
 };
 use crate::cluster::{Cluster, Destination};
 
@@ -166,7 +166,7 @@ impl Aws {
         let answer = eks.client.describe_cluster().name(name).send().await;
         match answer.map_err(|error| self.failed(call, error)) {
             Ok(answer) => Ok(answer.cluster.map(|cluster| self.description(name, cluster))),
-            Err(AwsError::Service { code: Some(code), .. }) if code == "ResourceNotFoundException" => Ok(None),
+            Err(AwsError::Refused { refusal: Refusal::Absent, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

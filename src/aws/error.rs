@@ -1,7 +1,7 @@
 //! What goes wrong with AWS, by cause.
 //!
 //! Every error of the SDK passes `classify` once, on its way out of this module; nobody else looks at
-//! codes, except where a call gives one a narrower meaning (`identity` for roles, `session` for sessions).
+//! codes. What a [`Refusal`] means to a call is said where the call is made (`identity` for roles, `session` for sessions).
 //! Errors can be cloned, as all callers that wait for the same credentials get the same one.
 //! Hints and exit codes are the command line's business.
 
@@ -29,6 +29,10 @@ use aws_smithy_types::{
     config_bag::ConfigBag,
     error::metadata::{ErrorMetadata, ProvideErrorMetadata},
 };
+
+mod codes;
+
+use codes::Class;
 
 /// The error behind an error, shared by everybody who is told of it.
 pub type Cause = Arc<dyn Error + Send + Sync>;
@@ -242,13 +246,24 @@ pub enum AwsError {
         /// Its length, in bytes.
         len: usize,
     },
-    /// Any other failure of a call.
+    /// The service refuses the request itself: the same one would be answered the same again.
+    #[error("`{action}` on `{resource}` was refused")]
+    Refused {
+        /// The IAM action.
+        action: &'static str,
+        /// What it was to act on.
+        resource: String,
+        /// What it is about the request.
+        refusal: Refusal,
+        /// What the service answered.
+        #[source]
+        source: Cause,
+    },
+    /// The service has trouble of its own, or what has answered is no service: later it may go well.
     #[error("`{action}` failed")]
     Service {
         /// The IAM action.
         action: &'static str,
-        /// The error code, if the service gave one.
-        code: Option<String>,
         /// What the service answered.
         #[source]
         source: Cause,
@@ -293,7 +308,7 @@ impl ServiceAnswer {
     pub(super) fn new(meta: &ErrorMetadata, status: Option<u16>) -> Self {
         Self {
             code: meta.code().map(str::to_owned),
-            message: meta.message().map(str::to_owned),
+            message: meta.message().filter(|message| !message.is_empty()).map(str::to_owned),
             status,
             request_id: meta.extra("aws_request_id").map(str::to_owned),
         }
@@ -316,6 +331,21 @@ impl std::fmt::Display for ServiceAnswer {
 }
 
 impl Error for ServiceAnswer {}
+
+/// What it is that a service refuses about a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Anything else about it: a value, a limit, something that is not switched on.
+    Request,
+    /// The target: no agent is connected there, or there is no such node.
+    Target,
+    /// The session document or one of its parameters.
+    Document,
+    /// What it names is not there.
+    Absent,
+    /// The web identity token that it carries.
+    Token,
+}
 
 /// The call that an error belongs to.
 #[derive(Debug, Clone, Copy)]
@@ -354,7 +384,7 @@ where
         SdkError::ResponseError(ref context) => {
             let status = Some(context.raw().status().as_u16());
             let answer = ServiceAnswer { code: None, message: Some(chain_text(&error)), status, request_id: None };
-            AwsError::Service { action: call.action, code: None, source: Arc::new(answer) }
+            classify_answer(call.action, call.resource, call.region, answer)
         }
         // No request was made: settings that the SDK found missing or in conflict.
         other => {
@@ -367,7 +397,7 @@ where
                 }
                 return AwsError::CredentialSource { source: cause(other) };
             }
-            AwsError::Service { action: call.action, code: None, source: cause(other) }
+            AwsError::Service { action: call.action, source: cause(other) }
         }
     }
 }
@@ -394,16 +424,13 @@ where
     }
 }
 
-/// Finds the cause of an answer by its code.
-///
-/// Codes and not the SDK's types, as denials, throttling and expired tokens are never modelled.
+/// Finds the cause of an answer by its [class](codes::class).
 fn classify_answer(action: &'static str, resource: &str, region: &str, answer: ServiceAnswer) -> AwsError {
     let message = answer.message.clone().unwrap_or_default();
-    let code = answer.code.clone();
-    let status = answer.status;
+    let class = codes::class(answer.code.as_deref(), answer.status);
     let source: Cause = Arc::new(answer);
-    match code.as_deref().unwrap_or_default() {
-        "AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation" | "NotAuthorized" => {
+    match class {
+        Class::Denied => {
             let (named_action, named_resource) = denied(&message);
             AwsError::AccessDenied {
                 action: named_action.unwrap_or(action).to_owned(),
@@ -411,36 +438,18 @@ fn classify_answer(action: &'static str, resource: &str, region: &str, answer: S
                 source,
             }
         }
-        "ExpiredToken" | "ExpiredTokenException" => AwsError::ExpiredCredentials { source },
-        "RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture" => AwsError::ClockSkew { source },
-        "InvalidSignatureException" | "SignatureDoesNotMatch"
+        Class::Expired => AwsError::ExpiredCredentials { source },
+        Class::ClockSkew => AwsError::ClockSkew { source },
+        Class::BadSignature
             if ["Signature expired", "Signature not yet current"].iter().any(|text| message.contains(text)) =>
         {
             AwsError::ClockSkew { source }
         }
-        "UnrecognizedClientException"
-        | "InvalidClientTokenId"
-        | "InvalidAccessKeyId"
-        | "InvalidSignatureException"
-        | "SignatureDoesNotMatch"
-        | "IncompleteSignature"
-        | "IncompleteSignatureException"
-        | "MissingAuthenticationToken"
-        | "MissingAuthenticationTokenException"
-        | "AuthFailure" => AwsError::BadKeys { source },
-        "Throttling"
-        | "ThrottlingException"
-        | "ThrottledException"
-        | "RequestThrottled"
-        | "RequestThrottledException"
-        | "RequestLimitExceeded"
-        | "TooManyRequestsException"
-        | "BandwidthLimitExceeded"
-        | "LimitExceededException"
-        | "SlowDown" => AwsError::Throttled { action, source },
-        "RegionDisabledException" | "OptInRequired" => AwsError::RegionDisabled { region: region.to_owned(), source },
-        _ if status == Some(429) => AwsError::Throttled { action, source },
-        _ => AwsError::Service { action, code, source },
+        Class::BadSignature | Class::BadKeys => AwsError::BadKeys { source },
+        Class::Throttled => AwsError::Throttled { action, source },
+        Class::RegionDisabled => AwsError::RegionDisabled { region: region.to_owned(), source },
+        Class::Refused(refusal) => AwsError::Refused { action, resource: resource.to_owned(), refusal, source },
+        Class::Transient => AwsError::Service { action, source },
     }
 }
 
@@ -462,7 +471,7 @@ pub(super) fn classify_credentials(region: &str, error: CredentialsError) -> Aws
     });
     if let Some((action, meta)) = meta {
         let known = classify_answer(action, "the role of the profile", region, ServiceAnswer::new(meta, None));
-        if !matches!(known, AwsError::Service { .. }) {
+        if !matches!(known, AwsError::Service { .. } | AwsError::Refused { .. }) {
             return known;
         }
     }
@@ -608,7 +617,7 @@ mod tests {
         );
         assert!(matches!(
             answered("TargetNotConnected", "i-0abcdef1 is not connected."),
-            AwsError::Service { code: Some(code), .. } if code == "TargetNotConnected"
+            AwsError::Refused { refusal: Refusal::Target, resource, .. } if resource == "i-0abcdef1"
         ));
     }
 

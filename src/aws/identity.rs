@@ -25,7 +25,7 @@ use futures_util::future::BoxFuture;
 
 use super::{
     Api,
-    error::{AwsError, Call, Cause, ServiceAnswer, TokenOrigin, classify, classify_credentials},
+    error::{AwsError, Call, Cause, Refusal, ServiceAnswer, TokenOrigin, classify, classify_credentials},
     token::TokenSource,
 };
 use crate::{clock, settings::AwsSettings};
@@ -218,19 +218,11 @@ impl Identity {
         match (error, origin) {
             (AwsError::AccessDenied { source, .. }, _) => AwsError::RoleDenied { role, source },
             (AwsError::ExpiredCredentials { source }, Some(origin)) => AwsError::TokenExpired { origin, source },
-            (AwsError::Service { code: Some(code), source, .. }, Some(origin))
-                if matches!(
-                    code.as_str(),
-                    "InvalidIdentityToken"
-                        | "InvalidIdentityTokenException"
-                        | "IDPRejectedClaim"
-                        | "IDPRejectedClaimException"
-                ) =>
-            {
+            (AwsError::Refused { refusal: Refusal::Token, source, .. }, Some(origin)) => {
                 AwsError::InvalidIdentityToken { origin, role, source }
             }
-            (AwsError::Service { code: Some(code), source, .. }, _)
-                if code == "ValidationError" && source.to_string().contains("DurationSeconds") =>
+            (AwsError::Refused { refusal: Refusal::Request, source, .. }, _)
+                if source.to_string().contains("DurationSeconds") =>
             {
                 let seconds = self.duration.map_or(DEFAULT_SESSION_SECONDS, |duration| duration.as_secs());
                 AwsError::DurationTooLong { role, seconds, source }
@@ -253,7 +245,7 @@ fn assumed(
             status: None,
             request_id: None,
         };
-        AwsError::Service { action: call.action, code: None, source: Arc::new(answer) }
+        AwsError::Service { action: call.action, source: Arc::new(answer) }
     };
     let credentials = credentials.ok_or_else(|| lacking("credentials"))?;
     let expiry = (*credentials.expiration()).try_into().map_err(|_| lacking("usable expiry"))?;

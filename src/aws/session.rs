@@ -33,7 +33,7 @@ use uuid::Uuid;
 use super::{
     Aws,
     endpoint::{Foreign, Gateway, StreamUrl},
-    error::{AwsError, Call, ServiceAnswer, chain_text},
+    error::{AwsError, Call, Refusal, ServiceAnswer, chain_text},
     sign,
     targets::{Knowledge, NotConnected},
 };
@@ -178,7 +178,7 @@ impl SsmDialer {
         };
         let (answer, ahead) = match answer.map_err(|error| self.aws.failed(call, error)) {
             Ok(answer) => answer,
-            Err(AwsError::Service { code: Some(code), .. }) if code == "DoesNotExistException" => {
+            Err(AwsError::Refused { refusal: Refusal::Absent, .. }) => {
                 self.strike_off(&session.id).await;
                 return Err(ended());
             }
@@ -406,7 +406,7 @@ impl Aws {
         let request = if region == self.region() { request } else { request.config_override(there) };
         match request.send().await.map_err(|error| self.failed(call, error)) {
             Ok(_) => Ok(()),
-            Err(AwsError::Service { code: Some(code), .. }) if code == "DoesNotExistException" => Ok(()),
+            Err(AwsError::Refused { refusal: Refusal::Absent, .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -437,17 +437,23 @@ impl Drop for Unclaimed {
 /// Says what an error means to a tunnel.
 fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) -> DialError {
     match error {
-        AwsError::Service { code, source, .. } => match (code.as_deref(), target) {
-            // The second is not documented for StartSession, and elsewhere means the same: no agent, or no such node.
-            (Some("TargetNotConnected" | "InvalidInstanceId"), Some(target)) => {
+        AwsError::Service { source, .. } => DialError::Service { action, source: source.into() },
+        // Another call was refused: one that was to give credentials.
+        AwsError::Refused { action: other, .. } if other != action => {
+            DialError::Credentials { action, source: error.into() }
+        }
+        AwsError::Refused { resource, refusal, source, .. } => match (refusal, target) {
+            (Refusal::Target, Some(target)) => {
                 DialError::TargetNotConnected { target: target.clone(), source: source.into() }
             }
-            (
-                Some("InvalidDocument" | "InvalidDocumentVersion" | "InvalidDocumentOperation" | "InvalidParameters"),
-                _,
-            ) => DialError::DocumentRefused { document: DOCUMENT, source: source.into() },
-            _ => DialError::Service { action, source: source.into() },
+            (Refusal::Document, _) => DialError::DocumentRefused { document: DOCUMENT, source: source.into() },
+            (Refusal::Target | Refusal::Request | Refusal::Absent | Refusal::Token, _) => {
+                DialError::Refused { action, resource, source: source.into() }
+            }
         },
+        AwsError::AccessDenied { action: ref other, .. } if other.starts_with("sts:") => {
+            DialError::Credentials { action, source: error.into() }
+        }
         AwsError::AccessDenied { resource, source, .. } => {
             DialError::AccessDenied { action, resource, source: source.into() }
         }
@@ -468,6 +474,7 @@ fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) ->
         | AwsError::BadKeys { .. }
         | AwsError::ClockSkew { .. }
         | AwsError::Signing { .. } => DialError::Credentials { action, source: error.into() },
+        // None of them passes by itself.
         AwsError::NoRegion
         | AwsError::InvalidRegion { .. }
         | AwsError::UnknownProfile { .. }
@@ -475,7 +482,10 @@ fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) ->
         | AwsError::CaBundle { .. }
         | AwsError::RegionDisabled { .. }
         | AwsError::ClusterNotFound { .. }
-        | AwsError::BearerTokenTooLong { .. } => DialError::Service { action, source: error.into() },
+        | AwsError::BearerTokenTooLong { .. } => {
+            let resource = target.map_or_else(|| "*".to_owned(), |target| target.as_str().to_owned());
+            DialError::Refused { action, resource, source: error.into() }
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use tempfile::TempDir;
 
 use super::{
-    error::{TokenOrigin, chain_text},
+    error::{Refusal, TokenOrigin, chain_text},
     testing::{Answer, Fake, Request, aws, aws_with, in_time},
     token::tests::jwt,
     *,
@@ -169,7 +169,7 @@ async fn tells_what_sts_holds_against_a_token() {
     let error = answer(400, "Throttling", "Rate exceeded").await;
     assert!(matches!(error, AwsError::Throttled { action: "sts:AssumeRoleWithWebIdentity", .. }));
     let error = answer(400, "ValidationError", "1 validation error detected").await;
-    assert!(matches!(error, AwsError::Service { code: Some(code), .. } if code == "ValidationError"));
+    assert!(matches!(error, AwsError::Refused { refusal: Refusal::Request, .. }), "{error:?}");
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ mod aws;
 mod tunnel;
 
 pub(super) use aws::{assess, network};
-pub(super) use tunnel::{not_connected, not_found, resume_denied};
+pub(super) use tunnel::{not_connected, not_found, refused, resume_denied};
 
 /// What kind of failure it is. The numbers are an interface: scripts look at them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

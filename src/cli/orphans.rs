@@ -39,7 +39,7 @@ pub(super) enum NotEnded {
 impl NotEnded {
     /// Whether another attempt would end the same.
     fn is_final(&self) -> bool {
-        matches!(self, Self::Call(AwsError::AccessDenied { .. }) | Self::OtherAccount { .. })
+        matches!(self, Self::Call(AwsError::AccessDenied { .. } | AwsError::Refused { .. }) | Self::OtherAccount { .. })
     }
 }
 

@@ -213,6 +213,7 @@ fn is_of_data_channel(error: &DialError) -> bool {
         | DialError::TargetNotFound { .. }
         | DialError::AccessDenied { .. }
         | DialError::DocumentRefused { .. }
+        | DialError::Refused { .. }
         | DialError::SessionEnded { .. }
         | DialError::Throttled { .. }
         | DialError::Credentials { .. }

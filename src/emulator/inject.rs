@@ -88,6 +88,7 @@ fn repeated(fault: &Fault) -> Option<(Duration, Command)> {
         | Fault::FailStart(_)
         | Fault::RejectToken(_)
         | Fault::RefuseSignedUpgrade
+        | Fault::StandardTier
         | Fault::Deny(_)
         | Fault::DenyDocument(_)
         | Fault::SilentHandshake
@@ -138,6 +139,7 @@ fn apply(settings: &mut Settings, fault: &Fault) {
         }
         Fault::RejectToken(tokens) => settings.rejected_tokens = *tokens,
         Fault::RefuseSignedUpgrade => settings.upgrade = Upgrade::Unsigned,
+        Fault::StandardTier => settings.standard_tier = true,
         Fault::Deny(action) => {
             settings.denied_actions.insert(action.clone());
         }

@@ -18,6 +18,8 @@ pub struct Settings {
     pub denied_actions: BTreeSet<String>,
     /// Bastions that `ssm:StartSession` is denied on.
     pub denied_bastions: BTreeSet<String>,
+    /// The account is in the standard tier, in which no session can be started on a managed node, `mi-…`.
+    pub standard_tier: bool,
     /// Session documents that `ssm:StartSession` is denied on.
     pub denied_documents: BTreeSet<String>,
     /// IAM actions whose next calls fail.
@@ -88,6 +90,12 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// An answer that refuses the request itself, each time.
+    #[must_use]
+    pub fn refused(code: &str, message: &str) -> Self {
+        Self { status: 400, code: code.to_owned(), message: message.to_owned(), calls: u32::MAX }
+    }
+
     /// The service's own error, for so many calls.
     #[must_use]
     pub fn internal(calls: u32) -> Self {
@@ -352,6 +360,8 @@ pub enum Fault {
     RejectToken(u32),
     /// `refuse-signed-upgrade`: answers 403 to signed upgrades.
     RefuseSignedUpgrade,
+    /// `standard-tier`: refuses sessions on managed nodes, `mi-…`.
+    StandardTier,
     /// `deny=ssm:ResumeSession`: denies an IAM action.
     Deny(String),
     /// `deny-document=NAME`: denies `StartSession` on a session document.
@@ -409,6 +419,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("fail-start=3", "fail so many StartSession calls"),
     ("reject-token=1", "do not take so many session tokens"),
     ("refuse-signed-upgrade", "answer 403 to signed WebSocket upgrades, and take unsigned ones"),
+    ("standard-tier", "refuse sessions on managed nodes, as without the advanced-instances tier"),
     ("deny=ssm:ResumeSession", "deny an IAM action"),
     ("deny-document=NAME", "deny StartSession on a session document"),
     ("silent-handshake", "let agents of new sessions never begin the handshake"),
@@ -467,6 +478,7 @@ impl Fault {
         Some(match name {
             "refuse-resume" => Self::RefuseResume,
             "refuse-signed-upgrade" => Self::RefuseSignedUpgrade,
+            "standard-tier" => Self::StandardTier,
             "silent-handshake" => Self::SilentHandshake,
             "unresolvable" => Self::Unresolvable,
             "no-access-entry" => Self::NoAccessEntry,
@@ -545,6 +557,7 @@ impl fmt::Display for Fault {
             Self::FailStart(calls) => write!(f, "fail-start={calls}"),
             Self::RejectToken(tokens) => write!(f, "reject-token={tokens}"),
             Self::RefuseSignedUpgrade => f.write_str("refuse-signed-upgrade"),
+            Self::StandardTier => f.write_str("standard-tier"),
             Self::Deny(action) => write!(f, "deny={action}"),
             Self::DenyDocument(name) => write!(f, "deny-document={name}"),
             Self::SilentHandshake => f.write_str("silent-handshake"),

@@ -119,6 +119,10 @@ fn start(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
         return Err(ApiError::new(400, "InvalidDocument", format!("Document with name {document} does not exist.")));
     }
     let parameters = parameters(document, input)?;
+    if target.starts_with("mi-") && world.settings().standard_tier {
+        let message = "Enable advanced-instances tier to use Session Manager with your on-premises instances";
+        return Err(ApiError::new(400, "BadRequest", message));
+    }
     let digits = Uuid::new_v4().simple().to_string();
     let id = format!("{}-{}", call.caller.session_name, &digits[..17]);
     let foreign = world.settings().foreign_stream_host.clone();

@@ -159,7 +159,18 @@ pub enum DialError {
         /// The start of the answer's body, or the reason that the gateway gave.
         detail: String,
     },
-    /// Any other answer of the service.
+    /// The service refuses the request itself, and would refuse the same one again.
+    #[error("`{action}` on `{resource}` was refused")]
+    Refused {
+        /// The IAM action.
+        action: &'static str,
+        /// The target or the session.
+        resource: String,
+        /// What the service answered.
+        #[source]
+        source: BoxError,
+    },
+    /// Trouble of the service, which may pass.
     #[error("`{action}` failed")]
     Service {
         /// The IAM action.

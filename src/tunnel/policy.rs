@@ -144,6 +144,7 @@ fn after_resume_error(error: &DialError, history: &History, jitter: &mut Jitter)
         DialError::SessionEnded { .. }
         | DialError::AccessDenied { .. }
         | DialError::DocumentRefused { .. }
+        | DialError::Refused { .. }
         | DialError::ForeignStreamUrl { .. }
         | DialError::TargetNotConnected { .. }
         | DialError::TargetNotFound { .. } => restart(RESTART, history, jitter),
@@ -160,8 +161,12 @@ fn after_resume_error(error: &DialError, history: &History, jitter: &mut Jitter)
 fn after_start_error(error: &DialError, history: &History, jitter: &mut Jitter) -> Step {
     let next = history.target + 1;
     match error {
-        // Another target may be there, and permission may be given for one target and not for another.
-        DialError::TargetNotConnected { .. } | DialError::TargetNotFound { .. } | DialError::AccessDenied { .. }
+        // Another target may be there, and what is not allowed or not taken for one target may be for another.
+        DialError::TargetNotConnected { .. }
+        | DialError::TargetNotFound { .. }
+        | DialError::AccessDenied { .. }
+        | DialError::DocumentRefused { .. }
+        | DialError::Refused { .. }
             if next < history.targets =>
         {
             Step::Restart { after: Duration::ZERO, target: next }
@@ -177,6 +182,7 @@ fn after_start_error(error: &DialError, history: &History, jitter: &mut Jitter) 
         }
         DialError::AccessDenied { .. }
         | DialError::DocumentRefused { .. }
+        | DialError::Refused { .. }
         | DialError::ForeignStreamUrl { .. }
         | DialError::Credentials { .. }
         | DialError::UpgradeRefused { status: 401 | 403, .. } => slow(history, next % history.targets.max(1), jitter),
@@ -185,7 +191,12 @@ fn after_start_error(error: &DialError, history: &History, jitter: &mut Jitter) 
         | DialError::UpgradeRefused { .. }
         | DialError::Unreachable { .. }
         | DialError::Service { .. }
-        | DialError::Timeout { .. } => restart(RESTART, history, jitter),
+        | DialError::Timeout { .. } => {
+            // Of trouble that does not pass, this target may be the reason, whatever it is called.
+            let lasts = history.starts >= USELESS_SESSIONS;
+            let target = if lasts { next % history.targets.max(1) } else { history.target };
+            Step::Restart { after: RESTART.delay(history.starts, jitter), target }
+        }
     }
 }
 

@@ -452,9 +452,11 @@ fn trouble(fault: &Fault) -> Option<Trouble> {
     let Fault::Start(error) = fault else { return None };
     match error {
         DialError::TargetNotConnected { .. } => Some(Trouble::Away),
-        DialError::TargetNotFound { .. } | DialError::AccessDenied { .. } => Some(Trouble::Unusable),
-        DialError::Credentials { .. }
+        DialError::TargetNotFound { .. }
+        | DialError::AccessDenied { .. }
         | DialError::DocumentRefused { .. }
+        | DialError::Refused { .. } => Some(Trouble::Unusable),
+        DialError::Credentials { .. }
         | DialError::ForeignStreamUrl { .. }
         | DialError::SessionEnded { .. }
         | DialError::Service { .. }

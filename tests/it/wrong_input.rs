@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use autoheal_pa::emulator::{
-    BastionConfig, ClusterConfig, Config, Destination, Event, ExtraAction, Identity, StreamScheme,
+    BastionConfig, ClusterConfig, Config, Destination, Event, ExtraAction, Failure, Fault, Identity, StreamScheme,
 };
 
 use super::support::{Ended, Lab, PROGRAM, Running};
@@ -174,6 +174,50 @@ async fn a_bastion_that_does_not_exist_or_may_not_be_used_is_passed_over() {
     assert_fails(&lab, &ended, 3, &["ssm:StartSession", denied, "hint: "]).await;
     let ended = up(&lab, &["--bastion", denied, "--bastion", absent, "--timeout", "24h"]).await;
     assert_fails(&lab, &ended, 4, &[absent, "hint: "]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bastion_that_the_service_refuses_is_passed_over_or_fails_at_once() {
+    let [node, good] = ["mi-0123456789abcdef0", "i-0dc03fbcae2a87472"];
+    let bastions = vec![BastionConfig::new(node), BastionConfig::new(good)];
+    let clusters = vec![ClusterConfig::new("payments")];
+    let lab = Lab::start(Config { clusters, bastions, ..Config::default() }).await;
+    lab.emulator.inject(&Fault::StandardTier);
+    let sentence = "Enable advanced-instances tier to use Session Manager with your on-premises instances";
+    let ended = lab.up(&["--bastion", node, "--bastion", good]).await.stop().await;
+    assert_eq!(ended.code(), Some(0));
+    let word = |line: &&str| line.contains("turning to the next") && line.contains(node) && line.contains(sentence);
+    assert_eq!(ended.stderr.lines().filter(word).count(), 1, "{}", ended.stderr);
+    lab.assert_clean().await;
+
+    // A time that would fail the test: what is refused is not waited for.
+    let ended = up(&lab, &["--bastion", node, "--timeout", "24h"]).await;
+    let mends = "aws ssm update-service-setting --setting-id \
+                 arn:aws:ssm:us-east-1:123456789012:servicesetting/ssm/managed-instance/activation-tier --setting-value advanced \
+                 --region us-east-1";
+    let parts = [&format!("`ssm:StartSession` on `{node}` was refused: BadRequest: {sentence}"), mends];
+    assert_fails(&lab, &ended, 5, &parts).await;
+
+    for code in ["ValidationException", "UnsupportedOperationException", "SomethingNewException"] {
+        let refusal = Failure::refused(code, "The service says why.");
+        lab.emulator.update(|settings| {
+            settings.failing_actions.insert("ssm:StartSession".to_owned(), refusal);
+        });
+        let ended = up(&lab, &["--bastion", good, "--timeout", "24h"]).await;
+        let said = format!("`ssm:StartSession` on `{good}` was refused: {code}: The service says why.");
+        assert_fails(&lab, &ended, 5, &[&said, "hint: "]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_sts_refuses_is_said_at_once() {
+    let lab = lab().await;
+    lab.emulator.update(|settings| {
+        let refusal = Failure::refused("PackedPolicyTooLarge", "Packed size of session tags consumes 120%");
+        settings.failing_actions.insert("sts:AssumeRoleWithWebIdentity".to_owned(), refusal);
+    });
+    let ended = up(&lab, &["--timeout", "24h"]).await;
+    assert_fails(&lab, &ended, 1, &["PackedPolicyTooLarge: Packed size of session tags", "hint: "]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

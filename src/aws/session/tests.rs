@@ -417,6 +417,16 @@ async fn says_why_a_session_cannot_be_started() {
         DialError::Credentials { action: "ssm:StartSession", .. }
     ));
     assert!(matches!(error("InternalServerError", "").await, DialError::Service { action: "ssm:StartSession", .. }));
+    for code in ["BadRequest", "ValidationException", "UnsupportedOperationException", "SomethingNewException"] {
+        let refused = error(code, "Enable it").await;
+        assert!(matches!(&refused, DialError::Refused { action: "ssm:StartSession", .. }), "{refused:?}");
+        assert_eq!(
+            chain_text(&refused),
+            format!("`ssm:StartSession` on `i-0dc03fbcae2a87472` was refused: {code}: Enable it (HTTP status 400)")
+        );
+    }
+    // What concerns the region or the credentials does not pass by itself either.
+    assert!(matches!(error("OptInRequired", "").await, DialError::Refused { .. }));
     let incomplete = start_error(Answer::json(200, r#"{"SessionId":"s"}"#)).await;
     assert_eq!(chain_text(&incomplete), "`ssm:StartSession` failed: the answer has no StreamUrl");
     let empty = start_error(Answer::json(200, "{}")).await;

@@ -6,7 +6,7 @@
 use super::words::{Names, is_explicit_deny};
 use crate::{
     aws::{AwsError, ClusterDescription, SkipReason},
-    cli::error::{assess, network, not_connected, not_found},
+    cli::error::{assess, network, not_connected, not_found, refused},
     cluster::Target,
     doctor::{Check, Place, Trouble},
     policy::{DOCUMENT, Principal, session_statement},
@@ -92,6 +92,10 @@ impl<'a> Fixes<'a> {
             DialError::AccessDenied { action, .. } => vec![self.grant_session(action)],
             DialError::DocumentRefused { document, .. } => {
                 vec![format!("aws ssm describe-document --name {document} --region {region}")]
+            }
+            DialError::Refused { source, .. } => {
+                let account = self.place.caller.as_ref().map_or("ACCOUNT", |caller| caller.account.as_str());
+                self.of_target(|target| refused(target, region, account, &**source))
             }
             DialError::UpgradeRefused { status: 401 | 403, .. } => {
                 vec![self.grant_session("ssmmessages:OpenDataChannel")]

@@ -415,7 +415,8 @@ fn aws_meaning(error: &AwsError) -> String {
         AwsError::Unreachable { .. } => "this machine has no way to the service: name, route, proxy or certificate",
         AwsError::ClusterNotFound { .. } => "another name, region or account was meant",
         AwsError::Signing { .. } | AwsError::BearerTokenTooLong { .. } => "these credentials make no token",
-        AwsError::Service { .. } => "AWS has a problem of its own, or does not know what it was asked",
+        AwsError::Refused { .. } => "AWS does not take what it was asked; its words say why",
+        AwsError::Service { .. } => "AWS has a problem of its own",
     }
     .to_owned()
 }
@@ -454,6 +455,9 @@ fn dial_meaning(error: &DialError, place: &Place) -> String {
             "the session was started, and this identity may not open its data channel".to_owned()
         }
         DialError::UpgradeRefused { .. } => "the message gateway, or a proxy before it, does not take the WebSocket".to_owned(),
+        DialError::Refused { .. } => {
+            format!("Systems Manager starts no session on `{target}` as things are set up; its words say why")
+        }
         DialError::Service { .. } => "Systems Manager has a problem of its own".to_owned(),
         DialError::Timeout { .. } => "something between this machine and AWS swallows what is sent".to_owned(),
     }

@@ -143,6 +143,9 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
         AwsError::BearerTokenTooLong { .. } => {
             one(Kind::Credentials, "use fewer or shorter session tags, or a session policy by ARN")
         }
+        AwsError::Refused { .. } => {
+            one(Kind::Unexpected, "the same would be answered again: what AWS says of it has to be mended first")
+        }
         AwsError::Service { .. } => one(Kind::Unexpected, "run with `-vv` to see the calls"),
     }
 }

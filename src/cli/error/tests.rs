@@ -171,6 +171,35 @@ fn what_is_not_allowed() {
 }
 
 #[test]
+fn what_is_refused() {
+    let refused = |target: &str, said: &str| {
+        tunnel(Fault::Start(DialError::Refused {
+            action: "ssm:StartSession",
+            resource: target.to_owned(),
+            source: io::Error::other(said.to_owned()).into(),
+        }))
+    };
+    let tier = "aws ssm update-service-setting --setting-id \
+                arn:aws:ssm:eu-west-1:123456789012:servicesetting/ssm/managed-instance/activation-tier --setting-value advanced \
+                --region eu-west-1`";
+    for said in ["BadRequest: Enable advanced-instances tier to use Session Manager", "BadRequest (HTTP status 400)"] {
+        let (kind, text) = refused("mi-0123456789abcdef0", said);
+        assert_eq!(kind, Kind::Tunnel);
+        assert!(text.starts_with(&format!(
+            "cannot open a tunnel to `prod-eu`: `ssm:StartSession` on `mi-0123456789abcdef0` was refused: {said}\nhint: "
+        )));
+        assert!(text.contains(tier), "{text}");
+    }
+    for (target, said) in
+        [("mi-0123456789abcdef0", "ValidationException: no"), ("i-0abcdef1", "BadRequest (HTTP status 400)")]
+    {
+        let (_, text) = refused(target, said);
+        assert!(text.contains(&format!("`autoheal-pa doctor --bastion {target} --region eu-west-1`")), "{text}");
+        assert!(!text.contains("activation-tier"), "{text}");
+    }
+}
+
+#[test]
 fn credentials_that_end_while_a_session_starts() {
     let path = PathBuf::from("/var/run/token");
     let expired = AwsError::TokenExpired { origin: TokenOrigin::File(path), source: cause("at noon") };

@@ -8,7 +8,7 @@ use crate::{
     cluster::{Cluster, Target},
     policy,
     proto::CloseReason,
-    tunnel::{DialError, Fault, ProbeError},
+    tunnel::{DialError, Fault, ProbeError, with_causes},
 };
 
 impl CommandError {
@@ -94,6 +94,10 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
                 "look whether the document is there: `aws ssm describe-document --name {document} --region {region}`"
             )],
         ),
+        DialError::Refused { action: "ssm:StartSession", resource, source } => {
+            let hints = resource.parse().map(|target| refused(&target, region, &cluster.account, &**source));
+            (Kind::Tunnel, hints.unwrap_or_default())
+        }
         DialError::Credentials { source, .. } => {
             // What the credentials lack is said by the error behind.
             let hints = find(&**source).map(|error: &AwsError| aws::assess(error).1);
@@ -114,6 +118,7 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
         DialError::Throttled { .. } => (Kind::Tunnel, vec!["it is tried again, each time later".to_owned()]),
         DialError::UpgradeRefused { .. }
         | DialError::SessionEnded { .. }
+        | DialError::Refused { .. }
         | DialError::Service { .. }
         | DialError::Timeout { .. } => (Kind::Tunnel, Vec::new()),
     }
@@ -172,6 +177,38 @@ pub(in crate::cli) fn not_found(target: &Target, region: &str) -> Vec<String> {
         ));
     }
     hints
+}
+
+/// What to do about a target that Systems Manager refuses to start a session on.
+pub(in crate::cli) fn refused(
+    target: &Target,
+    region: &str,
+    account: &str,
+    source: &(dyn std::error::Error + 'static),
+) -> Vec<String> {
+    if let Some(AwsError::RegionDisabled { .. }) = find(source) {
+        return find(source).map(|error| aws::assess(error).1).unwrap_or_default();
+    }
+    let text = with_causes(String::new(), source);
+    // The service does not always say a word beside this code.
+    let names_tier = text.contains("advanced-instances") || text.starts_with("BadRequest (");
+    if names_tier && matches!(target, Target::ManagedNode(_)) {
+        let partition = policy::partition(region);
+        return vec![
+            format!(
+                "this turns the advanced tier on, which managed nodes need for sessions and AWS charges for by the hour: `aws ssm \
+                 update-service-setting --setting-id \
+                 arn:{partition}:ssm:{region}:{account}:servicesetting/ssm/managed-instance/activation-tier --setting-value \
+                 advanced --region {region}`"
+            ),
+            "or give another `--bastion`: EC2 instances and ECS tasks do not need it".to_owned(),
+        ];
+    }
+    vec![
+        "the same would be answered again: what AWS says of it has to be mended first, or another `--bastion` given"
+            .to_owned(),
+        format!("`autoheal-pa doctor --bastion {target} --region {region}` checks the bastion step by step"),
+    ]
 }
 
 /// What to do when a call is denied; for a target that may not be the identity's fault.

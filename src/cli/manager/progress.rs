@@ -95,9 +95,12 @@ pub(in crate::cli) fn is_hopeless(board: &Board, hope: &Hopeless, time_is_up: bo
     let may_return = |tunnel: &TunnelStatus| {
         tunnel.last_error.as_ref().is_some_and(|error| match &*error.fault {
             Fault::Start(DialError::TargetNotConnected { .. }) => true,
-            Fault::Start(DialError::TargetNotFound { .. } | DialError::AccessDenied { .. }) => {
-                hope.has_usable_bastion(tunnel)
-            }
+            Fault::Start(
+                DialError::TargetNotFound { .. }
+                | DialError::AccessDenied { .. }
+                | DialError::DocumentRefused { .. }
+                | DialError::Refused { .. },
+            ) => hope.has_usable_bastion(tunnel),
             Fault::Start(_)
             | Fault::Transport(_)
             | Fault::Silent { .. }

@@ -101,6 +101,7 @@ fn a_resume_that_fails() {
         (DialError::SessionEnded { id }, restart),
         (denied(action), restart),
         (DialError::DocumentRefused { document: "d", source: source() }, restart),
+        (DialError::Refused { action, resource: "s".into(), source: source() }, restart),
         (DialError::ForeignStreamUrl { host: "h".into() }, restart),
         (DialError::TargetNotConnected { target: target(1), source: source() }, restart),
         (DialError::TargetNotFound { target: target(1), region: "r".into(), source: source() }, restart),
@@ -124,7 +125,8 @@ fn a_start_that_fails() {
     for (error, expected) in [
         (DialError::SessionEnded { id: SessionId("s".into()) }, again),
         (denied(action), Expected::Restart(0, 0, 2)),
-        (DialError::DocumentRefused { document: "d", source: source() }, slow),
+        (DialError::DocumentRefused { document: "d", source: source() }, Expected::Restart(0, 0, 2)),
+        (DialError::Refused { action, resource: "mi-1".into(), source: source() }, Expected::Restart(0, 0, 2)),
         (DialError::ForeignStreamUrl { host: "h".into() }, slow),
         (DialError::Throttled { action, source: source() }, Expected::Restart(2000, 4000, 1)),
         (DialError::UpgradeRefused { host: "h".into(), status: 403, detail: String::new() }, slow),
@@ -137,7 +139,18 @@ fn a_start_that_fails() {
         check(&error.to_string(), &Fault::Start(error), &h, expected);
     }
     let last = History { target: 2, ..h };
-    check("the last that is denied", &Fault::Start(denied(action)), &last, Expected::Slow(10_000, 20_000, 0));
+    for (name, error) in [
+        ("the last that is denied", denied(action)),
+        ("the last that is refused", DialError::Refused { action, resource: "mi-1".into(), source: source() }),
+        ("the last without the document", DialError::DocumentRefused { document: "d", source: source() }),
+    ] {
+        check(name, &Fault::Start(error), &last, Expected::Slow(10_000, 20_000, 0));
+    }
+    let lasting = History { starts: 3, ..h };
+    let service = || Fault::Start(DialError::Service { action, source: source() });
+    check("trouble that lasts may be of this target", &service(), &lasting, Expected::Restart(1000, 2000, 2));
+    let last = History { target: 2, ..lasting };
+    check("and leads back to the first", &service(), &last, Expected::Restart(1000, 2000, 0));
 }
 
 #[test]
