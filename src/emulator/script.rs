@@ -20,6 +20,9 @@ pub struct Settings {
     pub denied_bastions: BTreeSet<String>,
     /// The account is in the standard tier, in which no session can be started on a managed node, `mi-…`.
     pub standard_tier: bool,
+    /// The policy of the identity goes by sessions' tags: what is about a session that has ended, and has lost its tags, is
+    /// denied, as is what is about one that has never been.
+    pub tag_policy: bool,
     /// Session documents that `ssm:StartSession` is denied on.
     pub denied_documents: BTreeSet<String>,
     /// IAM actions whose next calls fail.

@@ -19,6 +19,9 @@ use super::{
 /// Bytes of a `cell-number`, chosen so that its base64 form has `+`, `/` and `=`.
 const CELL_NUMBER: [u8; 10] = [0, 0, 0, 0xfb, 0xef, 0xbe, 0xff, 0xff, 0xff, 0x01];
 
+/// Most sessions in one answer of `DescribeSessions`.
+const MAX_SESSIONS: usize = 200;
+
 pub(super) fn answer(call: &Call<'_>, operation: &str, request: &FullRequest) -> Result<Response, ApiError> {
     let input: Value = serde_json::from_slice(&request.body)
         .ok()
@@ -208,7 +211,12 @@ fn session_arn(call: &Call<'_>, id: &str) -> String {
 /// Finds a session and checks that it is the caller's, as the usual policies ask for.
 fn own_session(call: &Call<'_>, id: &str) -> Result<Option<Arc<Session>>, ApiError> {
     call.authorize(&session_arn(call, id))?;
-    match call.world.session(id).filter(|session| session.start.region == call.region) {
+    let found = call.world.session(id).filter(|session| session.start.region == call.region);
+    let has_tags = found.as_ref().is_some_and(|session| session.state() != SessionState::Ended);
+    if !has_tags && call.world.settings().tag_policy {
+        return Err(call.denied(&session_arn(call, id)));
+    }
+    match found {
         Some(session) if session.start.owner.user_id != call.caller.user_id => Err(call.denied(&session_arn(call, id))),
         found => Ok(found),
     }
@@ -247,7 +255,18 @@ fn describe_sessions(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> 
         _ => return Err(invalid("State must be Active or History")),
     };
     let filters = filters(input, &["SessionId", "Target", "Owner", "Status"], "key", "value")?;
-    let sessions: Vec<Value> = lock(&call.world.sessions)
+    let limit = match input.get("MaxResults") {
+        None | Some(Value::Null) => MAX_SESSIONS,
+        Some(value) => match value.as_u64().and_then(|limit| usize::try_from(limit).ok()) {
+            Some(limit @ 1..=MAX_SESSIONS) => limit,
+            Some(_) | None => return Err(invalid("MaxResults must be between 1 and 200")),
+        },
+    };
+    let first = match input.get("NextToken").and_then(Value::as_str) {
+        None => 0,
+        Some(token) => token.parse().map_err(|_| ApiError::new(400, "InvalidNextToken", "the token is not valid"))?,
+    };
+    let mut sessions: Vec<Value> = lock(&call.world.sessions)
         .values()
         .filter(|session| (session.state() != SessionState::Ended) == active)
         .map(|session| {
@@ -267,8 +286,15 @@ fn describe_sessions(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> 
             })
         })
         .filter(|session| filters.iter().all(|(key, values)| values.iter().any(|value| session[key] == *value)))
+        .skip(first)
         .collect();
-    Ok(json!({ "Sessions": sessions }))
+    let has_more = sessions.len() > limit;
+    sessions.truncate(limit);
+    let mut output = json!({ "Sessions": sessions });
+    if has_more {
+        output["NextToken"] = json!((first + limit).to_string());
+    }
+    Ok(output)
 }
 
 /// A filter's key and the values of which one has to match.

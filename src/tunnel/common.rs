@@ -76,9 +76,9 @@ impl Common {
         self.starts.acquire().await.expect("the semaphore is never closed")
     }
 
-    /// Whether the identity may not resume sessions, as an attempt of any tunnel has shown.
-    pub(super) fn is_resume_denied(&self) -> bool {
-        *self.resume_denied.borrow()
+    /// Whether a session has been resumed.
+    pub(super) fn has_resumed(&self) -> bool {
+        self.has_resumed.load(Ordering::Relaxed)
     }
 
     /// Takes note that a session has been resumed.
@@ -86,12 +86,10 @@ impl Common {
         self.has_resumed.store(true, Ordering::Relaxed);
     }
 
-    /// Takes note that resuming a session was denied. If another has been resumed before, it is about that session: a
-    /// policy that goes by a session's tag denies what is about one that has ended, as its tag is gone.
+    /// Takes note that the identity may not resume sessions, as one that was there has shown. The next is tried all the same:
+    /// policies change, and a call costs little.
     pub(super) fn note_resume_denied(&self) {
-        if !self.has_resumed.load(Ordering::Relaxed) {
-            self.resume_denied.send_replace(true);
-        }
+        self.resume_denied.send_replace(true);
     }
 
     /// Takes note of why no session could be started on a target. Returns whether that is news.
@@ -114,7 +112,7 @@ impl Common {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until it turns out that the identity may not resume sessions. That is remembered, and not tried again.
+    /// Waits until it is proven that the identity may not resume sessions.
     ///
     /// # Cancel safety
     /// Changes nothing, so it may be dropped at any time.
@@ -140,17 +138,5 @@ mod tests {
         common.note_started(&other);
         assert!(!common.is_unusable(&other));
         assert!(common.note_trouble(&other, Trouble::Unusable), "it had been all right");
-    }
-
-    #[tokio::test]
-    async fn a_denial_after_a_resume_is_about_one_session() {
-        let common = Common::new(Clock::start());
-        common.note_resumed();
-        common.note_resume_denied();
-        assert!(!common.is_resume_denied());
-        let common = Common::new(Clock::start());
-        common.note_resume_denied();
-        common.note_resumed();
-        assert!(common.is_resume_denied());
     }
 }

@@ -57,6 +57,11 @@ pub trait Dial: Send + Sync + 'static {
     /// See [`DialError`].
     fn terminate<'a>(&'a self, session: &'a SessionHandle) -> BoxFuture<'a, Result<(), DialError>>;
 
+    /// Asks whether there still is such a session; `None` if that cannot be found out.
+    fn is_active<'a>(&'a self, _session: &'a SessionHandle) -> BoxFuture<'a, Option<bool>> {
+        Box::pin(std::future::ready(None))
+    }
+
     /// Takes note that a session is over, as the service has said through its transport: nobody will
     /// [`terminate`](Self::terminate) it.
     fn ended(&self, _session: &SessionHandle) {}

@@ -109,6 +109,7 @@ pub(super) enum Command {
 pub(super) struct Link {
     transport: Transport,
     liveness: Liveness,
+    heard_at: Now,
     /// What is queued in the transport has not left it: the session keeps the rest to itself, where
     /// acknowledgements overtake data.
     blocked: bool,
@@ -119,7 +120,12 @@ pub(super) struct Link {
 impl Link {
     /// Starts using a transport.
     pub(super) fn new(transport: Transport, now: Now) -> Self {
-        Self { transport, liveness: Liveness::new(now), blocked: false, reading: true }
+        Self { transport, liveness: Liveness::new(now), heard_at: now, blocked: false, reading: true }
+    }
+
+    /// Returns when anything last came through it; at first when it was opened.
+    pub(super) fn heard_at(&self) -> Now {
+        self.heard_at
     }
 
     /// Returns the transport to close it.
@@ -431,6 +437,7 @@ impl Driver {
                 }
                 Poll::Pending => return Ok(false),
             };
+            link.heard_at = now;
             match incoming {
                 Incoming::Message(message) => {
                     link.liveness.heard_message(now);

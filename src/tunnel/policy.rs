@@ -51,6 +51,9 @@ const CAUGHT_UP: Duration = Duration::from_millis(500);
 /// human: the agent cannot resolve the destination, say.
 const USELESS_SESSIONS: u32 = 3;
 
+/// The shortest idle timeout that an account can set. A session that was heard a shorter time ago has not been ended by it.
+const SHORTEST_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Probes without an answer, one after the other, after which the agent counts as wedged.
 const UNANSWERED_PROBES: u32 = 2;
 
@@ -99,8 +102,6 @@ pub(super) struct History {
     pub(super) down_for: Duration,
     /// How long to try to resume before a new session is the better choice.
     pub(super) resume_budget: Duration,
-    /// The identity may not resume sessions, as an earlier attempt has shown.
-    pub(super) resume_denied: bool,
     /// Sessions in a row that were not started or were of no use; 0 if this one was.
     pub(super) starts: u32,
     /// How long ago a session was last of use; `None` if none has been yet.
@@ -242,7 +243,7 @@ fn after_close(reason: &CloseReason, history: &History, jitter: &mut Jitter) -> 
 }
 
 fn resume(backoff: Backoff, history: &History, jitter: &mut Jitter) -> Step {
-    if history.resume_denied || history.down_for >= history.resume_budget {
+    if history.down_for >= history.resume_budget {
         return restart(RESTART, history, jitter);
     }
     // The first attempt after a transport that worked is made at once: most losses are the hourly
@@ -272,6 +273,28 @@ pub(super) fn share(failures: u32, jitter: &mut Jitter) -> Duration {
 /// repeats of lost messages than for a session of its own.
 pub(super) fn is_behind(backlog: Duration, was_behind: bool, start_time: Duration) -> bool {
     if was_behind { backlog > CAUGHT_UP } else { backlog > start_time.max(CAUGHT_UP) + CAUGHT_UP }
+}
+
+/// What it says that resuming a session was denied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Denial {
+    /// The identity may not resume sessions: this one was there.
+    Proven,
+    /// There is no such session any more.
+    Ended,
+    /// Nothing: a policy that goes by a session's tag denies all that is about one that has ended.
+    Unproven,
+}
+
+/// Says what a denial proves. `is_active` is what the service says of the session, if it may be asked; `unheard` how long ago,
+/// by either clock, something last came through its transport; `has_resumed` whether this identity has resumed one.
+pub(super) fn denial(is_active: Option<bool>, unheard: Duration, has_resumed: bool) -> Denial {
+    match is_active {
+        Some(true) => Denial::Proven,
+        Some(false) => Denial::Ended,
+        None if unheard < SHORTEST_IDLE_TIMEOUT && !has_resumed => Denial::Proven,
+        None => Denial::Unproven,
+    }
 }
 
 /// What to do after a probe of a session that has not succeeded.

@@ -26,12 +26,12 @@ use super::{
     common::Trouble,
     driver::{Driver, Link},
     fault::display_chain,
-    policy::{self, History, Jitter, Step},
+    policy::{self, Denial, History, Jitter, Step},
     report::{Report, Reporter},
 };
 use crate::{
     cluster::{Cluster, Target},
-    proto::{CloseReason, MessageIds, PortSession},
+    proto::{CloseReason, MessageIds, Now, PortSession},
 };
 
 /// How long a start may take. [`Dial`] has limits of its own for its steps.
@@ -132,6 +132,8 @@ pub(super) struct SessionTask {
     target: usize,
     resumes: u32,
     down_since: Option<Duration>,
+    /// When something last came through a transport of the session.
+    heard_at: Option<Now>,
     starts: u32,
     useful_at: Option<Duration>,
     /// The user has been told that only a human can help.
@@ -159,6 +161,7 @@ impl SessionTask {
             assignment,
             resumes: 0,
             down_since: None,
+            heard_at: None,
             starts: 0,
             useful_at: None,
             needs_human: false,
@@ -261,6 +264,7 @@ impl SessionTask {
                 Stage::Stopped
             }
             Err(fault) => {
+                self.heard_at = Some(link.heard_at());
                 let lived = self.shared.common.clock().now().mono.saturating_sub(attached_at.mono);
                 if self.driver.is_alive() || lived >= IDLE_PROOF {
                     self.down_since = None;
@@ -279,7 +283,14 @@ impl SessionTask {
         let shared = Arc::clone(&self.shared);
         let attempt = async {
             shared.common.pause(after).await;
-            timeout(RESUME_LIMIT, shared.dial.resume(&session.handle)).await
+            let outcome = timeout(RESUME_LIMIT, shared.dial.resume(&session.handle)).await;
+            let is_active = match &outcome {
+                Ok(Err(DialError::AccessDenied { .. })) => {
+                    timeout(RESUME_LIMIT, shared.dial.is_active(&session.handle)).await.ok().flatten()
+                }
+                Ok(_) | Err(_) => None,
+            };
+            (outcome, is_active)
         };
         let error = match self.driver.drive(None, or_stop(&stop, attempt)).await {
             Ok(None) => {
@@ -287,21 +298,41 @@ impl SessionTask {
                 call_terminate(&shared, &session.handle).await;
                 return Stage::Stopped;
             }
-            Ok(Some(Ok(Ok(transport)))) => {
+            Ok(Some((Ok(Ok(transport)), _))) => {
                 info!("session resumed");
                 shared.common.note_resumed();
                 self.driver.reattach();
                 self.reports.send(Report::Resumed);
                 return Stage::Drive { session, transport: Box::new(transport) };
             }
-            Ok(Some(Ok(Err(error)))) => error,
-            Ok(Some(Err(_))) => DialError::Timeout { step: "resume a session", seconds: RESUME_LIMIT.as_secs() },
+            Ok(Some((Ok(Err(error @ DialError::AccessDenied { .. })), is_active))) => {
+                self.judge_denial(error, is_active, &session)
+            }
+            Ok(Some((Ok(Err(error)), _))) => error,
+            Ok(Some((Err(_), _))) => DialError::Timeout { step: "resume a session", seconds: RESUME_LIMIT.as_secs() },
             Err(fault) => return self.after_fault(fault, Some(session)),
         };
-        if let DialError::AccessDenied { .. } = &error {
-            self.shared.common.note_resume_denied();
-        }
         self.after_fault(Fault::Resume(error), Some(session))
+    }
+
+    /// Finds out what it says that resuming a session was denied.
+    fn judge_denial(&self, error: DialError, is_active: Option<bool>, session: &Live) -> DialError {
+        let common = &self.shared.common;
+        let now = common.clock().now();
+        // Only one of the clocks goes on while the machine sleeps.
+        let since = |at: Now| now.mono.saturating_sub(at.mono).max(now.wall.abs_diff(at.wall));
+        let unheard = self.heard_at.map_or(Duration::MAX, since);
+        match policy::denial(is_active, unheard, common.has_resumed()) {
+            Denial::Proven => {
+                common.note_resume_denied();
+                error
+            }
+            Denial::Ended => DialError::SessionEnded { id: session.handle.id.clone() },
+            Denial::Unproven => {
+                debug!("resuming was denied, perhaps because the session has ended");
+                error
+            }
+        }
     }
 
     /// Decides what follows a fault. The transport, if there was one, is gone.
@@ -321,7 +352,6 @@ impl SessionTask {
             resumes: self.resumes,
             down_for: self.down_since.map_or(Duration::ZERO, |since| now.saturating_sub(since)),
             resume_budget: self.shared.config.resume_budget,
-            resume_denied: self.shared.common.is_resume_denied(),
             starts: if useful { 0 } else { self.starts + 1 },
             useful_before: self.useful_at.map(|at| now.saturating_sub(at)),
             target: self.target,

@@ -119,6 +119,8 @@ fn resources_of(action: &str, bastion: &str, session: &Session) -> Option<Vec<St
         "sts:GetCallerIdentity" => None,
         // Asked of the identity that assumes the role, and of the role's trust policy.
         "sts:AssumeRole" | "sts:AssumeRoleWithWebIdentity" => None,
+        // Asked where it happens to be allowed, and of no use but then: the policy is none the wider for it.
+        "ssm:DescribeSessions" => None,
         "eks:ListClusters" | "ssm:DescribeInstanceInformation" => Some(vec!["*".to_owned()]),
         "eks:DescribeCluster" => Some(arn("eks:us-east-1:123456789012:cluster/payments")),
         "ssm:StartSession" => Some(vec![

@@ -6,7 +6,7 @@ use crate::{
     proto::{CloseReason, Version, Violation, handshake::HandshakeError, smux::frame::FrameError},
     tunnel::{
         BoxError, DialError, Fault, ProbeError, SessionId, TransportError,
-        policy::{AfterProbe, History, Jitter, Step, after_probe, decide, failback, is_behind},
+        policy::{AfterProbe, Denial, History, Jitter, Step, after_probe, decide, denial, failback, is_behind},
         tests::support::{denied, target},
     },
 };
@@ -18,7 +18,6 @@ fn history() -> History {
         resumes: 1,
         down_for: NOW,
         resume_budget: Duration::from_secs(90),
-        resume_denied: false,
         starts: 0,
         useful_before: Some(NOW),
         target: 1,
@@ -86,8 +85,26 @@ fn a_lost_transport() {
     check("up to five seconds", &broken(), &History { resumes: 40, ..h }, Expected::Resume(2500, 5000));
     let late = History { down_for: Duration::from_secs(90), resumes: 30, starts: 1, ..h };
     check("not beyond the budget", &broken(), &late, Expected::Restart(250, 500, 1));
-    let denied = History { resume_denied: true, ..h };
-    check("not when it may not", &broken(), &denied, Expected::Restart(0, 0, 1));
+}
+
+#[test]
+fn what_a_denied_resume_proves() {
+    let [moments, minute] = [Duration::from_secs(59), Duration::from_secs(60)];
+    for (is_active, unheard, has_resumed, expected) in [
+        // One that was heard a moment ago cannot have ended by itself; one that was not may have, as overnight.
+        (None, moments, false, Denial::Proven),
+        (None, minute, false, Denial::Unproven),
+        (None, Duration::MAX, false, Denial::Unproven),
+        // An identity that has resumed sessions may: it is this one.
+        (None, NOW, true, Denial::Unproven),
+        // What the service says counts more.
+        (Some(true), minute, false, Denial::Proven),
+        (Some(true), minute, true, Denial::Proven),
+        (Some(false), NOW, false, Denial::Ended),
+        (Some(false), minute, true, Denial::Ended),
+    ] {
+        assert_eq!(denial(is_active, unheard, has_resumed), expected, "{is_active:?} {unheard:?} {has_resumed}");
+    }
 }
 
 #[test]

@@ -114,7 +114,7 @@ async fn a_refused_resume_is_followed_by_a_new_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_denied_resume_is_not_tried_again() {
+async fn a_denied_resume_is_tried_once_for_each_session() {
     let mut world = World::new(Destination::Echo);
     world.until_state(State::Active).await;
     world.network.state(|state| state.refuse_resumes(9, || denied("ssm:ResumeSession")));
@@ -123,10 +123,55 @@ async fn a_denied_resume_is_not_tried_again() {
         world.until(|status| status.restarts == restarts && status.state == State::Active).await;
     }
     let calls = world.calls();
-    assert_eq!(calls.iter().filter(|call| matches!(call, Call::Resume(_))).count(), 1, "{calls:?}");
+    assert_eq!(calls.iter().filter(|call| matches!(call, Call::Resume(_))).count(), 3, "{calls:?}");
+    within(world.common.until_resume_denied()).await;
     for session in ["0", "1", "2"] {
         assert!(calls.contains(&Call::Terminate(session.into())), "{session} might still be there: {calls:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denial_about_a_session_that_may_have_ended_proves_nothing() {
+    let mut world = World::new(Destination::Echo);
+    world.until_state(State::Active).await;
+    world.network.state(|state| state.refuse_resumes(1, || denied("ssm:ResumeSession")));
+    // The answer comes a night later.
+    world.network.state(|state| state.open_gate(false));
+    world.network.order(Order::Bye);
+    world.until_call(&Call::Resume("0".into())).await;
+    tokio::time::sleep(Duration::from_secs(19)).await;
+    world.until_call(&Call::Resume("0".into())).await;
+    tokio::time::sleep(Duration::from_secs(45)).await;
+    world.network.state(|state| state.open_gate(true));
+    world.until(|status| status.restarts == 1 && status.state == State::Active).await;
+    let proven = tokio::time::timeout(Duration::from_secs(1), world.common.until_resume_denied()).await;
+    assert!(proven.is_err(), "nothing is proven");
+    // The hourly close of the next cuts nothing.
+    let mut open = world.connect();
+    open.write(b"a").await;
+    open.expect(b"a").await;
+    world.network.order(Order::Bye);
+    let status = world.until(|status| status.resumes == 1).await;
+    assert_eq!(status.restarts, 1);
+    open.write(b"b").await;
+    open.expect(b"b").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denial_about_a_session_that_the_service_says_is_over_is_its_end() {
+    let mut world = World::new(Destination::Echo);
+    world.until_state(State::Active).await;
+    world.network.state(|state| {
+        state.says_active = Some(false);
+        state.refuse_resumes(1, || denied("ssm:ResumeSession"));
+    });
+    world.network.order(Order::Bye);
+    let status = world.until(|status| status.restarts == 1 && status.state == State::Active).await;
+    assert_eq!(status.last_error.unwrap().to_string(), "cannot resume the session: session `0` has ended");
+    let proven = tokio::time::timeout(Duration::from_secs(1), world.common.until_resume_denied()).await;
+    assert!(proven.is_err(), "nothing is proven");
+    world.stop().await;
+    assert!(!world.calls().contains(&Call::Terminate("0".into())), "it is over");
 }
 
 #[tokio::test(start_paused = true)]

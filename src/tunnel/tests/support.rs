@@ -79,6 +79,8 @@ pub(super) struct NetworkState {
     /// Starts and resumes wait while this is down.
     gate: watch::Sender<bool>,
     agents_speak: bool,
+    /// What is said of whether sessions are active.
+    pub(super) says_active: Option<bool>,
 }
 
 struct Session {
@@ -215,6 +217,10 @@ impl Dial for Network {
         })
     }
 
+    fn is_active<'a>(&'a self, _session: &'a SessionHandle) -> BoxFuture<'a, Option<bool>> {
+        Box::pin(std::future::ready(self.state(|state| state.says_active)))
+    }
+
     fn terminate<'a>(&'a self, session: &'a SessionHandle) -> BoxFuture<'a, Result<(), DialError>> {
         Box::pin(async move {
             self.calls.send(Call::Terminate(session.id.to_string())).unwrap();
@@ -299,6 +305,7 @@ impl World {
             absent: Vec::new(),
             gate: watch::Sender::new(true),
             agents_speak: true,
+            says_active: None,
         };
         prepare(&mut state);
         let network = Arc::new(Network { state: Mutex::new(state), notes: note_sender, calls: call_sender });
