@@ -683,6 +683,31 @@ async fn the_journal_keeps_what_could_not_be_ended() {
 }
 
 #[tokio::test]
+async fn asks_what_a_denial_is_about() {
+    let denied = || Answer::json_error(400, "AccessDeniedException", "no");
+    let there = r#"{"Sessions":[{"SessionId":"me-0123","Status":"Disconnected"}]}"#;
+    for (listed, is_active, is_ended) in [
+        (Answer::json(200, there), Some(true), false),
+        (Answer::json(200, r#"{"Sessions":[]}"#), Some(false), true),
+        (denied(), None, false),
+        (Answer::json_error(500, "InternalServerError", "no"), None, false),
+    ] {
+        let fake = Fake::start(move |request: &Request| match request.operation() {
+            "DescribeSessions" => listed.clone(),
+            _ => denied(),
+        })
+        .await;
+        let aws = aws(&fake).await;
+        assert_eq!(in_time(aws.is_session_active("me-0123", "us-east-1")).await, is_active);
+        let request = fake.requests().into_iter().find(|request| request.operation() == "DescribeSessions").unwrap();
+        let asked: serde_json::Value = serde_json::from_str(&request.body).unwrap();
+        let filter = serde_json::json!([{"key": "SessionId", "value": "me-0123"}]);
+        assert_eq!((&asked["State"], &asked["Filters"]), (&"Active".into(), &filter));
+        assert_eq!(in_time(aws.end_session("me-0123", "us-east-1")).await.is_ok(), is_ended);
+    }
+}
+
+#[tokio::test]
 async fn ends_sessions_of_other_regions() {
     let fake = Fake::start(|_| Answer::json(200, "{}")).await;
     let aws = aws(&fake).await;

@@ -441,6 +441,43 @@ async fn terminating_ends_both_sides() {
 }
 
 #[tokio::test]
+async fn sessions_are_listed_by_state_and_id_and_in_pages() {
+    let (emulator, _echo) = with_echo(quick()).await;
+    let (_first, one) = connected(&emulator).await;
+    let (_second, other) = connected(&emulator).await;
+    let list = async |input: serde_json::Value| ssm(&emulator, "DescribeSessions", input).await;
+    let filters = json!([{"key": "SessionId", "value": one.id}]);
+    let found = list(json!({"State": "Active", "Filters": filters})).await.json();
+    assert_eq!(found["Sessions"].as_array().unwrap().len(), 1);
+    assert_eq!(found["Sessions"][0]["SessionId"], one.id.as_str());
+    let page = list(json!({"State": "Active", "MaxResults": 1})).await.json();
+    let next = list(json!({"State": "Active", "MaxResults": 1, "NextToken": page["NextToken"]})).await.json();
+    let ids: std::collections::BTreeSet<_> =
+        [&page, &next].map(|page| page["Sessions"][0]["SessionId"].as_str().unwrap().to_owned()).into();
+    assert_eq!(ids, [one.id.clone(), other.id].into());
+    assert!(next.get("NextToken").is_none());
+    for (input, code) in [
+        (json!({"State": "Active", "MaxResults": 201}), "ValidationException"),
+        (json!({"State": "Active", "NextToken": "x"}), "InvalidNextToken"),
+        (json!({"State": "Active", "Filters": [{"key": "Nobody", "value": "x"}]}), "InvalidFilterKey"),
+        (json!({"State": "Ended"}), "ValidationException"),
+    ] {
+        assert_eq!(list(input).await.json()["__type"], code);
+    }
+
+    // A policy by tags: what has ended, or never was, is denied.
+    emulator.update(|settings| settings.tag_policy = true);
+    assert_eq!(ssm(&emulator, "ResumeSession", json!({"SessionId": one.id})).await.status, 200);
+    let unknown = ssm(&emulator, "ResumeSession", json!({"SessionId": "nobody-1"})).await.json();
+    assert_eq!(unknown["__type"], "AccessDeniedException");
+    emulator.update(|settings| {
+        settings.denied_actions.insert("ssm:DescribeSessions".to_owned());
+    });
+    assert_eq!(list(json!({"State": "Active"})).await.json()["__type"], "AccessDeniedException");
+    emulator.stop().await;
+}
+
+#[tokio::test]
 async fn an_idle_session_ends() {
     let config = Config { idle_timeout: Duration::from_millis(200), ..quick() };
     let (emulator, _echo) = with_echo(config).await;
