@@ -83,7 +83,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Settings of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Settings of each session.
+    /// Settings of each session. The time for the handshake is how long the tunnel may take to come up: what a session gets
+    /// of it depends on how many targets there are.
     pub session: proto::Config,
     /// Bytes received that local programs have not taken, over all sessions. When they are spent, sessions are read only
     /// as fast as programs take what is there. It keeps slow programs from filling the memory.

@@ -152,7 +152,13 @@ fn not_active(status: Option<&ManagerStatus>, clusters: &[String]) -> CommandErr
         Some((tunnel, error)) => {
             format!("the tunnel to `{}` of the running manager is {}: {error}", tunnel.cluster, tunnel.state)
         }
-        None => format!("the running manager `{name}` is {} and not ready in time", status.state),
+        None => {
+            // A session without a version has an agent that has not spoken yet.
+            let mut silent = waiting(status, clusters).filter(|tunnel| tunnel.agent_version.is_none());
+            let target = silent.find_map(|tunnel| tunnel.session_id.as_ref().and(tunnel.target.as_ref()));
+            let what = target.map(|target| format!(": it waits for the agent on `{target}`")).unwrap_or_default();
+            format!("the running manager `{name}` is {} and not ready in time{what}", status.state)
+        }
     };
     let option = if name == "default" { String::new() } else { format!(" --name {name}") };
     CommandError::new(Kind::Tunnel, message)

@@ -390,6 +390,7 @@ impl Manager {
             sessions: self.settings.sessions,
             ..tunnel::Config::default()
         };
+        config.session.handshake_timeout = self.settings.timeout;
         config.session.payload_len = self.settings.payload_size.unwrap_or(config.session.payload_len);
         config.session.messages_per_second = config.session.messages_per_second.filter(|_| self.settings.rate_limit);
         self.supervisor.start(Tunnel::new(

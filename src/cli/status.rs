@@ -210,6 +210,9 @@ fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
                 text.push_str(&format!("  {name}{note}\n"));
             }
         }
+        if let (true, Some(target)) = (awaits_agent(tunnel), &tunnel.target) {
+            text.push_str(&format!("  waiting for the agent on `{target}`\n"));
+        }
         let Some(error) = &tunnel.last_error else { continue };
         let at = tunnel.last_error_at.as_deref().map(|at| ago(at, now)).unwrap_or_default();
         text.push_str(&format!("  {at} ago: {error}\n"));
@@ -218,6 +221,11 @@ fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
         }
     }
     text
+}
+
+/// Whether its session has been started and the agent has not spoken yet.
+fn awaits_agent(tunnel: &TunnelReport) -> bool {
+    tunnel.session_id.is_some() && tunnel.agent_version.is_none() && tunnel.state != "active"
 }
 
 fn or_dash(text: &Option<String>) -> String {

@@ -92,6 +92,7 @@ fn repeated(fault: &Fault) -> Option<(Duration, Command)> {
         | Fault::Deny(_)
         | Fault::DenyDocument(_)
         | Fault::SilentHandshake
+        | Fault::SlowAgent(_)
         | Fault::AgentVersion(_)
         | Fault::Unresolvable
         | Fault::NoAccessEntry
@@ -147,6 +148,7 @@ fn apply(settings: &mut Settings, fault: &Fault) {
             settings.denied_documents.insert(name.clone());
         }
         Fault::SilentHandshake => settings.agent.handshake_delay = NEVER,
+        Fault::SlowAgent(time) => settings.agent.handshake_delay = *time,
         Fault::AgentVersion(version) => settings.agent.version = Some(version.clone()),
         Fault::Unresolvable => {
             settings.destinations.insert(ALL_DESTINATIONS.to_owned(), Destination::Unresolvable);

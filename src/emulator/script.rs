@@ -371,6 +371,8 @@ pub enum Fault {
     DenyDocument(String),
     /// `silent-handshake`: agents of new sessions never begin the handshake.
     SilentHandshake,
+    /// `slow-agent=35s`: agents of new sessions begin the handshake so much later.
+    SlowAgent(Duration),
     /// `agent-version=3.0.222.0`: agents report this version.
     AgentVersion(String),
     /// `unresolvable`: no destination's name is known where the agent is.
@@ -426,6 +428,7 @@ pub const FAULTS: &[(&str, &str)] = &[
     ("deny=ssm:ResumeSession", "deny an IAM action"),
     ("deny-document=NAME", "deny StartSession on a session document"),
     ("silent-handshake", "let agents of new sessions never begin the handshake"),
+    ("slow-agent=35s", "let agents of new sessions begin the handshake so much later"),
     ("agent-version=3.0.222.0", "let agents report another version"),
     ("unresolvable", "let no destination's name be known where the agent is"),
     ("no-access-entry", "let API servers answer 401 to every token"),
@@ -522,6 +525,7 @@ impl Fault {
             "reject-token" => Self::RejectToken(count()?),
             "deny" => Self::Deny(word().filter(|action| action.contains(':'))?),
             "deny-document" => Self::DenyDocument(word()?),
+            "slow-agent" => Self::SlowAgent(time()?),
             "agent-version" => Self::AgentVersion(word()?),
             "fragment" => Self::Fragment(value.parse().ok().filter(|len| *len > 0)?),
             "wrong-digest" => Self::WrongDigest(count()?),
@@ -564,6 +568,7 @@ impl fmt::Display for Fault {
             Self::Deny(action) => write!(f, "deny={action}"),
             Self::DenyDocument(name) => write!(f, "deny-document={name}"),
             Self::SilentHandshake => f.write_str("silent-handshake"),
+            Self::SlowAgent(time) => write!(f, "slow-agent={}ms", ms(time)),
             Self::AgentVersion(version) => write!(f, "agent-version={version}"),
             Self::Unresolvable => f.write_str("unresolvable"),
             Self::NoAccessEntry => f.write_str("no-access-entry"),

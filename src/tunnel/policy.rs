@@ -51,6 +51,14 @@ const CAUGHT_UP: Duration = Duration::from_millis(500);
 /// human: the agent cannot resolve the destination, say.
 const USELESS_SESSIONS: u32 = 3;
 
+/// Least time that an agent gets for its handshake where other targets are still to be tried. Agents that are awake take a
+/// second at most; one whose machine has just started, or is busy, has been seen to take 35 s.
+const FIRST_HANDSHAKE: Duration = Duration::from_secs(15);
+
+/// Bounds of the time that an agent gets once there is nobody else to turn to. A session to an agent that never comes
+/// must not be waited for all day.
+const LAST_HANDSHAKE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
+
 /// The shortest idle timeout that an account can set. A session that was heard a shorter time ago has not been ended by it.
 const SHORTEST_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -257,6 +265,19 @@ fn restart(backoff: Backoff, history: &History, jitter: &mut Jitter) -> Step {
 
 fn slow(history: &History, target: usize, jitter: &mut Jitter) -> Step {
     Step::SlowRetry { after: SLOW.delay(history.starts.max(1), jitter), target }
+}
+
+/// Says how long the agent of a session that is started now has for its handshake. `limit` is how long the tunnel may take
+/// to come up, `starts` how many sessions in a row have come to nothing.
+///
+/// While there are targets that have not been tried, they share the time; then each has all of it.
+pub(super) fn handshake_limit(limit: Duration, starts: u32, targets: usize) -> Duration {
+    let targets = u32::try_from(targets).unwrap_or(u32::MAX).max(1);
+    if targets == 1 || starts >= targets {
+        let (least, most) = LAST_HANDSHAKE;
+        return limit.clamp(least, most);
+    }
+    (limit / targets).max(FIRST_HANDSHAKE.min(limit))
 }
 
 /// Returns how long to wait before the `attempt`-th look, counted from 1, whether a better target is back.

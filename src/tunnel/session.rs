@@ -236,7 +236,9 @@ impl SessionTask {
         shared.common.note_started(&handle.target);
         let now = shared.common.clock().now();
         let ids = MessageIds::new(self.jitter.next_u64());
-        self.driver.begin(PortSession::new(shared.config.session.clone(), ids, now));
+        let mut config = shared.config.session.clone();
+        config.handshake_timeout = policy::handshake_limit(config.handshake_timeout, self.starts, self.targets());
+        self.driver.begin(PortSession::new(config, ids, now));
         self.resumes = 0;
         self.down_since = None;
         self.reports.send(Report::Started(handle.clone()));
@@ -335,6 +337,15 @@ impl SessionTask {
         }
     }
 
+    fn is_replaced(&self) -> bool {
+        self.assignment.replaced.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many targets there are to turn to.
+    fn targets(&self) -> usize {
+        if self.is_replaced() { self.shared.targets.len() } else { self.assignment.targets }
+    }
+
     /// Decides what follows a fault. The transport, if there was one, is gone.
     fn after_fault(&mut self, fault: Fault, session: Option<Live>) -> Stage {
         let now = self.shared.common.clock().now().mono;
@@ -347,7 +358,7 @@ impl SessionTask {
             self.resumes += 1;
             self.down_since.get_or_insert(now);
         }
-        let replaced = self.assignment.replaced.load(Ordering::Relaxed);
+        let replaced = self.is_replaced();
         let history = History {
             resumes: self.resumes,
             down_for: self.down_since.map_or(Duration::ZERO, |since| now.saturating_sub(since)),
@@ -355,7 +366,7 @@ impl SessionTask {
             starts: if useful { 0 } else { self.starts + 1 },
             useful_before: self.useful_at.map(|at| now.saturating_sub(at)),
             target: self.target,
-            targets: if replaced { self.shared.targets.len() } else { self.assignment.targets },
+            targets: self.targets(),
             idle: !self.shared.config.keeps_warm() && self.driver.open_connections() == 0,
         };
         let step = policy::decide(&fault, &history, &mut self.jitter);

@@ -153,6 +153,15 @@ pub struct SessionStatus {
     pub held_back: bool,
 }
 
+impl SessionStatus {
+    /// Whether the session has been started and its agent has not spoken yet, for at least `silence`.
+    #[must_use]
+    pub fn awaits_agent(&self, silence: Duration, now: SystemTime) -> bool {
+        let is_late = |at| now.duration_since(at).is_ok_and(|time| time >= silence);
+        self.id.is_some() && self.agent_version.is_none() && self.started_at.is_some_and(is_late)
+    }
+}
+
 /// Something that went wrong, and when.
 #[derive(Debug, Clone)]
 pub struct LastError {

@@ -2,10 +2,38 @@
 
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
-use autoheal_pa::emulator::{ClusterConfig, Config, Event, Identity, StreamScheme};
+use autoheal_pa::emulator::{BastionConfig, ClusterConfig, Config, Event, Fault, Identity, StreamScheme};
 use rustix::process::Signal;
 
 use super::support::{Lab, PROGRAM, Running};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_slow_to_speak_is_waited_for_and_named() {
+    let [slow, other] = ["i-0dc03fbcae2a87472", "i-0fedcba9876543210"];
+    let bastions = vec![BastionConfig::new(slow), BastionConfig::new(other)];
+    let clusters = vec![ClusterConfig::new("payments")];
+    let lab = Lab::start(Config { clusters, bastions, ..Config::default() }).await;
+    lab.emulator.inject(&Fault::SlowAgent(Duration::from_secs(6)));
+    let mut up = lab.start_up(&["--bastion", slow, "--timeout", "4s"]);
+    assert!(up.says(&format!("starting: waiting for the agent on `{slow}`")).await, "{}", up.stderr_so_far());
+    let status = Running::start(lab.bare_command(PROGRAM).args(["status"])).ended().await;
+    assert!(status.assert_success().contains(&format!("\n  waiting for the agent on `{slow}`\n")), "{}", status.stdout);
+    let message = format!("error: the tunnel to `payments` still waits for the agent on `{slow}`");
+    assert!(up.says(&message).await, "{}", up.stderr_so_far());
+    assert!(up.says("is waited for as long as `--timeout` says").await, "{}", up.stderr_so_far());
+    up.ready().await;
+    let ended = up.stop().await;
+    assert!(!ended.stderr.contains("did not complete the handshake"), "{}", ended.stderr);
+
+    // A time that is too short for it: each gives way to the other, and then it is waited for all the same.
+    let mut up = lab.start_up(&["--bastion", slow, "--bastion", other, "--timeout", "3s"]);
+    assert!(up.says("is waited for as long as `--timeout` says").await, "{}", up.stderr_so_far());
+    up.ready().await;
+    assert_eq!(up.stop().await.code(), Some(0));
+    let on = |target: &str| lab.emulator.sessions().iter().filter(|session| session.target == target).count();
+    assert_eq!((on(slow), on(other)), (3, 1), "one of the first run, then each in turn");
+    lab.assert_clean().await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn opens_tunnels_and_ends_its_sessions() {

@@ -469,7 +469,7 @@ fn closed_meaning(reason: &CloseReason, target: &str) -> String {
         CloseReason::Handshake(_) => format!("the agent on `{target}` does not do what the document asks of it"),
         CloseReason::HandshakeTimeout { requested: false, .. } => format!(
             "the session was opened and the agent on `{target}` has not said a word: it does not reach `ssmmessages`, its instance \
-             profile does not allow it there, or it hangs"
+             profile does not allow it there, or it hangs; one that is only slow is waited for by `up` for as long as `--timeout` says"
         ),
         CloseReason::HandshakeTimeout { requested: true, .. } => {
             format!("the agent on `{target}` has begun the handshake and not ended it: it hangs, or messages get lost")

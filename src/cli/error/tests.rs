@@ -241,6 +241,7 @@ fn other_faults() {
     let (kind, text) = tunnel(Fault::Closed(reason));
     assert_eq!(kind, Kind::Tunnel);
     assert!(text.starts_with("cannot open a tunnel to `prod-eu`: the session is over: the agent did not"), "{text}");
+    assert!(text.contains("is waited for as long as `--timeout` says"), "{text}");
     let output = "Forwarding to IP address x.eks.amazonaws.com is forbidden.".to_owned();
     let (kind, text) = tunnel(Fault::Closed(CloseReason::ChannelClosed { output }));
     assert_eq!(kind, Kind::Tunnel);

@@ -42,6 +42,15 @@ impl CommandError {
     }
 }
 
+impl CommandError {
+    /// Says that the agent on a target has not spoken yet.
+    #[must_use]
+    pub fn agent_awaited(cluster: &Cluster, target: &Target) -> Self {
+        let message = format!("the tunnel to `{}` still waits for the agent on `{target}`", cluster.name);
+        Self::new(Kind::Tunnel, message).hints(silent_agent())
+    }
+}
+
 /// Says what follows from not being allowed to resume sessions, and what would change it.
 pub(in crate::cli) fn resume_denied(region: &str) -> CommandError {
     let message = "sessions may not be resumed: open connections are cut whenever AWS closes a WebSocket, about hourly";
@@ -243,6 +252,14 @@ fn probe(cluster: &Cluster, error: &ProbeError) -> Vec<String> {
     }
 }
 
+/// What to do about an agent that does not complete the handshake.
+fn silent_agent() -> Vec<String> {
+    vec![
+        "the agent on the bastion has to reach `ssmmessages` of this region; restarting it may help".to_owned(),
+        "an agent that is slow to start its worker is waited for as long as `--timeout` says".to_owned(),
+    ]
+}
+
 fn closed(cluster: &Cluster, reason: &CloseReason) -> Vec<String> {
     match reason {
         CloseReason::ChannelClosed { .. } if reason.is_refused_destination() => {
@@ -262,11 +279,7 @@ fn closed(cluster: &Cluster, reason: &CloseReason) -> Vec<String> {
         CloseReason::Handshake(_) => {
             vec!["update the SSM agent on the bastion; 3.1.1374.0 is the oldest that will do".to_owned()]
         }
-        CloseReason::HandshakeTimeout { .. } => {
-            vec![
-                "the agent on the bastion has to reach `ssmmessages` of this region; restarting it may help".to_owned(),
-            ]
-        }
+        CloseReason::HandshakeTimeout { .. } => silent_agent(),
         CloseReason::Misbehaved { .. } | CloseReason::Smux(_) => vec![
             "the agent on the bastion may be broken: `sudo systemctl restart amazon-ssm-agent` there, and update it"
                 .to_owned(),

@@ -1,8 +1,11 @@
 //! What a user sees of the tunnels while they come up and afterwards, and when there is no hope for them.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::Roster;
 use crate::{
@@ -10,9 +13,17 @@ use crate::{
         error::{CommandError, Kind},
         output::{Line, Mark, Printer},
     },
+    clock,
+    cluster::Target,
     supervisor::Board,
     tunnel::{DialError, Fault, State, TunnelStatus},
 };
+
+/// How long an agent that does not speak is no news. Most take well below a second.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// How often to look whether an agent has been silent for long.
+const SILENCE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Shows the tunnels until all are ready. Fails with the board when only a human can help any of them.
 pub(in crate::cli) async fn until_ready(
@@ -48,14 +59,27 @@ pub(in crate::cli) async fn until_ready(
             }
             return Err(now);
         }
-        if board.changed().await.is_err() {
+        if timeout(SILENCE_INTERVAL, board.changed()).await.is_ok_and(|outcome| outcome.is_err()) {
             return Err(board.borrow().clone());
         }
     }
 }
 
+/// The target whose agent a tunnel that does not work is waiting for, if it has been silent for that long.
+fn awaited(tunnel: &TunnelStatus, silence: Duration) -> Option<&Target> {
+    let now = SystemTime::UNIX_EPOCH + clock::wall();
+    let session = tunnel.session().filter(|session| session.awaits_agent(silence, now))?;
+    match tunnel.state {
+        State::Starting | State::Reconnecting | State::Failed => Some(&session.target),
+        State::Active | State::Degraded | State::Stopped => None,
+    }
+}
+
 fn progress_text(tunnel: &TunnelStatus) -> String {
     let place = format!("127.0.0.1:{}", tunnel.port);
+    if let Some(target) = awaited(tunnel, SILENCE) {
+        return format!("{place} {}: waiting for the agent on `{target}`", tunnel.state);
+    }
     match tunnel.state {
         State::Active => {
             let through = tunnel.session().map(|session| format!(" through {}", session.target)).unwrap_or_default();
@@ -122,7 +146,10 @@ pub(in crate::cli) fn is_hopeless(board: &Board, hope: &Hopeless, time_is_up: bo
 pub(in crate::cli) fn failure(board: &Board, printer: &Printer) -> CommandError {
     let mut errors = board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()).map(|tunnel| match &tunnel.last_error {
         Some(error) => CommandError::tunnel(&tunnel.cluster, &error.fault),
-        None => CommandError::new(Kind::Tunnel, format!("the tunnel to `{}` is not ready", tunnel.cluster.name)),
+        None => match awaited(tunnel, Duration::ZERO) {
+            Some(target) => CommandError::agent_awaited(&tunnel.cluster, target),
+            None => CommandError::new(Kind::Tunnel, format!("the tunnel to `{}` is not ready", tunnel.cluster.name)),
+        },
     });
     let Some(first) = errors.next() else {
         return CommandError::new(Kind::Tunnel, "no tunnel could be opened");
@@ -138,7 +165,10 @@ pub(in crate::cli) fn report_unready(board: &Board, seconds: u64, printer: &Prin
     for tunnel in board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()) {
         match &tunnel.last_error {
             Some(error) => printer.error(&CommandError::tunnel(&tunnel.cluster, &error.fault)),
-            None => printer.warning(&format!("`{}` is not ready after {seconds} s", tunnel.cluster.name)),
+            None => match awaited(tunnel, Duration::ZERO) {
+                Some(target) => printer.error(&CommandError::agent_awaited(&tunnel.cluster, target)),
+                None => printer.warning(&format!("`{}` is not ready after {seconds} s", tunnel.cluster.name)),
+            },
         }
     }
 }
@@ -152,13 +182,21 @@ pub(in crate::cli) async fn wait_ready(mut board: watch::Receiver<Board>) {
 
 /// Says what happens to tunnels. Never ends.
 pub(in crate::cli) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Printer) {
+    let state = |tunnel: &TunnelStatus| (tunnel.state, awaited(tunnel, SILENCE).cloned());
     let states =
-        |board: &Board| board.tunnels.iter().map(|tunnel| (tunnel.port, tunnel.state)).collect::<BTreeMap<_, _>>();
+        |board: &Board| board.tunnels.iter().map(|tunnel| (tunnel.port, state(tunnel))).collect::<BTreeMap<_, _>>();
     let mut known = states(&board.borrow_and_update());
-    while board.changed().await.is_ok() {
+    while timeout(SILENCE_INTERVAL, board.changed()).await.map_or(true, |outcome| outcome.is_ok()) {
         let now = board.borrow_and_update().clone();
         for tunnel in &now.tunnels {
-            if known.get(&tunnel.port) != Some(&tunnel.state) {
+            let is_news = match known.get(&tunnel.port) {
+                // That the agent has spoken is seen by what follows.
+                Some((known, awaits)) => {
+                    *known != tunnel.state || (awaits.is_none() && awaited(tunnel, SILENCE).is_some())
+                }
+                None => true,
+            };
+            if is_news {
                 printer.progress(&format!("{} {}", tunnel.cluster.name, progress_text(tunnel)));
             }
         }

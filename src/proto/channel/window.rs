@@ -70,8 +70,10 @@ pub(super) struct Window {
     base: Option<Duration>,
     /// The same to the agent only, by the two clocks, in milliseconds.
     base_there: Option<i64>,
-    /// No further cut before this time, when acknowledgements show the effect of the last one.
-    cut_until: Duration,
+    /// The least excess of the present round trip, and when that ends. A segment that TCP has to repeat holds up all that
+    /// is behind it for a moment, which is no queue: that is what even the quickest message waits in.
+    least_excess: Option<Duration>,
+    judged_at: Duration,
     rate: Rate,
     /// What has been acknowledged and is not known to be.
     returning: usize,
@@ -119,7 +121,8 @@ impl Window {
             found: false,
             base: None,
             base_there: None,
-            cut_until: Duration::ZERO,
+            least_excess: None,
+            judged_at: Duration::ZERO,
             rate: Rate::default(),
             returning: 0,
         }
@@ -155,16 +158,21 @@ impl Window {
             ((self.rate.bytes_per_second() * RETURNING_GAIN * lag.as_secs_f64()) as usize).min(MAX_RETURNING);
         let on_its_way = in_flight.saturating_sub(self.returning);
         let excess = excess.saturating_sub(QUEUE_TARGET.max(lag / QUEUE_SHARE));
-        if !excess.is_zero() {
-            self.found = true;
-            if self.cut_until <= now {
+        let least = self.least_excess.map_or(excess, |least| least.min(excess));
+        self.least_excess = Some(least);
+        if self.judged_at <= now {
+            self.judged_at = now + round_trip;
+            self.least_excess = None;
+            if !least.is_zero() {
+                self.found = true;
                 // As much less as took too long, down to a half.
-                let share = excess.as_secs_f64() / round_trip.saturating_sub(lag).max(excess).as_secs_f64();
+                let share = least.as_secs_f64() / round_trip.saturating_sub(lag).max(least).as_secs_f64();
                 let size = self.size.min(on_its_way.max(MIN)) as f64 * (1.0 - share.min(0.5));
                 self.size = (size as usize).max(MIN).min(self.limit());
-                self.cut_until = now + round_trip;
+                return;
             }
-        } else if on_its_way >= self.size / 2 {
+        }
+        if excess.is_zero() && on_its_way >= self.size / 2 {
             // What is not used shows nothing, and does not grow.
             let growth = if self.found { STEP * len / self.size.max(1) } else { len };
             self.size = (self.size + growth.max(1)).min(self.limit());
@@ -175,7 +183,8 @@ impl Window {
     pub(super) fn reattached(&mut self) {
         self.base = None;
         self.base_there = None;
-        self.cut_until = Duration::ZERO;
+        self.least_excess = None;
+        self.judged_at = Duration::ZERO;
         self.returning = 0;
     }
 }

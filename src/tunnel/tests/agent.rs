@@ -100,8 +100,8 @@ pub(super) struct Agent {
     pub(super) orders: mpsc::UnboundedReceiver<Order>,
     pub(super) notes: mpsc::UnboundedSender<Note>,
     pub(super) destination: Destination,
-    /// Answers the handshake; otherwise it says nothing.
-    pub(super) speaks: bool,
+    /// How long it takes to begin the handshake; `None`: for ever.
+    pub(super) speaks: Option<Duration>,
 }
 
 struct State {
@@ -151,7 +151,9 @@ impl Agent {
             dead: false,
             outbox: Vec::new(),
         };
-        if self.speaks {
+        let mut begin = self.speaks.map(|after| Box::pin(tokio::time::sleep(after)));
+        if self.speaks.is_some_and(|after| after.is_zero()) {
+            begin = None;
             state.send(PayloadType::HandshakeRequest, REQUEST.as_bytes());
         }
         let mut frozen = false;
@@ -199,6 +201,10 @@ impl Agent {
                         None => return,
                     },
                     _ = tick.tick(), if state.slow && !frozen => state.outbox.extend(state.unacked.values().next().cloned()),
+                    () = async { if let Some(begin) = &mut begin { begin.await } }, if begin.is_some() => {
+                        begin = None;
+                        state.send(PayloadType::HandshakeRequest, REQUEST.as_bytes());
+                    }
                     Some((id, data)) = output.recv(), if !frozen => state.handle_output(id, data),
                     message = socket.next(), if !hung && !frozen => match message {
                         Some(Ok(tungstenite::Message::Binary(bytes))) => {

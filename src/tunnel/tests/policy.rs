@@ -6,7 +6,10 @@ use crate::{
     proto::{CloseReason, Version, Violation, handshake::HandshakeError, smux::frame::FrameError},
     tunnel::{
         BoxError, DialError, Fault, ProbeError, SessionId, TransportError,
-        policy::{AfterProbe, Denial, History, Jitter, Step, after_probe, decide, denial, failback, is_behind},
+        policy::{
+            AfterProbe, Denial, History, Jitter, Step, after_probe, decide, denial, failback, handshake_limit,
+            is_behind,
+        },
         tests::support::{denied, target},
     },
 };
@@ -105,6 +108,18 @@ fn what_a_denied_resume_proves() {
     ] {
         assert_eq!(denial(is_active, unheard, has_resumed), expected, "{is_active:?} {unheard:?} {has_resumed}");
     }
+}
+
+#[test]
+fn the_time_for_the_handshake_is_shared_until_all_targets_have_been_tried() {
+    let limit = |limit, starts, targets| handshake_limit(Duration::from_secs(limit), starts, targets).as_secs();
+    assert_eq!(limit(60, 0, 1), 60, "an agent that takes 35 s");
+    assert_eq!(limit(300, 7, 1), 300);
+    assert_eq!(limit(3, 0, 1), 30, "whoever is impatient still gets a tunnel");
+    assert_eq!(limit(24 * 3600, 0, 1), 600, "an agent that never comes is not waited for all day");
+    assert_eq!([0, 1, 2].map(|starts| limit(60, starts, 2)), [30, 30, 60], "both are tried in time");
+    assert_eq!([0, 9, 10].map(|starts| limit(60, starts, 10)), [15, 15, 60], "agents that are awake take a second");
+    assert_eq!([0, 1, 2].map(|starts| limit(2, starts, 2)), [2, 2, 30]);
 }
 
 #[test]

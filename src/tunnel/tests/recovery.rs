@@ -275,6 +275,28 @@ async fn a_silent_link_is_found_within_ten_seconds_when_somebody_uses_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_takes_35_seconds_to_speak_is_waited_for() {
+    let mut config = config();
+    config.session.handshake_timeout = Duration::from_secs(60);
+    let slow = |state: &mut super::support::NetworkState| state.delay_agents(Duration::from_secs(35));
+    let mut world = World::with(Destination::Echo, config.clone(), 1, "", slow);
+    let waiting = world.until(|status| status.session().is_some_and(|session| session.id.is_some())).await;
+    assert_eq!(waiting.state, State::Starting);
+    let session = waiting.session().unwrap();
+    let later = |seconds| session.started_at.unwrap() + Duration::from_secs(seconds);
+    assert!(!session.awaits_agent(Duration::from_secs(2), later(1)));
+    assert!(session.awaits_agent(Duration::from_secs(2), later(2)), "that is what is waited for");
+    let status = world.until_state(State::Active).await;
+    assert!(!status.session().unwrap().awaits_agent(Duration::ZERO, later(99)));
+    assert_eq!((status.restarts, status.last_error.is_none()), (0, true));
+
+    // Each of two gives way to the other once, and then is waited for as well.
+    let mut world = World::with(Destination::Echo, config, 2, "", slow);
+    let status = world.until_state(State::Active).await;
+    assert_eq!((status.restarts, status.session().unwrap().target.clone()), (2, target(0)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_agent_that_does_not_speak_makes_the_next_target_be_tried() {
     let mut world = World::with(Destination::Echo, config(), 2, "", super::support::NetworkState::silence_agents);
     world.until_call(&Call::Start(target(0).to_string())).await;

@@ -78,7 +78,8 @@ pub(super) struct NetworkState {
     absent: Vec<Target>,
     /// Starts and resumes wait while this is down.
     gate: watch::Sender<bool>,
-    agents_speak: bool,
+    /// How long agents take to speak; `None`: for ever.
+    agents_speak: Option<Duration>,
     /// What is said of whether sessions are active.
     pub(super) says_active: Option<bool>,
 }
@@ -140,7 +141,11 @@ impl NetworkState {
     }
 
     pub(super) fn silence_agents(&mut self) {
-        self.agents_speak = false;
+        self.agents_speak = None;
+    }
+
+    pub(super) fn delay_agents(&mut self, time: Duration) {
+        self.agents_speak = Some(time);
     }
 
     fn connect(&mut self, number: usize) -> Transport {
@@ -304,7 +309,7 @@ impl World {
             refuse_resumes: VecDeque::new(),
             absent: Vec::new(),
             gate: watch::Sender::new(true),
-            agents_speak: true,
+            agents_speak: Some(Duration::ZERO),
             says_active: None,
         };
         prepare(&mut state);
