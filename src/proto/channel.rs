@@ -3,7 +3,7 @@
 //! Knows payloads only by their type. What they mean is up to [`session`](super::session).
 //!
 //! Invariants: numbers start at 0 in both directions and never repeat; a message is kept until it is
-//! acknowledged; acknowledgements go out before anything else and never wait.
+//! acknowledged; acknowledgements never wait for window or pace, and go out before anything else but some data.
 //!
 //! Source: section by section, `streaming.go` of session-manager-plugin 1.2.677.0 and
 //! `datachannel.go` of amazon-ssm-agent 3.3.1142.0; where this client does better than both, the
@@ -54,9 +54,14 @@ const REPLAY_BURST: u32 = 20;
 const SETTLE_RATE: u32 = 450;
 const SETTLE_BURST: u32 = 50;
 
-/// Largest number of acknowledgements that wait for the transport. More only gather when the peer
-/// floods without reading; one that is not sent makes the agent repeat the message, no more.
-const MAX_PENDING_ACKS: usize = 16_384;
+/// Largest number of acknowledgements that wait for the transport: five seconds' worth at the full message rate. More
+/// gather on a line whose way up is too slow for them, and then nothing more should be read, as an agent keeps a hundred
+/// thousand unacknowledged messages and forgets others. One that is not sent makes it repeat the message, no more.
+const MAX_PENDING_ACKS: usize = 4096;
+
+/// How many acknowledgements go before a message with data that waits as well. On a line whose way up is too slow for the
+/// acknowledgements of a download, nothing else would ever go.
+const ACKS_BEFORE_DATA: u32 = 4;
 
 /// Largest number of messages from the oldest unacknowledged one on, whatever their size.
 const MAX_SPAN: usize = 16_384;
@@ -89,6 +94,8 @@ pub(super) struct DataChannel {
     sender: Sender,
     receiver: Receiver,
     acks: VecDeque<Header>,
+    /// Acknowledgements that have gone since the last message with data.
+    acks_in_row: u32,
     ids: MessageIds,
     pacer: Pacer,
     /// Holds back the repeats that a new transport calls for, until all are sent.
@@ -132,6 +139,7 @@ impl DataChannel {
             sender: Sender::new(now.mono),
             receiver: Receiver::new(config.reorder_budget),
             acks: VecDeque::new(),
+            acks_in_row: 0,
             ids,
             pacer: Pacer::new(config.messages_per_second, now.mono),
             replay: None,
@@ -213,6 +221,16 @@ impl DataChannel {
     /// Returns since when the service has paused the session.
     pub(super) fn paused_since(&self) -> Option<Duration> {
         self.pause.filter(|_| self.attached && self.reading).map(|pause| pause.since)
+    }
+
+    /// Whether so many acknowledgements wait for the transport that nothing more should come.
+    pub(super) fn owes_acknowledgements(&self) -> bool {
+        self.acks.len() >= MAX_PENDING_ACKS
+    }
+
+    /// Whether it is the turn of a message with data, although acknowledgements wait.
+    pub(super) fn is_turn_of_data(&self) -> bool {
+        self.acks_in_row >= ACKS_BEFORE_DATA
     }
 
     /// Whether anybody reads what comes.
@@ -401,6 +419,7 @@ impl DataChannel {
         }
         if let Some(acknowledged) = self.acks.pop_front() {
             self.pacer.count(now.mono);
+            self.acks_in_row = self.acks_in_row.saturating_add(1);
             let id = self.ids.next_id();
             return Some(Acknowledgement::encode(&acknowledged, id, created_ms(now)));
         }
@@ -462,6 +481,7 @@ impl DataChannel {
     /// Numbers the message whose payload has been appended to a [`buffer`](Self::buffer).
     pub(super) fn seal(&mut self, now: Now, buffer: BytesMut) -> Bytes {
         let payload_len = buffer.len() - HEADER_LEN;
+        self.acks_in_row = 0;
         let message = self.header(now, PayloadType::Output).seal(buffer);
         self.register(message.clone(), payload_len, true, now);
         message

@@ -266,6 +266,12 @@ impl PortSession {
         self.channel.lag()
     }
 
+    /// Whether so many acknowledgements wait for the transport that nothing more should be read from it.
+    #[must_use]
+    pub fn owes_acknowledgements(&self) -> bool {
+        self.channel.owes_acknowledgements()
+    }
+
     /// Whether the service has paused the session.
     #[must_use]
     pub fn is_paused(&self) -> bool {
@@ -499,10 +505,15 @@ impl PortSession {
 
     // Output.
 
-    /// Returns the next WebSocket message, if one may go now. Acknowledgements come first.
+    /// Returns the next WebSocket message, if one may go now. Acknowledgements come first, but leave room for some data.
     pub fn poll_transmit(&mut self, now: Now) -> Option<Bytes> {
         if !self.attached {
             return None;
+        }
+        if self.channel.is_turn_of_data()
+            && let Some(message) = self.poll_data(now)
+        {
+            return Some(message);
         }
         if let Some(message) = self.channel.poll_transmit(now) {
             return Some(message);
@@ -510,6 +521,11 @@ impl PortSession {
         if let Some(message) = self.urgent.pop_front() {
             return Some(message);
         }
+        self.poll_data(now)
+    }
+
+    /// Returns the next message with data, as far as window and pace let it go.
+    fn poll_data(&mut self, now: Now) -> Option<Bytes> {
         while self.may_send_data() && self.channel.take_pace(now) {
             let mut buffer = DataChannel::buffer(self.config.payload_len);
             self.mux.fill(&mut buffer, self.config.payload_len);

@@ -395,9 +395,10 @@ impl Driver {
         self.open_waiting(now, link.is_some())?;
         let until = self.serve_ready(now, &mut more);
         if let Some(link) = link {
+            let owed = self.owes_acknowledgements();
             self.write_transport(cx, now, link)?;
-            // Sending makes room: writers that waited for it go on in the next turn.
-            more |= self.handle_events(now)?;
+            // Sending makes room: writers that waited for it go on in the next turn, and so does reading.
+            more |= self.handle_events(now)? || (owed && !self.owes_acknowledgements());
         }
         Ok((more, until))
     }
@@ -425,7 +426,8 @@ impl Driver {
     /// Reads a batch of messages. Returns whether there may be more at once.
     fn read_transport(&mut self, cx: &mut Context<'_>, now: Now, link: &mut Link) -> Result<bool, Fault> {
         for _ in 0..READ_BATCH {
-            if !self.may_read(now, link) {
+            // What goes out wakes the task.
+            if self.owes_acknowledgements() || !self.may_read(now, link) {
                 return Ok(false);
             }
             let incoming = match link.transport.poll_next(cx) {
@@ -452,6 +454,11 @@ impl Driver {
             }
         }
         Ok(true)
+    }
+
+    /// Whether the way up is too slow for the acknowledgements of what comes.
+    fn owes_acknowledgements(&self) -> bool {
+        self.session.as_ref().is_some_and(PortSession::owes_acknowledgements)
     }
 
     /// Whether there is room for another message. While there is none, nothing that does not come means anything.
@@ -729,12 +736,17 @@ impl Driver {
             if link.blocked && link.transport.poll_flush(cx).map_err(Fault::Transport)?.is_pending() {
                 return Ok(());
             }
+            let owed = self.owes_acknowledgements();
             let Some(session) = &mut self.session else { return Ok(()) };
             let mut written = 0;
             while written < WRITE_BATCH && link.transport.poll_ready(cx).map_err(Fault::Transport)?.is_ready() {
                 let Some(message) = session.poll_transmit(now) else { break };
                 link.transport.write(message).map_err(Fault::Transport)?;
                 written += 1;
+            }
+            if owed && written > 0 {
+                // Nothing is read meanwhile, and what goes out shows that the transport is alive.
+                link.liveness.deafened(now);
             }
             link.blocked = link.transport.poll_flush(cx).map_err(Fault::Transport)?.is_pending();
             if link.blocked || written < WRITE_BATCH {

@@ -313,7 +313,7 @@ mod tests {
                 }
             }
             assert!(delivered as f64 > 0.9 * 100.0 * rate * PAYLOAD as f64, "{delivered} bytes with {wait:?}");
-            assert!(longest < Duration::from_secs(2), "{longest:?} with {wait:?}");
+            assert!(longest < Duration::from_secs(1) + wait / 3, "{longest:?} with {wait:?}");
         }
     }
 
