@@ -7,6 +7,7 @@
 
 mod agent;
 mod faults;
+mod pauses;
 mod scenarios;
 mod traces;
 mod world;
