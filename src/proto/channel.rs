@@ -390,7 +390,7 @@ impl DataChannel {
         self.attached_at = now.mono;
         self.proved = false;
         self.pause = None;
-        self.settlement.reattached();
+        self.settlement.reattached(!self.acks.is_empty());
         self.window.reattached();
         self.lag.reattached(now.mono);
         self.sender.set_lag(Duration::ZERO);

@@ -4,6 +4,10 @@
 //! those messages again, oldest first and ten a second, and only then what has really been lost. It does not know that
 //! they arrived, and the first message that it repeats says from where on: what came from there on is acknowledged
 //! again, without waiting to be asked for each.
+//!
+//! An agent that the service has paused while the client was away repeats nothing. It goes on when anything comes from
+//! the client (`datachannel.go` of amazon-ssm-agent: any `input_stream_data` or `acknowledge` ends its pause), and a client
+//! with nothing to send would wait for ever. So the latest acknowledgement is repeated on each new transport.
 
 use std::collections::VecDeque;
 
@@ -43,6 +47,10 @@ pub(super) struct Settlement {
     in_doubt: Vec<Received>,
     /// What is to be acknowledged again, by number.
     again: VecDeque<Received>,
+    /// The latest message of the agent, by number.
+    latest: Option<Received>,
+    /// The number of the message that is acknowledged again on the present transport as a sign of life.
+    greeted: Option<i64>,
 }
 
 impl Settlement {
@@ -52,15 +60,23 @@ impl Settlement {
             self.recent.pop_front();
         }
         self.recent.push_back(received);
+        if self.latest.is_none_or(|latest| latest.number < received.number) {
+            self.latest = Some(received);
+        }
     }
 
-    /// Takes note of a change of transport: no acknowledgement on the last one is sure to have arrived.
-    pub(super) fn reattached(&mut self) {
+    /// Takes note of a change of transport: no acknowledgement on the last one is sure to have arrived. The latest is
+    /// repeated, unless an acknowledgement goes out anyway.
+    pub(super) fn reattached(&mut self, acknowledges_anyway: bool) {
         self.in_doubt.extend(self.again.drain(..));
         self.in_doubt.extend(self.recent.drain(..));
         self.in_doubt.sort_unstable_by_key(|received| received.number);
+        self.in_doubt.dedup_by_key(|received| received.number);
         let excess = self.in_doubt.len().saturating_sub(MAX_RECENT);
         self.in_doubt.drain(..excess);
+        let greeting = self.latest.filter(|_| !acknowledges_anyway);
+        self.greeted = greeting.map(|latest| latest.number);
+        self.again.extend(greeting);
     }
 
     /// Takes note of the number of a message that comes. Once it is not above all that came on earlier transports it
@@ -70,7 +86,9 @@ impl Settlement {
             return;
         }
         let known = self.in_doubt.partition_point(|received| received.number <= number);
-        self.again.extend(std::mem::take(&mut self.in_doubt).drain(known..));
+        let greeted = self.greeted;
+        let doubtful = std::mem::take(&mut self.in_doubt).into_iter().skip(known);
+        self.again.extend(doubtful.filter(|received| Some(received.number) != greeted));
     }
 
     /// Whether there is something to acknowledge again.
@@ -104,7 +122,7 @@ mod tests {
         }
         settlement.heard(1);
         assert!(!settlement.is_pending(), "repeats on the same transport mean nothing");
-        settlement.reattached();
+        settlement.reattached(true);
         settlement.heard(8);
         assert!(!settlement.is_pending(), "something new says nothing");
         settlement.heard(3);
@@ -119,7 +137,7 @@ mod tests {
         for number in [0, 1, 3, 4] {
             settlement.acknowledged(received(number));
         }
-        settlement.reattached();
+        settlement.reattached(true);
         settlement.heard(2);
         assert_eq!(again(&mut settlement), [3, 4]);
     }
@@ -129,15 +147,35 @@ mod tests {
         let mut settlement = Settlement::default();
         settlement.acknowledged(received(0));
         settlement.acknowledged(received(1));
-        settlement.reattached();
+        settlement.reattached(true);
         settlement.acknowledged(received(2));
-        settlement.reattached();
+        settlement.reattached(true);
         settlement.heard(0);
         assert_eq!(settlement.next().unwrap().number, 1);
         settlement.acknowledged(received(3));
-        settlement.reattached();
+        settlement.reattached(true);
         settlement.heard(1);
         assert_eq!(again(&mut settlement), [2, 3]);
+    }
+
+    #[test]
+    fn the_latest_is_acknowledged_again_on_each_transport_and_once_on_each() {
+        let mut settlement = Settlement::default();
+        settlement.reattached(false);
+        assert!(!settlement.is_pending(), "nothing has come");
+        for number in [0, 1, 3, 2] {
+            settlement.acknowledged(received(number));
+        }
+        settlement.reattached(false);
+        assert_eq!(again(&mut settlement), [3]);
+        settlement.heard(0);
+        assert_eq!(again(&mut settlement), [1, 2], "3 has been acknowledged again on this transport");
+        // The second time nothing has been sent when that transport is lost as well.
+        settlement.reattached(false);
+        settlement.reattached(false);
+        assert_eq!(again(&mut settlement), [3]);
+        settlement.reattached(true);
+        assert!(!settlement.is_pending(), "another acknowledgement waits, which says as much");
     }
 
     #[test]
@@ -146,11 +184,11 @@ mod tests {
         for number in 0..3 * MAX_RECENT as i64 {
             settlement.acknowledged(received(number));
             if number % 1000 == 0 {
-                settlement.reattached();
+                settlement.reattached(true);
             }
             assert!(settlement.recent.len() <= MAX_RECENT && settlement.in_doubt.len() <= MAX_RECENT);
         }
-        settlement.reattached();
+        settlement.reattached(true);
         settlement.heard(0);
         let again = again(&mut settlement);
         assert_eq!((again.len(), again.last()), (MAX_RECENT, Some(&(3 * MAX_RECENT as i64 - 1))));

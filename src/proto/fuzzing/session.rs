@@ -6,7 +6,8 @@
 //!
 //! A second model keeps account of what the peer has sent and the programs have written. After every step the
 //! session has to agree with it: nothing is sent while there is no transport; every sequenced message that is
-//! kept is acknowledged once each time it comes; bytes of a stream come out in order, once, and not after its
+//! kept is acknowledged once each time it comes, and once more at most on a later transport; each transport carries
+//! an acknowledgement if there is anything to acknowledge; bytes of a stream come out in order, once, and not after its
 //! end; what is held stays within the limits; no deadline stays in the past. At the end the peer turns honest,
 //! and the session has to deliver everything.
 
@@ -128,6 +129,8 @@ struct World {
     owed: VecDeque<Header>,
     settled: BTreeSet<(i64, String)>,
     settled_again: BTreeSet<i64>,
+    /// The present transport has carried an acknowledgement, or it is the first.
+    greeted: bool,
     must_close: bool,
 
     // The session's messages.
@@ -173,6 +176,7 @@ impl World {
             owed: VecDeque::new(),
             settled: BTreeSet::new(),
             settled_again: BTreeSet::new(),
+            greeted: true,
             must_close: false,
             transmitted: Vec::new(),
             acknowledged: BTreeSet::new(),
@@ -384,6 +388,7 @@ impl World {
             self.attached = true;
             self.blocked = false;
             self.settled_again.clear();
+            self.greeted = false;
             self.session.reattached(self.now);
             self.drain();
         }
@@ -410,6 +415,7 @@ impl World {
     fn handle_transmitted(&mut self, bytes: &Bytes) {
         let message = Message::decode(bytes.clone()).expect("the session's messages can be read");
         if message.header.message_type == MessageType::Acknowledge {
+            self.greeted = true;
             let content = Acknowledgement::decode(&message.payload).expect("acknowledgements can be read");
             let number = content.acknowledged_message_sequence_number;
             let acknowledged = (number, content.acknowledged_message_id);
@@ -585,7 +591,12 @@ impl World {
         } else {
             self.streams.values().all(|stream| stream.peer_closed || stream.arrived == stream.written)
         };
-        all_arrived && (stats.bytes_in_flight, stats.messages_early) == (0, 0) && self.unacknowledged().next().is_none()
+        // An agent that was paused while the client was away waits for a sign of life.
+        let is_greeted = self.greeted || self.settled.is_empty();
+        all_arrived
+            && is_greeted
+            && (stats.bytes_in_flight, stats.messages_early) == (0, 0)
+            && self.unacknowledged().next().is_none()
     }
 }
 

@@ -90,6 +90,8 @@ pub(super) struct Agent {
     pub(super) messages_in: u64,
     pub(super) acks_in: BTreeMap<i64, u32>,
     paused: bool,
+    /// Anything that comes from the client ends the pause, as with the real agent.
+    wakes: bool,
 }
 
 const TICK: Duration = Duration::from_millis(100);
@@ -119,6 +121,7 @@ impl Agent {
             messages_in: 0,
             acks_in: BTreeMap::new(),
             paused: false,
+            wakes: false,
         };
         let kms = if agent.config.kms {
             r#",{"ActionType":"KMSEncryption","ActionParameters":{"KMSKeyId":"arn:aws:kms:k"}}"#
@@ -160,6 +163,17 @@ impl Agent {
 
     pub(super) fn set_paused(&mut self, paused: bool) {
         self.paused = paused;
+        self.wakes = false;
+    }
+
+    /// The service pauses the agent; it goes on when it hears of the client.
+    pub(super) fn pause_until_heard(&mut self) {
+        self.paused = true;
+        self.wakes = true;
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
     }
 
     pub(super) fn unacknowledged(&self) -> usize {
@@ -173,6 +187,7 @@ impl Agent {
 
     pub(super) fn handle_message(&mut self, now: Now, bytes: Bytes) {
         let message = Message::decode(bytes).expect("the client's messages can be read");
+        self.paused &= !self.wakes;
         match message.header.message_type {
             MessageType::Acknowledge => {
                 assert_eq!(message.header.flags, Flags::SYN_FIN);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    super::{CloseReason, message::PayloadType},
-    agent::Destination,
+    super::{CloseReason, Config, message::PayloadType, smux::frame::Frame},
+    agent::{AgentConfig, Destination},
     scenarios::{answer, most_in_a_second, secs, service_message},
     world::World,
 };
@@ -83,4 +83,50 @@ fn in_a_pause_the_oldest_message_is_tried_once_a_second_and_given_up_after_90() 
     world.run_until(|world| world.closed.is_some());
     assert_eq!(world.closed, Some(CloseReason::Paused { seconds: 90 }));
     assert_eq!(world.elapsed() - start, secs(90));
+}
+
+#[test]
+fn a_watch_goes_on_after_a_resume_although_the_client_has_nothing_to_say() {
+    let mut world = World::established(1, vec![Destination::Echo]);
+    let watch = world.open(Bytes::from_static(b"watch"), false);
+    world.run_for(secs(2));
+    assert_eq!((world.programs[&watch].received.len(), world.client.stats().bytes_in_flight), (5, 0));
+    // The client is away when there is something new, so the service pauses the agent.
+    world.cut();
+    world.agent.pause_until_heard();
+    world.agent.send_frame(&Frame::Psh(watch, Bytes::from_static(b", event")));
+    world.run_for(secs(3));
+    let acknowledged: u32 = world.agent.acks_in.values().sum();
+    world.reattach();
+    world.run_for(secs(2));
+    assert!(!world.agent.is_paused());
+    assert_eq!(world.programs[&watch].received, "watch, event");
+    // One repeat, and the acknowledgement of the event.
+    assert_eq!(world.agent.acks_in.values().sum::<u32>(), acknowledged + 2);
+}
+
+#[test]
+fn each_resume_brings_one_sign_of_life() {
+    let mut world = World::established(1, vec![]);
+    world.run_for(secs(2));
+    for _ in 0..3 {
+        world.cut();
+        world.run_for(secs(1));
+        world.client_sent.clear();
+        world.reattach();
+        world.run_for(secs(60));
+        assert_eq!(world.client_sent.len(), 1, "the acknowledgement of the latest message");
+    }
+    let latest = *world.agent.acks_in.keys().last().unwrap();
+    assert_eq!(world.agent.acks_in[&latest], 4);
+}
+
+#[test]
+fn a_resume_before_anything_has_come_brings_no_sign_of_life() {
+    let agent = AgentConfig { mute: true, ..AgentConfig::default() };
+    let mut world = World::new(1, Config::default(), agent, vec![]);
+    world.cut();
+    world.reattach();
+    world.run_for(secs(10));
+    assert!(world.client_sent.is_empty());
 }
