@@ -72,7 +72,7 @@ pub struct Config {
     pub handshake_timeout: Duration,
     /// How long the oldest message may go unacknowledged on a transport that is there.
     pub unacknowledged_timeout: Duration,
-    /// How long a `pause_publication` may last.
+    /// How long a `pause_publication` may last in which the agent answers no question.
     pub pause_timeout: Duration,
     /// How long a stream is kept open for the agent's answer after the local program has stopped
     /// writing, counted from the last byte that came.

@@ -12,6 +12,7 @@
 mod conduct;
 mod lag;
 mod pacer;
+mod pause;
 mod recv;
 mod reorder;
 mod rtt;
@@ -30,6 +31,7 @@ use self::{
     conduct::Conduct,
     lag::LagMeter,
     pacer::{Bucket, Pacer},
+    pause::Pause,
     recv::{Receipt, Receiver},
     send::{Arrived, Sender},
     settle::{Received, Settlement},
@@ -71,9 +73,6 @@ const MAX_SPAN: usize = 16_384;
 /// `ResendSleepInterval` in amazon-ssm-agent, `config.go`; it looks at its oldest message only.
 const AGENT_RESEND_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often the oldest message is sent during a pause, to find out whether the agent is back.
-const PAUSE_PROBE: Duration = Duration::from_secs(1);
-
 /// What a message meant, beyond what the channel deals with by itself.
 #[derive(Debug)]
 pub(super) enum Input {
@@ -103,8 +102,9 @@ pub(super) struct DataChannel {
     /// Acknowledgements that may have been lost with a transport, and what holds back their repeats.
     settlement: Settlement,
     settling: Bucket,
-    /// When the service's pause began, and when the oldest message is next tried in it.
     pause: Option<Pause>,
+    /// Payload of a data message that means nothing to the agent, while one may be sent.
+    filler: Option<Bytes>,
     attached: bool,
     attached_at: Duration,
     /// Whether anybody reads what comes.
@@ -115,12 +115,6 @@ pub(super) struct DataChannel {
     lag: LagMeter,
     counts: Counts,
     conduct: Conduct,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Pause {
-    since: Duration,
-    probe_at: Duration,
 }
 
 /// Totals of messages, for status and tests.
@@ -146,6 +140,7 @@ impl DataChannel {
             settlement: Settlement::default(),
             settling: Bucket::new(SETTLE_RATE, SETTLE_BURST, now.mono),
             pause: None,
+            filler: None,
             attached: true,
             attached_at: now.mono,
             reading: true,
@@ -220,7 +215,12 @@ impl DataChannel {
 
     /// Returns since when the service has paused the session.
     pub(super) fn paused_since(&self) -> Option<Duration> {
-        self.pause.filter(|_| self.attached && self.reading).map(|pause| pause.since)
+        self.pause.filter(|_| self.attached && self.reading).map(|pause| pause.since())
+    }
+
+    /// Returns from when on the pause counts against the session; nothing before the agent has been asked.
+    pub(super) fn unanswered_pause_since(&self) -> Option<Duration> {
+        self.pause.filter(|_| self.attached && self.reading)?.unanswered_since()
     }
 
     /// Whether so many acknowledgements wait for the transport that nothing more should come.
@@ -352,13 +352,15 @@ impl DataChannel {
         if self.pause.is_none() {
             debug!("the service pauses publication");
             self.pacer.paused(now.mono);
-            self.pause = Some(Pause { since: now.mono, probe_at: now.mono + PAUSE_PROBE });
+            self.pause = Some(Pause::new(now.mono));
         }
     }
 
     fn unpause(&mut self, sign: &'static str) {
         if self.pause.take().is_some() {
             debug!(sign, "publication goes on");
+            // What was sent in the pause has most likely been dropped, and nothing else counts before it.
+            self.sender.mark_oldest();
         }
     }
 
@@ -372,8 +374,8 @@ impl DataChannel {
     pub(super) fn set_reading(&mut self, now: Now, reading: bool) {
         if reading && !self.reading {
             self.attached_at = now.mono;
-            if let Some(pause) = &mut self.pause {
-                pause.since = now.mono;
+            if self.pause.is_some() {
+                self.pause = Some(Pause::new(now.mono));
             }
         }
         self.reading = reading;
@@ -424,14 +426,7 @@ impl DataChannel {
             return Some(Acknowledgement::encode(&acknowledged, id, created_ms(now)));
         }
         if let Some(pause) = &mut self.pause {
-            if pause.probe_at > now.mono {
-                return None;
-            }
-            pause.probe_at = now.mono + PAUSE_PROBE;
-            return self.sender.probe_oldest(now.mono).inspect(|_| {
-                self.counts.resent += 1;
-                self.pacer.count(now.mono);
-            });
+            return if pause.take_turn(now.mono) { self.ask(now) } else { None };
         }
         if self.settlement.is_pending()
             && self.settling.ready_at() <= now.mono
@@ -451,6 +446,31 @@ impl DataChannel {
         }
         self.counts.resent += 1;
         self.sender.next_resend(now.mono)
+    }
+
+    /// Returns the message that asks the agent in a pause whether it is there.
+    fn ask(&mut self, now: Now) -> Option<Bytes> {
+        let repeat = self.sender.probe_oldest(now.mono);
+        self.counts.resent += u64::from(repeat.is_some());
+        let question = match repeat {
+            Some(repeat) => repeat,
+            None => self.send_filler(now)?,
+        };
+        self.pacer.count(now.mono);
+        self.pause.as_mut()?.asked(now.mono);
+        Some(question)
+    }
+
+    /// Numbers a data message that means nothing, if one may be sent, and returns it. It counts against no window.
+    fn send_filler(&mut self, now: Now) -> Option<Bytes> {
+        let message = self.header(now, PayloadType::Output).encode(&self.filler.clone()?);
+        self.register(message.clone(), 0, true, now);
+        Some(message)
+    }
+
+    /// Allows data messages with this payload, which means nothing to the agent, as questions; `None` takes it back.
+    pub(super) fn set_filler(&mut self, filler: Option<Bytes>) {
+        self.filler = filler;
     }
 
     /// Whether a message with new data may be sent as far as window and pause go.
@@ -509,7 +529,7 @@ impl DataChannel {
             return None;
         }
         if let Some(pause) = self.pause {
-            return Some(pause.probe_at);
+            return Some(pause.probe_at());
         }
         let resend = self.sender.has_resend().then(|| {
             let replay = self.replay.as_ref().map_or(Duration::ZERO, Bucket::ready_at);

@@ -100,7 +100,7 @@ pub enum CloseReason {
         /// The limit, in seconds.
         seconds: u64,
     },
-    /// The service has kept the session paused for too long.
+    /// The service has kept the session paused for too long, and the agent has answered no question meanwhile.
     #[error("the service has paused the session for {seconds} s")]
     Paused {
         /// The limit, in seconds.
@@ -379,6 +379,7 @@ impl PortSession {
         info!(%agent_version, "session established");
         let keepalive_at = agreement.keepalive.then(|| now.mono + KEEPALIVE_INTERVAL);
         self.phase = Phase::Established { agent_version, keepalive_at };
+        self.channel.set_filler(Some(Mux::nop()));
         self.events.push_back(Event::Established { agent_version, customer_message: complete.customer_message });
     }
 
@@ -426,7 +427,7 @@ impl PortSession {
             let limit = self.config.unacknowledged_timeout + self.channel.lag().behind;
             (since + limit, CloseReason::Unacknowledged { seconds: limit.as_secs() })
         });
-        let paused = self.channel.paused_since().map(|since| {
+        let paused = self.channel.unanswered_pause_since().map(|since| {
             let limit = self.config.pause_timeout;
             (since + limit, CloseReason::Paused { seconds: limit.as_secs() })
         });
@@ -496,6 +497,7 @@ impl PortSession {
             return;
         }
         self.terminate_sent = true;
+        self.channel.set_filler(None);
         let flag = Flag::TerminateSession.encode();
         let message = self.channel.send_now(now, PayloadType::Flag, &flag);
         if self.attached {

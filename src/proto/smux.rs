@@ -256,6 +256,13 @@ impl Mux {
         self.nop = true;
     }
 
+    /// Returns the payload of a message that may go between any two and means nothing: frames do not cross messages.
+    pub(super) fn nop() -> Bytes {
+        let mut payload = BytesMut::new();
+        Frame::Nop.encode(&mut payload);
+        payload.freeze()
+    }
+
     /// The agent could not connect to the destination; the FIN that follows says for which stream.
     pub(super) fn connection_refused(&mut self) {
         self.refusals += 1;

@@ -205,6 +205,13 @@ impl Sender {
         self.rtt.reattached();
     }
 
+    /// Marks the oldest message, if there is one.
+    pub(super) fn mark_oldest(&mut self) {
+        if !self.outstanding.is_empty() {
+            self.resend.insert(self.first_number);
+        }
+    }
+
     /// Marks what has not been acknowledged in time.
     pub(super) fn handle_timeout(&mut self, now: Duration) {
         if self.lost_at.is_some_and(|at| at <= now) {
@@ -260,11 +267,8 @@ impl Sender {
 
     /// Sends the oldest message again now, unless one goes out anyway: a sign of life in a pause.
     pub(super) fn probe_oldest(&mut self, now: Duration) -> Option<Bytes> {
-        if self.outstanding.is_empty() {
-            return None;
-        }
-        self.resend.insert(self.first_number);
-        self.next_resend(now)
+        self.mark_oldest();
+        if self.outstanding.is_empty() { None } else { self.next_resend(now) }
     }
 
     /// Returns the payload bytes that are not acknowledged.

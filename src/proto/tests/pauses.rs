@@ -34,10 +34,10 @@ fn a_pause_stops_data_and_not_acknowledgements() {
     let mut world = World::established(1, vec![Destination::Sink, Destination::Sink]);
     world.run_for(secs(1));
     world.client.handle_message(world.now, service_message("pause_publication", b""));
-    let id = world.open(Bytes::from(vec![1; 5000]), false);
-    world.run_for(secs(3));
-    assert!(!world.agent.streams.contains_key(&id), "nothing is sent in a pause");
     let before = world.client_sent.len();
+    let id = world.open(Bytes::from(vec![1; 5000]), false);
+    world.run_for(Duration::from_millis(900));
+    assert_eq!(world.client_sent.len(), before, "nothing is sent in a pause before it is time to ask");
     world.agent.send(world.now, PayloadType::None, b"{}");
     world.run_for(Duration::from_millis(21));
     assert!(world.client_sent.len() > before, "acknowledgements go out, and the agent's message ends the pause");
@@ -61,12 +61,73 @@ fn an_agent_that_the_service_has_paused_goes_on_where_it_stopped() {
 #[test]
 fn start_publication_ends_a_pause() {
     let mut world = World::established(1, vec![answer(1, b"ok")]);
+    world.upstream_lost = true;
     world.client.handle_message(world.now, service_message("pause_publication", b"x"));
     world.open(Bytes::from_static(b"x"), false);
     world.run_for(secs(30));
     assert!(!world.all_ended());
+    world.upstream_lost = false;
     world.client.handle_message(world.now, service_message("start_publication", b""));
+    let start = world.elapsed();
     world.run_until(World::all_ended);
+    assert_eq!(world.elapsed() - start, Duration::from_millis(40));
+}
+
+#[test]
+fn a_pause_that_nobody_ends_is_over_when_a_question_is_answered() {
+    for opens_stream in [false, true] {
+        let mut world = World::established(1, vec![answer(1, b"ok")]);
+        world.run_for(secs(5));
+        assert_eq!(world.client.stats().bytes_in_flight, 0, "nothing is outstanding");
+        world.client.handle_message(world.now, service_message("pause_publication", b""));
+        world.client_sent.clear();
+        if opens_stream {
+            world.open(Bytes::from_static(b"x"), false);
+        }
+        world.run_for(Duration::from_millis(1010));
+        assert_eq!((world.client_sent.len(), world.client.is_paused()), (1, true));
+        world.run_for(Duration::from_millis(100));
+        assert_eq!((world.client.is_paused(), world.agent.nops), (false, 1));
+        assert!(world.all_ended(), "the stream has its answer");
+        world.run_for(secs(300));
+        assert_eq!((world.closed.is_some(), world.agent.nops), (false, 1), "one question is enough");
+    }
+}
+
+#[test]
+fn a_pause_of_a_session_that_nobody_uses_is_the_end_of_it_if_no_question_is_answered() {
+    let mut world = World::established(1, vec![]);
+    world.run_for(secs(5));
+    world.upstream_lost = true;
+    world.client.handle_message(world.now, service_message("pause_publication", b""));
+    world.client_sent.clear();
+    let start = world.elapsed();
+    world.run_for(secs(89));
+    assert_eq!((world.client_sent.len(), world.closed.is_some()), (89, false), "one question, asked once a second");
+    assert_eq!(world.client.stats().messages_sent, 2, "the response and the question");
+    world.run_until(|world| world.closed.is_some());
+    assert_eq!(world.closed, Some(CloseReason::Paused { seconds: 90 }));
+    assert_eq!(world.elapsed() - start, secs(90));
+}
+
+#[test]
+fn a_pause_in_which_nothing_may_be_asked_is_not_the_end() {
+    let agent = AgentConfig { mute: true, ..AgentConfig::default() };
+    let config = Config { handshake_timeout: secs(200), ..Config::default() };
+    let mut world = World::new(1, config, agent, vec![]);
+    world.client.handle_message(world.now, service_message("pause_publication", b""));
+    world.run_until(|world| world.closed.is_some());
+    assert_eq!(world.closed, Some(CloseReason::HandshakeTimeout { seconds: 200, requested: false }));
+    assert!(world.client_sent.is_empty(), "an agent loses data before the end of the handshake");
+
+    let mut world = World::established(1, vec![]);
+    world.client.terminate(world.now);
+    world.run_for(secs(1));
+    assert!(world.client.terminate_acknowledged());
+    world.client.handle_message(world.now, service_message("pause_publication", b""));
+    world.client_sent.clear();
+    world.run_for(secs(100));
+    assert_eq!((world.client_sent.len(), world.closed), (0, None), "nothing follows the flag that ends the session");
 }
 
 #[test]

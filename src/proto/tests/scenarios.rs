@@ -535,10 +535,13 @@ fn the_backlog_is_what_the_agent_needs_to_repeat_what_was_lost() {
 fn what_stands_still_is_taken_to_do_so_for_as_long_again() {
     let mut world = World::established(1, vec![answer(4, b"pong")]);
     let paused = world.now.mono;
+    world.upstream_lost = true;
     world.client.handle_message(world.now, service_message("pause_publication", b""));
     world.run_for(secs(7));
     assert_eq!(world.client.backlog(world.now), world.now.mono - paused);
+    world.upstream_lost = false;
     world.client.handle_message(world.now, service_message("start_publication", b""));
+    world.run_for(secs(1));
     assert_eq!(world.client.backlog(world.now), Duration::ZERO);
 
     world.network.loss_percent = 100.0;
