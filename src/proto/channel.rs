@@ -11,6 +11,7 @@
 
 mod conduct;
 mod lag;
+mod old_agent;
 mod pacer;
 mod pause;
 mod recv;
@@ -286,6 +287,9 @@ impl DataChannel {
         match receipt {
             Receipt::New => {
                 self.conduct.good();
+                if header.payload_type == PayloadType::Output {
+                    self.sender.agent_takes_data();
+                }
                 self.settlement.acknowledged(Received { number: header.sequence_number, id: header.id });
                 self.acknowledge(header);
                 Input::Sequenced
@@ -361,6 +365,7 @@ impl DataChannel {
             debug!(sign, "publication goes on");
             // What was sent in the pause has most likely been dropped, and nothing else counts before it.
             self.sender.mark_oldest();
+            self.sender.disturbed();
         }
     }
 
@@ -439,7 +444,7 @@ impl DataChannel {
         }
         if !self.sender.has_resend() {
             self.replay = None;
-            return None;
+            return if self.sender.wants_filler(now.mono) { self.send_filler(now) } else { None };
         }
         if self.replay.as_mut().is_some_and(|replay| !replay.take(now.mono)) || !self.pacer.take(now.mono) {
             return None;
@@ -451,12 +456,14 @@ impl DataChannel {
     /// Returns the message that asks the agent in a pause whether it is there.
     fn ask(&mut self, now: Now) -> Option<Bytes> {
         let repeat = self.sender.probe_oldest(now.mono);
-        self.counts.resent += u64::from(repeat.is_some());
         let question = match repeat {
-            Some(repeat) => repeat,
+            Some(repeat) => {
+                self.counts.resent += 1;
+                self.pacer.count(now.mono);
+                repeat
+            }
             None => self.send_filler(now)?,
         };
-        self.pacer.count(now.mono);
         self.pause.as_mut()?.asked(now.mono);
         Some(question)
     }
@@ -464,13 +471,22 @@ impl DataChannel {
     /// Numbers a data message that means nothing, if one may be sent, and returns it. It counts against no window.
     fn send_filler(&mut self, now: Now) -> Option<Bytes> {
         let message = self.header(now, PayloadType::Output).encode(&self.filler.clone()?);
+        self.pacer.count(now.mono);
         self.register(message.clone(), 0, true, now);
         Some(message)
     }
 
-    /// Allows data messages with this payload, which means nothing to the agent, as questions; `None` takes it back.
-    pub(super) fn set_filler(&mut self, filler: Option<Bytes>) {
-        self.filler = filler;
+    /// Takes note that the agent has completed the handshake. From now on data messages with the payload `filler`, which
+    /// means nothing to it, may be sent as questions. `drops_repeats`: it is one of those in [`old_agent`].
+    pub(super) fn established(&mut self, now: Now, filler: Bytes, drops_repeats: bool) {
+        self.filler = Some(filler);
+        self.sender.set_drops_repeats(drops_repeats, now.mono);
+    }
+
+    /// Takes note that no data may be sent any more.
+    pub(super) fn terminated(&mut self, now: Now) {
+        self.filler = None;
+        self.sender.set_drops_repeats(false, now.mono);
     }
 
     /// Whether a message with new data may be sent as far as window and pause go.

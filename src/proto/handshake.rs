@@ -146,6 +146,16 @@ impl Version {
     /// the host and dial itself.
     pub const FIRST_AGENT_WITH_REMOTE_HOST: Self = Self([3, 1, 1374, 0]);
 
+    /// The first agent that acknowledges repeats of what it has processed (`datachannel.go` of amazon-ssm-agent). Older
+    /// ones drop them without a word.
+    pub const FIRST_AGENT_THAT_ACKNOWLEDGES_REPEATS: Self = Self([3, 2, 1041, 0]);
+
+    /// Whether an agent of this version drops repeats of what it has processed without acknowledging them.
+    #[must_use]
+    pub fn drops_repeats(self) -> bool {
+        self < Self::FIRST_AGENT_THAT_ACKNOWLEDGES_REPEATS
+    }
+
     /// Reads four numbers with dots; `None` for anything else, as the official client does.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -335,6 +345,9 @@ mod tests {
         assert!(respond(&request("3.0.197.0", &local)).1.unwrap().keepalive);
         assert!(agreement("3.1.1511.0").unwrap().keepalive);
         assert!(!agreement("3.1.1511.1").unwrap().keepalive);
+        let drops_repeats = |version| agreement(version).unwrap().agent_version.drops_repeats();
+        assert!(drops_repeats("3.1.1374.0") && drops_repeats("3.2.1040.0"));
+        assert!(!drops_repeats("3.2.1041.0") && !drops_repeats("3.3.1142.0"));
         for odd in ["", "3.3", "3.3.1142", "3.3.1142.0.1", "3.3.x.0", "3.3.+1.0", "3.3.99999999999.0", " 3.3.1.0"] {
             assert_eq!(agreement(odd), Err(HandshakeError::UnknownVersion(odd.into())), "{odd}");
         }

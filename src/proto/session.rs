@@ -379,7 +379,7 @@ impl PortSession {
         info!(%agent_version, "session established");
         let keepalive_at = agreement.keepalive.then(|| now.mono + KEEPALIVE_INTERVAL);
         self.phase = Phase::Established { agent_version, keepalive_at };
-        self.channel.set_filler(Some(Mux::nop()));
+        self.channel.established(now, Mux::nop(), agent_version.drops_repeats());
         self.events.push_back(Event::Established { agent_version, customer_message: complete.customer_message });
     }
 
@@ -497,7 +497,7 @@ impl PortSession {
             return;
         }
         self.terminate_sent = true;
-        self.channel.set_filler(None);
+        self.channel.terminated(now);
         let flag = Flag::TerminateSession.encode();
         let message = self.channel.send_now(now, PayloadType::Flag, &flag);
         if self.attached {

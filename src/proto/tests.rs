@@ -7,6 +7,7 @@
 
 mod agent;
 mod faults;
+mod old_agents;
 mod pauses;
 mod scenarios;
 mod traces;

@@ -110,6 +110,41 @@ async fn whatever_the_service_does_while_the_client_is_away_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn acknowledgements_that_an_old_agent_does_not_repeat_stop_nothing() {
+    let lab = lab().await;
+    lab.emulator.update(|settings| {
+        settings.agent.version = Some("3.2.1040.0".to_owned());
+        settings.agent.ignore_duplicates = true;
+    });
+    let (forward, mut connection, _echo) = echo(&lab).await;
+    ask(&mut connection, b"before").await.unwrap();
+    // The agent takes this, and what it says of it is lost with the transport.
+    lab.emulator.update(|settings| settings.downstream.loss = 1.0);
+    let lost = vec![7; 20_000];
+    connection.write_all(&lost).await.unwrap();
+    let taken = async {
+        while lab.emulator.sessions()[0].bytes_to_destination < 6 + 20_000 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("the agent", taken).await;
+    lab.emulator.update(|settings| settings.downstream.loss = 0.0);
+    lab.emulator.command(&Command::CutTransport);
+    // More than may be sent while an older message is not acknowledged: 4096 messages.
+    let (mut read, mut write) = connection.split();
+    let text: Vec<u8> = (0..5_000_000_u32).map(|i| (i % 253) as u8).collect();
+    let mut answer = vec![0; lost.len() + text.len()];
+    let (written, answered) = tokio::join!(write.write_all(&text), within("the echo", read.read_exact(&mut answer)));
+    written.unwrap();
+    answered.unwrap();
+    assert!(answer[..lost.len()] == lost && answer[lost.len()..] == text);
+    assert_eq!(lab.emulator.sessions().len(), 1);
+    drop(connection);
+    forward.stop().await.assert_success();
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_cannot_be_resumed_is_replaced_behind_the_same_port() {
     for resume in [Resume::Refused, Resume::WithoutToken] {
         let lab = lab().await;

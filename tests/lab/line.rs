@@ -42,7 +42,7 @@ const FRAME_UP: f64 = 8.0;
 const FRAME_DOWN: f64 = 4.0;
 
 /// Messages a second that an agent's pace comes to, and that this client allows itself in all.
-const AGENT_RATE: f64 = 1000.0;
+const AGENT_RATE: f64 = 699.0;
 const CLIENT_RATE: f64 = 900.0;
 
 /// Messages that the emulated service and agent keep for a transport that takes no more.

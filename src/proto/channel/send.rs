@@ -11,8 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use tracing::debug;
 
 use super::{
+    old_agent::OldAgent,
     reorder::Reordering,
     rtt::{MAX_TIMEOUT, Rtt},
     window::QUEUE_SHARE,
@@ -79,6 +81,7 @@ pub(super) struct Sender {
     lag: Duration,
     /// Number of the first data message, until it is acknowledged; then nothing is early any more.
     early: Early,
+    old_agent: OldAgent,
 }
 
 /// The latest transmission that is known to have arrived.
@@ -110,6 +113,7 @@ impl Sender {
             rtt: Rtt::new(),
             lag: Duration::ZERO,
             early: Early::Handshake,
+            old_agent: OldAgent::default(),
         }
     }
 
@@ -139,6 +143,7 @@ impl Sender {
             order: self.next_order,
             transmissions: 1,
         }));
+        self.old_agent.sent(self.next_order, now);
         self.next_order += 1;
     }
 
@@ -163,16 +168,105 @@ impl Sender {
         }
         if self.early == Early::FirstData(number) {
             self.early = Early::Over;
+            self.old_agent.takes_data();
         }
         if number == self.first_number {
-            while let Some(None) = self.outstanding.front() {
-                self.outstanding.pop_front();
-                self.first_number += 1;
-            }
-            self.oldest_since = now;
+            self.forget_acknowledged(now);
+        }
+        self.narrow_doubt();
+        let is_proof = round_trip.is_some() && self.old_agent.acknowledged(acknowledged.order);
+        if let Some(suspect) = self.old_agent.suspect(self.first_number).filter(|_| is_proof) {
+            debug!(
+                from = self.first_number,
+                to = suspect,
+                "messages count as delivered: the agent drops their repeats"
+            );
+            self.deliver_to(suspect, now);
         }
         self.mark_lost(now);
         Some(Arrived { payload_len: acknowledged.payload_len, round_trip })
+    }
+
+    /// Drops what is acknowledged from the front.
+    fn forget_acknowledged(&mut self, now: Duration) {
+        while let Some(None) = self.outstanding.front() {
+            self.outstanding.pop_front();
+            self.first_number += 1;
+        }
+        self.oldest_since = now;
+    }
+
+    /// Takes everything up to and with `last` as delivered, without an acknowledgement.
+    fn deliver_to(&mut self, last: i64, now: Duration) {
+        for number in self.first_number..=last {
+            if let Some(delivered) = self.slot(number).and_then(Option::take) {
+                self.in_flight -= delivered.payload_len;
+                self.resend.remove(&number);
+            }
+            if self.early == Early::FirstData(number) {
+                self.early = Early::Over;
+            }
+        }
+        self.forget_acknowledged(now);
+        self.narrow_doubt();
+    }
+
+    /// Sees to it that the latest message in doubt is an outstanding one, if any is.
+    fn narrow_doubt(&mut self) {
+        while let Some(suspect) = self.old_agent.suspect(self.first_number)
+            && !matches!(self.slot(suspect), Some(Some(_)))
+        {
+            self.old_agent.cleared_from(suspect);
+        }
+    }
+
+    /// Takes note that acknowledgements of all that is outstanding may have been lost.
+    pub(super) fn disturbed(&mut self) {
+        self.old_agent.disturbed(self.next_number(), self.next_order);
+        self.narrow_doubt();
+    }
+
+    /// Takes note that the agent's port session is up.
+    pub(super) fn agent_takes_data(&mut self) {
+        self.old_agent.takes_data();
+        self.narrow_doubt();
+    }
+
+    /// Sets whether the agent drops repeats, and may be sent fillers. It has completed the handshake, so it has
+    /// processed message 0, the response to its request.
+    pub(super) fn set_drops_repeats(&mut self, drops_repeats: bool, now: Duration) {
+        self.old_agent.set_drops_repeats(drops_repeats);
+        let is_repeated =
+            self.slot(0).and_then(|slot| slot.as_ref()).is_some_and(|response| response.transmissions > 1);
+        if drops_repeats && is_repeated {
+            self.deliver_to(0, now);
+            self.handle_timeout(now);
+        }
+        self.narrow_doubt();
+    }
+
+    /// Whether a message without meaning is to be sent, to find out what has arrived before it.
+    pub(super) fn wants_filler(&self, now: Duration) -> bool {
+        self.filler_at().is_some_and(|at| at <= now)
+    }
+
+    fn filler_at(&self) -> Option<Duration> {
+        self.old_agent.suspect(self.first_number)?;
+        // What waits to be sent again comes first, and may be the next suspect.
+        self.old_agent.filler_at().filter(|_| self.resend.is_empty())
+    }
+
+    /// Returns when the latest message in doubt is to be sent again, unless it waits for that already.
+    fn suspect_due_at(&self) -> Option<Duration> {
+        let number = self.old_agent.suspect(self.first_number).filter(|number| !self.resend.contains(number))?;
+        let index = usize::try_from(number - self.first_number).ok()?;
+        self.old_agent.repeat_at(self.outstanding.get(index)?.as_ref()?.last_sent)
+    }
+
+    /// Returns when the oldest message comes to be in doubt, with all others.
+    fn doubt_at(&self) -> Option<Duration> {
+        let is_in_doubt = self.outstanding.is_empty() || self.old_agent.suspect(self.first_number).is_some();
+        self.old_agent.doubt_at(self.oldest_since).filter(|_| !is_in_doubt)
     }
 
     /// Marks every message that was sent well before one that has arrived, and has had its time.
@@ -181,6 +275,9 @@ impl Sender {
         self.lost_at = None;
         for (number, entry) in (self.first_number..).zip(&self.outstanding) {
             let Some(entry) = entry else { continue };
+            if self.old_agent.is_on_trial(number, entry.order) {
+                continue;
+            }
             if entry.order + REORDER_THRESHOLD <= self.newest_arrived.order {
                 let at = entry.last_sent + time;
                 if at <= now {
@@ -203,6 +300,7 @@ impl Sender {
         self.lost_at = None;
         self.reordering.reattached();
         self.rtt.reattached();
+        self.disturbed();
     }
 
     /// Marks the oldest message, if there is one.
@@ -220,11 +318,20 @@ impl Sender {
         if self.oldest_late_at().is_some_and(|at| at <= now) {
             self.resend.insert(self.first_number);
         }
+        if self.doubt_at().is_some_and(|at| at <= now) {
+            self.disturbed();
+        }
+        if let Some(suspect) = self.old_agent.suspect(self.first_number)
+            && self.suspect_due_at().is_some_and(|at| at <= now)
+        {
+            self.resend.insert(suspect);
+        }
     }
 
-    /// Returns when [`handle_timeout`](Self::handle_timeout) is due.
+    /// Returns when [`handle_timeout`](Self::handle_timeout) or another drain is due.
     pub(super) fn timeout_at(&self) -> Option<Duration> {
-        [self.lost_at, self.oldest_late_at()].into_iter().flatten().min()
+        let times = [self.lost_at, self.oldest_late_at(), self.doubt_at(), self.suspect_due_at(), self.filler_at()];
+        times.into_iter().flatten().min()
     }
 
     /// Returns when the oldest message is to be sent again, unless it waits for that already.
@@ -262,7 +369,16 @@ impl Sender {
         entry.last_sent = now;
         entry.order = order;
         entry.transmissions = entry.transmissions.saturating_add(1);
-        Some(entry.message.clone())
+        let message = entry.message.clone();
+        if self.old_agent.suspect(self.first_number) == Some(number) {
+            self.old_agent.repeated(order + REORDER_THRESHOLD);
+        }
+        if number == 0 && self.old_agent.drops_repeats() {
+            self.deliver_to(0, now);
+            // What is the oldest now may be due.
+            self.handle_timeout(now);
+        }
+        Some(message)
     }
 
     /// Sends the oldest message again now, unless one goes out anyway: a sign of life in a pause.

@@ -7,7 +7,8 @@
 //! A second model keeps account of what the peer has sent and the programs have written. After every step the
 //! session has to agree with it: nothing is sent while there is no transport; every sequenced message that is
 //! kept is acknowledged once each time it comes, and once more at most on a later transport; each transport carries
-//! an acknowledgement if there is anything to acknowledge; bytes of a stream come out in order, once, and not after its
+//! an acknowledgement if there is anything to acknowledge; what is not acknowledged is let go only where agents drop
+//! repeats, and for good reason; bytes of a stream come out in order, once, and not after its
 //! end; what is held stays within the limits; no deadline stays in the past. At the end the peer turns honest,
 //! and the session has to deliver everything.
 
@@ -30,6 +31,9 @@ use super::{
 };
 
 mod peer;
+mod presumed;
+
+use presumed::Presumed;
 
 /// Most streams that are opened in one run.
 const MAX_STREAMS: usize = 12;
@@ -136,6 +140,7 @@ struct World {
     // The session's messages.
     transmitted: Vec<Message>,
     acknowledged: BTreeSet<usize>,
+    presumed: Presumed,
     client_decoder: FrameDecoder,
     terminated: bool,
 }
@@ -163,7 +168,11 @@ impl World {
             blocked: false,
             closed: None,
             established: false,
-            agent_version: if choice >> 4 & 1 == 1 { "3.1.1400.0" } else { "3.3.1142.0" },
+            agent_version: match (choice >> 4 & 1, choice >> 6 & 1) {
+                (1, 0) => "3.1.1400.0",
+                (1, _) => "3.2.1040.0",
+                _ => "3.3.1142.0",
+            },
             streams: BTreeMap::new(),
             ids: MessageIds::new(2),
             next_number: 0,
@@ -180,6 +189,7 @@ impl World {
             must_close: false,
             transmitted: Vec::new(),
             acknowledged: BTreeSet::new(),
+            presumed: Presumed::default(),
             client_decoder: FrameDecoder::default(),
             terminated: false,
         };
@@ -389,6 +399,7 @@ impl World {
             self.blocked = false;
             self.settled_again.clear();
             self.greeted = false;
+            self.presumed.reattached(self.transmitted.len());
             self.session.reattached(self.now);
             self.drain();
         }
@@ -409,6 +420,7 @@ impl World {
         while let Some(event) = self.session.poll_event() {
             self.handle_event(event);
         }
+        self.presumed.check(&self.session);
         self.check();
     }
 
@@ -434,6 +446,7 @@ impl World {
         if let Some(first) = self.transmitted.get(number) {
             assert_eq!(*first, message, "a repeat is the same message");
             assert!(!self.acknowledged.contains(&number), "what is acknowledged is not sent again");
+            self.presumed.repeated(number);
             return;
         }
         assert_eq!(number, self.transmitted.len(), "numbers have no gaps");
@@ -459,6 +472,7 @@ impl World {
             | PayloadType::EncChallengeResponse
             | PayloadType::Other(_) => panic!("the session sent {:?}", message.header),
         }
+        self.presumed.transmitted(&message);
         self.transmitted.push(message);
     }
 

@@ -47,6 +47,8 @@ pub(super) struct AgentConfig {
     pub(super) kms: bool,
     /// Sends nothing at all.
     pub(super) mute: bool,
+    /// Does not acknowledge repeats of what it has processed, as agents before 3.2.1041.0.
+    pub(super) drops_repeats: bool,
 }
 
 impl Default for AgentConfig {
@@ -57,6 +59,7 @@ impl Default for AgentConfig {
             pace: Duration::ZERO,
             kms: false,
             mute: false,
+            drops_repeats: false,
         }
     }
 }
@@ -209,7 +212,9 @@ impl Agent {
         self.messages_in += 1;
         let number = message.header.sequence_number;
         if number < self.expected {
-            self.acknowledge(now, &message.header);
+            if !self.config.drops_repeats {
+                self.acknowledge(now, &message.header);
+            }
         } else if number > self.expected {
             self.acknowledge(now, &message.header);
             self.early.insert(number, message);

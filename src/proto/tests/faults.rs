@@ -20,7 +20,7 @@ struct Expected {
 }
 
 /// Requests and answers of random lengths up to `size`.
-fn random_plan(seed: u64, connections: usize, size: u64) -> Vec<(Bytes, Bytes)> {
+pub(super) fn random_plan(seed: u64, connections: usize, size: u64) -> Vec<(Bytes, Bytes)> {
     let mut rng = Rng::new(seed ^ 0x91a);
     let mut bytes = |len: u64| rng.bytes(len as usize);
     let mut lens = Rng::new(seed);
@@ -28,7 +28,13 @@ fn random_plan(seed: u64, connections: usize, size: u64) -> Vec<(Bytes, Bytes)> 
 }
 
 /// Runs request-and-answer exchanges side by side, cutting the transport `cuts` times.
-fn exchange(seed: u64, network: Network, agent: AgentConfig, plan: Vec<(Bytes, Bytes)>, cuts: usize) -> World {
+pub(super) fn exchange(
+    seed: u64,
+    network: Network,
+    agent: AgentConfig,
+    plan: Vec<(Bytes, Bytes)>,
+    cuts: usize,
+) -> World {
     let mut rng = Rng::new(seed ^ 0x5eed);
     let destinations = plan
         .iter()

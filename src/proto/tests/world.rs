@@ -98,6 +98,8 @@ pub(super) struct World {
     unread: Option<VecDeque<Bytes>>,
     /// What the client sends is lost.
     pub(super) upstream_lost: bool,
+    /// What the agent sends is lost.
+    pub(super) downstream_lost: bool,
     pub(super) programs: BTreeMap<StreamId, Program>,
     pub(super) established: bool,
     pub(super) alive: u32,
@@ -120,6 +122,7 @@ impl World {
             connected: true,
             unread: None,
             upstream_lost: false,
+            downstream_lost: false,
             programs: BTreeMap::new(),
             established: false,
             alive: 0,
@@ -264,7 +267,10 @@ impl World {
     }
 
     fn transmit(&mut self, to: Side, message: Bytes) {
-        let lost = self.upstream_lost && to == Side::Agent;
+        let lost = match to {
+            Side::Agent => self.upstream_lost,
+            Side::Client => self.downstream_lost,
+        };
         if !self.connected || lost || self.rng.chance(self.network.loss_percent) {
             return;
         }

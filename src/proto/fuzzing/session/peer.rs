@@ -177,8 +177,9 @@ impl World {
         let number = content.map(|content| content.acknowledged_message_sequence_number);
         if let Some(number) = number.and_then(|number| usize::try_from(number).ok())
             && number < self.transmitted.len()
+            && self.acknowledged.insert(number)
         {
-            self.acknowledged.insert(number);
+            self.presumed.acknowledged(number, &self.transmitted[number]);
         }
         self.deliver(&message);
     }
