@@ -51,13 +51,18 @@ struct Segment {
     losses: u32,
 }
 
-/// What becomes of a segment that has left the bottleneck.
+/// A segment that the line has lost.
 #[derive(Debug)]
-enum Fate {
-    Arrives(Segment),
-    /// It is lost, which its sender notices then.
-    Lost(Segment),
+struct Lost {
+    segment: Segment,
+    /// Segments that have been sent since.
+    later: u32,
+    /// When its sender notices.
+    noticed_at: Instant,
 }
+
+/// How many later segments show that one is missing.
+const SHOWN_BY: u32 = 3;
 
 /// One direction of a line.
 #[derive(Debug)]
@@ -70,8 +75,10 @@ struct Lane {
     /// When the bottleneck can take the next segment.
     free_at: Instant,
     /// What is behind the bottleneck, by when it gets there.
-    flying: BTreeMap<(Instant, u64), Fate>,
+    flying: BTreeMap<(Instant, u64), Bytes>,
+    /// What is behind the bottleneck, lost or not.
     flying_len: usize,
+    lost: Vec<Lost>,
     next_number: u64,
     /// What has arrived before its turn.
     early: BTreeMap<u64, Bytes>,
@@ -89,6 +96,7 @@ impl Lane {
             free_at: now,
             flying: BTreeMap::new(),
             flying_len: 0,
+            lost: Vec::new(),
             next_number: 0,
             early: BTreeMap::new(),
             early_len: 0,
@@ -127,57 +135,55 @@ impl Lane {
     fn next_event(&self) -> Option<Instant> {
         let departure = (!self.queue.is_empty() && self.line.rate > 0).then_some(self.free_at);
         let arrival = self.flying.first_key_value().map(|((at, _), _)| *at);
-        [departure, arrival].into_iter().flatten().min()
+        let noticed = self.lost.iter().map(|lost| lost.noticed_at).min();
+        [departure, arrival, noticed].into_iter().flatten().min()
     }
 
     /// Lets everything happen that is due.
     fn advance(&mut self, now: Instant) {
         while let Some(at) = self.next_event().filter(|at| *at <= now) {
-            if let Some(entry) = self.flying.first_entry()
+            if let Some(index) = self.lost.iter().position(|lost| lost.noticed_at <= at) {
+                let Lost { segment, .. } = self.lost.swap_remove(index);
+                self.flying_len -= segment.bytes.len();
+                self.queued += segment.bytes.len();
+                if self.queue.is_empty() {
+                    self.free_at = self.free_at.max(at);
+                }
+                self.queue.push_back(segment);
+            } else if let Some(entry) = self.flying.first_entry()
                 && entry.key().0 <= at
             {
-                match entry.remove() {
-                    Fate::Arrives(segment) => {
-                        self.flying_len -= segment.bytes.len();
-                        self.early_len += segment.bytes.len();
-                        self.early.insert(segment.number, segment.bytes);
-                    }
-                    Fate::Lost(segment) => {
-                        self.flying_len -= segment.bytes.len();
-                        self.queued += segment.bytes.len();
-                        if self.queue.is_empty() {
-                            self.free_at = self.free_at.max(at);
-                        }
-                        self.queue.push_back(segment);
-                    }
-                }
+                let ((_, number), bytes) = entry.remove_entry();
+                self.flying_len -= bytes.len();
+                self.early_len += bytes.len();
+                self.early.insert(number, bytes);
             } else {
                 self.depart();
             }
         }
     }
 
-    /// Lets the first segment through the bottleneck.
+    /// Lets the first segment through the bottleneck. It may be lost behind that.
     fn depart(&mut self) {
         let Some(mut segment) = self.queue.pop_front() else { return };
         let len = segment.bytes.len();
         self.queued -= len;
         self.flying_len += len;
-        let takes = |len: usize| Duration::from_secs_f64(len as f64 / self.line.rate as f64);
-        self.free_at += takes(len);
-        let number = segment.number;
+        self.free_at += Duration::from_secs_f64(len as f64 / self.line.rate as f64);
+        let round_trip = 2 * self.line.delay;
+        for lost in &mut self.lost {
+            lost.later += 1;
+            if lost.later == SHOWN_BY {
+                lost.noticed_at = lost.noticed_at.min(self.free_at + round_trip);
+            }
+        }
         if self.random.happens(self.line.loss) {
-            // Three later segments show the gap, if there are any; else a timer does, which doubles.
-            let shown = if self.queued > 3 * SEGMENT_LEN {
-                takes(3 * SEGMENT_LEN)
-            } else {
-                LEAST_TIMEOUT * (1 << segment.losses.min(6))
-            };
+            // If nothing shows it a timer does, which doubles.
+            let noticed_at = self.free_at + round_trip + LEAST_TIMEOUT * (1 << segment.losses.min(6));
             segment.losses += 1;
-            let noticed = self.free_at + 2 * self.line.delay + shown;
-            self.flying.insert((noticed, number), Fate::Lost(segment));
+            self.lost.push(Lost { segment, later: 0, noticed_at });
         } else {
-            self.flying.insert((self.free_at + self.line.delay, number), Fate::Arrives(segment));
+            self.flying.insert((self.free_at + self.line.delay, segment.number), segment.bytes);
         }
     }
 
@@ -193,7 +199,7 @@ impl Lane {
     }
 
     fn is_empty(&self) -> bool {
-        self.queue.is_empty() && self.flying.is_empty() && self.early.is_empty()
+        self.queue.is_empty() && self.flying.is_empty() && self.lost.is_empty() && self.early.is_empty()
     }
 }
 

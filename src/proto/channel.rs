@@ -20,6 +20,7 @@ mod rtt;
 mod send;
 mod settle;
 mod window;
+mod withhold;
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -37,6 +38,7 @@ use self::{
     send::{Arrived, Sender},
     settle::{Received, Settlement},
     window::{Arrival, Window},
+    withhold::Withheld,
 };
 pub use self::{conduct::Violation, lag::Lag};
 use super::{
@@ -94,6 +96,7 @@ pub(super) struct DataChannel {
     sender: Sender,
     receiver: Receiver,
     acks: VecDeque<Header>,
+    withheld: Withheld,
     /// Acknowledgements that have gone since the last message with data.
     acks_in_row: u32,
     ids: MessageIds,
@@ -134,6 +137,7 @@ impl DataChannel {
             sender: Sender::new(now.mono),
             receiver: Receiver::new(config.reorder_budget),
             acks: VecDeque::new(),
+            withheld: Withheld::default(),
             acks_in_row: 0,
             ids,
             pacer: Pacer::new(config.messages_per_second, now.mono),
@@ -291,13 +295,19 @@ impl DataChannel {
                     self.sender.agent_takes_data();
                 }
                 self.settlement.acknowledged(Received { number: header.sequence_number, id: header.id });
-                self.acknowledge(header);
+                if let Some(header) = self.withheld.acknowledge_new(header, self.lag.lag().behind, now.mono) {
+                    self.acknowledge(header);
+                }
+                self.review_withheld(now);
                 Input::Sequenced
             }
             Receipt::Repeat => {
                 self.counts.repeats += 1;
                 self.conduct.good();
-                self.acknowledge(header);
+                self.review_withheld(now);
+                if !self.withheld.holds(header.sequence_number) {
+                    self.acknowledge(header);
+                }
                 Input::None
             }
             Receipt::Absurd => {
@@ -311,6 +321,14 @@ impl DataChannel {
                 debug!(number = header.sequence_number, "no room for a message; the agent has to repeat it");
                 Input::None
             }
+        }
+    }
+
+    /// Sends the acknowledgement that is kept back, if it is time.
+    fn review_withheld(&mut self, now: Now) {
+        let missing = self.receiver.missing() > 0;
+        if let Some(header) = self.withheld.review(missing, self.lag.lag().behind, now.mono) {
+            self.acknowledge(header);
         }
     }
 
@@ -398,6 +416,9 @@ impl DataChannel {
         self.proved = false;
         self.pause = None;
         self.settlement.reattached(!self.acks.is_empty());
+        if let Some(header) = self.withheld.release() {
+            self.acknowledge(header);
+        }
         self.window.reattached();
         self.lag.reattached(now.mono);
         self.sender.set_lag(Duration::ZERO);
@@ -414,6 +435,12 @@ impl DataChannel {
 
     /// Numbers a message that must go out at once, whatever the window and the pace, and returns it.
     pub(super) fn send_now(&mut self, now: Now, payload_type: PayloadType, payload: &[u8]) -> Bytes {
+        if payload_type == PayloadType::Flag
+            && let Some(header) = self.withheld.release()
+        {
+            // An agent that is told to end waits until all is acknowledged.
+            self.acknowledge(header);
+        }
         let message = self.header(now, payload_type).encode(payload);
         self.register(message.clone(), 0, false, now);
         message

@@ -490,6 +490,11 @@ impl PortSession {
         self.mux.reset(id);
     }
 
+    /// Sends something that means nothing: the service ends a session whose client has sent no data for its idle timeout.
+    pub fn keep_alive(&mut self) {
+        self.mux.send_nop();
+    }
+
     /// Tells the agent to end the session. A second call does nothing: a second flag would block the
     /// agent's reader.
     pub fn terminate(&mut self, now: Now) {

@@ -79,6 +79,10 @@ const STALLED: Duration = Duration::from_secs(300);
 /// How long new connections avoid a session after it has been held back.
 const HELD_BACK_FOR: Duration = Duration::from_secs(5);
 
+/// How often something is sent in a session that is held back, where no probe would get an answer: the shortest idle timeout
+/// of the service is a minute.
+const KEEP_ALIVE: Duration = Duration::from_secs(45);
+
 /// How long a new connection is said to wait in a session that is held back: longer than another session takes.
 const HELD_BACK_BACKLOG: Duration = Duration::from_secs(60);
 
@@ -186,6 +190,8 @@ pub(super) struct Driver {
     share: Share,
     /// When the transport was last not read for want of room.
     held_back_at: Option<Duration>,
+    /// When something was last sent for want of probes.
+    kept_alive_at: Duration,
 }
 
 impl Driver {
@@ -219,6 +225,7 @@ impl Driver {
             transports: 0,
             share,
             held_back_at: None,
+            kept_alive_at: Duration::ZERO,
         }
     }
 
@@ -477,6 +484,12 @@ impl Driver {
                 );
             }
             self.held_back_at = Some(now.mono);
+            if self.kept_alive_at + KEEP_ALIVE <= now.mono {
+                self.kept_alive_at = now.mono;
+                if let Some(session) = &mut self.session {
+                    session.keep_alive();
+                }
+            }
         }
         if may_read != link.reading {
             link.reading = may_read;
@@ -792,6 +805,7 @@ impl Driver {
     fn publish(&mut self) {
         let session = self.session.as_ref();
         let waiting = self.waiting.iter().filter(|held| held.io.is_counted()).count();
+        self.gauge.held = self.share.held();
         self.gauge.show(session, waiting, self.wanted);
         self.show_backlog(self.clock.now());
     }

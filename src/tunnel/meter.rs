@@ -36,6 +36,8 @@ pub(super) struct Meter {
     pub(super) paused: AtomicBool,
     /// The session is held back: a local program does not take what comes.
     pub(super) held_back: AtomicBool,
+    /// Bytes that local programs have not taken.
+    pub(super) held: AtomicUsize,
     /// How much longer than usual answers take at present, in milliseconds.
     pub(super) lateness_ms: AtomicU64,
     /// Messages of the agent that are missing before the latest that has come.
@@ -77,6 +79,8 @@ pub(super) struct Gauge {
     pub(super) with_stream: usize,
     /// The session is held back.
     pub(super) held_back: bool,
+    /// Bytes that local programs have not taken.
+    pub(super) held: usize,
     /// How much longer than usual answers take.
     pub(super) lateness: Duration,
     totals: Totals,
@@ -103,6 +107,7 @@ impl Gauge {
         Self {
             with_stream: 0,
             held_back: false,
+            held: 0,
             lateness: Duration::ZERO,
             totals: Totals::default(),
             shown: Totals::default(),
@@ -159,6 +164,7 @@ impl Gauge {
             self.meter.paused.store(session.is_paused(), Ordering::Relaxed);
             self.meter.missing.store(stats.messages_missing, Ordering::Relaxed);
         }
+        self.meter.held.store(self.held, Ordering::Relaxed);
         self.meter.held_back.store(self.held_back, Ordering::Relaxed);
         self.meter.lateness_ms.store(millis(self.lateness), Ordering::Relaxed);
         // The tunnel counts up in advance when it gives a connection: this is the truth, each time.

@@ -328,6 +328,7 @@ impl Slot {
             probe_round_trip: self.probe_round_trip,
             messages_behind: if self.behind { self.meter.missing.load(Ordering::Relaxed) } else { 0 },
             held_back: self.meter.held_back.load(Ordering::Relaxed),
+            bytes_held: self.meter.held.load(Ordering::Relaxed),
         })
     }
 }

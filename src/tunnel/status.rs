@@ -151,6 +151,8 @@ pub struct SessionStatus {
     pub messages_behind: usize,
     /// It is read more slowly than data comes, as a local program does not take it.
     pub held_back: bool,
+    /// Bytes that have come and that local programs have not taken.
+    pub bytes_held: usize,
 }
 
 impl SessionStatus {

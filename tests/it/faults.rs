@@ -114,7 +114,7 @@ async fn acknowledgements_that_an_old_agent_does_not_repeat_stop_nothing() {
     let lab = lab().await;
     lab.emulator.update(|settings| {
         settings.agent.version = Some("3.2.1040.0".to_owned());
-        settings.agent.ignore_duplicates = true;
+        settings.agent.ignore_duplicates = Some(true);
     });
     let (forward, mut connection, _echo) = echo(&lab).await;
     ask(&mut connection, b"before").await.unwrap();

@@ -17,6 +17,7 @@ mod kubernetes;
 #[expect(dead_code, reason = "the examples use the rest")]
 #[path = "../lab/lab.rs"]
 mod lab;
+mod line;
 mod manager;
 mod matrix;
 mod policy;

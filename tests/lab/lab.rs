@@ -17,6 +17,7 @@ pub(crate) mod line;
 pub(crate) mod matrix;
 pub(crate) mod page;
 pub(crate) mod process;
+pub(crate) mod slow_readers;
 pub(crate) mod soak;
 pub(crate) mod time;
 pub(crate) mod workload;

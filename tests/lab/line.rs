@@ -41,9 +41,10 @@ const PAYLOAD_LEN: f64 = 1024.0;
 const FRAME_UP: f64 = 8.0;
 const FRAME_DOWN: f64 = 4.0;
 
-/// Messages a second that an agent's pace comes to, and that this client allows itself in all.
+/// Messages a second that an agent's pace comes to, and that this client allows itself in the long run, so that no second
+/// has more than 900.
 const AGENT_RATE: f64 = 699.0;
-const CLIENT_RATE: f64 = 900.0;
+const CLIENT_RATE: f64 = 850.0;
 
 /// Messages that the emulated service and agent keep for a transport that takes no more.
 const SERVICE_QUEUE: f64 = 545.0;
@@ -101,7 +102,8 @@ impl Cell {
         });
         let lossy =
             [0.01, 0.05, 0.2].into_iter().flat_map(|loss| Bulk::ALL.map(|bulk| Self::even(500, 1000, loss, bulk)));
-        let uneven = Bulk::ALL.map(|bulk| {
+        // With both, the way up is shared by acknowledgements and data, and no share is the right one.
+        let uneven = [Bulk::Down, Bulk::Up].map(|bulk| {
             let cell = Self::even(1000, 1000, 0.0, bulk);
             Self { up: Line { rate: 125_000, ..cell.up }, ..cell }
         });
@@ -201,6 +203,8 @@ impl Cell {
             messages_down = AGENT_RATE;
             messages_up = is_up * (up - ack_up * messages_down) / message_up;
         }
+        // Every message has to be acknowledged, and the way up has to carry that.
+        messages_down = messages_down.min(up / ack_up);
         // The client's acknowledgements count against the rate that the service takes.
         if messages_up > CLIENT_RATE - messages_down {
             messages_up = is_up * (CLIENT_RATE - messages_down);
@@ -230,7 +234,7 @@ impl Cell {
         tokio::time::sleep(WARM_UP).await;
         let before = [down, up].map(|activity| lab.ledger.bytes(activity));
         let (times, mut answered) = tokio::sync::mpsc::unbounded_channel();
-        tasks.spawn(requests(lab.port.clone(), lab.ledger.clone(), request, times));
+        tasks.spawn(requests(lab.port.clone(), lab.ledger.clone(), request, u64::MAX, times));
         let start = time::now();
         tokio::time::sleep(MEASURED).await;
         let seconds = (time::now() - start).as_secs_f64();
@@ -309,15 +313,16 @@ async fn upload(port: MemoryPort, activity: u32) {
     }
 }
 
-/// Asks a small question every now and then, and tells how long each answer took.
-async fn requests(
+/// Asks so many small questions, one every now and then, and tells how long each answer took.
+pub(super) async fn requests(
     port: MemoryPort,
     ledger: std::sync::Arc<super::workload::Ledger>,
     activity: u32,
+    count: u64,
     times: tokio::sync::mpsc::UnboundedSender<Duration>,
 ) {
     let Ok(mut connection) = port.connect() else { return };
-    for seed in 0.. {
+    for seed in 0..count {
         let asked = time::now();
         let header = Header { ask: Ask::Question, activity, seed, len: REQUEST_LEN };
         let mut question = vec![0; REQUEST_LEN as usize];

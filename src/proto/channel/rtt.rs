@@ -12,8 +12,6 @@ pub(super) struct Rtt {
     smoothed: Duration,
     variation: Duration,
     timeout: Duration,
-    /// The shortest on this transport, if there has been any.
-    shortest: Option<Duration>,
 }
 
 const INITIAL: Duration = Duration::from_millis(100);
@@ -25,7 +23,7 @@ pub(super) const MAX_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Rtt {
     pub(super) fn new() -> Self {
-        Self { smoothed: INITIAL, variation: Duration::ZERO, timeout: INITIAL_TIMEOUT, shortest: None }
+        Self { smoothed: INITIAL, variation: Duration::ZERO, timeout: INITIAL_TIMEOUT }
     }
 
     /// Takes the time between a message that was sent once and its acknowledgement.
@@ -33,7 +31,6 @@ impl Rtt {
         let deviation = self.smoothed.abs_diff(round_trip);
         self.variation = self.variation * 3 / 4 + deviation / 4;
         self.smoothed = self.smoothed * 7 / 8 + round_trip / 8;
-        self.shortest = Some(self.shortest.map_or(round_trip, |shortest| shortest.min(round_trip)));
         self.timeout = self.smoothed + GRANULARITY.max(self.variation * 4);
     }
 
@@ -43,16 +40,6 @@ impl Rtt {
 
     pub(super) fn timeout(&self) -> Duration {
         self.timeout
-    }
-
-    /// Returns the shortest round trip on this transport; nothing as long as there has been none.
-    pub(super) fn shortest(&self) -> Duration {
-        self.shortest.unwrap_or_default()
-    }
-
-    /// Takes note that another transport is used from now on.
-    pub(super) fn reattached(&mut self) {
-        self.shortest = None;
     }
 }
 

@@ -48,6 +48,8 @@ struct Outstanding {
     order: u64,
     /// How often it has been sent.
     transmissions: u32,
+    /// How often of it on this transport.
+    transmissions_here: u32,
 }
 
 /// What an acknowledgement says of a message.
@@ -142,6 +144,7 @@ impl Sender {
             last_sent: now,
             order: self.next_order,
             transmissions: 1,
+            transmissions_here: 1,
         }));
         self.old_agent.sent(self.next_order, now);
         self.next_order += 1;
@@ -157,8 +160,8 @@ impl Sender {
         self.resend.remove(&number);
         let since_sent = now.saturating_sub(acknowledged.last_sent);
         let round_trip = (acknowledged.transmissions == 1).then_some(since_sent);
-        // What comes sooner after a repeat than anything ever has was there before it.
-        let last_has_arrived = round_trip.is_some() || since_sent >= self.rtt.shortest() + self.lag;
+        // Which of several transmissions has arrived is not known: the first may only have been held up.
+        let last_has_arrived = acknowledged.transmissions_here == 1;
         match round_trip {
             Some(round_trip) => self.rtt.sample(round_trip.saturating_sub(self.lag)),
             None => self.reordering.acknowledged(number),
@@ -294,12 +297,12 @@ impl Sender {
 
     /// Marks all that is outstanding: the transport that carried it is gone.
     pub(super) fn mark_all(&mut self, now: Duration) {
+        self.outstanding.iter_mut().flatten().for_each(|entry| entry.transmissions_here = 0);
         let numbers = (self.first_number..).zip(&self.outstanding);
         self.resend = numbers.filter(|(_, entry)| entry.is_some()).map(|(number, _)| number).collect();
         self.oldest_since = now;
         self.lost_at = None;
         self.reordering.reattached();
-        self.rtt.reattached();
         self.disturbed();
     }
 
@@ -369,6 +372,7 @@ impl Sender {
         entry.last_sent = now;
         entry.order = order;
         entry.transmissions = entry.transmissions.saturating_add(1);
+        entry.transmissions_here = entry.transmissions_here.saturating_add(1);
         let message = entry.message.clone();
         if self.old_agent.suspect(self.first_number) == Some(number) {
             self.old_agent.repeated(order + REORDER_THRESHOLD);

@@ -73,6 +73,9 @@ pub(super) struct Window {
     /// The least excess of the present round trip, and when that ends. A segment that TCP has to repeat holds up all that
     /// is behind it for a moment, which is no queue: that is what even the quickest message waits in.
     least_excess: Option<Duration>,
+    /// How far excesses are from each other, smoothed: what a lossy path holds up varies, and a queue does not.
+    swing: Duration,
+    last_excess: Duration,
     judged_at: Duration,
     rate: Rate,
     /// What has been acknowledged and is not known to be.
@@ -122,6 +125,8 @@ impl Window {
             base: None,
             base_there: None,
             least_excess: None,
+            swing: Duration::ZERO,
+            last_excess: Duration::ZERO,
             judged_at: Duration::ZERO,
             rate: Rate::default(),
             returning: 0,
@@ -157,7 +162,9 @@ impl Window {
         self.returning =
             ((self.rate.bytes_per_second() * RETURNING_GAIN * lag.as_secs_f64()) as usize).min(MAX_RETURNING);
         let on_its_way = in_flight.saturating_sub(self.returning);
-        let excess = excess.saturating_sub(QUEUE_TARGET.max(lag / QUEUE_SHARE));
+        self.swing = self.swing * 31 / 32 + self.last_excess.abs_diff(excess) / 32;
+        self.last_excess = self.last_excess * 7 / 8 + excess / 8;
+        let excess = excess.saturating_sub(QUEUE_TARGET.max(lag / QUEUE_SHARE) + 4 * self.swing);
         let least = self.least_excess.map_or(excess, |least| least.min(excess));
         self.least_excess = Some(least);
         if self.judged_at <= now {
@@ -262,7 +269,7 @@ mod tests {
                 run(&mut window, &mut path(rate, delay), Duration::ZERO, Duration::from_secs(60));
             // What is never undershot, 16 KiB, takes so long.
             let least = Duration::from_secs_f64((MIN / PAYLOAD) as f64 / rate);
-            let limit = least.max(2 * QUEUE_TARGET);
+            let limit = least.max(3 * QUEUE_TARGET);
             assert!(longest <= limit, "{longest:?} at {rate}/s, at most {limit:?}");
             assert!(delivered as f64 > 0.9 * 60.0 * rate * PAYLOAD as f64, "{delivered} bytes at {rate}/s");
         }
