@@ -21,6 +21,7 @@ use std::{
 use clap::Parser;
 
 use self::lab::{
+    line::{self, Cell},
     matrix::{ROWS, Row, Run},
     page::{self, Runs},
     process::{PROCESS_ROWS, ProcessRow, ProcessRun},
@@ -51,17 +52,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     let rows: Vec<Row> = ROWS.iter().filter(|row| wanted(row.name)).copied().collect();
     let process_rows: Vec<ProcessRow> = PROCESS_ROWS.iter().filter(|row| wanted(row.name)).copied().collect();
     let program = if process_rows.is_empty() { PathBuf::new() } else { program()? };
-    let mut texts = Vec::new();
+    let (mut texts, mut quick_texts) = (Vec::new(), Vec::new());
     let (mut checked, mut wrong) = (0, Vec::new());
     for row in rows {
         let (runs, failures) = run_all(&row, args.seeds);
         checked += runs.iter().map(|run| run.outcome.checked).sum::<u64>();
-        let text = page::row(&Runs { row, runs });
+        let runs = Runs { row, runs };
+        quick_texts.extend(page::busy_row(&runs));
+        let text = page::row(&runs);
         writeln!(std::io::stderr(), "{text}")?;
         texts.push(text);
         for failure in failures {
             writeln!(std::io::stderr(), "{failure}")?;
             wrong.push(failure);
+        }
+    }
+    let mut line_rows = Vec::new();
+    if args.names.is_empty() {
+        let cells = Cell::grid();
+        for (cell, outcome) in line::run_all(&cells, |_cell, _outcome| {})? {
+            let row = line::row(&cell, &outcome).to_vec();
+            writeln!(std::io::stderr(), "{}", row.join(" | "))?;
+            line_rows.push(row);
         }
     }
     let mut process_texts = Vec::new();
@@ -78,7 +90,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if !wrong.is_empty() {
         return Err(format!("{} runs were not as expected", wrong.len()).into());
     }
-    let page = page::page(args.seeds, &texts, &process_texts, checked);
+    let page = page::page(args.seeds, &texts, &quick_texts, &line_rows, &process_texts, checked);
     if args.write {
         std::fs::write(page::PATH, page)?;
     } else {

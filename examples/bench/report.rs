@@ -34,7 +34,7 @@ impl Unit {
 }
 
 /// Three digits, or all before the point.
-pub(crate) fn digits(value: f64) -> String {
+fn digits(value: f64) -> String {
     if !value.is_finite() {
         // What took no time that could be measured is no measure of anything.
         return "-".to_owned();

@@ -22,7 +22,10 @@ pub(crate) mod soak;
 pub(crate) mod time;
 pub(crate) mod workload;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use autoheal_pa::{
     clock::Clock,
@@ -139,6 +142,11 @@ impl Lab {
     /// The tunnel as `status` shows it.
     pub(crate) fn status(&self) -> TunnelStatus {
         self.board().borrow().tunnels[0].clone()
+    }
+
+    /// What the wall clock read at a time of the monotonic one.
+    pub(crate) fn wall_at(&self, mono: Duration) -> SystemTime {
+        SystemTime::UNIX_EPOCH + time::wall().saturating_sub(time::now() - mono)
     }
 
     pub(crate) fn is_active(&self) -> bool {

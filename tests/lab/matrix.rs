@@ -52,6 +52,8 @@ pub(crate) struct Row {
     pub(crate) bound: Duration,
     /// For how long the workload is watched after the mark at least.
     watch: Duration,
+    /// The transport falls silent, and it counts how soon that is found.
+    pub(crate) is_silence: bool,
     inject: Inject,
 }
 
@@ -62,12 +64,17 @@ const fn secs(seconds: u64) -> Duration {
 impl Row {
     const fn new(name: &'static str, what: &'static str, bound: u64, inject: Inject) -> Self {
         let (from, expected) = (From::Injection, Expected::Kept);
-        Self { name, what, from, expected, bound: secs(bound), watch: LEAST_WATCH, inject }
+        Self { name, what, from, expected, bound: secs(bound), watch: LEAST_WATCH, is_silence: false, inject }
     }
 
     /// The fault lasts as long as its injection takes.
     const fn lasting(self) -> Self {
         Self { from: From::End, ..self }
+    }
+
+    /// The transport falls silent. It takes a while until what was lost has been repeated.
+    const fn silence(self) -> Self {
+        Self { is_silence: true, watch: secs(90), ..self }
     }
 
     /// Open connections end.
@@ -152,28 +159,28 @@ pub(crate) const ROWS: &[Row] = &[
         60,
         at_once!(|lab| lab.emulator.command(&Command::SilenceTransport)),
     )
-    .slow(50),
+    .silence(),
     Row::new(
         "silence-upstream",
         "what goes to the gateway is lost, what comes from it arrives",
         30,
         at_once!(|lab| lab.emulator.command(&Command::SilenceUpstream)),
     )
-    .slow(50),
+    .silence(),
     Row::new(
         "silence-downstream",
         "what comes from the gateway is lost, what goes to it arrives",
         60,
         at_once!(|lab| lab.emulator.command(&Command::SilenceDownstream)),
     )
-    .slow(50),
+    .silence(),
     Row::new(
         "half-open",
         "the service has lost the connection and the client is not told",
         20,
         at_once!(|lab| lab.emulator.command(&Command::HalfOpen)),
     )
-    .slow(50),
+    .silence(),
     Row::new(
         "loss-1",
         "1 % of all messages are lost for 30 s",
@@ -351,6 +358,61 @@ pub(crate) struct Run {
     pub(crate) states: Vec<(String, Duration)>,
     /// The error that `status` shows afterwards, if the fault made it.
     pub(crate) last_error: Option<String>,
+    /// How long after the injection the transport was given up.
+    pub(crate) found: Option<Duration>,
+    /// When the download had its old rate again.
+    pub(crate) rate_back: Option<Duration>,
+    /// Most messages that `status` said were missing.
+    pub(crate) behind: usize,
+}
+
+/// How the download gets on after an injection.
+struct Progress {
+    injected: Duration,
+    resumes: u64,
+    /// Bytes that had come by the end of each second; the injection is between two.
+    bytes: Vec<u64>,
+    before: f64,
+    found: Option<Duration>,
+    rate_back: Option<Duration>,
+    behind: usize,
+}
+
+/// Over how many seconds a rate is taken.
+const RATE_SECONDS: usize = 3;
+
+/// The part of the old rate that counts as the old rate.
+const OLD_RATE: f64 = 0.9;
+
+impl Progress {
+    fn new(lab: &Lab, injected: Duration) -> Self {
+        let before = lab.ledger.bytes_of("download") as f64 / WARM_UP.as_secs_f64();
+        let (resumes, bytes) = (lab.status().resumes, Vec::new());
+        Self { injected, resumes, bytes, before, found: None, rate_back: None, behind: 0 }
+    }
+
+    /// Looks ten times a second, for ever.
+    async fn follow(&mut self, lab: &Lab) {
+        for tenth in 0_u32.. {
+            let passed = time::now() - self.injected;
+            let status = lab.status();
+            self.behind = status.sessions.iter().map(|session| session.messages_behind).fold(self.behind, usize::max);
+            let lost = status.last_error.is_some_and(|error| error.at >= lab.wall_at(self.injected));
+            if lost || status.resumes > self.resumes {
+                self.found.get_or_insert(passed);
+            }
+            if tenth.is_multiple_of(10) {
+                self.bytes.push(lab.ledger.bytes_of("download"));
+                if let [.., then, _, _, now] = self.bytes[..]
+                    && (now - then) as f64 >= OLD_RATE * self.before * RATE_SECONDS as f64
+                    && self.found.is_some()
+                {
+                    self.rate_back.get_or_insert(passed);
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
 }
 
 impl Row {
@@ -390,9 +452,11 @@ impl Row {
                 }
             }
         };
+        let mut progress = Progress::new(&lab, injected);
         tokio::select! {
             biased;
             () = follow => {}
+            () = progress.follow(&lab) => {}
             () = self.happen(&lab) => {}
         }
         let wrong = lab.ledger.stuck(SETTLED);
@@ -413,7 +477,8 @@ impl Row {
         all_wrong.extend(lab.stop().await);
         all_wrong.extend(self.unexpected(&outcome));
         if all_wrong.is_empty() {
-            return Ok(Run { outcome, states, last_error });
+            let Progress { found, rate_back, behind, .. } = progress;
+            return Ok(Run { outcome, states, last_error, found, rate_back, behind });
         }
         all_wrong.truncate(5);
         Err(format!("{all_wrong:#?} {states:?} {last_error:?} {outcome:?}"))

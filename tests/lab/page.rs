@@ -3,6 +3,7 @@
 use std::{fmt::Write as _, time::Duration};
 
 use super::{
+    line,
     matrix::{Expected, From, Row, Run},
     process::{ProcessRow, ProcessRun},
     workload::Load,
@@ -59,6 +60,17 @@ pub(crate) fn row(Runs { row, runs }: &Runs) -> String {
     )
 }
 
+/// Writes how soon a fault was found in the middle of a transfer, if that was measured.
+pub(crate) fn busy_row(Runs { row, runs }: &Runs) -> Option<String> {
+    let times = |read: fn(&Run) -> Option<Duration>| summary(runs.iter().filter_map(read).collect());
+    let behind = runs.iter().map(|run| run.behind).max().unwrap_or_default();
+    let is_measured = row.is_silence;
+    is_measured.then(|| {
+        let (found, back) = (times(|run| run.found), times(|run| run.rate_back));
+        format!("| `{}` | {} | {found} | {back} | {behind} |", row.name, row.what)
+    })
+}
+
 /// Writes the row of a fault of the process.
 pub(crate) fn process_row(row: &ProcessRow, runs: &[ProcessRun]) -> String {
     let waits = summary(runs.iter().map(|run| run.wait).collect());
@@ -68,7 +80,14 @@ pub(crate) fn process_row(row: &ProcessRow, runs: &[ProcessRun]) -> String {
 }
 
 /// Writes the page.
-pub(crate) fn page(seeds: u64, rows: &[String], process_rows: &[String], checked: u64) -> String {
+pub(crate) fn page(
+    seeds: u64,
+    rows: &[String],
+    busy_rows: &[String],
+    lines: &[Vec<String>],
+    process_rows: &[String],
+    checked: u64,
+) -> String {
     let mut page = String::new();
     let all = Load::FULL.connections();
     let questions = Load::FULL.questions;
@@ -96,6 +115,17 @@ pub(crate) fn page(seeds: u64, rows: &[String], process_rows: &[String], checked
         page.push_str(row);
         page.push('\n');
     }
+    page.push_str(BUSY);
+    for row in busy_rows {
+        page.push_str(row);
+        page.push('\n');
+    }
+    let head = line::HEADER.join(" | ");
+    let rule = "---|".repeat(line::HEADER.len());
+    write!(page, "\n## Slow lines\n\n{}\n\n| {head} |\n|{rule}\n", line::CAPTION).expect("a string takes everything");
+    for row in lines {
+        writeln!(page, "| {} |", row.join(" | ")).expect("a string takes everything");
+    }
     page.push_str(PROCESSES);
     for row in process_rows {
         page.push_str(row);
@@ -104,6 +134,17 @@ pub(crate) fn page(seeds: u64, rows: &[String], process_rows: &[String], checked
     page.push_str(TESTS);
     page
 }
+
+/// What leads up to the table of silences.
+const BUSY: &str = "\n\
+## Silence in the middle of a transfer\n\
+\n\
+The same runs. **Found** is how long after the injection the transport was given up, **old rate** when the download had nine\n\
+tenths of the rate again that it had before, over three seconds: until then the agent repeats what was lost, ten messages a\n\
+second, and `status` says `catching up`, and how many messages are missing. Median and worst over the seeds, and the most messages.\n\
+\n\
+| fault | what happens | found | old rate | messages behind |\n\
+|---|---|---|---|---:|\n";
 
 /// What leads up to the second table.
 const PROCESSES: &str = "\n\

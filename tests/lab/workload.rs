@@ -196,6 +196,11 @@ impl Ledger {
         self.lock().activities[activity as usize].bytes
     }
 
+    /// How many bytes of the activity of this name have been compared.
+    pub(crate) fn bytes_of(&self, name: &str) -> u64 {
+        self.lock().activities.iter().find(|activity| activity.name == name).map_or(0, |activity| activity.bytes)
+    }
+
     fn complain(&self, what: String) {
         self.lock().wrong.push(what);
     }
