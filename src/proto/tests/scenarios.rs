@@ -284,6 +284,26 @@ fn an_old_agent_gets_keepalives_and_a_new_one_does_not() {
     }
 }
 
+/// A half-closed stream is kept for its answer for half a minute, and for as long on top as answers wait in a queue.
+#[test]
+fn an_answer_that_is_behind_a_queue_is_waited_for() {
+    let mut world = World::established(1, vec![Destination::Sink, answer(1, b"late")]);
+    let busy = world.open(Bytes::from_static(b"x"), false);
+    for second in 0..100 {
+        world.downstream_queue = Duration::from_millis(900 * second).min(secs(40));
+        world.programs.get_mut(&busy).unwrap().upload = Bytes::from_static(b"more");
+        world.run_for(secs(1));
+    }
+    assert!((38..=41).contains(&world.client.lag().behind.as_secs()), "{:?}", world.client.lag());
+    let resent = world.client.stats().messages_resent;
+    let id = world.open(Bytes::from_static(b"q"), true);
+    world.run_for(secs(39));
+    assert_eq!(world.programs[&id].end, None, "nothing has come yet");
+    world.run_until(|world| world.programs[&id].end.is_some());
+    assert_eq!(world.programs[&id].received, &b"late"[..]);
+    assert!(world.client.stats().messages_resent <= resent + 2, "late is not lost: {:?}", world.client.stats());
+}
+
 /// Nothing is late that nobody reads: no repeats, and no end of the session.
 #[test]
 fn a_transport_that_is_not_read_for_long_costs_nothing() {

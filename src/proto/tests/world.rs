@@ -94,6 +94,8 @@ pub(super) struct World {
     in_flight: BTreeMap<(Duration, u64, Side), Bytes>,
     next_message: u64,
     pub(super) connected: bool,
+    /// How long what the agent sends waits on its way. It must not shrink by more than time passes.
+    pub(super) downstream_queue: Duration,
     /// What has come and is not read; `None`: everything is.
     unread: Option<VecDeque<Bytes>>,
     /// What the client sends is lost.
@@ -120,6 +122,7 @@ impl World {
             in_flight: BTreeMap::new(),
             next_message: 0,
             connected: true,
+            downstream_queue: Duration::ZERO,
             unread: None,
             upstream_lost: false,
             downstream_lost: false,
@@ -278,7 +281,8 @@ impl World {
         for _ in 0..copies {
             let jitter = self.network.jitter.as_nanos() as u64;
             let jitter = if jitter == 0 { 0 } else { self.rng.below(jitter) };
-            let at = self.now.mono + self.network.delay + Duration::from_nanos(jitter);
+            let queue = if to == Side::Client { self.downstream_queue } else { Duration::ZERO };
+            let at = self.now.mono + self.network.delay + queue + Duration::from_nanos(jitter);
             self.in_flight.insert((at, self.next_message, to), message.clone());
             self.next_message += 1;
         }
