@@ -289,6 +289,10 @@ pub(crate) const HEADER: [&str; 9] =
 /// # Errors
 /// What went wrong first.
 pub(crate) fn run_all(cells: &[Cell], say: impl Fn(&Cell, &Outcome) + Sync) -> Result<Vec<(Cell, Outcome)>, String> {
+    run_each(cells, say).into_iter().map(|(cell, outcome)| Ok((cell, outcome?))).collect()
+}
+
+fn run_each(cells: &[Cell], say: impl Fn(&Cell, &Outcome) + Sync) -> Vec<(Cell, Result<Outcome, String>)> {
     let next = Mutex::new(cells.iter().enumerate());
     let done = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -307,7 +311,7 @@ pub(crate) fn run_all(cells: &[Cell], say: impl Fn(&Cell, &Outcome) + Sync) -> R
     });
     let mut done = done.into_inner().expect("no cell panics with it");
     done.sort_by_key(|(at, ..)| *at);
-    done.into_iter().map(|(_, cell, outcome)| Ok((cell, outcome?))).collect()
+    done.into_iter().map(|(_, cell, outcome)| (cell, outcome)).collect()
 }
 
 /// The row of a cell.
