@@ -388,16 +388,14 @@ impl Driver {
     fn turn(&mut self, cx: &mut Context<'_>, now: Now, mut link: Option<&mut Link>) -> Result<(bool, bool), Fault> {
         self.take_commands(cx, link.is_some())?;
         let mut more = false;
-        if let Some(link) = link.as_deref_mut() {
-            more |= self.read_transport(cx, now, link)?;
-            self.check_liveness(now, link)?;
-        }
-        self.handle_timeouts(now);
-        if let Err(fault) = self.handle_events(now) {
-            // The session's last words, such as the refusal of a handshake, as far as the transport takes
-            // them at once. What is wrong with the transport does not matter any more.
-            let _outcome = link.map(|link| self.write_transport(cx, now, link));
-            return Err(fault);
+        match self.take_input(cx, now, link.as_deref_mut()) {
+            Ok(read_more) => more |= read_more,
+            Err(fault) => {
+                // The session's last words, such as the refusal of a handshake, as far as the transport takes
+                // them at once. What is wrong with the transport does not matter any more.
+                let _outcome = link.map(|link| self.write_transport(cx, now, link));
+                return Err(fault);
+            }
         }
         self.open_waiting(now, link.is_some())?;
         let until = self.serve_ready(now, &mut more);
@@ -408,6 +406,18 @@ impl Driver {
             more |= self.handle_events(now)? || (owed && !self.owes_acknowledgements());
         }
         Ok((more, until))
+    }
+
+    /// Takes what has come and what is due. Returns whether there may be more at once.
+    fn take_input(&mut self, cx: &mut Context<'_>, now: Now, link: Option<&mut Link>) -> Result<bool, Fault> {
+        let mut more = false;
+        if let Some(link) = link {
+            more = self.read_transport(cx, now, link)?;
+            self.check_liveness(now, link)?;
+        }
+        self.handle_timeouts(now);
+        self.handle_events(now)?;
+        Ok(more)
     }
 
     fn take_commands(&mut self, cx: &mut Context<'_>, attached: bool) -> Result<(), Fault> {
