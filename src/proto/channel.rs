@@ -180,6 +180,12 @@ impl DataChannel {
         self.receiver.early_len()
     }
 
+    /// Returns the number of the message whose acknowledgement is kept back.
+    #[cfg(any(fuzzing, test))]
+    pub(super) fn withheld(&self) -> Option<i64> {
+        self.withheld.number()
+    }
+
     pub(super) fn missing_messages(&self) -> usize {
         self.receiver.missing()
     }
@@ -305,7 +311,7 @@ impl DataChannel {
                 self.counts.repeats += 1;
                 self.conduct.good();
                 self.review_withheld(now);
-                if !self.withheld.holds(header.sequence_number) {
+                if self.withheld.number() != Some(header.sequence_number) {
                     self.acknowledge(header);
                 }
                 Input::None

@@ -597,6 +597,12 @@ impl PortSession {
         }
     }
 
+    /// Returns the number of the message whose acknowledgement is kept back.
+    #[cfg(any(fuzzing, test))]
+    pub(super) fn withheld(&self) -> Option<i64> {
+        self.channel.withheld()
+    }
+
     /// Checks what has to hold between any two calls.
     #[cfg(any(fuzzing, test))]
     pub(super) fn assert_invariants(&self) {

@@ -8,7 +8,7 @@ impl World {
     pub(super) fn header(&mut self, message_type: MessageType, number: i64, payload_type: PayloadType) -> Header {
         Header {
             message_type,
-            created_ms: 1,
+            created_ms: self.created_ms,
             sequence_number: number,
             flags: Flags::NONE,
             id: self.ids.next_id(),
@@ -78,6 +78,8 @@ impl World {
         let before = self.session.stats();
         self.session.handle_message(self.now, self.pinned.lend(message));
         let after = self.session.stats();
+        let withheld = self.session.withheld();
+        self.withheld.extend(withheld);
         let is_refused = after.messages_refused > before.messages_refused;
         let is_repeat = after.repeats_received > before.repeats_received;
         match Message::decode(message.clone()) {
@@ -87,7 +89,7 @@ impl World {
                 let is_absurd = !(0..=self.expected + MAX_AHEAD).contains(&number);
                 assert_eq!(after.messages_received, before.messages_received + 1);
                 assert_eq!(is_repeat, is_known, "number {number}");
-                if !is_refused && !is_absurd {
+                if !is_refused && !is_absurd && !(is_repeat && withheld == Some(number)) {
                     self.owed.push_back(message.header.clone());
                 }
                 if !is_repeat && !is_refused && !is_absurd {
