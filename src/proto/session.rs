@@ -323,10 +323,10 @@ impl PortSession {
                     self.handle_sequenced(now, message);
                 }
             }
-            Input::Closed { output } => self.close(CloseReason::ChannelClosed { output }),
+            Input::Closed { output } => self.close(now, CloseReason::ChannelClosed { output }),
         }
         if let Some((count, last)) = self.channel.misconduct() {
-            self.close(CloseReason::Misbehaved { count, last });
+            self.close(now, CloseReason::Misbehaved { count, last });
         }
         self.collect_events();
     }
@@ -335,7 +335,7 @@ impl PortSession {
         match message.header.payload_type {
             PayloadType::Output => {
                 if let Err(error) = self.mux.handle_data(message.payload, now.mono) {
-                    self.close(error.into());
+                    self.close(now, error.into());
                 }
             }
             PayloadType::HandshakeRequest => self.handle_handshake_request(now, &message.payload),
@@ -365,7 +365,7 @@ impl PortSession {
         self.urgent.push_back(self.channel.send_now(now, PayloadType::HandshakeResponse, &payload));
         match agreement {
             Ok(agreement) => self.phase = Phase::Responded { deadline, agreement },
-            Err(error) => self.close(error.into()),
+            Err(error) => self.close(now, error.into()),
         }
     }
 
@@ -391,7 +391,7 @@ impl PortSession {
         }
         self.collect_events();
         if let Some(reason) = self.overdue(now) {
-            self.close(reason);
+            self.close(now, reason);
             return;
         }
         if let Phase::Established { keepalive_at: Some(at), .. } = &mut self.phase
@@ -574,10 +574,11 @@ impl PortSession {
         matches!(self.phase, Phase::Closed)
     }
 
-    fn close(&mut self, reason: CloseReason) {
+    fn close(&mut self, now: Now, reason: CloseReason) {
         self.collect_events();
         if !self.is_closed() {
             self.phase = Phase::Closed;
+            self.channel.terminated(now);
             self.events.push_back(Event::Closed(reason));
         }
     }
