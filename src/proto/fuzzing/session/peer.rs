@@ -89,7 +89,8 @@ impl World {
                 let is_absurd = !(0..=self.expected + MAX_AHEAD).contains(&number);
                 assert_eq!(after.messages_received, before.messages_received + 1);
                 assert_eq!(is_repeat, is_known, "number {number}");
-                if !is_refused && !is_absurd && !(is_repeat && withheld == Some(number)) {
+                let is_kept_back = is_repeat && withheld == Some(number);
+                if !is_refused && !is_absurd && !is_kept_back {
                     self.owed.push_back(message.header.clone());
                 }
                 if !is_repeat && !is_refused && !is_absurd {
