@@ -28,6 +28,8 @@
 pub mod aws;
 pub mod cli;
 pub mod clock;
+#[cfg(test)]
+mod closed_port;
 pub mod cluster;
 pub mod control;
 pub mod doctor;

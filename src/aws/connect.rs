@@ -179,7 +179,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::aws::{endpoint::GatewayPolicy, error::chain_text, testing::in_time};
+    use crate::{
+        aws::{endpoint::GatewayPolicy, error::chain_text, testing::in_time},
+        closed_port::ClosedPort,
+    };
 
     async fn gateway(url: &str) -> Gateway {
         GatewayPolicy::new("us-east-1", true, None).await.unwrap().check(url).unwrap().gateway().clone()
@@ -299,8 +302,8 @@ mod tests {
 
     #[tokio::test]
     async fn says_that_nobody_listens() {
-        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        let gateway = gateway(&format!("ws://127.0.0.1:{port}/")).await;
+        let closed = ClosedPort::new();
+        let gateway = gateway(&format!("ws://{}/", closed.address())).await;
         let Err(error) = in_time(connector(Matcher::builder().build()).connect(&gateway)).await else {
             panic!("connected")
         };

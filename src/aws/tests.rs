@@ -9,7 +9,7 @@ use super::{
     token::tests::jwt,
     *,
 };
-use crate::settings::CiOidc;
+use crate::{closed_port::ClosedPort, settings::CiOidc};
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/ReadOnly";
 
@@ -238,7 +238,8 @@ impl aws_credential_types::provider::ProvideCredentials for Failing {
 async fn tells_missing_credentials_from_a_missing_network() {
     let missing = || CredentialsError::not_loaded("no credentials found in chain. Attempted: Environment, Profile");
     let mut settings = AwsSettings { region: Some("us-east-1".into()), ..AwsSettings::default() };
-    let nobody = Fake::start(sts).await.url();
+    let closed = ClosedPort::new();
+    let nobody = format!("http://{}", closed.address());
     for _ in 0..2 {
         let error = with_ambient(missing, &nobody, &settings).await;
         assert!(

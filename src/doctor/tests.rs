@@ -7,6 +7,7 @@ use tokio::{io::copy_bidirectional, net::TcpListener, sync::mpsc, task::JoinSet}
 use super::*;
 use crate::{
     aws::testing::aws_at,
+    closed_port::ClosedPort,
     emulator::{ClusterConfig, Config, Destination, Emulator, Place as Address, SessionState, Settings},
     proto::CloseReason,
 };
@@ -92,9 +93,9 @@ async fn a_managers_tunnel_is_asked_as_well() {
     assert_eq!(checks, Check::ALL, "there is one finding for each check, in their order");
 
     let gateway = forward(&mut tasks, emulator.gateway()).await;
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let closed = ClosedPort::new();
     let elsewhere = findings(&subject(&emulator, with(gateway)).await, Limits::default()).await;
-    let nowhere = findings(&subject(&emulator, with(closed)).await, Limits::default()).await;
+    let nowhere = findings(&subject(&emulator, with(closed.port())).await, Limits::default()).await;
     // The tunnel is broken, and all that it rests on is not.
     assert_eq!((failed(&elsewhere), failed(&nowhere)), (vec![Check::LocalPort], vec![Check::LocalPort]));
     let Outcome::Failed(Trouble::Fault(Fault::Probe(ProbeError::Tls { .. } | ProbeError::Ended))) =

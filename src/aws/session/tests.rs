@@ -15,9 +15,12 @@ use tokio::{
 use tokio_tungstenite::tungstenite::{handshake::derive_accept_key, protocol::Role};
 
 use super::*;
-use crate::aws::{
-    Caller,
-    testing::{Answer, Fake, Request, aws, in_time},
+use crate::{
+    aws::{
+        Caller,
+        testing::{Answer, Fake, Request, aws, in_time},
+    },
+    closed_port::ClosedPort,
 };
 
 const QUERY: &str = "role=publish_subscribe&cell-number=AAEAAb+c/d==";
@@ -249,8 +252,8 @@ async fn a_resume_takes_the_new_url() {
     let url = gateway.url("new");
     let fake = Fake::start(move |_| started(&url, "T-3")).await;
     // Nobody listens at the old one.
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let handle = session(&format!("ws://127.0.0.1:{port}/old"));
+    let closed = ClosedPort::new();
+    let handle = session(&format!("ws://{}/old", closed.address()));
     let _transport = in_time(aws(&fake).await.dialer(None).resume(&handle)).await.unwrap();
     assert!(gateway.head().await.starts_with("GET /v1/data-channel/new?"));
     assert_eq!(gateway.opening().await["ClientId"], handle.client_id.to_string());
@@ -497,8 +500,8 @@ async fn ending_what_has_ended_is_no_error() {
 
 #[tokio::test]
 async fn says_that_the_gateway_cannot_be_reached() {
-    let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-    let fake = manager(format!("ws://127.0.0.1:{port}/s")).await;
+    let closed = ClosedPort::new();
+    let fake = manager(format!("ws://{}/s", closed.address())).await;
     let error = start(&aws(&fake).await, None).await.unwrap_err();
     assert!(matches!(&error, DialError::Unreachable { host, .. } if host == "127.0.0.1"), "{error:?}");
     assert!(chain_text(&error).contains("Connection refused"));

@@ -17,10 +17,13 @@ use super::{
         within,
     },
 };
-use crate::proto::{
-    handshake::Flag,
-    message::{MessageType, PayloadType},
-    smux::frame::{Frame, StreamId},
+use crate::{
+    closed_port::ClosedPort,
+    proto::{
+        handshake::Flag,
+        message::{MessageType, PayloadType},
+        smux::frame::{Frame, StreamId},
+    },
 };
 
 const STREAM: StreamId = StreamId(3);
@@ -203,9 +206,9 @@ async fn resuming_can_be_refused() {
 
 #[tokio::test]
 async fn a_refused_destination_is_told_by_flag_and_fin() {
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = ClosedPort::new();
     let emulator = start(quick()).await;
-    emulator.route("closed.internal:1", closed);
+    emulator.route("closed.internal:1", closed.address());
     let granted = start_session(&emulator, "closed.internal", 1).await;
     let mut client = Client::open(&emulator, &granted).await;
     client.handshake().await;
@@ -286,7 +289,7 @@ async fn recent_agents_refuse_loopback_and_credentials() {
 
 #[tokio::test]
 async fn old_agents_look_the_host_up_for_each_dial() {
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = ClosedPort::new();
     for (version, follows) in [("3.2.985.0", true), ("3.2.1041.0", false)] {
         let (emulator, _echo) = with_echo(quick()).await;
         emulator.update(|settings| settings.agent.version = Some(version.to_owned()));
@@ -295,7 +298,7 @@ async fn old_agents_look_the_host_up_for_each_dial() {
         client.handshake().await;
         client.send_frames(&[Frame::Syn(STREAM)]).await;
         // The name leads elsewhere.
-        emulator.route("echo.internal:7", closed);
+        emulator.route("echo.internal:7", closed.address());
         let mut bytes = BytesMut::new();
         Frame::Syn(StreamId(5)).encode(&mut bytes);
         client.send(PayloadType::Output, &bytes).await;
