@@ -9,10 +9,10 @@ use tokio::net::TcpSocket;
 pub(crate) struct ClosedPort(TcpSocket);
 
 impl ClosedPort {
-    pub(crate) fn new() -> ClosedPort {
+    pub(crate) fn new() -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        ClosedPort(socket)
+        Self(socket)
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
