@@ -22,7 +22,7 @@ use autoheal_pa::{
     proto,
     settings::{Environment, GlobalArgs, Settings},
     supervisor::Supervisor,
-    tunnel::{self, Listeners, Readiness, Tunnel},
+    tunnel::{self, Admission, Listeners, Readiness, Tunnel},
 };
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -81,7 +81,9 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let settings = Settings::load(&args.global, None, &Environment::read())?;
     let aws = Aws::new(&settings.aws).await?;
-    let listeners = Listeners::at(args.listen)?;
+    // An address that other machines reach is meant for others.
+    let admission = if args.listen.ip().is_loopback() { Admission::owner() } else { Admission::everyone() };
+    let listeners = Listeners::at(args.listen, admission)?;
     writeln!(io::stderr(), "listening on {}", SocketAddr::new(args.listen.ip(), listeners.port()))?;
 
     let mut config = tunnel::Config { readiness: Readiness::Established, ..tunnel::Config::default() };

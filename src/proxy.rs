@@ -11,7 +11,7 @@
 //! * What a client can cost is bounded: its head in bytes and in time, and the number of connections.
 //! * The end of one direction is passed on and the other goes on; a reset is passed on as a reset.
 //!
-//! Leaves out authentication: whoever may connect to loopback may also use the tunnels' ports.
+//! Leaves out authentication: who gets through is the listeners' matter, as for the tunnels' own ports.
 
 use std::{collections::BTreeMap, fmt, io, net::Ipv4Addr, time::Duration};
 

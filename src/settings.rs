@@ -203,6 +203,8 @@ pub struct UpSettings {
     pub base_port: u16,
     /// A taken port is an error rather than skipped.
     pub strict_ports: bool,
+    /// Programs of other users of this machine get through the local ports.
+    pub allow_other_users: bool,
     /// The CONNECT proxy that the contexts name; `None`: they lead straight to the tunnels' ports.
     pub proxy: Option<ProxySettings>,
     /// The current context is set in a kubeconfig of others, too.
@@ -280,6 +282,7 @@ impl UpSettings {
             access,
             base_port,
             strict_ports: is_on(&source::STRICT_PORTS),
+            allow_other_users: is_on(&source::ALLOW_OTHER_USERS),
             proxy,
             set_current: is_on(&source::SET_CURRENT),
             context_prefix: context_prefix.unwrap_or_else(|| DEFAULT_CONTEXT_PREFIX.to_owned()),

@@ -286,7 +286,7 @@ mod tests {
     use super::*;
     use crate::{
         cluster::{Cluster, Destination, Target},
-        tunnel::{Config, Dial, DialError, Listeners, SessionHandle, Transport},
+        tunnel::{Admission, Config, Dial, DialError, Listeners, SessionHandle, Transport},
     };
 
     /// Never gets anywhere, in one of two ways.
@@ -323,7 +323,7 @@ mod tests {
             certificate_authority: String::new(),
             token_name: name.into(),
         };
-        let listeners = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
+        let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
         let targets = vec![Target::Instance("i-00000000".into())];
         Tunnel::new(cluster, targets, Arc::new(Nowhere { panics }), listeners, Config::default(), supervisor.common())
     }
@@ -363,7 +363,7 @@ mod tests {
         timeout(Duration::from_secs(60), supervisor.end(&before[1..])).await.unwrap();
         assert_eq!(ports(&supervisor), before[..1]);
         for port in &before[1..] {
-            assert!(Listeners::bind(*port, 1, true).is_ok(), "{port} is free again");
+            assert!(Listeners::bind(*port, 1, true, Admission::owner()).is_ok(), "{port} is free again");
         }
         assert!(supervisor.stop().await);
     }

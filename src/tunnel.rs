@@ -16,6 +16,7 @@
 //!
 //! Knows sessions only through [`Dial`]: nothing of AWS, kubeconfigs or the command line.
 
+mod admission;
 mod budget;
 mod common;
 mod connection;
@@ -49,16 +50,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
 
-use self::{
-    budget::RECEIVE_BUDGET,
-    connection::{Io, PipeEnd},
-    held::HeldConnections,
-    report::Report,
-    session::Shared,
-    sessions::Sessions,
-    status::system_time,
-};
 pub use self::{
+    admission::Admission,
     common::Common,
     dial::{BoxError, Dial, DialError, SessionHandle, SessionId},
     fault::{Fault, with_causes},
@@ -68,6 +61,15 @@ pub use self::{
     solo::SoloSession,
     status::{LastError, ProbeStatus, SessionStatus, State, TunnelStatus},
     transport::{Connection, Incoming, Transport, TransportError},
+};
+use self::{
+    budget::RECEIVE_BUDGET,
+    connection::{Io, PipeEnd},
+    held::HeldConnections,
+    report::Report,
+    session::Shared,
+    sessions::Sessions,
+    status::system_time,
 };
 use crate::{
     cluster::{Cluster, Target},

@@ -47,7 +47,7 @@ use crate::{
     overlap::overlap,
     settings::{Access, UpSettings},
     supervisor::{Board, Supervisor},
-    tunnel::{self, Common, Dial, Listeners, Ports, Tunnel},
+    tunnel::{self, Admission, Common, Dial, Listeners, Ports, Tunnel},
 };
 
 mod answers;
@@ -71,6 +71,8 @@ pub(super) struct Manager {
     journal: Option<Journal>,
     left_behind: Vec<Entry>,
     proxy: Option<Proxy>,
+    /// Who gets through the local ports.
+    admission: Admission,
     /// All that goes on beside the tunnels.
     tasks: JoinSet<()>,
     examinations: Examinations,
@@ -115,6 +117,7 @@ impl Manager {
         });
         let printer = printer.clone();
         let kubeconfig = settings.common.kubeconfig.clone();
+        let admission = if settings.allow_other_users { Admission::everyone() } else { Admission::owner() };
         Ok((
             Self {
                 settings,
@@ -125,6 +128,7 @@ impl Manager {
                 journal,
                 left_behind,
                 proxy: None,
+                admission,
                 tasks,
                 examinations,
                 stop,
@@ -163,7 +167,7 @@ impl Manager {
         }
         let routes = named(&self.settings, tunnels.into_iter());
         if let Some(proxy) = self.settings.proxy {
-            self.proxy = Some(Proxy::start(proxy, &mut self.tasks, &self.stop, &self.printer)?);
+            self.proxy = Some(Proxy::start(proxy, self.admission.clone(), &mut self.tasks, &self.stop, &self.printer)?);
         }
         self.write_kubeconfig(&routes).await?;
         self.write_environment()?;
@@ -179,7 +183,7 @@ impl Manager {
         ways: &[Arc<Way>],
         found: Vec<mpsc::UnboundedReceiver<ClusterDescription>>,
     ) -> Result<Vec<(u16, (Arc<Way>, Cluster))>, CommandError> {
-        let mut ports = Ports::new(self.settings.base_port, self.settings.strict_ports);
+        let mut ports = Ports::new(self.settings.base_port, self.settings.strict_ports, self.admission.clone());
         let mut tunnels = Vec::new();
         for (way, mut found) in ways.iter().zip(found) {
             while let Some(description) = found.recv().await {
@@ -246,7 +250,7 @@ impl Manager {
         let new = tunnels.iter().filter(|(port, ..)| port.is_none()).count();
         outcome.kept = tunnels.len() - new;
 
-        let bound = Listeners::bind(self.settings.base_port, new, false)?;
+        let bound = Listeners::bind(self.settings.base_port, new, false, self.admission.clone())?;
         for taken in bound.skipped.iter().filter(|taken| old.route(taken.port).is_none()) {
             self.printer.progress(&format!("{taken}: skipped"));
         }

@@ -12,7 +12,7 @@ use crate::{
     kubeconfig::Server,
     proxy::{self, Routes},
     settings::ProxySettings,
-    tunnel::Listeners,
+    tunnel::{Admission, Listeners},
 };
 
 /// A proxy that serves. There is one from the manager's start to its stop: whether there is to be one, and where, is
@@ -24,18 +24,19 @@ pub(super) struct Proxy {
 }
 
 impl Proxy {
-    /// Binds the proxy's port and serves in one of the tasks, at first with nowhere to lead to.
+    /// Binds the proxy's port and serves in one of the tasks, at first with nowhere to lead to, those who are let in.
     ///
     /// # Errors
     /// [`CommandError`] if there is no port for it.
     pub(super) fn start(
         settings: ProxySettings,
+        admission: Admission,
         tasks: &mut JoinSet<()>,
         stop: &CancellationToken,
         printer: &Printer,
     ) -> Result<Self, CommandError> {
         let ProxySettings { port, strict } = settings;
-        let bound = Listeners::bind(port, 1, strict).map_err(|error| {
+        let bound = Listeners::bind(port, 1, strict, admission).map_err(|error| {
             CommandError::new(Kind::Tunnel, "the CONNECT proxy has no port")
                 .with_source(error)
                 .hint("choose another with `--proxy-port`, or any free one with `--proxy-port 0`")

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::tunnel::Admission;
 
 const HOST: &str = "ABC.gr7.us-east-1.eks.amazonaws.com";
 
@@ -27,7 +28,7 @@ impl Lab {
         let tunnel = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = tunnel.local_addr().unwrap().port();
         let routes = watch::Sender::new([(destination(HOST, 443), port)].into_iter().collect());
-        let listeners = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
+        let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
         let proxy = SocketAddr::from((Ipv4Addr::LOCALHOST, listeners.port()));
         let stop = CancellationToken::new();
         let mut serving = JoinSet::new();

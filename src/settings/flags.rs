@@ -124,6 +124,10 @@ pub struct UpArgs {
     /// Fails when a port is taken, instead of skipping it
     #[arg(long)]
     pub strict_ports: bool,
+    /// Lets programs of other users of this machine connect to the local ports; on Linux only programs of this user and of root
+    /// get through otherwise, elsewhere all do
+    #[arg(long)]
+    pub allow_other_users: bool,
     /// Kubeconfig to write the contexts to [default: ~/.kube/autoheal-pa.yaml, with --name x autoheal-pa-x.yaml]
     #[arg(long, value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
@@ -186,6 +190,7 @@ impl UpArgs {
             cluster,
             base_port,
             strict_ports,
+            allow_other_users,
             kubeconfig,
             set_current,
             kubeconfig_mode,
@@ -207,6 +212,7 @@ impl UpArgs {
         layer.add_flag(&source::CLUSTERS, cluster);
         layer.add_flag(&source::BASE_PORT, base_port);
         layer.add_flag(&source::STRICT_PORTS, strict_ports.then_some("true"));
+        layer.add_flag(&source::ALLOW_OTHER_USERS, allow_other_users.then_some("true"));
         layer.add_flag(&source::KUBECONFIG, kubeconfig);
         layer.add_flag(&source::SET_CURRENT, set_current.then_some("true"));
         layer.add_flag(&source::KUBECONFIG_MODE, kubeconfig_mode.map(KubeconfigMode::as_str));

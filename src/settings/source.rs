@@ -77,6 +77,8 @@ pub(super) static REASON: Setting = Setting::new("reason", "--reason").in_entry(
 pub(super) static CA_BUNDLE: Setting = Setting::new("ca_bundle", "--ca-bundle").variables(&["AWS_CA_BUNDLE"]);
 pub(super) static BASE_PORT: Setting = Setting::new("base_port", "--base-port");
 pub(super) static STRICT_PORTS: Setting = Setting::new("strict_ports", "--strict-ports").shape(Shape::Switch);
+pub(super) static ALLOW_OTHER_USERS: Setting =
+    Setting::new("allow_other_users", "--allow-other-users").shape(Shape::Switch);
 pub(super) static KUBECONFIG: Setting = Setting::new("kubeconfig", "--kubeconfig");
 pub(super) static SET_CURRENT: Setting = Setting::new("set_current", "--set-current").shape(Shape::Switch);
 pub(super) static KUBECONFIG_MODE: Setting = Setting::new("kubeconfig_mode", "--kubeconfig-mode");
@@ -91,7 +93,7 @@ pub(super) static NO_RATE_LIMIT: Setting = Setting::new("no_rate_limit", "--no-r
 pub(super) static ENV_FILE: Setting = Setting::new("env_file", "--env-file");
 
 /// All settings that a configuration file may give, in the order of its documentation.
-pub(super) static ALL: [&Setting; 24] = [
+pub(super) static ALL: [&Setting; 25] = [
     &REGION,
     &PROFILE,
     &ROLE_ARN,
@@ -104,6 +106,7 @@ pub(super) static ALL: [&Setting; 24] = [
     &CA_BUNDLE,
     &BASE_PORT,
     &STRICT_PORTS,
+    &ALLOW_OTHER_USERS,
     &KUBECONFIG,
     &SET_CURRENT,
     &KUBECONFIG_MODE,

@@ -45,6 +45,7 @@ fn takes_every_flag() {
         cluster: vec!["no".into(), "1_000".into(), "no".into()],
         base_port: Some("0".into()),
         strict_ports: true,
+        allow_other_users: true,
         kubeconfig: Some("kube/config".into()),
         set_current: true,
         context_prefix: Some(String::new()),
@@ -64,7 +65,7 @@ fn takes_every_flag() {
     assert_eq!(bastions, ["i-0abcdef1", "i-0abcdef2", "ecs:tools_a_b"]);
     assert_eq!(settings.access[0].clusters, ["no", "1_000"]);
     assert_eq!(settings.base_port, 0);
-    assert!(settings.strict_ports && settings.set_current);
+    assert!(settings.strict_ports && settings.allow_other_users && settings.set_current);
     assert_eq!(settings.common.kubeconfig, Path::new("/work/kube/config"));
     assert_eq!(settings.context_prefix, "");
     assert_eq!((settings.timeout, settings.probe_interval), (Duration::from_secs(300), Duration::ZERO));
@@ -237,7 +238,7 @@ fn flags_win_over_the_environment_and_that_over_the_top_level() {
     let text = format!(
         "region: eu-west-1\nprofile: top\nbastion: i-0abcdef1\nbase_port: 1\nrole_arn: {ROLE}\nclusters: [top]\n\
          ca_bundle: ca.pem\nkubeconfig: ~/config\nenv_file: ../env\ntimeout: 5m\nprobe_interval: 0\nstrict_ports: true\n\
-         set_current: false\ncontext_prefix: ''\nreconnect_timeout: 1m\nsessions: 3\nweb_identity_token_file: /token\nreason: why"
+         allow_other_users: true\nset_current: false\ncontext_prefix: ''\nreconnect_timeout: 1m\nsessions: 3\nweb_identity_token_file: /token\nreason: why"
     );
     let load = |flags: &GlobalArgs, args: &UpArgs, environment: &Environment| {
         let dir = folder(&text);
@@ -256,7 +257,8 @@ fn flags_win_over_the_environment_and_that_over_the_top_level() {
     assert_eq!(access.reason.as_deref(), Some("why"));
     assert_eq!(settings.common.kubeconfig, Path::new("/home/alice/config"));
     assert_eq!(settings.env_file, Some(dir.path().join("../env")));
-    assert!(settings.strict_ports && !settings.set_current && settings.context_prefix.is_empty());
+    assert!(settings.strict_ports && settings.allow_other_users && !settings.set_current);
+    assert!(settings.context_prefix.is_empty());
     assert_eq!((settings.base_port, settings.probe_interval), (1, Duration::ZERO));
     assert_eq!((settings.timeout.as_secs(), settings.reconnect_timeout.as_secs(), settings.sessions), (300, 60, 3));
 

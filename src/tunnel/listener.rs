@@ -1,7 +1,8 @@
 //! The local ports: bound on loopback, one after the other, before any session is started.
 //!
 //! Invariants: a tunnel's port is bound from before its first session to its stop, so that a client
-//! may try again on the same port at any time; nothing is ever bound but loopback addresses.
+//! may try again on the same port at any time; nothing is ever bound but loopback addresses; nobody gets through whom
+//! the [`Admission`] does not let in.
 
 use std::{
     fmt, fs,
@@ -18,7 +19,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{connection::Io, memory::MemoryPort};
+use super::{admission::Admission, connection::Io, memory::MemoryPort};
 
 /// Connections that the system keeps until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -30,6 +31,7 @@ const CHOICES: u32 = 16;
 #[derive(Debug)]
 pub struct Listeners {
     port: u16,
+    admission: Admission,
     source: Source,
 }
 
@@ -106,6 +108,7 @@ pub enum BindError {
 pub struct Ports {
     base_port: u16,
     strict: bool,
+    admission: Admission,
     /// The next to try; `None` when there are no more.
     next: Option<u16>,
     bound: usize,
@@ -117,8 +120,8 @@ impl Ports {
     /// Begins with `base_port`; with 0 the system chooses each port. With `strict` a port that is taken is an error
     /// instead of being skipped.
     #[must_use]
-    pub fn new(base_port: u16, strict: bool) -> Self {
-        Self { base_port, strict, next: Some(base_port), bound: 0, skipped: Vec::new() }
+    pub fn new(base_port: u16, strict: bool, admission: Admission) -> Self {
+        Self { base_port, strict, admission, next: Some(base_port), bound: 0, skipped: Vec::new() }
     }
 
     /// Binds the next free port, on 127.0.0.1, and on ::1 where the machine has it.
@@ -135,7 +138,7 @@ impl Ports {
             if port != 0 {
                 self.next = port.checked_add(1);
             }
-            match Listeners::bind_port(port) {
+            match Listeners::bind_port(port, &self.admission) {
                 Ok(listeners) => {
                     self.bound += 1;
                     return Ok(listeners);
@@ -168,8 +171,8 @@ impl Listeners {
     ///
     /// # Panics
     /// Outside of a tokio runtime with IO enabled.
-    pub fn bind(base_port: u16, count: usize, strict: bool) -> Result<Bound, BindError> {
-        let mut ports = Ports::new(base_port, strict);
+    pub fn bind(base_port: u16, count: usize, strict: bool, admission: Admission) -> Result<Bound, BindError> {
+        let mut ports = Ports::new(base_port, strict, admission);
         let listeners = (0..count).map(|_| ports.bind_next()).collect::<Result<_, _>>()?;
         Ok(Bound { listeners, skipped: ports.skipped })
     }
@@ -181,11 +184,11 @@ impl Listeners {
     ///
     /// # Panics
     /// Outside of a tokio runtime with IO enabled.
-    pub fn at(address: SocketAddr) -> Result<Self, BindError> {
+    pub fn at(address: SocketAddr, admission: Admission) -> Result<Self, BindError> {
         let port = address.port();
         let bound = listen(address.ip(), port).and_then(|socket| Ok((socket.local_addr()?.port(), socket)));
         match bound {
-            Ok((chosen, socket)) => Ok(Self { port: chosen, source: Source::Tcp(vec![socket]) }),
+            Ok((chosen, socket)) => Ok(Self { port: chosen, admission, source: Source::Tcp(vec![socket]) }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 Err(BindError::Taken(PortTaken { port, owner: owner_of(port) }))
             }
@@ -193,13 +196,14 @@ impl Listeners {
         }
     }
 
-    fn bind_port(port: u16) -> io::Result<Self> {
+    fn bind_port(port: u16, admission: &Admission) -> io::Result<Self> {
+        let bound = |port, sockets| Self { port, admission: admission.clone(), source: Source::Tcp(sockets) };
         let mut choices = 0;
         loop {
             let v4 = listen(IpAddr::V4(Ipv4Addr::LOCALHOST), port)?;
             let chosen = v4.local_addr()?.port();
             match listen(IpAddr::V6(Ipv6Addr::LOCALHOST), chosen) {
-                Ok(v6) => return Ok(Self { port: chosen, source: Source::Tcp(vec![v4, v6]) }),
+                Ok(v6) => return Ok(bound(chosen, vec![v4, v6])),
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     choices += 1;
                     if port != 0 || choices == CHOICES {
@@ -207,7 +211,7 @@ impl Listeners {
                     }
                 }
                 // No IPv6 on this machine, or none on its loopback interface.
-                Err(_) => return Ok(Self { port: chosen, source: Source::Tcp(vec![v4]) }),
+                Err(_) => return Ok(bound(chosen, vec![v4])),
             }
         }
     }
@@ -216,7 +220,7 @@ impl Listeners {
     #[must_use]
     pub fn in_memory(port: u16) -> (Self, MemoryPort) {
         let (way, connections) = MemoryPort::new();
-        (Self { port, source: Source::Memory(connections) }, way)
+        (Self { port, admission: Admission::everyone(), source: Source::Memory(connections) }, way)
     }
 
     /// Returns the port.
@@ -255,8 +259,14 @@ impl Listeners {
         match &mut self.source {
             Source::Tcp(sockets) => {
                 for socket in sockets {
-                    if let Poll::Ready(outcome) = socket.poll_accept(cx) {
-                        return Poll::Ready(outcome.and_then(|(stream, _)| prepare(stream)));
+                    // Ends however many are turned away: tokio's budget makes it pend now and then.
+                    while let Poll::Ready(outcome) = socket.poll_accept(cx) {
+                        let (stream, peer) = outcome?;
+                        if self.admission.admits(peer, stream.local_addr()?) {
+                            return Poll::Ready(prepare(stream));
+                        }
+                        // Closing sends RST.
+                        stream.set_zero_linger()?;
                     }
                 }
                 Poll::Pending
@@ -342,8 +352,8 @@ mod tests {
 
     #[tokio::test]
     async fn skips_a_taken_port_and_names_it() {
-        let first = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
-        let bound = Listeners::bind(first.port(), 2, false).unwrap();
+        let first = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
+        let bound = Listeners::bind(first.port(), 2, false, Admission::owner()).unwrap();
         assert!(bound.listeners.iter().all(|listeners| listeners.port() > first.port()));
         assert_eq!(bound.skipped[0].port, first.port());
         if cfg!(target_os = "linux") {
@@ -353,20 +363,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_port_is_an_error_when_none_may_be_skipped() {
-        let first = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
-        let error = Listeners::bind(first.port(), 1, true).unwrap_err();
+        let first = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
+        let error = Listeners::bind(first.port(), 1, true, Admission::owner()).unwrap_err();
         assert!(error.to_string().starts_with(&format!("port {} is taken by ", first.port())), "{error}");
     }
 
     #[tokio::test]
     async fn ends_with_the_last_port() {
-        let error = Listeners::bind(65535, 2, false).unwrap_err();
+        let error = Listeners::bind(65535, 2, false, Admission::owner()).unwrap_err();
         assert!(matches!(error, BindError::Exhausted { base_port: 65535, count: 2 }), "{error}");
     }
 
     #[tokio::test]
     async fn accepts_on_both_addresses_without_delay() {
-        let mut listeners = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
+        let mut listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
         for address in ["127.0.0.1", "::1"] {
             let Ok(client) = std::net::TcpStream::connect((address, listeners.port())) else {
                 assert_eq!(address, "::1", "IPv4 is always there");

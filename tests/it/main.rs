@@ -20,6 +20,7 @@ mod lab;
 mod line;
 mod manager;
 mod matrix;
+mod other_users;
 mod policy;
 mod sessions;
 mod support;

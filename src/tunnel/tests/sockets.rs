@@ -17,7 +17,7 @@ use super::{
 use crate::{
     clock::Clock,
     tunnel::{
-        Listeners, State,
+        Admission, Listeners, State,
         budget::{Budget, Share},
         connection::{Connection, Io, PipeEnd, Stage},
         driver::Driver,
@@ -31,7 +31,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(10);
 
 async fn pair() -> (TcpStream, Io) {
-    let mut listeners = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
+    let mut listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
     let client = timeout(LIMIT, TcpStream::connect(("127.0.0.1", listeners.port()))).await.unwrap().unwrap();
     (client, timeout(LIMIT, listeners.accept()).await.unwrap().unwrap())
 }

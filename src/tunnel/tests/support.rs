@@ -21,8 +21,8 @@ use crate::{
     clock::Clock,
     cluster::{self, Cluster, Target},
     tunnel::{
-        Common, Config, Connection, Dial, DialError, Listeners, MemoryConnection, MemoryPort, Readiness, SessionHandle,
-        SessionId, State, Transport, Tunnel, TunnelStatus, connection::PipeEnd,
+        Admission, Common, Config, Connection, Dial, DialError, Listeners, MemoryConnection, MemoryPort, Readiness,
+        SessionHandle, SessionId, State, Transport, Tunnel, TunnelStatus, connection::PipeEnd,
     },
 };
 
@@ -286,7 +286,7 @@ impl World {
     /// A tunnel with a real port, for tests in real time.
     pub(super) fn listening(destination: Destination) -> Self {
         let (_unused, local) = Listeners::in_memory(0);
-        let listeners = Listeners::bind(0, 1, false).unwrap().listeners.remove(0);
+        let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
         Self::build(destination, config(), 1, "", |_| {}, listeners, local)
     }
 

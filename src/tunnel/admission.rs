@@ -1,0 +1,159 @@
+//! Who may connect to a local port: by default, on Linux, only programs of this process's user and of root.
+//!
+//! A port on loopback is open to everybody on the machine. What waits behind a tunnel trusts whoever comes out of the
+//! bastion, so the port must not be a door for other users.
+//!
+//! Invariants:
+//!
+//! * Each connection is judged once, when it is accepted and before a byte of it is read.
+//! * Whoever is not shown to be allowed is turned away with a reset. Only where the system tells nothing about any
+//!   connection (elsewhere than on Linux, or with no `/proc`) everybody is let in.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tracing::{debug, warn};
+
+#[cfg(target_os = "linux")]
+mod socket_user;
+
+/// How many users are named in the log, each once: what another user can write into it is bounded.
+const MAX_NAMED: usize = 16;
+
+/// Who gets through a local port. Clones share what they know.
+#[derive(Debug, Clone)]
+pub struct Admission(Option<Arc<Users>>);
+
+/// The user of the program at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum User {
+    /// It has this user id.
+    Known(u32),
+    /// The program has closed the connection, and the system has forgotten whose it was.
+    Gone,
+    /// The system does not tell.
+    Untold,
+}
+
+#[derive(Debug)]
+struct Users {
+    /// The user that this process acts as.
+    own: u32,
+    #[cfg(target_os = "linux")]
+    sockets: socket_user::Sockets,
+    /// Users that have been named in the log.
+    named: Mutex<BTreeSet<u32>>,
+    /// It has been said that the system does not tell.
+    untold: std::sync::atomic::AtomicBool,
+}
+
+impl Admission {
+    /// Lets in programs of this process's user and of root, as far as the system tells whose they are.
+    #[must_use]
+    pub fn owner() -> Self {
+        #[cfg(target_os = "linux")]
+        {
+            Self::of(rustix::process::geteuid().as_raw())
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            Self::everyone()
+        }
+    }
+
+    /// Lets in programs of all users of this machine.
+    #[must_use]
+    pub fn everyone() -> Self {
+        Self(None)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn of(own: u32) -> Self {
+        Self(Some(Arc::new(Users {
+            own,
+            sockets: socket_user::Sockets::default(),
+            named: Mutex::default(),
+            untold: false.into(),
+        })))
+    }
+
+    /// Returns whether the program that has connected from `peer` to `local`, on this machine, may go on.
+    pub(super) fn admits(&self, peer: SocketAddr, local: SocketAddr) -> bool {
+        self.0.as_ref().is_none_or(|users| users.admits(peer, local))
+    }
+}
+
+impl Users {
+    fn admits(&self, peer: SocketAddr, local: SocketAddr) -> bool {
+        match self.user(peer, local) {
+            User::Known(user) if user == self.own || user == 0 => true,
+            User::Known(user) => {
+                let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+                if named.len() < MAX_NAMED && named.insert(user) {
+                    warn!(
+                        port = local.port(),
+                        user, "a program of another user was turned away; `--allow-other-users` would let it in"
+                    );
+                } else {
+                    debug!(port = local.port(), user, "a program of another user was turned away");
+                }
+                false
+            }
+            User::Gone => {
+                debug!(port = local.port(), "a connection was closed before it was known whose it is");
+                false
+            }
+            User::Untold => {
+                if !self.untold.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                    warn!("this system does not tell whose connections are: other users get through the local ports");
+                }
+                true
+            }
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn user(&self, peer: SocketAddr, local: SocketAddr) -> User {
+        self.sockets.user(peer, local)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn user(&self, _peer: SocketAddr, _local: SocketAddr) -> User {
+        User::Untold
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    fn pair(address: &str) -> (TcpStream, SocketAddr, SocketAddr) {
+        let listener = TcpListener::bind(address).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_server, peer) = listener.accept().unwrap();
+        (client, peer, listener.local_addr().unwrap())
+    }
+
+    #[test]
+    fn lets_in_its_own_user_and_root_and_nobody_else() {
+        let own = rustix::process::geteuid().as_raw();
+        let (_client, peer, local) = pair("127.0.0.1:0");
+        assert!(Admission::owner().admits(peer, local));
+        assert!(Admission::everyone().admits(peer, local));
+        // Seen by somebody else, this process is root or another user.
+        assert_eq!(Admission::of(own + 1).admits(peer, local), own == 0);
+    }
+
+    #[test]
+    fn a_connection_that_is_not_there_is_nobody_s() {
+        let (client, peer, local) = pair("127.0.0.1:0");
+        drop(client);
+        let never = SocketAddr::new(peer.ip(), 1);
+        assert!(!Admission::owner().admits(never, local));
+    }
+}
