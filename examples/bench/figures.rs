@@ -27,6 +27,8 @@ pub(crate) enum Group {
     Latency,
     /// Small requests during a download
     Busy,
+    /// What it costs to ask whose each connection is, with 64 of them at a time
+    Admission,
     /// Requests a second
     Rate,
     /// Time on a processor for each GiB
@@ -170,6 +172,7 @@ pub(crate) async fn measure(plan: &Plan, only: &[Group]) -> Result<Vec<Figure>, 
                 let unpaced = latency::busy(&workshop, plan).await?;
                 [unpaced, latency::busy_and_paced(&workshop, plan, &plan.near).await?].concat()
             }
+            Group::Admission => latency::admission(&workshop, plan).await?,
             Group::Rate => latency::rate(&workshop, plan, &plan.near).await?,
             Group::Cpu => resources::cpu(&workshop, plan, &plan.near).await?,
             Group::Memory => {

@@ -138,6 +138,17 @@ pub(crate) async fn connects(address: SocketAddr, count: usize) -> Result<Vec<f6
     Ok(times)
 }
 
+/// Connects `count` times in all, so many at a time. Returns how long each took up to the first byte of an answer, in seconds.
+pub(crate) async fn connects_at_once(
+    address: SocketAddr,
+    connections: usize,
+    count: usize,
+) -> Result<Vec<f64>, BoxError> {
+    let share = count.div_ceil(connections);
+    let times = try_join_all((0..connections).map(|_| connects(address, share))).await?;
+    Ok(times.concat())
+}
+
 /// Sends `count` requests in all through so many connections, on each one after the other. Returns requests a second.
 pub(crate) async fn request_rate(address: SocketAddr, connections: usize, count: usize) -> Result<f64, BoxError> {
     let share = count.div_ceil(connections);

@@ -6,7 +6,7 @@ use super::{
     super::{
         BoxError,
         emulator::World,
-        load::{Bulk, connects, request_rate, requests},
+        load::{Bulk, connects, connects_at_once, request_rate, requests},
         measure::percentile,
         processes::Workshop,
         report::{Figure, Unit},
@@ -26,6 +26,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// What of many times counts.
 const PERCENTILES: [(&str, f64); 2] = [("p50", 0.5), ("p99", 0.99)];
+
+/// How often two settings take turns in one run.
+const TURNS: usize = 4;
 
 /// Fewest requests of each connection where their rate is measured.
 const LEAST_RATED: usize = 10;
@@ -52,6 +55,27 @@ pub(crate) async fn idle(workshop: &Workshop, plan: &Plan, way: &Way) -> Result<
         push(&mut on_new, &connects(stage.up.address, way.requests).await?, &references.1);
     }
     Ok(on_open.into_iter().chain(on_new).collect())
+}
+
+/// New connections where it is asked whose each is, and where everybody is let in.
+pub(crate) async fn admission(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
+    let asked = Stage::start(workshop, &plan.near.world, &[UNLIMITED]).await?;
+    let everybody = Stage::start(workshop, &plan.near.world, &[UNLIMITED, "--allow-other-users"]).await?;
+    let [.., connections] = CONNECTIONS;
+    let mut figures = PERCENTILES.map(|(percentile, _)| {
+        let name = format!("connect and first byte, {}, {percentile}", count_of(connections, "connection"));
+        Figure::new(name, Unit::Time).against("the same, nobody asked whose")
+    });
+    for _ in 0..plan.runs {
+        // In turns, as the machine is not equally busy all the time.
+        let (mut times, mut reference) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            reference.extend(connects_at_once(everybody.up.address, connections, plan.near.requests).await?);
+            times.extend(connects_at_once(asked.up.address, connections, plan.near.requests).await?);
+        }
+        push(&mut figures, &times, &[reference]);
+    }
+    Ok(figures.into())
 }
 
 /// Beside a download, with agents that do not pause.
