@@ -2,8 +2,9 @@
 //!
 //! Invariants:
 //!
-//! * Entries of this program carry an extension called `autoheal-pa` that names their manager. Only those
-//!   of the same manager are replaced or removed; everything else is kept, fields that we do not know included.
+//! * Entries of this program carry an extension called `autoheal-pa` that names their manager, and are known by what
+//!   they say where a tool has dropped that. Only those of the same manager are replaced or removed; everything else is
+//!   kept, fields that we do not know included.
 //! * A reader never sees half a file, and two writers never lose each other's changes: client-go's lock file
 //!   is held from reading to renaming. A writer that is killed leaves nothing that stops the next.
 //! * Every string that is written is quoted, and whatever was in the file means the same as before to a
@@ -14,15 +15,16 @@
 //! the caller knows that.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+pub use crate::util::yaml::SyntaxError;
 pub use lock::Holder;
 
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, util::yaml::Node};
 
 pub mod exec;
 pub(crate) mod file;
@@ -32,8 +34,11 @@ mod lock;
 mod merge;
 mod yaml;
 
-/// Largest kubeconfig that is read, in bytes. Hundreds of clusters fit; a bomb of aliases does little harm.
-const MAX_LEN: u64 = 1 << 20;
+/// Largest kubeconfig that is read, in bytes. Ten thousand clusters fit.
+const MAX_LEN: u64 = 32 << 20;
+
+/// The flag by which the plugin is told the directory of its manager, whose last part is the manager's name.
+pub const MANAGER_FLAG: &str = "--manager";
 
 /// Room on the disk that a kubeconfig is taken to need beyond what it has, in bytes: some five clusters.
 const ROOM: usize = 16 << 10;
@@ -118,6 +123,14 @@ pub fn remove(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
     Ok(())
 }
 
+/// Names the contexts in a kubeconfig that are of no use without a manager: its own, and those that use its users.
+///
+/// # Errors
+/// See [`KubeconfigError`].
+pub fn contexts_of(path: &Path, manager: &str) -> Result<Vec<String>, KubeconfigError> {
+    merge::contexts_of(&read(path)?, manager).map_err(|refusal| refusal.at(path))
+}
+
 /// Reads, merges and writes. The caller holds the lock.
 fn rewrite(path: &Path, update: &Update<'_>) -> Result<Option<String>, KubeconfigError> {
     let (current, changed) = read_merged(path, update)?;
@@ -131,14 +144,17 @@ fn rewrite(path: &Path, update: &Update<'_>) -> Result<Option<String>, Kubeconfi
 /// Reads and merges. Returns the current context, and the new text unless nothing changes: such a file keeps its
 /// comments and its time.
 fn read_merged(path: &Path, update: &Update<'_>) -> Result<(Option<String>, Option<String>), KubeconfigError> {
-    let root = match file::read(path, MAX_LEN)? {
-        Some(text) => yaml::parse(&text).map_err(|source| KubeconfigError::Syntax { path: path.to_owned(), source })?,
-        None => yaml::Node::null(),
-    };
+    let root = read(path)?;
     let merged = merge::merge(root.clone(), update).map_err(|refusal| refusal.at(path))?;
-    let merged_root = yaml::Node::Mapping(merged.root);
-    let changed = (merged_root != root).then(|| yaml::emit(&merged_root));
+    let changed = (merged.root != root).then(|| yaml::emit(&merged.root));
     Ok((merged.current, changed))
+}
+
+fn read(path: &Path) -> Result<Node, KubeconfigError> {
+    match file::read(path, MAX_LEN)? {
+        Some(text) => yaml::parse(&text).map_err(|source| KubeconfigError::Syntax { path: path.to_owned(), source }),
+        None => Ok(Node::null()),
+    }
 }
 
 /// Names the contexts of clusters, in their order: the prefix and the cluster's name. Where that is the same
@@ -176,17 +192,18 @@ pub fn context_names(prefix: &str, clusters: &[Cluster]) -> Vec<String> {
 
 /// Numbers names that are still the same: one cluster given twice, or one called like another with its
 /// region and account.
-fn numbered(mut names: Vec<String>) -> Vec<String> {
-    for index in 1..names.len() {
+fn numbered(names: Vec<String>) -> Vec<String> {
+    let mut taken = BTreeSet::new();
+    let number = |name: String| {
+        let mut numbered = name.clone();
         let mut number = 2;
-        let mut name = names[index].clone();
-        while names[..index].contains(&name) {
-            name = format!("{}-{number}", names[index]);
+        while !taken.insert(numbered.clone()) {
+            numbered = format!("{name}-{number}");
             number += 1;
         }
-        names[index] = name;
-    }
-    names
+        numbered
+    };
+    names.into_iter().map(number).collect()
 }
 
 /// Why a kubeconfig could not be brought up to date. It is then as it was before.
@@ -223,7 +240,7 @@ pub enum KubeconfigError {
         path: PathBuf,
         /// What the parser says, with line and column.
         #[source]
-        source: serde_yaml::Error,
+        source: SyntaxError,
     },
     /// The file is not a kubeconfig, so nothing is written over it.
     #[error("`{}` is not a kubeconfig: {reason}", path.display())]

@@ -48,3 +48,4 @@ pub mod secret;
 pub mod settings;
 pub mod supervisor;
 pub mod tunnel;
+mod util;

@@ -22,7 +22,7 @@ use crate::{
     cluster::Cluster,
     control::{self, ControlError, TokenRequest},
     kubeconfig::{
-        Exec,
+        Exec, MANAGER_FLAG,
         exec::{self, ApiVersion},
     },
     settings::{Environment, ExecIdentity, Settings},
@@ -108,7 +108,7 @@ pub fn exec_entry(settings: &Settings, identity: &ExecIdentity, cluster: &Cluste
         format!("--cluster-name={}", cluster.token_name),
         format!("--region={}", cluster.region),
         format!("--account-id={}", cluster.account),
-        format!("--manager={}", utf8(&settings.control_dir)?),
+        format!("{MANAGER_FLAG}={}", utf8(&settings.control_dir)?),
     ];
     args.extend(identity.args.iter().cloned());
     Ok(Exec { command: utf8(executable)?.to_owned(), args, env: identity.env.clone() })

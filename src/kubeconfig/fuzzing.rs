@@ -6,16 +6,16 @@ use std::sync::LazyLock;
 
 use super::{
     ContextEntry, Exec, Server, Update,
-    merge::{self, Refusal},
-    yaml::{self, Mapping, Node},
+    merge::{self, Owners, Refusal, SECTIONS},
+    yaml,
 };
-use crate::cluster::{Cluster, Destination};
+use crate::{
+    cluster::{Cluster, Destination},
+    util::yaml::Node,
+};
 
 /// The manager whose entries are merged.
 const MANAGER: &str = "default";
-
-/// The lists of a kubeconfig, and what their items hold besides a name.
-const SECTIONS: [(&str, &str); 3] = [("clusters", "cluster"), ("users", "user"), ("contexts", "context")];
 
 static CONTEXTS: LazyLock<[ContextEntry; 2]> = LazyLock::new(|| [context("no", 10100), context("b", 10101)]);
 
@@ -31,7 +31,7 @@ fn context(name: &str, port: u16) -> ContextEntry {
     };
     let exec = Exec {
         command: "/opt/bin/autoheal-pa".to_owned(),
-        args: vec!["token".to_owned(), format!("--cluster-name={name}")],
+        args: vec!["token".to_owned(), format!("--cluster-name={name}"), format!("--manager=/run/{MANAGER}")],
         env: vec![("AWS_PROFILE".to_owned(), "no".to_owned())],
     };
     ContextEntry { name: format!("pa-{name}"), cluster, server: Server::Tunnel(port), exec }
@@ -52,30 +52,28 @@ pub fn kubeconfig(data: &[u8]) {
     let merged = match merge::merge(root.clone(), &update) {
         Ok(merged) => merged,
         Err(Refusal::NameTaken { section, name, .. }) => {
-            assert!(others(&root, section).iter().any(|item| named(item) == Some(&name)));
+            let kind = SECTIONS.iter().find(|(other, _)| *other == section).map_or("", |(_, kind)| kind);
+            assert!(of(&root, section, kind, false).iter().any(|item| named(item) == Some(&name)));
             return;
         }
         Err(Refusal::NotAKubeconfig(_)) => return,
     };
     assert_kept(&root, &merged.root);
     for (section, kind) in SECTIONS {
-        let ours = items(&merged.root, section).iter().filter(|item| is_ours(item, kind));
-        assert!(ours.map(|item| named(item)).eq(contexts.iter().map(|entry| Some(entry.name.as_str()))));
+        let ours = of(&merged.root, section, kind, true);
+        assert!(ours.iter().map(|item| named(item)).eq(contexts.iter().map(|entry| Some(entry.name.as_str()))));
     }
-    let merged_root = Node::Mapping(merged.root.clone());
-    let written = yaml::emit(&merged_root);
-    assert_eq!(yaml::parse(&written).expect("what this program writes can be read"), merged_root);
-    assert_same_meaning(&written, &merged_root);
+    let written = yaml::emit(&merged.root);
+    assert_eq!(yaml::parse(&written).expect("what this program writes can be read"), merged.root);
+    assert_same_meaning(&written, &merged.root);
 
-    let again = merge::merge(merged_root.clone(), &update).expect("what was merged once can be again");
+    let again = merge::merge(merged.root.clone(), &update).expect("what was merged once can be again");
     assert_eq!((&again.root, &again.current), (&merged.root, &merged.current), "merging twice changes nothing");
 
     let removal = Update { manager: MANAGER, contexts: &[], set_current: false };
-    let removed = merge::merge(merged_root, &removal).expect("what was put in can be taken out");
+    let removed = merge::merge(merged.root, &removal).expect("what was put in can be taken out");
     assert_kept(&root, &removed.root);
-    assert!(
-        SECTIONS.iter().all(|(section, kind)| items(&removed.root, section).iter().all(|item| !is_ours(item, kind)))
-    );
+    assert!(SECTIONS.iter().all(|(section, kind)| of(&removed.root, section, kind, true).is_empty()));
     let current = removed.root.get("current-context").and_then(Node::as_str);
     assert!(contexts.iter().all(|entry| current != Some(&entry.name)), "no context is current that is not there");
 }
@@ -94,39 +92,25 @@ fn assert_same_meaning(text: &str, root: &Node) {
 }
 
 /// Everything that is not this manager's is as it was.
-fn assert_kept(before: &Node, after: &Mapping) {
-    let empty = Mapping::default();
-    let before_map = before.as_mapping().unwrap_or(&empty);
-    for (section, _) in SECTIONS {
-        let after = Node::Mapping(after.clone());
-        assert_eq!(others(before, section), others(&after, section), "{section}");
+fn assert_kept(before: &Node, after: &Node) {
+    for (section, kind) in SECTIONS {
+        assert_eq!(of(before, section, kind, false), of(after, section, kind, false), "{section}");
     }
     let ours = ["apiVersion", "kind", "clusters", "users", "contexts", "current-context"];
-    let rest = |mapping: &Mapping| -> Vec<(Node, Node)> {
+    let rest = |root: &Node| -> Vec<(Node, Node)> {
         let is_rest = |key: &Node| !key.as_str().is_some_and(|key| ours.contains(&key));
-        mapping.0.iter().filter(|(key, _)| is_rest(key)).cloned().collect()
+        root.as_mapping().unwrap_or_default().iter().filter(|(key, _)| is_rest(key)).cloned().collect()
     };
-    assert_eq!(rest(before_map), rest(after));
+    assert_eq!(rest(before), rest(after));
 }
 
-fn items<'a>(root: &'a Mapping, section: &str) -> &'a [Node] {
-    root.get(section).and_then(Node::as_sequence).unwrap_or_default()
-}
-
-/// The items of a section that are not this manager's.
-fn others(root: &Node, section: &'static str) -> Vec<Node> {
-    let kind = SECTIONS.iter().find(|(name, _)| *name == section).map_or("", |(_, kind)| kind);
-    let items = root.get(section).and_then(Node::as_sequence).unwrap_or_default();
-    items.iter().filter(|item| !is_ours(item, kind)).cloned().collect()
+/// The items of a section that are this manager's, or those that are not.
+fn of(root: &Node, section: &str, kind: &str, ours: bool) -> Vec<Node> {
+    let owners = Owners::of(root);
+    let items = root.get(section).and_then(Node::as_sequence).unwrap_or_default().iter();
+    items.filter(|item| (owners.owner(item, kind) == Some(MANAGER)) == ours).cloned().collect()
 }
 
 fn named(item: &Node) -> Option<&str> {
     item.get("name")?.as_str()
-}
-
-fn is_ours(item: &Node, kind: &str) -> bool {
-    let extensions = item.get(kind).and_then(|content| content.get("extensions")).and_then(Node::as_sequence);
-    let extension = extensions.unwrap_or_default().iter().find(|extension| named(extension) == Some("autoheal-pa"));
-    let manager = extension.and_then(|extension| extension.get("extension")?.get("manager")?.as_str());
-    manager == Some(MANAGER)
 }

@@ -1,26 +1,27 @@
 //! Puts a manager's entries into a kubeconfig and keeps all others.
 //!
-//! Pure: a tree and an update in, a tree out.
+//! Pure: a tree and an update in, a tree out. The time that it takes grows with the number of entries, not with its
+//! square.
 
-use std::path::Path;
-
-use super::{
-    ContextEntry, Exec, KubeconfigError, Server, Update,
-    exec::ApiVersion,
-    yaml::{Mapping, Node},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
 };
+
+use super::{ContextEntry, Exec, KubeconfigError, MANAGER_FLAG, Server, Update, exec::ApiVersion};
+use crate::util::yaml::Node;
 
 /// The extension by which entries of this program are known. kubectl keeps extensions when it edits a file.
 const EXTENSION: &str = "autoheal-pa";
 
 /// The lists of a kubeconfig, and what their items hold besides a name.
-const SECTIONS: [(&str, &str); 3] = [("clusters", "cluster"), ("users", "user"), ("contexts", "context")];
+pub(super) const SECTIONS: [(&str, &str); 3] = [("clusters", "cluster"), ("users", "user"), ("contexts", "context")];
 
 /// A kubeconfig that is up to date.
 #[derive(Debug)]
 pub(super) struct Merged {
-    /// The file's content.
-    pub(super) root: Mapping,
+    /// The file's content, a mapping.
+    pub(super) root: Node,
     /// Its current context.
     pub(super) current: Option<String>,
 }
@@ -46,36 +47,31 @@ impl Refusal {
 /// Merges an update into the content of a file; null stands for a file without any.
 pub(super) fn merge(root: Node, update: &Update<'_>) -> Result<Merged, Refusal> {
     let mut root = kubeconfig(root)?;
+    let owners = Owners::of(&root);
     let mut own_file = true;
     let mut former_contexts = Vec::new();
     let mut context_names = Vec::new();
     for (section, kind) in SECTIONS {
-        let items = match root.get(section) {
-            None => Vec::new(),
-            Some(node) if node.is_null() => Vec::new(),
-            Some(Node::Sequence(items)) => items.clone(),
-            Some(_) => return Err(Refusal::NotAKubeconfig(format!("`{section}` is not a list"))),
-        };
         let (ours, mut items): (Vec<_>, Vec<_>) =
-            items.into_iter().partition(|item| owner(item, kind) == Some(update.manager));
-        own_file &= items.iter().all(|item| owner(item, kind).is_some());
+            items(&root, section)?.iter().cloned().partition(|item| owners.owner(item, kind) == Some(update.manager));
+        own_file &= items.iter().all(|item| owners.owner(item, kind).is_some());
+        let others: BTreeMap<&str, &Node> = items.iter().filter_map(|item| Some((name(item)?, item))).collect();
         for entry in update.contexts {
-            if let Some(taken) = items.iter().find(|item| name(item) == Some(&entry.name)) {
-                let owner = owner(taken, kind).map(ToOwned::to_owned);
+            if let Some(taken) = others.get(entry.name.as_str()) {
+                let owner = owners.owner(taken, kind).map(ToOwned::to_owned);
                 return Err(Refusal::NameTaken { section, name: entry.name.clone(), owner });
             }
         }
-        for entry in update.contexts {
-            let old = ours.iter().find(|item| name(item) == Some(&entry.name));
-            items.push(item(kind, entry, update.manager, old));
-        }
+        let old: BTreeMap<&str, &Node> = ours.iter().filter_map(|item| Some((name(item)?, item))).collect();
+        let new = update.contexts.iter();
+        items.extend(new.map(|entry| item(kind, entry, update.manager, old.get(entry.name.as_str()).copied())));
         if section == "contexts" {
             former_contexts = ours.iter().filter_map(name).map(ToOwned::to_owned).collect();
             context_names = items.iter().filter_map(name).map(ToOwned::to_owned).collect();
         }
         // An empty list may also be null or missing; that is no reason to touch the file.
         if !items.is_empty() || root.get(section).is_some_and(|node| !node.is_null()) {
-            root.set(section, Node::Sequence(items));
+            root.set(section, Node::sequence(items));
         }
     }
     let old = root.get("current-context").and_then(Node::as_str).filter(|name| !name.is_empty());
@@ -86,19 +82,41 @@ pub(super) fn merge(root: Node, update: &Update<'_>) -> Result<Merged, Refusal> 
     Ok(Merged { root, current })
 }
 
-/// Makes sure that this is a kubeconfig, or nothing at all.
-fn kubeconfig(root: Node) -> Result<Mapping, Refusal> {
-    let mut root = match root {
-        Node::Mapping(mapping) => mapping,
-        node if node.is_null() => Mapping::default(),
-        Node::Bare(_) | Node::Text(_) | Node::Sequence(_) => {
-            return Err(Refusal::NotAKubeconfig("it does not hold a mapping".to_owned()));
-        }
+/// Names the contexts in a file that need a manager: its own, and those that users have made for its users.
+pub(super) fn contexts_of(root: &Node, manager: &str) -> Result<Vec<String>, Refusal> {
+    let owners = Owners::of(root);
+    let users = items(root, "users")?.iter().filter(|user| owners.owner(user, "user") == Some(manager));
+    let users: BTreeSet<&str> = users.filter_map(name).collect();
+    let needs_it = |context: &&Node| {
+        let user = context.get("context").and_then(|content| content.get("user")?.as_str());
+        owners.owner(context, "context") == Some(manager) || user.is_some_and(|user| users.contains(user))
     };
-    let is_known =
-        root.0.is_empty() || root.get("kind").is_some() || SECTIONS.iter().any(|(key, _)| root.get(key).is_some());
+    Ok(items(root, "contexts")?.iter().filter(needs_it).filter_map(name).map(ToOwned::to_owned).collect())
+}
+
+/// Returns one of the lists.
+fn items<'a>(root: &'a Node, section: &str) -> Result<&'a [Node], Refusal> {
+    match root.get(section) {
+        None => Ok(&[]),
+        Some(node) if node.is_null() => Ok(&[]),
+        Some(node) => node.as_sequence().ok_or_else(|| Refusal::NotAKubeconfig(format!("`{section}` is not a list"))),
+    }
+}
+
+/// Makes sure that this is a kubeconfig, or nothing at all.
+fn kubeconfig(root: Node) -> Result<Node, Refusal> {
+    let refusal = |reason: &str| Refusal::NotAKubeconfig(reason.to_owned());
+    let mut root = if root.is_null() { Node::mapping([]) } else { root };
+    let entries = root.as_mapping().ok_or_else(|| refusal("it does not hold a mapping"))?;
+    // What stands behind it would win over what is set, to some readers.
+    if root.merged().next().is_some() {
+        return Err(refusal("its top level has `<<`, so that readers do not agree about it"));
+    }
+    let is_known = entries.is_empty()
+        || root.get("kind").is_some()
+        || SECTIONS.iter().any(|(section, _)| root.get(section).is_some());
     if !is_known {
-        return Err(Refusal::NotAKubeconfig("it has no `kind`".to_owned()));
+        return Err(refusal("it has no `kind`"));
     }
     for (key, expected) in [("apiVersion", "v1"), ("kind", "Config")] {
         match root.get(key) {
@@ -141,10 +159,46 @@ fn name(item: &Node) -> Option<&str> {
     item.get("name")?.as_str()
 }
 
-/// Returns the manager that an entry belongs to, if it is of this program.
-fn owner<'a>(item: &'a Node, kind: &str) -> Option<&'a str> {
-    let extensions = item.get(kind)?.get("extensions")?.as_sequence()?;
-    extensions.iter().find(|extension| name(extension) == Some(EXTENSION))?.get("extension")?.get("manager")?.as_str()
+/// Who the entries of a file belong to. Tools that write it anew may drop what they do not know, extensions first of
+/// all; such entries are known by what they say.
+pub(super) struct Owners {
+    /// Users that run this program for a manager, and that manager.
+    users: BTreeMap<String, String>,
+}
+
+impl Owners {
+    pub(super) fn of(root: &Node) -> Self {
+        let users = items(root, "users").unwrap_or_default().iter();
+        Self { users: users.filter_map(|user| Some((name(user)?.to_owned(), served_by(user)?.to_owned()))).collect() }
+    }
+
+    /// Returns the manager that an entry belongs to, if it is of this program.
+    pub(super) fn owner<'a>(&'a self, item: &'a Node, kind: &str) -> Option<&'a str> {
+        let content = item.get(kind)?;
+        if let Some(extensions) = content.get("extensions").and_then(Node::as_sequence)
+            && let Some(ours) = extensions.iter().find(|extension| name(extension) == Some(EXTENSION))
+        {
+            return ours.get("extension")?.get("manager")?.as_str();
+        }
+        let name = name(item)?;
+        let text = |key: &str| content.get(key).and_then(Node::as_str);
+        let is_local =
+            |url: &str| ["https://127.0.0.1:", "http://127.0.0.1:"].iter().any(|local| url.starts_with(local));
+        let is_ours = match kind {
+            "cluster" => [text("server"), text("proxy-url")].into_iter().flatten().any(is_local),
+            "context" => text("cluster") == Some(name) && text("user") == Some(name),
+            _ => true,
+        };
+        self.users.get(name).filter(|_| is_ours).map(String::as_str)
+    }
+}
+
+/// Returns the manager that a user's plugin asks, if that is this program's.
+fn served_by(user: &Node) -> Option<&str> {
+    let args = user.get("user")?.get("exec")?.get("args")?.as_sequence()?;
+    let (first, options) = args.split_first()?;
+    let dir = options.iter().find_map(|option| option.as_str()?.strip_prefix(MANAGER_FLAG)?.strip_prefix('='))?;
+    Path::new(dir).file_name().filter(|_| first.as_str() == Some("token"))?.to_str()
 }
 
 /// Makes an entry of one of the lists.
@@ -176,9 +230,8 @@ fn item(kind: &str, entry: &ContextEntry, manager: &str, old: Option<&Node>) -> 
     {
         content.push(("namespace", namespace.clone()));
     }
-    content.push(("extensions", Node::Sequence(vec![extension])));
-    let content = content.into_iter().map(|(key, value)| (Node::Bare(key.to_owned()), value)).collect();
-    Node::mapping([("name", Node::text(&entry.name)), (kind, Node::Mapping(Mapping(content)))])
+    content.push(("extensions", Node::sequence([extension])));
+    Node::mapping([("name", Node::text(&entry.name)), (kind, Node::mapping(content))])
 }
 
 fn exec(exec: &Exec) -> Node {
@@ -187,10 +240,10 @@ fn exec(exec: &Exec) -> Node {
     Node::mapping([
         ("apiVersion", Node::text(ApiVersion::default().as_str())),
         ("command", Node::text(&exec.command)),
-        ("args", Node::Sequence(exec.args.iter().map(Node::text).collect())),
-        ("env", Node::Sequence(env.collect())),
+        ("args", Node::sequence(exec.args.iter().map(Node::text))),
+        ("env", Node::sequence(env)),
         // Nothing is ever asked at the terminal.
         ("interactiveMode", Node::text("Never")),
-        ("provideClusterInfo", Node::Bare("false".to_owned())),
+        ("provideClusterInfo", Node::bare("false")),
     ])
 }

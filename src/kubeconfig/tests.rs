@@ -20,7 +20,11 @@ fn cluster(name: &str, region: &str, account: &str) -> Cluster {
 fn entry(name: &str, port: u16) -> ContextEntry {
     let exec = Exec {
         command: "/opt/bin/autoheal-pa".to_owned(),
-        args: vec!["token".to_owned(), format!("--cluster-name={name}")],
+        args: vec![
+            "token".to_owned(),
+            format!("--cluster-name={name}"),
+            "--manager=/run/autoheal-pa/default".to_owned(),
+        ],
         env: vec![("AWS_PROFILE".to_owned(), "no".to_owned())],
     };
     ContextEntry {
@@ -84,6 +88,7 @@ users:
       args:
       - "token"
       - "--cluster-name=no"
+      - "--manager=/run/autoheal-pa/default"
       env:
       - name: "AWS_PROFILE"
         value: "no"
@@ -269,6 +274,50 @@ fn does_not_take_names_of_others() {
     assert!(error.to_string().ends_with("in `clusters` that belongs to the manager `default`"), "{error}");
 }
 
+/// What a tool leaves that writes the file anew with the fields that it knows.
+fn without_extensions(text: &str) -> String {
+    text.replace("    extensions:\n    - name: \"autoheal-pa\"\n      extension:\n        manager: \"default\"\n", "")
+}
+
+#[test]
+fn entries_whose_extensions_were_dropped_are_ours_by_what_they_say() {
+    let text = without_extensions(&updated("", &update(&[entry("a", 1), entry("b", 2)])));
+    assert!(!text.contains("extensions"), "{text}");
+    let again = updated(&text, &update(&[entry("a", 3)]));
+    assert_eq!(again, updated("", &update(&[entry("a", 3)])));
+    let removed = updated(&text, &update(&[]));
+    assert!(!removed.contains("pa-"), "{removed}");
+
+    // They are not another manager's, nor anybody's who has come to the name in another way.
+    let error = refused(&text, &Update { manager: "ci", ..update(&[entry("a", 1)]) });
+    assert!(error.to_string().ends_with("that belongs to the manager `default`"), "{error}");
+    for (ours, other) in [("https://127.0.0.1:1\"", "https://a.example\""), ("- \"token\"", "- \"get-token\"")] {
+        let error = refused(&text.replace(ours, other), &update(&[entry("a", 1)]));
+        assert!(error.to_string().ends_with("that belongs to someone else"), "{error}");
+    }
+}
+
+#[test]
+fn contexts_that_need_a_manager_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config");
+    assert_eq!(contexts_of(&path, "default").unwrap(), [""; 0]);
+    let context = "contexts:\n- name: mine\n  context: {cluster: pa-a, user: pa-a, namespace: web}\n- name: other\n  \
+                   context: {cluster: prod, user: prod}\n";
+    let text = updated("", &update(&[entry("a", 1)])).replace("contexts:\n", context);
+    for text in [without_extensions(&text), text] {
+        fs::write(&path, text).unwrap();
+        assert_eq!(contexts_of(&path, "default").unwrap(), ["mine", "pa-a"]);
+        assert_eq!(contexts_of(&path, "ci").unwrap(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_file_of_nested_maps_is_refused_at_once() {
+    let error = refused(&format!("kind: Config\nx: {}", "{a: ".repeat(200_000)), &update(&[entry("a", 1)]));
+    assert!(matches!(error, KubeconfigError::Syntax { .. }), "{error}");
+}
+
 #[test]
 fn refuses_what_is_no_kubeconfig() {
     for (text, message) in [
@@ -285,7 +334,7 @@ fn refuses_what_is_no_kubeconfig() {
     }
     let error = refused("kind: Config\nclusters: [\n", &update(&[]));
     let source = std::error::Error::source(&error).unwrap().to_string();
-    assert!(source.contains("line 3 column 1"), "{source}");
+    assert!(source.starts_with("line 2, column 11: "), "{source}");
     updated("clusters: []", &update(&[entry("a", 1)]));
     // Entries of a strange shape are the user's business.
     updated("kind: Config\nclusters: [1, {}, {name: x}]\n", &update(&[entry("a", 1)]));

@@ -24,21 +24,21 @@ use std::{
     sync::Arc,
 };
 
-use tree::{Content, Mark, Node};
-
 use super::{
     Environment, Problem,
     problem::shown,
     source::{ALL, Layer, Origin, Place, Setting, Shape},
 };
-
-mod tree;
+use crate::util::yaml::{self, Content, Mark, Node, SyntaxError};
 
 /// Largest file that is read, in bytes: far more than anybody writes, and nothing that a slip could exhaust.
 const MAX_LEN: u64 = 1 << 20;
 
 /// Most problems that are looked for in one file. Whoever has so many has given the wrong file.
 const MAX_PROBLEMS: usize = 50;
+
+/// Most nodes that anchors and aliases may copy, against files that grow without end from a few lines.
+const MAX_COPIES: usize = 10_000;
 
 /// Most values of a list and most entries; EKS allows 100 clusters in a region, unless asked for more.
 const MAX_ITEMS: usize = 200;
@@ -194,14 +194,35 @@ impl File {
     /// [`FileProblem::Syntax`].
     pub(super) fn parse(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Result<Self, FileProblem> {
         let mut reader = Reader { file: Arc::from(path), problems: Vec::new() };
-        match tree::parse(text) {
+        match parse(text) {
             Ok(root) => {
-                let file = reader.file(&root);
+                let file = root.map(|root| reader.file(&root)).unwrap_or_default();
                 problems.append(&mut reader.problems);
                 Ok(file)
             }
             Err(error) => Err(FileProblem::Syntax { place: reader.place(error.mark), message: error.message }),
         }
+    }
+}
+
+/// Reads a document. It has no use of tags.
+fn parse(text: &str) -> Result<Option<Node>, SyntaxError> {
+    let root = yaml::parse(text, MAX_COPIES)?;
+    match root.as_ref().and_then(tagged) {
+        Some(mark) => Err(SyntaxError::new(mark, "there is a tag, which means nothing here: leave it out")),
+        None => Ok(root),
+    }
+}
+
+/// Finds the first value that has a tag.
+fn tagged(node: &Node) -> Option<Mark> {
+    if node.tag.is_some() {
+        return Some(node.mark);
+    }
+    match &node.content {
+        Content::Bare(_) | Content::Text(_) => None,
+        Content::Sequence(items) => items.iter().find_map(tagged),
+        Content::Mapping(entries) => entries.iter().find_map(|(key, value)| tagged(key).or_else(|| tagged(value))),
     }
 }
 
@@ -244,9 +265,9 @@ impl Reader {
     }
 
     fn wrong_shape(&mut self, node: &Node, what: impl Into<String>, expected: &'static str) {
-        let found = match node.content {
-            Content::Null => "nothing",
-            Content::Scalar(_) => "one value",
+        let found = match &node.content {
+            _ if node.content.is_null() => "nothing",
+            Content::Bare(_) | Content::Text(_) => "one value",
             Content::Sequence(_) => "a list",
             Content::Mapping(_) => "a mapping",
         };
@@ -255,7 +276,7 @@ impl Reader {
 
     fn file(&mut self, root: &Node) -> File {
         let mut file = File::default();
-        if root.content == Content::Null {
+        if root.content.is_null() {
             return file;
         }
         for (known, mark, value) in self.entries(root, "the file", false) {
@@ -266,7 +287,7 @@ impl Reader {
                         file.entries = self.items(ACCESS, value, items).iter().map(|item| self.entry(item)).collect();
                     }
                     _ if is_nothing(value) => self.no_value(mark, ACCESS),
-                    Content::Null | Content::Scalar(_) | Content::Sequence(_) | Content::Mapping(_) => {
+                    Content::Bare(_) | Content::Text(_) | Content::Sequence(_) | Content::Mapping(_) => {
                         self.wrong_shape(value, "`access`", "a list of entries, each with a `-` before it");
                     }
                 },
@@ -297,7 +318,7 @@ impl Reader {
             if self.problems.len() >= MAX_PROBLEMS {
                 break;
             }
-            let Content::Scalar(text) = &key.content else {
+            let Some(text) = key.content.scalar() else {
                 self.wrong_shape(key, "a key", "one word");
                 continue;
             };
@@ -326,20 +347,20 @@ impl Reader {
         let what = || format!("`{}`", setting.key);
         match (&value.content, setting.shape) {
             _ if is_nothing(value) => self.no_value(key, setting.key),
-            (Content::Scalar(text), Shape::Switch) if !matches!(text.as_str(), "true" | "false") => {
+            (Content::Bare(text) | Content::Text(text), Shape::Switch)
+                if !matches!(text.as_str(), "true" | "false") =>
+            {
                 let origin = Origin::File(self.place(value.mark), setting.key);
                 self.problem(Problem::malformed(&origin, text, "`true` or `false`"));
             }
-            (Content::Scalar(text), Shape::Value | Shape::Switch | Shape::List) => {
-                self.value(layer, setting, value, text)
+            (Content::Bare(text) | Content::Text(text), Shape::Value | Shape::Switch | Shape::List) => {
+                self.value(layer, setting, value, text);
             }
             (Content::Sequence(items), Shape::List) => {
                 for item in self.items(setting.key, value, items) {
-                    match &item.content {
-                        Content::Scalar(text) => self.value(layer, setting, item, text),
-                        Content::Null | Content::Sequence(_) | Content::Mapping(_) => {
-                            self.wrong_shape(item, format!("an item of `{}`", setting.key), "one value");
-                        }
+                    match item.content.scalar() {
+                        Some(text) => self.value(layer, setting, item, text),
+                        None => self.wrong_shape(item, format!("an item of `{}`", setting.key), "one value"),
                     }
                 }
             }
@@ -378,7 +399,7 @@ impl Known {
 
 /// Tells whether there is nothing where a value is expected.
 fn is_nothing(value: &Node) -> bool {
-    value.content == Content::Null || value.content == Content::Sequence(Vec::new())
+    value.content.is_null() || value.content == Content::Sequence(Vec::new())
 }
 
 /// Says what an unknown key may have been meant for.

@@ -13,6 +13,7 @@ mod documents;
 mod examples;
 mod exec;
 mod faults;
+mod kubeconfigs;
 mod kubernetes;
 #[expect(dead_code, reason = "the examples use the rest")]
 #[path = "../lab/lab.rs"]

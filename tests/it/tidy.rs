@@ -8,6 +8,7 @@ use std::{
 
 /// What each module of the crate may use of the others. A module that is not listed may use all.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("util", &["util"]),
     ("proto", &["proto", "random"]),
     ("cluster", &["cluster"]),
     ("secret", &["secret"]),
@@ -21,9 +22,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["aws", "tunnel", "proto", "settings", "cluster", "secret", "clock", "random", "journal", "overlap", "policy"],
     ),
     ("policy", &["policy", "cluster"]),
-    ("kubeconfig", &["kubeconfig", "cluster", "secret", "clock"]),
+    ("kubeconfig", &["kubeconfig", "cluster", "secret", "clock", "util"]),
     ("proxy", &["proxy", "tunnel", "cluster"]),
-    ("settings", &["settings", "cluster", "secret"]),
+    ("settings", &["settings", "cluster", "secret", "util"]),
     ("supervisor", &["supervisor", "tunnel", "cluster", "clock", "proto"]),
     ("control", &["control", "tunnel", "cluster", "secret", "supervisor"]),
     ("doctor", &["doctor", "aws", "tunnel", "proto", "cluster", "clock", "secret", "settings", "kubeconfig"]),

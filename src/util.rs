@@ -1,0 +1,3 @@
+//! What every part may use, and what uses no part.
+
+pub(crate) mod yaml;
