@@ -20,7 +20,7 @@ use tokio::{
 };
 
 /// Longest wait for anything. Machines are shared, so it says nothing about speed.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Awaits something that has to come.
 #[track_caller]
