@@ -11,6 +11,7 @@
 //! (EKS discovery), `session` (implements [`Dial`]), `targets` (what is known of bastions), `connect` (TCP, proxy, TLS), `endpoint`, `sign`, `tls`, [`error`].
 //! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
 
+mod bundle;
 mod cache;
 mod clusters;
 mod connect;
@@ -18,7 +19,11 @@ mod endpoint;
 pub mod error;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
+
 mod identity;
+mod offset;
+mod outbound;
+mod routes;
 mod session;
 mod sign;
 mod targets;
@@ -26,14 +31,12 @@ mod targets;
 pub(crate) mod testing;
 mod tls;
 mod token;
+mod values;
 
 use std::{
     collections::BTreeMap,
     error::Error,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -42,26 +45,29 @@ use aws_config::{
     provider_config::ProviderConfig, timeout::TimeoutConfig,
 };
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
-use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_runtime_api::client::{http::SharedHttpClient, orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::os_shim_internal::{Env, Fs};
-use hyper_util::client::proxy::matcher::Matcher;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::task::TaskTracker;
 
 pub use cache::{CredentialStatus, RenewalFailure};
 pub use clusters::{ClusterDescription, Discovery, SkipReason};
 pub use error::AwsError;
+pub use offset::Off;
+pub use routes::ProxyError;
 pub use targets::{Knowledge, NotConnected, Sighting};
 
+use bundle::Bundle;
 use cache::{CredentialCache, Origin};
 use connect::Connector;
 use endpoint::{Gateway, GatewayPolicy};
-use error::{Call, HostSeen, classify};
+use error::{Blame, Call, HostSeen, ServiceAnswer, classify};
 use identity::{Ambient, Choice, Identity};
+use offset::ClockOffset;
+use routes::Routes;
 use targets::Targets;
-use tls::{Bundle, Tls};
+use tls::Tls;
 
 use crate::{clock, journal::Journal, secret::Secret, settings::AwsSettings, tunnel::Dial};
 
@@ -99,9 +105,11 @@ struct Inner {
     /// Where the next session is likely to be.
     likely_gateway: Mutex<Option<Gateway>>,
     connector: Connector,
+    offset: ClockOffset,
     session_calls: Semaphore,
     targets: Targets,
-    signature_refused: AtomicBool,
+    /// What the gateway said when it refused a signature.
+    refused_signature: Mutex<Option<String>>,
     tokens: Mutex<BTreeMap<String, Signed>>,
     tasks: TaskTracker,
 }
@@ -150,7 +158,7 @@ struct Surroundings {
     fs: Fs,
     ambient: Option<Ambient>,
     endpoint: Option<String>,
-    /// Neither proxies nor repeated attempts.
+    /// No repeated attempts.
     plain: bool,
 }
 
@@ -181,12 +189,8 @@ impl Aws {
         let policy =
             GatewayPolicy::new(&region, settings.ssm_endpoint_override, settings.ssm_endpoint.as_deref()).await?;
 
-        let (proxies, matcher) = if surroundings.plain {
-            (ProxyConfig::disabled(), Matcher::builder().build())
-        } else {
-            (ProxyConfig::from_env(), Matcher::from_env())
-        };
-        let http = tls::http_client(bundle.as_ref(), proxies.clone());
+        let (routes, offset) = (Arc::new(Routes::new(settings.proxies.clone())), ClockOffset::default());
+        let http = tls::http_client(bundle.as_ref(), Arc::clone(&routes), offset.clone());
         let loader = {
             let (region, profile, alone) = (region.clone(), profile.clone(), settings.profile_is_chosen);
             let (plain, endpoint) = (surroundings.plain, surroundings.endpoint);
@@ -202,7 +206,7 @@ impl Aws {
         let base = loader().no_credentials().load().await;
         let ambient = surroundings.ambient.unwrap_or_else(|| Ambient::new(&region, loader));
 
-        let choice = Choice::new(settings, || tls::http_connector(bundle.as_ref(), &proxies));
+        let choice = Choice::new(settings, || tls::http_connector(bundle.as_ref(), Arc::clone(&routes)));
         let provider = match choice {
             // These calls authenticate with the token alone.
             Choice::WebIdentity { .. } => None,
@@ -217,10 +221,11 @@ impl Aws {
             duration: settings.duration,
             profile,
             keys_expire: settings.keys_expire,
+            offset: offset.clone(),
         });
         let credentials = {
-            let identity = Arc::clone(&identity);
-            CredentialCache::new(move || load(Arc::clone(&identity)))
+            let (identity, offset) = (Arc::clone(&identity), offset.clone());
+            CredentialCache::new(move || load(Arc::clone(&identity)), offset)
         };
         let sdk = with_credentials(&base, Some(SharedCredentialsProvider::new(credentials.clone())));
         let inner = Inner {
@@ -233,10 +238,11 @@ impl Aws {
             sts_host,
             likely_gateway: Mutex::new(policy.usual()),
             policy,
-            connector: Connector::new(matcher, Tls::new(bundle.as_ref())),
+            connector: Connector::new(routes, Tls::new(bundle.as_ref())),
+            offset,
             session_calls: Semaphore::new(CONCURRENT_SESSION_CALLS),
             targets: Targets::new(),
-            signature_refused: AtomicBool::new(false),
+            refused_signature: Mutex::default(),
             tokens: Mutex::default(),
             tasks: TaskTracker::new(),
         };
@@ -276,13 +282,24 @@ impl Aws {
         let sts = &self.inner.sts;
         let call = Call { action: "sts:GetCallerIdentity", resource: "*", region: self.region(), host: &sts.host };
         let answer = sts.client.get_caller_identity().send().await.map_err(|error| self.failed(call, error))?;
+        let values = [answer.account, answer.arn, answer.user_id].map(Option::unwrap_or_default);
+        if !values.iter().all(|value| value.is_empty() || values::is_plain(value)) {
+            return Err(AwsError::malformed(call.action, "description that a caller can have"));
+        }
+        let [account, arn, user_id] = values;
         Ok(Caller {
-            account: answer.account.unwrap_or_default(),
-            arn: answer.arn.unwrap_or_default(),
-            user_id: answer.user_id.unwrap_or_default(),
+            account,
+            arn,
+            user_id,
             source: self.inner.identity.describe(&credentials),
-            expires: credentials.expiry(),
+            expires: credentials.expiry().map(|end| self.inner.offset.here(end)),
         })
+    }
+
+    /// Says how far the clock of this machine is off, if that is known and more than AWS tolerates well.
+    #[must_use]
+    pub fn clock_off(&self) -> Option<Off> {
+        self.inner.offset.off()
     }
 
     /// Returns what starts, resumes and ends sessions; `reason` is for the audit trail.
@@ -305,7 +322,9 @@ impl Aws {
     /// [`AwsError::BearerTokenTooLong`], [`AwsError::Signing`], and every cause that credentials cannot be had.
     pub async fn bearer_token(&self, token_name: &str) -> Result<BearerToken, AwsError> {
         let credentials = self.credentials().await?;
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(clock::wall().as_secs());
+        let offset = &self.inner.offset;
+        let whole = |time: Duration| SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs());
+        let now = whole(clock::wall());
         let mut tokens = self.inner.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Signed { key, token }) = tokens.get(token_name)
             && key == credentials.access_key_id()
@@ -313,14 +332,15 @@ impl Aws {
         {
             return Ok(token.clone());
         }
-        let token = sign::bearer_token(&self.inner.sts_host, self.region(), token_name, &credentials, now)
-            .map_err(|source| AwsError::Signing { source: source.into() })?;
+        let token =
+            sign::bearer_token(&self.inner.sts_host, self.region(), token_name, &credentials, whole(offset.now()))
+                .map_err(|source| AwsError::Signing { source: source.into() })?;
         let len = token.expose().len();
         if len > error::MAX_BEARER_TOKEN_LEN {
             return Err(AwsError::BearerTokenTooLong { len });
         }
         let expires = now + BEARER_TOKEN_LIFE;
-        let expires = credentials.expiry().map_or(expires, |end| expires.min(whole_seconds(end)));
+        let expires = credentials.expiry().map_or(expires, |end| expires.min(whole_seconds(offset.here(end))));
         let token = BearerToken { token, expires };
         let signed = Signed { key: credentials.access_key_id().to_owned(), token: token.clone() };
         tokens.insert(token_name.to_owned(), signed);
@@ -361,9 +381,12 @@ impl Aws {
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
         let error = classify(call, error);
+        // What the cache still takes for valid is not: the next call asks the source again.
         if let AwsError::ExpiredCredentials { .. } = error {
-            // What the cache still takes for valid is not: the next call asks the source again.
             self.inner.credentials.discard(&error);
+        }
+        if let AwsError::BadKeys { .. } = error {
+            self.inner.credentials.doubt();
         }
         error
     }
@@ -392,6 +415,10 @@ impl Aws {
         &self.inner.connector
     }
 
+    fn offset(&self) -> &ClockOffset {
+        &self.inner.offset
+    }
+
     fn targets(&self) -> &Targets {
         &self.inner.targets
     }
@@ -405,15 +432,33 @@ impl Aws {
         self.inner.session_calls.acquire().await.ok()
     }
 
-    /// Says whether the gateway has refused a signature since this was last asked.
+    /// Returns the words with which the gateway has refused a signature since this was last asked.
     #[must_use]
-    pub fn take_signature_refusal(&self) -> bool {
-        self.inner.signature_refused.swap(false, Ordering::Relaxed)
+    pub fn take_signature_refusal(&self) -> Option<String> {
+        self.refused_signature().take()
     }
 
-    /// Says whether this is the first time that the gateway has refused a signature.
-    fn is_first_refusal(&self) -> bool {
-        !self.inner.signature_refused.swap(true, Ordering::Relaxed)
+    /// Takes note that the gateway has refused a signature, and what it has said.
+    fn note_refused_signature(&self, words: &str) {
+        match error::blame(words) {
+            Some(Blame::Expired) => {
+                let answer =
+                    ServiceAnswer { code: None, message: Some(words.to_owned()), status: Some(403), request_id: None };
+                self.inner.credentials.discard(&AwsError::ExpiredCredentials { source: Arc::new(answer) });
+            }
+            Some(Blame::Keys) => self.inner.credentials.doubt(),
+            Some(Blame::Clock | Blame::Permission) | None => {}
+        }
+        if self.refused_signature().replace(words.to_owned()).is_none() {
+            tracing::warn!(
+                answer = words,
+                "the message gateway refused a signed WebSocket: trying without a signature, which AWS may not take in future"
+            );
+        }
+    }
+
+    fn refused_signature(&self) -> MutexGuard<'_, Option<String>> {
+        self.inner.refused_signature.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -492,7 +537,7 @@ async fn load(identity: Arc<Identity>) -> Result<Credentials, AwsError> {
     let (text, fixed) = (identity.describe(&credentials), identity.is_fixed(&credentials));
     credentials.set_property(Origin { text, fixed });
     let left = credentials.expiry().and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok());
-    let left = left.map(|end| end.saturating_sub(clock::wall()).as_secs());
+    let left = left.map(|end| end.saturating_sub(identity.offset.now()).as_secs());
     tracing::info!(source = identity.describe(&credentials), seconds_left = left, "loaded AWS credentials");
     Ok(credentials)
 }

@@ -171,9 +171,10 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                 let expires = caller.expires;
                 self.place.role_arn = aws.role_arn().map(str::to_owned);
                 self.place.caller = Some(Arc::new(caller));
-                match left.filter(|left| *left < SOON) {
-                    Some(left) => self.doubtful(Check::Identity, Trouble::Expiring { left }),
-                    None => self.passed(Check::Identity, Fact::Identity { expires }),
+                match (left.filter(|left| *left < SOON), aws.clock_off()) {
+                    (Some(left), _) => self.doubtful(Check::Identity, Trouble::Expiring { left }),
+                    (None, Some(off)) => self.doubtful(Check::Identity, Trouble::Clock(off)),
+                    (None, None) => self.passed(Check::Identity, Fact::Identity { expires }),
                 }
             }
             Err(error) => return Err(self.cut(Check::Identity, error)),

@@ -18,6 +18,7 @@ pub use flags::{GlobalArgs, KubeconfigMode, LogFormat, UpArgs};
 pub use identity::{AwsSettings, CiOidc, ExecIdentity};
 pub use policy::{PolicyArgs, PolicySettings};
 pub use problem::{Problem, SettingsError};
+pub use proxies::{Proxies, Proxy};
 pub use source::{Origin, Place};
 
 use file::File;
@@ -33,6 +34,7 @@ pub(crate) mod fuzzing;
 mod identity;
 mod policy;
 mod problem;
+mod proxies;
 mod source;
 mod values;
 

@@ -6,9 +6,11 @@
 //! * Credentials are renewed [`EARLY`] before they expire. While the old ones last, nobody is refused because
 //!   a renewal failed, and only the caller that set it off waits for it.
 //! * What a service has called expired is not used again, and what a source gives for the second time is no renewal.
+//! * What a service does not know is asked for again, once.
 //! * A load lives as long as somebody waits for it: there is no task behind the cache. Whoever wants credentials to
 //!   be renewed before somebody needs them polls [`CredentialCache::keep`].
-//! * The wall clock decides, and is looked at once a minute: it goes on while a laptop sleeps, timers do not.
+//! * The wall clock decides, set right by what AWS says of the time, and is looked at once a minute: it goes on while a
+//!   laptop sleeps, timers do not.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,14 +22,16 @@ use aws_credential_types::{
     provider::{ProvideCredentials, error::CredentialsError, future},
 };
 use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{
     OPERATION_LIMIT,
     error::{AwsError, chain_text},
+    offset::ClockOffset,
 };
-use crate::{clock, random::SplitMix64};
+use crate::random::SplitMix64;
 
 /// How long before their end credentials are renewed: time for several attempts.
 const EARLY: Duration = Duration::from_secs(300);
@@ -95,8 +99,10 @@ pub(super) struct CredentialCache {
 
 struct Inner {
     load: Box<dyn Fn() -> Loading + Send + Sync>,
-    /// Reads the time since the Unix epoch.
+    /// Reads the time since the Unix epoch, as AWS has it.
     wall: Box<dyn Fn() -> Duration + Send + Sync>,
+    /// What is told of times is by this machine's clock.
+    offset: ClockOffset,
     state: Mutex<State>,
     status: watch::Sender<CredentialStatus>,
 }
@@ -111,6 +117,8 @@ struct State {
     failed: Option<Duration>,
     /// The access key that a service has called expired, when, and what it said.
     refused: Option<(String, Duration, AwsError)>,
+    /// A digest of the credentials that a service has last said that it does not know.
+    doubted: Option<[u8; 32]>,
     /// See [`CredentialStatus`].
     failure: Option<RenewalFailure>,
 }
@@ -242,16 +250,18 @@ impl std::fmt::Debug for CredentialCache {
 
 impl CredentialCache {
     /// Makes an empty cache around a source of credentials.
-    pub(super) fn new<F>(load: impl Fn() -> F + Send + Sync + 'static) -> Self
+    pub(super) fn new<F>(load: impl Fn() -> F + Send + Sync + 'static, offset: ClockOffset) -> Self
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        Self::with_clock(load, clock::wall)
+        let wall = offset.clone();
+        Self::with_clock(load, move || wall.now(), offset)
     }
 
     fn with_clock<F>(
         load: impl Fn() -> F + Send + Sync + 'static,
         wall: impl Fn() -> Duration + Send + Sync + 'static,
+        offset: ClockOffset,
     ) -> Self
     where
         F: Future<Output = Outcome> + Send + 'static,
@@ -259,6 +269,7 @@ impl CredentialCache {
         let inner = Inner {
             load: Box::new(move || load().boxed()),
             wall: Box::new(wall),
+            offset,
             state: Mutex::default(),
             status: watch::Sender::default(),
         };
@@ -340,7 +351,20 @@ impl CredentialCache {
             let key = current.credentials.access_key_id().to_owned();
             state.refused = Some((key, now, error.clone()));
             state.fail(error.clone(), now);
-            self.inner.status.send_replace(state.status());
+            self.inner.tell(&state);
+        }
+    }
+
+    /// Forgets the credentials, once for each set: a service does not know them, and somebody may have put others in their
+    /// place. Where the source gives the same again they are used as before.
+    pub(super) fn doubt(&self) {
+        let mut state = self.inner.state();
+        let State { current: Some(current), doubted, .. } = &mut *state else { return };
+        let keys = keys(&current.credentials);
+        if doubted.as_ref() != Some(&keys) {
+            tracing::info!("AWS does not know the credentials: their source is asked again");
+            current.discarded = true;
+            *doubted = Some(keys);
         }
     }
 
@@ -354,7 +378,7 @@ impl CredentialCache {
             let now = (inner.wall)();
             let mut state = inner.state();
             let outcome = state.take(outcome, now);
-            inner.status.send_replace(state.status());
+            inner.tell(&state);
             outcome
         };
         let loading = loading.boxed().shared();
@@ -368,6 +392,14 @@ impl Inner {
         // Every change of the state is complete in itself.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Tells whoever watches, with times by this machine's clock.
+    fn tell(&self, state: &State) {
+        let CredentialStatus { expires, failure } = state.status();
+        let here = |time| self.offset.here(time);
+        let failure = failure.map(|failure| RenewalFailure { since: here(failure.since), ..failure });
+        self.status.send_replace(CredentialStatus { expires: expires.map(here), failure });
+    }
 }
 
 impl ProvideCredentials for CredentialCache {
@@ -377,6 +409,13 @@ impl ProvideCredentials for CredentialCache {
     {
         future::ProvideCredentials::new(async move { self.get().await.map_err(CredentialsError::provider_error) })
     }
+}
+
+/// Returns a digest of all that credentials are made of.
+fn keys(credentials: &Credentials) -> [u8; 32] {
+    let parts =
+        [credentials.access_key_id(), credentials.secret_access_key(), credentials.session_token().unwrap_or_default()];
+    Sha256::digest(parts.join("\n")).into()
 }
 
 fn since_epoch(time: SystemTime) -> Duration {

@@ -3,18 +3,30 @@
 //! A cluster that cannot be used is reported with its reason and is not an error, unless it was asked for
 //! by name and does not exist or may not be described.
 
+use std::time::Duration;
+
 use aws_sdk_eks::types::ClusterStatus;
 use futures_util::{StreamExt, stream};
+use tokio::time::timeout;
 
 use super::{
     Aws,
     endpoint::port,
     error::{AwsError, Call, Refusal},
+    values::{is_base64, is_host, is_plain},
 };
 use crate::cluster::{Cluster, Destination};
 
 /// Clusters that are described at a time; the rate that EKS allows is not published.
 const CONCURRENT_DESCRIPTIONS: usize = 6;
+
+const LIST_CLUSTERS: &str = "eks:ListClusters";
+
+/// Most pages of names that are asked for, most names, and the longest that it may take. An account has 100 clusters in a
+/// region unless it asks for more.
+const MAX_PAGES: usize = 1000;
+const MAX_CLUSTERS: usize = 20_000;
+const LIST_LIMIT: Duration = Duration::from_secs(120);
 
 /// Longest name of a cluster, in characters.
 const MAX_NAME_LEN: usize = 100;
@@ -65,9 +77,9 @@ pub enum SkipReason {
     /// It has no endpoint yet.
     #[error("it has no endpoint")]
     NoEndpoint,
-    /// Its endpoint is not what endpoints are.
-    #[error("its endpoint `{0}` is not an https URL")]
-    Endpoint(String),
+    /// Its endpoint is not what endpoints are. It is not shown, as it may be anything.
+    #[error("its endpoint is not an https URL with the name of a host")]
+    Endpoint,
     /// It has no certificate authority yet.
     #[error("it has no certificate authority")]
     NoCertificateAuthority,
@@ -143,12 +155,28 @@ impl Aws {
     /// # Errors
     /// See [`AwsError`].
     pub async fn list_clusters(&self) -> Result<Vec<String>, AwsError> {
+        match timeout(LIST_LIMIT, self.all_pages()).await {
+            Ok(names) => names,
+            Err(_) => Err(AwsError::malformed(LIST_CLUSTERS, "list that comes to an end")),
+        }
+    }
+
+    async fn all_pages(&self) -> Result<Vec<String>, AwsError> {
         let eks = self.eks();
-        let call = Call { action: "eks:ListClusters", resource: "*", region: self.region(), host: &eks.host };
+        let call = Call { action: LIST_CLUSTERS, resource: "*", region: self.region(), host: &eks.host };
         let mut names = Vec::new();
         let mut pages = eks.client.list_clusters().into_paginator().send();
+        let mut count = 0;
         while let Some(page) = pages.next().await {
-            names.extend(page.map_err(|error| self.failed(call, error))?.clusters.unwrap_or_default());
+            count += 1;
+            let page = page.map_err(|error| self.failed(call, error))?.clusters.unwrap_or_default();
+            if count > MAX_PAGES || names.len() + page.len() > MAX_CLUSTERS {
+                return Err(AwsError::malformed(LIST_CLUSTERS, "list that comes to an end"));
+            }
+            if !page.iter().all(|name| is_cluster_name(name)) {
+                return Err(AwsError::malformed(LIST_CLUSTERS, "name that a cluster can have"));
+            }
+            names.extend(page);
         }
         Ok(names)
     }
@@ -165,7 +193,10 @@ impl Aws {
         let call = Call { action: "eks:DescribeCluster", resource: name, region: self.region(), host: &eks.host };
         let answer = eks.client.describe_cluster().name(name).send().await;
         match answer.map_err(|error| self.failed(call, error)) {
-            Ok(answer) => Ok(answer.cluster.map(|cluster| self.description(name, cluster))),
+            Ok(answer) => {
+                let cluster = answer.cluster.map(|cluster| believable(cluster).ok_or_else(cluster_is_odd));
+                Ok(cluster.transpose()?.map(|cluster| self.description(name, cluster)))
+            }
             Err(AwsError::Refused { refusal: Refusal::Absent, .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -220,7 +251,7 @@ fn access(name: &str, region: &str, cluster: &aws_sdk_eks::types::Cluster) -> Re
         None => return Err(SkipReason::Status("unknown".to_owned())),
     }
     let endpoint = cluster.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()).ok_or(SkipReason::NoEndpoint)?;
-    let endpoint = destination(endpoint).ok_or_else(|| SkipReason::Endpoint(endpoint.to_owned()))?;
+    let endpoint = destination(endpoint).ok_or(SkipReason::Endpoint)?;
     let authority = cluster.certificate_authority.as_ref().and_then(|authority| authority.data.clone());
     let authority = authority.filter(|data| !data.is_empty()).ok_or(SkipReason::NoCertificateAuthority)?;
     let arn = cluster.arn.clone().unwrap_or_default();
@@ -246,7 +277,30 @@ fn destination(endpoint: &str) -> Option<Destination> {
     }
     let host = authority.host().trim_matches(['[', ']']);
     let port = port(authority, 443)?;
-    (!host.is_empty()).then(|| Destination { host: host.to_owned(), port })
+    is_host(host).then(|| Destination { host: host.to_owned(), port })
+}
+
+/// Takes a cluster whose values are of the characters that such values have: they go into commands that are printed, into
+/// files and onto terminals.
+fn believable(cluster: aws_sdk_eks::types::Cluster) -> Option<aws_sdk_eks::types::Cluster> {
+    let vpc = cluster.resources_vpc_config.as_ref();
+    let mode = cluster.access_config.as_ref().and_then(|config| config.authentication_mode.as_ref());
+    let values = [
+        cluster.arn.as_deref(),
+        cluster.id.as_deref(),
+        cluster.version.as_deref(),
+        cluster.status.as_ref().map(ClusterStatus::as_str),
+        mode.map(|mode| mode.as_str()),
+        vpc.and_then(|vpc| vpc.vpc_id.as_deref()),
+        vpc.and_then(|vpc| vpc.cluster_security_group_id.as_deref()),
+    ];
+    let authority = cluster.certificate_authority.as_ref().and_then(|authority| authority.data.as_deref());
+    let are_plain = values.into_iter().flatten().all(|value| value.is_empty() || is_plain(value));
+    (are_plain && authority.is_none_or(is_base64)).then_some(cluster)
+}
+
+fn cluster_is_odd() -> AwsError {
+    AwsError::malformed("eks:DescribeCluster", "description that a cluster can have")
 }
 
 fn is_cluster_name(name: &str) -> bool {
@@ -351,7 +405,7 @@ mod tests {
             ),
             ("bare", r#","endpoint":null"#, Some("it has no endpoint")),
             ("void", r#","endpoint":"""#, Some("it has no endpoint")),
-            ("plain", r#","endpoint":"http://h""#, Some("its endpoint `http://h` is not an https URL")),
+            ("plain", r#","endpoint":"http://h""#, Some("its endpoint is not an https URL with the name of a host")),
             ("anon", r#","certificateAuthority":{}"#, Some("it has no certificate authority")),
         ];
         let fake = Fake::start(move |request: &Request| match request.target.strip_prefix("/clusters/") {

@@ -1,12 +1,11 @@
 //! The connection under a WebSocket: TCP, through a proxy where the environment says so, and TLS.
 //!
-//! Proxies are chosen by the matcher that the SDK's own client uses, so that one set of variables
-//! (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case) does for both: a `wss` URL is asked for
-//! as `https`, a `ws` URL as `http`. Every proxy is used with CONNECT. SOCKS proxies are left out, as they are
-//! in the SDK.
+//! Proxies are chosen as for the SDK's calls (`routes`): a `wss` URL is asked for as `https`, a `ws` URL as `http`. Every
+//! proxy is used with CONNECT.
 
 use std::{
     io,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -14,10 +13,7 @@ use std::{
 use futures_util::future::{Ready, ready};
 use http::Uri;
 use hyper_util::{
-    client::{
-        legacy::connect::{HttpConnector, proxy::Tunnel},
-        proxy::matcher::{Intercept, Matcher},
-    },
+    client::legacy::connect::{HttpConnector, proxy::Tunnel},
     rt::TokioIo,
 };
 use rustls::pki_types::ServerName;
@@ -25,7 +21,13 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
-use super::{endpoint::Gateway, tls::Tls};
+use super::{
+    endpoint::Gateway,
+    error::place,
+    outbound::wants_authorization,
+    routes::{Routes, Way},
+    tls::Tls,
+};
 use crate::tunnel::{BoxError, Connection};
 
 /// Limit of one TCP connection, over all addresses of the host.
@@ -34,7 +36,7 @@ const TCP_LIMIT: Duration = Duration::from_secs(10);
 /// Opens connections for WebSockets.
 #[derive(Debug)]
 pub(super) struct Connector {
-    proxies: Matcher,
+    routes: Arc<Routes>,
     tls: Tls,
 }
 
@@ -59,14 +61,6 @@ pub(super) enum ConnectError {
         #[source]
         source: BoxError,
     },
-    /// The proxy variables name a proxy of another kind.
-    #[error("the proxy `{proxy}` is of kind `{scheme}`: only `http` and `https` are supported")]
-    ProxyKind {
-        /// Host and port of the proxy.
-        proxy: String,
-        /// The scheme of its URL.
-        scheme: String,
-    },
     /// The peer's certificate is not trusted, or the peer does not speak TLS.
     #[error("no TLS connection to `{peer}`")]
     Tls {
@@ -78,8 +72,8 @@ pub(super) enum ConnectError {
 }
 
 impl Connector {
-    pub(super) fn new(proxies: Matcher, tls: Tls) -> Self {
-        Self { proxies, tls }
+    pub(super) fn new(routes: Arc<Routes>, tls: Tls) -> Self {
+        Self { routes, tls }
     }
 
     /// Opens a connection to a gateway.
@@ -93,37 +87,34 @@ impl Connector {
             .path_and_query("/")
             .build()
             .map_err(|error| ConnectError::Tcp { peer: gateway.authority().to_owned(), source: error.into() })?;
-        let stream: Box<dyn Connection> = match self.proxies.intercept(&destination) {
-            Some(proxy) => self.tunnel(&proxy, gateway).await?,
+        let stream: Box<dyn Connection> = match self.routes.of(&destination) {
+            Some(way) => self.tunnel(&way, gateway).await?,
             None => Box::new(tcp(&destination).await?),
         };
         if gateway.is_secure() { self.secure(stream, gateway.host()).await } else { Ok(stream) }
     }
 
-    async fn tunnel(&self, proxy: &Intercept, gateway: &Gateway) -> Result<Box<dyn Connection>, ConnectError> {
-        let name = proxy.uri().authority().map(ToString::to_string).unwrap_or_default();
+    async fn tunnel(&self, way: &Way<'_>, gateway: &Gateway) -> Result<Box<dyn Connection>, ConnectError> {
+        let (name, proxy) = (way.name(), way.intercept.uri());
         let host =
             if gateway.host().contains(':') { format!("[{}]", gateway.host()) } else { gateway.host().to_owned() };
         let peer = format!("{host}:{}", gateway.port());
         let failed = |source| ConnectError::Proxy { proxy: name.clone(), peer: peer.clone(), source };
-        let stream: Box<dyn Connection> = match proxy.uri().scheme_str() {
-            Some("http") => Box::new(tcp(proxy.uri()).await?),
-            Some("https") => {
-                let stream = Box::new(tcp(proxy.uri()).await?);
-                self.secure(stream, proxy.uri().host().unwrap_or_default().trim_matches(['[', ']'])).await?
-            }
-            scheme => {
-                let scheme = scheme.unwrap_or_default().to_owned();
-                return Err(ConnectError::ProxyKind { proxy: name, scheme });
-            }
+        let stream = Box::new(tcp(proxy).await?);
+        let stream: Box<dyn Connection> = if proxy.scheme_str() == Some("https") {
+            self.secure(stream, proxy.host().unwrap_or_default().trim_matches(['[', ']'])).await?
+        } else {
+            stream
         };
         let destination: Uri = peer.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))?;
-        let mut tunnel = Tunnel::new(proxy.uri().clone(), Opened(Some(TokioIo::new(stream))));
-        if let Some(authorization) = proxy.basic_auth() {
+        let mut tunnel = Tunnel::new(proxy.clone(), Opened(Some(TokioIo::new(stream))));
+        if let Some(authorization) = way.intercept.basic_auth() {
             tunnel = tunnel.with_auth(authorization.clone());
         }
         tracing::debug!(proxy = name, peer, "opening a tunnel through the proxy");
-        let stream = tunnel.call(destination).await.map_err(|error| failed(error.into()))?;
+        let stream = tunnel.call(destination).await.map_err(|error| {
+            failed(if wants_authorization(&error) { way.refusal(Vec::new()).into() } else { error.into() })
+        })?;
         Ok(stream.into_inner())
     }
 
@@ -143,7 +134,7 @@ async fn tcp(destination: &Uri) -> Result<TcpStream, ConnectError> {
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(TCP_LIMIT));
     let failed = |source: BoxError| {
-        let peer = destination.authority().map(ToString::to_string).unwrap_or_default();
+        let peer = destination.authority().map(place).unwrap_or_default();
         ConnectError::Tcp { peer, source }
     };
     std::future::poll_fn(|cx| connector.poll_ready(cx)).await.map_err(|error| failed(error.into()))?;
@@ -182,14 +173,40 @@ mod tests {
     use crate::{
         aws::{endpoint::GatewayPolicy, error::chain_text, testing::in_time},
         closed_port::ClosedPort,
+        secret::Secret,
+        settings::{Proxies, Proxy},
     };
 
     async fn gateway(url: &str) -> Gateway {
-        GatewayPolicy::new("us-east-1", true, None).await.unwrap().check(url).unwrap().gateway().clone()
+        GatewayPolicy::new("us-east-1", true, Some("http://127.0.0.1"))
+            .await
+            .unwrap()
+            .check(url)
+            .unwrap()
+            .gateway()
+            .clone()
     }
 
-    fn connector(proxies: Matcher) -> Connector {
-        Connector::new(proxies, Tls::new(None))
+    /// A connector with a proxy for one kind of URL, or without any.
+    fn connector(kind: &str, url: &str) -> Connector {
+        Connector::new(routes(kind, url), Tls::new(None))
+    }
+
+    fn routes(kind: &str, url: &str) -> Arc<Routes> {
+        let has_user = url.contains('@');
+        let proxy = |wanted: &str| {
+            let variable = "HTTPS_PROXY";
+            (wanted == kind).then(|| Proxy { url: Secret::new(url.to_owned()), has_user, variable })
+        };
+        Arc::new(Routes::new(Proxies { http: proxy("http"), https: proxy("https"), except: String::new() }))
+    }
+
+    /// Connects through the proxy, to this machine too.
+    async fn through(connector: &Connector, gateway: &Gateway) -> Result<Box<dyn Connection>, ConnectError> {
+        let elsewhere = format!("{}://elsewhere.example/", if gateway.is_secure() { "https" } else { "http" });
+        let way = connector.routes.of(&elsewhere.parse().unwrap()).unwrap();
+        let stream = connector.tunnel(&way, gateway).await?;
+        if gateway.is_secure() { connector.secure(stream, gateway.host()).await } else { Ok(stream) }
     }
 
     /// Echoes on every connection.
@@ -246,11 +263,9 @@ mod tests {
         let mut tasks = JoinSet::new();
         let port = echo(&mut tasks).await;
         let (proxy_port, heads) = proxy(&mut tasks, "200 OK").await;
-        let matcher = Matcher::builder().http(format!("http://ann:pa%20ss@127.0.0.1:{proxy_port}")).build();
-        echoes(
-            in_time(connector(matcher).connect(&gateway(&format!("ws://127.0.0.1:{port}/x?y")).await)).await.unwrap(),
-        )
-        .await;
+        let connector = connector("http", &format!("http://ann:pa%20ss@127.0.0.1:{proxy_port}"));
+        let gateway = gateway(&format!("ws://127.0.0.1:{port}/x?y")).await;
+        echoes(in_time(through(&connector, &gateway)).await.unwrap()).await;
         assert_eq!(
             *heads.lock().unwrap(),
             [format!(
@@ -260,60 +275,47 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn leaves_out_the_proxy_where_it_is_told_to() {
+    async fn this_machine_is_not_called_through_the_proxy() {
         let mut tasks = JoinSet::new();
         let port = echo(&mut tasks).await;
         let (proxy_port, heads) = proxy(&mut tasks, "200 OK").await;
-        let proxy = format!("http://127.0.0.1:{proxy_port}");
-        for matcher in [
-            Matcher::builder().all(proxy.clone()).no("127.0.0.1").build(),
-            // A proxy for https has nothing to do with ws.
-            Matcher::builder().https(proxy).build(),
-        ] {
-            echoes(
-                in_time(connector(matcher).connect(&gateway(&format!("ws://127.0.0.1:{port}/")).await)).await.unwrap(),
-            )
-            .await;
-        }
+        let connector = connector("http", &format!("http://127.0.0.1:{proxy_port}"));
+        echoes(in_time(connector.connect(&gateway(&format!("ws://127.0.0.1:{port}/")).await)).await.unwrap()).await;
         assert!(heads.lock().unwrap().is_empty());
     }
 
     #[tokio::test]
     async fn names_the_proxy_that_fails() {
         let mut tasks = JoinSet::new();
-        for (status, expected) in [("407 No", "proxy authorization required"), ("403 No", "unsuccessful")] {
+        for (user, status, expected) in [
+            ("", "407 No", "asks for a user name and a password, and `HTTPS_PROXY` has none"),
+            ("u:secret@", "407 No", "does not take the user name and the password in `HTTPS_PROXY`"),
+            ("u:secret@", "403 No", "tunnel error: unsuccessful"),
+        ] {
             let (port, _) = proxy(&mut tasks, status).await;
-            let matcher = Matcher::builder().all(format!("http://u:secret@127.0.0.1:{port}")).build();
+            let connector = connector("https", &format!("http://{user}127.0.0.1:{port}"));
             let gateway = gateway("wss://ssmmessages.us-east-1.amazonaws.com/x").await;
-            let Err(error) = in_time(connector(matcher).connect(&gateway)).await else { panic!("connected") };
-            assert_eq!(
-                chain_text(&error),
-                format!(
-                    "the proxy `127.0.0.1:{port}` does not connect to `ssmmessages.us-east-1.amazonaws.com:443`: tunnel error: {expected}"
-                )
-            );
+            let Err(error) = in_time(connector.connect(&gateway)).await else { panic!("connected") };
+            let said = chain_text(&error);
+            let start =
+                format!("the proxy `127.0.0.1:{port}` does not connect to `ssmmessages.us-east-1.amazonaws.com:443`: ");
+            assert!(said.starts_with(&start) && said.ends_with(expected), "{said}");
+            assert!(!said.contains("secret"), "{said}");
         }
-        let matcher = Matcher::builder().all("socks5://127.0.0.1:1080").build();
-        let Err(error) = connector(matcher).connect(&gateway("ws://127.0.0.1:1/").await).await else {
-            panic!("connected")
-        };
-        assert!(matches!(error, ConnectError::ProxyKind { scheme, .. } if scheme == "socks5"));
     }
 
     #[tokio::test]
     async fn says_that_nobody_listens() {
         let closed = ClosedPort::new();
         let gateway = gateway(&format!("ws://{}/", closed.address())).await;
-        let Err(error) = in_time(connector(Matcher::builder().build()).connect(&gateway)).await else {
-            panic!("connected")
-        };
+        let Err(error) = in_time(connector("", "").connect(&gateway)).await else { panic!("connected") };
         assert!(chain_text(&error).contains("Connection refused"), "{}", chain_text(&error));
     }
 
     #[cfg(feature = "demo")]
     #[tokio::test]
     async fn trusts_the_bundle_and_nobody_else() {
-        use crate::aws::{testing::tls_acceptor, tls::Bundle};
+        use crate::aws::{bundle::Bundle, testing::tls_acceptor};
 
         let (acceptor, certificate) = tls_acceptor(&[b"h2", b"http/1.1"]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -338,14 +340,12 @@ mod tests {
         let bundle = Bundle::read(&path).await.unwrap();
         let gateway = gateway(&format!("wss://localhost:{port}/")).await;
 
-        let Err(error) = in_time(connector(Matcher::builder().build()).connect(&gateway)).await else {
-            panic!("connected")
-        };
+        let Err(error) = in_time(connector("", "").connect(&gateway)).await else { panic!("connected") };
         assert!(chain_text(&error).contains("invalid peer certificate"), "{}", chain_text(&error));
-        let trusting = Connector::new(Matcher::builder().build(), Tls::new(Some(&bundle)));
+        let proxied = routes("https", &format!("http://127.0.0.1:{proxy_port}"));
+        let trusting = Connector::new(proxied, Tls::new(Some(&bundle)));
         echoes(in_time(trusting.connect(&gateway)).await.unwrap()).await;
-        let proxied = Matcher::builder().https(format!("http://127.0.0.1:{proxy_port}")).build();
-        echoes(in_time(Connector::new(proxied, Tls::new(Some(&bundle))).connect(&gateway)).await.unwrap()).await;
+        echoes(in_time(through(&trusting, &gateway)).await.unwrap()).await;
         assert!(heads.lock().unwrap()[0].starts_with(&format!("CONNECT localhost:{port} HTTP/1.1\r\n")));
     }
 }

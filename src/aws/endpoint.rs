@@ -2,14 +2,14 @@
 //!
 //! A stream URL carries a token that opens the session, so it is dialled only if it leads to the message
 //! gateway of the session's own region and partition, or, where the user has pointed SSM somewhere else, to
-//! that same place or this machine. Domains come from the SDK's rules, which know every partition.
+//! that same place; to this machine only if SSM is on it. Domains come from the SDK's rules, which know every partition.
 //! The URL is dialled byte for byte as it was given: its `cell-number` may hold a bare `+`.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 use http::{Uri, uri::Authority};
 
-use super::error::AwsError;
+use super::{error::AwsError, routes::is_loopback};
 
 /// Query parameters of which any shows that a URL is signed already; the list of session-manager-plugin,
 /// `websocketutil.go`.
@@ -198,12 +198,9 @@ impl GatewayPolicy {
         let Some(moved) = &self.moved else {
             return false;
         };
-        is_loopback(host) || (secure && moved.as_deref() == Some(host))
+        let moved = moved.as_deref().unwrap_or_default();
+        if is_loopback(moved) { is_loopback(host) } else { secure && moved == host }
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Reads the port of an authority without a user name; `None` if what follows the host is no port.
@@ -356,17 +353,22 @@ mod tests {
     }
 
     #[test]
-    fn an_override_admits_its_own_host_and_this_machine() {
+    fn an_override_admits_its_own_host_and_this_machine_only_if_it_is_on_it() {
+        for endpoint in
+            ["http://127.0.0.1:4566", "http://localhost:4566", "http://[::1]:4566", "http://user:pw@127.0.0.9"]
+        {
+            let here = policy("us-east-1", Some(endpoint));
+            for url in ["ws://127.0.0.1:4000/v1", "ws://127.8.9.1/v1", "wss://[::1]:4000/v1", "ws://localhost:1/v1"] {
+                here.check(url).unwrap();
+            }
+            assert!(here.check("wss://ssm.corp.example/v1").is_err());
+        }
         let moved = policy("us-east-1", Some("https://SSM.corp.example:8443/x"));
-        for url in [
-            "ws://127.0.0.1:4000/v1",
-            "ws://127.8.9.1/v1",
-            "wss://[::1]:4000/v1",
-            "ws://localhost:1/v1",
-            "wss://ssm.corp.example:9000/v1",
-            "wss://ssmmessages.us-east-1.amazonaws.com/v1",
-        ] {
+        for url in ["wss://ssm.corp.example:9000/v1", "wss://ssmmessages.us-east-1.amazonaws.com/v1"] {
             moved.check(url).unwrap();
+        }
+        for url in ["ws://127.0.0.1:4000/v1", "wss://127.0.0.1/v1", "wss://[::1]:4000/v1", "ws://localhost:1/v1"] {
+            assert!(moved.check(url).is_err(), "{url}");
         }
         for url in [
             "ws://ssm.corp.example/v1",
@@ -392,9 +394,9 @@ mod tests {
         ] {
             assert!(moved.check(url).is_err(), "{url}");
         }
-        assert!(policy("us-east-1", Some("not a url")).check("ws://127.0.0.1:1/").is_ok());
+        assert!(policy("us-east-1", Some("not a url")).check("ws://127.0.0.1:1/").is_err());
         let unnamed = now(GatewayPolicy::new("us-east-1", true, None)).unwrap();
-        assert!(unnamed.check("ws://127.0.0.1:1/").is_ok());
+        assert!(unnamed.check("ws://127.0.0.1:1/").is_err());
         assert!(unnamed.check("wss:///v1").is_err());
     }
 

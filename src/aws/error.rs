@@ -259,6 +259,14 @@ pub enum AwsError {
         #[source]
         source: Cause,
     },
+    /// What has come is no answer to the question: a value that no such value can be, or no end. It is not shown.
+    #[error("the answer to `{action}` has no {wanted}")]
+    Malformed {
+        /// The IAM action.
+        action: &'static str,
+        /// What was to come.
+        wanted: &'static str,
+    },
     /// The service has trouble of its own, or what has answered is no service: later it may go well.
     #[error("`{action}` failed")]
     Service {
@@ -268,6 +276,12 @@ pub enum AwsError {
         #[source]
         source: Cause,
     },
+}
+
+impl AwsError {
+    pub(super) fn malformed(action: &'static str, wanted: &'static str) -> Self {
+        Self::Malformed { action, wanted }
+    }
 }
 
 /// Length over which API servers refuse a bearer token; `maxTokenLenBytes` of aws-iam-authenticator.
@@ -345,6 +359,31 @@ pub enum Refusal {
     Absent,
     /// The web identity token that it carries.
     Token,
+}
+
+/// What a refusal is about that comes in words alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The clock of this machine.
+    Clock,
+    /// The credentials, which have expired.
+    Expired,
+    /// The credentials, which are not known or do not belong together.
+    Keys,
+    /// What the identity may do.
+    Permission,
+}
+
+/// Reads what a refusal is about; `None` if its words do not tell.
+#[must_use]
+pub fn blame(words: &str) -> Option<Blame> {
+    match codes::class_of_text(words)? {
+        Class::ClockSkew => Some(Blame::Clock),
+        Class::Expired => Some(Blame::Expired),
+        Class::BadSignature | Class::BadKeys => Some(Blame::Keys),
+        Class::Denied => Some(Blame::Permission),
+        Class::Throttled | Class::RegionDisabled | Class::Refused(_) | Class::Transient => None,
+    }
 }
 
 /// The call that an error belongs to.
@@ -500,7 +539,7 @@ pub(super) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> 
     chain(error).find_map(|error| error.downcast_ref())
 }
 
-fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+pub(super) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
 }
 
@@ -513,6 +552,14 @@ pub(super) fn chain_text(error: &(dyn Error + 'static)) -> String {
 fn join(files: &[PathBuf]) -> String {
     let names: Vec<_> = files.iter().map(|path| format!("`{}`", path.display())).collect();
     names.join(" or ")
+}
+
+/// Returns host and port of a URL, and never what may stand before them: an endpoint may be given with a password.
+pub(super) fn place(authority: &http::uri::Authority) -> String {
+    match authority.port() {
+        Some(port) => format!("{}:{port}", authority.host()),
+        None => authority.host().to_owned(),
+    }
 }
 
 /// Remembers the host that a client calls, which only the SDK knows before it calls it.
@@ -546,7 +593,7 @@ impl Intercept for HostSeen {
         if let Ok(uri) = context.request().uri().parse::<http::Uri>()
             && let Some(authority) = uri.authority()
         {
-            self.host.get_or_init(|| authority.as_str().to_owned());
+            self.host.get_or_init(|| place(authority));
         }
         Ok(())
     }

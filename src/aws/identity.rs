@@ -26,9 +26,10 @@ use futures_util::future::BoxFuture;
 use super::{
     Api,
     error::{AwsError, Call, Cause, Refusal, ServiceAnswer, TokenOrigin, classify, classify_credentials},
+    offset::ClockOffset,
     token::TokenSource,
 };
-use crate::{clock, settings::AwsSettings};
+use crate::settings::AwsSettings;
 
 /// Longest name of a role session, in characters.
 const MAX_SESSION_NAME_LEN: usize = 64;
@@ -132,6 +133,8 @@ pub(super) struct Identity {
     pub(super) profile: Option<String>,
     /// When the keys in the environment expire, as far as it says so.
     pub(super) keys_expire: Option<SystemTime>,
+    /// By which tokens are judged.
+    pub(super) offset: ClockOffset,
 }
 
 impl Identity {
@@ -173,7 +176,7 @@ impl Identity {
     }
 
     async fn assume_with_token(&self, role: &str, tokens: &TokenSource) -> Result<Credentials, AwsError> {
-        let token = tokens.token(clock::wall()).await?;
+        let token = tokens.token(self.offset.now(), self.offset.is_known()).await?;
         let call = self.call("sts:AssumeRoleWithWebIdentity", role);
         let answer = self
             .sts

@@ -21,7 +21,7 @@ use aws_config::Region;
 use aws_credential_types::Credentials;
 use aws_sdk_ssm::types::{SessionFilter, SessionFilterKey, SessionState};
 use futures_util::{SinkExt, future::BoxFuture};
-use http::HeaderMap;
+use http::{HeaderMap, header};
 use serde::Serialize;
 use tokio::{runtime::Handle, sync::oneshot, time::timeout};
 use tokio_tungstenite::{
@@ -35,15 +35,17 @@ use super::{
     Aws,
     endpoint::{Foreign, Gateway, StreamUrl},
     error::{AwsError, Call, Refusal, ServiceAnswer, chain_text},
+    offset::Off,
     sign,
     targets::{Knowledge, NotConnected},
+    values::is_plain,
 };
 use crate::{
     clock,
     cluster::{Destination, Target},
     journal::{Entry, Journal},
     overlap::overlap,
-    policy::{self, DOCUMENT},
+    policy::DOCUMENT,
     proto::handshake::CLIENT_VERSION,
     secret::Secret,
     tunnel::{BoxError, Connection, Dial, DialError, SessionHandle, SessionId, Transport},
@@ -65,7 +67,7 @@ const UPGRADE_LIMIT: Duration = Duration::from_secs(15);
 const MAX_REASON_LEN: usize = 256;
 
 /// Part of a refused upgrade's answer that is kept, in characters.
-const MAX_DETAIL_LEN: usize = 200;
+const MAX_DETAIL_LEN: usize = 400;
 
 /// Dials sessions of Systems Manager.
 #[derive(Debug, Clone)]
@@ -130,9 +132,10 @@ impl SsmDialer {
             }
         };
         let token = answer.token_value.map(Secret::new);
-        let Some(id) = answer.session_id.filter(|id| !id.is_empty()) else {
-            return Err(lacking(START_SESSION, "SessionId"));
-        };
+        let id = answer.session_id.filter(|id| !id.is_empty()).ok_or_else(|| lacking(START_SESSION, "SessionId"))?;
+        if !is_plain(&id) {
+            return Err(lacking(START_SESSION, "SessionId that can be one"));
+        }
         let id = SessionId(id);
         tracing::debug!(%id, %target, "session started");
         self.write_down(&id, &target).await;
@@ -249,19 +252,11 @@ impl SsmDialer {
             let credentials = self.aws.credentials().await;
             Some(credentials.map_err(|error| dial_error(OPEN_DATA_CHANNEL, None, error))?)
         };
+        let off = self.aws.clock_off();
         let mut websocket = match self.upgrade_ahead(ahead, url, credentials.as_ref()).await {
             // Nothing has been sent with the token yet, so it can still be used.
-            Err(DialError::UpgradeRefused { status: 403, detail, .. }) if credentials.is_some() => {
-                if self.aws.is_first_refusal() {
-                    tracing::warn!(
-                        action = OPEN_DATA_CHANNEL,
-                        resource = policy::data_channels(policy::partition(self.aws.region())),
-                        answer = detail,
-                        "the message gateway refused a signed WebSocket: trying without a signature, as the permission may be \
-                         missing; AWS may not take unsigned ones in future"
-                    );
-                }
-                self.upgrade(url, None).await?
+            Err(refused @ DialError::UpgradeRefused { status: 403, .. }) if credentials.is_some() => {
+                self.upgrade_again(url, credentials.as_ref(), off, refused).await?
             }
             outcome => outcome?,
         };
@@ -278,6 +273,30 @@ impl SsmDialer {
             Ok(Ok(())) => Ok(Transport::new(websocket)),
             Ok(Err(error)) => Err(unreachable(url.gateway(), error)),
             Err(_) => Err(late("sending the opening frame", UPGRADE_LIMIT)),
+        }
+    }
+
+    /// Tries once more what the gateway has refused: with the time that its answer has told, if `off` was another; else
+    /// without a signature. If that is refused as well, the first refusal says more.
+    async fn upgrade_again(
+        &self,
+        url: &StreamUrl,
+        credentials: Option<&Credentials>,
+        off: Option<Off>,
+        mut refused: DialError,
+    ) -> Result<WebSocketStream<Box<dyn Connection>>, DialError> {
+        if self.aws.clock_off() != off {
+            match self.upgrade(url, credentials).await {
+                Err(error @ DialError::UpgradeRefused { status: 403, .. }) => refused = error,
+                outcome => return outcome,
+            }
+        }
+        if let DialError::UpgradeRefused { detail, .. } = &refused {
+            self.aws.note_refused_signature(detail);
+        }
+        match self.upgrade(url, None).await {
+            Err(DialError::UpgradeRefused { .. }) => Err(refused),
+            outcome => outcome,
         }
     }
 
@@ -332,9 +351,14 @@ impl SsmDialer {
         // Signed last: a signature is good for minutes only.
         request.headers_mut().extend(self.signature(url, credentials)?);
         let upgrade = client_async_with_config(request, connection, Some(Transport::websocket_config()));
+        let sent = clock::wall();
         match timeout(UPGRADE_LIMIT, upgrade).await {
-            Ok(Ok((websocket, _))) => Ok(websocket),
+            Ok(Ok((websocket, answer))) => {
+                self.learn_time(answer.headers(), sent);
+                Ok(websocket)
+            }
             Ok(Err(tungstenite::Error::Http(answer))) => {
+                self.learn_time(answer.headers(), sent);
                 let status = answer.status().as_u16();
                 let detail = detail(answer.body().as_deref().unwrap_or_default());
                 tracing::debug!(host = gateway.host(), status, detail, "WebSocket upgrade refused");
@@ -345,11 +369,17 @@ impl SsmDialer {
         }
     }
 
+    fn learn_time(&self, headers: &HeaderMap, sent: Duration) {
+        if let Some(date) = headers.get(header::DATE).and_then(|date| date.to_str().ok()) {
+            self.aws.offset().learn(date, sent, clock::wall());
+        }
+    }
+
     fn signature(&self, url: &StreamUrl, credentials: Option<&Credentials>) -> Result<HeaderMap, DialError> {
         let Some(credentials) = credentials else {
             return Ok(HeaderMap::new());
         };
-        let time = SystemTime::UNIX_EPOCH + clock::wall();
+        let time = SystemTime::UNIX_EPOCH + self.aws.offset().now();
         sign::upgrade_headers(url, self.aws.region(), credentials, time)
             .map_err(|source| DialError::Credentials { action: OPEN_DATA_CHANNEL, source })
     }
@@ -466,6 +496,7 @@ impl Drop for Unclaimed {
 fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) -> DialError {
     match error {
         AwsError::Service { source, .. } => DialError::Service { action, source: source.into() },
+        AwsError::Malformed { .. } => DialError::Service { action, source: error.into() },
         // Another call was refused: one that was to give credentials.
         AwsError::Refused { action: other, .. } if other != action => {
             DialError::Credentials { action, source: error.into() }

@@ -114,7 +114,7 @@ mod tests {
     }
 
     fn upgrade(url: &str, session_token: Option<&str>) -> HeaderMap {
-        let policy = GatewayPolicy::new("us-east-1", true, None).now_or_never().unwrap().unwrap();
+        let policy = GatewayPolicy::new("us-east-1", true, Some("http://127.0.0.1")).now_or_never().unwrap().unwrap();
         upgrade_headers(&policy.check(url).unwrap(), "us-east-1", &credentials(session_token), time()).unwrap()
     }
 

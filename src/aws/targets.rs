@@ -26,6 +26,7 @@ use tokio::time::timeout;
 use super::{
     Aws,
     error::{AwsError, Call, chain_text},
+    values::is_plain,
 };
 use crate::{clock::Clock, cluster::Target, tunnel::BoxError};
 
@@ -64,7 +65,7 @@ impl Sighting {
         Self {
             in_contact: node.ping_status() == Some(&PingStatus::Online),
             last_contact: node.last_ping_date_time().copied(),
-            agent_version: node.agent_version().map(str::to_owned),
+            agent_version: node.agent_version().filter(|version| is_plain(version)).map(str::to_owned),
         }
     }
 }

@@ -7,7 +7,6 @@ use std::{
 };
 
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
-use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_runtime_api::client::http::HttpConnector;
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
@@ -17,8 +16,8 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Ambient, Aws, Surroundings, tls};
-use crate::settings::AwsSettings;
+use super::{Ambient, Aws, Surroundings, routes::Routes, tls};
+use crate::settings::{AwsSettings, Proxies};
 
 /// A request as the server read it.
 #[derive(Debug, Clone)]
@@ -242,13 +241,17 @@ pub(super) fn tls_acceptor(protocols: &[&[u8]]) -> (TlsAcceptor, String) {
 
 /// An HTTP client that uses no proxy.
 pub(super) fn http() -> Arc<dyn HttpConnector> {
-    tls::http_connector(None, &ProxyConfig::disabled())
+    tls::http_connector(None, Arc::new(Routes::new(Proxies::default())))
 }
 
 /// Clients with fixed keys whose services are all the fake one; stream URLs on loopback are allowed.
 pub(super) async fn aws(fake: &Fake) -> Aws {
-    let settings =
-        AwsSettings { region: Some("us-east-1".into()), ssm_endpoint_override: true, ..AwsSettings::default() };
+    let settings = AwsSettings {
+        region: Some("us-east-1".into()),
+        ssm_endpoint_override: true,
+        ssm_endpoint: Some(fake.url()),
+        ..AwsSettings::default()
+    };
     aws_with(fake, &settings).await
 }
 

@@ -11,6 +11,8 @@ use super::{
 };
 use crate::{closed_port::ClosedPort, settings::CiOidc};
 
+mod peers;
+
 const ROLE: &str = "arn:aws:iam::123456789012:role/ReadOnly";
 
 fn assumed(request: &Request, seconds: u64) -> Answer {

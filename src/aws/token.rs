@@ -20,8 +20,10 @@ use crate::{secret::Secret, settings::CiOidc};
 /// The audience that AWS identity providers are set up with.
 const AUDIENCE: &str = "sts.amazonaws.com";
 
-/// How far the clock of this machine may be ahead before an expired token is not even tried, in seconds.
+/// How long a token may have been expired before it is not even tried, in seconds: by a time that AWS has told, and by
+/// that of this machine alone, whose clock may be wrong. What is tried is judged by STS.
 const CLOCK_LEEWAY: u64 = 60;
+const BLIND_LEEWAY: u64 = 24 * 3600;
 
 /// Largest token that STS takes, in characters.
 const MAX_TOKEN_LEN: usize = 20_000;
@@ -68,8 +70,9 @@ impl TokenSource {
         }
     }
 
-    /// Asks for a token, and checks its form and its end against `now`, the time since the Unix epoch.
-    pub(super) async fn token(&self, now: Duration) -> Result<Secret<String>, AwsError> {
+    /// Asks for a token, and checks its form and its end against `now`, the time since the Unix epoch. `is_certain`: that is
+    /// the time of AWS.
+    pub(super) async fn token(&self, now: Duration, is_certain: bool) -> Result<Secret<String>, AwsError> {
         let token = match self {
             Self::File(path) => {
                 let text = tokio::fs::read_to_string(path)
@@ -82,7 +85,8 @@ impl TokenSource {
                 request(oidc, http).await.map_err(|error| AwsError::TokenEndpoint { source: Arc::new(error) })?
             }
         };
-        check(self.origin(), token.expose(), now)?;
+        let leeway = if is_certain { CLOCK_LEEWAY } else { BLIND_LEEWAY };
+        check(self.origin(), token.expose(), now, leeway)?;
         Ok(token)
     }
 }
@@ -94,7 +98,7 @@ struct PastExp {
     seconds: u64,
 }
 
-fn check(origin: TokenOrigin, token: &str, now: Duration) -> Result<(), AwsError> {
+fn check(origin: TokenOrigin, token: &str, now: Duration, leeway: u64) -> Result<(), AwsError> {
     let malformed = |reason| AwsError::TokenMalformed { origin: origin.clone(), reason };
     if token.is_empty() {
         return Err(malformed("it is empty"));
@@ -113,7 +117,7 @@ fn check(origin: TokenOrigin, token: &str, now: Duration) -> Result<(), AwsError
         return Err(malformed("it is longer than STS takes (20000 characters)"));
     }
     match end(claims) {
-        Some(end) if end.saturating_add(CLOCK_LEEWAY) < now.as_secs() => {
+        Some(end) if end.saturating_add(leeway) < now.as_secs() => {
             let source = Arc::new(PastExp { seconds: now.as_secs() - end });
             Err(AwsError::TokenExpired { origin, source })
         }
@@ -197,7 +201,7 @@ pub(super) mod tests {
     }
 
     fn outcome(token: &str) -> Result<(), AwsError> {
-        check(TokenOrigin::File("/run/token".into()), token, NOW)
+        check(TokenOrigin::File("/run/token".into()), token, NOW, CLOCK_LEEWAY)
     }
 
     #[test]
@@ -244,14 +248,14 @@ pub(super) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         let source = TokenSource::File(path.clone());
-        let error = source.token(NOW).await.unwrap_err();
+        let error = source.token(NOW, true).await.unwrap_err();
         assert_eq!(error.to_string(), format!("the web identity token file `{}` cannot be read", path.display()));
         for claims in [r#"{"sub":"a"}"#, r#"{"sub":"b"}"#] {
             std::fs::write(&path, format!("  {}\r\n", jwt(claims))).unwrap();
-            assert_eq!(*source.token(NOW).await.unwrap().expose(), jwt(claims));
+            assert_eq!(*source.token(NOW, true).await.unwrap().expose(), jwt(claims));
         }
         std::fs::write(&path, [0xff, 0xfe]).unwrap();
-        assert!(matches!(source.token(NOW).await, Err(AwsError::TokenFile { .. })));
+        assert!(matches!(source.token(NOW, true).await, Err(AwsError::TokenFile { .. })));
     }
 
     #[tokio::test]
@@ -259,7 +263,7 @@ pub(super) mod tests {
         let fake = Fake::start(|_| Answer::json(200, &format!(r#"{{"count":1,"value":"{}"}}"#, jwt("{}")))).await;
         let oidc = CiOidc { url: format!("{}/token?api-version=2.0", fake.url()), token: Secret::new("t0k".into()) };
         let source = TokenSource::CiJob { oidc, http: http() };
-        assert_eq!(*source.token(NOW).await.unwrap().expose(), jwt("{}"));
+        assert_eq!(*source.token(NOW, true).await.unwrap().expose(), jwt("{}"));
         let requests = fake.requests();
         assert_eq!(requests[0].target, "/token?api-version=2.0&audience=sts.amazonaws.com");
         assert_eq!(requests[0].header("authorization"), Some("bearer t0k"));
@@ -279,7 +283,7 @@ pub(super) mod tests {
         ] {
             let fake = Fake::start(move |_| Answer::json(status, body)).await;
             let oidc = CiOidc { url: fake.url(), token: Secret::new("t".into()) };
-            let error = TokenSource::CiJob { oidc, http: http() }.token(NOW).await.unwrap_err();
+            let error = TokenSource::CiJob { oidc, http: http() }.token(NOW, true).await.unwrap_err();
             assert_eq!(super::super::error::chain_text(&error), expected);
             assert_eq!(fake.requests().len(), 1);
         }

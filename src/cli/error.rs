@@ -16,7 +16,7 @@ use crate::{
 mod aws;
 mod tunnel;
 
-pub(super) use aws::{assess, network};
+pub(super) use aws::{SET_CLOCK, assess, network, of_blame};
 pub(super) use tunnel::{not_connected, not_found, refused, resume_denied};
 
 /// What kind of failure it is. The numbers are an interface: scripts look at them.

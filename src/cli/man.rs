@@ -52,7 +52,11 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
         &["AWS_CA_BUNDLE", "SSL_CERT_FILE"],
         "Certificate authorities: to be trusted besides the system's, or instead of them.",
     ),
-    (&["HTTPS_PROXY", "NO_PROXY"], "The proxy for API calls and WebSockets, and the hosts that are called without it."),
+    (
+        &["HTTPS_PROXY", "NO_PROXY"],
+        "The HTTP proxy for API calls and WebSockets, with user name and password if need be, and the hosts that are called without it. \
+     This machine, and metadata of the machine, are never called through it.",
+    ),
     (
         &["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SSM", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"],
         "Endpoints of your own; message gateways on the host that SSM is pointed to are trusted then.",

@@ -585,7 +585,7 @@ fn not_usable(name: &str, region: &str, reason: SkipReason) -> CommandError {
         SkipReason::Connected
         | SkipReason::Status(_)
         | SkipReason::NoEndpoint
-        | SkipReason::Endpoint(_)
+        | SkipReason::Endpoint
         | SkipReason::NoCertificateAuthority => Kind::NotFound,
     };
     CommandError::new(kind, format!("cannot open a tunnel to `{name}`"))

@@ -8,7 +8,7 @@ use std::{
 
 use super::{ApiError, User};
 use crate::{
-    aws::{AwsError, Caller, ClusterDescription, Sighting, SkipReason},
+    aws::{AwsError, Caller, ClusterDescription, Off, Sighting, SkipReason},
     cluster::Target,
     proto::Version,
     tunnel::{DialError, Fault, SessionId},
@@ -278,7 +278,12 @@ pub enum Trouble {
     /// A session could not be started, opened or ended.
     Dial(DialError),
     /// The gateway has refused the signature, and has taken the WebSocket without one.
-    Unsigned,
+    Unsigned {
+        /// What it said.
+        said: String,
+    },
+    /// The clock of this machine is wrong.
+    Clock(Off),
     /// The session, or what was tried through it, has failed.
     Fault(Fault),
     /// The agent cannot resolve the endpoint's name.

@@ -64,10 +64,9 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             Ok(session) => {
                 self.passed(Check::StartSession, Fact::Session(session.id().clone()));
                 self.session = Some(session);
-                if aws.take_signature_refusal() {
-                    self.doubtful(Check::DataChannel, Trouble::Unsigned);
-                } else {
-                    self.passed(Check::DataChannel, Fact::DataChannel);
+                match aws.take_signature_refusal() {
+                    Some(said) => self.doubtful(Check::DataChannel, Trouble::Unsigned { said }),
+                    None => self.passed(Check::DataChannel, Fact::DataChannel),
                 }
                 Ok(())
             }

@@ -13,7 +13,7 @@ use std::{
 use aws_smithy_types::date_time::{DateTime, Format};
 
 use super::{
-    Environment, Problem,
+    Environment, Problem, Proxies,
     source::{self, Given, Setting, Stack},
     values::within,
 };
@@ -53,6 +53,8 @@ pub struct AwsSettings {
     pub duration: Option<Duration>,
     /// PEM file with certificate authorities to trust besides the system's; absolute.
     pub ca_bundle: Option<PathBuf>,
+    /// What calls and WebSockets go through.
+    pub proxies: Proxies,
     /// An endpoint of our own choice stands in for Systems Manager, so its stream URLs may point at that host
     /// and at loopback.
     pub ssm_endpoint_override: bool,
@@ -141,6 +143,7 @@ impl AwsSettings {
             role_is_chosen: role.is_chosen,
             duration: role.duration,
             ca_bundle: stack.one(&source::CA_BUNDLE).map(|given| given.path(environment)),
+            proxies: Proxies::load(environment, problems),
             ssm_endpoint_override: ssm_endpoint.is_some(),
             ssm_endpoint,
             host_name: environment.host_name.clone(),

@@ -98,6 +98,14 @@ pub enum Problem {
         /// The variable.
         variable: String,
     },
+    /// A variable names a proxy that cannot be used. Its value may hold a password.
+    #[error("`{variable}` cannot be used: {reason}")]
+    Proxy {
+        /// The variable.
+        variable: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// The configuration file is not of the form that it must have.
     #[error(transparent)]
     File(#[from] FileProblem),
@@ -120,7 +128,11 @@ impl Problem {
             },
             Self::NoBastionInEntry { entry } | Self::Overlap { entry, .. } => Some(entry),
             Self::File(problem) => problem.place(),
-            Self::NoBastion | Self::ForOneEntry { .. } | Self::NoGithubEnv | Self::NotUtf8 { .. } => None,
+            Self::NoBastion
+            | Self::ForOneEntry { .. }
+            | Self::NoGithubEnv
+            | Self::NotUtf8 { .. }
+            | Self::Proxy { .. } => None,
         }
     }
 

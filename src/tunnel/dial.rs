@@ -155,7 +155,10 @@ pub enum DialError {
         host: String,
     },
     /// The gateway answered the upgrade with another status than 101.
-    #[error("the message gateway `{host}` refused the WebSocket upgrade with status {status}")]
+    #[error(
+        "the message gateway `{host}` refused the WebSocket upgrade with status {status}{}",
+        if detail.is_empty() { String::new() } else { format!(": {detail}") }
+    )]
     UpgradeRefused {
         /// The host that was dialled.
         host: String,

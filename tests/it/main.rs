@@ -23,6 +23,7 @@ mod manager;
 mod matrix;
 mod other_users;
 mod policy;
+mod refusals;
 mod sessions;
 mod support;
 mod tidy;

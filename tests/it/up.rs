@@ -341,6 +341,7 @@ async fn an_unsigned_upgrade_is_tried_when_the_signed_one_is_refused() {
     let lab = Lab::start(Config::default()).await;
     lab.emulator.update(|settings| settings.upgrade = autoheal_pa::emulator::Upgrade::Unsigned);
     let ended = lab.up(&[]).await.stop().await;
-    assert!(ended.stderr.contains("ssmmessages:OpenDataChannel"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("refused a signed WebSocket"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("not authorized to perform: ssmmessages:OpenDataChannel"), "{}", ended.stderr);
     assert!(lab.count(|event| matches!(event, Event::TransportOpened { signed: false, .. })) >= 2);
 }

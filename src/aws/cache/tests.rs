@@ -28,7 +28,7 @@ fn source(life: Option<Duration>, fail: u32) -> (CredentialCache, Arc<AtomicU32>
             if load >= fail { Err(AwsError::NoRegion) } else { Ok(credentials(load, life.map(|life| wall() + life))) }
         }
     };
-    (CredentialCache::with_clock(load, wall), loads)
+    (CredentialCache::with_clock(load, wall, ClockOffset::default()), loads)
 }
 
 async fn key(cache: &CredentialCache) -> String {
@@ -122,7 +122,7 @@ async fn a_caller_that_leaves_does_not_stop_the_others() {
 
 #[tokio::test(start_paused = true)]
 async fn a_load_cannot_hang() {
-    let cache = CredentialCache::new(std::future::pending::<Outcome>);
+    let cache = CredentialCache::new(std::future::pending::<Outcome>, ClockOffset::default());
     assert!(matches!(cache.get().await, Err(AwsError::CredentialTimeout { seconds: 60 })));
 }
 
@@ -169,7 +169,7 @@ impl Source {
             let outcome = loads.load();
             async move { outcome }
         };
-        (source, CredentialCache::with_clock(load, move || wall.wall()))
+        (source, CredentialCache::with_clock(load, move || wall.wall(), ClockOffset::default()))
     }
 
     fn script(&self) -> MutexGuard<'_, Script> {

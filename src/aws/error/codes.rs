@@ -139,6 +139,28 @@ const CODES: &[(&str, Class)] = &[
     ("ServiceUnavailableException", Class::Transient),
 ];
 
+/// Words by which a refusal is known that comes without a code, as the message gateway's do.
+const WORDS: &[(&str, Class)] = &[
+    ("Signature expired", Class::ClockSkew),
+    ("Signature not yet current", Class::ClockSkew),
+    ("not authorized to perform", Class::Denied),
+    ("explicit deny", Class::Denied),
+    ("token included in the request is expired", Class::Expired),
+    ("token included in the request is invalid", Class::BadKeys),
+    ("Missing Authentication Token", Class::BadKeys),
+    ("signature we calculated does not match", Class::BadSignature),
+];
+
+/// Says what a refusal means that is only text, perhaps with a code in it; `None` if the text does not tell.
+pub(super) fn class_of_text(text: &str) -> Option<Class> {
+    let words = WORDS.iter().find(|(words, _)| text.contains(words));
+    let code = || {
+        let mut parts = text.split(|c: char| !c.is_ascii_alphanumeric());
+        parts.find_map(|word| CODES.iter().find(|(code, _)| *code == word))
+    };
+    words.or_else(code).map(|(_, class)| *class)
+}
+
 /// Says what an answer means: by its code, or by its HTTP status if the code is not known or there is none.
 ///
 /// By the status, 429 is throttling; any other 4xx than 408 is a request that is refused, as a client that does

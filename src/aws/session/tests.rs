@@ -346,6 +346,34 @@ async fn a_refused_signature_is_left_out_once() {
 }
 
 #[tokio::test]
+async fn an_upgrade_is_signed_again_with_the_time_that_the_gateway_tells() {
+    // Sun, 06 Nov 1994: whatever this machine's clock shows, it is another time.
+    let refuse = Step::Refuse("403 Forbidden\r\ndate: Sun, 06 Nov 1994 08:49:37 GMT");
+    let mut gateway = Gateway::start([refuse, Step::Accept]).await;
+    let fake = manager(gateway.url("s")).await;
+    let aws = aws(&fake).await;
+    let _session = start(&aws, None).await.unwrap();
+    let date = |head: &str| header(head, "x-amz-date").map(|date| date[..8].to_owned());
+    assert_ne!(date(&gateway.head().await).as_deref(), Some("19941106"));
+    assert_eq!(date(&gateway.head().await).as_deref(), Some("19941106"));
+    assert_eq!(aws.take_signature_refusal(), None);
+}
+
+#[tokio::test]
+async fn what_the_gateway_said_first_is_what_is_told() {
+    let refuse = Step::Refuse("403 Forbidden");
+    let gateway = Gateway::start([refuse.clone(), refuse]).await;
+    let fake = manager(gateway.url("s")).await;
+    let aws = aws(&fake).await;
+    let error = start(&aws, None).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the message gateway `127.0.0.1` refused the WebSocket upgrade with status 403: forbidden"
+    );
+    assert_eq!(aws.take_signature_refusal().as_deref(), Some("forbidden"));
+}
+
+#[tokio::test]
 async fn a_session_that_cannot_be_opened_is_ended() {
     for (steps, dials, expected) in [
         (vec![Step::Refuse("403 Forbidden"), Step::Refuse("403 Forbidden")], 2, 403),
@@ -432,6 +460,8 @@ async fn says_why_a_session_cannot_be_started() {
     assert!(matches!(error("OptInRequired", "").await, DialError::Refused { .. }));
     let incomplete = start_error(Answer::json(200, r#"{"SessionId":"s"}"#)).await;
     assert_eq!(chain_text(&incomplete), "`ssm:StartSession` failed: the answer has no StreamUrl");
+    let odd = start_error(Answer::json(200, r#"{"SessionId":"s;$(id)"}"#)).await;
+    assert_eq!(chain_text(&odd), "`ssm:StartSession` failed: the answer has no SessionId that can be one");
     let empty = start_error(Answer::json(200, "{}")).await;
     assert_eq!(chain_text(&empty), "`ssm:StartSession` failed: the answer has no SessionId");
 }
@@ -582,7 +612,7 @@ async fn warns_once_and_logs_no_secrets() {
     let own: Vec<_> = log.lines().filter(|line| line.contains(" autoheal_pa::")).collect();
     assert_eq!(own.iter().filter(|line| line.contains("WARN")).count(), 1);
     let warning = own.iter().find(|line| line.contains("WARN")).unwrap();
-    assert!(warning.contains("ssmmessages:OpenDataChannel") && warning.contains("arn:aws:ssm:*:*:session/*"));
+    assert!(warning.contains("the message gateway refused a signed WebSocket"), "{warning}");
     for line in own {
         for secret in ["T-1", "data-channel", "cell-number", "AWS4-HMAC", "session\""] {
             assert!(!line.contains(secret), "{line}");

@@ -5,8 +5,11 @@
 
 use super::words::{Names, is_explicit_deny};
 use crate::{
-    aws::{AwsError, ClusterDescription, SkipReason},
-    cli::error::{assess, network, not_connected, not_found, refused},
+    aws::{
+        AwsError, ClusterDescription, SkipReason,
+        error::{Blame, blame},
+    },
+    cli::error::{SET_CLOCK, assess, network, not_connected, not_found, of_blame, refused},
     cluster::Target,
     doctor::{Check, Place, Trouble},
     policy::{DOCUMENT, Principal, session_statement},
@@ -52,7 +55,8 @@ impl<'a> Fixes<'a> {
             Trouble::Offline(sighting) => self.of_target(|target| not_connected(target, region, Some(sighting))),
             Trouble::AgentTooOld { .. } => self.update_agent(),
             Trouble::Dial(error) => self.dial(error),
-            Trouble::Unsigned => vec![self.grant_session("ssmmessages:OpenDataChannel")],
+            Trouble::Unsigned { said } => self.upgrade(said),
+            Trouble::Clock(_) => vec![SET_CLOCK.to_owned()],
             Trouble::Fault(fault) => self.fault(check, fault),
             Trouble::Unresolvable { .. } => self.unresolvable(),
             Trouble::Refused { .. } => self.refused(),
@@ -78,6 +82,14 @@ impl<'a> Fixes<'a> {
         vec![grant(self.place, &[action], &[resource])]
     }
 
+    /// Returns what to do about an upgrade that is refused with these words.
+    fn upgrade(&self, words: &str) -> Vec<String> {
+        match blame(words) {
+            Some(blame @ (Blame::Clock | Blame::Expired | Blame::Keys)) => of_blame(blame),
+            Some(Blame::Permission) | None => vec![self.grant_session("ssmmessages:OpenDataChannel")],
+        }
+    }
+
     fn dial(&self, error: &DialError) -> Vec<String> {
         let region = &self.names.region;
         match error {
@@ -97,9 +109,7 @@ impl<'a> Fixes<'a> {
                 let account = self.place.caller.as_ref().map_or("ACCOUNT", |caller| caller.account.as_str());
                 self.of_target(|target| refused(target, region, account, &**source))
             }
-            DialError::UpgradeRefused { status: 401 | 403, .. } => {
-                vec![self.grant_session("ssmmessages:OpenDataChannel")]
-            }
+            DialError::UpgradeRefused { status: 401 | 403, detail, .. } => self.upgrade(detail),
             DialError::Unreachable { host, .. } | DialError::UpgradeRefused { host, .. } => network(host, error),
             DialError::ForeignStreamUrl { .. } => vec![
                 "if this is an endpoint of your own, name it in `AWS_ENDPOINT_URL_SSM`: its host is trusted then"
@@ -174,7 +184,7 @@ impl<'a> Fixes<'a> {
             SkipReason::Status(_)
             | SkipReason::Connected
             | SkipReason::NoEndpoint
-            | SkipReason::Endpoint(_)
+            | SkipReason::Endpoint
             | SkipReason::NoCertificateAuthority => vec![format!(
                 "aws eks describe-cluster --name {cluster} --region {region} --query 'cluster.[status,endpoint,health.issues]'"
             )],

@@ -5,7 +5,10 @@
 
 use super::fixes::{Fixes, grant};
 use crate::{
-    aws::{AwsError, SkipReason},
+    aws::{
+        AwsError, SkipReason,
+        error::{Blame, blame},
+    },
     cli::output::{in_words, rfc3339},
     cluster::Target,
     doctor::{Check, Entry, Fact, Finding, Outcome, Place, Reason, Status, Trouble},
@@ -229,9 +232,14 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
         Trouble::Offline(sighting) => sighting.to_string(),
         Trouble::AgentTooOld { version } => version.clone(),
         Trouble::Dial(error) => with_causes(String::new(), error),
-        Trouble::Unsigned => {
-            "the message gateway refuses the signature, and takes the WebSocket without one".to_owned()
+        Trouble::Unsigned { said } => {
+            let said = if said.is_empty() { String::new() } else { format!(": {said}") };
+            format!("the message gateway refuses the signature, and takes the WebSocket without one{said}")
         }
+        Trouble::Clock(off) => match &place.caller {
+            Some(caller) => format!("{}; the clock of this machine is {off}", caller.arn),
+            None => format!("the clock of this machine is {off}"),
+        },
         // That it was not reached is what the check is about.
         Trouble::Fault(Fault::Probe(error)) => with_causes(String::new(), error),
         Trouble::Fault(Fault::Closed(reason)) => with_causes(String::new(), reason),
@@ -280,10 +288,12 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
         ),
         Trouble::AgentTooOld { .. } => too_old(),
         Trouble::Dial(error) => dial_meaning(error, place),
-        Trouble::Unsigned => {
-            "`ssmmessages:OpenDataChannel` is not allowed: tunnels work as long as AWS takes WebSockets without a signature, and \
-             no longer"
-                .to_owned()
+        Trouble::Unsigned { said } => format!(
+            "{}: tunnels work as long as AWS takes WebSockets without a signature, and no longer",
+            refused_upgrade(said)
+        ),
+        Trouble::Clock(_) => {
+            "signatures are good for minutes only; this program follows the clock of AWS, other programs here do not".to_owned()
         }
         Trouble::Fault(Fault::Resume(error)) => dial_meaning(error, place),
         Trouble::Fault(Fault::Closed(CloseReason::ChannelClosed { .. })) if check == Check::Endpoint => format!(
@@ -347,7 +357,7 @@ fn unusable(reason: &SkipReason) -> &'static str {
         }
         SkipReason::Connected => "the cluster runs elsewhere, and EKS knows no way to it",
         SkipReason::NoEndpoint | SkipReason::NoCertificateAuthority => "EKS has not made it yet; try again in a minute",
-        SkipReason::Endpoint(_) => "what EKS gives is nothing that can be connected to",
+        SkipReason::Endpoint => "what EKS gives is nothing that can be connected to",
         SkipReason::AccessDenied { .. } => "no policy of this identity allows it",
     }
 }
@@ -416,6 +426,7 @@ fn aws_meaning(error: &AwsError) -> String {
         AwsError::ClusterNotFound { .. } => "another name, region or account was meant",
         AwsError::Signing { .. } | AwsError::BearerTokenTooLong { .. } => "these credentials make no token",
         AwsError::Refused { .. } => "AWS does not take what it was asked; its words say why",
+        AwsError::Malformed { .. } => "what has answered may not be AWS",
         AwsError::Service { .. } => "AWS has a problem of its own",
     }
     .to_owned()
@@ -451,8 +462,8 @@ fn dial_meaning(error: &DialError, place: &Place) -> String {
         DialError::ForeignStreamUrl { .. } => {
             "whoever answered in the place of Systems Manager sends the WebSocket elsewhere; nothing was sent there".to_owned()
         }
-        DialError::UpgradeRefused { status: 401 | 403, .. } => {
-            "the session was started, and this identity may not open its data channel".to_owned()
+        DialError::UpgradeRefused { status: 401 | 403, detail, .. } => {
+            format!("the session was started, and its data channel was not: {}", refused_upgrade(detail))
         }
         DialError::UpgradeRefused { .. } => "the message gateway, or a proxy before it, does not take the WebSocket".to_owned(),
         DialError::Refused { .. } => {
@@ -460,6 +471,17 @@ fn dial_meaning(error: &DialError, place: &Place) -> String {
         }
         DialError::Service { .. } => "Systems Manager has a problem of its own".to_owned(),
         DialError::Timeout { .. } => "something between this machine and AWS swallows what is sent".to_owned(),
+    }
+}
+
+/// What it is that the message gateway refuses an upgrade for.
+fn refused_upgrade(words: &str) -> &'static str {
+    match blame(words) {
+        Some(Blame::Clock) => "the gateway finds the time of the signature wrong",
+        Some(Blame::Expired) => "the credentials have expired",
+        Some(Blame::Keys) => "the gateway does not know the credentials, or something has changed the request",
+        Some(Blame::Permission) => "`ssmmessages:OpenDataChannel` is not allowed",
+        None => "the gateway does not say why; `ssmmessages:OpenDataChannel` may not be allowed",
     }
 }
 

@@ -2,9 +2,12 @@
 
 use std::error::Error;
 
-use super::{CommandError, Kind};
+use super::{CommandError, Kind, tunnel::find};
 use crate::{
-    aws::{AwsError, error::TokenOrigin},
+    aws::{
+        AwsError, ProxyError,
+        error::{Blame, TokenOrigin},
+    },
     tunnel::with_causes,
 };
 
@@ -118,15 +121,9 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
             "start again with new ones, or with a source that can be renewed: `--role-arn ARN --web-identity-token-file PATH`, or \
              `--profile NAME` of a profile with `role_arn`, `sso_session` or `credential_process`",
         ),
-        AwsError::ExpiredCredentials { .. } => one(
-            Kind::Credentials,
-            "get new ones: keys in the environment cannot be renewed, `--role-arn` with a token file or a profile can",
-        ),
-        AwsError::BadKeys { .. } => one(
-            Kind::Credentials,
-            "access key, secret key and session token have to be of one set and of this partition of AWS",
-        ),
-        AwsError::ClockSkew { .. } => one(Kind::Credentials, "set the clock of this machine, for instance with NTP"),
+        AwsError::ExpiredCredentials { .. } => one(Kind::Credentials, NEW_CREDENTIALS),
+        AwsError::BadKeys { .. } => one(Kind::Credentials, MATCHING_KEYS),
+        AwsError::ClockSkew { .. } => one(Kind::Credentials, SET_CLOCK),
         AwsError::AccessDenied { action, resource, .. } => (Kind::Credentials, vec![allow(action, resource)]),
         AwsError::Throttled { .. } => one(Kind::Unexpected, "try again in a minute"),
         AwsError::RegionDisabled { region, .. } => (
@@ -146,8 +143,33 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
         AwsError::Refused { .. } => {
             one(Kind::Unexpected, "the same would be answered again: what AWS says of it has to be mended first")
         }
+        AwsError::Malformed { .. } => one(
+            Kind::Unexpected,
+            "what has answered may not be AWS: look at `AWS_ENDPOINT_URL` and its like, and at the proxy",
+        ),
         AwsError::Service { .. } => one(Kind::Unexpected, "run with `-vv` to see the calls"),
     }
+}
+
+/// What to do about a wrong clock.
+pub(in crate::cli) const SET_CLOCK: &str =
+    "set the clock of this machine, for instance with NTP: `timedatectl set-ntp true`";
+
+const NEW_CREDENTIALS: &str =
+    "get new ones: keys in the environment cannot be renewed, `--role-arn` with a token file or a profile can";
+
+const MATCHING_KEYS: &str =
+    "access key, secret key and session token have to be of one set and of this partition of AWS";
+
+/// What to do about a refusal that is known by its words.
+pub(in crate::cli) fn of_blame(blame: Blame) -> Vec<String> {
+    let hint = match blame {
+        Blame::Clock => SET_CLOCK,
+        Blame::Expired => NEW_CREDENTIALS,
+        Blame::Keys => MATCHING_KEYS,
+        Blame::Permission => return Vec::new(),
+    };
+    vec![hint.to_owned()]
 }
 
 /// What to do when an action is denied.
@@ -164,6 +186,18 @@ pub(super) fn allow(action: &str, resource: &str) -> String {
 
 /// What to do when a host cannot be reached.
 pub(in crate::cli) fn network(host: &str, error: &(dyn Error + 'static)) -> Vec<String> {
+    let proxy = find(error);
+    if let Some(ProxyError::Asks { variable, .. } | ProxyError::Refuses { variable, .. }) = proxy {
+        return vec![
+            format!(
+                "set `{variable}=http://USER:PASSWORD@HOST:PORT`, with percent-encoding for `@`, `:`, `/` and `%` in user name and \
+                 password"
+            ),
+            "a proxy that takes only NTLM or Kerberos needs a helper on this machine that speaks it, such as `cntlm` or `px`, whose \
+             address then goes into the variable"
+                .to_owned(),
+        ];
+    }
     let text = with_causes(String::new(), error);
     // Words of rustls about certificates, and of hyper about proxies.
     let hint = if text.contains("UnknownIssuer") {

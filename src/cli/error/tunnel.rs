@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use super::{CommandError, Kind, aws};
 use crate::{
-    aws::{AwsError, NotConnected, Sighting},
+    aws::{
+        AwsError, NotConnected, Sighting,
+        error::{Blame, Cause, blame},
+    },
     cluster::{Cluster, Target},
     policy,
     proto::CloseReason,
@@ -120,9 +123,17 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
                     .to_owned(),
             ],
         ),
-        DialError::UpgradeRefused { status: 401 | 403, .. } => {
+        DialError::UpgradeRefused { status: 401 | 403, detail, .. } => {
             let sessions = policy::data_channels(policy::partition(region));
-            (Kind::Credentials, vec![aws::allow("ssmmessages:OpenDataChannel", &sessions)])
+            let hints = match blame(detail) {
+                Some(blame @ (Blame::Clock | Blame::Expired | Blame::Keys)) => aws::of_blame(blame),
+                Some(Blame::Permission) => vec![aws::allow("ssmmessages:OpenDataChannel", &sessions)],
+                None => vec![format!(
+                    "if it is a matter of permission, {}",
+                    aws::allow("ssmmessages:OpenDataChannel", &sessions)
+                )],
+            };
+            (Kind::Credentials, hints)
         }
         DialError::Throttled { .. } => (Kind::Tunnel, vec!["it is tried again, each time later".to_owned()]),
         DialError::UpgradeRefused { .. }
@@ -290,7 +301,10 @@ fn closed(cluster: &Cluster, reason: &CloseReason) -> Vec<String> {
     }
 }
 
-/// Looks for an error of one type among an error and its sources.
-fn find<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a T> {
-    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
+/// Looks for an error of one type among an error and its sources. Where a source is shared, what is shared is looked at.
+pub(super) fn find<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a T> {
+    let of_type = |error: &'a (dyn std::error::Error + 'static)| {
+        error.downcast_ref().or_else(|| error.downcast_ref::<Cause>()?.downcast_ref())
+    };
+    std::iter::successors(Some(error), |error| error.source()).find_map(of_type)
 }

@@ -1,0 +1,274 @@
+//! Bundles of certificate authorities: PEM files as people have them.
+//!
+//! Invariants:
+//!
+//! * Every block of a bundle is a certificate that is trusted, or named: nothing is lost in silence.
+//! * What is in the file is never shown, but for where it is and what kind it says it is of.
+
+use std::{path::Path, sync::Arc};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rustls::{RootCertStore, pki_types::CertificateDer};
+
+use super::error::AwsError;
+
+/// Largest bundle, in bytes; those of systems have some 250 KB.
+const MAX_LEN: u64 = 16 << 20;
+
+/// Additional certificate authorities, checked once so that nothing stumbles over them later.
+#[derive(Debug, Clone)]
+pub(super) struct Bundle {
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+/// What is wrong with a bundle that can be read.
+#[derive(Debug, thiserror::Error)]
+enum BundleError {
+    #[error("it is no file")]
+    NotAFile,
+    #[error("it is longer than {MAX_LEN} bytes")]
+    TooLong,
+    #[error("it is in DER format, and has to be in PEM: `openssl x509 -inform DER -in FILE -out FILE.pem`")]
+    Der,
+    #[error("it has no certificates")]
+    Empty,
+    #[error("the block `{kind}` that begins in line {line} has no end")]
+    Endless { kind: String, line: usize },
+    #[error("the certificate that begins in line {line} is not base64")]
+    Base64 { line: usize },
+    #[error("the certificate that begins in line {line} cannot be parsed")]
+    Certificate {
+        line: usize,
+        #[source]
+        source: rustls::Error,
+    },
+}
+
+impl Bundle {
+    /// Reads a bundle.
+    ///
+    /// # Errors
+    /// [`AwsError::CaBundle`].
+    pub(super) async fn read(path: &Path) -> Result<Self, AwsError> {
+        let failed = |source| AwsError::CaBundle { path: path.to_owned(), source };
+        let unusable = |error: BundleError| failed(Arc::new(error));
+        let about = tokio::fs::metadata(path).await.map_err(|error| failed(Arc::new(error)))?;
+        if !about.is_file() {
+            return Err(unusable(BundleError::NotAFile));
+        }
+        if about.len() > MAX_LEN {
+            return Err(unusable(BundleError::TooLong));
+        }
+        let bytes = tokio::fs::read(path).await.map_err(|error| failed(Arc::new(error)))?;
+        let (bundle, left_out) = Self::parse(&bytes).map_err(unusable)?;
+        for left_out in left_out {
+            tracing::warn!(bundle = %path.display(), "{left_out}");
+        }
+        Ok(bundle)
+    }
+
+    /// Returns the certificates, and sentences about what was left out.
+    fn parse(bytes: &[u8]) -> Result<(Self, Vec<String>), BundleError> {
+        let text = String::from_utf8_lossy(bytes);
+        let (mut certificates, mut left_out, mut unusable) = (Vec::new(), Vec::new(), None);
+        for block in Blocks::of(&text) {
+            let Block { kind, line, body } = block?;
+            let der = match kind {
+                "CERTIFICATE" | "X509 CERTIFICATE" => decode(body),
+                // What OpenSSL trusts it for stands behind the certificate itself.
+                "TRUSTED CERTIFICATE" => decode(body).map(first_value),
+                _ => {
+                    left_out.push(format!("the block `{}` in line {line} is no certificate: left out", shown(kind)));
+                    continue;
+                }
+            };
+            let der = CertificateDer::from(der.ok_or(BundleError::Base64 { line })?);
+            match RootCertStore::empty().add(der.clone()) {
+                Ok(()) => certificates.push(der),
+                Err(source) => {
+                    left_out.push(format!("the certificate in line {line} cannot be used: {source}: left out"));
+                    unusable.get_or_insert(BundleError::Certificate { line, source });
+                }
+            }
+        }
+        match (certificates.is_empty(), unusable) {
+            (false, _) => Ok((Self { certificates }, left_out)),
+            (true, Some(error)) => Err(error),
+            (true, None) if bytes.starts_with(&[0x30, 0x82]) => Err(BundleError::Der),
+            (true, None) => Err(BundleError::Empty),
+        }
+    }
+
+    /// Returns the certificates.
+    pub(super) fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
+
+    /// Returns them in the plainest PEM.
+    pub(super) fn pem(&self) -> Vec<u8> {
+        let block = |der: &CertificateDer<'_>| {
+            let base64 = STANDARD.encode(der);
+            let lines: Vec<_> = base64.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+            format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+        };
+        self.certificates.iter().map(block).collect::<String>().into_bytes()
+    }
+}
+
+/// A block of a PEM file.
+struct Block<'a> {
+    kind: &'a str,
+    /// Where it begins, from 1.
+    line: usize,
+    body: &'a str,
+}
+
+/// The blocks of a PEM file. Text before, between and behind them is comment; they need no lines of their own.
+struct Blocks<'a> {
+    text: &'a str,
+    rest: &'a str,
+}
+
+impl<'a> Blocks<'a> {
+    fn of(text: &'a str) -> Self {
+        Self { text, rest: text }
+    }
+}
+
+impl<'a> Iterator for Blocks<'a> {
+    type Item = Result<Block<'a>, BundleError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let at = self.rest.find("-----BEGIN ")?;
+            let begin = &self.rest[at..];
+            let before = &self.text[..self.text.len() - begin.len()];
+            let line = before.matches('\n').count() + 1;
+            let (kind, behind) = begin["-----BEGIN ".len()..].split_once("-----")?;
+            if kind.contains('\n') {
+                self.rest = &begin["-----BEGIN ".len()..];
+                continue;
+            }
+            let Some((body, rest)) = behind.split_once(&format!("-----END {kind}-----")) else {
+                self.rest = "";
+                return Some(Err(BundleError::Endless { kind: shown(kind), line }));
+            };
+            // The end that was found may be that of a later block.
+            if body.contains("-----BEGIN ") {
+                self.rest = "";
+                return Some(Err(BundleError::Endless { kind: shown(kind), line }));
+            }
+            self.rest = rest;
+            return Some(Ok(Block { kind, line, body }));
+        }
+    }
+}
+
+/// Makes the kind of a block fit a sentence.
+fn shown(kind: &str) -> String {
+    kind.chars().filter(|c| c.is_ascii_alphanumeric() || *c == ' ').take(40).collect()
+}
+
+/// Decodes base64 with line ends in it, or what stands for them where a file was once a variable.
+fn decode(body: &str) -> Option<Vec<u8>> {
+    let body = body.replace("\\n", "").replace("\\r", "");
+    let body: String = body.chars().filter(|c| !c.is_whitespace()).collect();
+    STANDARD.decode(body).ok()
+}
+
+/// Returns the first value of DER.
+fn first_value(mut der: Vec<u8>) -> Vec<u8> {
+    let len = match der.get(1) {
+        Some(len @ 0..=0x7f) => 2 + usize::from(*len),
+        Some(count @ 0x81..=0x84) => {
+            let count = usize::from(count & 0x7f);
+            let digits = der.get(2..2 + count).unwrap_or_default();
+            let len = digits.iter().fold(0_usize, |len, digit| len << 8 | usize::from(*digit));
+            len.saturating_add(2 + count)
+        }
+        Some(_) | None => der.len(),
+    };
+    der.truncate(len);
+    der
+}
+
+#[cfg(test)]
+#[cfg(feature = "demo")]
+mod tests {
+    use super::*;
+    use crate::aws::error::chain_text;
+
+    fn certificate() -> Vec<u8> {
+        let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        key.cert.der().to_vec()
+    }
+
+    fn block(kind: &str, der: &[u8]) -> String {
+        format!("-----BEGIN {kind}-----\n{}\n-----END {kind}-----\n", STANDARD.encode(der))
+    }
+
+    fn parsed(text: &str) -> (usize, Vec<String>) {
+        let (bundle, left_out) = Bundle::parse(text.as_bytes()).unwrap();
+        (bundle.certificates.len(), left_out)
+    }
+
+    #[tokio::test]
+    async fn names_a_bundle_that_cannot_be_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        let name = format!("the CA bundle `{}` cannot be used: ", path.display());
+        let error = async |content: Option<&[u8]>| {
+            if let Some(content) = content {
+                std::fs::write(&path, content).unwrap();
+            }
+            chain_text(&Bundle::read(&path).await.unwrap_err()).strip_prefix(&name).unwrap().to_owned()
+        };
+        assert!(error(None).await.contains("No such file"));
+        assert_eq!(error(Some(b"hello")).await, "it has no certificates");
+        let damaged = b"# x\n-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n";
+        assert_eq!(error(Some(damaged)).await, "the certificate that begins in line 2 is not base64");
+        let short = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(error(Some(short)).await.starts_with("the certificate that begins in line 1 cannot be parsed: "));
+        let endless = b"-----BEGIN CERTIFICATE-----\nAAAA\n";
+        assert_eq!(error(Some(endless)).await, "the block `CERTIFICATE` that begins in line 1 has no end");
+        assert!(error(Some(&certificate())).await.starts_with("it is in DER format"));
+        let folder = chain_text(&Bundle::read(folder.path()).await.unwrap_err());
+        assert!(folder.ends_with("cannot be used: it is no file"), "{folder}");
+    }
+
+    #[test]
+    fn every_block_of_a_bundle_is_read_or_named() {
+        let (one, two) = (certificate(), certificate());
+        let trusted = [&one[..], &[0x30, 0x03, 0x02, 0x01, 0x01]].concat();
+        let bundle = [
+            "# Corporate CA\r\n".to_owned(),
+            block("TRUSTED CERTIFICATE", &trusted),
+            "Subject: x\n".to_owned(),
+            block("CERTIFICATE", &two),
+            block("PRIVATE KEY", b"hunter2"),
+            block("X509 CERTIFICATE", &one),
+        ];
+        let (count, left_out) = parsed(&bundle.concat());
+        assert_eq!(count, 3);
+        assert_eq!(left_out, ["the block `PRIVATE KEY` in line 9 is no certificate: left out"]);
+        // On one line, with line ends written out, and with line ends of another system.
+        let plain = block("CERTIFICATE", &two);
+        for text in
+            [plain.replace('\n', ""), plain.replace('\n', "\\n"), plain.replace('\n', "\r\n"), plain.replace('\n', " ")]
+        {
+            assert_eq!(parsed(&text), (1, Vec::new()), "{text}");
+        }
+        // One that cannot be used takes nothing away from the others.
+        let (count, left_out) = parsed(&(block("CERTIFICATE", b"no") + &plain));
+        assert_eq!(count, 1);
+        assert!(left_out[0].starts_with("the certificate in line 1 cannot be used: "), "{left_out:?}");
+    }
+
+    #[test]
+    fn what_the_sdk_is_given_is_what_was_read() {
+        let (bundle, _) = Bundle::parse(block("CERTIFICATE", &certificate()).replace('\n', "").as_bytes()).unwrap();
+        let again = Bundle::parse(&bundle.pem()).unwrap().0;
+        assert_eq!(again.certificates, bundle.certificates);
+        assert!(bundle.pem().split(|byte| *byte == b'\n').all(|line| line.len() <= 64));
+    }
+}

@@ -1,0 +1,151 @@
+//! How far this machine's clock is off, by the dates of AWS's own answers: one offset for everything that is signed.
+//!
+//! Invariants:
+//!
+//! * Only answers that bear an id of AWS's teach it: a proxy, or a metadata service on this machine, has no say.
+//! * An offset that AWS tolerates anyway counts as none, so that dates in whole seconds and slow answers make no times
+//!   that jump about.
+//! * What is shown, or compared by other programs, is by this machine's clock, whatever that says.
+//!
+//! The SDK corrects the signatures of its own calls by itself, for each of its clients.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use aws_smithy_types::{DateTime, date_time::Format};
+
+use crate::clock;
+
+/// From how much on an offset is used and said, in milliseconds. AWS refuses signatures that are five minutes off.
+const MATTERS_MS: i64 = 60_000;
+
+/// Longest time between request and answer for its date to mean anything.
+const LONGEST_ANSWER: Duration = Duration::from_secs(20);
+
+/// The offset, shared by all that need it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ClockOffset {
+    /// How far AWS is ahead, in milliseconds; `None`: no answer has told yet.
+    ahead_ms: Arc<Mutex<Option<i64>>>,
+}
+
+impl ClockOffset {
+    /// Takes note of the `Date` of an answer to a request that was sent at `sent` and answered at `received`, times since the
+    /// Unix epoch by this machine's clock.
+    pub(super) fn learn(&self, date: &str, sent: Duration, received: Duration) {
+        // A clock that was set meanwhile tells nothing.
+        let Some(took) = received.checked_sub(sent).filter(|took| *took <= LONGEST_ANSWER) else { return };
+        let Some(date) = DateTime::from_str(date, Format::HttpDate).ok().and_then(|date| date.to_millis().ok()) else {
+            return;
+        };
+        let middle = i64::try_from((sent + took / 2).as_millis()).unwrap_or(i64::MAX);
+        // Dates are cut to whole seconds.
+        let measured = date.saturating_add(500).saturating_sub(middle);
+        let before = self.lock().replace(measured);
+        let is_news = !before.is_some_and(matters) || before.is_some_and(|before| matters(before - measured));
+        if matters(measured) && is_news {
+            let off = Off { ahead_ms: measured };
+            tracing::warn!(
+                "the clock of this machine is {off}: set it, for instance with NTP; signatures follow AWS meanwhile"
+            );
+        }
+    }
+
+    /// Says how far this machine's clock is off, if that matters.
+    pub(super) fn off(&self) -> Option<Off> {
+        self.lock().filter(|ahead_ms| matters(*ahead_ms)).map(|ahead_ms| Off { ahead_ms })
+    }
+
+    /// Tells whether any answer has told the time.
+    pub(super) fn is_known(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// Returns the time since the Unix epoch as AWS has it, as far as that is known.
+    pub(super) fn now(&self) -> Duration {
+        let ahead_ms = self.off().map_or(0, |off| off.ahead_ms);
+        let size = Duration::from_millis(ahead_ms.unsigned_abs());
+        if ahead_ms < 0 { clock::wall().saturating_sub(size) } else { clock::wall() + size }
+    }
+
+    /// Returns what this machine's clock shows at a time of AWS's.
+    pub(super) fn here(&self, time: SystemTime) -> SystemTime {
+        let ahead_ms = self.off().map_or(0, |off| off.ahead_ms);
+        let size = Duration::from_millis(ahead_ms.unsigned_abs());
+        let here = if ahead_ms < 0 { time.checked_add(size) } else { time.checked_sub(size) };
+        here.unwrap_or(time)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<i64>> {
+        self.ahead_ms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn matters(ms: i64) -> bool {
+    ms.abs() >= MATTERS_MS
+}
+
+/// How far this machine's clock is off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Off {
+    ahead_ms: i64,
+}
+
+impl std::fmt::Display for Off {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = self.ahead_ms.unsigned_abs() / 1000;
+        match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60) {
+            (0, 0, minutes) => write!(f, "{minutes} min {} s", seconds % 60)?,
+            (0, hours, minutes) => write!(f, "{hours} h {minutes} min")?,
+            (days, hours, _) => write!(f, "{days} d {hours} h")?,
+        }
+        f.write_str(if self.ahead_ms < 0 { " ahead of that of AWS" } else { " behind that of AWS" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sun, 06 Nov 1994 08:49:37 GMT.
+    const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+    const AT: Duration = Duration::from_secs(784_111_777);
+
+    fn learned(sent: Duration, received: Duration) -> Option<String> {
+        let offset = ClockOffset::default();
+        offset.learn(DATE, sent, received);
+        offset.off().map(|off| off.to_string())
+    }
+
+    #[test]
+    fn the_offset_is_that_of_the_middle_of_the_call_and_only_a_large_one_counts() {
+        let seconds = Duration::from_secs;
+        assert_eq!(learned(AT - seconds(400), AT - seconds(400)).unwrap(), "6 min 40 s behind that of AWS");
+        assert_eq!(learned(AT + seconds(7260), AT + seconds(7262)).unwrap(), "2 h 1 min ahead of that of AWS");
+        assert_eq!(learned(AT + seconds(200_000), AT + seconds(200_000)).unwrap(), "2 d 7 h ahead of that of AWS");
+        for tolerated in [0, 30, 59] {
+            assert_eq!(learned(AT + seconds(tolerated), AT + seconds(tolerated)), None);
+        }
+        // Neither an answer that took long nor a clock that was set meanwhile tells anything.
+        assert_eq!(learned(AT + seconds(400), AT + seconds(421)), None);
+        assert_eq!(learned(AT + seconds(400), AT + seconds(399)), None);
+    }
+
+    #[test]
+    fn times_of_aws_and_of_this_machine_go_both_ways() {
+        let offset = ClockOffset::default();
+        assert!(!offset.is_known());
+        offset.learn("nonsense", AT, AT);
+        assert!(!offset.is_known());
+        offset.learn(DATE, AT + Duration::from_secs(500), AT + Duration::from_secs(500));
+        assert!(offset.is_known());
+        let ahead = clock::wall() - offset.now();
+        assert!((499..=501).contains(&ahead.as_secs()), "{ahead:?}");
+        let at = SystemTime::UNIX_EPOCH + AT;
+        assert_eq!(offset.here(at).duration_since(at).unwrap().as_secs(), 499);
+        offset.learn(DATE, AT, AT);
+        assert_eq!(offset.here(at), at);
+    }
+}
