@@ -19,10 +19,10 @@ mod endpoint;
 pub mod error;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
-
 mod identity;
 mod offset;
 mod outbound;
+mod profile;
 mod routes;
 mod session;
 mod sign;
@@ -40,14 +40,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use aws_config::{
-    BehaviorVersion, ConfigLoader, Region, SdkConfig, identity::IdentityCache, profile::ProfileFileCredentialsProvider,
-    provider_config::ProviderConfig, timeout::TimeoutConfig,
-};
+use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig, identity::IdentityCache, timeout::TimeoutConfig};
 use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_smithy_runtime_api::client::{http::SharedHttpClient, orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use aws_types::os_shim_internal::{Env, Fs};
+use aws_types::os_shim_internal::Env;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_util::task::TaskTracker;
 
@@ -55,6 +53,7 @@ pub use cache::{CredentialStatus, RenewalFailure};
 pub use clusters::{ClusterDescription, Discovery, SkipReason};
 pub use error::AwsError;
 pub use offset::Off;
+pub use profile::fault::{Place, ProfileFault};
 pub use routes::ProxyError;
 pub use targets::{Knowledge, NotConnected, Sighting};
 
@@ -65,11 +64,18 @@ use endpoint::{Gateway, GatewayPolicy};
 use error::{Blame, Call, HostSeen, ServiceAnswer, classify};
 use identity::{Ambient, Choice, Identity};
 use offset::ClockOffset;
+use profile::Profiles;
 use routes::Routes;
 use targets::Targets;
 use tls::Tls;
 
-use crate::{clock, journal::Journal, secret::Secret, settings::AwsSettings, tunnel::Dial};
+use crate::{
+    clock,
+    journal::Journal,
+    secret::Secret,
+    settings::{AwsSettings, SdkVariables},
+    tunnel::Dial,
+};
 
 /// Limit of a TCP connection to a service; the SDK's own default.
 const CONNECT_LIMIT: Duration = Duration::from_millis(3100);
@@ -154,8 +160,6 @@ pub struct BearerToken {
 /// What is taken from the process's surroundings; tests put something else in its place.
 #[derive(Default)]
 struct Surroundings {
-    env: Env,
-    fs: Fs,
     ambient: Option<Ambient>,
     endpoint: Option<String>,
     /// No repeated attempts.
@@ -179,32 +183,31 @@ impl Aws {
     }
 
     async fn build(settings: &AwsSettings, surroundings: Surroundings) -> Result<Self, AwsError> {
-        let bundle = match &settings.ca_bundle {
+        let profiles = Profiles::new(settings);
+        let of_profile = profiles.settings().await?;
+        let bundle = match settings.ca_bundle.as_ref().or(of_profile.ca_bundle.as_ref()) {
             Some(path) => Some(Bundle::read(path).await?),
             None => None,
         };
         let profile = settings.profile.clone().filter(|profile| !profile.is_empty());
-        let region = region(settings.region.as_deref(), profile.as_deref(), &surroundings).await?;
+        let given = settings.region.clone().filter(|region| !region.is_empty());
+        let region = given.or(of_profile.region).ok_or(AwsError::NoRegion)?;
         let sts_host = endpoint::sts_host(&region).await?;
-        let policy =
-            GatewayPolicy::new(&region, settings.ssm_endpoint_override, settings.ssm_endpoint.as_deref()).await?;
+        let moved = settings.ssm_endpoint.as_deref().or(of_profile.ssm.as_deref());
+        let policy = GatewayPolicy::new(&region, settings.ssm_endpoint_override || moved.is_some(), moved).await?;
+        let policy = match settings.ssmmessages_endpoint.as_ref().or(of_profile.ssmmessages.as_ref()) {
+            Some(gateway) => policy.through(gateway)?,
+            None => policy,
+        };
 
         let (routes, offset) = (Arc::new(Routes::new(settings.proxies.clone())), ClockOffset::default());
         let http = tls::http_client(bundle.as_ref(), Arc::clone(&routes), offset.clone());
-        let loader = {
-            let (region, profile, alone) = (region.clone(), profile.clone(), settings.profile_is_chosen);
-            let (plain, endpoint) = (surroundings.plain, surroundings.endpoint);
-            move || {
-                let loader = loader(&region, profile.as_deref(), http.clone(), endpoint.as_deref(), plain);
-                match profile.as_deref() {
-                    // The default chain would take keys in the environment first.
-                    Some(profile) if alone => loader.credentials_provider(of_profile(profile, &region, http.clone())),
-                    _ => loader,
-                }
-            }
-        };
-        let base = loader().no_credentials().load().await;
-        let ambient = surroundings.ambient.unwrap_or_else(|| Ambient::new(&region, loader));
+        let sdk = Sdk { region: region.clone(), http, endpoint: surroundings.endpoint, plain: surroundings.plain };
+        let variables = of_profile.variables;
+        let base = sdk.loader(&variables, "").no_credentials().load().await;
+        let ambient = surroundings
+            .ambient
+            .unwrap_or_else(|| Ambient::new(&region, sdk, profiles, variables, settings.profile_is_chosen));
 
         let choice = Choice::new(settings, || tls::http_connector(bundle.as_ref(), Arc::clone(&routes)));
         let provider = match choice {
@@ -462,49 +465,37 @@ impl Aws {
     }
 }
 
-async fn region(given: Option<&str>, profile: Option<&str>, surroundings: &Surroundings) -> Result<String, AwsError> {
-    let given = given.filter(|region| !region.is_empty());
-    if let (Some(region), None) = (given, profile) {
-        // Nothing is wanted of the profile files, so nothing that is wrong with them matters.
-        return Ok(region.to_owned());
-    }
-    let of_profile = identity::profile_region(profile, &surroundings.env, &surroundings.fs).await?;
-    given.map(str::to_owned).or(of_profile).ok_or(AwsError::NoRegion)
-}
-
-fn loader(
-    region: &str,
-    profile: Option<&str>,
+/// Makes configurations of the SDK, which reads nothing by itself.
+struct Sdk {
+    region: String,
     http: SharedHttpClient,
-    endpoint: Option<&str>,
+    endpoint: Option<String>,
     plain: bool,
-) -> ConfigLoader {
-    let limits = TimeoutConfig::builder()
-        .connect_timeout(CONNECT_LIMIT)
-        .operation_attempt_timeout(READ_LIMIT)
-        .operation_timeout(OPERATION_LIMIT)
-        .build();
-    let mut loader = aws_config::defaults(BehaviorVersion::latest())
-        .region(Region::new(region.to_owned()))
-        .http_client(http)
-        .timeout_config(limits);
-    if let Some(profile) = profile {
-        loader = loader.profile_name(profile);
-    }
-    if let Some(endpoint) = endpoint {
-        loader = loader.endpoint_url(endpoint);
-    }
-    if plain {
-        loader = loader.retry_config(aws_config::retry::RetryConfig::disabled());
-    }
-    loader
 }
 
-/// Takes credentials from a profile and from nowhere else, as the AWS CLI does with `--profile`.
-fn of_profile(profile: &str, region: &str, http: SharedHttpClient) -> ProfileFileCredentialsProvider {
-    let config =
-        ProviderConfig::without_region().with_region(Some(Region::new(region.to_owned()))).with_http_client(http);
-    ProfileFileCredentialsProvider::builder().configure(&config).profile_name(profile).build()
+impl Sdk {
+    /// Makes a loader that sees these variables, and this text of a profile file.
+    fn loader(&self, variables: &SdkVariables, profiles: &str) -> ConfigLoader {
+        let limits = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_LIMIT)
+            .operation_attempt_timeout(READ_LIMIT)
+            .operation_timeout(OPERATION_LIMIT)
+            .build();
+        let variables: Vec<_> = variables.iter().collect();
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::new(self.region.clone()))
+            .http_client(self.http.clone())
+            .timeout_config(limits)
+            .env(Env::from_slice(&variables))
+            .profile_files(EnvConfigFiles::builder().with_contents(EnvConfigFileKind::Config, profiles).build());
+        if let Some(endpoint) = &self.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        if self.plain {
+            loader = loader.retry_config(aws_config::retry::RetryConfig::disabled());
+        }
+        loader
+    }
 }
 
 /// Lets clients ask our cache each time, instead of keeping credentials in one of their own.

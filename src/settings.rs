@@ -1,6 +1,6 @@
 //! Settings: flags over environment over the configuration file over defaults, read once into values that do not change.
 //!
-//! The only part of the program that reads the environment ([`Environment`]) and the configuration file. Everything
+//! The only part of the program that reads the environment ([`Environment`], [`INPUTS`]) and the configuration file. Everything
 //! that is wrong is collected and said at once, before any call leaves the machine.
 //!
 //! Leaves out whether things work: no other files are opened and names are not looked up.
@@ -16,6 +16,7 @@ pub use environment::Environment;
 pub use file::FileProblem;
 pub use flags::{GlobalArgs, KubeconfigMode, LogFormat, UpArgs};
 pub use identity::{AwsSettings, CiOidc, ExecIdentity};
+pub use inputs::{INPUTS, Input, SdkVariables, Takes};
 pub use policy::{PolicyArgs, PolicySettings};
 pub use problem::{Problem, SettingsError};
 pub use proxies::{Proxies, Proxy};
@@ -32,6 +33,7 @@ mod flags;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod identity;
+pub(crate) mod inputs;
 mod policy;
 mod problem;
 mod proxies;
@@ -80,8 +82,7 @@ impl Sources {
     }
 
     fn without_file(flags: &GlobalArgs, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
-        let ours = |name: &&String| name.starts_with("AWS_") || name.starts_with("AUTOHEAL_PA_");
-        let undecodable = environment.undecodable.iter().filter(ours);
+        let undecodable = environment.undecodable.iter().filter(|name| inputs::is_aws(name));
         problems.extend(undecodable.map(|variable| Problem::NotUtf8 { variable: variable.clone() }));
         Self { flags: flags.layer(), environment: Layer::of_environment(environment), file: File::default() }
     }

@@ -7,9 +7,13 @@
 
 use std::net::Ipv6Addr;
 
-use http::{Uri, uri::Authority};
+use http::{
+    Uri,
+    uri::{Authority, PathAndQuery},
+};
 
 use super::{error::AwsError, routes::is_loopback};
+use crate::settings::inputs::shown;
 
 /// Query parameters of which any shows that a URL is signed already; the list of session-manager-plugin,
 /// `websocketutil.go`.
@@ -31,6 +35,8 @@ pub(super) struct GatewayPolicy {
     domains: Vec<String>,
     /// Whether the user has pointed SSM somewhere else, and to which host.
     moved: Option<Option<String>>,
+    /// Where all streams are, whatever the service says.
+    through: Option<Gateway>,
 }
 
 /// A stream URL that may be dialled.
@@ -128,7 +134,27 @@ impl GatewayPolicy {
             let endpoint: Uri = endpoint?.parse().ok()?;
             endpoint.host().and_then(bare)
         });
-        Ok(Self { region: region.to_owned(), domains, moved })
+        Ok(Self { region: region.to_owned(), domains, moved, through: None })
+    }
+
+    /// Has all streams dialled at one gateway, which is given as a URL or a host: an interface endpoint that has no private DNS
+    /// is reached by its own name only, and the service does not know it.
+    ///
+    /// # Errors
+    /// [`AwsError::NoGateway`] for every host that a stream URL may not lead to either.
+    pub(super) fn through(self, gateway: &str) -> Result<Self, AwsError> {
+        let gateway = gateway.trim();
+        let url = match gateway.split_once("://") {
+            Some(("https" | "wss", rest)) => format!("wss://{rest}"),
+            Some(("http" | "ws", rest)) => format!("ws://{rest}"),
+            Some(_) => gateway.to_owned(),
+            None => format!("wss://{gateway}"),
+        };
+        let is_bare = |url: &StreamUrl| url.uri.path_and_query().is_none_or(|path| path.as_str() == "/");
+        match self.check(&url) {
+            Ok(url) if is_bare(&url) => Ok(Self { through: Some(url.gateway), ..self }),
+            _ => Err(AwsError::NoGateway { given: shown(gateway), region: self.region }),
+        }
     }
 
     /// Checks a stream URL.
@@ -164,11 +190,27 @@ impl GatewayPolicy {
             return foreign();
         }
         let gateway = Gateway { authority: authority.clone(), host, port, secure };
+        self.redirected(StreamUrl { uri, gateway })
+    }
+
+    /// Puts the gateway that is to be used into a URL, and leaves the rest as it is to the byte.
+    fn redirected(&self, url: StreamUrl) -> Result<StreamUrl, Foreign> {
+        let Some(gateway) = self.through.clone() else { return Ok(url) };
+        let path = url.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let uri = Uri::builder()
+            .scheme(if gateway.secure { "wss" } else { "ws" })
+            .authority(gateway.authority.clone())
+            .path_and_query(path)
+            .build()
+            .map_err(|_| Foreign { host: gateway.host.clone() })?;
         Ok(StreamUrl { uri, gateway })
     }
 
     /// Returns the gateway that sessions of the region have, as far as that can be known beforehand.
     pub(super) fn usual(&self) -> Option<Gateway> {
+        if let Some(gateway) = &self.through {
+            return Some(gateway.clone());
+        }
         let domain = self.domains.first().filter(|_| self.moved.is_none())?;
         let url = self.check(&format!("wss://ssmmessages.{}.{domain}/", self.region));
         url.ok().map(|url| url.gateway)
@@ -398,6 +440,40 @@ mod tests {
         let unnamed = now(GatewayPolicy::new("us-east-1", true, None)).unwrap();
         assert!(unnamed.check("ws://127.0.0.1:1/").is_err());
         assert!(unnamed.check("wss:///v1").is_err());
+    }
+
+    #[test]
+    fn streams_go_through_the_gateway_that_was_named_if_it_is_one() {
+        let own = "vpce-0a1b2c3d4e5f60718-abcdefgh.ssmmessages.us-east-1.vpce.amazonaws.com";
+        let given =
+            "wss://ssmmessages.us-east-1.amazonaws.com/v1/data-channel/s-1?role=publish_subscribe&cell-number=A+B/=";
+        for gateway in [own.to_owned(), format!("https://{own}"), format!("wss://{own}/"), format!(" {own}:443")] {
+            let policy = policy("us-east-1", None).through(&gateway).unwrap();
+            let url = policy.check(given).unwrap();
+            let port = if gateway.ends_with(":443") { ":443" } else { "" };
+            assert_eq!(
+                url.uri().to_string(),
+                format!("wss://{own}{port}/v1/data-channel/s-1?role=publish_subscribe&cell-number=A+B/=")
+            );
+            assert_eq!((url.gateway().host(), url.gateway().port()), (own, 443));
+            assert_eq!(policy.usual().as_ref(), Some(url.gateway()));
+            assert!(policy.check("wss://evil.com/x").is_err());
+        }
+        for gateway in [
+            "https://evil.com",
+            "https://ann:hunter2@ssmmessages.us-east-1.amazonaws.com",
+            "https://ssmmessages.us-east-2.amazonaws.com",
+            "https://ssmmessages.us-east-1.amazonaws.com/path",
+            "http://ssmmessages.us-east-1.amazonaws.com",
+            "ftp://ssmmessages.us-east-1.amazonaws.com",
+            "http://127.0.0.1:1",
+            "",
+        ] {
+            let error = policy("us-east-1", None).through(gateway).unwrap_err();
+            assert!(matches!(&error, AwsError::NoGateway { .. }), "{gateway}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+        policy("us-east-1", Some("http://127.0.0.1:1")).through("http://127.0.0.1:2").unwrap();
     }
 
     #[test]

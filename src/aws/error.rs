@@ -34,6 +34,8 @@ mod codes;
 
 use codes::Class;
 
+use super::profile::fault::ProfileFault;
+
 /// The error behind an error, shared by everybody who is told of it.
 pub type Cause = Arc<dyn Error + Send + Sync>;
 
@@ -64,6 +66,15 @@ pub enum AwsError {
         #[source]
         source: Cause,
     },
+    /// The profile is there, and cannot be used.
+    #[error("the AWS profile `{name}` cannot be used")]
+    Profile {
+        /// The profile's name.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        fault: Arc<ProfileFault>,
+    },
     /// The file of additional certificate authorities cannot be read, or holds no certificates.
     #[error("the CA bundle `{}` cannot be used", path.display())]
     CaBundle {
@@ -72,6 +83,14 @@ pub enum AwsError {
         /// What is wrong with it.
         #[source]
         source: Cause,
+    },
+    /// What was given as the message gateway is none of the region, or none that can be dialled.
+    #[error("`{given}` is not the message gateway of {region}")]
+    NoGateway {
+        /// What was given, as far as it may be shown.
+        given: String,
+        /// The region.
+        region: String,
     },
     /// No source of credentials has any.
     #[error("no AWS credentials were found")]

@@ -7,12 +7,10 @@
 //! SAML assertions are left out: they cannot be renewed without the user, who has `credential_process`.
 
 use std::{
-    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use aws_config::ConfigLoader;
 use aws_credential_types::{
     Credentials,
     credential_feature::AwsCredentialFeature,
@@ -20,16 +18,16 @@ use aws_credential_types::{
 };
 use aws_sdk_sts::types::AssumedRoleUser;
 use aws_smithy_runtime_api::client::http::HttpConnector;
-use aws_types::os_shim_internal::{Env, Fs};
 use futures_util::future::BoxFuture;
 
 use super::{
-    Api,
-    error::{AwsError, Call, Cause, Refusal, ServiceAnswer, TokenOrigin, classify, classify_credentials},
+    Api, Sdk,
+    error::{AwsError, Call, Refusal, ServiceAnswer, TokenOrigin, classify, classify_credentials},
     offset::ClockOffset,
+    profile::{ProfileCredentials, Profiles},
     token::TokenSource,
 };
-use crate::settings::AwsSettings;
+use crate::settings::{AwsSettings, SdkVariables};
 
 /// Longest name of a role session, in characters.
 const MAX_SESSION_NAME_LEN: usize = 64;
@@ -68,40 +66,57 @@ impl Choice {
     }
 }
 
-/// The SDK's default chain, made anew for each load: its providers keep what they have read of files.
+/// The SDK's default chain, made anew for each load: its providers keep what they have read.
 #[derive(Clone)]
 pub(super) struct Ambient {
-    region: String,
-    load: Arc<dyn Fn() -> BoxFuture<'static, Result<Credentials, CredentialsError>> + Send + Sync>,
+    load: Arc<dyn Fn() -> BoxFuture<'static, Result<Credentials, AwsError>> + Send + Sync>,
 }
 
 impl Ambient {
-    /// Takes what makes a loader with all settings but the credentials.
-    pub(super) fn new(region: &str, loader: impl Fn() -> ConfigLoader + Send + Sync + 'static) -> Self {
+    /// Takes what the chain is made of. With `alone` credentials come from the profile and from nowhere else, as with
+    /// `--profile` of the AWS CLI; else keys in the environment come first.
+    pub(super) fn new(region: &str, sdk: Sdk, profiles: Profiles, variables: SdkVariables, alone: bool) -> Self {
+        let parts = Arc::new((sdk, profiles, variables, region.to_owned()));
         let load = move || -> BoxFuture<'static, _> {
-            let loader = loader();
+            let parts = Arc::clone(&parts);
             Box::pin(async move {
-                match loader.load().await.credentials_provider() {
+                let (sdk, profiles, variables, region) = &*parts;
+                let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+                let has_keys = !alone && keys.iter().all(|key| variables.get(key).is_some());
+                let profile = match profiles.credentials().await {
+                    // Nothing is wanted of it, so nothing that is wrong with it matters.
+                    Err(_) if has_keys => ProfileCredentials::default(),
+                    read => read?,
+                };
+                let variables = variables.clone();
+                let variables = if alone { profile.variables_alone(variables) } else { variables };
+                let (text, name) = profile.for_sdk();
+                let sdk = sdk.loader(&variables, &text).profile_name(name).load().await;
+                let loaded = match sdk.credentials_provider() {
                     Some(provider) => provider.provide_credentials().await,
                     None => Err(CredentialsError::not_loaded("the default chain is empty")),
-                }
+                };
+                loaded.map_err(|error| profile.refine(classify_credentials(region, error)))
             })
         };
-        Self { region: region.to_owned(), load: Arc::new(load) }
+        Self { load: Arc::new(load) }
     }
 
     /// Takes a provider instead of the default chain.
     #[cfg(test)]
     pub(super) fn of(region: &str, provider: impl ProvideCredentials + Clone + 'static) -> Self {
+        let region = region.to_owned();
         let load = move || -> BoxFuture<'static, _> {
-            let provider = provider.clone();
-            Box::pin(async move { provider.provide_credentials().await })
+            let (provider, region) = (provider.clone(), region.clone());
+            Box::pin(async move {
+                provider.provide_credentials().await.map_err(|error| classify_credentials(&region, error))
+            })
         };
-        Self { region: region.to_owned(), load: Arc::new(load) }
+        Self { load: Arc::new(load) }
     }
 
     async fn get(&self) -> Result<Credentials, AwsError> {
-        (self.load)().await.map_err(|error| classify_credentials(&self.region, error))
+        (self.load)().await
     }
 }
 
@@ -316,35 +331,6 @@ pub(super) fn session_name(settings: &AwsSettings) -> String {
     clean(&parts.join("-"))
 }
 
-/// Checks that the profile that was asked for exists, and returns the region that it names.
-///
-/// The SDK takes a profile that does not exist for no profile at all, and goes on to the next source.
-///
-/// # Errors
-/// [`AwsError::UnknownProfile`], [`AwsError::ProfileFiles`].
-pub(super) async fn profile_region(name: Option<&str>, env: &Env, fs: &Fs) -> Result<Option<String>, AwsError> {
-    let selected = name.map(|name| name.to_owned().into());
-    let profiles = aws_config::profile::load(fs, env, &Default::default(), selected)
-        .await
-        .map_err(|error| AwsError::ProfileFiles { source: Arc::new(error) as Cause })?;
-    match profiles.get_profile(profiles.selected_profile()) {
-        Some(profile) => Ok(profile.get("region").map(str::to_owned)),
-        // There need not be a default profile.
-        None => match name {
-            Some(name) if name != "default" => {
-                Err(AwsError::UnknownProfile { name: name.to_owned(), files: profile_files(env) })
-            }
-            _ => Ok(None),
-        },
-    }
-}
-
-fn profile_files(env: &Env) -> Vec<PathBuf> {
-    let home = env.get("HOME").or_else(|_| env.get("USERPROFILE")).map_or_else(|_| PathBuf::from("~"), PathBuf::from);
-    let file = |variable, default| env.get(variable).map_or_else(|_| home.join(".aws").join(default), PathBuf::from);
-    vec![file("AWS_CONFIG_FILE", "config"), file("AWS_SHARED_CREDENTIALS_FILE", "credentials")]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -403,32 +389,6 @@ mod tests {
         assert_eq!(name(Some(" "), Some("ann"), None), "autoheal-pa-ann");
         assert_eq!(name(Some("x"), None, None), "autoheal-pa");
         assert_eq!(name(Some(&"a".repeat(80)), None, None).len(), 64);
-    }
-
-    #[tokio::test]
-    async fn finds_the_profile_and_its_region() {
-        let env = Env::from_slice(&[("HOME", "/home/ann"), ("AWS_SHARED_CREDENTIALS_FILE", "/etc/keys")]);
-        let fs = Fs::from_slice(&[
-            (
-                "/home/ann/.aws/config",
-                "[default]\nregion = eu-west-1\n[profile dev]\nregion = us-east-2\n[profile bare]\noutput = json\n",
-            ),
-            ("/etc/keys", "[keys]\naws_access_key_id = a\n"),
-        ]);
-        let region = async |name| profile_region(name, &env, &fs).await;
-        assert_eq!(region(None).await.unwrap().as_deref(), Some("eu-west-1"));
-        assert_eq!(region(Some("dev")).await.unwrap().as_deref(), Some("us-east-2"));
-        assert_eq!(region(Some("bare")).await.unwrap(), None);
-        assert_eq!(region(Some("keys")).await.unwrap(), None);
-        assert_eq!(
-            region(Some("prod")).await.unwrap_err().to_string(),
-            "there is no AWS profile `prod` in `/home/ann/.aws/config` or `/etc/keys`"
-        );
-        let nothing = Fs::from_slice(&[]);
-        assert_eq!(profile_region(Some("default"), &env, &nothing).await.unwrap(), None);
-        assert!(profile_region(Some("dev"), &env, &nothing).await.is_err());
-        let broken = Fs::from_slice(&[("/home/ann/.aws/config", "[default\nregion\n")]);
-        assert!(matches!(profile_region(None, &env, &broken).await, Err(AwsError::ProfileFiles { .. })));
     }
 
     #[test]

@@ -519,6 +519,7 @@ fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) ->
         AwsError::Throttled { source, .. } => DialError::Throttled { action, source: source.into() },
         AwsError::Unreachable { host, source } => DialError::Unreachable { host, source: source.into() },
         AwsError::NoCredentials { .. }
+        | AwsError::Profile { .. }
         | AwsError::CredentialSource { .. }
         | AwsError::CredentialTimeout { .. }
         | AwsError::TokenFile { .. }
@@ -539,6 +540,7 @@ fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) ->
         | AwsError::UnknownProfile { .. }
         | AwsError::ProfileFiles { .. }
         | AwsError::CaBundle { .. }
+        | AwsError::NoGateway { .. }
         | AwsError::RegionDisabled { .. }
         | AwsError::ClusterNotFound { .. }
         | AwsError::BearerTokenTooLong { .. } => {

@@ -262,7 +262,6 @@ pub(super) async fn aws_with(fake: &Fake, settings: &AwsSettings) -> Aws {
         ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
         endpoint: Some(fake.url()),
         plain: true,
-        ..Surroundings::default()
     };
     Box::pin(Aws::build(settings, surroundings)).await.unwrap()
 }
@@ -282,7 +281,6 @@ pub(crate) async fn aws_at(endpoint: String, keys: [String; 3]) -> Aws {
         ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
         endpoint: Some(endpoint),
         plain: true,
-        ..Surroundings::default()
     };
     Box::pin(Aws::build(&settings, surroundings)).await.unwrap()
 }

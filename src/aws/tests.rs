@@ -218,7 +218,6 @@ async fn with_ambient(error: fn() -> CredentialsError, endpoint: &str, settings:
         ambient: Some(Ambient::of("us-east-1", Failing(error))),
         endpoint: Some(endpoint.to_owned()),
         plain: true,
-        ..Surroundings::default()
     };
     let aws = Box::pin(Aws::build(settings, surroundings)).await.unwrap();
     in_time(aws.caller()).await.unwrap_err()
@@ -266,14 +265,13 @@ async fn tells_missing_credentials_from_a_missing_network() {
 
 #[tokio::test]
 async fn needs_a_region_and_an_existing_profile() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config");
     let build = async |settings: &AwsSettings, config: &str| {
-        let surroundings = Surroundings {
-            env: Env::from_slice(&[("HOME", "/home/ann")]),
-            fs: Fs::from_slice(&[("/home/ann/.aws/config", config)]),
-            plain: true,
-            ..Surroundings::default()
-        };
-        Box::pin(Aws::build(settings, surroundings)).await
+        std::fs::write(&path, config).unwrap();
+        let settings = AwsSettings { profile_files: [Some(path.clone()), None], ..settings.clone() };
+        let surroundings = Surroundings { plain: true, ..Surroundings::default() };
+        Box::pin(Aws::build(&settings, surroundings)).await
     };
     let mut settings = AwsSettings::default();
     assert!(matches!(build(&settings, "").await, Err(AwsError::NoRegion)));
@@ -343,7 +341,6 @@ async fn refuses_to_make_a_token_that_api_servers_refuse() {
         ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
         endpoint: Some(fake.url()),
         plain: true,
-        ..Surroundings::default()
     };
     let settings = AwsSettings { region: Some("us-east-1".into()), ..AwsSettings::default() };
     let aws = Box::pin(Aws::build(&settings, surroundings)).await.unwrap();

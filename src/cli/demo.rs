@@ -112,6 +112,7 @@ fn refuse_aws(global: &GlobalArgs) -> Result<(), CommandError> {
         ("--web-identity-token-file", global.web_identity_token_file.is_some()),
         ("--duration", global.duration.is_some()),
         ("--ca-bundle", global.ca_bundle.is_some()),
+        ("--endpoint-ssmmessages", global.endpoint_ssmmessages.is_some()),
         ("--config", global.config.is_some()),
         ("--name", global.name.is_some()),
     ];

@@ -1,7 +1,7 @@
 //! `man`: the manual pages, made of what the commands say of themselves.
 //!
-//! Options come from the command line's own definition and exit codes from [`exit_codes`]; only the variables and the files
-//! are listed here, and a test compares the variables with those that the sources read.
+//! Options come from the command line's own definition and exit codes from [`exit_codes`]; only the files and the words for
+//! variables are here, and a test compares the variables with the table of all ([`INPUTS`](crate::settings::INPUTS)).
 
 use std::{
     path::{Path, PathBuf},
@@ -46,7 +46,10 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
         &["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"],
         "Where a job of GitHub Actions with `id-token: write` gets such a token; set by GitHub.",
     ),
-    (&["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"], "Keys, as every AWS tool takes them."),
+    (
+        &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"],
+        "Keys, as every AWS tool takes them.",
+    ),
     (&["AWS_CREDENTIAL_EXPIRATION"], "When these keys expire; `up` warns ahead of it."),
     (
         &["AWS_CA_BUNDLE", "SSL_CERT_FILE"],
@@ -58,8 +61,32 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
      This machine, and metadata of the machine, are never called through it.",
     ),
     (
-        &["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SSM", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"],
+        &[
+            "AWS_ENDPOINT_URL",
+            "AWS_ENDPOINT_URL_STS",
+            "AWS_ENDPOINT_URL_EKS",
+            "AWS_ENDPOINT_URL_SSM",
+            "AWS_ENDPOINT_URL_SSO",
+            "AWS_ENDPOINT_URL_SSO_OIDC",
+            "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
+        ],
         "Endpoints of your own; message gateways on the host that SSM is pointed to are trusted then.",
+    ),
+    (&["AWS_ENDPOINT_URL_SSMMESSAGES"], "The message gateway, if there is no `--endpoint-ssmmessages`."),
+    (&["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"], "`true`: endpoints of this kind."),
+    (&["AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"], "How and how often calls are repeated, as the AWS CLI takes it."),
+    (
+        &["AWS_EC2_METADATA_DISABLED", "AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE"],
+        "Whether and where an instance is asked for credentials.",
+    ),
+    (
+        &[
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+            "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        ],
+        "Where a container gets credentials; set by ECS and EKS.",
     ),
     (&["GITHUB_ENV"], "The file that `--github-env` adds KUBECONFIG to; set by GitHub."),
     (&["KUBERNETES_EXEC_INFO"], "What kubectl wants of `token`; set by kubectl."),
@@ -236,7 +263,7 @@ mod tests {
     use std::{collections::BTreeSet, process};
 
     use super::*;
-    use crate::cli::output::Captured;
+    use crate::{cli::output::Captured, settings::INPUTS};
 
     fn known() -> BTreeSet<&'static str> {
         ENVIRONMENT.iter().flat_map(|(names, _)| names.iter().copied()).collect()
@@ -274,19 +301,23 @@ mod tests {
     }
 
     #[test]
-    fn every_variable_that_is_read_is_in_the_manual() {
+    fn every_variable_that_is_read_is_in_the_table_and_in_the_manual() {
+        let table: BTreeSet<_> = INPUTS.iter().filter_map(|input| input.variable).collect();
         let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut code = [sources(&src.join("settings")), sources(&src.join("cli"))].concat();
-        code.push(std::fs::read_to_string(src.join("settings.rs")).unwrap());
-        let mut read = BTreeSet::new();
+        let code: Vec<_> = ["settings", "cli", "aws"].iter().flat_map(|module| sources(&src.join(module))).collect();
+        let mut read = known();
         for call in ["get(\"", "is_true(\"", "variables(&[\""] {
             let words =
                 code.iter().flat_map(|code| code.split(call).skip(1)).map(|rest| rest.split('"').next().unwrap());
             read.extend(words.filter(|word| is_variable(word)));
         }
-        assert!(read.len() > 8, "{read:?}");
-        let unknown: Vec<_> = read.iter().filter(|word| !known().contains(*word)).collect();
+        assert!(read.len() > 40, "{read:?}");
+        let unknown: Vec<_> = read.iter().filter(|word| !table.contains(*word)).collect();
         assert!(unknown.is_empty(), "{unknown:?}");
+        // What the SDK says of itself is nobody's concern.
+        let unsaid = |name: &&&str| name.starts_with("AWS_") && !known().contains(**name);
+        let unsaid: Vec<_> = table.iter().filter(unsaid).collect();
+        assert_eq!(unsaid, [&"AWS_EXECUTION_ENV", &"AWS_LAMBDA_FUNCTION_NAME"]);
     }
 
     #[test]

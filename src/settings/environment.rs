@@ -74,10 +74,11 @@ impl Environment {
         self
     }
 
-    /// Returns the value of a variable; one that is empty counts as not set, as it does for AWS tools.
+    /// Returns the value of a variable, without blanks around it, such as the carriage return of a file with Windows line
+    /// ends. One that is empty counts as not set, as it does for AWS tools.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
     /// Tells whether a variable is set to a word that means yes.
@@ -136,8 +137,9 @@ mod tests {
 
     #[test]
     fn an_empty_variable_is_not_set() {
-        let environment = Environment::default().with([("A", ""), ("B", "x")]);
+        let environment = Environment::default().with([("A", ""), ("B", "x\r\n"), ("D", " \t")]);
         assert_eq!(environment.get("A"), None);
+        assert_eq!(environment.get("D"), None);
         assert_eq!(environment.get("B"), Some("x"));
         assert_eq!(environment.get("C"), None);
     }

@@ -26,7 +26,7 @@ use std::{
 
 use super::{
     Environment, Problem,
-    problem::shown,
+    inputs::shown,
     source::{ALL, Layer, Origin, Place, Setting, Shape},
 };
 use crate::util::yaml::{self, Content, Mark, Node, SyntaxError};

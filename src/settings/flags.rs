@@ -34,6 +34,10 @@ pub struct GlobalArgs {
     /// PEM file with certificate authorities to trust besides the system's [env: AWS_CA_BUNDLE]
     #[arg(long, global = true, value_name = "PATH")]
     pub ca_bundle: Option<PathBuf>,
+    /// Host of the message gateway that sessions are connected to, where only a VPC endpoint's own name leads to it
+    /// [env: AWS_ENDPOINT_URL_SSMMESSAGES]
+    #[arg(long, global = true, value_name = "URL")]
+    pub endpoint_ssmmessages: Option<String>,
     /// Configuration file, for everything that flags say and for several regions or accounts; /dev/null for none
     /// [default: ~/.config/autoheal-pa/config.yaml]
     #[arg(long, global = true, value_name = "FILE")]
@@ -61,6 +65,7 @@ impl GlobalArgs {
             web_identity_token_file,
             duration,
             ca_bundle,
+            endpoint_ssmmessages,
             config: _,
             name: _,
             verbose: _,
@@ -74,6 +79,7 @@ impl GlobalArgs {
         layer.add_flag(&source::WEB_IDENTITY_TOKEN_FILE, web_identity_token_file);
         layer.add_flag(&source::DURATION, duration);
         layer.add_flag(&source::CA_BUNDLE, ca_bundle);
+        layer.add_flag(&source::ENDPOINT_SSMMESSAGES, endpoint_ssmmessages);
         layer
     }
 }

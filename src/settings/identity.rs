@@ -1,7 +1,8 @@
 //! Who this program is to AWS: from flags, variables and the file to one answer, and what it takes to give the
 //! same answer elsewhere.
 //!
-//! The sources are those of all settings. The SDK reads the rest (keys, profile files, containers, metadata) by itself.
+//! The sources are those of all settings. What the SDK needs besides (keys, containers, metadata) is checked here and handed
+//! over as [`SdkVariables`]; it reads no environment and no profile file by itself.
 //! Whether any of it works is found out by `aws`; here it is only read.
 
 use std::{
@@ -13,7 +14,8 @@ use std::{
 use aws_smithy_types::date_time::{DateTime, Format};
 
 use super::{
-    Environment, Problem, Proxies,
+    Environment, Problem, Proxies, SdkVariables,
+    inputs::Takes,
     source::{self, Given, Setting, Stack},
     values::within,
 };
@@ -26,7 +28,7 @@ const ROLE_DURATIONS: RangeInclusive<Duration> = Duration::from_secs(900)..=Dura
 pub(super) static NEED_ROLE: [&Setting; 3] =
     [&source::WEB_IDENTITY_TOKEN_FILE, &source::ROLE_SESSION_NAME, &source::DURATION];
 
-/// All that `aws` is told. The SDK reads the rest of the environment and the profile files by itself.
+/// All that `aws` is told.
 #[derive(Debug, Clone, Default)]
 pub struct AwsSettings {
     /// The region; `None`: the profile's.
@@ -60,6 +62,12 @@ pub struct AwsSettings {
     pub ssm_endpoint_override: bool,
     /// That endpoint.
     pub ssm_endpoint: Option<String>,
+    /// Where the message gateway is: a URL or a host.
+    pub ssmmessages_endpoint: Option<String>,
+    /// The files that AWS profiles are in, those of the AWS CLI; `None` where there is no home directory to look in.
+    pub profile_files: [Option<PathBuf>; 2],
+    /// What the SDK finds in its environment.
+    pub sdk_variables: SdkVariables,
     /// The name of this machine, for the default session name.
     pub host_name: Option<String>,
     /// The name of the user, for the default session name.
@@ -146,6 +154,9 @@ impl AwsSettings {
             proxies: Proxies::load(environment, problems),
             ssm_endpoint_override: ssm_endpoint.is_some(),
             ssm_endpoint,
+            ssmmessages_endpoint: ssmmessages_endpoint(stack, environment),
+            profile_files: profile_files(environment),
+            sdk_variables: sdk_variables(environment, problems),
             host_name: environment.host_name.clone(),
             user_name: ["USER", "LOGNAME"].into_iter().find_map(|name| environment.get(name)).map(ToOwned::to_owned),
         }
@@ -188,6 +199,12 @@ impl Role {
         }
         // The SDK says so where it finds a token file in the environment and no role.
         let file = find(&source::WEB_IDENTITY_TOKEN_FILE);
+        // That of the environment is checked with all variables.
+        if let Some(given) = file.filter(|given| given.is_chosen())
+            && let Err(wrong) = Takes::TokenFile.read(&given.text())
+        {
+            problems.push(Problem::wrong(&given.origin, &given.text(), wrong));
+        }
         let expected = "between `15m` and `12h`, which is what STS allows";
         let duration = stack.one(&source::DURATION).and_then(|given| within(given, ROLE_DURATIONS, expected, problems));
         let session_name = stack.one(&source::ROLE_SESSION_NAME);
@@ -246,6 +263,37 @@ impl ExecIdentity {
 
 fn has_static_keys(environment: &Environment) -> bool {
     environment.get("AWS_ACCESS_KEY_ID").is_some()
+}
+
+/// Finds where the message gateway is. One of the environment counts as little as the others there.
+fn ssmmessages_endpoint(stack: &Stack<'_>, environment: &Environment) -> Option<String> {
+    let ignored = environment.is_true("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
+    let given = stack.one(&source::ENDPOINT_SSMMESSAGES)?;
+    (given.is_chosen() || !ignored).then(|| given.text().into_owned())
+}
+
+/// Finds the files that profiles are in: that of settings, and that of keys.
+fn profile_files(environment: &Environment) -> [Option<PathBuf>; 2] {
+    let file = |variable, name| match (environment.get(variable), &environment.home) {
+        (Some(path), _) => Some(environment.absolute(Path::new(path))),
+        (None, home) => home.as_ref().map(|home| home.join(".aws").join(name)),
+    };
+    [file("AWS_CONFIG_FILE", "config"), file("AWS_SHARED_CREDENTIALS_FILE", "credentials")]
+}
+
+/// Collects what the SDK finds in its environment.
+fn sdk_variables(environment: &Environment, problems: &mut Vec<Problem>) -> SdkVariables {
+    let mut variables = SdkVariables::load(environment, problems);
+    // By it the SDK finds the tokens of IAM Identity Center.
+    if let Some(home) = environment.home.as_deref().and_then(Path::to_str) {
+        variables.add("HOME", home);
+    }
+    // As botocore does, which reads the old name first.
+    if let Some(token) = environment.get("AWS_SECURITY_TOKEN") {
+        variables = variables.without(|name| name == "AWS_SESSION_TOKEN");
+        variables.add("AWS_SESSION_TOKEN", token);
+    }
+    variables
 }
 
 /// Reads when the keys expire, as `aws configure export-credentials --format env` and others say it. It is only for

@@ -1,17 +1,15 @@
 //! What may be wrong with the settings, in one sentence each.
 //!
-//! Values are shown as they were given, so nothing secret may ever be a setting.
+//! Values are shown as they were given, unless they may be secrets ([`shown`]).
 
 use std::collections::BTreeSet;
 
 use super::{
     duration::DurationError,
     file::FileProblem,
+    inputs::{Wrong, shown},
     source::{Origin, Place},
 };
-
-/// Most characters of a value that a sentence repeats.
-const MAX_SHOWN: usize = 120;
 
 /// One thing that is wrong with the settings.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +23,14 @@ pub enum Problem {
         value: String,
         /// What is expected, with an article.
         expected: &'static str,
+    },
+    /// A value cannot be used, whatever it was to be.
+    #[error("{origin}: the value {reason}")]
+    Unusable {
+        /// Who gave it.
+        origin: Origin,
+        /// What is the matter with it.
+        reason: &'static str,
     },
     /// A value is not a duration.
     #[error("{origin}: `{value}` is not a duration")]
@@ -116,10 +122,19 @@ impl Problem {
         Self::Malformed { origin: origin.clone(), value: shown(value), expected }
     }
 
+    /// Says what is wrong with a value of [`INPUTS`](super::INPUTS).
+    pub(super) fn wrong(origin: &Origin, value: &str, wrong: Wrong) -> Self {
+        match wrong {
+            Wrong::Not(expected) => Self::malformed(origin, value, expected),
+            Wrong::Is(reason) => Self::Unusable { origin: origin.clone(), reason },
+        }
+    }
+
     /// Where in the configuration file it is.
     pub(super) fn place(&self) -> Option<&Place> {
         match self {
             Self::Malformed { origin, .. }
+            | Self::Unusable { origin, .. }
             | Self::Duration { origin, .. }
             | Self::NeedsRole { origin }
             | Self::BasePortTooHigh { origin, .. } => match origin {
@@ -143,15 +158,6 @@ impl Problem {
             None => self.to_string(),
         }
     }
-}
-
-/// Makes a value fit a line.
-pub(super) fn shown(value: &str) -> String {
-    let mut text: String = value.chars().take(MAX_SHOWN).collect();
-    if text.len() < value.len() {
-        text.push('…');
-    }
-    if text.contains(char::is_control) { text.escape_debug().to_string() } else { text }
 }
 
 /// Everything that is wrong with the settings; at least one problem.

@@ -75,6 +75,9 @@ pub(super) static BASTION: Setting =
 pub(super) static CLUSTERS: Setting = Setting::new("clusters", "--cluster").shape(Shape::List).in_entry();
 pub(super) static REASON: Setting = Setting::new("reason", "--reason").in_entry();
 pub(super) static CA_BUNDLE: Setting = Setting::new("ca_bundle", "--ca-bundle").variables(&["AWS_CA_BUNDLE"]);
+pub(super) static ENDPOINT_SSMMESSAGES: Setting = Setting::new("endpoint_ssmmessages", "--endpoint-ssmmessages")
+    .variables(&["AWS_ENDPOINT_URL_SSMMESSAGES"])
+    .in_entry();
 pub(super) static BASE_PORT: Setting = Setting::new("base_port", "--base-port");
 pub(super) static STRICT_PORTS: Setting = Setting::new("strict_ports", "--strict-ports").shape(Shape::Switch);
 pub(super) static ALLOW_OTHER_USERS: Setting =
@@ -93,7 +96,7 @@ pub(super) static NO_RATE_LIMIT: Setting = Setting::new("no_rate_limit", "--no-r
 pub(super) static ENV_FILE: Setting = Setting::new("env_file", "--env-file");
 
 /// All settings that a configuration file may give, in the order of its documentation.
-pub(super) static ALL: [&Setting; 25] = [
+pub(super) static ALL: [&Setting; 26] = [
     &REGION,
     &PROFILE,
     &ROLE_ARN,
@@ -104,6 +107,7 @@ pub(super) static ALL: [&Setting; 25] = [
     &CLUSTERS,
     &REASON,
     &CA_BUNDLE,
+    &ENDPOINT_SSMMESSAGES,
     &BASE_PORT,
     &STRICT_PORTS,
     &ALLOW_OTHER_USERS,

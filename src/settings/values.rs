@@ -136,7 +136,7 @@ pub(super) fn within(
         Ok(duration) if limits.contains(&duration) => return Some(duration),
         Ok(_) => problems.push(given.malformed(expected)),
         Err(source) => {
-            let value = super::problem::shown(&given.text());
+            let value = super::inputs::shown(&given.text());
             problems.push(Problem::Duration { origin: given.origin.clone(), value, source });
         }
     }

@@ -124,7 +124,6 @@ async fn keys_that_aws_does_not_know_are_asked_for_again_once() {
             ambient: Some(Ambient::of("us-east-1", provider.clone())),
             endpoint: Some(fake.url()),
             plain: true,
-            ..Surroundings::default()
         };
         let aws = Box::pin(Aws::build(&plain_settings(), surroundings)).await.unwrap();
         for _ in 0..3 {
@@ -220,7 +219,6 @@ async fn calling(endpoint: &str, settings: &AwsSettings) -> Aws {
         ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
         endpoint: Some(endpoint.to_owned()),
         plain: true,
-        ..Surroundings::default()
     };
     Box::pin(Aws::build(settings, surroundings)).await.unwrap()
 }

@@ -397,7 +397,10 @@ fn aws_meaning(error: &AwsError) -> String {
     match error {
         AwsError::NoRegion => "calls go to a region, and none is named anywhere",
         AwsError::InvalidRegion { .. } => "there is no AWS endpoint of this name",
-        AwsError::UnknownProfile { .. } | AwsError::ProfileFiles { .. } => "the profile cannot be used",
+        AwsError::UnknownProfile { .. } | AwsError::ProfileFiles { .. } | AwsError::Profile { .. } => {
+            "the profile cannot be used"
+        }
+        AwsError::NoGateway { .. } => "sessions would be opened to somebody else",
         AwsError::CaBundle { .. } => "TLS connections cannot be verified as was asked for",
         AwsError::NoCredentials { .. } => "none of the places where AWS credentials may be has any",
         AwsError::CredentialSource { .. } | AwsError::CredentialTimeout { .. } => {

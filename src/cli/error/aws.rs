@@ -5,7 +5,7 @@ use std::error::Error;
 use super::{CommandError, Kind, tunnel::find};
 use crate::{
     aws::{
-        AwsError, ProxyError,
+        AwsError, ProfileFault, ProxyError,
         error::{Blame, TokenOrigin},
     },
     tunnel::with_causes,
@@ -42,7 +42,19 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
             Kind::Usage,
             "check `--profile` and `AWS_PROFILE`: a profile starts with its name in brackets in these files",
         ),
+        AwsError::Profile { name, fault } => {
+            let (kind, hint) = profile(name, fault);
+            (kind, vec![hint])
+        }
         AwsError::ProfileFiles { .. } => one(Kind::Usage, "mend the file, or name another with `AWS_CONFIG_FILE`"),
+        AwsError::NoGateway { region, .. } => (
+            Kind::Usage,
+            vec![format!(
+                "`--endpoint-ssmmessages` and `AWS_ENDPOINT_URL_SSMMESSAGES` name the host of a VPC endpoint, such as \
+                 `https://vpce-0123456789abcdef0-abcdefgh.ssmmessages.{region}.vpce.amazonaws.com`; it lists with `aws ec2 \
+                 describe-vpc-endpoints --region {region} --query 'VpcEndpoints[].DnsEntries[].DnsName'`"
+            )],
+        ),
         AwsError::CaBundle { .. } => {
             one(Kind::Usage, "`--ca-bundle` and `AWS_CA_BUNDLE` name a file with certificates in PEM")
         }
@@ -170,6 +182,66 @@ pub(in crate::cli) fn of_blame(blame: Blame) -> Vec<String> {
         Blame::Permission => return Vec::new(),
     };
     vec![hint.to_owned()]
+}
+
+/// What to do about a profile that cannot be used.
+fn profile(name: &str, fault: &ProfileFault) -> (Kind, String) {
+    let usage = |hint: &str| (Kind::Usage, hint.to_owned());
+    let login =
+        || (Kind::Credentials, format!("give the profile credentials: `aws configure --profile {}`", word(name)));
+    match fault {
+        ProfileFault::Line { .. } => usage("mend that line, or put a `#` before it"),
+        ProfileFault::Value { .. } => usage("mend that line: a value stands behind `=` as it is, without quotes"),
+        ProfileFault::NoSuchSection { key: "source_profile", name } => (
+            Kind::Usage,
+            format!("add it, as with `aws configure --profile {}`, or name another `source_profile`", word(name)),
+        ),
+        ProfileFault::NoSuchSection { key: "sso_session", .. } => {
+            usage("add it, as with `aws configure sso-session`, or name another `sso_session`")
+        }
+        ProfileFault::NoSuchSection { .. } => usage("add that section, or name another"),
+        ProfileFault::Circle { .. } => usage("one of them has to have credentials of its own"),
+        ProfileFault::Lacks {
+            has: "sso_account_id" | "sso_role_name" | "sso_session" | "sso_start_url",
+            profile,
+            ..
+        } => (Kind::Usage, format!("`aws configure sso --profile {}` asks for all of it", word(profile))),
+        ProfileFault::Lacks { .. } => usage("add what is missing to that section"),
+        ProfileFault::Contradiction { .. } => usage("leave one of them out"),
+        ProfileFault::SessionDiffers { .. } => usage("leave the key out of the profile: that of the session counts"),
+        ProfileFault::UnknownSource { .. } => usage("name one of them, in this spelling"),
+        ProfileFault::NoKeysInEnvironment => (Kind::Credentials, "set both, or name another source".to_owned()),
+        ProfileFault::EmptySource { source_profile } => {
+            (Kind::Credentials, format!("give it some: `aws configure --profile {}`", word(source_profile)))
+        }
+        ProfileFault::Login { profile } => (
+            Kind::Credentials,
+            format!(
+                "let the AWS CLI give the credentials: add a profile with `credential_process = aws configure \
+                 export-credentials --profile {} --format process`, and use that one",
+                word(profile)
+            ),
+        ),
+        ProfileFault::Mfa { .. } => (
+            Kind::Credentials,
+            format!(
+                "let the AWS CLI ask for the code: `eval \"$(aws configure export-credentials --profile {} --format env)\"`, \
+                 then start this without the profile",
+                word(name)
+            ),
+        ),
+        ProfileFault::NoCredentials { .. } => login(),
+    }
+}
+
+/// Writes a name as one word of a command.
+fn word(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./@:+".contains(c);
+    if !name.is_empty() && name.chars().all(is_plain) {
+        name.to_owned()
+    } else {
+        format!("'{}'", name.replace('\'', r"'\''"))
+    }
 }
 
 /// What to do when an action is denied.

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use super::*;
 use crate::{
     aws::{
-        AwsError, NotConnected, Sighting,
+        AwsError, NotConnected, ProfileFault, Sighting,
         error::{Cause, TokenOrigin},
     },
     cluster::{Cluster, Destination, Target},
@@ -258,9 +258,26 @@ fn other_faults() {
 fn kinds_of_aws_errors() {
     let origin = || TokenOrigin::File("/token".into());
     let role = || ROLE.to_owned();
+    let profile = |fault| AwsError::Profile { name: "dev".into(), fault: Arc::new(fault) };
     for (error, kind, hint) in [
         (AwsError::NoRegion, Kind::Usage, "`--region us-east-1`"),
         (AwsError::UnknownProfile { name: "dev".into(), files: vec!["/c".into()] }, Kind::Usage, "`AWS_PROFILE`"),
+        (
+            profile(ProfileFault::Login { profile: "signed in".into() }),
+            Kind::Credentials,
+            "`credential_process = aws configure export-credentials --profile 'signed in' --format process`",
+        ),
+        (
+            profile(ProfileFault::Mfa { serial: "arn".into(), source: cause("") }),
+            Kind::Credentials,
+            "`eval \"$(aws configure export-credentials --profile dev --format env)\"`",
+        ),
+        (profile(ProfileFault::NoCredentials { keys: Vec::new() }), Kind::Credentials, "`aws configure --profile dev`"),
+        (
+            profile(ProfileFault::Lacks { profile: "dev".into(), has: "sso_session", lacks: vec!["sso_role_name"] }),
+            Kind::Usage,
+            "`aws configure sso --profile dev`",
+        ),
         (AwsError::NoCredentials { attempted: String::new() }, Kind::Credentials, "--web-identity-token-file PATH"),
         (AwsError::TokenExpired { origin: origin(), source: cause("") }, Kind::Credentials, "`/token` has to renew it"),
         (AwsError::TokenMalformed { origin: origin(), reason: "it is empty" }, Kind::Credentials, "JSON Web Token"),

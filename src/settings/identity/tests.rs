@@ -251,3 +251,80 @@ fn reads_when_the_keys_expire() {
     assert_eq!(expire("2026-11-22T05:18:28+02:00"), at);
     assert_eq!(expire("tomorrow"), None);
 }
+
+#[test]
+fn a_token_where_the_path_of_its_file_belongs_is_recognised_and_not_shown() {
+    let token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl";
+    let reason = "the value is a token itself, where the path of a file with the token is expected";
+    let variables = environment([("AWS_WEB_IDENTITY_TOKEN_FILE", token)]);
+    assert_eq!(problems(&GlobalArgs::default(), &variables), [format!("`AWS_WEB_IDENTITY_TOKEN_FILE`: {reason}")]);
+    let flags = GlobalArgs { web_identity_token_file: Some(token.into()), ..role(ROLE) };
+    assert_eq!(problems(&flags, &environment([])), [format!("`--web-identity-token-file`: {reason}")]);
+}
+
+#[test]
+fn no_problem_shows_a_value_that_may_be_a_secret() {
+    let secrets = [
+        "AKIAIOSFODNN7EXAMPLE x",
+        "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY x",
+        "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl x",
+        "http://ann:hunter2hunter2@localhost",
+    ];
+    for secret in secrets {
+        for input in &crate::settings::INPUTS {
+            let Some(name) = input.variable else { continue };
+            let said = problems(&GlobalArgs::default(), &environment([(name, secret)])).join("\n");
+            assert!(!said.contains(&secret[..12]) && !said.contains("hunter2"), "{said}");
+        }
+        let wrong = || Some(secret.to_owned());
+        let flags = GlobalArgs {
+            region: wrong(),
+            role_arn: wrong(),
+            duration: wrong(),
+            role_session_name: wrong(),
+            ..GlobalArgs::default()
+        };
+        let said = problems(&flags, &environment([])).join("\n");
+        assert!(said.contains("--region") && !said.contains(&secret[..12]) && !said.contains("hunter2"), "{said}");
+    }
+}
+
+#[test]
+fn what_the_sdk_would_panic_on_is_read_first() {
+    let variables = environment([
+        ("AWS_RETRY_MODE", "legacy"),
+        ("AWS_MAX_ATTEMPTS", "0"),
+        ("AWS_ENDPOINT_URL", " "),
+        ("AWS_ENDPOINT_URL_STS", ""),
+        ("AWS_ACCESS_KEY_ID", "AKIA\r"),
+        ("AWS_SECURITY_TOKEN", "old"),
+        ("AWS_SESSION_TOKEN", "new"),
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1/"),
+    ]);
+    let (aws, _) = load(&GlobalArgs::default(), &variables);
+    let get = |name| aws.sdk_variables.get(name);
+    assert_eq!((get("AWS_RETRY_MODE"), get("AWS_MAX_ATTEMPTS")), (Some("standard"), Some("1")));
+    assert_eq!((get("AWS_ENDPOINT_URL"), get("AWS_ENDPOINT_URL_STS")), (None, None));
+    assert_eq!((get("AWS_ACCESS_KEY_ID"), get("AWS_SESSION_TOKEN")), (Some("AKIA"), Some("old")));
+    assert_eq!((get("HOME"), get("PATH"), get("AWS_PROFILE")), (Some("/home/alice"), None, None));
+    assert_eq!(aws.profile_files[0].as_deref(), Some(Path::new("/home/alice/.aws/config")));
+
+    let wrong = [
+        ("AWS_RETRY_MODE", "no", "`AWS_RETRY_MODE`: `no` is not `legacy`, `standard` or `adaptive`"),
+        ("AWS_MAX_ATTEMPTS", "many", "`AWS_MAX_ATTEMPTS`: `many` is not a whole number"),
+        (
+            "AWS_ENDPOINT_URL",
+            "localhost",
+            "`AWS_ENDPOINT_URL`: `localhost` is not a URL, such as `https://localhost:4566`",
+        ),
+        (
+            "AWS_SECRET_ACCESS_KEY",
+            "'a'",
+            "`AWS_SECRET_ACCESS_KEY`: the value is in quotes, which no shell has taken away: leave them out",
+        ),
+        ("AWS_SESSION_TOKEN", "a\nb", "`AWS_SESSION_TOKEN`: the value has line breaks or other control characters"),
+    ];
+    for (name, value, expected) in wrong {
+        assert_eq!(problems(&GlobalArgs::default(), &environment([(name, value)])), [expected]);
+    }
+}

@@ -1,0 +1,281 @@
+//! Which source of credentials a profile names, through all roles that are assumed on the way: by botocore's order
+//! (`credentials.py`, `AssumeRoleProvider` and `ProfileProviderBuilder`), where the SDK's is another.
+
+use std::fmt::Write;
+
+use super::{Entry, Files, Profiles, fault::ProfileFault};
+use crate::settings::inputs::{Wrong, shown};
+
+/// The profile of the SDK's file that is to be used.
+pub(super) const OUTERMOST: &str = "profile-0";
+
+/// The profile of the SDK's file that needs no other.
+const BASE: &str = "base";
+
+/// The SDK's name of the metadata of an instance.
+const EC2: &str = "Ec2InstanceMetadata";
+
+/// Most roles of a chain; nobody has seen three.
+const MAX_ROLES: usize = 50;
+
+/// Keys and values of a section that the SDK reads.
+type Keys = Vec<(&'static str, String)>;
+
+/// The source, and the roles that are assumed with it.
+#[derive(Debug)]
+pub(super) struct Chain {
+    /// What each role is assumed with, the one first that is assumed last.
+    roles: Vec<Keys>,
+    base: Base,
+    /// The device whose code one of the roles may want.
+    pub(super) mfa_serial: Option<String>,
+}
+
+/// Credentials that need no others.
+enum Base {
+    Keys(Keys),
+    Sso {
+        keys: Keys,
+        session: Option<(String, Keys)>,
+    },
+    /// The SDK's own name of the source.
+    Named(&'static str),
+}
+
+impl std::fmt::Debug for Base {
+    /// Shows no values: some of them are keys.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Base").finish_non_exhaustive()
+    }
+}
+
+impl Chain {
+    /// Finds the source of a profile's credentials; `None` if it has none.
+    pub(super) fn resolve(files: &Files, name: &str, profiles: &Profiles) -> Result<Option<Self>, ProfileFault> {
+        let (mut roles, mut mfa_serial) = (Vec::new(), None);
+        let mut visited: Vec<String> = Vec::new();
+        let mut name = name.to_owned();
+        let base = loop {
+            let Some(profile) = files.profiles.get(&name) else {
+                return Err(ProfileFault::NoSuchSection { key: "source_profile", name });
+            };
+            profile.assert_sound()?;
+            let is_first = visited.is_empty();
+            let has_keys = ["aws_access_key_id", "aws_secret_access_key"].iter().any(|key| profile.has(key));
+            let is_role = profile.has("role_arn") && !profile.has("web_identity_token_file");
+            if !is_role || (has_keys && !is_first) {
+                break base(files, profile, &name, profiles)?;
+            }
+            visited.push(name.clone());
+            roles.push(keys(profile, &["role_arn", "role_session_name", "external_id"])?);
+            mfa_serial = mfa_serial.or(profile.value("mfa_serial")?);
+            match (profile.value("source_profile")?, profile.value("credential_source")?) {
+                (Some(_), Some(_)) => {
+                    let (one, other) = ("source_profile", "credential_source");
+                    return Err(ProfileFault::Contradiction { profile: shown(&name), one, other });
+                }
+                (None, None) => {
+                    let lacks = vec!["source_profile", "credential_source"];
+                    return Err(ProfileFault::Lacks { profile: shown(&name), has: "role_arn", lacks });
+                }
+                (None, Some(source)) => break Some(named(&source, profiles)?),
+                (Some(source), None) if source == name && has_keys => break base(files, profile, &name, profiles)?,
+                (Some(source), None) if visited.contains(&source) || visited.len() > MAX_ROLES => {
+                    let names = visited.iter().chain([&source]).map(|name| format!("`{}`", shown(name))).collect();
+                    return Err(ProfileFault::Circle { names });
+                }
+                (Some(source), None) => name = source,
+            }
+        };
+        match base {
+            Some(base) => Ok(Some(Self { roles, base, mfa_serial })),
+            None if roles.is_empty() => Ok(None),
+            None => Err(ProfileFault::EmptySource { source_profile: shown(&name) }),
+        }
+    }
+
+    /// Returns the role that is assumed, if it is one only.
+    pub(super) fn role(&self) -> Option<&str> {
+        let [role] = &self.roles[..] else { return None };
+        role.iter().find(|(key, _)| *key == "role_arn").map(|(_, value)| value.as_str())
+    }
+
+    /// Tells whether a source needs this variable.
+    pub(super) fn needs(&self, variable: &str) -> bool {
+        match self.base {
+            Base::Named(EC2) => variable == "AWS_EC2_METADATA_DISABLED",
+            Base::Named(_) => variable.starts_with("AWS_CONTAINER_"),
+            Base::Keys(_) | Base::Sso { .. } => false,
+        }
+    }
+
+    /// Writes a file for the SDK.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        for (index, role) in self.roles.iter().enumerate() {
+            write_section(&mut text, &format!("profile profile-{index}"), role);
+            let source = if index + 1 == self.roles.len() { BASE.to_owned() } else { format!("profile-{}", index + 1) };
+            match self.base {
+                Base::Named(named) if source == BASE => write_key(&mut text, "credential_source", named),
+                Base::Named(_) | Base::Keys(_) | Base::Sso { .. } => write_key(&mut text, "source_profile", &source),
+            }
+        }
+        let name = if self.roles.is_empty() { OUTERMOST } else { BASE };
+        match &self.base {
+            Base::Named(_) => {}
+            Base::Keys(keys) => write_section(&mut text, &format!("profile {name}"), keys),
+            Base::Sso { keys, session } => {
+                write_section(&mut text, &format!("profile {name}"), keys);
+                if let Some((session, keys)) = session {
+                    write_section(&mut text, &format!("sso-session {session}"), keys);
+                }
+            }
+        }
+        text
+    }
+}
+
+/// Finds the source of a profile that assumes no role with another: web identity, IAM Identity Center, keys of the
+/// credentials file, `aws login`, a process, keys of the configuration file.
+fn base(files: &Files, profile: &Entry, name: &str, profiles: &Profiles) -> Result<Option<Base>, ProfileFault> {
+    let lacks = |has, lacks: Vec<&'static str>| ProfileFault::Lacks { profile: shown(name), has, lacks };
+    if let Some(file) = profile.value("web_identity_token_file")? {
+        let mut keys = keys(profile, &["role_arn", "role_session_name"])?;
+        if !profile.has("role_arn") {
+            return Err(lacks("web_identity_token_file", vec!["role_arn"]));
+        }
+        keys.push(("web_identity_token_file", profiles.path(&file).to_string_lossy().into_owned()));
+        return Ok(Some(Base::Keys(keys)));
+    }
+    let sso = ["sso_account_id", "sso_role_name"];
+    if sso.iter().any(|key| profile.has(key)) {
+        return self::sso(files, profile, name).map(Some);
+    }
+    // Keys of one file belong together.
+    let keys_of = |wanted: bool| -> Result<Option<Base>, ProfileFault> {
+        let parts = profile.parts.iter().filter(|part| part.is_config == wanted).cloned().collect();
+        let part = Entry { parts };
+        match (part.has("aws_access_key_id"), part.has("aws_secret_access_key")) {
+            (false, _) => return Ok(None),
+            (true, false) => return Err(lacks("aws_access_key_id", vec!["aws_secret_access_key"])),
+            (true, true) => {}
+        }
+        let mut keys = keys(&part, &["aws_access_key_id", "aws_secret_access_key"])?;
+        let token = part.value("aws_security_token")?.or(part.value("aws_session_token")?);
+        keys.extend(token.map(|token| ("aws_session_token", token)));
+        Ok(Some(Base::Keys(keys)))
+    };
+    if let Some(keys) = keys_of(false)? {
+        return Ok(Some(keys));
+    }
+    if profile.has("login_session") {
+        return Err(ProfileFault::Login { profile: shown(name) });
+    }
+    if let Some(command) = profile.value("credential_process")? {
+        return Ok(Some(Base::Keys(vec![("credential_process", command)])));
+    }
+    if let Some(keys) = keys_of(true)? {
+        return Ok(Some(keys));
+    }
+    // What was begun and is of no use is a mistake, which is said before something else is tried.
+    for (has, other) in
+        [("sso_session", &sso[..]), ("sso_start_url", &sso), ("aws_secret_access_key", &["aws_access_key_id"])]
+    {
+        if profile.has(has) {
+            return Err(lacks(has, other.to_vec()));
+        }
+    }
+    Ok(None)
+}
+
+fn sso(files: &Files, profile: &Entry, name: &str) -> Result<Base, ProfileFault> {
+    const OF_SESSION: [&str; 2] = ["sso_start_url", "sso_region"];
+    let lacks = |has, lacks| ProfileFault::Lacks { profile: shown(name), has, lacks };
+    let missing = |of: &[&Entry], keys: &[&'static str]| -> Vec<&'static str> {
+        keys.iter().copied().filter(|key| !of.iter().any(|entry| entry.has(key))).collect()
+    };
+    let session = match profile.value("sso_session")? {
+        None => None,
+        Some(session) => match files.sessions.get(&session) {
+            Some(section) => Some((session, section)),
+            None => return Err(ProfileFault::NoSuchSection { key: "sso_session", name: session }),
+        },
+    };
+    let has = if profile.has("sso_account_id") { "sso_account_id" } else { "sso_role_name" };
+    let mut of = vec![profile];
+    of.extend(session.as_ref().map(|(_, section)| *section));
+    let missing = [missing(&[profile], &["sso_account_id", "sso_role_name"]), missing(&of, &OF_SESSION)].concat();
+    if !missing.is_empty() {
+        return Err(lacks(has, missing));
+    }
+    let mut own = keys(profile, &["sso_account_id", "sso_role_name"])?;
+    let Some((session, section)) = session else {
+        own.extend(keys(profile, &OF_SESSION)?);
+        return Ok(Base::Sso { keys: own, session: None });
+    };
+    section.assert_sound()?;
+    // Tools write the keys of the session into the profile as well, for old SDKs.
+    for key in OF_SESSION {
+        if let (Some(one), Some(other)) = (profile.value(key)?, section.value(key)?)
+            && one != other
+        {
+            return Err(ProfileFault::SessionDiffers { key, session: shown(&session) });
+        }
+    }
+    if !session.chars().all(|c| c.is_ascii_alphanumeric() || "_-/.%@:+".contains(c)) {
+        let place = profile.find("sso_session").map(|(place, _)| place);
+        let expected = Wrong::Not("a name of letters, digits and `_-/.%@:+`, which is all that sessions may have here");
+        return Err(place.map_or(ProfileFault::NoSuchSection { key: "sso_session", name: session.clone() }, |place| {
+            ProfileFault::value("sso_session", place, &session, expected)
+        }));
+    }
+    let both = Entry { parts: [&section.parts[..], &profile.parts].concat() };
+    let of_session = keys(&both, &OF_SESSION)?;
+    own.push(("sso_session", session.clone()));
+    Ok(Base::Sso { keys: own, session: Some((session, of_session)) })
+}
+
+/// Reads a source that is named by a word.
+fn named(source: &str, profiles: &Profiles) -> Result<Base, ProfileFault> {
+    match source {
+        EC2 => Ok(Base::Named(EC2)),
+        "EcsContainer" => Ok(Base::Named("EcsContainer")),
+        "Environment" => {
+            let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+            let [Some(id), Some(secret), token] = keys.map(|name| profiles.variables.get(name)) else {
+                return Err(ProfileFault::NoKeysInEnvironment);
+            };
+            let mut keys = vec![("aws_access_key_id", id.to_owned()), ("aws_secret_access_key", secret.to_owned())];
+            keys.extend(token.map(|token| ("aws_session_token", token.to_owned())));
+            Ok(Base::Keys(keys))
+        }
+        other => Err(ProfileFault::UnknownSource { source_name: shown(other) }),
+    }
+}
+
+/// Reads keys that are there.
+fn keys(profile: &Entry, wanted: &[&'static str]) -> Result<Keys, ProfileFault> {
+    let mut keys = Keys::new();
+    for key in wanted {
+        let Some(value) = profile.value(key)? else { continue };
+        // The SDK would take the rest for a comment.
+        if let Some((place, _)) = profile.find(key)
+            && [" #", " ;", "\t#", "\t;"].iter().any(|comment| value.contains(comment))
+        {
+            return Err(ProfileFault::value(key, place, &value, Wrong::Is("has a blank before `#` or `;`")));
+        }
+        keys.push((key, value));
+    }
+    Ok(keys)
+}
+
+fn write_section(text: &mut String, header: &str, keys: &Keys) {
+    let _infallible = writeln!(text, "[{header}]");
+    keys.iter().for_each(|(key, value)| write_key(text, key, value));
+}
+
+fn write_key(text: &mut String, key: &str, value: &str) {
+    // Only in lines that go on with a value does the SDK look for no comments; the shell puts the lines together again.
+    let start = if key == "credential_process" { "\\\n  " } else { "" };
+    let _infallible = writeln!(text, "{key} = {start}{value}");
+}

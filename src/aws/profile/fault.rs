@@ -1,0 +1,185 @@
+//! What may be wrong with a profile, by what can be done about it. No value of a key is shown that may be a secret.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::ini::Fault;
+use crate::{
+    aws::error::Cause,
+    settings::inputs::{Wrong, shown},
+};
+
+/// A line of a profile file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub path: Arc<Path>,
+    /// From 1.
+    pub line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.path.display(), self.line)
+    }
+}
+
+/// What is wrong with a file, outside of the sections that are used.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum FileFault {
+    /// It cannot be read.
+    #[error("`{}` cannot be read", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// A line means nothing.
+    #[error("{place} {what}")]
+    Line {
+        /// The line.
+        place: Place,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+impl FileFault {
+    pub(super) fn line(path: &Arc<Path>, fault: &Fault) -> Self {
+        Self::Line { place: Place { path: Arc::clone(path), line: fault.line }, what: fault.what }
+    }
+}
+
+/// Why a profile cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileFault {
+    /// A line of it means nothing.
+    #[error("{place} {what}")]
+    Line {
+        /// The line.
+        place: Place,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A value is not of the form that it must have.
+    #[error("{place}: `{key}` {what}")]
+    Value {
+        /// The line.
+        place: Place,
+        /// The key.
+        key: &'static str,
+        /// What is wrong with the value, which is in it if it may be shown.
+        what: String,
+    },
+    /// It names a section that is not there.
+    #[error("its `{key}` names `{}`, and no file has a section `[{}]`", shown(name), header(key, name))]
+    NoSuchSection {
+        /// The key: `source_profile`, `sso_session` or `services`.
+        key: &'static str,
+        /// The name of the section.
+        name: String,
+    },
+    /// Profiles name each other as their sources.
+    #[error("its sources go in a circle: {}", names.join(", "))]
+    Circle {
+        /// The profiles, in their order.
+        names: Vec<String>,
+    },
+    /// A key needs others.
+    #[error("`{profile}` has `{has}` and lacks {}", list(lacks))]
+    Lacks {
+        /// The profile or section, which may be that of a source.
+        profile: String,
+        /// What it has.
+        has: &'static str,
+        /// What it lacks.
+        lacks: Vec<&'static str>,
+    },
+    /// Two keys say different things.
+    #[error("`{profile}` has both `{one}` and `{other}`: only one of them can be meant")]
+    Contradiction {
+        /// The profile.
+        profile: String,
+        /// A key.
+        one: &'static str,
+        /// Another.
+        other: &'static str,
+    },
+    /// An IAM Identity Center session is described twice, and differently.
+    #[error("its `{key}` differs from that of `[sso-session {session}]`")]
+    SessionDiffers {
+        /// The key.
+        key: &'static str,
+        /// The session.
+        session: String,
+    },
+    /// The source of its credentials is of a kind that there is not.
+    #[error(
+        "its `credential_source` is `{source_name}`, which is none of `Environment`, `Ec2InstanceMetadata`, `EcsContainer`"
+    )]
+    UnknownSource {
+        /// The value.
+        source_name: String,
+    },
+    /// The keys that it wants from the environment are not there.
+    #[error("its `credential_source` is `Environment`, and `AWS_ACCESS_KEY_ID` or `AWS_SECRET_ACCESS_KEY` is not set")]
+    NoKeysInEnvironment,
+    /// A source has no credentials.
+    #[error("its `source_profile` `{source_profile}` has no credentials")]
+    EmptySource {
+        /// The source.
+        source_profile: String,
+    },
+    /// It is signed in with `aws login`.
+    #[error("it is signed in with `aws login`, whose sessions only the AWS CLI can read")]
+    Login {
+        /// The profile that is signed in.
+        profile: String,
+    },
+    /// Its role is not given without a code from a device.
+    #[error("its role is given only with a code from the MFA device `{serial}`, which cannot be asked for here")]
+    Mfa {
+        /// The device.
+        serial: String,
+        /// What AWS said.
+        #[source]
+        source: Cause,
+    },
+    /// It has no credentials, and neither has anything else.
+    #[error("it has no credentials: {}", if keys.is_empty() { "it is empty".to_owned() } else { format!("there is only {}", list(keys)) })]
+    NoCredentials {
+        /// The keys that it has.
+        keys: Vec<String>,
+    },
+}
+
+impl ProfileFault {
+    pub(super) fn value(key: &'static str, place: Place, value: &str, wrong: Wrong) -> Self {
+        let what = match wrong {
+            Wrong::Is(reason) => reason.to_owned(),
+            Wrong::Not(expected) => format!("is `{}`, which is not {expected}", shown(value)),
+        };
+        Self::Value { place, key, what }
+    }
+}
+
+/// Writes a header as `aws configure` would.
+fn header(key: &str, name: &str) -> String {
+    let kind = match key {
+        "source_profile" => "profile",
+        "sso_session" => "sso-session",
+        other => other,
+    };
+    let name = shown(name);
+    if name.contains(char::is_whitespace) { format!("{kind} '{name}'") } else { format!("{kind} {name}") }
+}
+
+fn list(keys: &[impl AsRef<str>]) -> String {
+    let keys: Vec<_> = keys.iter().map(|key| format!("`{}`", key.as_ref())).collect();
+    keys.join(", ")
+}
