@@ -98,6 +98,9 @@ pub enum AwsError {
         /// The sources that were tried, in the SDK's words; one line.
         attempted: String,
     },
+    /// One of two keys in the environment is there. The AWS CLI refuses that as well, whatever other sources there are.
+    #[error("`AWS_ACCESS_KEY_ID` is set, and `AWS_SECRET_ACCESS_KEY` is not")]
+    HalfKeys,
     /// A source of credentials is there, but does not give any.
     #[error("AWS credentials could not be loaded")]
     CredentialSource {

@@ -81,8 +81,11 @@ impl Ambient {
             let parts = Arc::clone(&parts);
             Box::pin(async move {
                 let (sdk, profiles, variables, region) = &*parts;
-                let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
-                let has_keys = !alone && keys.iter().all(|key| variables.get(key).is_some());
+                let [id, secret] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(|key| variables.get(key));
+                if !alone && id.is_some() && secret.is_none() {
+                    return Err(AwsError::HalfKeys);
+                }
+                let has_keys = !alone && id.is_some();
                 let profile = match profiles.credentials().await {
                     // Nothing is wanted of it, so nothing that is wrong with it matters.
                     Err(_) if has_keys => ProfileCredentials::default(),

@@ -520,6 +520,7 @@ fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) ->
         AwsError::Unreachable { host, source } => DialError::Unreachable { host, source: source.into() },
         AwsError::NoCredentials { .. }
         | AwsError::Profile { .. }
+        | AwsError::HalfKeys
         | AwsError::CredentialSource { .. }
         | AwsError::CredentialTimeout { .. }
         | AwsError::TokenFile { .. }

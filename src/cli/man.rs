@@ -35,7 +35,7 @@ pub struct ManArgs {
 /// Variables that are read, and what for. Those that share a meaning share an entry.
 const ENVIRONMENT: &[(&[&str], &str)] = &[
     (&["AWS_REGION", "AWS_DEFAULT_REGION"], "The region, if there is no `--region`; else it is the profile's."),
-    (&["AWS_PROFILE"], "The profile of the AWS configuration files."),
+    (&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"], "The profile of the AWS configuration files."),
     (&["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"], "Where these files are."),
     (&["AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME"], "The role to assume, and the name of its session."),
     (

@@ -53,7 +53,7 @@ pub enum Takes {
     Url,
     /// The path part of a URL.
     UrlPath,
-    /// A whole number.
+    /// A whole number from 1 on.
     Number,
     /// `true` or `false`.
     Switch,
@@ -89,13 +89,14 @@ const fn to_sdk(input: Input) -> Input {
 }
 
 /// All of them.
-pub static INPUTS: [Input; 80] = [
+pub static INPUTS: [Input; 81] = [
     to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Word)),
     to_sdk(both("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Takes::Secret)),
     to_sdk(both("AWS_SESSION_TOKEN", "aws_session_token", Takes::Secret)),
     both("AWS_SECURITY_TOKEN", "aws_security_token", Takes::Secret),
     variable("AWS_CREDENTIAL_EXPIRATION", Takes::Text),
     variable("AWS_PROFILE", Takes::Text),
+    variable("AWS_DEFAULT_PROFILE", Takes::Text),
     variable("AWS_CONFIG_FILE", Takes::Path),
     variable("AWS_SHARED_CREDENTIALS_FILE", Takes::Path),
     both("AWS_REGION", "region", Takes::Word),
@@ -211,11 +212,9 @@ impl Takes {
             Self::Url => Err(Not("a URL, such as `https://localhost:4566`")),
             Self::UrlPath if text.starts_with('/') && text.parse::<Uri>().is_ok() => same(),
             Self::UrlPath => Err(Not("the path of a URL, such as `/v2/credentials`")),
-            // The AWS CLI takes 0 for one attempt, and the SDK does not take it at all.
             Self::Number => match text.parse::<u32>() {
-                Ok(0) => Ok("1".into()),
-                Ok(number) => Ok(number.to_string().into()),
-                Err(_) => Err(Not("a whole number")),
+                Ok(number @ 1..) => Ok(number.to_string().into()),
+                Ok(0) | Err(_) => Err(Not("a whole number from 1 on")),
             },
             Self::Switch => match () {
                 () if text.eq_ignore_ascii_case("true") || text == "1" => Ok("true".into()),
@@ -360,7 +359,6 @@ mod tests {
         for (takes, text, value) in [
             (Takes::RetryMode, "legacy", "standard"),
             (Takes::RetryMode, "Adaptive", "adaptive"),
-            (Takes::Number, "0", "1"),
             (Takes::Number, "007", "7"),
             (Takes::Switch, "TRUE", "true"),
             (Takes::Switch, "0", "false"),
@@ -375,6 +373,7 @@ mod tests {
         for (takes, text) in [
             (Takes::RetryMode, "no"),
             (Takes::Number, "-1"),
+            (Takes::Number, "0"),
             (Takes::Number, "4294967296"),
             (Takes::Switch, "yes"),
             (Takes::Url, "localhost:4566"),

@@ -61,7 +61,9 @@ impl Setting {
 
 pub(super) static REGION: Setting =
     Setting::new("region", "--region").variables(&["AWS_REGION", "AWS_DEFAULT_REGION"]).in_entry();
-pub(super) static PROFILE: Setting = Setting::new("profile", "--profile").variables(&["AWS_PROFILE"]).in_entry();
+// In the order of botocore.
+pub(super) static PROFILE: Setting =
+    Setting::new("profile", "--profile").variables(&["AWS_DEFAULT_PROFILE", "AWS_PROFILE"]).in_entry();
 pub(super) static ROLE_ARN: Setting = Setting::new("role_arn", "--role-arn").variables(&["AWS_ROLE_ARN"]).in_entry();
 pub(super) static ROLE_SESSION_NAME: Setting =
     Setting::new("role_session_name", "--role-session-name").variables(&["AWS_ROLE_SESSION_NAME"]).in_entry();

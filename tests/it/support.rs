@@ -186,6 +186,23 @@ pub(crate) fn kubectl() -> Option<PathBuf> {
     found
 }
 
+/// The real AWS CLI of the version that the expectations are of, if there is one. In the gate there has to be.
+#[expect(clippy::disallowed_methods, reason = "the gate asks for it by a variable")]
+pub(crate) async fn aws_cli(version: &str) -> Option<PathBuf> {
+    let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_AWSCLI").is_some();
+    for dir in std::env::split_paths(&path_variable()) {
+        let path = dir.join("aws");
+        let output = Command::new(&path).arg("--version").output().await;
+        if output
+            .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).starts_with(&format!("aws-cli/{version} ")))
+        {
+            return Some(path);
+        }
+    }
+    assert!(!required, "awscli {version} is not on the PATH");
+    None
+}
+
 /// A manager that is nobody's child. It is killed if a test ends before it.
 pub(crate) struct Background {
     lock: PathBuf,

@@ -186,7 +186,7 @@ async fn a_fault_in_a_profile_that_is_not_used_is_none() {
 #[tokio::test]
 async fn settings_of_the_profile_stand_in_for_variables_that_are_not_set() {
     let config = "[profile x]\nca_bundle = ~/ca.pem\nendpoint_url = http://localhost:1\nservices = local\nretry_mode = legacy\n\
-                  max_attempts = 0\nuse_fips_endpoint = FALSE\n\
+                  max_attempts = 03\nuse_fips_endpoint = FALSE\n\
                   [services local]\nssm =\n  endpoint_url = http://localhost:2\nssmmessages =\n  endpoint_url = http://localhost:3\n\
                   s3 =\n  endpoint_url = \n";
     let mut home = Home::new(config, "");
@@ -198,7 +198,7 @@ async fn settings_of_the_profile_stand_in_for_variables_that_are_not_set() {
     let variable = |settings: &ProfileSettings, name: &str| settings.variables.get(name).map(ToOwned::to_owned);
     assert_eq!(variable(&settings, "AWS_ENDPOINT_URL_EKS").as_deref(), Some("http://localhost:1"));
     assert_eq!(variable(&settings, "AWS_RETRY_MODE").as_deref(), Some("standard"));
-    assert_eq!(variable(&settings, "AWS_MAX_ATTEMPTS").as_deref(), Some("1"));
+    assert_eq!(variable(&settings, "AWS_MAX_ATTEMPTS").as_deref(), Some("3"));
     assert_eq!(variable(&settings, "AWS_USE_FIPS_ENDPOINT").as_deref(), Some("false"));
 
     home.variables.add("AWS_MAX_ATTEMPTS", "7");

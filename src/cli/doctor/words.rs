@@ -402,6 +402,7 @@ fn aws_meaning(error: &AwsError) -> String {
         }
         AwsError::NoGateway { .. } => "sessions would be opened to somebody else",
         AwsError::CaBundle { .. } => "TLS connections cannot be verified as was asked for",
+        AwsError::HalfKeys => "keys work in pairs only",
         AwsError::NoCredentials { .. } => "none of the places where AWS credentials may be has any",
         AwsError::CredentialSource { .. } | AwsError::CredentialTimeout { .. } => {
             "a source of credentials is configured and does not deliver"

@@ -42,6 +42,7 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
             Kind::Usage,
             "check `--profile` and `AWS_PROFILE`: a profile starts with its name in brackets in these files",
         ),
+        AwsError::HalfKeys => one(Kind::Credentials, "set both, or neither"),
         AwsError::Profile { name, fault } => {
             let (kind, hint) = profile(name, fault);
             (kind, vec![hint])

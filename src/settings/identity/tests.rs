@@ -293,7 +293,7 @@ fn no_problem_shows_a_value_that_may_be_a_secret() {
 fn what_the_sdk_would_panic_on_is_read_first() {
     let variables = environment([
         ("AWS_RETRY_MODE", "legacy"),
-        ("AWS_MAX_ATTEMPTS", "0"),
+        ("AWS_MAX_ATTEMPTS", "3\r"),
         ("AWS_ENDPOINT_URL", " "),
         ("AWS_ENDPOINT_URL_STS", ""),
         ("AWS_ACCESS_KEY_ID", "AKIA\r"),
@@ -303,7 +303,7 @@ fn what_the_sdk_would_panic_on_is_read_first() {
     ]);
     let (aws, _) = load(&GlobalArgs::default(), &variables);
     let get = |name| aws.sdk_variables.get(name);
-    assert_eq!((get("AWS_RETRY_MODE"), get("AWS_MAX_ATTEMPTS")), (Some("standard"), Some("1")));
+    assert_eq!((get("AWS_RETRY_MODE"), get("AWS_MAX_ATTEMPTS")), (Some("standard"), Some("3")));
     assert_eq!((get("AWS_ENDPOINT_URL"), get("AWS_ENDPOINT_URL_STS")), (None, None));
     assert_eq!((get("AWS_ACCESS_KEY_ID"), get("AWS_SESSION_TOKEN")), (Some("AKIA"), Some("old")));
     assert_eq!((get("HOME"), get("PATH"), get("AWS_PROFILE")), (Some("/home/alice"), None, None));
@@ -311,7 +311,7 @@ fn what_the_sdk_would_panic_on_is_read_first() {
 
     let wrong = [
         ("AWS_RETRY_MODE", "no", "`AWS_RETRY_MODE`: `no` is not `legacy`, `standard` or `adaptive`"),
-        ("AWS_MAX_ATTEMPTS", "many", "`AWS_MAX_ATTEMPTS`: `many` is not a whole number"),
+        ("AWS_MAX_ATTEMPTS", "0", "`AWS_MAX_ATTEMPTS`: `0` is not a whole number from 1 on"),
         (
             "AWS_ENDPOINT_URL",
             "localhost",

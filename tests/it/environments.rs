@@ -1,0 +1,139 @@
+//! Every variable that is read, with values that no one means, in every command: nothing panics, hangs, or shows a secret.
+
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::Path, process::Stdio};
+
+use autoheal_pa::settings::{INPUTS, Takes};
+use futures_util::StreamExt;
+use tokio::process::Command;
+
+use super::support::{PROGRAM, path_variable, within};
+
+/// Runs at a time.
+const AT_A_TIME: usize = 4;
+
+/// What may not be shown where a secret has it.
+const MARK: &str = "hunter2";
+
+/// A port that nobody listens on: it is for root, and tests are not to reach anything else.
+const NOBODY: &str = "http://127.0.0.1:1";
+
+/// What keeps a run on this machine.
+const FENCE: [&str; 4] = ["AWS_ENDPOINT_URL", "HTTPS_PROXY", "https_proxy", "AWS_EC2_METADATA_DISABLED"];
+
+/// Values, and what is odd about them.
+fn values(long: usize) -> Vec<(&'static str, OsString)> {
+    let text = |text: &str| OsString::from(text);
+    vec![
+        ("empty", text("")),
+        ("blank", text(" \t ")),
+        ("quoted", text("\"hunter2hunter2\"")),
+        ("ended by a carriage return", text("hunter2hunter2\r")),
+        ("with a line break", text("hunter2\r\nhunter2: x")),
+        ("very long", text(&"hunter2/".repeat(long / 8))),
+        ("not UTF-8", OsString::from_vec(b"hunter2\xff\xfe".to_vec())),
+        ("absurd", text("hunter2 \u{2603}://[::hunter2]:99999999999999999999/%zz?\u{202e}@'\"`$(x)")),
+        ("negative", text("-1")),
+        ("huge", text("340282366920938463463374607431768211456")),
+    ]
+}
+
+fn command(home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(args)
+        .env_clear()
+        .current_dir(home)
+        .env("PATH", path_variable())
+        .env("HOME", home)
+        .env("TMPDIR", home)
+        .env("XDG_RUNTIME_DIR", home)
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+        .env("AWS_SECRET_ACCESS_KEY", "secret")
+        .env("AWS_ENDPOINT_URL", NOBODY)
+        .env("HTTPS_PROXY", NOBODY)
+        .env("AWS_MAX_ATTEMPTS", "1")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+/// Runs to the end, and says what is wrong with it.
+async fn wrong(what: String, mut command: Command, is_secret: bool) -> Option<String> {
+    let output = within(&what, command.output()).await.unwrap();
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let panics = said.contains("panicked") || matches!(output.status.code(), None | Some(101));
+    let shows = is_secret && said.contains(MARK);
+    (panics || shows).then(|| format!("{what}: {}: {}", output.status, &said[..said.floor_char_boundary(600)]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_value_of_a_variable_makes_a_token_panic_hang_or_show_it() {
+    let home = tempfile::tempdir().unwrap();
+    let values = values(100_000);
+    let cases = INPUTS.iter().filter_map(|input| Some((input, input.variable?)));
+    let runs = cases.flat_map(|(input, name)| {
+        let home = home.path();
+        values.iter().map(move |(kind, value)| {
+            let mut command = command(home, &["token", "--cluster-name", "c"]);
+            command.env(name, value);
+            let is_secret = input.takes == Takes::Secret || name == "AWS_ACCESS_KEY_ID";
+            Box::pin(wrong(format!("{name}, {kind}"), command, is_secret))
+        })
+    });
+    let wrong: Vec<_> = futures_util::stream::iter(runs)
+        .buffer_unordered(AT_A_TIME)
+        .filter_map(|wrong| async { wrong })
+        .collect()
+        .await;
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_values_of_all_variables_make_a_command_panic_or_hang() {
+    let bastion = "i-0dc03fbcae2a87472";
+    let commands: [&[&str]; 16] = [
+        &["up", "--bastion", bastion, "--timeout", "1s"],
+        &["up", "--bastion", bastion, "--timeout", "1s", "--detach"],
+        &["exec", "--bastion", bastion, "--timeout", "1s", "--", "true"],
+        &["doctor", "--bastion", bastion],
+        &["clusters"],
+        &["status"],
+        &["logs"],
+        &["env"],
+        &["reload"],
+        &["down"],
+        &["config", "check"],
+        &["policy", "--bastion", bastion],
+        &["token", "--cluster-name", "c"],
+        &["completions", "bash"],
+        &["man", "up"],
+        &["demo", "--", "true"],
+    ];
+    let home = tempfile::tempdir().unwrap();
+    // All together have to fit into one environment.
+    let values = values(8_000);
+    let runs = commands.iter().flat_map(|args| {
+        let home = home.path();
+        values.iter().flat_map(move |(kind, value)| {
+            // With the surroundings as they are, and with odd ones as well.
+            [false, true].map(|all| {
+                let mut command = command(home, args);
+                for name in INPUTS.iter().filter_map(|input| input.variable) {
+                    let is_ours = ["AWS_", "ACTIONS_", "AUTOHEAL_"].iter().any(|start| name.starts_with(start));
+                    if !FENCE.contains(&name) && (all || is_ours) {
+                        command.env(name, value);
+                    }
+                }
+                Box::pin(wrong(format!("{args:?}, {kind}, {all}"), command, false))
+            })
+        })
+    });
+    let wrong: Vec<_> = futures_util::stream::iter(runs)
+        .buffer_unordered(AT_A_TIME)
+        .filter_map(|wrong| async { wrong })
+        .collect()
+        .await;
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
