@@ -7,6 +7,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use error::CommandError;
+use log::LogFile;
 use output::Printer;
 
 use crate::settings::{Environment, Settings, UpSettings};
@@ -24,7 +25,7 @@ pub mod down;
 pub mod env;
 pub mod error;
 pub mod exec;
-mod limits;
+pub mod limits;
 pub mod log;
 pub mod logs;
 pub mod man;
@@ -181,12 +182,14 @@ impl Cli {
         matches!(&self.command, Command::Up(args) if args.background)
     }
 
-    /// Returns where a process in the background may log to, the best place first. Settings that are wrong are the
-    /// command's business: it has none of these places then.
-    #[must_use]
-    pub fn log_files(&self, environment: &Environment) -> Vec<PathBuf> {
-        let settings = Settings::without_file(&self.global, environment);
-        settings.map_or_else(|_| Vec::new(), |s| vec![s.log_file, s.control_dir.join("log")])
+    /// Opens the log of a process in the background, and returns its path as well. Settings that are wrong are the
+    /// command's business: there is no log then.
+    ///
+    /// # Errors
+    /// [`CommandError`] if there can be none.
+    pub fn open_log(&self, environment: &Environment) -> Result<Option<(LogFile, PathBuf)>, CommandError> {
+        let settings = Settings::without_file(&self.global, environment).ok();
+        settings.as_ref().map(LogFile::open).transpose()
     }
 
     /// Runs the command, and returns its exit code. `log` is where this process logs to, if that is a file.

@@ -41,7 +41,9 @@ mod tests;
 mod world;
 
 use std::{
+    fs::Permissions,
     io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -152,7 +154,10 @@ impl Emulator {
 
         let (api_listener, api) = Listener::bind(medium, config.port).await?;
         let (gateway_listener, gateway) = Listener::bind(medium, 0).await?;
-        let folder = tempfile::Builder::new().prefix("emulated-aws-").tempdir().map_err(EmulatorError::Folder)?;
+        // The token in it is good for nothing but this emulator.
+        let folder =
+            tempfile::Builder::new().prefix("emulated-aws-").permissions(Permissions::from_mode(0o700)).tempdir();
+        let folder = folder.map_err(EmulatorError::Folder)?;
         let (scheme, acceptor) = match config.stream_scheme {
             StreamScheme::Ws => ("ws", None),
             StreamScheme::Wss => {

@@ -25,16 +25,20 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use tokio::{task::spawn_blocking, time::timeout};
+
+use crate::util::{
+    folder::{Folder, Place},
+    replace::{Temporary, sweep},
+};
 
 /// The version of the format. Another one means that old fields have changed their meaning.
 const VERSION: u32 = 1;
@@ -75,11 +79,12 @@ impl Journal {
     ///
     /// # Errors
     /// What the system says.
-    pub fn open(dir: &Path) -> io::Result<(Self, Vec<Entry>)> {
-        let path = dir.join("sessions");
-        let live = live(&read(&path)?);
+    pub fn open(folder: &Folder) -> io::Result<(Self, Vec<Entry>)> {
+        let place = folder.place("sessions");
+        let live = live(&read(&place)?);
         let orphans = live.values().cloned().collect();
-        let writer = Writer { file: replace(&path, &live)?, path, lines: live.len(), live, torn: false, fails: false };
+        let writer =
+            Writer { file: replace(&place, &live)?, place, lines: live.len(), live, torn: false, fails: false };
         Ok((Self { writer: Arc::new(Mutex::new(writer)) }, orphans))
     }
 
@@ -110,7 +115,7 @@ impl Journal {
                 && !failed_before
             {
                 tracing::warn!(
-                    path = %writer.path.display(), %error,
+                    path = %writer.place.path().display(), %error,
                     "cannot write down which sessions are live: if this process is killed, they end when they have been idle"
                 );
             }
@@ -123,7 +128,7 @@ impl Journal {
 
 #[derive(Debug)]
 struct Writer {
-    path: PathBuf,
+    place: Place,
     /// Appends.
     file: File,
     live: BTreeMap<String, Entry>,
@@ -152,7 +157,7 @@ impl Writer {
             return Ok(());
         }
         if self.lines >= SPARE_LINES + 2 * self.live.len() {
-            self.file = replace(&self.path, &self.live)?;
+            self.file = replace(&self.place, &self.live)?;
             (self.lines, self.torn) = (self.live.len(), false);
             return Ok(());
         }
@@ -240,8 +245,8 @@ fn live(text: &str) -> BTreeMap<String, Entry> {
 }
 
 /// Reads a journal; one that is missing is empty.
-fn read(path: &Path) -> io::Result<String> {
-    let file = match File::open(path) {
+fn read(place: &Place) -> io::Result<String> {
+    let file = match place.open(OFlags::RDONLY) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
         Err(error) => return Err(error),
@@ -252,23 +257,25 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 /// Writes a journal anew, so that there is either the old or the new one at every moment, and opens it for appending.
-fn replace(path: &Path, live: &BTreeMap<String, Entry>) -> io::Result<File> {
-    let new = path.with_extension("new");
-    // What a manager that was killed has left here is overwritten.
-    let mut options = OpenOptions::new();
-    let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+fn replace(place: &Place, live: &BTreeMap<String, Entry>) -> io::Result<File> {
+    sweep(place.folder());
+    let mut new = Temporary::make(place.folder())?;
     for entry in live.values() {
-        file.write_all(Line::started(entry).encode().as_bytes())?;
+        new.file.write_all(Line::started(entry).encode().as_bytes())?;
     }
-    fs::rename(&new, path)?;
-    OpenOptions::new().append(true).open(path)
+    new.rename_to(place)?;
+    place.append()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
     use super::*;
+
+    fn open(dir: &Path) -> io::Result<(Journal, Vec<Entry>)> {
+        Journal::open(&Folder::open(dir)?)
+    }
 
     fn entry(session: &str) -> Entry {
         Entry {
@@ -285,14 +292,14 @@ mod tests {
     }
 
     fn left(dir: &Path) -> Vec<String> {
-        let (_, orphans) = Journal::open(dir).unwrap();
+        let (_, orphans) = open(dir).unwrap();
         orphans.into_iter().map(|entry| entry.session).collect()
     }
 
     #[tokio::test]
     async fn the_format_is_what_the_documentation_says() {
         let dir = tempfile::tempdir().unwrap();
-        let (journal, orphans) = Journal::open(dir.path()).unwrap();
+        let (journal, orphans) = open(dir.path()).unwrap();
         assert_eq!((orphans.len(), text(dir.path()).as_str()), (0, ""));
         journal.started(entry("ann-0123")).await;
         journal.started(entry("ann-4567")).await;
@@ -306,7 +313,7 @@ mod tests {
 "#
         );
         assert_eq!(fs::metadata(dir.path().join("sessions")).unwrap().permissions().mode() & 0o777, 0o600);
-        let (_, orphans) = Journal::open(dir.path()).unwrap();
+        let (_, orphans) = open(dir.path()).unwrap();
         assert_eq!(orphans, [entry("ann-4567")]);
         assert_eq!(text(dir.path()).lines().count(), 1, "what is over is not written again");
     }
@@ -315,15 +322,15 @@ mod tests {
     async fn an_account_that_is_not_known_is_left_out_and_one_that_is_missing_is_not_known() {
         let dir = tempfile::tempdir().unwrap();
         let unknown = Entry { account: None, ..entry("a") };
-        Journal::open(dir.path()).unwrap().0.started(unknown.clone()).await;
+        open(dir.path()).unwrap().0.started(unknown.clone()).await;
         assert!(!text(dir.path()).contains("account"), "{}", text(dir.path()));
-        assert_eq!(Journal::open(dir.path()).unwrap().1, [unknown]);
+        assert_eq!(open(dir.path()).unwrap().1, [unknown]);
     }
 
     #[tokio::test]
     async fn when_no_session_is_live_it_is_empty() {
         let dir = tempfile::tempdir().unwrap();
-        let (journal, _) = Journal::open(dir.path()).unwrap();
+        let (journal, _) = open(dir.path()).unwrap();
         for session in ["a", "b"] {
             journal.started(entry(session)).await;
         }
@@ -337,11 +344,11 @@ mod tests {
     #[tokio::test]
     async fn orphans_stay_until_they_are_struck_off() {
         let dir = tempfile::tempdir().unwrap();
-        Journal::open(dir.path()).unwrap().0.started(entry("old")).await;
-        let (journal, _) = Journal::open(dir.path()).unwrap();
+        open(dir.path()).unwrap().0.started(entry("old")).await;
+        let (journal, _) = open(dir.path()).unwrap();
         journal.started(entry("new")).await;
         assert_eq!(left(dir.path()), ["new", "old"]);
-        Journal::open(dir.path()).unwrap().0.ended("old").await;
+        open(dir.path()).unwrap().0.ended("old").await;
         assert_eq!(left(dir.path()), ["new"]);
     }
 
@@ -374,7 +381,7 @@ mod tests {
     #[tokio::test]
     async fn a_line_behind_a_torn_one_is_a_line_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
-        let (journal, _) = Journal::open(dir.path()).unwrap();
+        let (journal, _) = open(dir.path()).unwrap();
         journal.started(entry("a")).await;
         {
             let mut writer = journal.writer.lock().unwrap();
@@ -388,7 +395,7 @@ mod tests {
     #[tokio::test]
     async fn does_not_grow_for_ever() {
         let dir = tempfile::tempdir().unwrap();
-        let (journal, _) = Journal::open(dir.path()).unwrap();
+        let (journal, _) = open(dir.path()).unwrap();
         journal.started(entry("for-long")).await;
         for number in 0..1000 {
             journal.started(entry(&number.to_string())).await;
@@ -401,11 +408,12 @@ mod tests {
     #[tokio::test]
     async fn what_a_killed_writer_left_is_no_hindrance() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("sessions.new"), "half a li").unwrap();
-        Journal::open(dir.path()).unwrap().0.started(entry("a")).await;
+        fs::write(dir.path().join(".autoheal-pa.0.tmp"), "half a li").unwrap();
+        open(dir.path()).unwrap().0.started(entry("a")).await;
         assert_eq!(left(dir.path()), ["a"]);
+        assert!(!dir.path().join(".autoheal-pa.0.tmp").exists());
         fs::remove_file(dir.path().join("sessions")).unwrap();
         fs::create_dir(dir.path().join("sessions")).unwrap();
-        assert!(Journal::open(dir.path()).is_err());
+        assert!(open(dir.path()).is_err());
     }
 }

@@ -24,10 +24,17 @@ use std::{
 pub use crate::util::yaml::SyntaxError;
 pub use lock::Holder;
 
-use crate::{cluster::Cluster, util::yaml::Node};
+use crate::{
+    cluster::Cluster,
+    util::{
+        folder::Missing,
+        read::{ReadError, read_text},
+        replace,
+        yaml::Node,
+    },
+};
 
 pub mod exec;
-pub(crate) mod file;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod lock;
@@ -94,7 +101,7 @@ pub struct Update<'a> {
 /// See [`KubeconfigError`].
 pub fn check(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
     let text = read_merged(path, &Update { manager, contexts: &[], set_current: false })?.1;
-    file::rehearse(path, text.map_or(0, |text| text.len()) + ROOM)
+    replace::check_replaceable(path, text.map_or(0, |text| text.len()) + ROOM)
         .map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })
 }
 
@@ -105,8 +112,7 @@ pub fn check(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
 /// # Errors
 /// See [`KubeconfigError`]; the file is then as it was.
 pub fn write(path: &Path, update: &Update<'_>) -> Result<Option<String>, KubeconfigError> {
-    file::create_parent(path).map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })?;
-    let _lock = lock::Lock::acquire(path, lock::LOCK_ATTEMPTS)?;
+    let _lock = lock::Lock::acquire(path, Missing::Make, lock::LOCK_ATTEMPTS)?;
     rewrite(path, update)
 }
 
@@ -118,7 +124,7 @@ pub fn remove(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
     if !path.exists() {
         return Ok(());
     }
-    let _lock = lock::Lock::acquire(path, lock::LOCK_ATTEMPTS)?;
+    let _lock = lock::Lock::acquire(path, Missing::Fail, lock::LOCK_ATTEMPTS)?;
     rewrite(path, &Update { manager, contexts: &[], set_current: false })?;
     Ok(())
 }
@@ -135,7 +141,7 @@ pub fn contexts_of(path: &Path, manager: &str) -> Result<Vec<String>, Kubeconfig
 fn rewrite(path: &Path, update: &Update<'_>) -> Result<Option<String>, KubeconfigError> {
     let (current, changed) = read_merged(path, update)?;
     if let Some(text) = changed {
-        file::replace(path, text.as_bytes())
+        replace::replace(path, text.as_bytes())
             .map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })?;
     }
     Ok(current)
@@ -150,10 +156,28 @@ fn read_merged(path: &Path, update: &Update<'_>) -> Result<(Option<String>, Opti
     Ok((merged.current, changed))
 }
 
+/// Reads and parses; a file that is missing is empty.
 fn read(path: &Path) -> Result<Node, KubeconfigError> {
-    match file::read(path, MAX_LEN)? {
+    match read_file(path)? {
         Some(text) => yaml::parse(&text).map_err(|source| KubeconfigError::Syntax { path: path.to_owned(), source }),
         None => Ok(Node::null()),
+    }
+}
+
+/// Reads a kubeconfig; `None` if there is no such file.
+fn read_file(path: &Path) -> Result<Option<String>, KubeconfigError> {
+    let error = match read_text(path, MAX_LEN) {
+        Ok(text) => return Ok(Some(text)),
+        Err(error) => error,
+    };
+    let path = path.to_owned();
+    match error {
+        ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        ReadError::Io(source) => Err(KubeconfigError::Unreadable { path, source }),
+        ReadError::TooLong(_) => Err(KubeconfigError::TooLarge { path }),
+        ReadError::NotRegular | ReadError::NotText => {
+            Err(KubeconfigError::NotAKubeconfig { path, reason: error.to_string() })
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 //!      ├─ control     the socket over which kubectl's plugin asks a running `up`
 //!      ├─ policy      the IAM policy and the access entries that all this needs
 //!      ├─ journal     the live sessions, for the next `up` to end if this one is killed
+//!      ├─ util        folders and files that other users cannot get between
 //!      └─ emulator    AWS, an agent and Kubernetes on loopback, for `demo` and tests
 //! ```
 //!
@@ -48,4 +49,4 @@ pub mod secret;
 pub mod settings;
 pub mod supervisor;
 pub mod tunnel;
-mod util;
+pub mod util;

@@ -7,6 +7,7 @@ use autoheal_pa::{
         Cli, GlobalArgs, LogFormat,
         background::leave_terminal,
         error::{CommandError, Kind},
+        limits::forbid_core_dumps,
         log::LogFile,
         output::Printer,
     },
@@ -18,6 +19,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{Layer, filter::Targets, fmt::MakeWriter, layer::SubscriberExt, util::SubscriberInitExt};
 
 fn main() -> ExitCode {
+    forbid_core_dumps();
     let cli = Cli::parse();
     let environment = Environment::read();
     let (printer, log) =
@@ -39,12 +41,11 @@ fn background(cli: &Cli, environment: &Environment) -> (Printer, Option<(LogFile
     if let Err(error) = leave_terminal() {
         printer.warning(&format!("cannot leave the terminal: {error}"));
     }
-    let places = cli.log_files(environment);
-    let log = LogFile::open(&places.iter().map(PathBuf::as_path).collect::<Vec<_>>());
-    if let (Err(error), Some(place)) = (&log, places.first()) {
-        printer.warning(&format!("there will be no log: cannot write `{}`: {error}", place.display()));
-    }
-    (printer, log.ok())
+    let log = cli.open_log(environment).unwrap_or_else(|error| {
+        printer.warning(&format!("there will be no log: {error}"));
+        None
+    });
+    (printer, log)
 }
 
 fn run(cli: Cli, log: Option<PathBuf>, printer: &Printer) -> Result<ExitCode, CommandError> {

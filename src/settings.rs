@@ -49,6 +49,9 @@ const DEFAULT_CONTEXT_PREFIX: &str = "pa-";
 /// The manager's name, unless told otherwise.
 const DEFAULT_NAME: &str = "default";
 
+/// Name of the kubeconfig in a manager's directory.
+const OWN_KUBECONFIG: &str = "kubeconfig";
+
 /// Time for all tunnels to become ready, unless told otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -103,7 +106,7 @@ impl Sources {
 }
 
 /// What every command works with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// The manager's name: letters, digits, `.`, `_`, `-`.
     pub name: String,
@@ -113,8 +116,8 @@ pub struct Settings {
     pub identity: ExecIdentity,
     /// The manager's directory, where its lock and its control socket are; absolute.
     pub control_dir: PathBuf,
-    /// The log of this manager in the background; absolute.
-    pub log_file: PathBuf,
+    /// The log of this manager in the background, absolute; `None`: it is in the manager's directory.
+    pub log_file: Option<PathBuf>,
     /// The kubeconfig with this manager's contexts; absolute.
     pub kubeconfig: PathBuf,
     /// The user has chosen the kubeconfig, so no other will do.
@@ -174,12 +177,9 @@ impl Settings {
             (Some(given), _) => given.path(environment),
             (None, Some(home)) if name == DEFAULT_NAME => home.join(".kube/autoheal-pa.yaml"),
             (None, Some(home)) => home.join(format!(".kube/autoheal-pa-{name}.yaml")),
-            (None, None) => control_dir.join("kubeconfig"),
+            (None, None) => control_dir.join(OWN_KUBECONFIG),
         };
-        let log_file = match environment.state_dir() {
-            Some(dir) => dir.join(format!("{name}.log")),
-            None => control_dir.join("log"),
-        };
+        let log_file = environment.state_dir().map(|dir| dir.join(format!("{name}.log")));
         let (aws, identity) =
             access.first().map(|access| (access.aws.clone(), access.identity.clone())).unwrap_or_default();
         Self {
@@ -192,6 +192,24 @@ impl Settings {
             kubeconfig_given: given.is_some(),
             executable: environment.executable.clone(),
         }
+    }
+}
+
+impl Settings {
+    /// Returns the path of the kubeconfig in the manager's directory.
+    #[must_use]
+    pub fn own_kubeconfig(&self) -> PathBuf {
+        self.control_dir.join(OWN_KUBECONFIG)
+    }
+
+    /// Changes these to settings of a manager of another name beside this one, whose kubeconfig is in its own directory
+    /// unless the user has chosen one.
+    pub fn rename(&mut self, name: String) {
+        self.control_dir.set_file_name(&name);
+        if !self.kubeconfig_given {
+            self.kubeconfig = self.own_kubeconfig();
+        }
+        self.name = name;
     }
 }
 

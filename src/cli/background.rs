@@ -46,7 +46,7 @@ const FLAG: &str = "--background";
 /// It cannot be started, or a manager of its name is running. What it fails of itself is shown, and becomes the exit code.
 pub(super) async fn launch(settings: &UpSettings, printer: &Printer) -> Result<ExitCode, CommandError> {
     let dir = &settings.common.control_dir;
-    if let Some(holder) = control::holder(dir) {
+    if let Some(holder) = control::holder(dir)? {
         // The other process would find out as well, and say so in the log of the one that is running.
         return Err(ControlError::Running { dir: dir.clone(), pid: holder.pid }.into());
     }

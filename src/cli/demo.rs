@@ -5,6 +5,8 @@
 
 use std::{
     ffi::OsString,
+    fs::Permissions,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{ExitCode, ExitStatus, Stdio},
     time::Duration,
@@ -68,6 +70,7 @@ pub async fn run(args: DemoArgs, global: &GlobalArgs, printer: &Printer) -> Resu
     let unexpected = |what: &str| CommandError::new(Kind::Unexpected, format!("cannot {what}"));
     let dir = tempfile::Builder::new()
         .prefix("autoheal-pa-demo-")
+        .permissions(Permissions::from_mode(0o700))
         .tempdir()
         .map_err(|error| unexpected("make a temporary folder").with_source(error))?;
     let emulator = Emulator::start(config(&args))

@@ -18,6 +18,7 @@ use crate::{
     control::{self, Client, ControlError, Request},
     journal::{Entry, Journal},
     settings::{Access, AwsSettings, Environment, Settings, UpArgs},
+    util::folder::Missing,
 };
 
 /// Options of `down`.
@@ -83,11 +84,11 @@ async fn stop(mut client: Client, settings: &Settings, printer: &Printer) -> Res
 /// Ends the sessions of a manager that was killed, and removes its contexts.
 async fn clean_up(settings: &Settings, access: Vec<Access>, printer: &Printer) -> Result<(), CommandError> {
     let mut kubeconfigs = vec![settings.kubeconfig.clone()];
-    if settings.control_dir.exists() {
-        kubeconfigs.push(settings.control_dir.join("kubeconfig"));
+    if control::open(&settings.control_dir, Missing::Fail)?.is_some() {
+        kubeconfigs.push(settings.own_kubeconfig());
         // As long as it is held, no manager starts.
-        let _lock = control::Server::bind(&settings.control_dir)?;
-        let journal = Journal::open(&settings.control_dir);
+        let lock = control::Server::bind(&settings.control_dir)?;
+        let journal = Journal::open(lock.folder());
         let journal = journal.map_err(|error| {
             let message = format!("cannot read the journal of sessions in `{}`", settings.control_dir.display());
             CommandError::new(Kind::Unexpected, message).with_source(error)

@@ -3,7 +3,7 @@
 //! The running manager is asked first, as it knows which kubeconfig it has written.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -19,8 +19,11 @@ use super::{
 };
 use crate::{
     control::{self, Answer, Request},
-    kubeconfig::file,
     settings::{self, Environment, Settings},
+    util::{
+        folder::{Missing, Place},
+        replace::{check_replaceable, replace},
+    },
 };
 
 /// Time for the manager to answer.
@@ -120,7 +123,7 @@ async fn print(
     };
     let kubeconfig = match manager {
         Some(kubeconfig) => kubeconfig,
-        None => Settings::load(global, args.kubeconfig.as_deref(), environment)?.kubeconfig,
+        None => of_settings(&Settings::load(global, args.kubeconfig.as_deref(), environment)?)?,
     };
     if !kubeconfig.exists() {
         printer.warning(&format!("`{}` is not there yet: `autoheal-pa up` writes it", kubeconfig.display()));
@@ -132,6 +135,15 @@ async fn print(
         printer.result(&lines(shell, &kubeconfig)?)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the kubeconfig that the settings say. One in the manager's directory is only named if that is this user's own,
+/// and it is made for that: as long as it is missing, another user could make it, with programs for kubectl to run.
+fn of_settings(settings: &Settings) -> Result<PathBuf, CommandError> {
+    if settings.kubeconfig == settings.own_kubeconfig() {
+        control::open(&settings.control_dir, Missing::Make)?;
+    }
+    Ok(settings.kubeconfig.clone())
 }
 
 /// Asks the running manager which kubeconfig it has written.
@@ -177,7 +189,7 @@ fn add_to_github(
         Some(path) if !path.contains(['\n', '\r']) => format!("KUBECONFIG={path}\n"),
         _ => return Err(failed(io::Error::other("no line of it can name the path of the kubeconfig"))),
     };
-    let file = OpenOptions::new().append(true).create(true).open(path);
+    let file = Place::behind(path, Missing::Fail).and_then(|place| place.append());
     file.and_then(|file| add(file, line)).map_err(failed)
 }
 
@@ -188,7 +200,7 @@ fn add_to_github(
 /// [`CommandError`] if it cannot be written.
 pub fn write(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
     let lines = lines(Shell::of_file(path), kubeconfig)?;
-    file::replace(path, lines.as_bytes()).map_err(|source| unwritable(path, source))
+    replace(path, lines.as_bytes()).map_err(|source| unwritable(path, source))
 }
 
 /// Finds out whether [`write()`] will be able to; changes nothing.
@@ -197,7 +209,7 @@ pub fn write(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
 /// [`CommandError`] if it will not.
 pub fn check(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
     let lines = lines(Shell::of_file(path), kubeconfig)?;
-    file::rehearse(path, lines.len()).map_err(|source| unwritable(path, source))
+    check_replaceable(path, lines.len()).map_err(|source| unwritable(path, source))
 }
 
 fn unwritable(path: &Path, source: io::Error) -> CommandError {

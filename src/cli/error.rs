@@ -11,6 +11,7 @@ use crate::{
     kubeconfig::KubeconfigError,
     settings::{Problem, SettingsError},
     tunnel::{BindError, BoxError, with_causes},
+    util::folder::OTHER_USER,
 };
 
 mod aws;
@@ -128,6 +129,13 @@ impl CommandError {
         matches!(control, Some(ControlError::Running { .. }))
     }
 
+    /// Whether the cause is that something is not there.
+    #[must_use]
+    pub(super) fn is_missing(&self) -> bool {
+        let source = self.source.as_deref().and_then(|source| source.downcast_ref::<io::Error>());
+        source.is_some_and(|source| source.kind() == io::ErrorKind::NotFound)
+    }
+
     fn hints(mut self, hints: impl IntoIterator<Item = String>) -> Self {
         self.hints.extend(hints);
         self
@@ -153,6 +161,11 @@ impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.sentence())
     }
+}
+
+/// Says that a file of ours cannot be used, and why.
+pub(super) fn cannot_use(what: &str, path: &Path, source: io::Error) -> CommandError {
+    CommandError::new(Kind::Unexpected, format!("cannot use the {what} `{}`", path.display())).with_source(source)
 }
 
 impl From<SettingsError> for CommandError {
@@ -217,6 +230,9 @@ impl From<KubeconfigError> for CommandError {
     }
 }
 
+/// What to do about a manager's directory that cannot be used.
+const OWN_DIRECTORY: &str = "set `XDG_RUNTIME_DIR` to a directory of your own that nobody else may write";
+
 /// How to stop the manager in a directory, which is called as it is.
 fn stop_hint(dir: &Path) -> String {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
@@ -234,16 +250,16 @@ impl From<ControlError> for CommandError {
     fn from(error: ControlError) -> Self {
         let (kind, hint) = match &error {
             ControlError::Running { dir, .. } => (Kind::Usage, Some(stop_hint(dir))),
+            // Nobody may remove what is another user's.
+            ControlError::NotPrivate { reason: OTHER_USER, .. } => (Kind::Usage, Some(OWN_DIRECTORY.to_owned())),
             ControlError::NotPrivate { dir, .. } => (
                 Kind::Usage,
                 Some(format!(
-                    "remove it with `rm -r '{}'`, or set `XDG_RUNTIME_DIR` to a directory of your own",
+                    "look at what is in it, then remove it with `rm -r '{}'`, or {OWN_DIRECTORY}",
                     dir.display()
                 )),
             ),
-            ControlError::Directory { .. } => {
-                (Kind::Usage, Some("set `XDG_RUNTIME_DIR` to a directory of your own".to_owned()))
-            }
+            ControlError::Directory { .. } => (Kind::Usage, Some(OWN_DIRECTORY.to_owned())),
             ControlError::PathTooLong { .. } => {
                 (Kind::Usage, Some("set `XDG_RUNTIME_DIR` to a shorter path, or choose a shorter `--name`".to_owned()))
             }

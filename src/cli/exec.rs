@@ -167,15 +167,8 @@ fn not_active(status: Option<&ManagerStatus>, clusters: &[String]) -> CommandErr
 
 /// Takes the first name that no other command has, so that it also inherits what one that was killed has left behind.
 fn bind(mut settings: UpSettings, printer: &Printer) -> Result<(Manager, super::manager::Requests), CommandError> {
-    let managers = settings.common.control_dir.parent().map(Path::to_owned).unwrap_or_default();
     for slot in 1..=MAX_SLOTS {
-        let name = format!("exec-{slot}");
-        let dir = managers.join(&name);
-        if !settings.common.kubeconfig_given {
-            settings.common.kubeconfig = dir.join("kubeconfig");
-        }
-        settings.common.control_dir = dir;
-        settings.common.name = name;
+        settings.common.rename(format!("exec-{slot}"));
         match Manager::bind(settings.clone(), None, printer) {
             Err(error) if error.is_taken() => {}
             outcome => return outcome,

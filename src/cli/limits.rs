@@ -1,10 +1,29 @@
-//! How many files this process may have open: each connection takes a descriptor or two, and the usual limit of 1024
-//! is soon used up by a few programs that watch many clusters.
+//! What the system lets this process do: how many files it may have open, and whether its memory may become a file.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// How many are wanted, most first. macOS may refuse more than the second, whatever its hard limit says.
+/// How many open files are wanted, most first. Each connection takes a descriptor or two, and the usual limit of 1024 is soon
+/// used up by a few programs that watch many clusters. macOS may refuse more than the second, whatever its hard limit says.
 const WANTED: [u64; 2] = [65_536, 10_240];
+
+/// Sees to it that no crash writes this process's memory, with keys in it, to a disk.
+///
+/// On Linux the process becomes one that is not dumpable: no core is written, and none is handed to a program that
+/// collects them either, which a limit of 0 does not prevent. Other processes of the same user can then neither attach
+/// a debugger nor look at its environment or its open files; root can. A program that this one starts is as it would be
+/// anyhow, so `exec -- CMD` may dump, where a limit would be inherited. Elsewhere, or if that fails, the limit has to do.
+pub fn forbid_core_dumps() {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_ok() {
+            return;
+        }
+    }
+    let limit = getrlimit(Resource::Core);
+    // What is left then is to write none by accident.
+    let _forbidden = setrlimit(Resource::Core, Rlimit { current: Some(0), ..limit });
+}
 
 /// Raises the soft limit of open files as far as is of use and the hard limit allows. Everything works without, up to
 /// that many connections.

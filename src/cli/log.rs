@@ -4,14 +4,19 @@
 //! is no secret, but whose clusters these are is nobody else's business.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::File,
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
 use tracing_subscriber::fmt::MakeWriter;
+
+use super::error::CommandError;
+use crate::{
+    control,
+    settings::Settings,
+    util::folder::{Missing, Place},
+};
 
 /// Size at which a new file is begun, in bytes.
 const MAX_LEN: u64 = 8 << 20;
@@ -27,50 +32,65 @@ pub struct LogFile {
 
 #[derive(Debug)]
 struct Inner {
-    path: PathBuf,
+    place: Place,
     file: File,
     len: u64,
     max_len: u64,
 }
 
+/// Where a manager may log to, the best place first: among the user's logs, or else in its own directory.
+pub(super) fn places(settings: &Settings, missing: Missing) -> impl Iterator<Item = Result<Place, CommandError>> {
+    let given = settings.log_file.as_ref().map(|path| {
+        let failed = |source| super::error::cannot_use("log", path, source);
+        Place::behind(path, missing).map_err(failed)
+    });
+    let own = std::iter::once_with(move || {
+        let folder = control::open(&settings.control_dir, missing)?;
+        Ok(folder.map(|folder| folder.place("log")))
+    });
+    given.into_iter().chain(own.filter_map(Result::transpose))
+}
+
 impl LogFile {
-    /// Opens the first of these files that can be written, and makes it with its folder if it is missing.
+    /// Opens the first of the manager's places that can be written, and makes it with its folder if it is missing. Returns
+    /// its path as well.
     ///
     /// # Errors
-    /// What the system says of the last.
-    pub fn open(candidates: &[&Path]) -> io::Result<(Self, PathBuf)> {
-        let mut error = io::Error::from(io::ErrorKind::NotFound);
-        for path in candidates {
-            match Self::at(path, MAX_LEN) {
-                Ok(log) => return Ok((log, path.to_path_buf())),
-                Err(other) => error = other,
+    /// Why the last cannot.
+    pub fn open(settings: &Settings) -> Result<(Self, std::path::PathBuf), CommandError> {
+        let mut outcome = Err(super::error::cannot_use("log", &settings.control_dir, io::ErrorKind::NotFound.into()));
+        for place in places(settings, Missing::Make) {
+            outcome = place.and_then(|place| {
+                let path = place.path();
+                let log = Self::at(place, MAX_LEN).map_err(|source| super::error::cannot_use("log", &path, source))?;
+                Ok((log, path))
+            });
+            if outcome.is_ok() {
+                break;
             }
         }
-        Err(error)
+        outcome
     }
 
-    fn at(path: &Path, max_len: u64) -> io::Result<Self> {
-        if let Some(folder) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        }
-        let file = append(path)?;
+    fn at(place: Place, max_len: u64) -> io::Result<Self> {
+        let file = place.append()?;
         let len = file.metadata()?.len();
-        let inner = Inner { path: path.to_owned(), file, len, max_len };
+        let inner = Inner { place, file, len, max_len };
         Ok(Self { inner: Arc::new(Mutex::new(inner)) })
     }
 }
 
 impl Inner {
     fn rotate(&mut self) -> io::Result<()> {
-        let older = |number: u32| older(&self.path, number);
+        let older = |number: u32| older(&self.place, number);
         for number in (1..KEPT).rev() {
-            match fs::rename(older(number), older(number + 1)) {
+            match older(number).rename_to(&older(number + 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        fs::rename(&self.path, older(1))?;
-        self.file = append(&self.path)?;
+        self.place.rename_to(&older(1))?;
+        self.file = self.place.append()?;
         self.len = 0;
         Ok(())
     }
@@ -102,53 +122,64 @@ impl<'a> MakeWriter<'a> for LogFile {
     }
 }
 
-/// Returns the path of an older file; the higher the number, the older.
-pub(super) fn older(path: &Path, number: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
-    name.into()
-}
-
-fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+/// Returns where an older file is; the higher the number, the older.
+pub(super) fn older(place: &Place, number: u32) -> Place {
+    place.with_suffix(&format!(".{number}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
     use super::*;
+
+    fn place(path: &Path) -> Place {
+        Place::behind(path, Missing::Make).unwrap()
+    }
+
+    fn read(place: &Place) -> String {
+        fs::read_to_string(place.path()).unwrap()
+    }
 
     #[test]
     fn is_rotated_by_size() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("state/autoheal-pa/default.log");
-        let mut log = LogFile::at(&path, 20).unwrap();
+        let log_file = place(&dir.path().join("state/autoheal-pa/default.log"));
+        let mut log = LogFile::at(log_file.clone(), 20).unwrap();
         for number in 0..12 {
             log.write_all(format!("event {number:02}\n").as_bytes()).unwrap();
         }
         drop(log);
-        let read = |path: PathBuf| fs::read_to_string(path).unwrap();
-        assert_eq!(read(path.clone()), "event 10\nevent 11\n");
-        assert_eq!(read(older(&path, 1)), "event 08\nevent 09\n");
-        assert_eq!(read(older(&path, KEPT)), "event 04\nevent 05\n");
-        assert!(!older(&path, KEPT + 1).exists());
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(read(&log_file), "event 10\nevent 11\n");
+        assert_eq!(read(&older(&log_file, 1)), "event 08\nevent 09\n");
+        assert_eq!(read(&older(&log_file, KEPT)), "event 04\nevent 05\n");
+        assert!(!older(&log_file, KEPT + 1).exists().unwrap());
+        assert_eq!(fs::metadata(log_file.path()).unwrap().permissions().mode() & 0o777, 0o600);
 
         // It goes on where it was, and an event that is longer than a file is kept whole.
-        let mut log = LogFile::at(&path, 20).unwrap();
+        let mut log = LogFile::at(log_file.clone(), 20).unwrap();
         log.write_all(b"an event that is longer than that\n").unwrap();
-        assert_eq!(read(older(&path, 1)), "event 10\nevent 11\n");
-        assert_eq!(read(path), "an event that is longer than that\n");
+        assert_eq!(read(&older(&log_file, 1)), "event 10\nevent 11\n");
+        assert_eq!(read(&log_file), "an event that is longer than that\n");
     }
 
     #[test]
     fn takes_the_first_place_that_can_be_written() {
         let dir = tempfile::tempdir().unwrap();
-        let (file, good) = (dir.path().join("file"), dir.path().join("good/log"));
+        let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        let (_, path) = LogFile::open(&[&file.join("log"), &good]).unwrap();
-        assert_eq!(path, good);
-        assert!(LogFile::open(&[&file.join("log")]).is_err());
+        let settings = |log_file: Option<&Path>| Settings {
+            control_dir: dir.path().join("run/default"),
+            log_file: log_file.map(Path::to_owned),
+            ..Settings::default()
+        };
+        let good = dir.path().join("good/log");
+        assert_eq!(LogFile::open(&settings(Some(&good))).unwrap().1, good);
+        let own = dir.path().join("run/default/log");
+        assert_eq!(LogFile::open(&settings(Some(&file.join("log")))).unwrap().1, own);
+        assert_eq!(LogFile::open(&settings(None)).unwrap().1, own);
+        fs::set_permissions(own.parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
+        let error = LogFile::open(&settings(None)).unwrap_err().sentence();
+        assert!(error.contains("other users have access to it"), "{error}");
     }
 }

@@ -3,25 +3,27 @@
 //! Following it goes on across rotations, and ends with the manager.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read, Seek, SeekFrom},
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     time::Duration,
 };
 
 use clap::Args;
+use rustix::fs::OFlags;
 
 use super::{
     GlobalArgs,
-    error::{CommandError, Kind},
+    error::{CommandError, Kind, cannot_use},
+    log::places,
     output::Printer,
     signals::Signals,
 };
 use crate::{
     control::{self, Answer, Client, Request},
     settings::{Environment, Settings},
+    util::folder::{Missing, Place},
 };
 
 /// Time for the manager to answer.
@@ -47,11 +49,10 @@ pub struct LogsArgs {
 /// There is none, or it cannot be read.
 pub async fn run(args: LogsArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
     let settings = Settings::without_file(&global, &Environment::read())?;
-    let path = find(&settings).await?;
-    let failed = |error| {
-        CommandError::new(Kind::Unexpected, format!("cannot read the log `{}`", path.display())).with_source(error)
-    };
-    let mut tail = Tail::open(&path).map_err(failed)?;
+    let place = find(&settings).await?;
+    let path = place.path();
+    let failed = |error| cannot_use("log", &path, error);
+    let mut tail = Tail::open(place).map_err(failed)?;
     let text = tail.more().map_err(failed)?;
     printer.result(last_lines(&text, args.lines))?;
     if !args.follow {
@@ -84,47 +85,61 @@ pub async fn run(args: LogsArgs, global: GlobalArgs, printer: &Printer) -> Resul
 }
 
 /// Finds the log: the running manager knows its own, and what one has left behind is where it would be.
-async fn find(settings: &Settings) -> Result<PathBuf, CommandError> {
+async fn find(settings: &Settings) -> Result<Place, CommandError> {
     let name = &settings.name;
     match control::ask(&settings.control_dir, &Request::Status { follow: false }, MANAGER_DEADLINE).await {
-        Ok(Answer::Status(status)) => status.log.map(PathBuf::from).ok_or_else(|| {
-            let message = format!("the manager `{name}` runs in the foreground, as process {}", status.pid);
-            CommandError::new(Kind::NotFound, message)
-                .hint("its log goes to its own stderr; `autoheal-pa up --detach` writes one to a file")
-        }),
+        Ok(Answer::Status(status)) => match status.log {
+            Some(path) => {
+                let path = Path::new(&path);
+                Place::behind(path, Missing::Fail).map_err(|source| cannot_use("log", path, source))
+            }
+            None => {
+                let message = format!("the manager `{name}` runs in the foreground, as process {}", status.pid);
+                Err(CommandError::new(Kind::NotFound, message)
+                    .hint("its log goes to its own stderr; `autoheal-pa up --detach` writes one to a file"))
+            }
+        },
         Ok(Answer::Token(_) | Answer::Reloaded(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done) | Err(_) => {
-            let places = [settings.log_file.clone(), settings.control_dir.join("log")];
-            places.into_iter().find(|path| path.exists()).ok_or_else(|| {
+            let mut refused = None;
+            for place in places(settings, Missing::Fail) {
+                match place {
+                    Ok(place) if place.exists().unwrap_or(false) => return Ok(place),
+                    Ok(_) => {}
+                    Err(error) if error.is_missing() => {}
+                    Err(error) => refused = Some(error),
+                }
+            }
+            Err(refused.unwrap_or_else(|| {
                 CommandError::new(Kind::NotFound, format!("there is no log of a manager `{name}`"))
                     .hint("`autoheal-pa up --detach` writes one")
-            })
+            }))
         }
     }
 }
 
 /// A file that grows, and may be replaced by another of its name.
 struct Tail {
-    path: PathBuf,
+    place: Place,
     file: File,
-    inode: u64,
 }
 
 impl Tail {
-    fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let inode = file.metadata()?.ino();
-        Ok(Self { path: path.to_owned(), file, inode })
+    fn open(place: Place) -> io::Result<Self> {
+        let file = place.open(OFlags::RDONLY)?;
+        Ok(Self { place, file })
     }
 
     /// Returns what has been added since the last time.
     fn more(&mut self) -> io::Result<String> {
         let mut bytes = Vec::new();
         self.read(&mut bytes)?;
-        if fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() != self.inode) {
-            // The rest of the old one has been written before it was replaced.
+        if !self.place.is_of(&self.file) {
+            // The rest of the old one has been written before it was replaced. There may be no new one yet.
             self.read(&mut bytes)?;
-            *self = Self::open(&self.path)?;
-            self.read(&mut bytes)?;
+            if let Ok(next) = Self::open(self.place.clone()) {
+                *self = next;
+                self.read(&mut bytes)?;
+            }
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
@@ -162,20 +177,20 @@ mod tests {
     #[test]
     fn goes_on_across_a_rotation() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log");
+        let place = Place::of(&dir.path().join("log"), Missing::Fail).unwrap();
         let append = |text: &str| {
             use std::io::Write;
-            fs::OpenOptions::new().create(true).append(true).open(&path).unwrap().write_all(text.as_bytes()).unwrap();
+            place.append().unwrap().write_all(text.as_bytes()).unwrap();
         };
         append("a\n");
-        let mut tail = Tail::open(&path).unwrap();
+        let mut tail = Tail::open(place.clone()).unwrap();
         assert_eq!(tail.more().unwrap(), "a\n");
         append("b\n");
-        fs::rename(&path, older(&path, 1)).unwrap();
+        place.rename_to(&older(&place, 1)).unwrap();
         append("c and more\n");
         assert_eq!(tail.more().unwrap(), "b\nc and more\n");
         assert_eq!(tail.more().unwrap(), "");
-        fs::write(&path, "").unwrap();
+        std::fs::write(place.path(), "").unwrap();
         append("d\n");
         assert_eq!(tail.more().unwrap(), "d\n");
     }

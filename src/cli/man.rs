@@ -19,7 +19,7 @@ use super::{
     error::{CommandError, Kind, exit_codes},
     output::Printer,
 };
-use crate::kubeconfig::file;
+use crate::util::replace::replace;
 
 /// Options of `man`.
 #[derive(Debug, Clone, Default, Args)]
@@ -139,7 +139,7 @@ pub fn run(args: &ManArgs, printer: &Printer) -> Result<ExitCode, CommandError> 
 }
 
 fn write(path: &Path, page: &str) -> Result<(), CommandError> {
-    file::replace(path, page.as_bytes()).map_err(|source| {
+    replace(path, page.as_bytes()).map_err(|source| {
         CommandError::new(Kind::Usage, format!("cannot write `{}`", path.display()))
             .with_source(source)
             .hint("give another folder with `--out`")

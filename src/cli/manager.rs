@@ -48,6 +48,7 @@ use crate::{
     settings::{Access, UpSettings},
     supervisor::{Board, Supervisor},
     tunnel::{self, Admission, Common, Dial, Listeners, Ports, Tunnel},
+    util::folder::Folder,
 };
 
 mod answers;
@@ -102,7 +103,7 @@ impl Manager {
     ) -> Result<(Self, Requests), CommandError> {
         let dir = &settings.common.control_dir;
         let control = Arc::new(control::Server::bind(dir)?);
-        let (journal, left_behind) = open_journal(dir, printer);
+        let (journal, left_behind) = open_journal(control.folder(), printer);
         let supervisor = Supervisor::new();
         let roster = Arc::new(watch::Sender::new(Roster::default()));
         let (asked, requests) = mpsc::channel(4);
@@ -317,9 +318,10 @@ impl Manager {
         }
         if let Some(path) = roster.kubeconfig.filter(|_| forget) {
             remove_contexts(path.clone(), self.settings.common.name.clone(), &self.printer).await;
-            if path.parent() == Some(&self.settings.common.control_dir) {
+            let common = &self.settings.common;
+            if path == common.own_kubeconfig() {
                 // It is of no use to anybody else.
-                let _outcome = tokio::fs::remove_file(&path).await;
+                let _outcome = self.control.folder().place(path.file_name().unwrap_or_default()).remove();
             }
         }
         self.stop.cancel();
@@ -415,7 +417,7 @@ impl Manager {
             Err(error @ (KubeconfigError::Unreadable { .. } | KubeconfigError::Unwritable { .. }))
                 if !common.kubeconfig_given =>
             {
-                let own = common.control_dir.join("kubeconfig");
+                let own = common.own_kubeconfig();
                 let error = CommandError::from(error);
                 if self.check_kubeconfig(&own).await?.is_err() {
                     return Err(error);
@@ -507,11 +509,11 @@ async fn in_thread<T: Send + 'static>(blocking: impl FnOnce() -> T + Send + 'sta
 }
 
 /// Opens the journal of live sessions, and returns those that an earlier manager left behind. Everything works without.
-fn open_journal(dir: &Path, printer: &Printer) -> (Option<Journal>, Vec<Entry>) {
-    match Journal::open(dir) {
+fn open_journal(folder: &Folder, printer: &Printer) -> (Option<Journal>, Vec<Entry>) {
+    match Journal::open(folder) {
         Ok((journal, left_behind)) => (Some(journal), left_behind),
         Err(error) => {
-            let message = format!("cannot keep a journal of sessions in `{}`", dir.display());
+            let message = format!("cannot keep a journal of sessions in `{}`", folder.path().display());
             let hint = "if this process is killed, its sessions end when they have been idle";
             printer.caution(&CommandError::new(Kind::Unexpected, message).with_source(error).hint(hint));
             (None, Vec::new())

@@ -142,7 +142,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::cli::output::Captured;
+    use crate::{cli::output::Captured, util::folder::Folder};
 
     fn entry(session: &str) -> Entry {
         Entry {
@@ -158,13 +158,13 @@ mod tests {
     /// is said, what is left, and the attempts at each.
     async fn ending(sessions: &[&str]) -> (String, Vec<String>, BTreeMap<String, u32>) {
         let dir = tempfile::tempdir().unwrap();
-        let (journal, _) = Journal::open(dir.path()).unwrap();
+        let (journal, _) = Journal::open(&Folder::open(dir.path()).unwrap()).unwrap();
         for session in sessions {
             journal.started(entry(session)).await;
         }
         let (printer, _, err) = Captured::printer();
         let attempts = Mutex::new(BTreeMap::new());
-        let (journal, orphans) = Journal::open(dir.path()).unwrap();
+        let (journal, orphans) = Journal::open(&Folder::open(dir.path()).unwrap()).unwrap();
         end(orphans, &journal, &printer, |orphan| {
             let mut attempts = attempts.lock().unwrap();
             let attempt = attempts.entry(orphan.session.clone()).or_insert(0);
@@ -184,7 +184,12 @@ mod tests {
             })
         })
         .await;
-        let left = Journal::open(dir.path()).unwrap().1.into_iter().map(|entry| entry.session).collect();
+        let left = Journal::open(&Folder::open(dir.path()).unwrap())
+            .unwrap()
+            .1
+            .into_iter()
+            .map(|entry| entry.session)
+            .collect();
         (err.text(), left, attempts.into_inner().unwrap())
     }
 

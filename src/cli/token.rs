@@ -264,10 +264,10 @@ mod tests {
     #[tokio::test]
     async fn says_that_there_is_no_manager() {
         let root = tempfile::tempdir().unwrap();
-        let (args, global) = args("no", root.path());
+        let dir = root.path().join("run/default");
+        let (args, global) = args("no", &dir);
         let error = token(&args, &global, &surroundings("/opt/bin/autoheal-pa")).await.unwrap_err();
-        let expected =
-            format!("no manager is running in `{}`; start it again with `autoheal-pa up`", root.path().display());
+        let expected = format!("no manager is running in `{}`; start it again with `autoheal-pa up`", dir.display());
         assert_eq!(error.next_steps().last(), Some(&expected));
     }
 }

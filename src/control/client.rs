@@ -14,10 +14,13 @@ use tokio::{
 
 use super::{
     Answer, ControlError, MAX_ANSWER_LEN, Request, TokenAnswer, TokenRequest,
-    directory::{is_peer, own_uid, socket_path},
+    directory::{is_peer, open, socket_path},
     wire,
 };
-use crate::secret::Secret;
+use crate::{
+    secret::Secret,
+    util::folder::{Missing, own_uid},
+};
 
 /// A connection to a running manager.
 #[derive(Debug)]
@@ -32,9 +35,13 @@ impl Client {
     /// Connects to the manager whose directory this is.
     ///
     /// # Errors
-    /// [`ControlError::NotRunning`] if nobody listens there, [`ControlError::OtherUser`],
-    /// [`ControlError::Connection`], [`ControlError::PathTooLong`].
+    /// [`ControlError::NotRunning`] if nobody listens there, [`ControlError::NotPrivate`], [`ControlError::OtherUser`],
+    /// [`ControlError::Directory`], [`ControlError::Connection`], [`ControlError::PathTooLong`].
     pub async fn connect(dir: &Path) -> Result<Self, ControlError> {
+        if open(dir, Missing::Fail)?.is_none() {
+            return Err(ControlError::NotRunning { dir: dir.to_owned() });
+        }
+        // The folder may have been another one by its path, but not the process at the other end.
         let stream = UnixStream::connect(socket_path(dir)?).await.map_err(|source| failed(dir, source))?;
         if !is_peer(&stream, own_uid()) {
             return Err(ControlError::OtherUser { dir: dir.to_owned() });
@@ -83,8 +90,8 @@ impl Client {
 /// Asks the manager whose directory this is for one answer, within a deadline.
 ///
 /// # Errors
-/// [`ControlError::NotRunning`] if nobody listens there, [`ControlError::OtherUser`],
-/// [`ControlError::Timeout`], [`ControlError::Refused`] with the manager's words,
+/// [`ControlError::NotRunning`] if nobody listens there, [`ControlError::NotPrivate`], [`ControlError::OtherUser`],
+/// [`ControlError::Directory`], [`ControlError::Timeout`], [`ControlError::Refused`] with the manager's words,
 /// [`ControlError::Connection`], [`ControlError::Malformed`], [`ControlError::PathTooLong`].
 pub async fn ask(dir: &Path, request: &Request, deadline: Duration) -> Result<Answer, ControlError> {
     let exchange = async {

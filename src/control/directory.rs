@@ -1,16 +1,23 @@
 //! The directory of a manager: who may use it, and who has it.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    fs::{File, TryLockError},
     io::{self, Read, Seek, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use rustix::fs::OFlags;
 use tokio::{net::UnixStream, time::timeout};
 
 use super::{ControlError, MAX_SOCKET_PATH_LEN};
+use crate::util::folder::{Folder, Missing, Place, PrivateError};
+
+/// Name of the file that a running manager has locked.
+const LOCK: &str = "lock";
+
+/// Name of the socket.
+pub(super) const SOCKET: &str = "control.sock";
 
 /// Who has a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,9 +26,39 @@ pub struct Holder {
     pub pid: Option<u32>,
 }
 
+/// Opens a manager's directory. Returns `None` if it is missing and is not to be made.
+///
+/// The one above has the directories of all of this user's managers, and may be in a place for everyone, so that has to
+/// be private as well.
+///
+/// # Errors
+/// [`ControlError::NotPrivate`], [`ControlError::Directory`].
+pub fn open(dir: &Path, missing: Missing) -> Result<Option<Folder>, ControlError> {
+    let failed = |source| ControlError::Directory { dir: dir.to_owned(), source };
+    let (Some(managers), Some(name)) = (dir.parent(), dir.file_name()) else {
+        return Err(failed(io::ErrorKind::InvalidInput.into()));
+    };
+    let managers = match Place::of(managers, missing) {
+        Ok(managers) => managers,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let Some(managers) = managers.private_folder(missing)? else { return Ok(None) };
+    Ok(managers.place(name).private_folder(missing)?)
+}
+
+impl From<PrivateError> for ControlError {
+    fn from(error: PrivateError) -> Self {
+        match error {
+            PrivateError::NotPrivate { path, reason } => Self::NotPrivate { dir: path, reason },
+            PrivateError::Io { path, source } => Self::Directory { dir: path, source },
+        }
+    }
+}
+
 /// Returns the path of the socket in a directory.
 pub(super) fn socket_path(dir: &Path) -> Result<PathBuf, ControlError> {
-    let socket = dir.join("control.sock");
+    let socket = dir.join(SOCKET);
     if socket.as_os_str().len() > MAX_SOCKET_PATH_LEN {
         return Err(ControlError::PathTooLong { socket });
     }
@@ -29,38 +66,33 @@ pub(super) fn socket_path(dir: &Path) -> Result<PathBuf, ControlError> {
 }
 
 /// Makes a directory of our own, and takes its lock.
-pub(super) fn take(dir: &Path) -> Result<File, ControlError> {
-    let failed = |source| ControlError::Directory { dir: dir.to_owned(), source };
-    // The one above has the directories of all of this user's managers, and may be in a place for everyone.
-    for dir in dir.parent().into_iter().chain([dir]) {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        check_private(dir)?;
+pub(super) fn take(dir: &Path) -> Result<(Folder, File), ControlError> {
+    match open(dir, Missing::Make)? {
+        Some(folder) => Ok((folder.clone(), lock(dir, &folder)?)),
+        None => Err(ControlError::Directory { dir: dir.to_owned(), source: io::ErrorKind::NotFound.into() }),
     }
-    lock(dir)
 }
 
 /// Returns who has a directory, if somebody has.
-#[must_use]
-pub fn holder(dir: &Path) -> Option<Holder> {
-    let mut file = File::open(dir.join("lock")).ok()?;
+///
+/// # Errors
+/// [`ControlError::NotPrivate`], [`ControlError::Directory`].
+pub fn holder(dir: &Path) -> Result<Option<Holder>, ControlError> {
+    let Some(mut file) = existing_lock(dir)? else { return Ok(None) };
     let pid = read_pid(&mut file);
-    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)).then_some(Holder { pid })
+    Ok(matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)).then_some(Holder { pid }))
 }
 
 /// Waits until no manager has a directory any more. Returns whoever has it when the time is up.
 ///
 /// # Errors
-/// [`ControlError::Directory`] if the lock cannot be looked at.
+/// [`ControlError::NotPrivate`], [`ControlError::Directory`] if the lock cannot be looked at.
 ///
 /// # Cancel safety
 /// Can be dropped at any time.
 pub async fn until_free(dir: &Path, limit: Duration) -> Result<Option<Holder>, ControlError> {
     let failed = |source| ControlError::Directory { dir: dir.to_owned(), source };
-    let mut file = match File::open(dir.join("lock")) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
+    let Some(mut file) = existing_lock(dir)? else { return Ok(None) };
     let pid = read_pid(&mut file);
     let locked = tokio::task::spawn_blocking(move || file.lock_shared());
     match timeout(limit, locked).await {
@@ -70,12 +102,20 @@ pub async fn until_free(dir: &Path, limit: Duration) -> Result<Option<Holder>, C
     }
 }
 
+/// Opens the lock of a directory, if it is there.
+fn existing_lock(dir: &Path) -> Result<Option<File>, ControlError> {
+    let Some(folder) = open(dir, Missing::Fail)? else { return Ok(None) };
+    match folder.place(LOCK).open(OFlags::RDONLY) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ControlError::Directory { dir: dir.to_owned(), source }),
+    }
+}
+
 /// Takes the lock in a directory and leaves our process id in it.
-fn lock(dir: &Path) -> Result<File, ControlError> {
+fn lock(dir: &Path, folder: &Folder) -> Result<File, ControlError> {
     let failed = |source| ControlError::Directory { dir: dir.to_owned(), source };
-    let path = dir.join("lock");
-    let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
-    let mut file = options.open(path).map_err(failed)?;
+    let mut file = folder.place(LOCK).open(OFlags::RDWR | OFlags::CREATE).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {
             // Only for the eyes of whoever is refused: a full disk is no reason not to run.
@@ -100,27 +140,7 @@ fn read_pid(file: &mut File) -> Option<u32> {
     text.strip_suffix('\n')?.parse().ok()
 }
 
-/// Makes sure that a directory is really one, is ours, and that nobody else may look into it.
-fn check_private(dir: &Path) -> Result<(), ControlError> {
-    let metadata =
-        fs::symlink_metadata(dir).map_err(|source| ControlError::Directory { dir: dir.to_owned(), source })?;
-    let reason = if !metadata.is_dir() {
-        "it is not a directory"
-    } else if metadata.uid() != own_uid() {
-        "it belongs to another user"
-    } else if metadata.mode() & 0o077 != 0 {
-        "other users have access to it"
-    } else {
-        return Ok(());
-    };
-    Err(ControlError::NotPrivate { dir: dir.to_owned(), reason })
-}
-
 /// Tells whether the process at the other end is one of this user's.
 pub(super) fn is_peer(stream: &UnixStream, uid: u32) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == uid)
-}
-
-pub(super) fn own_uid() -> u32 {
-    rustix::process::getuid().as_raw()
 }

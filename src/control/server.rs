@@ -1,13 +1,6 @@
 //! The manager's end of the control socket.
 
-use std::{
-    fs::{self, File, Permissions},
-    io,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::{
@@ -23,10 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     ControlError, Handler, MAX_REQUEST_LEN, Request,
-    directory::{is_peer, own_uid, socket_path, take},
+    directory::{SOCKET, is_peer, socket_path, take},
     wire,
 };
-use crate::secret::Secret;
+use crate::{
+    secret::Secret,
+    util::folder::{Folder, Place, own_uid},
+};
 
 /// Most connections at once; one more waits. It keeps a program gone wild from taking all file descriptors.
 const MAX_CONNECTIONS: usize = 64;
@@ -44,7 +40,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
-    socket: PathBuf,
+    folder: Folder,
+    socket: Place,
     uid: u32,
     /// Locked until it is closed.
     _lock: File,
@@ -60,16 +57,25 @@ impl Server {
     /// [`ControlError::Running`] if another manager has it, [`ControlError::NotPrivate`] if others could get
     /// at it, [`ControlError::PathTooLong`], [`ControlError::Directory`].
     pub fn bind(dir: &Path) -> Result<Self, ControlError> {
-        let socket = socket_path(dir)?;
+        let path = socket_path(dir)?;
         let failed = |source| ControlError::Directory { dir: dir.to_owned(), source };
-        let lock = take(dir)?;
-        match fs::remove_file(&socket) {
+        let (folder, lock) = take(dir)?;
+        let socket = folder.place(SOCKET);
+        match socket.remove() {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        let listener = UnixListener::bind(&socket).map_err(failed)?;
-        fs::set_permissions(&socket, Permissions::from_mode(0o600)).map_err(failed)?;
-        Ok(Self { listener, socket, uid: own_uid(), _lock: lock })
+        // It has to be bound by its path. That it has then appeared in the folder that is open shows that this was the
+        // path to it; a socket elsewhere would be of no use to anybody, as clients look for it in the same way.
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        socket.close_socket_to_others().map_err(failed)?;
+        Ok(Self { listener, folder, socket, uid: own_uid(), _lock: lock })
+    }
+
+    /// Returns the directory.
+    #[must_use]
+    pub fn folder(&self) -> &Folder {
+        &self.folder
     }
 
     /// Answers requests until `stop`. Requests that are being answered then are dropped.
@@ -103,7 +109,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         // The lock file stays: were it removed, two managers could each hold the lock of a file of this name.
-        if let Err(error) = fs::remove_file(&self.socket) {
+        if let Err(error) = self.socket.remove() {
             tracing::debug!(%error, "cannot remove the control socket");
         }
     }

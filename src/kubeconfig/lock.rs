@@ -14,21 +14,26 @@
 //!   each other of their locks.
 
 use std::{
-    fs::{self, File, Metadata, OpenOptions, TryLockError},
+    fs::{File, TryLockError},
     io::{self, Read, Write},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    os::unix::fs::FileExt,
+    path::Path,
     thread,
     time::Duration,
 };
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    KubeconfigError,
-    file::{folder_of, sweep, temporary},
+use super::KubeconfigError;
+use crate::{
+    clock,
+    util::{
+        folder::{Missing, Place},
+        read::read_text,
+        replace::{Temporary, sweep},
+    },
 };
-use crate::clock;
 
 /// How often a lock that is taken is tried: with [`LOCK_PAUSE`], for 5 s. kubectl holds it for milliseconds.
 pub(super) const LOCK_ATTEMPTS: u32 = 50;
@@ -45,10 +50,13 @@ const RECORD_LEN: usize = 256;
 /// Most of a machine's name that is written, in characters; Linux has no longer ones.
 const MAX_HOST_LEN: usize = 64;
 
+/// Most that is read of the id of a machine's start, in bytes; it has 36 and a line feed.
+const MAX_BOOT_ID_LEN: u64 = 64;
+
 /// A lock that is held. Dropping it removes the file.
 #[derive(Debug)]
 pub(super) struct Lock {
-    path: PathBuf,
+    place: Place,
     /// Locked until it is closed.
     file: File,
 }
@@ -69,7 +77,9 @@ impl Holder {
     /// This process.
     fn own() -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().chars().take(MAX_HOST_LEN).collect();
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned());
+        let boot = read_text(Path::new("/proc/sys/kernel/random/boot_id"), MAX_BOOT_ID_LEN)
+            .ok()
+            .map(|id| id.trim().to_owned());
         Self { program: PROGRAM.to_owned(), pid: std::process::id(), host, boot }
     }
 
@@ -103,63 +113,61 @@ impl Lock {
     ///
     /// # Errors
     /// [`KubeconfigError::Locked`] after so many attempts, [`KubeconfigError::Unwritable`] if there can be none.
-    pub(super) fn acquire(kubeconfig: &Path, attempts: u32) -> Result<Self, KubeconfigError> {
-        let mut name = kubeconfig.as_os_str().to_owned();
-        name.push(".lock");
-        let path = PathBuf::from(name);
+    pub(super) fn acquire(kubeconfig: &Path, missing: Missing, attempts: u32) -> Result<Self, KubeconfigError> {
+        let failed = |source| KubeconfigError::Unwritable { path: kubeconfig.to_owned(), source };
+        let place = Place::of(kubeconfig, missing).map_err(failed)?.with_suffix(".lock");
         for attempt in 1..=attempts {
-            let taken = take(&path, &Holder::own())
-                .map_err(|source| KubeconfigError::Unwritable { path: kubeconfig.to_owned(), source })?;
-            if let Some(file) = taken {
-                return Ok(Self { path, file });
+            if let Some(file) = take(&place, &Holder::own()).map_err(failed)? {
+                return Ok(Self { place, file });
             }
             if attempt < attempts {
                 thread::sleep(LOCK_PAUSE);
             }
         }
-        let holder = File::open(&path).ok().and_then(|file| Holder::read(&file)).map(Box::new);
-        let age = fs::symlink_metadata(&path).and_then(|metadata| metadata.modified()).ok();
+        let file = place.open(OFlags::RDONLY).ok();
+        let age = file.as_ref().and_then(|file| file.metadata().ok()?.modified().ok());
         let age = age.and_then(|made| (std::time::UNIX_EPOCH + clock::wall()).duration_since(made).ok());
-        Err(KubeconfigError::Locked { path: kubeconfig.to_owned(), lock: path, holder, age })
+        let holder = file.and_then(|file| Holder::read(&file)).map(Box::new);
+        Err(KubeconfigError::Locked { path: kubeconfig.to_owned(), lock: place.path(), holder, age })
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // A user who took it for stale may have removed it, and another made one in its place.
-        if is_at(&self.file, &self.path)
-            && let Err(error) = fs::remove_file(&self.path)
+        if self.place.is_of(&self.file)
+            && let Err(error) = self.place.remove()
         {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the lock file of the kubeconfig");
+            tracing::warn!(path = %self.place.path().display(), %error, "cannot remove the lock file of the kubeconfig");
         }
         // Whoever was killed just after making the lock has left it under its first name as well.
         let _unlocked = self.file.unlock();
-        sweep(folder_of(&self.path));
+        sweep(self.place.folder());
     }
 }
 
 /// Makes the lock file, or takes over one that a process has left behind. `None`: somebody holds it.
-fn take(path: &Path, own: &Holder) -> io::Result<Option<File>> {
-    match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(file) => Ok(take_over(file, path, own)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => make(path, own),
-        // client-go's may be neither read nor written.
-        Err(error) if fs::symlink_metadata(path).is_ok() => {
-            tracing::debug!(path = %path.display(), %error, "the lock file of the kubeconfig is not ours");
+fn take(place: &Place, own: &Holder) -> io::Result<Option<File>> {
+    match place.open(OFlags::RDWR) {
+        Ok(file) => Ok(take_over(file, place, own)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make(place, own),
+        // client-go's may be neither read nor written, and what somebody else has put there may be anything.
+        Err(error) if place.exists()? => {
+            tracing::debug!(path = %place.path().display(), %error, "the lock file of the kubeconfig is not ours");
             Ok(None)
         }
         Err(error) => Err(error),
     }
 }
 
-fn make(path: &Path, own: &Holder) -> io::Result<Option<File>> {
-    let mut new = temporary(folder_of(path))?;
-    new.as_file_mut().write_all(own.encode().as_bytes())?;
-    let file = match fs::hard_link(new.path(), path) {
-        Ok(()) => return Ok(Some(new.into_parts().0)),
+fn make(place: &Place, own: &Holder) -> io::Result<Option<File>> {
+    let mut new = Temporary::make(place.folder())?;
+    new.file.write_all(own.encode().as_bytes())?;
+    let file = match new.link_to(place) {
+        Ok(()) => return Ok(Some(new.file)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
         // The folder can be written, so it is the file system that has no links.
-        Err(_) => OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path),
+        Err(_) => place.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL),
     };
     match file {
         Ok(mut file) => {
@@ -173,34 +181,29 @@ fn make(path: &Path, own: &Holder) -> io::Result<Option<File>> {
     }
 }
 
-fn take_over(file: File, path: &Path, own: &Holder) -> Option<File> {
+fn take_over(file: File, place: &Place, own: &Holder) -> Option<File> {
     let holder = Holder::read(&file).filter(|holder| holder.shares_machine_with(own))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock | TryLockError::Error(_)) => return None,
     }
     // It may have been removed since it was opened, by its holder.
-    if !is_at(&file, path) {
+    if !place.is_of(&file) {
         return None;
     }
-    tracing::info!(path = %path.display(), pid = holder.pid, "took over a lock file whose process is gone");
+    tracing::info!(path = %place.path().display(), pid = holder.pid, "took over a lock file whose process is gone");
     // Only for the eyes of whoever waits; nothing depends on it.
     let _written = file.write_all_at(own.encode().as_bytes(), 0);
     Some(file)
 }
 
-/// Whether a path still leads to an open file.
-fn is_at(file: &File, path: &Path) -> bool {
-    let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
-    match (file.metadata(), fs::symlink_metadata(path)) {
-        (Ok(open), Ok(there)) => id(open) == id(there),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::{
+        fs,
+        path::PathBuf,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
 
     use super::*;
 
@@ -229,7 +232,7 @@ mod tests {
         }
 
         fn acquire(&self) -> Result<Lock, KubeconfigError> {
-            Lock::acquire(&self.kubeconfig(), 1)
+            Lock::acquire(&self.kubeconfig(), Missing::Fail, 1)
         }
     }
 
@@ -264,7 +267,7 @@ mod tests {
         let place = Place::new();
         let lock = place.acquire().unwrap();
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| Lock::acquire(&place.kubeconfig(), LOCK_ATTEMPTS).map(drop));
+            let waiting = scope.spawn(|| Lock::acquire(&place.kubeconfig(), Missing::Fail, LOCK_ATTEMPTS).map(drop));
             drop(lock);
             assert!(waiting.join().unwrap().is_ok());
         });
@@ -363,7 +366,7 @@ mod tests {
     #[test]
     fn no_lock_without_a_folder() {
         let place = Place::new();
-        let error = Lock::acquire(&place.dir.path().join("none/config"), 1).unwrap_err();
+        let error = Lock::acquire(&place.dir.path().join("none/config"), Missing::Fail, 1).unwrap_err();
         assert!(matches!(error, KubeconfigError::Unwritable { .. }), "{error}");
     }
 }

@@ -389,3 +389,18 @@ fn names_contexts() {
     assert_eq!(names(&[("a", "r1", "1"), ("a", "r1", "1")]), ["pa-a-r1-1", "pa-a-r1-1-2"]);
     assert_eq!(names(&[]), [""; 0]);
 }
+
+#[test]
+fn only_text_of_a_regular_file_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(read_file(&dir.path().join("none")), Ok(None)));
+    assert!(matches!(read_file(dir.path()), Err(KubeconfigError::NotAKubeconfig { .. })));
+    let path = dir.path().join("config");
+    fs::write(&path, "text").unwrap();
+    assert_eq!(read_file(&path).unwrap().as_deref(), Some("text"));
+    fs::write(&path, vec![b' '; MAX_LEN as usize + 1]).unwrap();
+    assert!(matches!(read_file(&path), Err(KubeconfigError::TooLarge { .. })));
+    fs::write(&path, b"\xff").unwrap();
+    assert!(matches!(read_file(&path), Err(KubeconfigError::NotAKubeconfig { .. })));
+    assert!(matches!(read_file(&path.join("below")), Err(KubeconfigError::Unreadable { .. })));
+}

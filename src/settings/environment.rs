@@ -5,9 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
+
+use crate::util::folder::{Folder, own_uid};
 
 /// The surroundings of the process when it was started.
 #[derive(Clone, Default)]
@@ -62,7 +63,7 @@ impl Environment {
             home: home.filter(|home| home.is_absolute()),
             temp_dir: std::env::temp_dir(),
             executable: std::env::current_exe().ok(),
-            uid: rustix::process::getuid().as_raw(),
+            uid: own_uid(),
             host_name: host.nodename().to_str().ok().filter(|name| !name.is_empty()).map(ToOwned::to_owned),
         }
     }
@@ -119,20 +120,26 @@ impl Environment {
         state.map(|dir| dir.join("autoheal-pa"))
     }
 
-    /// Returns the directory for sockets of this user's programs: `$XDG_RUNTIME_DIR/autoheal-pa` where that
-    /// directory is really this user's, else `autoheal-pa-<uid>` in the temporary directory.
+    /// Returns the directory for sockets of this user's programs: `$XDG_RUNTIME_DIR/autoheal-pa` where that directory is
+    /// really this user's and nobody else may change it, else `autoheal-pa-<uid>` in the temporary directory.
     pub(super) fn runtime_dir(&self) -> PathBuf {
         // After `su` or `sudo` the variable may still name the directory of another user.
-        let own = |dir: &&Path| dir.is_absolute() && dir.metadata().is_ok_and(|m| m.is_dir() && m.uid() == self.uid);
-        match self.get("XDG_RUNTIME_DIR").map(Path::new).filter(own) {
+        let is_own = |folder: Folder| folder.owner() == self.uid && !folder.may_be_swapped();
+        let usable = |dir: &&Path| dir.is_absolute() && Folder::open(dir).is_ok_and(is_own);
+        match self.get("XDG_RUNTIME_DIR").map(Path::new).filter(usable) {
             Some(dir) => dir.join("autoheal-pa"),
-            None => self.temp_dir.join(format!("autoheal-pa-{}", self.uid)),
+            None => self.current_dir.join(&self.temp_dir).join(format!("autoheal-pa-{}", self.uid)),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs::Permissions,
+        os::unix::fs::{MetadataExt, PermissionsExt},
+    };
+
     use super::*;
 
     #[test]
@@ -161,6 +168,13 @@ mod tests {
     }
 
     #[test]
+    fn a_relative_temporary_directory_is_one_of_where_the_program_was_started() {
+        let environment =
+            Environment { temp_dir: "tmp".into(), current_dir: "/work".into(), uid: 7, ..Environment::default() };
+        assert_eq!(environment.runtime_dir(), Path::new("/work/tmp/autoheal-pa-7"));
+    }
+
+    #[test]
     fn takes_only_an_own_runtime_directory() {
         let dir = tempfile::tempdir().unwrap();
         let uid = dir.path().metadata().unwrap().uid();
@@ -169,6 +183,11 @@ mod tests {
         assert_eq!(base().with([("XDG_RUNTIME_DIR", path)]).runtime_dir(), dir.path().join("autoheal-pa"));
         let other = Environment { uid: uid + 1, ..base() }.with([("XDG_RUNTIME_DIR", path)]);
         assert_eq!(other.runtime_dir(), Path::new("/tmp").join(format!("autoheal-pa-{}", uid + 1)));
+        for (mode, usable) in [(0o777, false), (0o702, false), (0o1777, true), (0o755, true)] {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+            let found = base().with([("XDG_RUNTIME_DIR", path)]).runtime_dir();
+            assert_eq!(found.starts_with(path), usable, "{mode:o}");
+        }
         for unusable in ["", "relative", "/does/not/exist"] {
             let environment = base().with([("XDG_RUNTIME_DIR", unusable)]);
             assert_eq!(environment.runtime_dir(), Path::new("/tmp").join(format!("autoheal-pa-{uid}")));

@@ -19,7 +19,6 @@
 
 use std::{
     fs, io,
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,7 +28,10 @@ use super::{
     inputs::shown,
     source::{ALL, Layer, Origin, Place, Setting, Shape},
 };
-use crate::util::yaml::{self, Content, Mark, Node, SyntaxError};
+use crate::util::{
+    read::{ReadError, read_text},
+    yaml::{self, Content, Mark, Node, SyntaxError},
+};
 
 /// Largest file that is read, in bytes: far more than anybody writes, and nothing that a slip could exhaust.
 const MAX_LEN: u64 = 1 << 20;
@@ -179,12 +181,18 @@ impl File {
         let Some(path) = named.map(Path::to_owned).or_else(|| environment.config_file()) else {
             return Ok(Self::default());
         };
-        match read(&environment.absolute(&path)) {
+        if path == Path::new("/dev/null") {
+            return Ok(Self::default());
+        }
+        let not_text = |reason| FileProblem::NotText { path: path.clone(), reason };
+        match read_text(&environment.absolute(&path), MAX_LEN) {
             Ok(text) => Self::parse(&path, &text, problems),
             // Of one in a home that is not this user's nobody knows whether it is there.
-            Err(Unread::Io(_)) if named.is_none() && fs::symlink_metadata(&path).is_err() => Ok(Self::default()),
-            Err(Unread::Io(source)) => Err(FileProblem::Unreadable { path, source }),
-            Err(Unread::NotText(reason)) => Err(FileProblem::NotText { path, reason }),
+            Err(ReadError::Io(_)) if named.is_none() && fs::symlink_metadata(&path).is_err() => Ok(Self::default()),
+            Err(ReadError::Io(source)) => Err(FileProblem::Unreadable { path, source }),
+            Err(ReadError::NotRegular) => Err(not_text("it is not a regular file")),
+            Err(ReadError::TooLong(_)) => Err(not_text("it has more than 1 MiB")),
+            Err(ReadError::NotText) => Err(not_text("it is not UTF-8")),
         }
     }
 
@@ -224,21 +232,6 @@ fn tagged(node: &Node) -> Option<Mark> {
         Content::Sequence(items) => items.iter().find_map(tagged),
         Content::Mapping(entries) => entries.iter().find_map(|(key, value)| tagged(key).or_else(|| tagged(value))),
     }
-}
-
-enum Unread {
-    Io(io::Error),
-    NotText(&'static str),
-}
-
-fn read(path: &Path) -> Result<String, Unread> {
-    let file = fs::File::open(path).map_err(Unread::Io)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(Unread::Io)?;
-    if bytes.len() as u64 > MAX_LEN {
-        return Err(Unread::NotText("it has more than 1 MiB"));
-    }
-    String::from_utf8(bytes).map_err(|_error| Unread::NotText("it is not UTF-8"))
 }
 
 /// Judges the form of a tree.

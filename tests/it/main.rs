@@ -22,6 +22,7 @@ mod lab;
 mod line;
 mod manager;
 mod matrix;
+mod neighbours;
 mod other_users;
 mod policy;
 mod profiles;

@@ -1,6 +1,6 @@
 //! What other users of the same machine can do: nothing. These tests make users of their own, which takes root.
 
-use std::{io::Write as _, os::unix::process::CommandExt as _};
+use std::os::unix::process::CommandExt as _;
 
 use autoheal_pa::emulator::Config;
 
@@ -8,19 +8,6 @@ use crate::support::*;
 
 /// Users that have no account and no rights.
 const STRANGER: u32 = 64_001;
-
-/// Whether this can make programs of other users. In the gate it has to be.
-#[expect(clippy::disallowed_methods, reason = "the gate asks for it by a variable")]
-fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_ROOT").is_some();
-    assert!(root || !required, "these tests need root");
-    if !root {
-        // Past the test runner, which keeps back what passing tests print.
-        let _written = writeln!(std::io::stderr(), "SKIPPED: tests with programs of other users need root");
-    }
-    root
-}
 
 /// Whether a program of the user gets an answer through a local port: the proxy refuses what it is asked for, and to an API
 /// server it is no TLS.

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     future::Future,
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -201,6 +202,19 @@ pub(crate) async fn aws_cli(version: &str) -> Option<PathBuf> {
     }
     assert!(!required, "awscli {version} is not on the PATH");
     None
+}
+
+/// Whether this can make programs of other users. In the gate it has to be.
+#[expect(clippy::disallowed_methods, reason = "the gate asks for it by a variable")]
+pub(crate) fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_ROOT").is_some();
+    assert!(root || !required, "these tests need root");
+    if !root {
+        // Past the test runner, which keeps back what passing tests print.
+        let _written = writeln!(std::io::stderr(), "SKIPPED: tests with programs of other users need root");
+    }
+    root
 }
 
 /// A manager that is nobody's child. It is killed if a test ends before it.

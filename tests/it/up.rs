@@ -295,16 +295,24 @@ async fn token_asks_the_manager_and_falls_back_on_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[cfg(target_os = "linux")]
 async fn a_token_that_needs_no_call_loads_no_certificates() {
+    use rustix::fs::inotify;
+
     let lab = Lab::start(Config::default()).await;
-    // Whoever opens it for reading waits for a writer, and there is none.
-    let pipe = lab.path("roots.pem");
-    assert!(lab.bare_command("mkfifo").arg(&pipe).status().await.unwrap().success());
+    let roots = lab.path("roots.pem");
+    std::fs::write(&roots, "").unwrap();
+    let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&watch, &roots, inotify::WatchFlags::OPEN).unwrap();
+    let is_opened = || rustix::io::read(&watch, &mut [0; 64]).is_ok();
     let mut token = lab.bare_command(PROGRAM);
     token.args(["token", "--cluster-name=payments", "--region=us-east-1"]);
-    token.envs(lab.emulator.static_environment()).env("SSL_CERT_FILE", &pipe);
+    token.envs(lab.emulator.static_environment()).env("SSL_CERT_FILE", &roots);
     let ended = Running::start(&mut token).ended().await;
     assert!(ended.assert_success().contains("k8s-aws-v1."));
+    assert!(!is_opened());
+    drop(std::fs::File::open(&roots).unwrap());
+    assert!(is_opened(), "it would have been seen");
 }
 
 #[tokio::test(flavor = "multi_thread")]

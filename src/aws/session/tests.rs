@@ -21,6 +21,7 @@ use crate::{
         testing::{Answer, Fake, Request, aws, in_time},
     },
     closed_port::ClosedPort,
+    util::folder::Folder,
 };
 
 const QUERY: &str = "role=publish_subscribe&cell-number=AAEAAb+c/d==";
@@ -635,14 +636,14 @@ fn left(dir: &std::path::Path) -> Vec<String> {
     // Opening it would write it anew.
     let copy = tempfile::tempdir().unwrap();
     std::fs::copy(dir.join("sessions"), copy.path().join("sessions")).unwrap();
-    let (_, left) = Journal::open(copy.path()).unwrap();
+    let (_, left) = Journal::open(&Folder::open(copy.path()).unwrap()).unwrap();
     left.into_iter().map(|entry| entry.session).collect()
 }
 
 #[tokio::test]
 async fn a_session_is_in_the_journal_from_before_it_is_dialled_until_it_is_over() {
     let dir = tempfile::tempdir().unwrap();
-    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let (journal, _) = Journal::open(&Folder::open(dir.path()).unwrap()).unwrap();
     let gate = Arc::new(Semaphore::new(0));
     let hold = || Step::Hold(Arc::clone(&gate));
     let mut gateway = Gateway::start([hold(), hold(), Step::Refuse("500 Oh")]).await;
@@ -698,7 +699,7 @@ async fn the_journal_keeps_what_could_not_be_ended() {
         (Answer::json(200, r#"{"SessionId":"me-0123"}"#), Answer::json_error(500, "InternalServerError", "no"), 0),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let (journal, _) = Journal::open(dir.path()).unwrap();
+        let (journal, _) = Journal::open(&Folder::open(dir.path()).unwrap()).unwrap();
         let gateway = Gateway::start([]).await;
         let url = gateway.url("s");
         let fake = Fake::start(move |request: &Request| match request.operation() {

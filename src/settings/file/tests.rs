@@ -211,14 +211,16 @@ fn a_file_that_cannot_be_read_is_the_only_problem() {
     fs::write(dir.path().join("large"), vec![b'#'; 1 << 20 | 1]).unwrap();
     fs::write(dir.path().join("just"), vec![b'#'; 1 << 20]).unwrap();
     fs::create_dir(dir.path().join("folder")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("pipe"), rustix::fs::Mode::RWXU).unwrap();
     let load = |name: &str| File::load(Some(Path::new(name)), &environment, &mut Vec::new());
     for (name, expected) in [
         ("latin", "`latin` is no configuration file: it is not UTF-8"),
         ("large", "`large` is no configuration file: it has more than 1 MiB"),
-        ("folder", "cannot read the configuration file `folder`"),
+        ("folder", "`folder` is no configuration file: it is not a regular file"),
+        ("pipe", "`pipe` is no configuration file: it is not a regular file"),
         ("missing", "cannot read the configuration file `missing`"),
         ("latin/x", "cannot read the configuration file `latin/x`"),
-        ("", "cannot read the configuration file ``"),
+        ("", "`` is no configuration file: it is not a regular file"),
     ] {
         assert_eq!(load(name).unwrap_err().to_string(), expected);
     }
