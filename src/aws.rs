@@ -8,7 +8,7 @@
 //! * A stream URL is dialled only if `endpoint` takes its host for the region's message gateway.
 //!
 //! Modules: `identity` (source of credentials, roles), `token` (web identity tokens), `cache`, `clusters`
-//! (EKS discovery), `session` (implements [`Dial`]), `targets` (what is known of bastions), `connect` (TCP, proxy, TLS), `endpoint`, `sign`, `tls`, [`error`].
+//! (EKS discovery), `session` (implements [`Dial`]), `targets` (what is known of bastions), `connect` (TCP, proxy, TLS), `files` (that the SDK reads), `endpoint`, `sign`, `tls`, [`error`].
 //! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
 
 mod bundle;
@@ -17,6 +17,7 @@ mod clusters;
 mod connect;
 mod endpoint;
 pub mod error;
+mod files;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod identity;
@@ -185,6 +186,7 @@ impl Aws {
     async fn build(settings: &AwsSettings, surroundings: Surroundings) -> Result<Self, AwsError> {
         let profiles = Profiles::new(settings);
         let of_profile = profiles.settings().await?;
+        files::check_all(settings.root_certificates.as_deref(), &of_profile.variables).await?;
         let bundle = match settings.ca_bundle.as_ref().or(of_profile.ca_bundle.as_ref()) {
             Some(path) => Some(Bundle::read(path).await?),
             None => None,

@@ -11,6 +11,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::{RootCertStore, pki_types::CertificateDer};
 
 use super::error::AwsError;
+use crate::util::read::read;
 
 /// Largest bundle, in bytes; those of systems have some 250 KB.
 const MAX_LEN: u64 = 16 << 20;
@@ -24,10 +25,6 @@ pub(super) struct Bundle {
 /// What is wrong with a bundle that can be read.
 #[derive(Debug, thiserror::Error)]
 enum BundleError {
-    #[error("it is no file")]
-    NotAFile,
-    #[error("it is longer than {MAX_LEN} bytes")]
-    TooLong,
     #[error("it is in DER format, and has to be in PEM: `openssl x509 -inform DER -in FILE -out FILE.pem`")]
     Der,
     #[error("it has no certificates")]
@@ -51,16 +48,10 @@ impl Bundle {
     /// [`AwsError::CaBundle`].
     pub(super) async fn read(path: &Path) -> Result<Self, AwsError> {
         let failed = |source| AwsError::CaBundle { path: path.to_owned(), source };
-        let unusable = |error: BundleError| failed(Arc::new(error));
-        let about = tokio::fs::metadata(path).await.map_err(|error| failed(Arc::new(error)))?;
-        if !about.is_file() {
-            return Err(unusable(BundleError::NotAFile));
-        }
-        if about.len() > MAX_LEN {
-            return Err(unusable(BundleError::TooLong));
-        }
-        let bytes = tokio::fs::read(path).await.map_err(|error| failed(Arc::new(error)))?;
-        let (bundle, left_out) = Self::parse(&bytes).map_err(unusable)?;
+        let file = path.to_owned();
+        let bytes = tokio::task::spawn_blocking(move || read(&file, MAX_LEN)).await;
+        let bytes = bytes.map_err(|error| failed(Arc::new(error)))?.map_err(|error| failed(Arc::new(error)))?;
+        let (bundle, left_out) = Self::parse(&bytes).map_err(|error| failed(Arc::new(error)))?;
         for left_out in left_out {
             tracing::warn!(bundle = %path.display(), "{left_out}");
         }
@@ -233,7 +224,7 @@ mod tests {
         assert_eq!(error(Some(endless)).await, "the block `CERTIFICATE` that begins in line 1 has no end");
         assert!(error(Some(&certificate())).await.starts_with("it is in DER format"));
         let folder = chain_text(&Bundle::read(folder.path()).await.unwrap_err());
-        assert!(folder.ends_with("cannot be used: it is no file"), "{folder}");
+        assert!(folder.ends_with("cannot be used: it is not a regular file"), "{folder}");
     }
 
     #[test]

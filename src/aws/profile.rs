@@ -28,9 +28,12 @@ use self::{
     ini::{Fault, Section, Value},
 };
 use super::error::AwsError;
-use crate::settings::{
-    AwsSettings, SdkVariables, Takes,
-    inputs::{self, shown},
+use crate::{
+    settings::{
+        AwsSettings, SdkVariables, Takes,
+        inputs::{self, shown},
+    },
+    util::read::{ReadError, read as read_regular},
 };
 
 /// The profile that is meant where none is named.
@@ -406,12 +409,15 @@ fn is_comment(rest: &str) -> bool {
 /// Reads a file that may not be there. What is no regular file, such as `/dev/null`, counts as not there: the AWS CLI does
 /// the same, and a pipe might never end.
 async fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    match tokio::fs::metadata(path).await {
-        Ok(metadata) if !metadata.is_file() => Ok(Vec::new()),
-        Ok(metadata) if metadata.len() > MAX_LEN => Err(io::Error::other("it has more than 64 MiB")),
-        Ok(_) => tokio::fs::read(path).await,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
-        Err(error) => Err(error),
+    let path = path.to_owned();
+    match tokio::task::spawn_blocking(move || read_regular(&path, MAX_LEN)).await? {
+        Ok(bytes) => Ok(bytes),
+        Err(ReadError::NotRegular) => Ok(Vec::new()),
+        Err(ReadError::Io(error)) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(Vec::new())
+        }
+        Err(ReadError::Io(error)) => Err(error),
+        Err(error @ (ReadError::TooLong(_) | ReadError::NotText)) => Err(io::Error::other(error)),
     }
 }
 

@@ -15,7 +15,7 @@ use base64::{
 use http::{HeaderValue, Request, header};
 
 use super::error::{AwsError, Cause, TokenOrigin};
-use crate::{secret::Secret, settings::CiOidc};
+use crate::{secret::Secret, settings::CiOidc, util::read::read_text};
 
 /// The audience that AWS identity providers are set up with.
 const AUDIENCE: &str = "sts.amazonaws.com";
@@ -27,6 +27,9 @@ const BLIND_LEEWAY: u64 = 24 * 3600;
 
 /// Largest token that STS takes, in characters.
 const MAX_TOKEN_LEN: usize = 20_000;
+
+/// Largest file that is read for a token, in bytes.
+const MAX_FILE_LEN: u64 = 64 << 10;
 
 /// Largest answer that is read from a token endpoint, in bytes.
 const MAX_ANSWER_LEN: usize = 64 << 10;
@@ -75,10 +78,9 @@ impl TokenSource {
     pub(super) async fn token(&self, now: Duration, is_certain: bool) -> Result<Secret<String>, AwsError> {
         let token = match self {
             Self::File(path) => {
-                let text = tokio::fs::read_to_string(path)
+                let text = read_file(path.clone())
                     .await
-                    .map_err(|error| AwsError::TokenFile { path: path.clone(), source: Arc::new(error) })?;
-                let text = Secret::new(text);
+                    .map_err(|source| AwsError::TokenFile { path: path.clone(), source })?;
                 Secret::new(text.expose().trim().to_owned())
             }
             Self::CiJob { oidc, http } => {
@@ -89,6 +91,13 @@ impl TokenSource {
         check(self.origin(), token.expose(), now, leeway)?;
         Ok(token)
     }
+}
+
+/// Reads a file that a token is in, and blanks. Anything may be there, and must not keep the others waiting.
+async fn read_file(path: PathBuf) -> Result<Secret<String>, Cause> {
+    let text = tokio::task::spawn_blocking(move || read_text(&path, MAX_FILE_LEN)).await;
+    let text = text.map_err(|error| -> Cause { Arc::new(error) })?;
+    text.map(Secret::new).map_err(|error| -> Cause { Arc::new(error) })
 }
 
 /// A token whose own words say that it is over.

@@ -66,6 +66,8 @@ pub struct AwsSettings {
     pub ssmmessages_endpoint: Option<String>,
     /// The files that AWS profiles are in, those of the AWS CLI; `None` where there is no home directory to look in.
     pub profile_files: [Option<PathBuf>; 2],
+    /// The file of the system's certificate authorities, if there is one in the environment.
+    pub root_certificates: Option<PathBuf>,
     /// What the SDK finds in its environment.
     pub sdk_variables: SdkVariables,
     /// The name of this machine, for the default session name.
@@ -156,6 +158,7 @@ impl AwsSettings {
             ssm_endpoint,
             ssmmessages_endpoint: ssmmessages_endpoint(stack, environment),
             profile_files: profile_files(environment),
+            root_certificates: environment.get("SSL_CERT_FILE").map(|path| environment.absolute(Path::new(path))),
             sdk_variables: sdk_variables(environment, problems),
             host_name: environment.host_name.clone(),
             user_name: ["USER", "LOGNAME"].into_iter().find_map(|name| environment.get(name)).map(ToOwned::to_owned),

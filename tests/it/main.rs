@@ -23,6 +23,7 @@ mod line;
 mod manager;
 mod matrix;
 mod neighbours;
+mod odd_files;
 mod other_users;
 mod policy;
 mod profiles;
