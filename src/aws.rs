@@ -73,8 +73,9 @@ use tls::Tls;
 use crate::{
     clock,
     journal::Journal,
+    policy,
     secret::Secret,
-    settings::{AwsSettings, SdkVariables},
+    settings::{AwsSettings, PassedOver, SdkVariables},
     tunnel::Dial,
 };
 
@@ -211,7 +212,10 @@ impl Aws {
             .ambient
             .unwrap_or_else(|| Ambient::new(&region, sdk, profiles, variables, settings.profile_is_chosen));
 
-        let choice = Choice::new(settings, || tls::http_connector(bundle.as_ref(), Arc::clone(&routes)));
+        let chosen = settings.choose(of_profile.assumes_role);
+        let audience = token::usual_audience(policy::partition(&region));
+        let choice =
+            Choice::new(&chosen, settings, audience, || tls::http_connector(bundle.as_ref(), Arc::clone(&routes)));
         let provider = match choice {
             // These calls authenticate with the token alone.
             Choice::WebIdentity { .. } => None,
@@ -227,6 +231,7 @@ impl Aws {
             profile,
             keys_expire: settings.keys_expire,
             offset: offset.clone(),
+            passed_over: chosen.passed_over,
         });
         let credentials = {
             let (identity, offset) = (Arc::clone(&identity), offset.clone());
@@ -264,9 +269,15 @@ impl Aws {
     #[must_use]
     pub fn role_arn(&self) -> Option<&str> {
         match &self.inner.identity.choice {
-            Choice::WebIdentity { role, .. } | Choice::Role { role } => Some(role),
+            Choice::WebIdentity { role, .. } | Choice::Role { role, .. } => Some(role),
             Choice::Ambient => None,
         }
+    }
+
+    /// Returns the sources of credentials that were there and were not taken.
+    #[must_use]
+    pub fn passed_over(&self) -> &[PassedOver] {
+        &self.inner.identity.passed_over
     }
 
     /// Says in words where the credentials come from, once there are any. Calls no service but those that give them.
@@ -532,6 +543,9 @@ async fn load(identity: Arc<Identity>) -> Result<Credentials, AwsError> {
     let left = credentials.expiry().and_then(|end| end.duration_since(SystemTime::UNIX_EPOCH).ok());
     let left = left.map(|end| end.saturating_sub(identity.offset.now()).as_secs());
     tracing::info!(source = identity.describe(&credentials), seconds_left = left, "loaded AWS credentials");
+    for PassedOver { source, why } in &identity.passed_over {
+        tracing::info!(source, why, "passed over other AWS credentials");
+    }
     Ok(credentials)
 }
 

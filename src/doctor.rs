@@ -161,7 +161,10 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     /// Finds out who asks, and about which clusters.
     async fn identity_and_names(&mut self, aws: &Aws) -> Result<Vec<String>, Cut> {
         match aws.credential_source().await {
-            Ok(source) => self.passed(Check::Credentials, Fact::Credentials { source }),
+            Ok(source) => {
+                let passed_over = aws.passed_over().to_vec();
+                self.passed(Check::Credentials, Fact::Credentials { source, passed_over });
+            }
             Err(error) => return Err(self.cut(Check::Credentials, error)),
         }
         match aws.caller().await {

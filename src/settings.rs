@@ -21,6 +21,7 @@ pub use policy::{PolicyArgs, PolicySettings};
 pub use problem::{Problem, SettingsError};
 pub use proxies::{Proxies, Proxy};
 pub use source::{Origin, Place};
+pub use sources::{Chosen, PassedOver, Source};
 
 use file::File;
 use source::{Given, Layer, Stack};
@@ -38,6 +39,7 @@ mod policy;
 mod problem;
 mod proxies;
 mod source;
+mod sources;
 mod values;
 
 /// First local port, unless told otherwise.

@@ -35,6 +35,7 @@ mod codes;
 use codes::Class;
 
 use super::profile::fault::ProfileFault;
+use crate::settings::PassedOver;
 
 /// The error behind an error, shared by everybody who is told of it.
 pub type Cause = Arc<dyn Error + Send + Sync>;
@@ -163,6 +164,8 @@ pub enum AwsError {
     RoleDenied {
         /// The role that was to be assumed.
         role: String,
+        /// What else it might have been assumed with.
+        passed_over: Vec<PassedOver>,
         /// What STS answered.
         #[source]
         source: Cause,

@@ -27,7 +27,7 @@ use super::{
     profile::{ProfileCredentials, Profiles},
     token::TokenSource,
 };
-use crate::settings::{AwsSettings, SdkVariables};
+use crate::settings::{AwsSettings, Chosen, PassedOver, SdkVariables, Source};
 
 /// Longest name of a role session, in characters.
 const MAX_SESSION_NAME_LEN: usize = 64;
@@ -35,34 +35,35 @@ const MAX_SESSION_NAME_LEN: usize = 64;
 /// What a role session lasts when nothing else is asked for, in seconds.
 const DEFAULT_SESSION_SECONDS: u64 = 3600;
 
-/// The source that the settings name.
+/// What the settings choose, with what it takes.
 #[derive(Debug)]
 pub(super) enum Choice {
     /// A role, assumed with a web identity token.
     WebIdentity { role: String, tokens: TokenSource },
-    /// A role, assumed with what the default chain gives.
-    Role { role: String },
+    /// A role, assumed with what the default chain gives, which is this source.
+    Role { role: String, from: Source },
     /// What the default chain gives.
     Ambient,
 }
 
 impl Choice {
-    /// Chooses by the order that the manual gives: token file, token of the CI job, role from the default
-    /// chain, default chain. As in every AWS SDK, keys in the environment win over a web identity that is
-    /// in the environment too; a role that is chosen for this program wins over both.
-    pub(super) fn new(settings: &AwsSettings, http: impl FnOnce() -> Arc<dyn HttpConnector>) -> Self {
-        let Some(role) = settings.role_arn.clone() else {
-            return Self::Ambient;
-        };
-        let tokens = match (&settings.web_identity_token_file, &settings.ci_oidc) {
-            (Some(path), _) => TokenSource::File(path.clone()),
-            (None, Some(oidc)) => TokenSource::CiJob { oidc: oidc.clone(), http: http() },
-            (None, None) => return Self::Role { role },
-        };
-        if settings.static_keys_in_environment && !settings.role_is_chosen {
-            return Self::Ambient;
+    /// Takes what the settings have chosen; `audience` is that of the partition.
+    pub(super) fn new(
+        chosen: &Chosen,
+        settings: &AwsSettings,
+        audience: &str,
+        http: impl FnOnce() -> Arc<dyn HttpConnector>,
+    ) -> Self {
+        let Chosen { role: Some(role), source, passed_over: _ } = chosen.clone() else { return Self::Ambient };
+        match (source, &settings.ci_oidc) {
+            (Source::TokenFile(path), _) => Self::WebIdentity { role, tokens: TokenSource::File(path) },
+            (Source::CiJob, Some(oidc)) => {
+                let audience = settings.oidc_audience.clone().unwrap_or_else(|| audience.to_owned());
+                let tokens = TokenSource::CiJob { oidc: oidc.clone(), audience, http: http() };
+                Self::WebIdentity { role, tokens }
+            }
+            (from, _) => Self::Role { role, from },
         }
-        Self::WebIdentity { role, tokens }
     }
 }
 
@@ -153,6 +154,8 @@ pub(super) struct Identity {
     pub(super) keys_expire: Option<SystemTime>,
     /// By which tokens are judged.
     pub(super) offset: ClockOffset,
+    /// What else there was.
+    pub(super) passed_over: Vec<PassedOver>,
 }
 
 impl Identity {
@@ -163,7 +166,7 @@ impl Identity {
     pub(super) async fn load(&self) -> Result<Credentials, AwsError> {
         match &self.choice {
             Choice::WebIdentity { role, tokens } => self.assume_with_token(role, tokens).await,
-            Choice::Role { role } => self.assume(role).await,
+            Choice::Role { role, .. } => self.assume(role).await,
             Choice::Ambient => {
                 let mut credentials = self.ambient.get().await?;
                 if self.is_fixed(&credentials) && credentials.expiry().is_none() {
@@ -188,7 +191,10 @@ impl Identity {
                 TokenOrigin::File(path) => format!("web identity token `{}` for role `{role}`", path.display()),
                 TokenOrigin::CiJob => format!("OIDC token of the CI job for role `{role}`"),
             },
-            Choice::Role { role } => format!("role `{role}` assumed from the default credential chain"),
+            Choice::Role { role, from: Source::Chain } => {
+                format!("role `{role}` assumed from the {}", Source::Chain)
+            }
+            Choice::Role { role, from } => format!("role `{role}` assumed from {from}"),
             Choice::Ambient => ambient_source(credentials, self.profile.as_deref()),
         }
     }
@@ -237,7 +243,9 @@ impl Identity {
     fn refine(&self, role: &str, origin: Option<TokenOrigin>, error: AwsError) -> AwsError {
         let role = role.to_owned();
         match (error, origin) {
-            (AwsError::AccessDenied { source, .. }, _) => AwsError::RoleDenied { role, source },
+            (AwsError::AccessDenied { source, .. }, _) => {
+                AwsError::RoleDenied { role, passed_over: self.passed_over.clone(), source }
+            }
             (AwsError::ExpiredCredentials { source }, Some(origin)) => AwsError::TokenExpired { origin, source },
             (AwsError::Refused { refusal: Refusal::Token, source, .. }, Some(origin)) => {
                 AwsError::InvalidIdentityToken { origin, role, source }
@@ -339,39 +347,28 @@ mod tests {
     use super::*;
     use crate::{aws::testing, secret::Secret, settings::CiOidc};
 
-    fn choice(settings: &AwsSettings) -> &'static str {
-        match Choice::new(settings, testing::http) {
-            Choice::WebIdentity { tokens: TokenSource::File(_), .. } => "file",
-            Choice::WebIdentity { tokens: TokenSource::CiJob { .. }, .. } => "job",
-            Choice::Role { .. } => "role",
-            Choice::Ambient => "ambient",
-        }
-    }
-
     #[test]
-    fn chooses_the_source_by_the_settings() {
+    fn takes_what_the_settings_choose() {
+        let role = "arn:aws:iam::123456789012:role/r";
         let mut settings = AwsSettings {
-            web_identity_token_file: Some("/token".into()),
             ci_oidc: Some(CiOidc { url: "http://x".into(), token: Secret::new("t".into()) }),
             ..AwsSettings::default()
         };
-        assert_eq!(choice(&settings), "ambient");
-        settings.role_arn = Some("arn:aws:iam::123456789012:role/r".into());
-        assert_eq!(choice(&settings), "file");
-        settings.static_keys_in_environment = true;
-        assert_eq!(choice(&settings), "ambient");
+        let choice = |settings: &AwsSettings| Choice::new(&settings.choose(false), settings, "usual", testing::http);
+        assert!(matches!(choice(&settings), Choice::Ambient));
+        settings.role_arn = Some(role.into());
+        let audience = |settings: &AwsSettings| match choice(settings) {
+            Choice::WebIdentity { tokens: TokenSource::CiJob { audience, .. }, .. } => audience,
+            other @ (Choice::WebIdentity { .. } | Choice::Role { .. } | Choice::Ambient) => panic!("{other:?}"),
+        };
+        assert_eq!(audience(&settings), "usual");
+        settings.oidc_audience = Some("mine".into());
+        assert_eq!(audience(&settings), "mine");
+        settings.profile = Some("dev".into());
+        assert!(matches!(choice(&settings), Choice::Role { from: Source::Profile(name), .. } if name == "dev"));
+        settings.web_identity_token_file = Some("/token".into());
         settings.role_is_chosen = true;
-        assert_eq!(choice(&settings), "file");
-        settings.web_identity_token_file = None;
-        assert_eq!(choice(&settings), "job");
-        settings.role_is_chosen = false;
-        assert_eq!(choice(&settings), "ambient");
-        settings.static_keys_in_environment = false;
-        assert_eq!(choice(&settings), "job");
-        settings.ci_oidc = None;
-        assert_eq!(choice(&settings), "role");
-        settings.static_keys_in_environment = true;
-        assert_eq!(choice(&settings), "role");
+        assert!(matches!(choice(&settings), Choice::WebIdentity { tokens: TokenSource::File(_), .. }));
     }
 
     #[test]

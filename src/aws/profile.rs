@@ -78,6 +78,8 @@ pub(super) struct ProfileSettings {
     /// The endpoint of Systems Manager, and that for stream URLs, unless the environment names one.
     pub(super) ssm: Option<String>,
     pub(super) ssmmessages: Option<String>,
+    /// The profile assumes a role with the credentials of another, or of another source.
+    pub(super) assumes_role: bool,
     /// What the process has in its environment, and what the profile says of the same.
     pub(super) variables: SdkVariables,
 }
@@ -121,6 +123,7 @@ impl Profiles {
         if self.name.is_some() {
             profile.assert_sound()?;
         }
+        settings.assumes_role = profile.assumes_role();
         settings.region = profile.value("region")?;
         settings.ca_bundle = profile.value("ca_bundle")?.map(|path| self.path(&path));
         for (key, variable) in FOR_VARIABLES {
@@ -234,7 +237,10 @@ impl ProfileCredentials {
                         let fault = ProfileFault::Mfa { serial: shown(serial), source };
                         AwsError::Profile { name: name(), fault: Arc::new(fault) }
                     }
-                    (None, role) => AwsError::RoleDenied { role: shown(role.unwrap_or_default()), source },
+                    (None, role) => {
+                        let role = shown(role.unwrap_or_default());
+                        AwsError::RoleDenied { role, passed_over: Vec::new(), source }
+                    }
                 }
             }
             (AwsError::NoCredentials { .. }, None) if self.name.is_some() => {
@@ -359,6 +365,11 @@ impl Entry {
     fn nested(&self, block: &str, key: &str) -> Option<(Place, &str)> {
         let (place, value) = self.find(block)?;
         Some((place, value.nested().remove(key).filter(|value| !value.is_empty())?))
+    }
+
+    /// Says whether it assumes a role with the credentials of another; one with a token file is a web identity of its own.
+    fn assumes_role(&self) -> bool {
+        self.has("role_arn") && !self.has("web_identity_token_file")
     }
 
     /// Refuses lines that mean nothing.

@@ -17,8 +17,10 @@ use http::{HeaderValue, Request, header};
 use super::error::{AwsError, Cause, TokenOrigin};
 use crate::{secret::Secret, settings::CiOidc, util::read::read_text};
 
-/// The audience that AWS identity providers are set up with.
-const AUDIENCE: &str = "sts.amazonaws.com";
+/// Returns the audience that AWS identity providers are set up with in a partition.
+pub(super) fn usual_audience(partition: &str) -> &'static str {
+    if partition == "aws-cn" { "sts.amazonaws.com.cn" } else { "sts.amazonaws.com" }
+}
 
 /// How long a token may have been expired before it is not even tried, in seconds: by a time that AWS has told, and by
 /// that of this machine alone, whose clock may be wrong. What is tried is judged by STS.
@@ -47,6 +49,8 @@ pub(super) enum TokenSource {
     CiJob {
         /// What the CI system says of its endpoint.
         oidc: CiOidc,
+        /// Whom the token is to be for.
+        audience: String,
         /// What makes the requests.
         http: Arc<dyn HttpConnector>,
     },
@@ -83,9 +87,9 @@ impl TokenSource {
                     .map_err(|source| AwsError::TokenFile { path: path.clone(), source })?;
                 Secret::new(text.expose().trim().to_owned())
             }
-            Self::CiJob { oidc, http } => {
-                request(oidc, http).await.map_err(|error| AwsError::TokenEndpoint { source: Arc::new(error) })?
-            }
+            Self::CiJob { oidc, audience, http } => request(oidc, audience, http)
+                .await
+                .map_err(|error| AwsError::TokenEndpoint { source: Arc::new(error) })?,
         };
         let leeway = if is_certain { CLOCK_LEEWAY } else { BLIND_LEEWAY };
         check(self.origin(), token.expose(), now, leeway)?;
@@ -146,10 +150,14 @@ fn end(claims: &str) -> Option<u64> {
     end.as_u64().or_else(|| end.as_f64().filter(|end| *end >= 0.0).map(|end| end as u64))
 }
 
-async fn request(oidc: &CiOidc, http: &Arc<dyn HttpConnector>) -> Result<Secret<String>, EndpointError> {
+async fn request(
+    oidc: &CiOidc,
+    audience: &str,
+    http: &Arc<dyn HttpConnector>,
+) -> Result<Secret<String>, EndpointError> {
     let mut attempt = 1;
     loop {
-        let transient = match request_once(oidc, http).await {
+        let transient = match request_once(oidc, audience, http).await {
             Err(error @ (EndpointError::Unreachable(_) | EndpointError::Status(429 | 500..))) => error,
             outcome => return outcome,
         };
@@ -162,13 +170,18 @@ async fn request(oidc: &CiOidc, http: &Arc<dyn HttpConnector>) -> Result<Secret<
     }
 }
 
-async fn request_once(oidc: &CiOidc, http: &Arc<dyn HttpConnector>) -> Result<Secret<String>, EndpointError> {
+async fn request_once(
+    oidc: &CiOidc,
+    audience: &str,
+    http: &Arc<dyn HttpConnector>,
+) -> Result<Secret<String>, EndpointError> {
     let unusable = |source: Cause| EndpointError::Request(source);
     let joint = if oidc.url.contains('?') { '&' } else { '?' };
     let mut authorization =
         HeaderValue::try_from(format!("bearer {}", oidc.token.expose())).map_err(|error| unusable(Arc::new(error)))?;
     authorization.set_sensitive(true);
-    let request = Request::get(format!("{}{joint}audience={AUDIENCE}", oidc.url))
+    let audience = escaped(audience);
+    let request = Request::get(format!("{}{joint}audience={audience}", oidc.url))
         .header(header::ACCEPT, "application/json")
         .header(header::AUTHORIZATION, authorization)
         .body(SdkBody::empty())
@@ -193,6 +206,18 @@ async fn request_once(oidc: &CiOidc, http: &Arc<dyn HttpConnector>) -> Result<Se
         Some(serde_json::Value::String(token)) => Ok(Secret::new(token)),
         _ => Err(EndpointError::NoValue),
     }
+}
+
+/// Writes a text so that it can stand in a query.
+fn escaped(text: &str) -> String {
+    let escape = |byte: u8| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            char::from(byte).to_string()
+        } else {
+            format!("%{byte:02X}")
+        }
+    };
+    text.bytes().map(escape).collect()
 }
 
 #[cfg(test)]
@@ -271,11 +296,17 @@ pub(super) mod tests {
     async fn asks_the_ci_system_with_the_audience() {
         let fake = Fake::start(|_| Answer::json(200, &format!(r#"{{"count":1,"value":"{}"}}"#, jwt("{}")))).await;
         let oidc = CiOidc { url: format!("{}/token?api-version=2.0", fake.url()), token: Secret::new("t0k".into()) };
-        let source = TokenSource::CiJob { oidc, http: http() };
+        let source = TokenSource::CiJob { oidc, audience: "https://a b".to_owned(), http: http() };
         assert_eq!(*source.token(NOW, true).await.unwrap().expose(), jwt("{}"));
         let requests = fake.requests();
-        assert_eq!(requests[0].target, "/token?api-version=2.0&audience=sts.amazonaws.com");
+        assert_eq!(requests[0].target, "/token?api-version=2.0&audience=https%3A%2F%2Fa%20b");
         assert_eq!(requests[0].header("authorization"), Some("bearer t0k"));
+    }
+
+    #[test]
+    fn the_usual_audience_is_that_of_the_partition() {
+        assert_eq!(usual_audience("aws"), "sts.amazonaws.com");
+        assert_eq!(usual_audience("aws-cn"), "sts.amazonaws.com.cn");
     }
 
     #[tokio::test]
@@ -292,7 +323,8 @@ pub(super) mod tests {
         ] {
             let fake = Fake::start(move |_| Answer::json(status, body)).await;
             let oidc = CiOidc { url: fake.url(), token: Secret::new("t".into()) };
-            let error = TokenSource::CiJob { oidc, http: http() }.token(NOW, true).await.unwrap_err();
+            let error =
+                TokenSource::CiJob { oidc, audience: "a".to_owned(), http: http() }.token(NOW, true).await.unwrap_err();
             assert_eq!(super::super::error::chain_text(&error), expected);
             assert_eq!(fake.requests().len(), 1);
         }

@@ -16,7 +16,7 @@ use super::{
     error::{CommandError, Kind},
     output::Printer,
 };
-use crate::settings::{Access, AwsSettings, Environment, UpArgs, UpSettings};
+use crate::settings::{Access, AwsSettings, Chosen, Environment, Source, UpArgs, UpSettings};
 
 /// Options of `config`.
 #[derive(Debug, Clone, Args)]
@@ -103,16 +103,18 @@ fn write_line(text: &mut String, indent: &str, name: &str, value: &str) {
 
 /// Says who the program would be to AWS.
 fn identity(aws: &AwsSettings) -> String {
-    let base = match (&aws.profile, aws.static_keys_in_environment && !aws.profile_is_chosen) {
-        (Some(profile), false) => format!("profile `{profile}`"),
-        (_, true) => "the keys in the environment".to_owned(),
-        (None, false) => "what the AWS SDK finds".to_owned(),
+    // Whether a profile assumes a role by itself is not known before its file is read.
+    let Chosen { role, source, passed_over: _ } = aws.choose(false);
+    let (is_token, source) = match source {
+        Source::TokenFile(file) => (true, format!("the token in `{}`", file.display())),
+        Source::CiJob => (true, "the CI job's token".to_owned()),
+        Source::Keys => (false, "the keys in the environment".to_owned()),
+        Source::Profile(name) => (false, format!("profile `{name}`")),
+        Source::Chain => (false, "what the AWS SDK finds".to_owned()),
     };
-    let Some(role) = &aws.role_arn else { return base };
-    match (&aws.web_identity_token_file, &aws.ci_oidc) {
-        (Some(file), _) => format!("role {role}, with the token in `{}`", file.display()),
-        (None, Some(_)) => format!("role {role}, with the CI job's token"),
-        (None, None) => format!("role {role}, assumed by {base}"),
+    match role {
+        None => source,
+        Some(role) => format!("role {role}, {} {source}", if is_token { "with" } else { "assumed by" }),
     }
 }
 

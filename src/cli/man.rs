@@ -44,8 +44,10 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
     ),
     (
         &["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"],
-        "Where a job of GitHub Actions with `id-token: write` gets such a token; set by GitHub.",
+        "Where a job of GitHub Actions with `id-token: write` gets such a token; set by GitHub. It is taken where a role is given, and \
+         neither a profile nor keys.",
     ),
+    (&["AUTOHEAL_PA_OIDC_AUDIENCE"], "The audience of the job's token, if there is no `--oidc-audience`."),
     (
         &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"],
         "Keys, as every AWS tool takes them.",

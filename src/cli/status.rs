@@ -159,6 +159,15 @@ fn text(status: &ManagerStatus, now: SystemTime, paint: Paint) -> String {
             (Some(at), Some(error)) => format!(", credentials {}: cannot be renewed: {error}", left(at, now)),
         };
         head("identity", &format!("{} in {}{expire}", access.identity, access.region));
+        if !access.source.is_empty() {
+            head("source", &access.source);
+        }
+        for other in &access.passed_over {
+            head("passed over", other);
+        }
+        if let Some(off) = &access.clock {
+            head("clock", &format!("this machine's is {off}"));
+        }
     }
     if let Some(path) = &status.kubeconfig {
         head("kubeconfig", path);
@@ -395,6 +404,8 @@ mod tests {
                 account: "123456789012".to_owned(),
                 identity: "arn:aws:sts::123456789012:assumed-role/ReadOnly/ann".to_owned(),
                 source: "role `ReadOnly`".to_owned(),
+                passed_over: vec!["keys in the environment: a profile was named".to_owned()],
+                clock: Some("2 h 1 min ahead of that of AWS".to_owned()),
                 credentials_expire: Some("2026-11-22T03:30:00Z".to_owned()),
                 credentials_error: None,
                 bastions: vec!["i-0dc03fbcae2a87472".to_owned()],
@@ -471,6 +482,8 @@ mod tests {
         ("account", "string"),
         ("identity", "string"),
         ("source", "string"),
+        ("passed_over", "array"),
+        ("clock", "string or null"),
         ("credentials_expire", "string or null"),
         ("credentials_error", "string or null"),
         ("bastions", "array"),

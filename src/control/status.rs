@@ -45,6 +45,12 @@ pub struct AccessStatus {
     pub identity: String,
     /// Where the credentials come from, in words.
     pub source: String,
+    /// Other sources of credentials that were there, with the reason why they were not taken.
+    #[serde(default)]
+    pub passed_over: Vec<String>,
+    /// How far the clock of this machine is off, in words; `null`: not known, or not far.
+    #[serde(default)]
+    pub clock: Option<String>,
     /// When the credentials expire; `null`: never.
     pub credentials_expire: Option<String>,
     /// Why they cannot be renewed; `null`: they can, or it is not time yet.

@@ -11,6 +11,7 @@ use crate::{
     aws::{AwsError, Caller, ClusterDescription, Off, Sighting, SkipReason},
     cluster::Target,
     proto::Version,
+    settings::PassedOver,
     tunnel::{DialError, Fault, SessionId},
 };
 
@@ -193,6 +194,8 @@ pub enum Fact {
     Credentials {
         /// From where, in words.
         source: String,
+        /// What else there was.
+        passed_over: Vec<PassedOver>,
     },
     /// They are those of the place's caller.
     Identity {

@@ -28,6 +28,10 @@ pub struct GlobalArgs {
     /// File with an OIDC token, read again at each renewal [env: AWS_WEB_IDENTITY_TOKEN_FILE]
     #[arg(long, global = true, value_name = "PATH")]
     pub web_identity_token_file: Option<PathBuf>,
+    /// Audience of the CI job's OIDC token [env: AUTOHEAL_PA_OIDC_AUDIENCE] [default: sts.amazonaws.com, in China
+    /// sts.amazonaws.com.cn]
+    #[arg(long, global = true, value_name = "AUDIENCE")]
+    pub oidc_audience: Option<String>,
     /// How long the role's credentials last, 15m to 12h [default: 1h]
     #[arg(long, global = true, value_name = "DURATION")]
     pub duration: Option<String>,
@@ -63,6 +67,7 @@ impl GlobalArgs {
             role_arn,
             role_session_name,
             web_identity_token_file,
+            oidc_audience,
             duration,
             ca_bundle,
             endpoint_ssmmessages,
@@ -77,6 +82,7 @@ impl GlobalArgs {
         layer.add_flag(&source::ROLE_ARN, role_arn);
         layer.add_flag(&source::ROLE_SESSION_NAME, role_session_name);
         layer.add_flag(&source::WEB_IDENTITY_TOKEN_FILE, web_identity_token_file);
+        layer.add_flag(&source::OIDC_AUDIENCE, oidc_audience);
         layer.add_flag(&source::DURATION, duration);
         layer.add_flag(&source::CA_BUNDLE, ca_bundle);
         layer.add_flag(&source::ENDPOINT_SSMMESSAGES, endpoint_ssmmessages);

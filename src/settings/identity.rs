@@ -43,8 +43,14 @@ pub struct AwsSettings {
     pub role_session_name: Option<String>,
     /// The file with the OIDC token to assume the role with; absolute.
     pub web_identity_token_file: Option<PathBuf>,
+    /// The environment names a token file, whether it is used or not.
+    pub token_file_in_environment: bool,
     /// Where a CI job gets its OIDC tokens.
     pub ci_oidc: Option<CiOidc>,
+    /// The audience that the CI job's token is asked for; `None`: that of the partition.
+    pub oidc_audience: Option<String>,
+    /// The environment names the endpoint of a container's credentials.
+    pub in_container: bool,
     /// There are access keys in the environment.
     pub static_keys_in_environment: bool,
     /// When these keys expire, if whoever set them has said so.
@@ -147,7 +153,12 @@ impl AwsSettings {
             role_arn: role.arn,
             role_session_name: role.session_name,
             web_identity_token_file: role.token_file,
+            token_file_in_environment: environment.get("AWS_WEB_IDENTITY_TOKEN_FILE").is_some(),
             ci_oidc: CiOidc::load(environment),
+            oidc_audience: audience(stack, problems),
+            in_container: ["AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"]
+                .iter()
+                .any(|name| environment.get(name).is_some()),
             static_keys_in_environment: has_static_keys(environment),
             keys_expire: keys_expire(environment),
             role_is_chosen: role.is_chosen,
@@ -195,13 +206,15 @@ impl Role {
         let overruled =
             set(&source::ROLE_ARN) && token && !near_role && (has_static_keys(environment) || near(&source::PROFILE));
         let find = |setting| if overruled { stack.past_environment(setting) } else { stack.one(setting) };
+        // Nor does a token file of the environment count where a role is to be assumed from a profile that is named.
+        let is_of_profile = near(&source::PROFILE) && !near(&source::WEB_IDENTITY_TOKEN_FILE);
 
         let arn = find(&source::ROLE_ARN);
         if let Some(given) = arn.filter(|given| !is_role_arn(&given.text())) {
             problems.push(given.malformed("the ARN of a role, such as `arn:aws:iam::123456789012:role/ReadOnly`"));
         }
         // The SDK says so where it finds a token file in the environment and no role.
-        let file = find(&source::WEB_IDENTITY_TOKEN_FILE);
+        let file = find(&source::WEB_IDENTITY_TOKEN_FILE).filter(|file| !is_of_profile || file.is_chosen());
         // That of the environment is checked with all variables.
         if let Some(given) = file.filter(|given| given.is_chosen())
             && let Err(wrong) = Takes::TokenFile.read(&given.text())
@@ -235,10 +248,19 @@ impl ExecIdentity {
     pub(super) fn of(aws: &AwsSettings, environment: &Environment) -> Self {
         let mut args = Vec::new();
         let mut option = |name: &str, value: Option<&str>| args.extend(value.map(|value| format!("--{name}={value}")));
-        option("profile", aws.profile.as_deref());
-        option("role-arn", aws.role_arn.as_deref());
+        let token_file = aws.web_identity_token_file.as_deref().and_then(Path::to_str);
+        // Which of the two comes first depends on the profile: it is chosen anew where they are handed on to.
+        let as_variables =
+            token_file.is_some() && !aws.role_is_chosen && aws.profile.is_some() && !aws.profile_is_chosen;
+        if !as_variables {
+            option("profile", aws.profile.as_deref());
+            option("role-arn", aws.role_arn.as_deref());
+        }
         option("role-session-name", aws.role_session_name.as_deref());
-        option("web-identity-token-file", aws.web_identity_token_file.as_deref().and_then(Path::to_str));
+        if !as_variables {
+            option("web-identity-token-file", token_file);
+        }
+        option("oidc-audience", aws.oidc_audience.as_deref());
         option("duration", aws.duration.map(|duration| format!("{}s", duration.as_secs())).as_deref());
         option("ca-bundle", aws.ca_bundle.as_deref().and_then(Path::to_str));
 
@@ -256,12 +278,27 @@ impl ExecIdentity {
             let path = environment.get(name).map(|value| environment.absolute(Path::new(value)));
             variable(name, path.as_deref().and_then(Path::to_str));
         }
+        if as_variables {
+            variable("AWS_PROFILE", aws.profile.as_deref());
+            variable("AWS_ROLE_ARN", aws.role_arn.as_deref());
+            variable("AWS_WEB_IDENTITY_TOKEN_FILE", token_file);
+        }
         // The default session name is made of it, and the role's trust policy may look at that.
         if aws.role_arn.is_some() && aws.role_session_name.is_none() {
             variable("USER", aws.user_name.as_deref());
         }
         Self { args, env }
     }
+}
+
+/// Reads the audience of the CI job's token.
+fn audience(stack: &Stack<'_>, problems: &mut Vec<Problem>) -> Option<String> {
+    let given = stack.one(&source::OIDC_AUDIENCE)?;
+    let text = given.text().trim().to_owned();
+    if text.is_empty() || text.len() > 255 || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        problems.push(given.malformed("an audience, such as `sts.amazonaws.com`"));
+    }
+    Some(text)
 }
 
 fn has_static_keys(environment: &Environment) -> bool {

@@ -89,7 +89,7 @@ const fn to_sdk(input: Input) -> Input {
 }
 
 /// All of them.
-pub static INPUTS: [Input; 81] = [
+pub static INPUTS: [Input; 82] = [
     to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Word)),
     to_sdk(both("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Takes::Secret)),
     to_sdk(both("AWS_SESSION_TOKEN", "aws_session_token", Takes::Secret)),
@@ -143,6 +143,7 @@ pub static INPUTS: [Input; 81] = [
     variable("ACTIONS_ID_TOKEN_REQUEST_URL", Takes::Url),
     variable("ACTIONS_ID_TOKEN_REQUEST_TOKEN", Takes::Secret),
     variable("AUTOHEAL_PA_BASTION", Takes::Text),
+    variable("AUTOHEAL_PA_OIDC_AUDIENCE", Takes::Text),
     variable("HTTPS_PROXY", Takes::Text),
     variable("https_proxy", Takes::Text),
     variable("HTTP_PROXY", Takes::Text),

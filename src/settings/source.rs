@@ -71,6 +71,8 @@ pub(super) static WEB_IDENTITY_TOKEN_FILE: Setting =
     Setting::new("web_identity_token_file", "--web-identity-token-file")
         .variables(&["AWS_WEB_IDENTITY_TOKEN_FILE"])
         .in_entry();
+pub(super) static OIDC_AUDIENCE: Setting =
+    Setting::new("oidc_audience", "--oidc-audience").variables(&["AUTOHEAL_PA_OIDC_AUDIENCE"]).in_entry();
 pub(super) static DURATION: Setting = Setting::new("duration", "--duration").in_entry();
 pub(super) static BASTION: Setting =
     Setting::new("bastion", "--bastion").variables(&["AUTOHEAL_PA_BASTION"]).shape(Shape::List).in_entry();
@@ -98,12 +100,13 @@ pub(super) static NO_RATE_LIMIT: Setting = Setting::new("no_rate_limit", "--no-r
 pub(super) static ENV_FILE: Setting = Setting::new("env_file", "--env-file");
 
 /// All settings that a configuration file may give, in the order of its documentation.
-pub(super) static ALL: [&Setting; 26] = [
+pub(super) static ALL: [&Setting; 27] = [
     &REGION,
     &PROFILE,
     &ROLE_ARN,
     &ROLE_SESSION_NAME,
     &WEB_IDENTITY_TOKEN_FILE,
+    &OIDC_AUDIENCE,
     &DURATION,
     &BASTION,
     &CLUSTERS,

@@ -119,3 +119,70 @@ async fn a_proxy_that_refuses_is_blamed_and_no_permission() {
     assert!(ended.stderr.contains("NTLM"), "{ended:#?}");
     assert!(!ended.stderr.contains("policy"), "{ended:#?}");
 }
+
+/// The calls of STS that gave credentials.
+fn assumed(lab: &Lab) -> Vec<String> {
+    let events = lab.emulator.events();
+    let actions = events.into_iter().filter_map(|event| match event {
+        Event::Api { action, error: None } if action.starts_with("sts:Assume") => Some(action),
+        _ => None,
+    });
+    actions.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_an_earlier_step_come_before_the_token_of_the_ci_job() {
+    let lab = Lab::start(Config { identity: Identity::StaticKeys, ..one_cluster() }).await;
+    let role = lab.emulator.role_arn();
+    let run = async |args: &[&str]| {
+        let mut command = lab.program(args);
+        command.args(["--role-arn", &role]).envs(lab.emulator.ci_environment());
+        Running::start(&mut command).ended().await
+    };
+    let clusters = run(&["clusters", "-v"]).await;
+    assert!(clusters.assert_success().contains("payments"), "{clusters:#?}");
+    assert_eq!(assumed(&lab), ["sts:AssumeRole"], "{clusters:#?}");
+    let taken = format!("role `{role}` assumed from keys in the environment");
+    let why = "keys in the environment come first; without `AWS_ACCESS_KEY_ID` it is taken";
+    assert!(clusters.stderr.contains(&taken), "{clusters:#?}");
+    assert!(clusters.stderr.contains("OIDC token of the CI job") && clusters.stderr.contains(why), "{clusters:#?}");
+
+    let doctor = run(&["doctor"]).await;
+    assert!(doctor.stdout.contains(&format!("{taken}; passed over OIDC token of the CI job: {why}")), "{doctor:#?}");
+
+    let mut command = lab.program(&["up", "--base-port", "0", "--role-arn", &role]);
+    let mut up = Running::start(command.envs(lab.emulator.ci_environment()));
+    up.ready().await;
+    let status = lab.run(&["status"]).await;
+    assert!(status.stdout.contains(&format!("\nsource      {taken}\n")), "{status:#?}");
+    assert!(status.stdout.contains(&format!("\npassed over OIDC token of the CI job: {why}\n")), "{status:#?}");
+    assert_eq!(up.stop().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_that_is_named_comes_before_the_tokens_of_pods_and_jobs() {
+    let lab = Lab::start(one_cluster()).await;
+    let keys: Vec<String> = lab.emulator.static_environment().into_iter().map(|(_, value)| value).collect();
+    let role = lab.emulator.role_arn().replace("AutohealReadOnlyRole", "AutohealAdminRole");
+    let config = format!(
+        "[profile keys]\naws_access_key_id = {}\naws_secret_access_key = {}\naws_session_token = {}\n\
+         [profile admin]\nrole_arn = {role}\nsource_profile = keys\n",
+        keys[0], keys[1], keys[2]
+    );
+    std::fs::create_dir(lab.path(".aws")).unwrap();
+    std::fs::write(lab.path(".aws/config"), config).unwrap();
+    // What EKS puts into a pod, and a job of GitHub Actions.
+    for (variables, args, calls, who) in [
+        (vec![("AWS_PROFILE", "admin")], vec![], vec!["sts:AssumeRole"], "AutohealAdminRole"),
+        (vec![("AWS_PROFILE", "keys")], vec![], vec!["sts:AssumeRoleWithWebIdentity"], "AutohealReadOnlyRole"),
+        (vec![], vec!["--profile", "keys"], vec![], "AutohealReadOnlyRole"),
+        (vec![], vec!["--profile", "keys", "--role-arn", &role], vec!["sts:AssumeRole"], "AutohealAdminRole"),
+    ] {
+        let before = assumed(&lab).len();
+        let mut command = lab.program(&["doctor"]);
+        command.args(&args).envs(lab.emulator.ci_environment()).envs(variables.clone());
+        let ended = Running::start(&mut command).ended().await;
+        assert_eq!(assumed(&lab)[before..], calls, "{variables:?} {args:?}: {ended:#?}");
+        assert!(ended.stdout.contains(&format!(":assumed-role/{who}/")), "{variables:?} {args:?}: {ended:#?}");
+    }
+}

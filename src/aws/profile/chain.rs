@@ -62,8 +62,7 @@ impl Chain {
             profile.assert_sound()?;
             let is_first = visited.is_empty();
             let has_keys = ["aws_access_key_id", "aws_secret_access_key"].iter().any(|key| profile.has(key));
-            let is_role = profile.has("role_arn") && !profile.has("web_identity_token_file");
-            if !is_role || (has_keys && !is_first) {
+            if !profile.assumes_role() || (has_keys && !is_first) {
                 break base(files, profile, &name, profiles)?;
             }
             visited.push(name.clone());

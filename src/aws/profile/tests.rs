@@ -49,6 +49,20 @@ impl Home {
 }
 
 #[tokio::test]
+async fn knows_a_profile_that_assumes_a_role() {
+    let home = Home::new(
+        "[profile chained]\nrole_arn = r\nsource_profile = x\n[profile keys]\naws_access_key_id = a\n\
+         [profile irsa]\nrole_arn = r\nweb_identity_token_file = /t\n",
+        "",
+    );
+    let mut found = Vec::new();
+    for name in ["chained", "keys", "irsa"] {
+        found.push(home.settings(Some(name)).await.assumes_role);
+    }
+    assert_eq!(found, [true, false, false]);
+}
+
+#[tokio::test]
 async fn finds_profiles_by_the_names_that_the_aws_cli_writes() {
     let home = Home::new(
         "[profile 'Foo Bar']\nregion = r-1\n[profile \"quoted\"]\nregion = r-2\n[profile m\u{fc}ller]\n  region = r-3 # home\n\

@@ -148,7 +148,10 @@ impl Names {
 fn told(fact: &Fact, place: &Place) -> String {
     match fact {
         Fact::Region(region) => region.clone(),
-        Fact::Credentials { source } => source.clone(),
+        Fact::Credentials { source, passed_over } => {
+            let others = passed_over.iter().map(|other| format!("; passed over {other}"));
+            std::iter::once(source.clone()).chain(others).collect()
+        }
         Fact::Identity { expires } => {
             let arn = place.caller.as_ref().map(|caller| caller.arn.as_str()).unwrap_or_default();
             match expires {

@@ -110,14 +110,15 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
                 "the audience is usually `sts.amazonaws.com`".to_owned(),
             ],
         ),
-        AwsError::RoleDenied { role, .. } => (
-            Kind::Credentials,
-            vec![format!(
+        AwsError::RoleDenied { role, passed_over, .. } => {
+            let trust = format!(
                 "the role has to exist and its trust policy has to match this identity: `aws iam get-role --role-name {} --query \
                  Role.AssumeRolePolicyDocument`",
                 role_name(role)
-            )],
-        ),
+            );
+            let others = passed_over.iter().map(|other| format!("passed over {other}"));
+            (Kind::Credentials, [trust].into_iter().chain(others).collect())
+        }
         AwsError::DurationTooLong { role, seconds, .. } => (
             Kind::Credentials,
             vec![

@@ -286,7 +286,11 @@ fn kinds_of_aws_errors() {
             Kind::Credentials,
             "account 123456789012 needs an IAM OIDC provider",
         ),
-        (AwsError::RoleDenied { role: role(), source: cause("") }, Kind::Credentials, "--role-name ReadOnly --query"),
+        (
+            AwsError::RoleDenied { role: role(), passed_over: Vec::new(), source: cause("") },
+            Kind::Credentials,
+            "--role-name ReadOnly --query",
+        ),
         (
             AwsError::DurationTooLong { role: role(), seconds: 43_200, source: cause("") },
             Kind::Credentials,

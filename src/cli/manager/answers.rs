@@ -291,6 +291,8 @@ fn access(way: &Way, credentials: &CredentialStatus) -> AccessStatus {
         account: way.caller.account.clone(),
         identity: way.caller.arn.clone(),
         source: way.caller.source.clone(),
+        passed_over: way.aws.passed_over().iter().map(ToString::to_string).collect(),
+        clock: way.aws.clock_off().map(|off| off.to_string()),
         credentials_expire: credentials.expires.map(rfc3339),
         credentials_error: credentials
             .failure

@@ -96,6 +96,40 @@ fn keys_and_a_profile_flag_overrule_a_pair_that_is_only_in_the_environment() {
 }
 
 #[test]
+fn a_role_is_assumed_from_a_profile_that_is_named_and_not_with_a_token_that_is_only_there() {
+    let pair = [("AWS_ROLE_ARN", OTHER_ROLE), ("AWS_WEB_IDENTITY_TOKEN_FILE", "/token")];
+    let flags = GlobalArgs { profile: Some("dev".into()), ..role(ROLE) };
+    let (aws, identity) = load(&flags, &environment(pair));
+    assert!(aws.web_identity_token_file.is_none() && aws.token_file_in_environment);
+    assert_eq!(identity.args, ["--profile=dev", &format!("--role-arn={ROLE}")]);
+    let named = GlobalArgs { web_identity_token_file: Some("/mine".into()), ..flags };
+    let (aws, _) = load(&named, &environment(pair));
+    assert_eq!(aws.web_identity_token_file.as_deref(), Some(Path::new("/mine")));
+}
+
+#[test]
+fn a_profile_and_a_web_identity_of_the_environment_are_handed_on_to_be_chosen_from() {
+    let pair = [("AWS_ROLE_ARN", ROLE), ("AWS_WEB_IDENTITY_TOKEN_FILE", "/token"), ("AWS_PROFILE", "dev")];
+    let (aws, identity) = load(&GlobalArgs::default(), &environment(pair));
+    assert_eq!(identity.args, Vec::<String>::new());
+    let (again, _) = load(&GlobalArgs::default(), &Environment::default().with(identity.env));
+    assert_eq!(again.choose(true), aws.choose(true));
+    assert_eq!(again.choose(false), aws.choose(false));
+}
+
+#[test]
+fn the_audience_of_the_job_s_token_can_be_set() {
+    let flags = GlobalArgs { oidc_audience: Some("sts.amazonaws.com.cn".into()), ..role(ROLE) };
+    let (aws, identity) = load(&flags, &environment([("AUTOHEAL_PA_OIDC_AUDIENCE", "x")]));
+    assert_eq!(aws.oidc_audience.as_deref(), Some("sts.amazonaws.com.cn"));
+    assert!(identity.args.contains(&"--oidc-audience=sts.amazonaws.com.cn".to_owned()));
+    let (aws, _) = load(&role(ROLE), &environment([("AUTOHEAL_PA_OIDC_AUDIENCE", "x")]));
+    assert_eq!(aws.oidc_audience.as_deref(), Some("x"));
+    let problems = problems(&role(ROLE), &environment([("AUTOHEAL_PA_OIDC_AUDIENCE", "a b")]));
+    assert_eq!(problems, ["`AUTOHEAL_PA_OIDC_AUDIENCE`: `a b` is not an audience, such as `sts.amazonaws.com`"]);
+}
+
+#[test]
 fn a_token_file_without_a_role_is_left_to_the_sdk() {
     let (aws, _) = load(&GlobalArgs::default(), &environment([("AWS_WEB_IDENTITY_TOKEN_FILE", "/token")]));
     assert!(aws.web_identity_token_file.is_none());
