@@ -9,7 +9,7 @@ use super::output::in_words;
 use crate::{
     control::ControlError,
     kubeconfig::KubeconfigError,
-    settings::{Problem, SettingsError},
+    settings::{Problem, SettingsError, inputs::TOKEN_ITSELF},
     tunnel::{BindError, BoxError, with_causes},
     util::folder::OTHER_USER,
 };
@@ -173,7 +173,13 @@ impl From<SettingsError> for CommandError {
         let needs_bastion = error.problems.iter().any(|problem| matches!(problem, Problem::NoBastion));
         let hint = "the bastion is a machine that Systems Manager knows and that reaches the clusters' endpoints, such as \
                     `--bastion i-0123456789abcdef0`";
-        Self::of(Kind::Usage, error).hints(needs_bastion.then(|| hint.to_owned()))
+        let is_token =
+            |problem: &Problem| matches!(problem, Problem::Unusable { reason, .. } if *reason == TOKEN_ITSELF);
+        let token = "write the token to a file and name that: `printf %s \"$TOKEN\" >token; export \
+                     AWS_WEB_IDENTITY_TOKEN_FILE=$PWD/token`";
+        let is_token = error.problems.iter().any(is_token);
+        let hints = [needs_bastion.then_some(hint), is_token.then_some(token)];
+        Self::of(Kind::Usage, error).hints(hints.into_iter().flatten().map(ToOwned::to_owned))
     }
 }
 

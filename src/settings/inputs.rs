@@ -23,6 +23,9 @@ const MAX_LEN: usize = 32 << 10;
 /// Most characters of a value that a sentence repeats.
 const MAX_SHOWN: usize = 120;
 
+/// What is said of a token where the path of its file belongs.
+pub(crate) const TOKEN_ITSELF: &str = "is a token itself, where the path of a file with the token is expected";
+
 /// A variable, a profile key, or one that has both.
 #[derive(Debug)]
 pub struct Input {
@@ -202,9 +205,7 @@ impl Takes {
             Self::Word if has_blank => Err(Not("a word without blanks")),
             Self::Secret if has_blank || !text.is_ascii() => Err(Is("has blanks, or characters that no key has")),
             Self::Word | Self::Secret => same(),
-            Self::TokenFile if is_token(text) => {
-                Err(Is("is a token itself, where the path of a file with the token is expected"))
-            }
+            Self::TokenFile if is_token(text) => Err(Is(TOKEN_ITSELF)),
             Self::TokenFile => same(),
             Self::Url if text.contains('@') => {
                 Err(Is("has a user name or a password in it, which calls of AWS do not take"))

@@ -1,6 +1,11 @@
-//! Every variable that is read, with values that no one means, in every command: nothing panics, hangs, or shows a secret.
+//! Every variable and profile key that is read, with values that no one means, in every command: nothing panics, hangs, or shows a secret.
 
-use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::Path, process::Stdio};
+use std::{
+    ffi::OsString,
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::Path,
+    process::Stdio,
+};
 
 use autoheal_pa::settings::{INPUTS, Takes};
 use futures_util::StreamExt;
@@ -80,6 +85,38 @@ async fn no_value_of_a_variable_makes_a_token_panic_hang_or_show_it() {
             command.env(name, value);
             let is_secret = input.takes == Takes::Secret || name == "AWS_ACCESS_KEY_ID";
             Box::pin(wrong(format!("{name}, {kind}"), command, is_secret))
+        })
+    });
+    let wrong: Vec<_> = futures_util::stream::iter(runs)
+        .buffer_unordered(AT_A_TIME)
+        .filter_map(|wrong| async { wrong })
+        .collect()
+        .await;
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_value_of_a_profile_key_makes_a_token_panic_hang_or_show_it() {
+    let values = values(100_000);
+    let keys = INPUTS.iter().filter_map(|input| Some((input, input.key?)));
+    let runs = keys.flat_map(|(input, key)| {
+        values.iter().map(move |(kind, value)| {
+            let home = tempfile::tempdir().unwrap();
+            let file = home.path().join("config");
+            let others = [("aws_access_key_id", "AKIAIOSFODNN7EXAMPLE"), ("aws_secret_access_key", "s")];
+            let mut text = b"[profile x]\n".to_vec();
+            for (name, value) in others.iter().filter(|(name, _)| *name != key) {
+                text.extend(format!("{name} = {value}\n").as_bytes());
+            }
+            text.extend([format!("{key} = ").as_bytes(), value.as_bytes(), b"\n"].concat());
+            std::fs::write(&file, text).unwrap();
+            let mut command = command(home.path(), &["token", "--cluster-name", "c", "--profile", "x"]);
+            command.env("AWS_CONFIG_FILE", file);
+            let is_secret = input.takes == Takes::Secret || key == "aws_access_key_id";
+            Box::pin(async move {
+                let _home = home;
+                wrong(format!("{key}, {kind}"), command, is_secret).await
+            })
         })
     });
     let wrong: Vec<_> = futures_util::stream::iter(runs)

@@ -4,6 +4,7 @@
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::Path, process::Stdio, sync::Arc};
 
+use autoheal_pa::emulator::{ClusterConfig, Config, Identity, Place, StreamScheme};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::StreamExt;
 use tokio::{
@@ -13,7 +14,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::support::{PROGRAM, aws_cli, path_variable, within};
+use super::support::{Lab, PROGRAM, Running, aws_cli, path_variable, within};
 
 /// What the cases are of.
 const AWS_CLI: &str = "1.45.11";
@@ -85,7 +86,12 @@ impl Case {
             .stdin(Stdio::null())
             .kill_on_drop(true);
         for (name, value) in &self.variables {
-            command.env(name, OsString::from_vec(with_home(value, home)));
+            let value = with_home(value, home);
+            let value = match std::str::from_utf8(&value) {
+                Ok(text) => text.replace("ENDPOINT", endpoint).into_bytes(),
+                Err(_) => value,
+            };
+            command.env(name, OsString::from_vec(value));
         }
         command
     }
@@ -162,7 +168,7 @@ async fn identity(mut command: Command, what: &str) -> (String, String) {
     (key.replace("%0D", "\\r").replace("%20", " ").replace("%23", "#"), said)
 }
 
-/// Answers for STS and for IAM Identity Center.
+/// Answers for STS, for IAM Identity Center, and for the host of a container.
 async fn serve(stream: TcpStream) -> Option<()> {
     let mut stream = BufReader::new(stream);
     loop {
@@ -182,7 +188,11 @@ async fn serve(stream: TcpStream) -> Option<()> {
         let mut body = vec![0; len];
         stream.read_exact(&mut body).await.ok()?;
         let body = String::from_utf8(body).ok()?;
-        let answer = if start.starts_with("GET ") { sso(&start)? } else { sts(&body, &caller)? };
+        let answer = match start.as_str() {
+            start if start.starts_with("POST ") => sts(&body, &caller)?,
+            start if start.contains("role_name=") => sso(start)?,
+            _ => container(),
+        };
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", answer.len());
         stream.write_all([head, answer].concat().as_bytes()).await.ok()?;
     }
@@ -196,6 +206,13 @@ fn sso(start: &str) -> Option<String> {
     Some(serde_json::json!({ "roleCredentials": credentials }).to_string())
 }
 
+fn container() -> String {
+    let credentials = serde_json::json!({
+        "AccessKeyId": "ASIACONTAINER", "SecretAccessKey": "s", "Token": "t", "Expiration": "2100-01-01T00:00:00Z",
+    });
+    credentials.to_string()
+}
+
 fn sts(body: &str, caller: &str) -> Option<String> {
     let parameter = |name: &str| body.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
     let (action, role) = (parameter("Action")?, parameter("RoleArn")?.rsplit("%2F").next()?);
@@ -207,6 +224,57 @@ fn sts(body: &str, caller: &str) -> Option<String> {
          <Arn>arn:aws:sts::123456789012:assumed-role/{role}/x</Arn><AssumedRoleId>A:x</AssumedRoleId></AssumedRoleUser>\
          </{action}Result></{action}Response>"
     ))
+}
+
+/// The lab's keys, endpoint and certificate authority in a profile of this name, and nothing of them in the environment.
+async fn lab_with_profile(name: &str, stream_scheme: StreamScheme) -> Lab {
+    let clusters = vec![ClusterConfig::new("payments")];
+    let lab = Lab::start(Config { clusters, identity: Identity::StaticKeys, stream_scheme, ..Config::default() }).await;
+    let variables = lab.emulator.environment();
+    let value = |name: &str| variables.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
+    let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+    let keys = keys.map(|name| format!("{} = {}\n", name.to_ascii_lowercase(), value(name).unwrap())).concat();
+    let authority = value("AWS_CA_BUNDLE").map(|path| format!("ca_bundle = {path}\n")).unwrap_or_default();
+    let endpoint = lab.emulator.endpoint();
+    let config = format!(
+        "[profile '{name}']\nregion = us-east-1\nendpoint_url = http://127.0.0.1:1\nservices = lab\n{keys}{authority}\
+         [services lab]\nsts =\n  endpoint_url = {endpoint}\neks =\n  endpoint_url = {endpoint}\nssm =\n  endpoint_url = {endpoint}\n"
+    );
+    std::fs::create_dir(lab.path(".aws")).unwrap();
+    std::fs::write(lab.path(".aws/config"), config).unwrap();
+    lab
+}
+
+async fn up_with_profile(lab: &Lab, name: &str, args: &[&str]) {
+    let mut command = lab.bare_command(PROGRAM);
+    command.args(["up", "--base-port", "0", "--bastion", "i-0dc03fbcae2a87472", "--profile", name]).args(args);
+    let mut up = Running::start(&mut command);
+    up.ready().await;
+    assert_eq!(up.stop().await.code(), Some(0));
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_and_authorities_of_a_profile_count_as_those_of_the_environment() {
+    let lab = lab_with_profile("The Lab", StreamScheme::Wss).await;
+    up_with_profile(&lab, "The Lab", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_go_to_the_gateway_that_was_named() {
+    let lab = lab_with_profile("lab", StreamScheme::Ws).await;
+    // What the service names cannot be reached from here.
+    lab.emulator.update(|settings| {
+        settings.foreign_stream_host = Some("ssmmessages.us-east-1.amazonaws.com".to_owned());
+    });
+    let Place::Socket(gateway) = lab.emulator.gateway() else { panic!("it is on loopback") };
+    up_with_profile(&lab, "lab", &["--endpoint-ssmmessages", &format!("http://{gateway}")]).await;
+    let mut command = lab.bare_command(PROGRAM);
+    command.args(["clusters", "--profile", "lab", "--endpoint-ssmmessages", "https://gateway.example"]);
+    let ended = Running::start(&mut command).ended().await;
+    assert_eq!(ended.code(), Some(2), "{ended:#?}");
+    assert!(ended.stderr.contains("`https://gateway.example` is not the message gateway of us-east-1"), "{ended:#?}");
+    assert!(ended.stderr.contains("vpce-"), "{ended:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
