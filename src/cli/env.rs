@@ -11,6 +11,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use rustix::fs::OFlags;
 
 use super::{
     GlobalArgs,
@@ -21,7 +22,7 @@ use crate::{
     control::{self, Answer, Request},
     settings::{self, Environment, Settings},
     util::{
-        folder::{Missing, Place},
+        folder::{Missing, Place, is_refusal},
         replace::{check_replaceable, replace},
     },
 };
@@ -123,7 +124,7 @@ async fn print(
     };
     let kubeconfig = match manager {
         Some(kubeconfig) => kubeconfig,
-        None => of_settings(&Settings::load(global, args.kubeconfig.as_deref(), environment)?)?,
+        None => of_settings(&Settings::load(global, args.kubeconfig.as_deref(), environment)?, printer)?,
     };
     if !kubeconfig.exists() {
         printer.warning(&format!("`{}` is not there yet: `autoheal-pa up` writes it", kubeconfig.display()));
@@ -139,11 +140,27 @@ async fn print(
 
 /// Returns the kubeconfig that the settings say. One in the manager's directory is only named if that is this user's own,
 /// and it is made for that: as long as it is missing, another user could make it, with programs for kubectl to run.
-fn of_settings(settings: &Settings) -> Result<PathBuf, CommandError> {
-    if settings.kubeconfig == settings.own_kubeconfig() {
+fn of_settings(settings: &Settings, printer: &Printer) -> Result<PathBuf, CommandError> {
+    let path = &settings.kubeconfig;
+    if *path == settings.own_kubeconfig() {
         control::open(&settings.control_dir, Missing::Make)?;
+        if let Some(folder) = control::open_to_swaps(&settings.control_dir) {
+            let folder = folder.display();
+            printer.warning(&format!(
+                "whoever may write `{folder}` can put another kubeconfig there: set `XDG_RUNTIME_DIR`"
+            ));
+        }
     }
-    Ok(settings.kubeconfig.clone())
+    match Place::behind(path, Missing::Fail).and_then(|place| place.open(OFlags::RDONLY)) {
+        Err(source) if is_refusal(&source) => {
+            let message = format!("cannot use the kubeconfig `{}`", path.display());
+            Err(CommandError::new(Kind::Usage, message)
+                .with_source(source)
+                .hint("give another file with `--kubeconfig`"))
+        }
+        // Whoever reads it says what else is wrong with it.
+        _ => Ok(path.clone()),
+    }
 }
 
 /// Asks the running manager which kubeconfig it has written.

@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 use tokio::{net::UnixStream, time::timeout};
 
 use super::{ControlError, MAX_SOCKET_PATH_LEN};
-use crate::util::folder::{Folder, Missing, Place, PrivateError};
+use crate::util::folder::{Folder, Missing, OTHER_USER, Place, PrivateError};
 
 /// Name of the file that a running manager has locked.
 const LOCK: &str = "lock";
@@ -29,7 +29,7 @@ pub struct Holder {
 /// Opens a manager's directory. Returns `None` if it is missing and is not to be made.
 ///
 /// The one above has the directories of all of this user's managers, and may be in a place for everyone, so that has to
-/// be private as well.
+/// be private as well. That place must not be another user's, who could put something else there at any time.
 ///
 /// # Errors
 /// [`ControlError::NotPrivate`], [`ControlError::Directory`].
@@ -43,8 +43,21 @@ pub fn open(dir: &Path, missing: Missing) -> Result<Option<Folder>, ControlError
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
+    if managers.folder().is_foreign() {
+        let dir = managers.folder().path().to_owned();
+        return Err(ControlError::NotPrivate { dir, reason: OTHER_USER });
+    }
     let Some(managers) = managers.private_folder(missing)? else { return Ok(None) };
     Ok(managers.place(name).private_folder(missing)?)
+}
+
+/// Returns the folder in which the directories of all managers are, if others may put something else in their place: as in
+/// a temporary folder without the sticky bit. What is open stays what it was, and other users of a container may all be
+/// trusted, but whoever goes by a path should know.
+#[must_use]
+pub fn open_to_swaps(dir: &Path) -> Option<PathBuf> {
+    let managers = Place::of(dir.parent()?, Missing::Fail).ok()?;
+    managers.folder().may_be_swapped().then(|| managers.folder().path().to_owned())
 }
 
 impl From<PrivateError> for ControlError {

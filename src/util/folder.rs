@@ -12,8 +12,8 @@
 //! * Where others may write, files and folders of others are not opened, unless the folder they are in is theirs as well.
 //! * A private folder is this user's own, and nobody else has any access to it.
 //!
-//! Leaves out parent folders of private ones: where others may rename those, as in a temporary folder without the
-//! sticky bit, what is open stays what it was, but its path may lead elsewhere; [`Folder::may_be_swapped`] tells.
+//! Where others may rename folders, as in a temporary one without the sticky bit, what is open stays what it was, but its
+//! path may lead elsewhere: [`Folder::may_be_swapped`].
 
 use std::{
     ffi::{OsStr, OsString},
@@ -87,6 +87,11 @@ impl From<Refusal> for io::Error {
     }
 }
 
+/// Tells whether an error is a [`Refusal`].
+pub fn is_refusal(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|error| error.is::<Refusal>())
+}
+
 /// Why there is no private folder.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateError {
@@ -156,7 +161,7 @@ impl Folder {
         Self::open_in(&*self.handle, name, self.path.join(name))
     }
 
-    /// Returns the path that has led here.
+    /// The path that has led here.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -172,6 +177,12 @@ impl Folder {
     #[must_use]
     pub fn place(&self, name: impl Into<OsString>) -> Place {
         Place { folder: self.clone(), name: name.into() }
+    }
+
+    /// Tells whether it belongs to neither this user nor root.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        !is_trusted(self.owner)
     }
 
     /// Tells whether anybody but this user and root may make files here.

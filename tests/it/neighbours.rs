@@ -219,6 +219,41 @@ async fn env_names_no_kubeconfig_that_somebody_else_can_make() {
     street.attack("! mkdir autoheal-pa-$V; ! touch autoheal-pa-$V/default/kubeconfig").await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn env_names_no_kubeconfig_that_somebody_else_has_made() {
+    let Some(street) = Street::start().await else { return };
+    street.attack("mkdir -m 777 .kube; echo > .kube/autoheal-pa.yaml; echo > config; ln -s config link").await;
+    let (home, file, link) = (street.tmp.path(), street.path("config"), street.path("link"));
+    let args = |path: &Path| ["env".to_owned(), format!("--kubeconfig={}", path.display())];
+    for args in [vec!["env".to_owned()], args(&file).into(), args(&link).into()] {
+        let mut command = street.command_as(VICTIM, &args.iter().map(String::as_str).collect::<Vec<_>>());
+        let ended = Running::start(command.env("HOME", home)).ended().await;
+        assert_eq!((ended.code(), ended.stdout.as_str()), (Some(2), ""), "{args:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("error: cannot use the kubeconfig `"), "{args:?}: {}", ended.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_temporary_folder_of_another_user_is_not_used_and_one_where_all_may_rename_is_named() {
+    let Some(street) = Street::start().await else { return };
+    let outer = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+    let tmp = outer.path().join("tmp");
+    fs::create_dir(&tmp).unwrap();
+    fs::set_permissions(&tmp, Permissions::from_mode(0o777)).unwrap();
+    let env = || async {
+        let mut command = street.command_as(VICTIM, &["env"]);
+        Running::start(command.env("TMPDIR", &tmp)).ended().await
+    };
+    // As a volume of a pod, which root owns and everybody may write.
+    let ended = env().await;
+    let warning = format!("warning: whoever may write `{}` can put another kubeconfig there", tmp.display());
+    assert!(ended.assert_success().starts_with("export ") && ended.stderr.contains(&warning), "{ended:#?}");
+    chown(&tmp, Some(ATTACKER), Some(ATTACKER)).unwrap();
+    let ended = env().await;
+    assert_eq!((ended.code(), ended.stdout.as_str()), (Some(2), ""), "{ended:#?}");
+    assert!(ended.stderr.contains("it belongs to another user"), "{ended:#?}");
+}
+
 /// What another user puts where a file of ours is to be, and what is said of it.
 const PLANTED: [(&str, &str, &str); 8] = [
     ("f", "ln -s $VICTIMS f", "is a symbolic link of another user"),
@@ -269,13 +304,17 @@ async fn a_file_that_lines_are_added_to_is_no_link_of_another_user() {
 async fn a_lock_that_another_user_has_put_beside_a_kubeconfig_stops_and_touches_nothing_else() {
     let Some(street) = Street::start().await else { return };
     let file = street.path("config");
-    for attack in
-        [format!("ln -s {} config.lock", street.home.join(".bashrc").display()), "mkfifo -m 666 config.lock".to_owned()]
-    {
+    // As one of ours whose process is gone.
+    let record = r#"{"program":"autoheal-pa","pid":1,"host":"%s","boot":null}"#;
+    for attack in [
+        format!("ln -s {} config.lock", street.home.join(".bashrc").display()),
+        "mkfifo -m 666 config.lock".to_owned(),
+        format!("printf '{record}' $(uname -n) > config.lock; chmod 666 config.lock"),
+    ] {
         street.attack(&attack).await;
         let ended = street.run(&["up", "--base-port", "0", "--kubeconfig", file.to_str().unwrap()]).await;
         assert_eq!(ended.code(), Some(1), "{attack}: {ended:#?}");
-        assert!(ended.stderr.contains("config.lock` is held") || ended.stderr.contains("is locked by"), "{ended:#?}");
+        assert!(ended.stderr.contains("is locked by"), "{attack}: {ended:#?}");
         assert_eq!(street.bashrc(), "# mine\n", "{attack}");
         street.attack("rm config.lock").await;
     }
