@@ -459,7 +459,7 @@ impl Aws {
         match error::blame(words) {
             Some(Blame::Expired) => {
                 let answer =
-                    ServiceAnswer { code: None, message: Some(words.to_owned()), status: Some(403), request_id: None };
+                    ServiceAnswer { code: None, message: Some(words.into()), status: Some(403), request_id: None };
                 self.inner.credentials.discard(&AwsError::ExpiredCredentials { source: Arc::new(answer) });
             }
             Some(Blame::Keys) => self.inner.credentials.doubt(),

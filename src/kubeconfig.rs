@@ -137,6 +137,24 @@ pub fn contexts_of(path: &Path, manager: &str) -> Result<Vec<String>, Kubeconfig
     merge::contexts_of(&read(path)?, manager).map_err(|refusal| refusal.at(path))
 }
 
+/// Finds the contexts of these names that are in a kubeconfig.
+///
+/// # Errors
+/// See [`KubeconfigError`].
+pub fn still_there(path: &Path, names: &[String]) -> Result<Vec<String>, KubeconfigError> {
+    let root = read(path)?;
+    let there = merge::contexts(&root).map_err(|refusal| refusal.at(path))?;
+    Ok(names.iter().filter(|name| there.contains(name.as_str())).cloned().collect())
+}
+
+/// Returns what kubectl runs for the contexts of a manager, each program once, with the arguments of one of them.
+///
+/// # Errors
+/// See [`KubeconfigError`].
+pub fn plugins_of(path: &Path, manager: &str) -> Result<Vec<Exec>, KubeconfigError> {
+    merge::plugins_of(&read(path)?, manager).map_err(|refusal| refusal.at(path))
+}
+
 /// Reads, merges and writes. The caller holds the lock.
 fn rewrite(path: &Path, update: &Update<'_>) -> Result<Option<String>, KubeconfigError> {
     let (current, changed) = read_merged(path, update)?;

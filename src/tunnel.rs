@@ -358,7 +358,7 @@ impl Running {
                 });
             }),
             Report::Established { ref customer_message, .. } if !customer_message.is_empty() => {
-                info!(customer_message, "the agent has a message");
+                info!(%customer_message, "the agent has a message");
             }
             // These come often, and are not shown.
             Report::Backlog(_) | Report::Suspect | Report::Slept => {

@@ -1,6 +1,8 @@
 //! What every part may use, and what uses no part.
 
 pub mod folder;
+pub(crate) mod peer_text;
+pub(crate) mod quote;
 pub mod read;
 pub mod replace;
 pub(crate) mod yaml;

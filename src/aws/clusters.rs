@@ -15,7 +15,10 @@ use super::{
     error::{AwsError, Call, Refusal},
     values::{is_base64, is_host, is_plain},
 };
-use crate::cluster::{Cluster, Destination};
+use crate::{
+    cluster::{Cluster, Destination},
+    util::peer_text::PeerText,
+};
 
 /// Clusters that are described at a time; the rate that EKS allows is not published.
 const CONCURRENT_DESCRIPTIONS: usize = 6;
@@ -48,15 +51,15 @@ pub struct ClusterDescription {
     /// The ARN; empty if the cluster may not be described.
     pub arn: String,
     /// The status in EKS's words, such as `ACTIVE`; empty if the cluster may not be described.
-    pub status: String,
+    pub status: PeerText,
     /// The Kubernetes version, such as `1.33`.
-    pub version: Option<String>,
+    pub version: Option<PeerText>,
     /// Whether the API server has a public endpoint.
     pub endpoint_public: bool,
     /// Whether the API server has an endpoint in the VPC.
     pub endpoint_private: bool,
     /// How IAM identities are admitted: `API`, `API_AND_CONFIG_MAP` or `CONFIG_MAP`.
-    pub authentication_mode: Option<String>,
+    pub authentication_mode: Option<PeerText>,
     /// The VPC of the cluster.
     pub vpc_id: Option<String>,
     /// The security group that must admit the bastion on port 443.
@@ -73,7 +76,7 @@ pub enum SkipReason {
     Connected,
     /// It is being made, being deleted, or has failed.
     #[error("its status is {0}")]
-    Status(String),
+    Status(PeerText),
     /// It has no endpoint yet.
     #[error("it has no endpoint")]
     NoEndpoint,
@@ -209,14 +212,14 @@ impl Aws {
             name: name.to_owned(),
             region: self.region().to_owned(),
             arn: cluster.arn.unwrap_or_default(),
-            status: cluster.status.map(|status| status.as_str().to_owned()).unwrap_or_default(),
-            version: cluster.version,
+            status: cluster.status.map(|status| status.as_str().into()).unwrap_or_default(),
+            version: cluster.version.map(PeerText::from),
             endpoint_public: vpc.as_ref().is_some_and(|vpc| vpc.endpoint_public_access),
             endpoint_private: vpc.as_ref().is_some_and(|vpc| vpc.endpoint_private_access),
             authentication_mode: cluster
                 .access_config
                 .and_then(|config| config.authentication_mode)
-                .map(|mode| mode.as_str().to_owned()),
+                .map(|mode| mode.as_str().into()),
             vpc_id: vpc.as_ref().and_then(|vpc| vpc.vpc_id.clone()),
             security_group: vpc.and_then(|vpc| vpc.cluster_security_group_id),
             access,
@@ -228,7 +231,7 @@ impl Aws {
             name,
             region: self.region().to_owned(),
             arn: String::new(),
-            status: String::new(),
+            status: PeerText::default(),
             version: None,
             endpoint_public: false,
             endpoint_private: false,
@@ -247,8 +250,8 @@ fn access(name: &str, region: &str, cluster: &aws_sdk_eks::types::Cluster) -> Re
     }
     match &cluster.status {
         Some(ClusterStatus::Active | ClusterStatus::Updating) => {}
-        Some(status) => return Err(SkipReason::Status(status.as_str().to_owned())),
-        None => return Err(SkipReason::Status("unknown".to_owned())),
+        Some(status) => return Err(SkipReason::Status(status.as_str().into())),
+        None => return Err(SkipReason::Status("unknown".into())),
     }
     let endpoint = cluster.endpoint.as_deref().filter(|endpoint| !endpoint.is_empty()).ok_or(SkipReason::NoEndpoint)?;
     let endpoint = destination(endpoint).ok_or(SkipReason::Endpoint)?;
@@ -373,7 +376,7 @@ mod tests {
         assert_eq!(first.vpc_id.as_deref(), Some("vpc-1"));
         assert_eq!(first.security_group.as_deref(), Some("sg-1"));
         assert_eq!(first.authentication_mode.as_deref(), Some("API"));
-        assert_eq!((first.status.as_str(), first.version.as_deref()), ("ACTIVE", Some("1.33")));
+        assert_eq!((&*first.status, first.version.as_deref()), ("ACTIVE", Some("1.33")));
     }
 
     #[test]

@@ -35,7 +35,10 @@ mod codes;
 use codes::Class;
 
 use super::profile::fault::ProfileFault;
-use crate::settings::PassedOver;
+use crate::{
+    settings::PassedOver,
+    util::peer_text::{PeerText, with_causes},
+};
 
 /// The error behind an error, shared by everybody who is told of it.
 pub type Cause = Arc<dyn Error + Send + Sync>;
@@ -334,22 +337,22 @@ impl std::fmt::Display for TokenOrigin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceAnswer {
     /// The error code, such as `AccessDeniedException`.
-    pub code: Option<String>,
+    pub code: Option<PeerText>,
     /// The message, in the service's words.
-    pub message: Option<String>,
+    pub message: Option<PeerText>,
     /// The HTTP status, if the answer is at hand.
     pub status: Option<u16>,
     /// The id by which AWS finds the request.
-    pub request_id: Option<String>,
+    pub request_id: Option<PeerText>,
 }
 
 impl ServiceAnswer {
     pub(super) fn new(meta: &ErrorMetadata, status: Option<u16>) -> Self {
         Self {
-            code: meta.code().map(str::to_owned),
-            message: meta.message().filter(|message| !message.is_empty()).map(str::to_owned),
+            code: meta.code().map(PeerText::new),
+            message: meta.message().filter(|message| !message.is_empty()).map(PeerText::new),
             status,
-            request_id: meta.extra("aws_request_id").map(str::to_owned),
+            request_id: meta.extra("aws_request_id").map(PeerText::new),
         }
     }
 }
@@ -447,7 +450,8 @@ where
         }
         SdkError::ResponseError(ref context) => {
             let status = Some(context.raw().status().as_u16());
-            let answer = ServiceAnswer { code: None, message: Some(chain_text(&error)), status, request_id: None };
+            let answer =
+                ServiceAnswer { code: None, message: Some(chain_text(&error).into()), status, request_id: None };
             classify_answer(call.action, call.resource, call.region, answer)
         }
         // No request was made: settings that the SDK found missing or in conflict.
@@ -544,7 +548,8 @@ pub(super) fn classify_credentials(region: &str, error: CredentialsError) -> Aws
 
 /// Brings the SDK's list of what it tried onto one line.
 fn attempted(error: &(dyn Error + 'static)) -> String {
-    let text = chain_text(error);
+    let texts: Vec<_> = chain(error).map(ToString::to_string).collect();
+    let text = texts.join(": ");
     let lines: Vec<_> = text.lines().map(str::trim).collect();
     lines.join("; ").replace("Attempted:; ", "Attempted: ")
 }
@@ -570,8 +575,7 @@ pub(super) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item 
 
 /// Writes an error and its sources on one line.
 pub(super) fn chain_text(error: &(dyn Error + 'static)) -> String {
-    let texts: Vec<_> = chain(error).map(ToString::to_string).collect();
-    texts.join(": ")
+    with_causes(String::new(), error)
 }
 
 fn join(files: &[PathBuf]) -> String {

@@ -270,7 +270,7 @@ fn assumed(
     let lacking = |what: &str| {
         let answer = ServiceAnswer {
             code: None,
-            message: Some(format!("the answer has no {what}")),
+            message: Some(format!("the answer has no {what}").into()),
             status: None,
             request_id: None,
         };

@@ -49,6 +49,7 @@ use crate::{
     proto::handshake::CLIENT_VERSION,
     secret::Secret,
     tunnel::{BoxError, Connection, Dial, DialError, SessionHandle, SessionId, Transport},
+    util::peer_text::PeerText,
 };
 
 const START_SESSION: &str = "ssm:StartSession";
@@ -65,9 +66,6 @@ const UPGRADE_LIMIT: Duration = Duration::from_secs(15);
 
 /// Longest reason that StartSession takes, in characters.
 const MAX_REASON_LEN: usize = 256;
-
-/// Part of a refused upgrade's answer that is kept, in characters.
-const MAX_DETAIL_LEN: usize = 400;
 
 /// Dials sessions of Systems Manager.
 #[derive(Debug, Clone)]
@@ -360,8 +358,8 @@ impl SsmDialer {
             Ok(Err(tungstenite::Error::Http(answer))) => {
                 self.learn_time(answer.headers(), sent);
                 let status = answer.status().as_u16();
-                let detail = detail(answer.body().as_deref().unwrap_or_default());
-                tracing::debug!(host = gateway.host(), status, detail, "WebSocket upgrade refused");
+                let detail = PeerText::from_bytes(answer.body().as_deref().unwrap_or_default());
+                tracing::debug!(host = gateway.host(), status, %detail, "WebSocket upgrade refused");
                 Err(DialError::UpgradeRefused { host: gateway.host().to_owned(), status, detail })
             }
             Ok(Err(error)) => Err(unreachable(gateway, error)),
@@ -552,7 +550,7 @@ fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) ->
 }
 
 fn foreign(url: Foreign) -> DialError {
-    DialError::ForeignStreamUrl { host: url.host }
+    DialError::ForeignStreamUrl { host: url.host.into() }
 }
 
 fn unreachable(gateway: &Gateway, error: impl Into<BoxError>) -> DialError {
@@ -564,15 +562,8 @@ fn late(step: &'static str, limit: Duration) -> DialError {
 }
 
 fn lacking(action: &'static str, field: &str) -> DialError {
-    let message = Some(format!("the answer has no {field}"));
+    let message = Some(format!("the answer has no {field}").into());
     DialError::Service { action, source: ServiceAnswer { code: None, message, status: None, request_id: None }.into() }
-}
-
-/// Makes the start of a body fit for a log line.
-fn detail(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    let text = text.trim().chars().take(MAX_DETAIL_LEN).map(|c| if c.is_control() { ' ' } else { c });
-    text.collect()
 }
 
 #[cfg(test)]

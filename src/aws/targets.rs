@@ -28,7 +28,7 @@ use super::{
     error::{AwsError, Call, chain_text},
     values::is_plain,
 };
-use crate::{clock::Clock, cluster::Target, tunnel::BoxError};
+use crate::{clock::Clock, cluster::Target, tunnel::BoxError, util::peer_text::PeerText};
 
 const DESCRIBE: &str = "ssm:DescribeInstanceInformation";
 
@@ -57,7 +57,7 @@ pub struct Sighting {
     /// When it last was.
     pub last_contact: Option<DateTime>,
     /// Its version.
-    pub agent_version: Option<String>,
+    pub agent_version: Option<PeerText>,
 }
 
 impl Sighting {
@@ -65,7 +65,7 @@ impl Sighting {
         Self {
             in_contact: node.ping_status() == Some(&PingStatus::Online),
             last_contact: node.last_ping_date_time().copied(),
-            agent_version: node.agent_version().filter(|version| is_plain(version)).map(str::to_owned),
+            agent_version: node.agent_version().filter(|version| is_plain(version)).map(PeerText::new),
         }
     }
 }
@@ -224,7 +224,7 @@ mod tests {
         let sighting = |in_contact, at: Option<i64>, version: Option<&str>| Sighting {
             in_contact,
             last_contact: at.map(DateTime::from_secs),
-            agent_version: version.map(str::to_owned),
+            agent_version: version.map(PeerText::from),
         };
         assert_eq!(
             sighting(false, Some(1_795_317_508), Some("3.3.1142.0")).to_string(),

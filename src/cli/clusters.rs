@@ -167,11 +167,11 @@ mod tests {
             name: name.to_owned(),
             region: "us-east-1".to_owned(),
             arn: arn.clone(),
-            status: "ACTIVE".to_owned(),
-            version: Some("1.33".to_owned()),
+            status: "ACTIVE".into(),
+            version: Some("1.33".into()),
             endpoint_public: false,
             endpoint_private: true,
-            authentication_mode: Some("API".to_owned()),
+            authentication_mode: Some("API".into()),
             vpc_id: Some("vpc-1".to_owned()),
             security_group: None,
             access: access.map(|()| Cluster {
@@ -197,7 +197,7 @@ mod tests {
             },
             ClusterDescription {
                 arn: String::new(),
-                status: String::new(),
+                status: "".into(),
                 version: None,
                 endpoint_private: false,
                 authentication_mode: None,

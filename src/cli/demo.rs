@@ -149,9 +149,9 @@ fn kubeconfig(dir: &TempDir) -> PathBuf {
 /// Starts this program's `up` with nothing but the emulator in its environment, and out of reach of the
 /// terminal's Ctrl-C, which is for the command.
 fn start_up(args: &DemoArgs, global: &GlobalArgs, emulator: &Emulator, dir: &TempDir) -> Result<Child, CommandError> {
-    let program = std::env::current_exe().map_err(|error| {
-        CommandError::new(Kind::Unexpected, "cannot find the path of this program").with_source(error)
-    })?;
+    let program = Environment::read()
+        .executable
+        .ok_or_else(|| CommandError::new(Kind::Unexpected, "the system does not tell the path of this program"))?;
     let kept = std::env::vars_os()
         .filter(|(name, _)| ["PATH", "TERM", "NO_COLOR", "LANG", "LC_ALL"].iter().any(|kept| name == kept));
     Command::new(&program)
@@ -193,7 +193,9 @@ async fn until_ready(up: &mut Child, printer: &Printer) -> Result<Option<ExitSta
 fn show_what_to_do(kubeconfig: &Path, printer: &Printer) -> Result<(), CommandError> {
     printer.result(READY_LINE)?;
     printer.progress("in another shell:");
-    let export = Shell::detect(&Environment::read()).export("KUBECONFIG", &kubeconfig.display().to_string());
+    let export = Shell::detect(&Environment::read())
+        .unwrap_or(Shell::Bash)
+        .export("KUBECONFIG", &kubeconfig.display().to_string());
     printer.progress(&format!("  {}", export.trim_end()));
     printer.progress("  kubectl --context pa-payments get pods -A");
     printer.progress("Ctrl-C stops");

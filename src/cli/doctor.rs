@@ -5,6 +5,7 @@
 //! stdout.
 
 mod fixes;
+mod plugin;
 mod words;
 
 use std::{collections::BTreeMap, pin::pin, process::ExitCode, time::Duration};
@@ -15,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    GlobalArgs,
+    GlobalArgs, env,
     error::{CommandError, Kind},
     output::{Paint, Printer},
     signals::{Signal, Signals},
@@ -57,10 +58,17 @@ pub struct DoctorArgs {
 pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
     let environment = Environment::read();
     let mut signals = Signals::listen()?;
+    let Settings { control_dir, name, .. } = Settings::without_file(&global, &environment)?;
     if args.bastion.is_empty() {
-        let dir = Settings::without_file(&global, &environment)?.control_dir;
-        match Client::connect(&dir).await {
-            Ok(client) => return ask(client, args, &mut signals, printer).await,
+        match Client::connect(&control_dir).await {
+            Ok(client) => {
+                let mut sheet = Sheet::new(args.json, printer);
+                ask(client, args.cluster, &mut signals, &mut sheet).await?;
+                if let Some(kubeconfig) = env::of_manager(&control_dir).await {
+                    plugin::check(&kubeconfig, &name).await.into_iter().for_each(|entry| sheet.add(entry));
+                }
+                return sheet.finish();
+            }
             Err(ControlError::NotRunning { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -77,19 +85,20 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
         };
         examine(&subject, &mut sheet, &mut signals).await?;
     }
+    let kubeconfig = Settings::load(&global, None, &environment)?.kubeconfig;
+    plugin::check(&kubeconfig, &name).await.into_iter().for_each(|entry| sheet.add(entry));
     sheet.finish()
 }
 
 /// Has the running manager examine its own ways in, with its credentials and through its ports.
 async fn ask(
     mut manager: Client,
-    args: DoctorArgs,
+    clusters: Vec<String>,
     signals: &mut Signals,
-    printer: &Printer,
-) -> Result<ExitCode, CommandError> {
-    manager.send(&Request::Doctor { clusters: args.cluster }).await?;
-    printer.progress("the running manager examines itself");
-    let mut sheet = Sheet::new(args.json, printer);
+    sheet: &mut Sheet<'_>,
+) -> Result<(), CommandError> {
+    manager.send(&Request::Doctor { clusters }).await?;
+    sheet.printer.progress("the running manager examines itself");
     loop {
         let answer = tokio::select! {
             biased;
@@ -101,7 +110,7 @@ async fn ask(
             Some(Answer::Finding(entry)) => sheet.add(serde_json::from_value(entry).map_err(|error| {
                 CommandError::new(Kind::Unexpected, "cannot understand a finding of the manager").with_source(error)
             })?),
-            Some(Answer::Done) => return sheet.finish(),
+            Some(Answer::Done) => return Ok(()),
             Some(Answer::Token(_) | Answer::Status(_) | Answer::Reloaded(_) | Answer::Stopping) => {
                 return Err(CommandError::new(Kind::Unexpected, "the manager answers something else"));
             }

@@ -4,9 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use futures_util::future::join_all;
+use tokio::task::spawn_blocking;
 
 use super::{
-    GlobalArgs,
+    GlobalArgs, env,
     error::{CommandError, Kind},
     manager::remove_contexts,
     orphans,
@@ -17,8 +18,9 @@ use crate::{
     aws::{Aws, AwsError},
     control::{self, Client, ControlError, Request},
     journal::{Entry, Journal},
+    kubeconfig,
     settings::{Access, AwsSettings, Environment, Settings, UpArgs},
-    util::folder::Missing,
+    util::{folder::Missing, quote::command},
 };
 
 /// Options of `down`.
@@ -38,7 +40,16 @@ pub async fn run(args: DownArgs, global: GlobalArgs, printer: &Printer) -> Resul
     let environment = Environment::read();
     let settings = Settings::without_file(&global, &environment)?;
     match Client::connect(&settings.control_dir).await {
-        Ok(client) => stop(client, &settings, printer).await?,
+        Ok(client) => {
+            let before = match env::of_manager(&settings.control_dir).await {
+                Some(kubeconfig) => Before::read(kubeconfig, &settings.name).await,
+                None => None,
+            };
+            stop(client, &settings, printer).await?;
+            if let Some(before) = before {
+                before.say_what_is_left(printer).await;
+            }
+        }
         Err(ControlError::NotRunning { .. }) => {
             printer.progress(&format!("no manager `{}` is running", settings.name));
             // It cannot be asked any more where its kubeconfig is.
@@ -74,7 +85,9 @@ async fn stop(mut client: Client, settings: &Settings, printer: &Printer) -> Res
             let message = format!("the manager `{name}` has not stopped within {} s", STOP_LIMIT.as_secs());
             let error = CommandError::new(Kind::Unexpected, message);
             Err(match holder.pid {
-                Some(pid) => error.hint(format!("`kill -9 {pid}` ends it; the next `down` or `up` ends its sessions")),
+                Some(pid) => {
+                    error.hint(command!("`kill -9 {}` ends it; the next `down` or `up` ends its sessions", pid))
+                }
                 None => error,
             })
         }
@@ -99,9 +112,42 @@ async fn clean_up(settings: &Settings, access: Vec<Access>, printer: &Printer) -
         }
     }
     for kubeconfig in kubeconfigs.into_iter().filter(|path| path.exists()) {
+        let before = Before::read(kubeconfig.clone(), &settings.name).await;
         remove_contexts(kubeconfig, settings.name.clone(), printer).await;
+        if let Some(before) = before {
+            before.say_what_is_left(printer).await;
+        }
     }
     Ok(())
+}
+
+/// The contexts of a kubeconfig that needed a manager while it was there.
+struct Before {
+    kubeconfig: PathBuf,
+    contexts: Vec<String>,
+}
+
+impl Before {
+    /// `None` if the file cannot be read: then nothing will be changed in it, and that is said.
+    async fn read(kubeconfig: PathBuf, manager: &str) -> Option<Self> {
+        let (path, manager) = (kubeconfig.clone(), manager.to_owned());
+        let contexts = spawn_blocking(move || kubeconfig::contexts_of(&path, &manager)).await;
+        Some(Self { kubeconfig, contexts: contexts.ok()?.ok()? })
+    }
+
+    /// Names those that are there still: the user's own, which used what was removed, or all, if that has failed.
+    async fn say_what_is_left(self, printer: &Printer) {
+        let Self { kubeconfig, contexts } = self;
+        let path = kubeconfig.clone();
+        let left = spawn_blocking(move || kubeconfig::still_there(&path, &contexts)).await;
+        let Ok(Ok(left)) = left else { return };
+        let Some(first) = left.first() else { return };
+        let names = left.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let message = format!("still in `{}`, and of no use without the manager: {names}", kubeconfig.display());
+        let hint =
+            command!("`kubectl --kubeconfig {} config delete-context {}` removes one", kubeconfig.as_path(), first);
+        printer.caution(&CommandError::new(Kind::Unexpected, message).hint(hint));
+    }
 }
 
 /// Ends sessions as whoever the settings say that a manager may have been.

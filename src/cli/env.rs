@@ -1,5 +1,7 @@
 //! `env`: lines for a shell to evaluate, which set `KUBECONFIG`. `up --env-file` writes the same to a file.
 //!
+//! Where a proxy is set they take the local ports out of it: there are clients that would ask it for 127.0.0.1.
+//!
 //! The running manager is asked first, as it knows which kubeconfig it has written.
 
 use std::{
@@ -23,12 +25,26 @@ use crate::{
     settings::{self, Environment, Settings},
     util::{
         folder::{Missing, Place, is_refusal},
+        quote::Language,
         replace::{check_replaceable, replace},
     },
 };
 
 /// Time for the manager to answer.
 const MANAGER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Where the tunnels are.
+const LOCAL: &str = "127.0.0.1";
+
+/// The variables by which clients find a proxy.
+const PROXIES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+
+/// Those by which they find what it is not for. Which of the two counts depends on the client.
+const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+
+/// Shells that read POSIX's language, zsh apart.
+const POSIX_SHELLS: [&str; 11] =
+    ["sh", "bash", "rbash", "dash", "ash", "busybox", "ksh", "ksh93", "mksh", "oksh", "yash"];
 
 /// Options of `env`.
 #[derive(Debug, Clone, Default, Args)]
@@ -54,6 +70,9 @@ pub enum Shell {
     Zsh,
     /// fish.
     Fish,
+    /// csh and tcsh.
+    #[value(alias = "tcsh")]
+    Csh,
     /// PowerShell.
     #[value(alias = "pwsh")]
     Powershell,
@@ -61,14 +80,22 @@ pub enum Shell {
 
 impl Shell {
     /// Guesses the shell of the user.
-    #[must_use]
-    pub fn detect(environment: &Environment) -> Self {
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for one whose language is not known.
+    pub fn detect(environment: &Environment) -> Result<Self, CommandError> {
         let name = environment.get("SHELL").and_then(|path| Path::new(path).file_stem()?.to_str());
         match name {
-            Some("zsh") => Self::Zsh,
-            Some("fish") => Self::Fish,
-            Some("pwsh" | "powershell") => Self::Powershell,
-            _ => Self::Bash,
+            Some("zsh") => Ok(Self::Zsh),
+            Some("fish") => Ok(Self::Fish),
+            Some("csh" | "tcsh") => Ok(Self::Csh),
+            Some("pwsh" | "powershell") => Ok(Self::Powershell),
+            Some(name) if !POSIX_SHELLS.contains(&name) => {
+                let message = format!("the variable `SHELL` names `{name}`, whose language is not known here");
+                Err(CommandError::new(Kind::Usage, message)
+                    .hint("name a language that it can read, such as `--shell bash`; or set `KUBECONFIG` by hand"))
+            }
+            _ => Ok(Self::Bash),
         }
     }
 
@@ -77,6 +104,7 @@ impl Shell {
     pub fn of_file(path: &Path) -> Self {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("fish") => Self::Fish,
+            Some("csh" | "tcsh") => Self::Csh,
             Some("ps1") => Self::Powershell,
             _ => Self::Bash,
         }
@@ -86,22 +114,42 @@ impl Shell {
     #[must_use]
     pub fn export(self, name: &str, value: &str) -> String {
         match self {
-            Self::Bash | Self::Zsh => format!("export {name}='{}'\n", value.replace('\'', r"'\''")),
-            // In fish's single quotes a backslash still protects itself and the quote.
-            Self::Fish => format!("set -gx {name} '{}'\n", value.replace('\\', r"\\").replace('\'', r"\'")),
-            Self::Powershell => {
-                // PowerShell takes typographic quotes for quotes as well. Doubled they stand for themselves.
-                let mut quoted = String::with_capacity(value.len());
-                for c in value.chars() {
-                    quoted.push(c);
-                    if matches!(c, '\'' | '\u{2018}' | '\u{2019}' | '\u{201a}' | '\u{201b}') {
-                        quoted.push(c);
-                    }
-                }
-                format!("$Env:{name} = '{quoted}'\n")
-            }
+            Self::Bash | Self::Zsh => format!("export {name}={}\n", Language::Posix.quote(value)),
+            Self::Fish => format!("set -gx {name} {}\n", Language::Fish.quote(value)),
+            // With an end of its own: between backquotes csh makes blanks of line breaks.
+            Self::Csh => format!("setenv {name} {};\n", Language::Csh.quote(value)),
+            Self::Powershell => format!("$Env:{name} = {}\n", Language::PowerShell.quote(value)),
         }
     }
+}
+
+/// The variables that are set.
+fn variables(kubeconfig: &Path, environment: &Environment) -> Result<Vec<(&'static str, String)>, CommandError> {
+    // An argument or a variable cannot hold a zero, so no path that gets here has one.
+    let Some(path) = kubeconfig.to_str() else {
+        let message = format!("the path `{}` is not UTF-8, so no shell line can name it", kubeconfig.display());
+        return Err(CommandError::new(Kind::Usage, message).hint("give another file with `--kubeconfig`"));
+    };
+    let mut variables = vec![("KUBECONFIG", path.to_owned())];
+    variables.extend(no_proxy(environment));
+    Ok(variables)
+}
+
+/// Returns the variables that take the local ports out of the proxy of an environment, where it has one and they do not
+/// yet. kubectl asks no proxy for 127.0.0.1, and other clients do.
+pub(super) fn no_proxy(environment: &Environment) -> Vec<(&'static str, String)> {
+    if !PROXIES.iter().any(|name| environment.get(name).is_some()) {
+        return Vec::new();
+    }
+    let old = NO_PROXY.map(|name| environment.get(name));
+    let either = old[0].or(old[1]).unwrap_or_default();
+    let new = |name, old: Option<&str>| {
+        let hosts = old.unwrap_or(either).trim_end_matches([',', ' ']);
+        let has_it = old.is_some() && hosts.split(',').any(|host| ["*", LOCAL].contains(&host.trim()));
+        let separator = if hosts.is_empty() { "" } else { "," };
+        (!has_it).then(|| (name, format!("{hosts}{separator}{LOCAL}")))
+    };
+    NO_PROXY.into_iter().zip(old).filter_map(|(name, old)| new(name, old)).collect()
 }
 
 /// Prints the lines.
@@ -130,10 +178,10 @@ async fn print(
         printer.warning(&format!("`{}` is not there yet: `autoheal-pa up` writes it", kubeconfig.display()));
     }
     if let Some(path) = settings::github_env(args.github_env, environment)? {
-        write_github(&path, &kubeconfig)?;
+        write_github(&path, &kubeconfig, environment)?;
     } else {
-        let shell = args.shell.unwrap_or_else(|| Shell::detect(environment));
-        printer.result(&lines(shell, &kubeconfig)?)?;
+        let shell = args.shell.map_or_else(|| Shell::detect(environment), Ok)?;
+        printer.result(&lines(shell, &kubeconfig, environment)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -164,7 +212,7 @@ fn of_settings(settings: &Settings, printer: &Printer) -> Result<PathBuf, Comman
 }
 
 /// Asks the running manager which kubeconfig it has written.
-async fn of_manager(dir: &Path) -> Option<PathBuf> {
+pub(super) async fn of_manager(dir: &Path) -> Option<PathBuf> {
     match control::ask(dir, &Request::Status { follow: false }, MANAGER_DEADLINE).await {
         Ok(Answer::Status(status)) => status.kubeconfig.map(PathBuf::from),
         Ok(Answer::Token(_) | Answer::Reloaded(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done) => None,
@@ -181,42 +229,44 @@ async fn of_manager(dir: &Path) -> Option<PathBuf> {
 ///
 /// # Errors
 /// [`CommandError`] if it cannot be written.
-pub fn write_github(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
-    add_to_github(path, kubeconfig, |mut file, line| file.write_all(line.as_bytes()))
+pub fn write_github(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), CommandError> {
+    add_to_github(path, kubeconfig, environment, |mut file, lines| file.write_all(lines.as_bytes()))
 }
 
 /// Finds out whether [`write_github`] will be able to; adds nothing.
 ///
 /// # Errors
 /// [`CommandError`] if it will not.
-pub fn check_github(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
-    add_to_github(path, kubeconfig, |_file, _line| Ok(()))
+pub fn check_github(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), CommandError> {
+    add_to_github(path, kubeconfig, environment, |_file, _lines| Ok(()))
 }
 
 fn add_to_github(
     path: &Path,
     kubeconfig: &Path,
+    environment: &Environment,
     add: impl FnOnce(File, String) -> io::Result<()>,
 ) -> Result<(), CommandError> {
     let failed = |source: io::Error| {
         let message = format!("cannot add to `{}`, which `GITHUB_ENV` names", path.display());
         CommandError::new(Kind::Usage, message).with_source(source)
     };
-    let line = match kubeconfig.to_str() {
-        Some(path) if !path.contains(['\n', '\r']) => format!("KUBECONFIG={path}\n"),
-        _ => return Err(failed(io::Error::other("no line of it can name the path of the kubeconfig"))),
-    };
+    let variables = variables(kubeconfig, environment)?;
+    if variables.iter().any(|(_, value)| value.contains(['\n', '\r'])) {
+        return Err(failed(io::Error::other("no line of it can name the path of the kubeconfig")));
+    }
+    let lines = variables.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
     let file = Place::behind(path, Missing::Fail).and_then(|place| place.append());
-    file.and_then(|file| add(file, line)).map_err(failed)
+    file.and_then(|file| add(file, lines)).map_err(failed)
 }
 
-/// Writes the lines to a file that a shell can source; its extension tells which: `.fish`, `.ps1`, else bash and
-/// the like. The file is replaced as a whole.
+/// Writes the lines to a file that a shell can source; its extension tells which: `.fish`, `.csh`, `.ps1`, else bash
+/// and the like. The file is replaced as a whole.
 ///
 /// # Errors
 /// [`CommandError`] if it cannot be written.
-pub fn write(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
-    let lines = lines(Shell::of_file(path), kubeconfig)?;
+pub fn write(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), CommandError> {
+    let lines = lines(Shell::of_file(path), kubeconfig, environment)?;
     replace(path, lines.as_bytes()).map_err(|source| unwritable(path, source))
 }
 
@@ -224,8 +274,8 @@ pub fn write(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
 ///
 /// # Errors
 /// [`CommandError`] if it will not.
-pub fn check(path: &Path, kubeconfig: &Path) -> Result<(), CommandError> {
-    let lines = lines(Shell::of_file(path), kubeconfig)?;
+pub fn check(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), CommandError> {
+    let lines = lines(Shell::of_file(path), kubeconfig, environment)?;
     check_replaceable(path, lines.len()).map_err(|source| unwritable(path, source))
 }
 
@@ -235,15 +285,9 @@ fn unwritable(path: &Path, source: io::Error) -> CommandError {
         .hint("give another file with `--env-file`")
 }
 
-fn lines(shell: Shell, kubeconfig: &Path) -> Result<String, CommandError> {
-    // An argument or a variable cannot hold a zero, so no path that gets here has one.
-    match kubeconfig.to_str() {
-        Some(path) => Ok(shell.export("KUBECONFIG", path)),
-        None => {
-            let message = format!("the path `{}` is not UTF-8, so no shell line can name it", kubeconfig.display());
-            Err(CommandError::new(Kind::Usage, message).hint("give another file with `--kubeconfig`"))
-        }
-    }
+fn lines(shell: Shell, kubeconfig: &Path, environment: &Environment) -> Result<String, CommandError> {
+    let variables = variables(kubeconfig, environment)?;
+    Ok(variables.iter().map(|(name, value)| shell.export(name, value)).collect())
 }
 
 #[cfg(test)]
@@ -253,40 +297,61 @@ mod tests {
     use super::*;
     use crate::cli::output::Captured;
 
-    const AWKWARD: &str = "/tmp/it's a \"$HOME\" `id` \\n \\' ‘x’ !1 *;\n#";
-
     #[test]
-    fn quotes_for_each_shell() {
-        assert_eq!(Shell::Bash.export("A", "it's"), "export A='it'\\''s'\n");
-        assert_eq!(Shell::Zsh.export("A", "b c"), "export A='b c'\n");
-        assert_eq!(Shell::Fish.export("A", r"it's \n"), "set -gx A 'it\\'s \\\\n'\n");
-        assert_eq!(Shell::Powershell.export("A", "it's ‘x’"), "$Env:A = 'it''s ‘‘x’’'\n");
-    }
-
-    #[test]
-    fn a_shell_reads_what_was_meant() {
+    fn every_shell_reads_what_was_meant() {
+        let awkward = "/tmp/it's a \"$HOME\" `id` \\n \\' ‘x’ !1 *;\n#";
         // Whatever of these is installed; sh always is.
-        for (program, shell) in [("sh", Shell::Bash), ("bash", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish)]
-        {
-            let script = format!("{}printf %s \"$A\"", shell.export("A", AWKWARD));
+        let shells = [("sh", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish), ("tcsh", Shell::Csh)];
+        for (program, shell) in shells {
+            let script = format!("{}printenv A", shell.export("A", awkward));
             match Command::new(program).arg("-c").arg(script).output() {
-                Ok(output) => assert_eq!(String::from_utf8(output.stdout).unwrap(), AWKWARD, "{program}"),
+                Ok(output) => {
+                    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{awkward}\n"), "{program}")
+                }
                 Err(error) => assert!(program != "sh", "{error}"),
             }
         }
     }
 
     #[test]
+    fn local_ports_are_taken_out_of_the_proxy() {
+        let added = |variables: &[(&str, &str)]| no_proxy(&Environment::default().with(variables.iter().copied()));
+        let both = |value: &str| vec![("NO_PROXY", value.to_owned()), ("no_proxy", value.to_owned())];
+        assert_eq!(added(&[]), []);
+        assert_eq!(added(&[("NO_PROXY", "a")]), []);
+        assert_eq!(added(&[("https_proxy", "http://p:1")]), both("127.0.0.1"));
+        assert_eq!(added(&[("HTTPS_PROXY", "http://p:1"), ("NO_PROXY", "a,.b,")]), both("a,.b,127.0.0.1"));
+        let other = added(&[("ALL_PROXY", "http://p:1"), ("NO_PROXY", "*"), ("no_proxy", "a")]);
+        assert_eq!(other, [("no_proxy", "a,127.0.0.1".to_owned())]);
+        let all = [("HTTP_PROXY", "http://p:1"), ("NO_PROXY", "a, 127.0.0.1"), ("no_proxy", "127.0.0.1")];
+        assert_eq!(added(&all), []);
+        let environment = Environment::default().with([("HTTPS_PROXY", "http://p:1")]);
+        let lines = lines(Shell::Bash, Path::new("/a"), &environment).unwrap();
+        assert_eq!(lines, "export KUBECONFIG='/a'\nexport NO_PROXY='127.0.0.1'\nexport no_proxy='127.0.0.1'\n");
+    }
+
+    #[test]
     fn knows_the_shell() {
-        let detect = |path: &str| Shell::detect(&Environment::default().with([("SHELL", path)]));
+        let detect = |path: &str| Shell::detect(&Environment::default().with([("SHELL", path)])).unwrap();
         assert_eq!(detect("/usr/bin/zsh"), Shell::Zsh);
         assert_eq!(detect("/opt/fish"), Shell::Fish);
         assert_eq!(detect("/usr/bin/pwsh"), Shell::Powershell);
         assert_eq!(detect("/bin/dash"), Shell::Bash);
         assert_eq!(detect(""), Shell::Bash);
+        assert_eq!(detect("/bin/tcsh"), Shell::Csh);
         assert_eq!(Shell::of_file(Path::new("a/env.fish")), Shell::Fish);
+        assert_eq!(Shell::of_file(Path::new("a/env.csh")), Shell::Csh);
         assert_eq!(Shell::of_file(Path::new("env.ps1")), Shell::Powershell);
         assert_eq!(Shell::of_file(Path::new(".env")), Shell::Bash);
+    }
+
+    #[test]
+    fn a_shell_whose_language_is_not_known_is_an_error_that_names_the_option() {
+        for path in ["/usr/bin/nu", "/opt/elvish", "/usr/bin/xonsh"] {
+            let error = Shell::detect(&Environment::default().with([("SHELL", path)])).unwrap_err();
+            assert_eq!(error.kind, Kind::Usage);
+            assert!(error.next_steps()[0].contains("`--shell bash`"), "{:?}", error.next_steps());
+        }
     }
 
     #[tokio::test]
@@ -309,9 +374,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/env");
         let kubeconfig = Path::new("/home/alice/.kube/autoheal-pa.yaml");
-        write(&path, kubeconfig).unwrap();
+        write(&path, kubeconfig, &Environment::default()).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "export KUBECONFIG='/home/alice/.kube/autoheal-pa.yaml'\n");
-        let error = write(dir.path(), kubeconfig).unwrap_err();
+        let error = write(dir.path(), kubeconfig, &Environment::default()).unwrap_err();
         assert_eq!(error.kind, Kind::Usage);
     }
 
@@ -331,6 +396,6 @@ mod tests {
 
         let error = print(&args, &GlobalArgs::default(), &Environment::default(), &printer).await.unwrap_err();
         assert_eq!(error.kind, Kind::Usage);
-        assert!(write_github(&path, Path::new("/a\nb")).is_err());
+        assert!(write_github(&path, Path::new("/a\nb"), &Environment::default()).is_err());
     }
 }

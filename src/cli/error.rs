@@ -11,7 +11,10 @@ use crate::{
     kubeconfig::KubeconfigError,
     settings::{Problem, SettingsError, inputs::TOKEN_ITSELF},
     tunnel::{BindError, BoxError, with_causes},
-    util::folder::OTHER_USER,
+    util::{
+        folder::OTHER_USER,
+        quote::{Word, command},
+    },
 };
 
 mod aws;
@@ -179,7 +182,8 @@ impl From<SettingsError> for CommandError {
                      AWS_WEB_IDENTITY_TOKEN_FILE=$PWD/token`";
         let is_token = error.problems.iter().any(is_token);
         let hints = [needs_bastion.then_some(hint), is_token.then_some(token)];
-        Self::of(Kind::Usage, error).hints(hints.into_iter().flatten().map(ToOwned::to_owned))
+        // It is a list where there are several, and all of it is of this program and its user.
+        Self::new(Kind::Usage, error.to_string()).hints(hints.into_iter().flatten().map(ToOwned::to_owned))
     }
 }
 
@@ -224,10 +228,11 @@ impl From<KubeconfigError> for CommandError {
             }
             KubeconfigError::Locked { lock, holder, age, .. } => {
                 let age = age.map(|age| format!("it was made {} ago; ", in_words(age))).unwrap_or_default();
+                let age = Word::raw(age);
                 let hint = match holder {
-                    None => format!("{age}if no kubectl is running, it was left behind: `rm '{}'`", lock.display()),
+                    None => command!("{}if no kubectl is running, it was left behind: `rm {}`", age, lock.as_path()),
                     Some(holder) if holder.is_here() => format!("{age}wait for process {} to end", holder.pid),
-                    Some(_) => format!("{age}if that process is gone, it was left behind: `rm '{}'`", lock.display()),
+                    Some(_) => command!("{}if that process is gone, it was left behind: `rm {}`", age, lock.as_path()),
                 };
                 (Kind::Unexpected, hint)
             }
@@ -242,8 +247,12 @@ const OWN_DIRECTORY: &str = "set `XDG_RUNTIME_DIR` to a directory of your own th
 /// How to stop the manager in a directory, which is called as it is.
 fn stop_hint(dir: &Path) -> String {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    let option = if name == "default" { String::new() } else { format!(" --name {name}") };
-    format!("`autoheal-pa down{option}` stops it; or give this one another `--name`")
+    command!("`autoheal-pa down{}` stops it; or give this one another `--name`", name_option(&name))
+}
+
+/// The option that names a manager, with a blank before it, where it has to be given.
+pub(super) fn name_option(name: &str) -> Word {
+    Word::raw(if name == "default" { String::new() } else { command!(" --name {}", name) })
 }
 
 /// Whether there is no room for a file.
@@ -260,9 +269,10 @@ impl From<ControlError> for CommandError {
             ControlError::NotPrivate { reason: OTHER_USER, .. } => (Kind::Usage, Some(OWN_DIRECTORY.to_owned())),
             ControlError::NotPrivate { dir, .. } => (
                 Kind::Usage,
-                Some(format!(
-                    "look at what is in it, then remove it with `rm -r '{}'`, or {OWN_DIRECTORY}",
-                    dir.display()
+                Some(command!(
+                    "look at what is in it, then remove it with `rm -r {}`, or {}",
+                    dir.as_path(),
+                    Word::raw(OWN_DIRECTORY)
                 )),
             ),
             ControlError::Directory { .. } => (Kind::Usage, Some(OWN_DIRECTORY.to_owned())),

@@ -26,7 +26,8 @@ use tokio::{
 
 use super::{
     background::exit_code,
-    error::{CommandError, Kind},
+    env::no_proxy,
+    error::{CommandError, Kind, name_option},
     limits,
     manager::{Manager, failure, until_ready},
     output::Printer,
@@ -35,6 +36,7 @@ use super::{
 use crate::{
     control::{Answer, Client, ControlError, ManagerStatus, Request, TunnelReport},
     settings::{self, Environment, GlobalArgs, Settings, UpArgs, UpSettings},
+    util::quote::command,
 };
 
 /// How many commands run side by side under tunnels of their own.
@@ -160,9 +162,12 @@ fn not_active(status: Option<&ManagerStatus>, clusters: &[String]) -> CommandErr
             format!("the running manager `{name}` is {} and not ready in time{what}", status.state)
         }
     };
-    let option = if name == "default" { String::new() } else { format!(" --name {name}") };
-    CommandError::new(Kind::Tunnel, message)
-        .hint(format!("`autoheal-pa status{option}` shows all, `autoheal-pa doctor{option}` why"))
+    let option = name_option(name);
+    CommandError::new(Kind::Tunnel, message).hint(command!(
+        "`autoheal-pa status{}` shows all, `autoheal-pa doctor{}` why",
+        option,
+        option
+    ))
 }
 
 /// Takes the first name that no other command has, so that it also inherits what one that was killed has left behind.
@@ -224,6 +229,7 @@ pub(super) async fn see_through(command: &[OsString], kubeconfig: &Path) -> Resu
     let mut child = Command::new(program)
         .args(arguments)
         .env("KUBECONFIG", kubeconfig)
+        .envs(no_proxy(&Environment::read()))
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| not_run(program, error))?;

@@ -59,8 +59,9 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
     ),
     (
         &["HTTPS_PROXY", "NO_PROXY"],
-        "The HTTP proxy for API calls and WebSockets, with user name and password if need be, and the hosts that are called without it. \
-     This machine, and metadata of the machine, are never called through it.",
+        "The HTTP proxy for API calls and WebSockets, with user name and password if need be, and the hosts that are called without \
+         it. This machine, and metadata of the machine, are never called through it. Clients other than kubectl may ask the proxy for \
+         the local ports, unless NO_PROXY has 127.0.0.1: `env`, `exec` and `up --env-file` add that.",
     ),
     (
         &[
@@ -102,6 +103,7 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
     (&["XDG_STATE_HOME"], "Where the log of a manager in the background is; else `~/.local/state`."),
     (&["XDG_CONFIG_HOME"], "Where the configuration file is looked for; else `~/.config`."),
     (&["USER", "LOGNAME"], "The name of the user, for the name of the role's session."),
+    (&["PATH"], "Where this program is, if it was started by its name: kubeconfigs name it by that path."),
     (&["SHELL"], "The shell that `env` writes for, if there is no `--shell`."),
     (&["NO_COLOR", "TERM"], "With `NO_COLOR`, or the terminal `dumb`, there are neither colours nor moving lines."),
 ];
@@ -168,7 +170,7 @@ fn title(command: &Command) -> String {
 
 fn page(command: &Command) -> String {
     let version = env!("CARGO_PKG_VERSION");
-    let man = Man::new(command.clone()).source(format!("autoheal-pa {version}")).manual("autoheal-pa manual");
+    let man = Man::new(command.clone()).source(["autoheal-pa", version].join(" ")).manual("autoheal-pa manual");
     let mut text = Vec::new();
     let is_program = command.has_subcommands();
     let sections = [

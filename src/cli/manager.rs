@@ -45,10 +45,10 @@ use crate::{
     journal::{Entry, Journal},
     kubeconfig::{self, ContextEntry, KubeconfigError, Server},
     overlap::overlap,
-    settings::{Access, UpSettings},
+    settings::{Access, Environment, UpSettings},
     supervisor::{Board, Supervisor},
     tunnel::{self, Admission, Common, Dial, Listeners, Ports, Tunnel},
-    util::folder::Folder,
+    util::{folder::Folder, quote::command},
 };
 
 mod answers;
@@ -428,10 +428,10 @@ impl Manager {
             checked => checked?,
         }
         if let Some(path) = &self.settings.env_file {
-            env::check(path, &self.kubeconfig)?;
+            env::check(path, &self.kubeconfig, &Environment::read())?;
         }
         if let Some(path) = &self.settings.github_env {
-            env::check_github(path, &self.kubeconfig)?;
+            env::check_github(path, &self.kubeconfig, &Environment::read())?;
         }
         Ok(())
     }
@@ -472,11 +472,11 @@ impl Manager {
     /// Writes the files by which others find the kubeconfig.
     fn write_environment(&self) -> Result<(), CommandError> {
         if let Some(path) = &self.settings.env_file {
-            env::write(path, &self.kubeconfig)?;
+            env::write(path, &self.kubeconfig, &Environment::read())?;
             self.printer.progress(&format!("wrote `{}`", path.display()));
         }
         if let Some(path) = &self.settings.github_env {
-            env::write_github(path, &self.kubeconfig)?;
+            env::write_github(path, &self.kubeconfig, &Environment::read())?;
             self.printer.progress("later steps of the job have `KUBECONFIG` set");
         }
         Ok(())
@@ -590,9 +590,11 @@ fn not_usable(name: &str, region: &str, reason: SkipReason) -> CommandError {
         | SkipReason::Endpoint
         | SkipReason::NoCertificateAuthority => Kind::NotFound,
     };
-    CommandError::new(kind, format!("cannot open a tunnel to `{name}`"))
-        .with_source(reason)
-        .hint(format!("`aws eks describe-cluster --name {name} --region {region}` shows its status"))
+    CommandError::new(kind, format!("cannot open a tunnel to `{name}`")).with_source(reason).hint(command!(
+        "`aws eks describe-cluster --name {} --region {}` shows its status",
+        name,
+        region
+    ))
 }
 
 /// Gives the tunnels the names of their contexts.

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     aws::{Aws, AwsError, Caller},
     journal::{Entry, Journal},
+    util::quote::{Word, command},
 };
 
 /// Calls at a time; the tunnels start their sessions meanwhile.
@@ -124,14 +125,17 @@ where
 fn not_ended(orphan: &Entry, error: NotEnded) -> CommandError {
     let Entry { session, region, target, .. } = orphan;
     let message = format!("cannot end the session `{session}` on `{target}` that an earlier run had left behind");
-    let then = if error.is_final() {
+    let then = Word::raw(if error.is_final() {
         "as the identity that started it, or wait for its idle timeout"
     } else {
         "or let the next `up` try again"
-    };
-    CommandError::new(Kind::Unexpected, message)
-        .with_source(error)
-        .hint(format!("`aws ssm terminate-session --session-id {session} --region {region}`, {then}"))
+    });
+    CommandError::new(Kind::Unexpected, message).with_source(error).hint(command!(
+        "`aws ssm terminate-session --session-id {} --region {}`, {}",
+        session,
+        region,
+        then
+    ))
 }
 
 #[cfg(test)]

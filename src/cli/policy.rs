@@ -14,6 +14,7 @@ use crate::{
     aws::Aws,
     policy::{Grant, POLICY_NAME, Principal, access_entry_commands, terraform},
     settings::{Access, Environment, PolicyArgs, PolicySettings},
+    util::quote::{Word, command},
 };
 
 /// Prints the policy.
@@ -102,30 +103,29 @@ fn hints(args: &PolicyArgs, grant: &Grant) -> Vec<String> {
         && (args.access_entry || args.terraform)
     {
         let name = principal.map(Principal::name).unwrap_or_default();
-        hints.push(format!(
-            "a session does not tell its role's path: if `aws iam get-role --role-name {name} --query Role.Arn --output text` \
-             shows another ARN, give that with `--role-arn`"
-        ));
+        hints.push(command!("a session does not tell its role's path: if `aws iam get-role --role-name {} --query Role.Arn --output text` \
+             shows another ARN, give that with `--role-arn`", name));
     }
     hints
 }
 
 fn how_to_put(principal: Option<&Principal>) -> String {
     let file = format!("{POLICY_NAME}-policy.json");
-    let rest = format!("--policy-name {POLICY_NAME} --policy-document file://{file}");
+    let rest = Word::raw(command!("--policy-name {} --policy-document file://{}", POLICY_NAME, file));
     match principal {
-        Some(principal) if principal.is_of_identity_center() => format!(
+        Some(principal) if principal.is_of_identity_center() => command!(
             "the role is of IAM Identity Center: make this the inline policy of its permission set, with `aws sso-admin \
-             put-inline-policy-to-permission-set --inline-policy file://{file} --instance-arn … --permission-set-arn …`"
+             put-inline-policy-to-permission-set --inline-policy file://{} --instance-arn … --permission-set-arn …`",
+            file
         ),
         Some(Principal::User { .. }) => {
             let name = principal.map(Principal::name).unwrap_or_default();
-            format!("save it as `{file}`, then `aws iam put-user-policy --user-name {name} {rest}`")
+            command!("save it as `{}`, then `aws iam put-user-policy --user-name {} {}`", file, name, rest)
         }
         Some(Principal::Role { .. }) => {
             let name = principal.map(Principal::name).unwrap_or_default();
-            format!("save it as `{file}`, then `aws iam put-role-policy --role-name {name} {rest}`")
+            command!("save it as `{}`, then `aws iam put-role-policy --role-name {} {}`", file, name, rest)
         }
-        None => format!("save it as `{file}`, then `aws iam put-role-policy --role-name ROLE {rest}`"),
+        None => command!("save it as `{}`, then `aws iam put-role-policy --role-name ROLE {}`", file, rest),
     }
 }

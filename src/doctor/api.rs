@@ -16,13 +16,10 @@ use tokio::{
 };
 use tokio_rustls::client::TlsStream;
 
-use crate::{cluster::Cluster, secret::Secret};
+use crate::{cluster::Cluster, secret::Secret, util::peer_text::PeerText};
 
 /// Longest answer that is read, in bytes. Those to these questions have a few hundred.
 const MAX_ANSWER_LEN: usize = 64 << 10;
-
-/// Longest part of an answer that is shown, in characters.
-const MAX_SHOWN_LEN: usize = 200;
 
 /// Why there is no answer, or none that says what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +39,7 @@ pub enum ApiError {
         /// The HTTP status.
         status: u16,
         /// Its words, or the start of its answer.
-        said: String,
+        said: PeerText,
     },
 }
 
@@ -50,9 +47,9 @@ pub enum ApiError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     /// The name.
-    pub name: String,
+    pub name: PeerText,
     /// The groups, in the server's order.
-    pub groups: Vec<String>,
+    pub groups: Vec<PeerText>,
 }
 
 /// A connection to an API server.
@@ -102,7 +99,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Api<S> {
         }
         let status = answer.review_status()?;
         let user = &status["userInfo"];
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let text = |value: &Value| value.as_str().map(PeerText::new).unwrap_or_default();
         let groups = user["groups"].as_array().map(|groups| groups.iter().map(text).collect()).unwrap_or_default();
         Ok(Some(User { name: text(&user["username"]), groups }))
     }
@@ -167,11 +164,7 @@ impl Answer {
         if matches!(self.status, 200 | 201) && body["status"].is_object() {
             return Ok(body["status"].clone());
         }
-        let said = match body["message"].as_str() {
-            Some(message) => message.to_owned(),
-            None => String::from_utf8_lossy(&self.body).into_owned(),
-        };
-        let shown = said.trim().chars().take(MAX_SHOWN_LEN).map(|c| if c.is_control() { ' ' } else { c });
-        Err(ApiError::Refused { status: self.status, said: shown.collect() })
+        let said = body["message"].as_str().map_or_else(|| PeerText::from_bytes(&self.body), PeerText::new);
+        Err(ApiError::Refused { status: self.status, said })
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     proto::Version,
     settings::PassedOver,
     tunnel::{DialError, Fault, SessionId},
+    util::peer_text::PeerText,
 };
 
 /// One link of the chain. The order is that of the examination.
@@ -222,7 +223,7 @@ pub enum Fact {
     /// Its agent is in contact.
     Online,
     /// Its agent is new enough.
-    AgentVersion(String),
+    AgentVersion(PeerText),
     /// A session was started and has its WebSocket.
     Session(SessionId),
     /// A session was started.
@@ -276,14 +277,14 @@ pub enum Trouble {
     /// The bastion's agent does not forward to remote hosts.
     AgentTooOld {
         /// Its version.
-        version: String,
+        version: PeerText,
     },
     /// A session could not be started, opened or ended.
     Dial(DialError),
     /// The gateway has refused the signature, and has taken the WebSocket without one.
     Unsigned {
         /// What it said.
-        said: String,
+        said: PeerText,
     },
     /// The clock of this machine is wrong.
     Clock(Off),
@@ -292,12 +293,12 @@ pub enum Trouble {
     /// The agent cannot resolve the endpoint's name.
     Unresolvable {
         /// What it said.
-        said: String,
+        said: PeerText,
     },
     /// The agent does not forward to the endpoint.
     Refused {
         /// What it said.
-        said: String,
+        said: PeerText,
     },
     /// A request to the API server has failed.
     Api(ApiError),
@@ -308,7 +309,7 @@ pub enum Trouble {
     /// The caller may not list pods.
     MayNotListPods {
         /// His name, if the API server tells.
-        user: Option<String>,
+        user: Option<PeerText>,
     },
 }
 

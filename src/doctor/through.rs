@@ -65,7 +65,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                 self.passed(Check::StartSession, Fact::Session(session.id().clone()));
                 self.session = Some(session);
                 match aws.take_signature_refusal() {
-                    Some(said) => self.doubtful(Check::DataChannel, Trouble::Unsigned { said }),
+                    Some(said) => self.doubtful(Check::DataChannel, Trouble::Unsigned { said: said.into() }),
                     None => self.passed(Check::DataChannel, Fact::DataChannel),
                 }
                 Ok(())

@@ -404,7 +404,7 @@ impl Agent {
         let took = i64::try_from((now - at).as_nanos()).unwrap_or(i64::MAX);
         let complete = HandshakeComplete {
             handshake_time_to_complete: took,
-            customer_message: self.setup.quirks.customer_message.clone(),
+            customer_message: self.setup.quirks.customer_message.clone().into(),
         };
         self.send_json(PayloadType::HandshakeComplete, &complete);
         self.phase = Phase::Resolving { until: now + self.setup.config.not_ready };

@@ -94,6 +94,25 @@ pub(super) fn contexts_of(root: &Node, manager: &str) -> Result<Vec<String>, Ref
     Ok(items(root, "contexts")?.iter().filter(needs_it).filter_map(name).map(ToOwned::to_owned).collect())
 }
 
+/// Returns what users of a manager have kubectl run, each program once.
+pub(super) fn plugins_of(root: &Node, manager: &str) -> Result<Vec<Exec>, Refusal> {
+    let owners = Owners::of(root);
+    let mut plugins: Vec<Exec> = Vec::new();
+    for user in items(root, "users")?.iter().filter(|user| owners.owner(user, "user") == Some(manager)) {
+        if let Some(plugin) = user.get("user").and_then(|content| read_exec(content.get("exec")?))
+            && plugins.iter().all(|other| other.command != plugin.command)
+        {
+            plugins.push(plugin);
+        }
+    }
+    Ok(plugins)
+}
+
+/// Names all contexts in a file.
+pub(super) fn contexts(root: &Node) -> Result<BTreeSet<&str>, Refusal> {
+    Ok(items(root, "contexts")?.iter().filter_map(name).collect())
+}
+
 /// Returns one of the lists.
 fn items<'a>(root: &'a Node, section: &str) -> Result<&'a [Node], Refusal> {
     match root.get(section) {
@@ -232,6 +251,18 @@ fn item(kind: &str, entry: &ContextEntry, manager: &str, old: Option<&Node>) -> 
     }
     content.push(("extensions", Node::sequence([extension])));
     Node::mapping([("name", Node::text(&entry.name)), (kind, Node::mapping(content))])
+}
+
+/// Reads what [`exec`] writes.
+fn read_exec(exec: &Node) -> Option<Exec> {
+    let text = |node: &Node| node.as_str().map(ToOwned::to_owned);
+    let items = |key| exec.get(key).and_then(Node::as_sequence).unwrap_or_default().iter();
+    let variable = |item: &Node| Some((text(item.get("name")?)?, text(item.get("value")?)?));
+    Some(Exec {
+        command: text(exec.get("command")?)?,
+        args: items("args").filter_map(text).collect(),
+        env: items("env").filter_map(variable).collect(),
+    })
 }
 
 fn exec(exec: &Exec) -> Node {

@@ -308,6 +308,8 @@ fn contexts_that_need_a_manager_are_named() {
     for text in [without_extensions(&text), text] {
         fs::write(&path, text).unwrap();
         assert_eq!(contexts_of(&path, "default").unwrap(), ["mine", "pa-a"]);
+        assert_eq!(still_there(&path, &["pa-a".to_owned(), "gone".to_owned()]).unwrap(), ["pa-a"]);
+        assert_eq!(plugins_of(&path, "default").unwrap(), [entry("a", 1).exec]);
         assert_eq!(contexts_of(&path, "ci").unwrap(), [""; 0]);
     }
 }

@@ -1,6 +1,7 @@
 //! What makes Kubernetes know an identity: an EKS access entry with a policy to view, as commands of the AWS CLI.
 
 use super::{Grant, Principal};
+use crate::util::quote::{Word, command};
 
 /// The access policy that is enough to look at everything but secrets and nodes.
 pub const ACCESS_POLICY: &str = "AmazonEKSViewPolicy";
@@ -14,26 +15,27 @@ pub(super) fn access_policy_arn(partition: &str) -> String {
 #[must_use]
 pub fn access_entry_commands(grant: &Grant, principal: &Principal) -> String {
     if grant.clusters.is_empty() {
-        let list = format!("aws eks list-clusters --region {} --query 'clusters[]' --output text", grant.region);
-        let body = commands(grant, principal, "\"$cluster\"");
+        let list = command!("aws eks list-clusters --region {} --query 'clusters[]' --output text", grant.region);
+        let body = commands(grant, principal, &Word::raw("\"$cluster\""));
         let body: String = body.lines().map(|line| format!("  {line}\n")).collect();
         return format!("for cluster in $({list}); do\n{body}done\n");
     }
-    grant.clusters.iter().map(|name| commands(grant, principal, &word(name))).collect()
+    grant.clusters.iter().map(|name| commands(grant, principal, &name.into())).collect()
 }
 
-fn commands(grant: &Grant, principal: &Principal, cluster: &str) -> String {
-    let (region, arn) = (&grant.region, word(principal.arn()));
+fn commands(grant: &Grant, principal: &Principal, cluster: &Word) -> String {
+    let (region, arn) = (&grant.region, principal.arn());
     let policy = access_policy_arn(grant.partition());
-    format!(
-        "aws eks create-access-entry --region {region} --cluster-name {cluster} \\\n  --principal-arn {arn}\n\
-         aws eks associate-access-policy --region {region} --cluster-name {cluster} \\\n  --principal-arn {arn} \\\n  \
-         --policy-arn {policy} --access-scope type=cluster\n"
+    command!(
+        "aws eks create-access-entry --region {} --cluster-name {} \\\n  --principal-arn {}\n\
+         aws eks associate-access-policy --region {} --cluster-name {} \\\n  --principal-arn {} \\\n  \
+         --policy-arn {} --access-scope type=cluster\n",
+        region,
+        cluster,
+        arn,
+        region,
+        cluster,
+        arn,
+        policy
     )
-}
-
-/// Writes a text as one word of a shell: the path of a role may hold any character.
-fn word(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@+=,".contains(&byte);
-    if text.bytes().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }

@@ -27,6 +27,8 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::{Bytes, BytesMut};
 use tracing::{debug, trace};
 
+use crate::util::peer_text::PeerText;
+
 #[cfg(any(fuzzing, test))]
 pub(super) use self::window::MAX_RETURNING;
 use self::{
@@ -86,7 +88,7 @@ pub(super) enum Input {
     /// The service ended the session, with a text for people.
     Closed {
         /// Why, in the service's or the agent's words.
-        output: String,
+        output: PeerText,
     },
 }
 

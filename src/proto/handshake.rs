@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::util::peer_text::PeerText;
+
 /// The version of session-manager-plugin that this program reports, to the service in each opening frame and to the agent
 /// in the handshake.
 ///
@@ -92,7 +94,7 @@ pub struct HandshakeComplete {
     /// Nanoseconds that the handshake took, as the agent measured it.
     pub handshake_time_to_complete: i64,
     /// A text for the user, often empty.
-    pub customer_message: String,
+    pub customer_message: PeerText,
 }
 
 /// The payload of a message of type 10: four bytes, big-endian.
@@ -184,10 +186,10 @@ impl std::fmt::Display for Version {
 pub enum HandshakeError {
     /// The request is not the JSON that agents send.
     #[error("the agent's handshake request cannot be read: {0}")]
-    Malformed(String),
+    Malformed(PeerText),
     /// The agent's version is not four numbers, so nothing is known of what it can do.
     #[error("the agent reports version `{0}`, which is not a version number")]
-    UnknownVersion(String),
+    UnknownVersion(PeerText),
     /// The agent has no multiplexed port forwarding.
     #[error(
         "agent {version} is too old: port forwarding to remote hosts needs {} or newer",
@@ -199,16 +201,16 @@ pub enum HandshakeError {
     },
     /// The session is of another kind than port forwarding.
     #[error("the document opens a session of type `{0}`, not `Port`")]
-    SessionType(String),
+    SessionType(PeerText),
     /// The session forwards one connection at a time: another document than the one asked for.
     #[error("the document opens a port session without multiplexing (type `{0}`, not `LocalPortForwarding`)")]
-    PortType(String),
+    PortType(PeerText),
     /// The agent asks for encryption with a KMS key, which no known agent does on Port sessions.
     #[error("the agent asks for encryption with KMS key `{0}`, which port sessions do not support")]
-    KmsEncryption(String),
+    KmsEncryption(PeerText),
     /// The agent asks for something that this client does not know.
     #[error("the agent asks for the unknown action `{0}`")]
-    UnknownAction(String),
+    UnknownAction(PeerText),
 }
 
 /// What the client has agreed to.
@@ -249,7 +251,7 @@ pub fn respond(payload: &[u8]) -> (HandshakeResponse, Result<Agreement, Handshak
                 let key = text_at(&action.action_parameters, "KMSKeyId");
                 (ACTION_UNSUPPORTED, Err(HandshakeError::KmsEncryption(key)))
             }
-            other => (ACTION_UNSUPPORTED, Err(HandshakeError::UnknownAction(other.to_owned()))),
+            other => (ACTION_UNSUPPORTED, Err(HandshakeError::UnknownAction(other.into()))),
         };
         response.processed_client_actions.push(ProcessedAction {
             action_type: action.action_type.clone(),
@@ -262,27 +264,26 @@ pub fn respond(payload: &[u8]) -> (HandshakeResponse, Result<Agreement, Handshak
         }
     }
     if agreement.is_ok() && !session_type_seen {
-        agreement = Err(HandshakeError::SessionType(String::new()));
+        agreement = Err(HandshakeError::SessionType(PeerText::default()));
     }
     (response, agreement)
 }
 
 fn read_request(payload: &[u8]) -> Result<HandshakeRequest, HandshakeError> {
     if payload.len() > MAX_REQUEST_LEN {
-        return Err(HandshakeError::Malformed(format!("it has {} bytes", payload.len())));
+        return Err(HandshakeError::Malformed(format!("it has {} bytes", payload.len()).into()));
     }
     let request: HandshakeRequest =
-        serde_json::from_slice(payload).map_err(|error| HandshakeError::Malformed(error.to_string()))?;
+        serde_json::from_slice(payload).map_err(|error| HandshakeError::Malformed(error.to_string().into()))?;
     let actions = request.requested_client_actions.len();
     if actions > MAX_ACTIONS {
-        return Err(HandshakeError::Malformed(format!("it asks for {actions} actions")));
+        return Err(HandshakeError::Malformed(format!("it asks for {actions} actions").into()));
     }
     Ok(request)
 }
 
 fn agree(agent_version: &str) -> Result<Agreement, HandshakeError> {
-    let version =
-        Version::parse(agent_version).ok_or_else(|| HandshakeError::UnknownVersion(agent_version.to_owned()))?;
+    let version = Version::parse(agent_version).ok_or_else(|| HandshakeError::UnknownVersion(agent_version.into()))?;
     if version <= Version::LAST_AGENT_WITHOUT_MUX {
         return Err(HandshakeError::AgentTooOld { version });
     }
@@ -309,8 +310,8 @@ fn check_session_type(parameters: &serde_json::Value, agreement: Option<&Agreeme
     }
 }
 
-fn text_at(value: &serde_json::Value, key: &str) -> String {
-    value.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+fn text_at(value: &serde_json::Value, key: &str) -> PeerText {
+    value.get(key).and_then(serde_json::Value::as_str).map(PeerText::new).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -381,9 +382,9 @@ mod tests {
             outcome(
                 r#"{"ActionType":"SessionType","ActionParameters":{"SessionType":"Port","Properties":{"portNumber":"22"}}}"#
             ),
-            (Some(ACTION_FAILED), HandshakeError::PortType(String::new()))
+            (Some(ACTION_FAILED), HandshakeError::PortType(PeerText::default()))
         );
-        assert_eq!(outcome(""), (None, HandshakeError::SessionType(String::new())));
+        assert_eq!(outcome(""), (None, HandshakeError::SessionType(PeerText::default())));
     }
 
     #[test]

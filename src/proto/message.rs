@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::random::SplitMix64;
+use crate::{random::SplitMix64, util::peer_text::PeerText};
 
 /// Bytes of a message before its payload, as clients and agents write it.
 pub const HEADER_LEN: usize = 120;
@@ -103,7 +103,7 @@ impl MessageType {
 
 impl fmt::Display for MessageType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        PeerText::new(self.as_str()).fmt(f)
     }
 }
 
@@ -455,9 +455,9 @@ impl Acknowledgement {
 #[serde(rename_all = "PascalCase", default)]
 pub struct ChannelClosed {
     /// The session that ended.
-    pub session_id: String,
+    pub session_id: PeerText,
     /// Why it ended, as text for people; often empty.
-    pub output: String,
+    pub output: PeerText,
 }
 
 impl ChannelClosed {
@@ -467,7 +467,7 @@ impl ChannelClosed {
         let Ok(value) = serde_json::from_slice::<serde_json::Value>(payload) else {
             return Self::default();
         };
-        let text = |key: &str| value.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned();
+        let text = |key: &str| value.get(key).and_then(|v| v.as_str()).map(PeerText::new).unwrap_or_default();
         Self { session_id: text("SessionId"), output: text("Output") }
     }
 }

@@ -8,6 +8,8 @@ use std::{collections::VecDeque, time::Duration};
 use bytes::Bytes;
 use tracing::{debug, info};
 
+use crate::util::peer_text::PeerText;
+
 use super::{
     Config, Now, Version,
     channel::{DataChannel, Input, Lag, Violation},
@@ -31,7 +33,7 @@ pub enum Event {
         /// The agent's version.
         agent_version: Version,
         /// A text for the user, often empty.
-        customer_message: String,
+        customer_message: PeerText,
     },
     /// The session has proved itself on its current transport: the agent has been heard through it.
     Alive,
@@ -69,7 +71,7 @@ pub enum CloseReason {
     #[error("{}", closed_text(.output))]
     ChannelClosed {
         /// Why, in the service's or the agent's words; often empty.
-        output: String,
+        output: PeerText,
     },
     /// The agent cannot do what is asked of it.
     #[error(transparent)]

@@ -5,7 +5,11 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
+    fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use crate::util::folder::{Folder, own_uid};
@@ -22,7 +26,7 @@ pub struct Environment {
     pub home: Option<PathBuf>,
     /// Where temporary files go.
     pub temp_dir: PathBuf,
-    /// The absolute path of the running binary, if the system tells.
+    /// The absolute path that this program was started by, links and all; else that of the binary, if the system tells.
     pub executable: Option<PathBuf>,
     /// The user id.
     pub uid: u32,
@@ -55,14 +59,24 @@ impl Environment {
             }
         }
         let host = rustix::system::uname();
+        // A current directory that has been deleted leaves relative paths relative.
+        let current_dir = std::env::current_dir().unwrap_or_default();
+        // Once: the file may be replaced while this process runs, and the name that it was started by stays.
+        static EXECUTABLE: OnceLock<Option<PathBuf>> = OnceLock::new();
+        let executable = EXECUTABLE.get_or_init(|| {
+            let actual = std::env::current_exe().ok()?;
+            let name = std::env::args_os().next().unwrap_or_default();
+            let path = variables.get("PATH").map(String::as_str).unwrap_or_default();
+            Some(started_as(&name, &current_dir, path, &actual).unwrap_or(actual))
+        });
+        let executable = executable.clone();
         Self {
             variables,
             undecodable,
-            // A current directory that has been deleted leaves relative paths relative.
-            current_dir: std::env::current_dir().unwrap_or_default(),
+            current_dir,
             home: home.filter(|home| home.is_absolute()),
             temp_dir: std::env::temp_dir(),
-            executable: std::env::current_exe().ok(),
+            executable,
             uid: own_uid(),
             host_name: host.nodename().to_str().ok().filter(|name| !name.is_empty()).map(ToOwned::to_owned),
         }
@@ -133,14 +147,62 @@ impl Environment {
     }
 }
 
+/// Finds the path that a program was started by: through a link in a folder of `PATH`, say, which leads to the next
+/// version after an upgrade, where the path that the system tells goes with the old one. `None` if it leads elsewhere.
+fn started_as(name: &OsStr, current_dir: &Path, path: &str, actual: &Path) -> Option<PathBuf> {
+    let is_it = |candidate: &PathBuf| match (fs::metadata(candidate), fs::metadata(actual)) {
+        (Ok(candidate), Ok(actual)) => (candidate.dev(), candidate.ino()) == (actual.dev(), actual.ino()),
+        // It has been replaced already.
+        (Ok(candidate), Err(_)) => candidate.is_file(),
+        (Err(_), _) => false,
+    };
+    let folders: Vec<_> = match Path::new(name).parent() {
+        Some(folder) if folder.as_os_str().is_empty() => std::env::split_paths(path).collect(),
+        _ => vec![PathBuf::new()],
+    };
+    let paths = folders.into_iter().map(|folder| current_dir.join(folder).join(name));
+    // Without the dots in the middle.
+    paths.map(|path| path.components().collect()).find(is_it)
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
         fs::Permissions,
-        os::unix::fs::{MetadataExt, PermissionsExt},
+        os::unix::fs::{PermissionsExt, symlink},
     };
 
     use super::*;
+
+    #[test]
+    fn a_program_is_known_by_the_path_that_it_was_started_by() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir_all(root.join("Cellar/1.0")).unwrap();
+        fs::create_dir(root.join("bin")).unwrap();
+        let actual = root.join("Cellar/1.0/autoheal-pa");
+        fs::write(&actual, "").unwrap();
+        symlink(&actual, root.join("bin/autoheal-pa")).unwrap();
+        let by = |name: &str, path: &str| started_as(OsStr::new(name), root, path, &actual);
+        let stable = Some(root.join("bin/autoheal-pa"));
+        let path = format!("/nowhere:{}:/bin", root.join("bin").display());
+        assert_eq!(by("autoheal-pa", &path), stable);
+        assert_eq!(by("./bin/autoheal-pa", ""), stable);
+        assert_eq!(by(root.join("bin/autoheal-pa").to_str().unwrap(), ""), stable);
+        assert_eq!(by("autoheal-pa", "bin"), stable);
+        // Another program of the name, and none.
+        fs::create_dir(root.join("other")).unwrap();
+        fs::write(root.join("other/autoheal-pa"), "").unwrap();
+        assert_eq!(by("autoheal-pa", "other"), None);
+        assert_eq!(by("autoheal-pa", ""), None);
+        assert_eq!(by("", "bin"), None);
+        // Replaced since: the name leads to the next version.
+        fs::remove_file(&actual).unwrap();
+        assert_eq!(by("bin/autoheal-pa", ""), None);
+        fs::remove_file(root.join("bin/autoheal-pa")).unwrap();
+        fs::write(root.join("bin/autoheal-pa"), "").unwrap();
+        assert_eq!(by("bin/autoheal-pa", ""), stable);
+    }
 
     #[test]
     fn an_empty_variable_is_not_set() {
@@ -184,7 +246,7 @@ mod tests {
         let other = Environment { uid: uid + 1, ..base() }.with([("XDG_RUNTIME_DIR", path)]);
         assert_eq!(other.runtime_dir(), Path::new("/tmp").join(format!("autoheal-pa-{}", uid + 1)));
         for (mode, usable) in [(0o777, false), (0o702, false), (0o1777, true), (0o755, true)] {
-            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+            fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
             let found = base().with([("XDG_RUNTIME_DIR", path)]).runtime_dir();
             assert_eq!(found.starts_with(path), usable, "{mode:o}");
         }

@@ -6,7 +6,10 @@ use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::Transport;
-use crate::cluster::{Destination, Target};
+use crate::{
+    cluster::{Destination, Target},
+    util::peer_text::PeerText,
+};
 
 /// The id of a session, from `StartSession` to `TerminateSession`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -152,7 +155,7 @@ pub enum DialError {
     #[error("the stream URL points at `{host}`, which is not the message gateway of this region")]
     ForeignStreamUrl {
         /// The host of the URL.
-        host: String,
+        host: PeerText,
     },
     /// The gateway answered the upgrade with another status than 101.
     #[error(
@@ -165,7 +168,7 @@ pub enum DialError {
         /// The HTTP status.
         status: u16,
         /// The start of the answer's body, or the reason that the gateway gave.
-        detail: String,
+        detail: PeerText,
     },
     /// The service refuses the request itself, and would refuse the same one again.
     #[error("`{action}` on `{resource}` was refused")]

@@ -4,6 +4,7 @@
 
 use super::{DialError, ProbeError, TransportError};
 use crate::proto::CloseReason;
+pub use crate::util::peer_text::with_causes;
 
 /// Something that went wrong with a session of a tunnel.
 #[derive(Debug, thiserror::Error)]
@@ -50,23 +51,6 @@ pub enum Fault {
 #[must_use]
 pub(super) fn display_chain(error: &(dyn std::error::Error + 'static)) -> String {
     with_causes(String::new(), error)
-}
-
-/// Adds an error and its sources to a sentence.
-#[must_use]
-pub fn with_causes(mut text: String, error: &(dyn std::error::Error + 'static)) -> String {
-    for cause in std::iter::successors(Some(error), |error| error.source()) {
-        let cause = cause.to_string();
-        // Some errors of other crates repeat their source.
-        if text.ends_with(&cause) {
-            continue;
-        }
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&cause);
-    }
-    text
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     cluster::Target,
     proto::{Now, Version},
+    util::peer_text::PeerText,
 };
 
 /// Something that happened to a session.
@@ -37,7 +38,7 @@ pub(super) enum Report {
         /// The agent's version.
         agent_version: Version,
         /// The agent's words for the user, perhaps empty.
-        customer_message: String,
+        customer_message: PeerText,
     },
     /// The session has proved itself on its transport.
     Alive,

@@ -19,6 +19,8 @@ use tokio_tungstenite::{
     },
 };
 
+use crate::util::peer_text::PeerText;
+
 /// A connection of any kind under a WebSocket: TCP, TLS, or a pipe in a test.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -65,7 +67,7 @@ pub enum TransportError {
         /// The close code; 1005 when the peer gave none.
         code: u16,
         /// The peer's words, perhaps empty.
-        reason: String,
+        reason: PeerText,
     },
     /// The connection ended or broke without a close frame.
     #[error("the WebSocket connection broke")]
@@ -156,8 +158,8 @@ impl Transport {
 
 fn closed(frame: Option<CloseFrame>) -> TransportError {
     match frame {
-        Some(frame) => TransportError::Closed { code: frame.code.into(), reason: frame.reason.to_string() },
-        None => TransportError::Closed { code: CloseCode::Status.into(), reason: String::new() },
+        Some(frame) => TransportError::Closed { code: frame.code.into(), reason: PeerText::new(&frame.reason) },
+        None => TransportError::Closed { code: CloseCode::Status.into(), reason: PeerText::default() },
     }
 }
 

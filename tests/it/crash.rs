@@ -327,7 +327,7 @@ async fn a_lock_that_a_killed_manager_held_is_taken_over_and_that_of_another_pro
     fs::write(&lock, "").unwrap();
     let ended = lab.run(&["up", "--base-port", "0"]).await;
     assert_eq!(ended.code(), Some(1), "{ended:#?}");
-    for part in ["is locked by", "it was made ", " ago; ", &format!("`rm '{}'`", lock.display())] {
+    for part in ["is locked by", "it was made ", " ago; ", &format!("`rm {}`", lock.display())] {
         assert!(ended.stderr.contains(part), "`{part}` is missing\n{}", ended.stderr);
     }
     assert!(lock.exists());

@@ -197,7 +197,16 @@ fn the_readme_names_the_client_version_that_is_announced() {
 #[test]
 fn the_workflow_has_the_permission_it_needs() {
     let workflow: serde_yaml::Value = serde_yaml::from_str(&file("examples/github-actions.yml")).unwrap();
-    assert_eq!(workflow["permissions"]["id-token"], "write");
+    let is_builder = |steps: &serde_yaml::Value| {
+        let steps = steps.as_sequence().unwrap().iter();
+        let builds = |step: &&serde_yaml::Value| step["run"].as_str().is_some_and(|run| run.contains("cargo "));
+        steps.filter(builds).count() > 0
+    };
+    assert_eq!(workflow["permissions"], serde_yaml::Value::Mapping(Default::default()));
+    for job in workflow["jobs"].as_mapping().unwrap().values() {
+        let asks_for_tokens = job["permissions"]["id-token"] == "write";
+        assert_ne!(asks_for_tokens, is_builder(&job["steps"]), "what builds may not ask for tokens: {job:?}");
+    }
     for script in scripts_of_workflow(&workflow) {
         assert_is_bash(&script);
     }
@@ -206,6 +215,24 @@ fn the_workflow_has_the_permission_it_needs() {
     let closing = jobs["several-steps"]["steps"].as_sequence().unwrap().last().unwrap();
     assert_eq!(closing["if"], "always()");
     assert!(closing["run"].as_str().unwrap().lines().all(|line| line.ends_with("|| true")));
+}
+
+#[test]
+fn what_the_examples_take_from_others_is_named_by_digest() {
+    let is_digest = |text: &str, len: usize| text.len() == len && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    for line in file("examples/github-actions.yml").lines().filter_map(|line| line.trim().strip_prefix("- uses: ")) {
+        let commit = line.split(['@', ' ']).nth(1).unwrap_or_default();
+        assert!(is_digest(commit, 40), "{line}");
+    }
+    let images = [file("examples/Dockerfile"), file("examples/sidecar.yaml")].join("\n");
+    let images = images
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("FROM ").or_else(|| line.trim().strip_prefix("image: ")));
+    // The one that is made here has none before it is pushed.
+    for image in images.filter(|image| *image != "autoheal-pa") {
+        let digest = image.split_once("@sha256:").map_or("", |(_, rest)| rest.split(' ').next().unwrap());
+        assert!(is_digest(digest, 64), "{image}");
+    }
 }
 
 #[test]
@@ -267,6 +294,7 @@ fn the_image_runs_without_root_and_home() {
     let version = |text: &str| text.split('.').map(|part| part.parse().unwrap()).collect::<Vec<u32>>();
     assert!(version(toolchain) >= version(env!("CARGO_PKG_RUST_VERSION")), "{toolchain}");
     assert!(stages.iter().all(|(_, image)| image.contains("bookworm")), "both have the same C library");
+    assert!(instructions.iter().all(|(_, rest)| rest != ". ."), "what is in the folder is not all for the image");
     assert!(
         instructions
             .iter()

@@ -9,14 +9,14 @@ use std::{
 /// What each module of the crate may use of the others. A module that is not listed may use all.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("util", &["util"]),
-    ("proto", &["proto", "random"]),
+    ("proto", &["proto", "random", "util"]),
     ("cluster", &["cluster"]),
     ("secret", &["secret"]),
     ("clock", &["clock", "proto"]),
     ("random", &["random"]),
     ("overlap", &["overlap"]),
     ("journal", &["journal", "util"]),
-    ("tunnel", &["tunnel", "proto", "cluster", "clock", "random"]),
+    ("tunnel", &["tunnel", "proto", "cluster", "clock", "random", "util"]),
     (
         "aws",
         &[
@@ -24,13 +24,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "policy", "util",
         ],
     ),
-    ("policy", &["policy", "cluster"]),
+    ("policy", &["policy", "cluster", "util"]),
     ("kubeconfig", &["kubeconfig", "cluster", "secret", "clock", "util"]),
     ("proxy", &["proxy", "tunnel", "cluster"]),
     ("settings", &["settings", "cluster", "secret", "util"]),
     ("supervisor", &["supervisor", "tunnel", "cluster", "clock", "proto"]),
     ("control", &["control", "tunnel", "cluster", "secret", "supervisor", "util"]),
-    ("doctor", &["doctor", "aws", "tunnel", "proto", "cluster", "clock", "secret", "settings", "kubeconfig"]),
+    ("doctor", &["doctor", "aws", "tunnel", "proto", "cluster", "clock", "secret", "settings", "kubeconfig", "util"]),
     ("emulator", &["emulator", "proto", "random"]),
 ];
 
@@ -67,7 +67,11 @@ const TOUCH_FILES: &[(&str, &[&str], &str)] = &[
     ("cli/exec.rs", &["File::open("], "the terminal"),
     ("cli/background.rs", &["File::options("], "/dev/null"),
     ("settings/file.rs", &["fs::symlink_metadata"], "whether there is a file to complain about"),
-    ("settings/environment.rs", &["temp_dir()"], "the only reader of the environment"),
+    (
+        "settings/environment.rs",
+        &["temp_dir()", "fs::metadata"],
+        "the only reader of the environment, and of what program this is",
+    ),
     ("cli/demo.rs", &["tempfile::"], "a folder of its own"),
     ("emulator.rs", &["tempfile::", "fs::write", "fs::rename"], "a folder of its own"),
 ];
@@ -195,6 +199,9 @@ fn the_core_touches_nothing_outside() {
             for word in NOT_IN_PROTO {
                 assert!(!code.contains(word), "{} has {word}", path.display());
             }
+            // The one module of `util` that is a leaf.
+            let others = code.matches("util::").count() - code.matches("util::peer_text::").count();
+            assert_eq!(others, 0, "{} uses more of util than peer_text", path.display());
         }
     }
 }
@@ -208,6 +215,96 @@ fn the_emulator_shares_only_codecs() {
             }
         }
     }
+}
+
+/// Where text of peers comes in, and the type that it has to have from there on.
+const PEER_TEXT: &[(&str, &str)] = &[
+    ("proto/message.rs", "pub output: PeerText"),
+    ("proto/handshake.rs", "pub customer_message: PeerText"),
+    ("proto/handshake.rs", "UnknownVersion(PeerText)"),
+    ("proto/handshake.rs", "UnknownAction(PeerText)"),
+    ("tunnel/transport.rs", "reason: PeerText"),
+    ("tunnel/dial.rs", "detail: PeerText"),
+    ("aws/error.rs", "pub message: Option<PeerText>"),
+    ("aws/clusters.rs", "pub version: Option<PeerText>"),
+    ("aws/targets.rs", "pub agent_version: Option<PeerText>"),
+    ("doctor/api.rs", "pub name: PeerText"),
+    ("doctor/api.rs", "said: PeerText"),
+];
+
+/// Files that make text of bytes of this program's own, or do not show it.
+const OWN_BYTES: &[&str] =
+    &["util/peer_text.rs", "util/quote.rs", "proto/message.rs", "journal.rs", "cli/logs.rs", "aws/bundle.rs"];
+
+#[test]
+fn text_of_peers_has_one_type() {
+    let modules = modules();
+    for (file, field) in PEER_TEXT {
+        let code = modules.iter().find(|(_, path, _)| path == Path::new(file)).map(|(.., code)| code);
+        assert!(code.is_some_and(|code| code.contains(field)), "{file} has no `{field}`");
+    }
+    for (module, path, code) in &modules {
+        let is_exempt = OWN_BYTES.iter().any(|own| path == Path::new(own)) || module == "emulator";
+        for line in code.lines().filter(|_| !is_exempt) {
+            let decodes = line.contains("from_utf8_lossy(") || line.contains("is_control() { ' ' }");
+            assert!(!decodes || line.contains("chars().map("), "{}: {line}", path.display());
+        }
+    }
+}
+
+/// Programs whose commands are printed.
+const PROGRAMS: [&str; 8] = ["aws", "kubectl", "autoheal-pa", "kill", "rm", "getent", "openssl", "sudo"];
+
+/// The string literals behind a macro's opening parenthesis, without the line breaks within them.
+fn literals<'a>(code: &'a str, opening: &'a str) -> impl Iterator<Item = String> + 'a {
+    code.match_indices(opening).filter_map(move |(at, _)| {
+        let text = code[at + opening.len()..].trim_start().strip_prefix('"')?;
+        let mut literal = String::new();
+        let mut chars = text.chars();
+        loop {
+            match chars.next()? {
+                '"' => return Some(literal),
+                '\\' => match chars.next()? {
+                    '\n' => chars = chars.as_str().trim_start().chars(),
+                    escaped => literal.extend(['\\', escaped]),
+                },
+                c => literal.push(c),
+            }
+        }
+    })
+}
+
+/// Tells whether a sentence has a command with a value in it.
+fn names_a_command(literal: &str) -> bool {
+    PROGRAMS.iter().any(|program| {
+        literal.match_indices(&format!("{program} ")).any(|(at, _)| {
+            let command = literal[at..].split('`').next().unwrap_or_default();
+            (at == 0 || literal[..at].ends_with(['`', '('])) && command.replace("{{", "").contains('{')
+        })
+    })
+}
+
+#[test]
+fn commands_are_written_by_one_macro() {
+    for (module, path, code) in modules() {
+        if matches!(module.as_str(), "util" | "emulator") {
+            continue;
+        }
+        for opening in ["format!(", "format_args!(", "print!(", "println!(", "writeln!(text,", "write!(text,"] {
+            for literal in literals(&code, opening) {
+                assert!(!names_a_command(&literal), "{} writes a command without quoting: {literal}", path.display());
+            }
+        }
+        for literal in literals(&code, "command!(") {
+            let plain = literal.replace("{{", "").replace("}}", "");
+            let all_are_words = plain.matches('{').count() == plain.matches("{}").count();
+            assert!(all_are_words, "{} has a word that is not quoted: {literal}", path.display());
+        }
+    }
+    assert!(names_a_command("look: `aws eks describe-cluster --name {name}`"));
+    assert!(
+        !names_a_command("`{name}` is not there: `autoheal-pa up` writes it") && !names_a_command("`kubectl get {{}}`")
+    );
 }
 
 #[test]

@@ -118,7 +118,11 @@ impl MemoryDial {
             Ok(Ok(upgraded)) => upgraded,
             Ok(Err(tungstenite::Error::Http(answer))) => {
                 let detail = String::from_utf8_lossy(answer.body().as_deref().unwrap_or_default()).into_owned();
-                return Err(DialError::UpgradeRefused { host: HOST.into(), status: answer.status().as_u16(), detail });
+                return Err(DialError::UpgradeRefused {
+                    host: HOST.into(),
+                    status: answer.status().as_u16(),
+                    detail: detail.into(),
+                });
             }
             Ok(Err(error)) => return Err(unreachable(error)),
             Err(_) => return Err(late("upgrading to a WebSocket")),

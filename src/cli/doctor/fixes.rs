@@ -15,6 +15,10 @@ use crate::{
     policy::{DOCUMENT, Principal, session_statement},
     proto::CloseReason,
     tunnel::{DialError, Fault, ProbeError},
+    util::{
+        peer_text::PeerText,
+        quote::{Word, command},
+    },
 };
 
 /// Finds fixes for one place.
@@ -35,22 +39,24 @@ impl<'a> Fixes<'a> {
         match trouble {
             Trouble::Aws(error) => self.aws(error),
             Trouble::Expiring { .. } => assess(&AwsError::NotRenewed { origin: String::new() }).1,
-            Trouble::NoClusters | Trouble::NoSuchCluster => vec![format!("aws eks list-clusters --region {region}")],
+            Trouble::NoClusters | Trouble::NoSuchCluster => vec![command!("aws eks list-clusters --region {}", region)],
             Trouble::Unusable(reason) => self.unusable(reason),
             Trouble::PublicOnly => vec![
-                format!("aws eks update-kubeconfig --name {cluster} --region {region}"),
-                format!(
-                    "aws eks update-cluster-config --name {cluster} --region {region} --resources-vpc-config \
-                     endpointPrivateAccess=true"
+                command!("aws eks update-kubeconfig --name {} --region {}", cluster, region),
+                command!(
+                    "aws eks update-cluster-config --name {} --region {} --resources-vpc-config \
+                     endpointPrivateAccess=true",
+                    cluster,
+                    region
                 ),
             ],
             Trouble::Port(_) => vec!["autoheal-pa up".to_owned()],
-            Trouble::NoBastion => vec![
+            Trouble::NoBastion => vec![command!(
                 "add `--bastion i-0123456789abcdef0` or set `AUTOHEAL_PA_BASTION`; this lists what can be given: `aws ssm \
-                 describe-instance-information --region REGION --query \
-                 'InstanceInformationList[].[InstanceId,PingStatus,ComputerName]' --output table`"
-                    .replace("REGION", region),
-            ],
+                 describe-instance-information --region {} --query \
+                 'InstanceInformationList[].[InstanceId,PingStatus,ComputerName]' --output table`",
+                region
+            )],
             Trouble::NotManaged => self.of_target(|target| not_found(target, region)),
             Trouble::Offline(sighting) => self.of_target(|target| not_connected(target, region, Some(sighting))),
             Trouble::AgentTooOld { .. } => self.update_agent(),
@@ -61,10 +67,10 @@ impl<'a> Fixes<'a> {
             Trouble::Unresolvable { .. } => self.unresolvable(),
             Trouble::Refused { .. } => self.refused(),
             Trouble::Api(_) | Trouble::Status(_) => {
-                vec![format!("aws eks describe-cluster --name {cluster} --region {region} --query cluster.health")]
+                vec![command!("aws eks describe-cluster --name {} --region {} --query cluster.health", cluster, region)]
             }
             Trouble::Unauthorized => self.access_entry(),
-            Trouble::MayNotListPods { user } => self.view_policy(user.as_deref()),
+            Trouble::MayNotListPods { user } => self.view_policy(user.as_ref()),
         }
     }
 
@@ -103,7 +109,7 @@ impl<'a> Fixes<'a> {
             }
             DialError::AccessDenied { action, .. } => vec![self.grant_session(action)],
             DialError::DocumentRefused { document, .. } => {
-                vec![format!("aws ssm describe-document --name {document} --region {region}")]
+                vec![command!("aws ssm describe-document --name {} --region {}", document, region)]
             }
             DialError::Refused { source, .. } => {
                 let account = self.place.caller.as_ref().map_or("ACCOUNT", |caller| caller.account.as_str());
@@ -128,7 +134,7 @@ impl<'a> Fixes<'a> {
             Fault::Start(error) | Fault::Resume(error) => self.dial(error),
             Fault::Closed(CloseReason::Handshake(_)) => self.update_agent(),
             Fault::Closed(CloseReason::ChannelClosed { .. }) if check == Check::Endpoint => {
-                self.on_bastion(&format!("getent hosts {host}; cat /etc/resolv.conf"))
+                self.on_bastion(&command!("getent hosts {}; cat /etc/resolv.conf", host))
             }
             Fault::Closed(
                 CloseReason::HandshakeTimeout { .. }
@@ -141,28 +147,32 @@ impl<'a> Fixes<'a> {
             Fault::Probe(_) if check == Check::LocalPort => vec!["autoheal-pa up -v".to_owned()],
             Fault::Probe(ProbeError::NoAnswer { .. }) => {
                 let mut fixes = self.security_group();
-                fixes.extend(self.on_bastion(&format!("getent hosts {host}; curl -skm 5 https://{host}/livez")));
+                fixes.extend(self.on_bastion(&command!("getent hosts {}; curl -skm 5 https://{}/livez", host, host)));
                 fixes
             }
             Fault::Probe(ProbeError::Refused | ProbeError::Ended | ProbeError::Tls { .. } | ProbeError::NotHttp) => {
-                let mut fixes = self.on_bastion(&format!("getent hosts {host}; curl -skm 5 https://{host}/livez"));
+                let mut fixes = self.on_bastion(&command!("getent hosts {}; curl -skm 5 https://{}/livez", host, host));
                 fixes.extend(self.security_group());
                 fixes
             }
             Fault::Probe(ProbeError::Certificate { .. }) => {
-                let show = "openssl x509 -noout -issuer -subject";
-                let mut fixes = self.on_bastion(&format!(
-                    "getent hosts {host}; openssl s_client -connect {host}:443 -servername {host} </dev/null | {show}"
+                let show = Word::raw("openssl x509 -noout -issuer -subject");
+                let mut fixes = self.on_bastion(&command!(
+                    "getent hosts {}; openssl s_client -connect {}:443 -servername {} </dev/null | {}",
+                    host,
+                    host,
+                    host,
+                    show
                 ));
-                fixes.push(format!(
-                    "aws eks describe-cluster --name {cluster} --region {region} --query cluster.certificateAuthority.data --output text \
-                     | base64 -d | {show}"
-                ));
+                fixes.push(command!("aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority.data --output text \
+                     | base64 -d | {}", cluster, region, show));
                 fixes
             }
             Fault::Probe(ProbeError::Authority { .. }) => {
-                vec![format!(
-                    "aws eks describe-cluster --name {cluster} --region {region} --query cluster.certificateAuthority"
+                vec![command!(
+                    "aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority",
+                    cluster,
+                    region
                 )]
             }
             Fault::Probe(ProbeError::SessionLost)
@@ -178,15 +188,17 @@ impl<'a> Fixes<'a> {
         let Names { region, cluster, .. } = &self.names;
         match reason {
             SkipReason::Status(status) if status == "CREATING" => {
-                vec![format!("aws eks wait cluster-active --name {cluster} --region {region}")]
+                vec![command!("aws eks wait cluster-active --name {} --region {}", cluster, region)]
             }
             SkipReason::AccessDenied { .. } => vec![grant(self.place, &["eks:DescribeCluster"], &[self.cluster_arn()])],
             SkipReason::Status(_)
             | SkipReason::Connected
             | SkipReason::NoEndpoint
             | SkipReason::Endpoint
-            | SkipReason::NoCertificateAuthority => vec![format!(
-                "aws eks describe-cluster --name {cluster} --region {region} --query 'cluster.[status,endpoint,health.issues]'"
+            | SkipReason::NoCertificateAuthority => vec![command!(
+                "aws eks describe-cluster --name {} --region {} --query 'cluster.[status,endpoint,health.issues]'",
+                cluster,
+                region
             )],
         }
     }
@@ -194,19 +206,19 @@ impl<'a> Fixes<'a> {
     /// Finds out who leads the name to an address that agents refuse.
     fn refused(&self) -> Vec<String> {
         let Names { region, host, .. } = &self.names;
-        let mut fixes = self.on_bastion(&format!("getent ahosts {host}; cat /etc/hosts /etc/resolv.conf"));
+        let mut fixes = self.on_bastion(&command!("getent ahosts {}; cat /etc/hosts /etc/resolv.conf", host));
         if let Some(vpc) = self.description.and_then(|description| description.vpc_id.as_deref()) {
-            fixes.push(format!("aws route53 list-hosted-zones-by-vpc --vpc-id {vpc} --vpc-region {region}"));
+            fixes.push(command!("aws route53 list-hosted-zones-by-vpc --vpc-id {} --vpc-region {}", vpc, region));
         }
         fixes
     }
 
     fn unresolvable(&self) -> Vec<String> {
         let Names { region, host, .. } = &self.names;
-        let mut fixes = self.on_bastion(&format!("getent hosts {host}; cat /etc/resolv.conf"));
+        let mut fixes = self.on_bastion(&command!("getent hosts {}; cat /etc/resolv.conf", host));
         if let Some(vpc) = self.description.and_then(|description| description.vpc_id.as_deref()) {
             fixes.extend(["support", "hostnames"].map(|what| {
-                format!("aws ec2 modify-vpc-attribute --vpc-id {vpc} --region {region} --enable-dns-{what}")
+                command!("aws ec2 modify-vpc-attribute --vpc-id {} --region {} --enable-dns-{}", vpc, region, what)
             }));
         }
         fixes
@@ -216,22 +228,29 @@ impl<'a> Fixes<'a> {
     fn security_group(&self) -> Vec<String> {
         let Names { region, cluster, .. } = &self.names;
         let group = match self.description.and_then(|description| description.security_group.as_deref()) {
-            Some(group) => group.to_owned(),
-            None => format!(
-                "\"$(aws eks describe-cluster --name {cluster} --region {region} --query \
-                 cluster.resourcesVpcConfig.clusterSecurityGroupId --output text)\""
-            ),
+            Some(group) => Word::from(group),
+            None => Word::raw(command!(
+                "\"$(aws eks describe-cluster --name {} --region {} --query \
+                 cluster.resourcesVpcConfig.clusterSecurityGroupId --output text)\"",
+                cluster,
+                region
+            )),
         };
         let source = match &self.place.target {
-            Some(Target::Instance(id)) => format!(
-                "--source-group \"$(aws ec2 describe-instances --instance-ids {id} --region {region} --query \
-                 'Reservations[0].Instances[0].SecurityGroups[0].GroupId' --output text)\""
-            ),
-            Some(Target::EcsTask(_)) => "--source-group SECURITY_GROUP_OF_THE_TASK".to_owned(),
-            Some(Target::ManagedNode(_)) | None => "--cidr ADDRESS_OF_THE_BASTION/32".to_owned(),
+            Some(Target::Instance(id)) => Word::raw(command!(
+                "--source-group \"$(aws ec2 describe-instances --instance-ids {} --region {} --query \
+                 'Reservations[0].Instances[0].SecurityGroups[0].GroupId' --output text)\"",
+                id,
+                region
+            )),
+            Some(Target::EcsTask(_)) => Word::raw("--source-group SECURITY_GROUP_OF_THE_TASK"),
+            Some(Target::ManagedNode(_)) | None => Word::raw("--cidr ADDRESS_OF_THE_BASTION/32"),
         };
-        vec![format!(
-            "aws ec2 authorize-security-group-ingress --region {region} --group-id {group} --protocol tcp --port 443 {source}"
+        vec![command!(
+            "aws ec2 authorize-security-group-ingress --region {} --group-id {} --protocol tcp --port 443 {}",
+            region,
+            group,
+            source
         )]
     }
 
@@ -240,15 +259,20 @@ impl<'a> Fixes<'a> {
         let region = &self.names.region;
         let Some(target) = &self.place.target else { return Vec::new() };
         vec![match target {
-            Target::Instance(id) | Target::ManagedNode(id) => format!(
-                "aws ssm start-session --target {id} --region {region} --document-name AWS-StartInteractiveCommand --parameters \
-                 'command=[\"{command}\"]'"
+            Target::Instance(id) | Target::ManagedNode(id) => command!(
+                "aws ssm start-session --target {} --region {} --document-name AWS-StartInteractiveCommand --parameters {}",
+                id,
+                region,
+                format!("command=[{}]", json(command))
             ),
             Target::EcsTask(_) => {
                 let (cluster, task) = target.ecs_task().unwrap_or_default();
-                format!(
-                    "aws ecs execute-command --cluster {cluster} --task {task} --region {region} --interactive --command \
-                     'sh -c \"{command}\"'"
+                command!(
+                    "aws ecs execute-command --cluster {} --task {} --region {} --interactive --command {}",
+                    cluster,
+                    task,
+                    region,
+                    format!("sh -c \"{command}\"")
                 )
             }
         }]
@@ -258,12 +282,10 @@ impl<'a> Fixes<'a> {
         let region = &self.names.region;
         self.of_target(|target| {
             vec![match target {
-                Target::Instance(id) | Target::ManagedNode(id) => format!(
-                    "aws ssm send-command --document-name AWS-UpdateSSMAgent --targets Key=InstanceIds,Values={id} --region {region}"
-                ),
+                Target::Instance(id) | Target::ManagedNode(id) => command!("aws ssm send-command --document-name AWS-UpdateSSMAgent --targets Key=InstanceIds,Values={} --region {}", id, region),
                 Target::EcsTask(_) => {
                     let (cluster, task) = target.ecs_task().unwrap_or_default();
-                    format!("aws ecs stop-task --cluster {cluster} --task {task} --region {region}")
+                    command!("aws ecs stop-task --cluster {} --task {} --region {}", cluster, task, region)
                 }
             }]
         })
@@ -274,19 +296,15 @@ impl<'a> Fixes<'a> {
         let region = &self.names.region;
         self.of_target(|target| match target {
             Target::Instance(id) => vec![
-                format!(
-                    "aws ec2 describe-instances --instance-ids {id} --region {region} --query \
-                     'Reservations[].Instances[].[State.Name,VpcId,SubnetId,IamInstanceProfile.Arn]'"
-                ),
-                format!("aws ec2 reboot-instances --instance-ids {id} --region {region}"),
+                command!("aws ec2 describe-instances --instance-ids {} --region {} --query \
+                     'Reservations[].Instances[].[State.Name,VpcId,SubnetId,IamInstanceProfile.Arn]'", id, region),
+                command!("aws ec2 reboot-instances --instance-ids {} --region {}", id, region),
             ],
-            Target::ManagedNode(id) => vec![format!(
-                "`sudo systemctl restart amazon-ssm-agent` on that node; `aws ssm describe-instance-information --filters \
-                 Key=InstanceIds,Values={id} --region {region}` shows when it is back"
-            )],
+            Target::ManagedNode(id) => vec![command!("`sudo systemctl restart amazon-ssm-agent` on that node; `aws ssm describe-instance-information --filters \
+                 Key=InstanceIds,Values={} --region {}` shows when it is back", id, region)],
             Target::EcsTask(_) => {
                 let (cluster, task) = target.ecs_task().unwrap_or_default();
-                vec![format!("aws ecs describe-tasks --cluster {cluster} --tasks {task} --region {region}")]
+                vec![command!("aws ecs describe-tasks --cluster {} --tasks {} --region {}", cluster, task, region)]
             }
         })
     }
@@ -295,44 +313,52 @@ impl<'a> Fixes<'a> {
     fn access_entry(&self) -> Vec<String> {
         let Names { region, cluster, .. } = &self.names;
         let principal = principal(self.place);
+        let role = without_path(&principal_arn(self.place));
         match self.mode() {
             "API" | "API_AND_CONFIG_MAP" => vec![
-                format!(
-                    "aws eks create-access-entry --cluster-name {cluster} --region {region} --principal-arn {principal}"
+                command!(
+                    "aws eks create-access-entry --cluster-name {} --region {} --principal-arn {}",
+                    cluster,
+                    region,
+                    principal
                 ),
                 self.associate_view(),
             ],
             _ => vec![
-                format!(
+                command!(
                     "add to `mapRoles` of `kubectl -n kube-system edit configmap aws-auth`: `- {{rolearn: {}, username: autoheal-pa, \
                      groups: [autoheal-pa]}}`",
-                    without_path(&principal)
+                    role
                 ),
                 "kubectl create clusterrolebinding autoheal-pa --clusterrole=view --group=autoheal-pa".to_owned(),
-                format!(
-                    "or, to use access entries from then on: `aws eks update-cluster-config --name {cluster} --region {region} \
-                     --access-config authenticationMode=API_AND_CONFIG_MAP`"
+                command!(
+                    "or, to use access entries from then on: `aws eks update-cluster-config --name {} --region {} \
+                     --access-config authenticationMode=API_AND_CONFIG_MAP`",
+                    cluster,
+                    region
                 ),
             ],
         }
     }
 
     /// Lets the caller see what is in the cluster.
-    fn view_policy(&self, user: Option<&str>) -> Vec<String> {
+    fn view_policy(&self, user: Option<&PeerText>) -> Vec<String> {
         match self.mode() {
             "API" | "API_AND_CONFIG_MAP" => vec![self.associate_view()],
-            _ => vec![format!(
-                "kubectl create clusterrolebinding autoheal-pa-view --clusterrole=view --user='{}'",
-                user.unwrap_or("USER")
+            _ => vec![command!(
+                "kubectl create clusterrolebinding autoheal-pa-view --clusterrole=view --user={}",
+                user.map_or_else(|| Word::raw("USER"), Word::from)
             )],
         }
     }
 
     fn associate_view(&self) -> String {
         let Names { region, cluster, .. } = &self.names;
-        format!(
-            "aws eks associate-access-policy --cluster-name {cluster} --region {region} --principal-arn {} --policy-arn \
+        command!(
+            "aws eks associate-access-policy --cluster-name {} --region {} --principal-arn {} --policy-arn \
              arn:{}:eks::aws:cluster-access-policy/AmazonEKSViewPolicy --access-scope type=cluster",
+            cluster,
+            region,
             principal(self.place),
             self.partition()
         )
@@ -343,8 +369,7 @@ impl<'a> Fixes<'a> {
     }
 
     fn grant_session(&self, action: &str) -> String {
-        let principal = self.place.caller.as_ref().and_then(|caller| Principal::from_arn(&caller.arn));
-        let statement = session_statement(action, principal.as_ref(), &self.names.region);
+        let statement = session_statement(action, caller(self.place).as_ref(), &self.names.region);
         grant_by(self.place, action, &statement)
     }
 
@@ -378,8 +403,8 @@ impl<'a> Fixes<'a> {
 /// Returns the command that allows the caller something.
 pub(super) fn grant(place: &Place, actions: &[&str], resources: &[String]) -> String {
     let one_or_all = |list: &[String]| match list {
-        [one] => format!("{one:?}"),
-        list => format!("[{}]", list.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(",")),
+        [one] => json(one),
+        list => format!("[{}]", list.iter().map(|item| json(item)).collect::<Vec<_>>().join(",")),
     };
     let action_list: Vec<String> = actions.iter().map(|action| (*action).to_owned()).collect();
     let statement =
@@ -390,33 +415,56 @@ pub(super) fn grant(place: &Place, actions: &[&str], resources: &[String]) -> St
 /// Returns the command that gives the caller a statement, which is about this action.
 fn grant_by(place: &Place, action: &str, statement: &str) -> String {
     let policy = format!(r#"{{"Version":"2012-10-17","Statement":[{statement}]}}"#);
-    let first = action.split(':').nth(1).unwrap_or("all");
-    let principal = principal(place);
-    let name = principal.trim_end_matches('"').rsplit('/').next().unwrap_or_default();
-    match sso_role(place) {
-        Some(_) => format!("allow it in the permission set of IAM Identity Center: {statement}"),
-        None if principal.contains(":role/") => format!(
-            "aws iam put-role-policy --role-name {name} --policy-name autoheal-pa-{first} --policy-document '{policy}'"
-        ),
-        None if principal.contains(":user/") => format!(
-            "aws iam put-user-policy --user-name {name} --policy-name autoheal-pa-{first} --policy-document '{policy}'"
-        ),
-        None => format!("allow it in a policy of this identity: {statement}"),
+    let name = format!("autoheal-pa-{}", action.split(':').nth(1).unwrap_or("all"));
+    if sso_role(place).is_some() {
+        return format!("allow it in the permission set of IAM Identity Center: {statement}");
     }
+    let kind = match caller(place) {
+        Some(Principal::Role { .. }) => "role",
+        Some(Principal::User { .. }) => "user",
+        None => return format!("allow it in a policy of this identity: {statement}"),
+    };
+    let principal = caller(place);
+    let principal = principal.as_ref().map(Principal::name).unwrap_or_default();
+    command!(
+        "aws iam put-{}-policy --{}-name {} --policy-name {} --policy-document {}",
+        kind,
+        kind,
+        principal,
+        name,
+        policy
+    )
+}
+
+/// Returns the caller as IAM knows it.
+fn caller(place: &Place) -> Option<Principal> {
+    Principal::from_arn(&place.caller.as_ref()?.arn)
 }
 
 /// Returns what IAM and access entries know the caller by: of a role's session, the role.
-fn principal(place: &Place) -> String {
+fn principal(place: &Place) -> Word {
+    match (sso_role(place), given_role(place)) {
+        (Some(name), None) => {
+            Word::raw(command!("\"$(aws iam get-role --role-name {} --query Role.Arn --output text)\"", name))
+        }
+        (Some(_) | None, _) => Word::from(&principal_arn(place)),
+    }
+}
+
+/// Returns the ARN of the caller or, of a role's session, of the role as far as it is known.
+fn principal_arn(place: &Place) -> String {
     let Some(caller) = &place.caller else { return "ARN_OF_THE_ROLE".to_owned() };
-    let Some(name) = assumed_role(&caller.arn) else { return caller.arn.clone() };
-    // The ARN of a session lacks the role's path.
-    if let Some(role) = place.role_arn.as_deref().filter(|role| role.rsplit('/').next() == Some(name)) {
-        return role.to_owned();
+    match (given_role(place), assumed_role(&caller.arn)) {
+        (Some(role), _) => role.to_owned(),
+        (None, Some(name)) => format!("arn:{}:iam::{}:role/{name}", partition(place), caller.account),
+        (None, None) => caller.arn.clone(),
     }
-    if let Some(name) = sso_role(place) {
-        return format!("\"$(aws iam get-role --role-name {name} --query Role.Arn --output text)\"");
-    }
-    format!("arn:{}:iam::{}:role/{name}", partition(place), caller.account)
+}
+
+/// Returns the ARN of the role that was asked for, if it is the caller's: that of a session lacks the role's path.
+fn given_role(place: &Place) -> Option<&str> {
+    let name = assumed_role(&place.caller.as_ref()?.arn)?;
+    place.role_arn.as_deref().filter(|role| role.rsplit('/').next() == Some(name))
 }
 
 /// Returns the name of the role in the ARN of one of its sessions.
@@ -435,6 +483,11 @@ fn without_path(arn: &str) -> String {
         (Some((before, _)), Some(name)) => format!("{before}:role/{name}"),
         _ => arn.to_owned(),
     }
+}
+
+/// Writes a string of JSON.
+fn json(text: &str) -> String {
+    serde_json::to_string(text).expect("a string is always JSON")
 }
 
 fn partition(place: &Place) -> &str {

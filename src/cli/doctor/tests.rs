@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use super::*;
 use crate::{
-    aws::{AwsError, Caller, ClusterDescription, error::Cause},
+    aws::{AwsError, Caller, ClusterDescription, SkipReason, error::Cause},
     cli::output::Captured,
     cluster::{Cluster, Destination},
     doctor::{Fact, Finding, Outcome, Place, Reason, Trouble},
@@ -38,11 +38,11 @@ fn place(arn: &str, target: &str) -> Place {
         name: cluster.name.clone(),
         region: cluster.region.clone(),
         arn: cluster.arn.clone(),
-        status: "ACTIVE".to_owned(),
+        status: "ACTIVE".into(),
         version: None,
         endpoint_public: false,
         endpoint_private: true,
-        authentication_mode: Some("API".to_owned()),
+        authentication_mode: Some("API".into()),
         vpc_id: None,
         security_group: None,
         access: Ok(cluster),
@@ -181,7 +181,7 @@ fn every_kind_of_bastion_has_commands_of_its_own() {
 #[test]
 fn an_agent_that_ends_the_session_may_have_any_reason() {
     let output = "Unable to start the session.".to_owned();
-    let closed = Trouble::Fault(Fault::Closed(CloseReason::ChannelClosed { output: output.clone() }));
+    let closed = Trouble::Fault(Fault::Closed(CloseReason::ChannelClosed { output: output.as_str().into() }));
     let entry = failed(Check::Endpoint, place(ROLE, BASTION), closed);
     assert!(entry.answer.unwrap().ends_with(&output));
     let meaning = entry.meaning.unwrap();
@@ -283,4 +283,62 @@ fn prints_one_object() {
     let (text, outcome) = printed(true, sample().into_iter().take(3).collect());
     assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap()["ok"], true, "warnings are not failures");
     assert!(outcome.is_ok());
+}
+
+/// What a peer may say to have a command run, or another shown. Quoted, none of them is as it was.
+const HOSTILE: [&str; 5] =
+    ["x'; touch z; echo '", "'$(touch z)`touch z`", "-x '--y touch", "x'\ntouch z", "x'\u{202e}touch"];
+
+/// The rest of a command without what is quoted as it should be, by itself and in JSON.
+fn unquoted(fix: &str, value: &str) -> String {
+    let within_quotes = |text: &str| text.replace('\'', r"'\''");
+    let json = serde_json::to_string(value).unwrap();
+    fix.replace(&within_quotes(value), "").replace(&within_quotes(json.trim_matches('"')), "")
+}
+
+#[test]
+fn whatever_peers_call_things_no_command_runs_another() {
+    for value in HOSTILE {
+        let mut place = place(&format!("arn:aws:sts::{value}:assumed-role/{value}/x"), BASTION);
+        place.cluster = Some(value.to_owned());
+        let description = Arc::get_mut(place.description.as_mut().unwrap()).unwrap();
+        description.name = value.to_owned();
+        description.vpc_id = Some(value.to_owned());
+        description.security_group = Some(value.to_owned());
+        let source = || -> crate::tunnel::BoxError { io::Error::other(value).into() };
+        for mode in [None, Some("API")] {
+            let description = Arc::get_mut(place.description.as_mut().unwrap()).unwrap();
+            description.authentication_mode = mode.map(Into::into);
+            let troubles = [
+                Trouble::NoClusters,
+                Trouble::PublicOnly,
+                Trouble::NotManaged,
+                Trouble::NoBastion,
+                Trouble::Unauthorized,
+                Trouble::Unsigned { said: value.into() },
+                Trouble::Unresolvable { said: value.into() },
+                Trouble::Refused { said: value.into() },
+                Trouble::Status(500),
+                Trouble::MayNotListPods { user: Some(value.into()) },
+                Trouble::Unusable(SkipReason::Status("CREATING".into())),
+                Trouble::Unusable(SkipReason::Endpoint),
+                Trouble::Dial(DialError::TargetNotConnected { target: BASTION.parse().unwrap(), source: source() }),
+                Trouble::Dial(DialError::TargetNotFound {
+                    target: BASTION.parse().unwrap(),
+                    region: "us-gov-west-1".to_owned(),
+                    source: source(),
+                }),
+                Trouble::Fault(Fault::Probe(ProbeError::NoAnswer { seconds: 1 })),
+                Trouble::Fault(Fault::Closed(CloseReason::ChannelClosed { output: value.into() })),
+            ];
+            for trouble in troubles {
+                let entry = failed(Check::Api, place.clone(), trouble);
+                for fix in &entry.fixes {
+                    let rest = unquoted(fix, value);
+                    assert!(!rest.contains("touch") && !rest.contains("--y"), "{value:?}: {fix}");
+                    assert!(!fix.contains(char::is_control), "{value:?}: {fix}");
+                }
+            }
+        }
+    }
 }

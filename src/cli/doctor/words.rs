@@ -14,6 +14,7 @@ use crate::{
     doctor::{Check, Entry, Fact, Finding, Outcome, Place, Reason, Status, Trouble},
     proto::{CloseReason, Version, handshake::HandshakeError},
     tunnel::{DialError, Fault, ProbeError, with_causes},
+    util::{peer_text::PeerText, quote::command},
 };
 
 /// Most names of clusters that are listed.
@@ -166,7 +167,9 @@ fn told(fact: &Fact, place: &Place) -> String {
             let mode = description.and_then(|description| description.authentication_mode.as_deref());
             format!("Kubernetes {version}, authentication mode {}", mode.unwrap_or("not given"))
         }
-        Fact::Usable => place.description.as_ref().map(|description| description.status.clone()).unwrap_or_default(),
+        Fact::Usable => {
+            place.description.as_ref().map(|description| description.status.to_string()).unwrap_or_default()
+        }
         Fact::PrivateEndpoint if place.description.as_ref().is_some_and(|description| description.endpoint_public) => {
             "private and public".to_owned()
         }
@@ -174,7 +177,7 @@ fn told(fact: &Fact, place: &Place) -> String {
         Fact::LocalPort { port, status } => format!("127.0.0.1:{port} leads to the API server, which answers {status}"),
         Fact::Managed => "a managed node of this account".to_owned(),
         Fact::Online => "in contact with Systems Manager".to_owned(),
-        Fact::AgentVersion(version) => version.clone(),
+        Fact::AgentVersion(version) => version.to_string(),
         Fact::Session(id) => id.to_string(),
         Fact::Started => "a session was started".to_owned(),
         Fact::DataChannel => "the message gateway takes the signature".to_owned(),
@@ -183,12 +186,17 @@ fn told(fact: &Fact, place: &Place) -> String {
         Fact::Verified => "verifies against the cluster's authority".to_owned(),
         Fact::Answered(403) => "403: it knows the token, and may not tell whether it is well".to_owned(),
         Fact::Answered(status) => status.to_string(),
-        Fact::User(user) if user.groups.is_empty() => user.name.clone(),
-        Fact::User(user) => format!("{}, in {}", user.name, user.groups.join(", ")),
+        Fact::User(user) if user.groups.is_empty() => user.name.to_string(),
+        Fact::User(user) => format!("{}, in {}", user.name, groups(&user.groups)),
         Fact::MayListPods => "in all namespaces".to_owned(),
         Fact::Resumed => "resumed, and the agent is heard through the new WebSocket".to_owned(),
         Fact::Terminated => "nothing is left behind".to_owned(),
     }
+}
+
+fn groups(groups: &[PeerText]) -> String {
+    let shown = groups.iter().take(MAX_NAMES).map(|group| &**group).collect::<Vec<_>>().join(", ");
+    if groups.len() > MAX_NAMES { format!("{shown} and {} more", groups.len() - MAX_NAMES) } else { shown }
 }
 
 fn list(names: &[String]) -> String {
@@ -233,7 +241,7 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
         Trouble::NoBastion => "no bastion is given".to_owned(),
         Trouble::NotManaged => format!("Systems Manager in {region} does not know `{target}`"),
         Trouble::Offline(sighting) => sighting.to_string(),
-        Trouble::AgentTooOld { version } => version.clone(),
+        Trouble::AgentTooOld { version } => version.to_string(),
         Trouble::Dial(error) => with_causes(String::new(), error),
         Trouble::Unsigned { said } => {
             let said = if said.is_empty() { String::new() } else { format!(": {said}") };
@@ -326,9 +334,10 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
         Trouble::Api(_) => format!("the API server of `{cluster}` is there and does not answer as one"),
         Trouble::Unauthorized => unauthorized(place),
         Trouble::Status(_) => format!("the API server of `{cluster}` is not well"),
-        Trouble::MayNotListPods { .. } => format!(
-            "`{cluster}` knows this identity and lets it see no pods; an access policy that is limited to namespaces looks the \
-             same here, and then `kubectl get pods -n NAMESPACE` works"
+        Trouble::MayNotListPods { .. } => command!(
+            "`{}` knows this identity and lets it see no pods; an access policy that is limited to namespaces looks the \
+             same here, and then `kubectl get pods -n NAMESPACE` works",
+            cluster
         ),
     }
 }

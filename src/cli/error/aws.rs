@@ -9,6 +9,7 @@ use crate::{
         error::{Blame, TokenOrigin},
     },
     tunnel::with_causes,
+    util::quote::command,
 };
 
 /// Most names of clusters in a hint.
@@ -50,10 +51,12 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
         AwsError::ProfileFiles { .. } => one(Kind::Usage, "mend the file, or name another with `AWS_CONFIG_FILE`"),
         AwsError::NoGateway { region, .. } => (
             Kind::Usage,
-            vec![format!(
+            vec![command!(
                 "`--endpoint-ssmmessages` and `AWS_ENDPOINT_URL_SSMMESSAGES` name the host of a VPC endpoint, such as \
-                 `https://vpce-0123456789abcdef0-abcdefgh.ssmmessages.{region}.vpce.amazonaws.com`; it lists with `aws ec2 \
-                 describe-vpc-endpoints --region {region} --query 'VpcEndpoints[].DnsEntries[].DnsName'`"
+                 `https://vpce-0123456789abcdef0-abcdefgh.ssmmessages.{}.vpce.amazonaws.com`; it lists with `aws ec2 \
+                 describe-vpc-endpoints --region {} --query 'VpcEndpoints[].DnsEntries[].DnsName'`",
+                region,
+                region
             )],
         ),
         AwsError::CaBundle { .. } => {
@@ -102,7 +105,7 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
         AwsError::InvalidIdentityToken { role, .. } => (
             Kind::Credentials,
             vec![
-                format!(
+                command!(
                     "account {} needs an IAM OIDC provider for the token's issuer, with the token's audience: \
                      `aws iam list-open-id-connect-providers`",
                     account(role)
@@ -111,7 +114,7 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
             ],
         ),
         AwsError::RoleDenied { role, passed_over, .. } => {
-            let trust = format!(
+            let trust = command!(
                 "the role has to exist and its trust policy has to match this identity: `aws iam get-role --role-name {} --query \
                  Role.AssumeRolePolicyDocument`",
                 role_name(role)
@@ -124,9 +127,10 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
             vec![
                 "ask for less with `--duration 1h`, which is also all that a role gets that is assumed by another role"
                     .to_owned(),
-                format!(
-                    "or allow the role more: `aws iam update-role --role-name {} --max-session-duration {seconds}`",
-                    role_name(role)
+                command!(
+                    "or allow the role more: `aws iam update-role --role-name {} --max-session-duration {}`",
+                    role_name(role),
+                    seconds
                 ),
             ],
         ),
@@ -142,8 +146,9 @@ pub(in crate::cli) fn assess(error: &AwsError) -> (Kind, Vec<String>) {
         AwsError::Throttled { .. } => one(Kind::Unexpected, "try again in a minute"),
         AwsError::RegionDisabled { region, .. } => (
             Kind::Credentials,
-            vec![format!(
-                "choose another `--region`, or enable this one: `aws account enable-region --region-name {region}`"
+            vec![command!(
+                "choose another `--region`, or enable this one: `aws account enable-region --region-name {}`",
+                region
             )],
         ),
         AwsError::Unreachable { host, .. } => (Kind::Unexpected, network(host, error)),
@@ -189,14 +194,13 @@ pub(in crate::cli) fn of_blame(blame: Blame) -> Vec<String> {
 /// What to do about a profile that cannot be used.
 fn profile(name: &str, fault: &ProfileFault) -> (Kind, String) {
     let usage = |hint: &str| (Kind::Usage, hint.to_owned());
-    let login =
-        || (Kind::Credentials, format!("give the profile credentials: `aws configure --profile {}`", word(name)));
+    let login = || (Kind::Credentials, command!("give the profile credentials: `aws configure --profile {}`", name));
     match fault {
         ProfileFault::Line { .. } => usage("mend that line, or put a `#` before it"),
         ProfileFault::Value { .. } => usage("mend that line: a value stands behind `=` as it is, without quotes"),
         ProfileFault::NoSuchSection { key: "source_profile", name } => (
             Kind::Usage,
-            format!("add it, as with `aws configure --profile {}`, or name another `source_profile`", word(name)),
+            command!("add it, as with `aws configure --profile {}`, or name another `source_profile`", name),
         ),
         ProfileFault::NoSuchSection { key: "sso_session", .. } => {
             usage("add it, as with `aws configure sso-session`, or name another `sso_session`")
@@ -207,42 +211,32 @@ fn profile(name: &str, fault: &ProfileFault) -> (Kind, String) {
             has: "sso_account_id" | "sso_role_name" | "sso_session" | "sso_start_url",
             profile,
             ..
-        } => (Kind::Usage, format!("`aws configure sso --profile {}` asks for all of it", word(profile))),
+        } => (Kind::Usage, command!("`aws configure sso --profile {}` asks for all of it", profile)),
         ProfileFault::Lacks { .. } => usage("add what is missing to that section"),
         ProfileFault::Contradiction { .. } => usage("leave one of them out"),
         ProfileFault::SessionDiffers { .. } => usage("leave the key out of the profile: that of the session counts"),
         ProfileFault::UnknownSource { .. } => usage("name one of them, in this spelling"),
         ProfileFault::NoKeysInEnvironment => (Kind::Credentials, "set both, or name another source".to_owned()),
         ProfileFault::EmptySource { source_profile } => {
-            (Kind::Credentials, format!("give it some: `aws configure --profile {}`", word(source_profile)))
+            (Kind::Credentials, command!("give it some: `aws configure --profile {}`", source_profile))
         }
         ProfileFault::Login { profile } => (
             Kind::Credentials,
-            format!(
+            command!(
                 "let the AWS CLI give the credentials: add a profile with `credential_process = aws configure \
                  export-credentials --profile {} --format process`, and use that one",
-                word(profile)
+                profile
             ),
         ),
         ProfileFault::Mfa { .. } => (
             Kind::Credentials,
-            format!(
+            command!(
                 "let the AWS CLI ask for the code: `eval \"$(aws configure export-credentials --profile {} --format env)\"`, \
                  then start this without the profile",
-                word(name)
+                name
             ),
         ),
         ProfileFault::NoCredentials { .. } => login(),
-    }
-}
-
-/// Writes a name as one word of a command.
-fn word(name: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./@:+".contains(c);
-    if !name.is_empty() && name.chars().all(is_plain) {
-        name.to_owned()
-    } else {
-        format!("'{}'", name.replace('\'', r"'\''"))
     }
 }
 
@@ -298,7 +292,7 @@ pub(in crate::cli) fn network(host: &str, error: &(dyn Error + 'static)) -> Vec<
 
 fn clusters_there(region: &str, known: &[String]) -> String {
     if known.is_empty() {
-        return format!("`autoheal-pa clusters --region {region}` lists what is there");
+        return command!("`autoheal-pa clusters --region {}` lists what is there", region);
     }
     let names: Vec<_> = known.iter().take(MAX_NAMES).map(|name| format!("`{name}`")).collect();
     let more = if known.len() > MAX_NAMES { format!(" and {} more", known.len() - MAX_NAMES) } else { String::new() };

@@ -158,7 +158,7 @@ fn what_is_not_allowed() {
     let refused = DialError::UpgradeRefused {
         host: "ssmmessages.eu-west-1.amazonaws.com".into(),
         status: 403,
-        detail: String::new(),
+        detail: "".into(),
     };
     let (kind, text) = tunnel(Fault::Start(refused));
     assert_eq!(kind, Kind::Credentials);
@@ -243,12 +243,12 @@ fn other_faults() {
     assert!(text.starts_with("cannot open a tunnel to `prod-eu`: the session is over: the agent did not"), "{text}");
     assert!(text.contains("is waited for as long as `--timeout` says"), "{text}");
     let output = "Forwarding to IP address x.eks.amazonaws.com is forbidden.".to_owned();
-    let (kind, text) = tunnel(Fault::Closed(CloseReason::ChannelClosed { output }));
+    let (kind, text) = tunnel(Fault::Closed(CloseReason::ChannelClosed { output: output.into() }));
     assert_eq!(kind, Kind::Tunnel);
     let sentence = "cannot open a tunnel to `prod-eu`: the session is over: the agent refuses this destination: Forwarding to IP \
                     address x.eks.amazonaws.com is forbidden.\nhint: on the bastion `";
     assert!(text.starts_with(sentence) && text.contains("`autoheal-pa doctor --cluster prod-eu`"), "{text}");
-    let (_, text) = tunnel(Fault::Closed(CloseReason::ChannelClosed { output: "Bye.".to_owned() }));
+    let (_, text) = tunnel(Fault::Closed(CloseReason::ChannelClosed { output: "Bye.".into() }));
     assert!(text.ends_with("the service ended the session: Bye."), "{text}");
     let (kind, text) = tunnel(Fault::Silent { seconds: 30 });
     assert_eq!((kind, text.lines().count()), (Kind::Tunnel, 1));
@@ -367,7 +367,7 @@ fn settings_ports_files_and_managers() {
     assert_eq!(kind, Kind::Unexpected);
     assert_eq!(
         text,
-        "the kubeconfig `/k` is locked by `/k.lock`\nhint: if no kubectl is running, it was left behind: `rm '/k.lock'`"
+        "the kubeconfig `/k` is locked by `/k.lock`\nhint: if no kubectl is running, it was left behind: `rm /k.lock`"
     );
     let (_, text) = shown(locked(Some(Duration::from_secs(190))));
     assert!(

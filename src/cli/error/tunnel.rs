@@ -12,6 +12,7 @@ use crate::{
     policy,
     proto::CloseReason,
     tunnel::{DialError, Fault, ProbeError, with_causes},
+    util::quote::command,
 };
 
 impl CommandError {
@@ -62,9 +63,11 @@ pub(in crate::cli) fn resume_denied(region: &str) -> CommandError {
 
 /// What to do when an action is denied on a session: what the policy has to name is not the id of this one.
 fn allow_on_own_sessions(action: &str, region: &str) -> String {
-    format!(
-        "the policy of this identity has to allow `{action}` on its own sessions, as the one does that `autoheal-pa policy --bastion \
-         TARGET --region {region}` prints"
+    command!(
+        "the policy of this identity has to allow `{}` on its own sessions, as the one does that `autoheal-pa policy --bastion \
+         TARGET --region {}` prints",
+        action,
+        region
     )
 }
 
@@ -102,8 +105,10 @@ fn dial(cluster: &Cluster, error: &DialError) -> (Kind, Vec<String>) {
         DialError::AccessDenied { action, resource, .. } => (Kind::Credentials, denied(action, resource)),
         DialError::DocumentRefused { document, .. } => (
             Kind::Tunnel,
-            vec![format!(
-                "look whether the document is there: `aws ssm describe-document --name {document} --region {region}`"
+            vec![command!(
+                "look whether the document is there: `aws ssm describe-document --name {} --region {}`",
+                document,
+                region
             )],
         ),
         DialError::Refused { action: "ssm:StartSession", resource, source } => {
@@ -163,20 +168,14 @@ pub(in crate::cli) fn not_connected(target: &Target, region: &str, sighting: Opt
     let mut hints = vec![reasons];
     match target {
         Target::Instance(id) if sighting.is_some_and(|sighting| !sighting.in_contact) => hints.extend([
-            format!(
-                "`aws ec2 describe-instance-status --include-all-instances --instance-ids {id} --region {region}` shows whether it runs"
-            ),
-            format!("`aws ec2 start-instances --instance-ids {id} --region {region}` starts it"),
-            format!("`aws ec2 reboot-instances --instance-ids {id} --region {region}` restarts its agent"),
+            command!("`aws ec2 describe-instance-status --include-all-instances --instance-ids {} --region {}` shows whether it runs", id, region),
+            command!("`aws ec2 start-instances --instance-ids {} --region {}` starts it", id, region),
+            command!("`aws ec2 reboot-instances --instance-ids {} --region {}` restarts its agent", id, region),
         ]),
-        Target::Instance(id) | Target::ManagedNode(id) => hints.push(format!(
-            "`aws ssm describe-instance-information --filters Key=InstanceIds,Values={id} --region {region}` shows it if it is known"
-        )),
+        Target::Instance(id) | Target::ManagedNode(id) => hints.push(command!("`aws ssm describe-instance-information --filters Key=InstanceIds,Values={} --region {}` shows it if it is known", id, region)),
         Target::EcsTask(_) => {
             let (cluster, task) = target.ecs_task().unwrap_or_default();
-            hints.push(format!(
-                "the task needs `enableExecuteCommand`: `aws ecs describe-tasks --cluster {cluster} --tasks {task} --region {region}`"
-            ));
+            hints.push(command!("the task needs `enableExecuteCommand`: `aws ecs describe-tasks --cluster {} --tasks {} --region {}`", cluster, task, region));
         }
     }
     hints
@@ -184,17 +183,16 @@ pub(in crate::cli) fn not_connected(target: &Target, region: &str, sighting: Opt
 
 /// What to do about a target that Systems Manager does not know.
 pub(in crate::cli) fn not_found(target: &Target, region: &str) -> Vec<String> {
-    let mut hints = vec![format!(
-        "`aws ssm describe-instance-information --region {region} --query \
+    let mut hints = vec![command!(
+        "`aws ssm describe-instance-information --region {} --query \
          'InstanceInformationList[].[InstanceId,PingStatus,ComputerName]' --output table` lists what can be given to `--bastion`; \
-         check `--region` and whose credentials these are, too"
+         check `--region` and whose credentials these are, too",
+        region
     )];
     if let Target::Instance(id) = target {
-        hints.push(format!(
-            "if it is there, it needs an instance profile with `AmazonSSMManagedInstanceCore`, and a minute or two after its first \
-             start: `aws ec2 describe-instances --instance-ids {id} --region {region} --query \
-             'Reservations[].Instances[].[State.Name,IamInstanceProfile.Arn]'`"
-        ));
+        hints.push(command!("if it is there, it needs an instance profile with `AmazonSSMManagedInstanceCore`, and a minute or two after its first \
+             start: `aws ec2 describe-instances --instance-ids {} --region {} --query \
+             'Reservations[].Instances[].[State.Name,IamInstanceProfile.Arn]'`", id, region));
     }
     hints
 }
@@ -215,11 +213,15 @@ pub(in crate::cli) fn refused(
     if names_tier && matches!(target, Target::ManagedNode(_)) {
         let partition = policy::partition(region);
         return vec![
-            format!(
+            command!(
                 "this turns the advanced tier on, which managed nodes need for sessions and AWS charges for by the hour: `aws ssm \
                  update-service-setting --setting-id \
-                 arn:{partition}:ssm:{region}:{account}:servicesetting/ssm/managed-instance/activation-tier --setting-value \
-                 advanced --region {region}`"
+                 arn:{}:ssm:{}:{}:servicesetting/ssm/managed-instance/activation-tier --setting-value \
+                 advanced --region {}`",
+                partition,
+                region,
+                account,
+                region
             ),
             "or give another `--bastion`: EC2 instances and ECS tasks do not need it".to_owned(),
         ];
@@ -227,7 +229,11 @@ pub(in crate::cli) fn refused(
     vec![
         "the same would be answered again: what AWS says of it has to be mended first, or another `--bastion` given"
             .to_owned(),
-        format!("`autoheal-pa doctor --bastion {target} --region {region}` checks the bastion step by step"),
+        command!(
+            "`autoheal-pa doctor --bastion {} --region {}` checks the bastion step by step",
+            target.as_str(),
+            region
+        ),
     ]
 }
 
@@ -248,16 +254,20 @@ fn probe(cluster: &Cluster, error: &ProbeError) -> Vec<String> {
     match error {
         ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![
             format!("the bastion has to resolve `{}` and to reach it on port {}", endpoint.host, endpoint.port),
-            format!(
-                "the cluster's security group has to admit the bastion: `aws eks describe-cluster --name {name} --region {region} \
-                 --query cluster.resourcesVpcConfig.clusterSecurityGroupId`"
+            command!(
+                "the cluster's security group has to admit the bastion: `aws eks describe-cluster --name {} --region {} \
+                 --query cluster.resourcesVpcConfig.clusterSecurityGroupId`",
+                name,
+                region
             ),
         ],
         ProbeError::Certificate { host, .. } => vec![format!(
             "what answers on the bastion's side is not the API server of `{name}`: look at what `{host}` resolves to there"
         )],
-        ProbeError::Authority { .. } => vec![format!(
-            "look at what EKS says: `aws eks describe-cluster --name {name} --region {region} --query cluster.certificateAuthority`"
+        ProbeError::Authority { .. } => vec![command!(
+            "look at what EKS says: `aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority`",
+            name,
+            region
         )],
         ProbeError::Tls { .. } | ProbeError::NotHttp | ProbeError::SessionLost => Vec::new(),
     }
@@ -276,11 +286,13 @@ fn closed(cluster: &Cluster, reason: &CloseReason) -> Vec<String> {
         CloseReason::ChannelClosed { .. } if reason.is_refused_destination() => {
             let host = &cluster.endpoint.host;
             vec![
-                format!(
-                    "on the bastion `{host}` leads to an address that its agent does not forward to, such as loopback or one where AWS gives \
-                     metadata or credentials: `getent ahosts {host}` there shows it"
+                command!(
+                    "on the bastion `{}` leads to an address that its agent does not forward to, such as loopback or one where AWS gives \
+                     metadata or credentials: `getent ahosts {}` there shows it",
+                    host,
+                    host
                 ),
-                format!(
+                command!(
                     "it has to lead to the API server: look at `/etc/hosts`, at the resolver, and at private hosted zones of the VPC; \
                      `autoheal-pa doctor --cluster {}` prints the commands",
                     cluster.name

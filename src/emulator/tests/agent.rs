@@ -371,10 +371,7 @@ fn a_client_that_refuses_an_action_ends_the_session() {
             AgentQuirks { session_type: Some("Standard_Stream".into()), ..AgentQuirks::default() },
             HandshakeError::SessionType("Standard_Stream".into()),
         ),
-        (
-            AgentQuirks { port_type: Some(String::new()), ..AgentQuirks::default() },
-            HandshakeError::PortType(String::new()),
-        ),
+        (AgentQuirks { port_type: Some(String::new()), ..AgentQuirks::default() }, HandshakeError::PortType("".into())),
     ] {
         let mut bench = Bench::new(quirks);
         let request = bench.take_sent().remove(0);

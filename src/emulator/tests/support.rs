@@ -431,7 +431,7 @@ impl Client {
         loop {
             let message = self.receive().await.expect("the transport has ended without channel_closed");
             if message.header.message_type == MessageType::ChannelClosed {
-                return ChannelClosed::decode(&message.payload).output;
+                return ChannelClosed::decode(&message.payload).output.into();
             }
         }
     }

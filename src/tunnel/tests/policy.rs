@@ -73,7 +73,7 @@ fn not_found() -> Fault {
 }
 
 fn closed() -> Fault {
-    Fault::Closed(CloseReason::ChannelClosed { output: String::new() })
+    Fault::Closed(CloseReason::ChannelClosed { output: "".into() })
 }
 
 #[test]
@@ -161,8 +161,8 @@ fn a_start_that_fails() {
         (DialError::Refused { action, resource: "mi-1".into(), source: source() }, Expected::Restart(0, 0, 2)),
         (DialError::ForeignStreamUrl { host: "h".into() }, slow),
         (DialError::Throttled { action, source: source() }, Expected::Restart(2000, 4000, 1)),
-        (DialError::UpgradeRefused { host: "h".into(), status: 403, detail: String::new() }, slow),
-        (DialError::UpgradeRefused { host: "h".into(), status: 410, detail: String::new() }, again),
+        (DialError::UpgradeRefused { host: "h".into(), status: 403, detail: "".into() }, slow),
+        (DialError::UpgradeRefused { host: "h".into(), status: 410, detail: "".into() }, again),
         (DialError::Credentials { action, source: source() }, slow),
         (DialError::Unreachable { host: "h".into(), source: source() }, again),
         (DialError::Service { action, source: source() }, again),
@@ -222,7 +222,7 @@ fn a_session_that_ends() {
     check("idle but never of use", &closed(), &History { idle: true, ..useless }, Expected::Restart(250, 500, 1));
     let refused = |host: &str| {
         let output = format!("Forwarding to IP address {host} is forbidden.");
-        Fault::Closed(CloseReason::ChannelClosed { output })
+        Fault::Closed(CloseReason::ChannelClosed { output: output.into() })
     };
     check("the destination is refused: another agent may not", &refused("x"), &useless, Expected::Restart(0, 0, 2));
     let last = History { target: 2, ..useless };
@@ -239,12 +239,12 @@ fn a_session_that_ends() {
         ),
         (CloseReason::HandshakeTimeout { seconds: 30, requested: false }, Expected::Restart(250, 500, 2)),
         (HandshakeError::AgentTooOld { version }.into(), next),
-        (HandshakeError::Malformed(String::new()).into(), next),
-        (HandshakeError::UnknownVersion(String::new()).into(), next),
-        (HandshakeError::SessionType(String::new()).into(), next),
-        (HandshakeError::PortType(String::new()).into(), next),
-        (HandshakeError::KmsEncryption(String::new()).into(), next),
-        (HandshakeError::UnknownAction(String::new()).into(), next),
+        (HandshakeError::Malformed("".into()).into(), next),
+        (HandshakeError::UnknownVersion("".into()).into(), next),
+        (HandshakeError::SessionType("".into()).into(), next),
+        (HandshakeError::PortType("".into()).into(), next),
+        (HandshakeError::KmsEncryption("".into()).into(), next),
+        (HandshakeError::UnknownAction("".into()).into(), next),
     ] {
         check(&reason.to_string(), &Fault::Closed(reason), &useless, expected);
     }
