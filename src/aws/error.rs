@@ -5,34 +5,24 @@
 //! Errors can be cloned, as all callers that wait for the same credentials get the same one.
 //! Hints and exit codes are the command line's business.
 
-use std::{
-    error::Error,
-    path::PathBuf,
-    sync::{Arc, OnceLock},
-};
+use std::{error::Error, path::PathBuf, sync::Arc};
 
 use aws_config::imds::client::error::ImdsError;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_sts::operation::{
     assume_role::AssumeRoleError, assume_role_with_web_identity::AssumeRoleWithWebIdentityError,
 };
-use aws_smithy_runtime_api::{
-    box_error::BoxError,
-    client::{
-        interceptors::{Intercept, context::BeforeTransmitInterceptorContextRef},
-        orchestrator::HttpResponse,
-        result::{ConnectorError, SdkError},
-        runtime_components::RuntimeComponents,
-    },
+use aws_smithy_runtime_api::client::{
+    orchestrator::HttpResponse,
+    result::{ConnectorError, SdkError},
 };
-use aws_smithy_types::{
-    config_bag::ConfigBag,
-    error::metadata::{ErrorMetadata, ProvideErrorMetadata},
-};
+use aws_smithy_types::error::metadata::{ErrorMetadata, ProvideErrorMetadata};
 
 mod codes;
+mod host;
 
 use codes::Class;
+pub(super) use host::HostSeen;
 
 use super::profile::fault::ProfileFault;
 use crate::{
@@ -588,43 +578,6 @@ pub(super) fn place(authority: &http::uri::Authority) -> String {
     match authority.port() {
         Some(port) => format!("{}:{port}", authority.host()),
         None => authority.host().to_owned(),
-    }
-}
-
-/// Remembers the host that a client calls, which only the SDK knows before it calls it.
-#[derive(Debug, Clone)]
-pub(super) struct HostSeen {
-    service: &'static str,
-    host: Arc<OnceLock<String>>,
-}
-
-impl HostSeen {
-    pub(super) fn new(service: &'static str) -> Self {
-        Self { service, host: Arc::default() }
-    }
-
-    fn name(&self) -> String {
-        self.host.get().cloned().unwrap_or_else(|| self.service.to_owned())
-    }
-}
-
-impl Intercept for HostSeen {
-    fn name(&self) -> &'static str {
-        "HostSeen"
-    }
-
-    fn read_before_transmit(
-        &self,
-        context: &BeforeTransmitInterceptorContextRef<'_>,
-        _components: &RuntimeComponents,
-        _settings: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        if let Ok(uri) = context.request().uri().parse::<http::Uri>()
-            && let Some(authority) = uri.authority()
-        {
-            self.host.get_or_init(|| place(authority));
-        }
-        Ok(())
     }
 }
 
