@@ -87,11 +87,14 @@ impl Ambient {
                     return Err(AwsError::HalfKeys);
                 }
                 let has_keys = !alone && id.is_some();
-                let profile = match profiles.credentials().await {
+                let mut profile = match profiles.credentials().await {
                     // Nothing is wanted of it, so nothing that is wrong with it matters.
                     Err(_) if has_keys => ProfileCredentials::default(),
                     read => read?,
                 };
+                if !has_keys && let Some(credentials) = profile.run_process().await? {
+                    return Ok(credentials);
+                }
                 let variables = variables.clone();
                 let variables = if alone { profile.variables_alone(variables) } else { variables };
                 let (text, name) = profile.for_sdk();

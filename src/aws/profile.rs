@@ -14,6 +14,7 @@
 mod chain;
 pub(super) mod fault;
 mod ini;
+mod process;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,8 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+use aws_credential_types::Credentials;
 
 use self::{
     chain::Chain,
@@ -212,6 +215,17 @@ impl ProfileCredentials {
         (self.chain.as_ref().map(Chain::text).unwrap_or_default(), chain::OUTERMOST)
     }
 
+    /// Runs the program that gives the credentials, if there is one. Returns them if they are those of the profile; else the
+    /// SDK assumes roles with them.
+    ///
+    /// # Errors
+    /// [`AwsError::Profile`].
+    pub(super) async fn run_process(&mut self) -> Result<Option<Credentials>, AwsError> {
+        let Some(chain) = &mut self.chain else { return Ok(None) };
+        let name = shown(self.name.as_deref().unwrap_or(DEFAULT));
+        chain.run_process().await.map_err(|fault| AwsError::Profile { name, fault: Arc::new(fault) })
+    }
+
     /// Returns what the SDK finds in its environment where this profile is to be used and nothing else.
     pub(super) fn variables_alone(&self, variables: SdkVariables) -> SdkVariables {
         let keeps = |name: &str| self.chain.as_ref().is_some_and(|chain| chain.needs(name));
@@ -243,6 +257,13 @@ impl ProfileCredentials {
                     }
                 }
             }
+            (AwsError::CredentialSource { source }, Some(chain)) => match (chain.signed_in(), signed_out(&*source)) {
+                (Some(profile), Some(expired)) => {
+                    let fault = ProfileFault::SignedOut { profile: shown(profile), expired, source };
+                    AwsError::Profile { name: name(), fault: Arc::new(fault) }
+                }
+                _ => AwsError::CredentialSource { source },
+            },
             (AwsError::NoCredentials { .. }, None) if self.name.is_some() => {
                 let fault = ProfileFault::NoCredentials { keys: self.keys.clone() };
                 AwsError::Profile { name: name(), fault: Arc::new(fault) }
@@ -250,6 +271,17 @@ impl ProfileCredentials {
             (error, _) => error,
         }
     }
+}
+
+/// Reads from an error of IAM Identity Center that somebody has to sign in: the sign-in has expired (`true`), or there has
+/// never been one. By words, as the SDK's types are private.
+fn signed_out(error: &(dyn std::error::Error + 'static)) -> Option<bool> {
+    let text = super::error::chain_text(error);
+    let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if has(&["SSO token has expired", "UnauthorizedException", "InvalidGrantException", "ExpiredTokenException"]) {
+        return Some(true);
+    }
+    has(&["cached SSO token", "failed to read `"]).then_some(false)
 }
 
 /// The files, by what their sections are for.

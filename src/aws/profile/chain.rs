@@ -3,7 +3,9 @@
 
 use std::fmt::Write;
 
-use super::{Entry, Files, Profiles, fault::ProfileFault};
+use aws_credential_types::Credentials;
+
+use super::{Entry, Files, Profiles, fault::ProfileFault, process};
 use crate::settings::inputs::{Wrong, shown};
 
 /// The profile of the SDK's file that is to be used.
@@ -34,7 +36,11 @@ pub(super) struct Chain {
 /// Credentials that need no others.
 enum Base {
     Keys(Keys),
+    /// The command.
+    Process(String),
     Sso {
+        /// The profile that is signed in.
+        profile: String,
         keys: Keys,
         session: Option<(String, Keys)>,
     },
@@ -99,12 +105,40 @@ impl Chain {
         role.iter().find(|(key, _)| *key == "role_arn").map(|(_, value)| value.as_str())
     }
 
+    /// Returns the profile that is signed in to IAM Identity Center, if the credentials come from there.
+    pub(super) fn signed_in(&self) -> Option<&str> {
+        match &self.base {
+            Base::Sso { profile, .. } => Some(profile),
+            Base::Named(_) | Base::Keys(_) | Base::Process(_) => None,
+        }
+    }
+
+    /// Runs the program that gives the credentials, if there is one. Returns them if no role is to be assumed with them; else
+    /// the SDK is given them.
+    pub(super) async fn run_process(&mut self) -> Result<Option<Credentials>, ProfileFault> {
+        let Base::Process(command) = &self.base else { return Ok(None) };
+        let credentials = process::run(command).await?;
+        if self.roles.is_empty() {
+            return Ok(Some(credentials));
+        }
+        let mut keys = vec![
+            ("aws_access_key_id", credentials.access_key_id().to_owned()),
+            ("aws_secret_access_key", credentials.secret_access_key().to_owned()),
+        ];
+        keys.extend(credentials.session_token().map(|token| ("aws_session_token", token.to_owned())));
+        if keys.iter().any(|(_, value)| value.contains(char::is_whitespace)) {
+            return Err(ProfileFault::Process { what: "gave keys with blanks in them".to_owned() });
+        }
+        self.base = Base::Keys(keys);
+        Ok(None)
+    }
+
     /// Tells whether a source needs this variable.
     pub(super) fn needs(&self, variable: &str) -> bool {
         match self.base {
             Base::Named(EC2) => variable == "AWS_EC2_METADATA_DISABLED",
             Base::Named(_) => variable.starts_with("AWS_CONTAINER_"),
-            Base::Keys(_) | Base::Sso { .. } => false,
+            Base::Keys(_) | Base::Process(_) | Base::Sso { .. } => false,
         }
     }
 
@@ -116,14 +150,19 @@ impl Chain {
             let source = if index + 1 == self.roles.len() { BASE.to_owned() } else { format!("profile-{}", index + 1) };
             match self.base {
                 Base::Named(named) if source == BASE => write_key(&mut text, "credential_source", named),
-                Base::Named(_) | Base::Keys(_) | Base::Sso { .. } => write_key(&mut text, "source_profile", &source),
+                Base::Named(_) | Base::Keys(_) | Base::Process(_) | Base::Sso { .. } => {
+                    write_key(&mut text, "source_profile", &source);
+                }
             }
         }
         let name = if self.roles.is_empty() { OUTERMOST } else { BASE };
         match &self.base {
             Base::Named(_) => {}
             Base::Keys(keys) => write_section(&mut text, &format!("profile {name}"), keys),
-            Base::Sso { keys, session } => {
+            Base::Process(command) => {
+                write_section(&mut text, &format!("profile {name}"), &vec![("credential_process", command.clone())]);
+            }
+            Base::Sso { keys, session, .. } => {
                 write_section(&mut text, &format!("profile {name}"), keys);
                 if let Some((session, keys)) = session {
                     write_section(&mut text, &format!("sso-session {session}"), keys);
@@ -171,7 +210,7 @@ fn base(files: &Files, profile: &Entry, name: &str, profiles: &Profiles) -> Resu
         return Err(ProfileFault::Login { profile: shown(name) });
     }
     if let Some(command) = profile.value("credential_process")? {
-        return Ok(Some(Base::Keys(vec![("credential_process", command)])));
+        return Ok(Some(Base::Process(command)));
     }
     if let Some(keys) = keys_of(true)? {
         return Ok(Some(keys));
@@ -210,7 +249,7 @@ fn sso(files: &Files, profile: &Entry, name: &str) -> Result<Base, ProfileFault>
     let mut own = keys(profile, &["sso_account_id", "sso_role_name"])?;
     let Some((session, section)) = session else {
         own.extend(keys(profile, &OF_SESSION)?);
-        return Ok(Base::Sso { keys: own, session: None });
+        return Ok(Base::Sso { profile: name.to_owned(), keys: own, session: None });
     };
     section.assert_sound()?;
     // Tools write the keys of the session into the profile as well, for old SDKs.
@@ -231,7 +270,7 @@ fn sso(files: &Files, profile: &Entry, name: &str) -> Result<Base, ProfileFault>
     let both = Entry { parts: [&section.parts[..], &profile.parts].concat() };
     let of_session = keys(&both, &OF_SESSION)?;
     own.push(("sso_session", session.clone()));
-    Ok(Base::Sso { keys: own, session: Some((session, of_session)) })
+    Ok(Base::Sso { profile: name.to_owned(), keys: own, session: Some((session, of_session)) })
 }
 
 /// Reads a source that is named by a word.

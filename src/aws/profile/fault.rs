@@ -150,6 +150,23 @@ pub enum ProfileFault {
         #[source]
         source: Cause,
     },
+    /// Nobody is signed in to IAM Identity Center for it.
+    #[error("{}", if *expired { "its sign-in to IAM Identity Center has expired" } else { "nobody has signed in to IAM Identity Center for it here" })]
+    SignedOut {
+        /// The profile that has to be signed in, which may be that of a source.
+        profile: String,
+        /// Somebody was.
+        expired: bool,
+        /// What the SDK says.
+        #[source]
+        source: Cause,
+    },
+    /// Its program gives no credentials.
+    #[error("its `credential_process` {what}")]
+    Process {
+        /// What became of it.
+        what: String,
+    },
     /// It has no credentials, and neither has anything else.
     #[error("it has no credentials: {}", if keys.is_empty() { "it is empty".to_owned() } else { format!("there is only {}", list(keys)) })]
     NoCredentials {

@@ -302,3 +302,32 @@ async fn a_denied_role_that_wants_a_code_is_told_from_one_that_is_denied() {
     );
     assert_eq!(refined("plain").await, "not authorized to assume `arn:1`: AccessDenied");
 }
+
+#[tokio::test]
+async fn says_who_has_to_sign_in() {
+    let home = Home::new(
+        "[sso-session corp]\nsso_start_url = https://x\nsso_region = us-east-1\n[profile dev]\nsso_session = corp\n\
+         sso_account_id = 123456789012\nsso_role_name = R\n[profile admin]\nrole_arn = r\nsource_profile = dev\n\
+         [profile keys]\naws_access_key_id = a\naws_secret_access_key = s\n",
+        "",
+    );
+    let refined = async |name: &str, said: &'static str| {
+        let credentials = home.profiles(Some(name)).credentials().await.unwrap();
+        credentials.refine(AwsError::CredentialSource { source: Arc::new(io::Error::other(said)) })
+    };
+    for (said, text) in [
+        ("failed to load the cached SSO token", "nobody has signed in to IAM Identity Center for it here"),
+        ("the SSO token has expired and cannot be refreshed", "its sign-in to IAM Identity Center has expired"),
+        ("UnauthorizedException: Session token not found or invalid", "its sign-in to IAM Identity Center has expired"),
+    ] {
+        for name in ["dev", "admin"] {
+            let error = refined(name, said).await;
+            let start = format!("the AWS profile `{name}` cannot be used: {text}: ");
+            assert!(chain_text(&error).starts_with(&start), "{}", chain_text(&error));
+            let AwsError::Profile { fault, .. } = &error else { panic!("{error:?}") };
+            assert!(matches!(&**fault, ProfileFault::SignedOut { profile, .. } if profile == "dev"), "{fault:?}");
+        }
+    }
+    assert!(matches!(refined("dev", "dispatch failure").await, AwsError::CredentialSource { .. }));
+    assert!(matches!(refined("keys", "cached SSO token").await, AwsError::CredentialSource { .. }));
+}

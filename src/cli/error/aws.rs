@@ -236,6 +236,16 @@ fn profile(name: &str, fault: &ProfileFault) -> (Kind, String) {
                 name
             ),
         ),
+        ProfileFault::SignedOut { profile, .. } => {
+            (Kind::Credentials, command!("sign in: `aws sso login --profile {}`", profile))
+        }
+        ProfileFault::Process { .. } => (
+            Kind::Credentials,
+            command!(
+                "try the program by hand, or as the AWS CLI does: `aws configure export-credentials --profile {}`",
+                name
+            ),
+        ),
         ProfileFault::NoCredentials { .. } => login(),
     }
 }

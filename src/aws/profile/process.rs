@@ -1,0 +1,162 @@
+//! Credentials that a program of the user's gives: `credential_process`.
+//!
+//! The SDK would leave a program that hangs behind at each renewal. Here it ends, with its process group, when nobody waits
+//! for it any more, which is after the limit of a load at the latest. On a terminal it stays in the group of this program, as
+//! it would be stopped else when it asks for a password.
+
+use std::{io::IsTerminal, process::Stdio};
+
+use aws_credential_types::{Credentials, credential_feature::AwsCredentialFeature};
+use aws_smithy_types::date_time::{DateTime, Format};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::Deserialize;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    process::Command,
+};
+
+use super::fault::ProfileFault;
+use crate::secret::Secret;
+
+/// Most that is read of what the program writes, in bytes.
+const MAX_OUTPUT_LEN: u64 = 256 << 10;
+
+/// Most characters of its complaint that are shown.
+const MAX_SHOWN: usize = 300;
+
+/// What the program writes.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Output {
+    version: u32,
+    access_key_id: String,
+    secret_access_key: String,
+    session_token: Option<String>,
+    expiration: Option<String>,
+}
+
+/// Ends a process group, unless it is told not to.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            let _gone = kill_process_group(pid, Signal::KILL);
+        }
+    }
+}
+
+/// Runs the program.
+///
+/// # Cancel safety
+/// When it is dropped the program ends, with all that it has started and that has not left its group.
+pub(super) async fn run(command: &str) -> Result<Credentials, ProfileFault> {
+    let failed = |what: String| ProfileFault::Process { what };
+    let on_terminal = std::io::stdin().is_terminal();
+    let mut process = Command::new("sh");
+    process.args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    if !on_terminal {
+        process.process_group(0);
+    }
+    let mut child = process.spawn().map_err(|error| failed(format!("cannot be started: {error}")))?;
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    let mut group = Group(pid.filter(|_| !on_terminal));
+    let (out, err) = (read(child.stdout.take()), read(child.stderr.take()));
+    let (out, err, status) = tokio::join!(out, err, child.wait());
+    // What it has left running on purpose, such as an agent that keeps keys, may stay.
+    group.0 = None;
+    let status = status.map_err(|error| failed(format!("cannot be waited for: {error}")))?;
+    if !status.success() {
+        let said: String = String::from_utf8_lossy(err.expose()).trim().chars().take(MAX_SHOWN).collect();
+        let said: String = said.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let said = if said.is_empty() { String::new() } else { format!(": {said}") };
+        return Err(failed(format!("ended with {status}{said}")));
+    }
+    credentials(out.expose()).map_err(|what| failed(what.to_owned()))
+}
+
+async fn read(pipe: Option<impl AsyncRead + Unpin>) -> Secret<Vec<u8>> {
+    let mut bytes = Secret::new(Vec::new());
+    if let Some(pipe) = pipe {
+        let _until_it_broke = pipe.take(MAX_OUTPUT_LEN).read_to_end(bytes.expose_mut()).await;
+    }
+    bytes
+}
+
+fn credentials(output: &[u8]) -> Result<Credentials, &'static str> {
+    // An error of the parser would show what it has read.
+    let output: Output = serde_json::from_slice(output)
+        .map_err(|_| "gave no JSON with `Version`, `AccessKeyId` and `SecretAccessKey`")?;
+    if output.version != 1 {
+        return Err("gave credentials whose `Version` is not 1");
+    }
+    let expiry = match output.expiration.as_deref() {
+        None => None,
+        Some(text) => {
+            let time = DateTime::from_str(text, Format::DateTimeWithOffset).ok().and_then(|time| time.try_into().ok());
+            Some(time.ok_or("gave an `Expiration` that is no time")?)
+        }
+    };
+    let mut credentials = Credentials::new(
+        output.access_key_id,
+        output.secret_access_key,
+        output.session_token,
+        expiry,
+        "CredentialProcess",
+    );
+    credentials.set_property(vec![AwsCredentialFeature::CredentialsProfileProcess]);
+    Ok(credentials)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    async fn failure(command: &str) -> String {
+        run(command).await.unwrap_err().to_string()
+    }
+
+    #[tokio::test]
+    async fn a_process_gives_credentials_or_says_why_not() {
+        let good = r#"echo '{"Version":1,"AccessKeyId":"a","SecretAccessKey":"s","SessionToken":"t","Expiration":"2100-01-01T00:00:00+00:00"}'"#;
+        let credentials = run(good).await.unwrap();
+        assert_eq!((credentials.access_key_id(), credentials.session_token()), ("a", Some("t")));
+        assert!(credentials.expiry().is_some());
+        assert_eq!(
+            failure("echo sign in >&2; exit 3").await,
+            "its `credential_process` ended with exit status: 3: sign in"
+        );
+        for (output, said) in [
+            (r#"{"AccessKeyId":"hunter2""#, "gave no JSON"),
+            (r#"{"Version":2,"AccessKeyId":"hunter2","SecretAccessKey":"s"}"#, "`Version` is not 1"),
+            (r#"{"Version":1,"AccessKeyId":"hunter2","SecretAccessKey":"s","Expiration":"soon"}"#, "no time"),
+        ] {
+            let failure = failure(&format!("echo '{output}'")).await;
+            assert!(failure.contains(said) && !failure.contains("hunter2"), "{failure}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_hangs_ends_with_its_group_when_nobody_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        // Both the shell and what it has started hold the pipe open, whose end is seen when the last of them is gone.
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let command = format!("exec 3>'{}'; echo x >&3; sleep 1000 & sleep 1000; true", pipe.display());
+        let reader = tokio::task::spawn_blocking(move || std::fs::read_to_string(pipe));
+        let hung = run(&command);
+        tokio::pin!(hung);
+        let outcome = tokio::time::timeout(Duration::from_millis(500), &mut hung).await;
+        assert!(outcome.is_err(), "it hangs");
+        if std::io::stdin().is_terminal() {
+            eprintln!("SKIPPED: on a terminal the program has no group of its own");
+            return;
+        }
+        hung.set(run("exit 1"));
+        let read = tokio::time::timeout(Duration::from_secs(60), reader).await.expect("all of the group are gone");
+        assert_eq!(read.unwrap().unwrap(), "x\n");
+    }
+}
