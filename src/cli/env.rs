@@ -300,7 +300,9 @@ mod tests {
     #[test]
     fn every_shell_reads_what_was_meant() {
         let awkward = "/tmp/it's a \"$HOME\" `id` \\n \\' ‘x’ !1 *;\n#";
-        // Whatever of these is installed; sh always is.
+        // Whatever of these is installed; sh always is, and in the gate all are.
+        #[expect(clippy::disallowed_methods, reason = "the gate asks for them by a variable")]
+        let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_SHELLS").is_some();
         let shells = [("sh", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish), ("tcsh", Shell::Csh)];
         for (program, shell) in shells {
             let script = format!("{}printenv A", shell.export("A", awkward));
@@ -308,7 +310,11 @@ mod tests {
                 Ok(output) => {
                     assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{awkward}\n"), "{program}")
                 }
-                Err(error) => assert!(program != "sh", "{error}"),
+                Err(error) => {
+                    assert!(program != "sh" && !required, "{program}: {error}");
+                    let mut stderr = std::io::stderr();
+                    let _written = writeln!(stderr, "SKIPPED: {program} is not there to read what is meant for it");
+                }
             }
         }
     }

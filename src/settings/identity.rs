@@ -279,7 +279,8 @@ impl ExecIdentity {
             variable(name, path.as_deref().and_then(Path::to_str));
         }
         if as_variables {
-            variable("AWS_PROFILE", aws.profile.as_deref());
+            // Of its two names the one that wins over what the shell may have.
+            variable("AWS_DEFAULT_PROFILE", aws.profile.as_deref());
             variable("AWS_ROLE_ARN", aws.role_arn.as_deref());
             variable("AWS_WEB_IDENTITY_TOKEN_FILE", token_file);
         }

@@ -112,7 +112,10 @@ fn a_profile_and_a_web_identity_of_the_environment_are_handed_on_to_be_chosen_fr
     let pair = [("AWS_ROLE_ARN", ROLE), ("AWS_WEB_IDENTITY_TOKEN_FILE", "/token"), ("AWS_PROFILE", "dev")];
     let (aws, identity) = load(&GlobalArgs::default(), &environment(pair));
     assert_eq!(identity.args, Vec::<String>::new());
-    let (again, _) = load(&GlobalArgs::default(), &Environment::default().with(identity.env));
+    let shell =
+        [("AWS_PROFILE".to_owned(), "other".to_owned()), ("AWS_DEFAULT_PROFILE".to_owned(), "other".to_owned())];
+    let (again, _) = load(&GlobalArgs::default(), &Environment::default().with(shell).with(identity.env));
+    assert_eq!(again.profile, aws.profile);
     assert_eq!(again.choose(true), aws.choose(true));
     assert_eq!(again.choose(false), aws.choose(false));
 }
