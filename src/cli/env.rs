@@ -312,7 +312,7 @@ mod tests {
                 }
                 Err(error) => {
                     assert!(program != "sh" && !required, "{program}: {error}");
-                    let mut stderr = std::io::stderr();
+                    let mut stderr = io::stderr();
                     let _written = writeln!(stderr, "SKIPPED: {program} is not there to read what is meant for it");
                 }
             }

@@ -122,12 +122,15 @@ async fn a_proxy_that_refuses_is_blamed_and_no_permission() {
 
 /// The calls of STS that gave credentials.
 fn assumed(lab: &Lab) -> Vec<String> {
-    let events = lab.emulator.events();
-    let actions = events.into_iter().filter_map(|event| match event {
-        Event::Api { action, error: None } if action.starts_with("sts:Assume") => Some(action),
-        _ => None,
-    });
-    actions.collect()
+    let mut actions = Vec::new();
+    for event in lab.emulator.events() {
+        if let Event::Api { action, error: None } = event
+            && action.starts_with("sts:Assume")
+        {
+            actions.push(action);
+        }
+    }
+    actions
 }
 
 #[tokio::test(flavor = "multi_thread")]
