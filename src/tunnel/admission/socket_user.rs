@@ -246,11 +246,8 @@ mod tests {
 
     #[test]
     fn one_who_listens_on_the_client_s_port_is_not_the_client() {
-        let (client, server, peer, local) = connected("127.0.0.1:0", |port| ([127, 0, 0, 1], port).into());
-        // Reset, so that nothing of the connection is left.
-        socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
-        drop((client, server));
-        let _listener = TcpListener::bind(peer).unwrap();
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [peer, local] = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
         assert_eq!(Netlink::default().ask(peer, local).unwrap(), None);
         assert_eq!(Sockets::default().user(peer, local), User::Gone);
     }
