@@ -16,13 +16,10 @@ use tokio::{
 };
 
 use super::fault::ProfileFault;
-use crate::secret::Secret;
+use crate::{secret::Secret, util::peer_text::PeerText};
 
 /// Most that is read of what the program writes, in bytes.
 const MAX_OUTPUT_LEN: u64 = 256 << 10;
-
-/// Most characters of its complaint that are shown.
-const MAX_SHOWN: usize = 300;
 
 /// What the program writes.
 #[derive(Deserialize)]
@@ -67,8 +64,7 @@ pub(super) async fn run(command: &str) -> Result<Credentials, ProfileFault> {
     group.0 = None;
     let status = status.map_err(|error| failed(format!("cannot be waited for: {error}")))?;
     if !status.success() {
-        let said: String = String::from_utf8_lossy(err.expose()).trim().chars().take(MAX_SHOWN).collect();
-        let said: String = said.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let said = PeerText::from_bytes(err.expose());
         let said = if said.is_empty() { String::new() } else { format!(": {said}") };
         return Err(failed(format!("ended with {status}{said}")));
     }
