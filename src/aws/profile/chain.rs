@@ -1,12 +1,15 @@
 //! Which source of credentials a profile names, through all roles that are assumed on the way: by botocore's order
 //! (`credentials.py`, `AssumeRoleProvider` and `ProfileProviderBuilder`), where the SDK's is another.
 
-use std::fmt::Write;
+use std::{fmt::Write, sync::Arc};
 
 use aws_credential_types::Credentials;
 
 use super::{Entry, Files, Profiles, fault::ProfileFault, process};
-use crate::settings::inputs::{Wrong, shown};
+use crate::{
+    settings::inputs::{Wrong, shown},
+    util::read::read_text,
+};
 
 /// The profile of the SDK's file that is to be used.
 pub(super) const OUTERMOST: &str = "profile-0";
@@ -16,6 +19,9 @@ const BASE: &str = "base";
 
 /// The SDK's name of the metadata of an instance.
 const EC2: &str = "Ec2InstanceMetadata";
+
+/// Longest file of a token, in bytes: STS takes tokens of at most 20,000 characters.
+const MAX_TOKEN_LEN: u64 = 64 << 10;
 
 /// Most roles of a chain; nobody has seen three.
 const MAX_ROLES: usize = 50;
@@ -182,7 +188,11 @@ fn base(files: &Files, profile: &Entry, name: &str, profiles: &Profiles) -> Resu
         if !profile.has("role_arn") {
             return Err(lacks("web_identity_token_file", vec!["role_arn"]));
         }
-        keys.push(("web_identity_token_file", profiles.path(&file).to_string_lossy().into_owned()));
+        let path = profiles.path(&file);
+        if let Err(error) = read_text(&path, MAX_TOKEN_LEN) {
+            return Err(ProfileFault::TokenFile { path, source: Arc::new(error) });
+        }
+        keys.push(("web_identity_token_file", path.to_string_lossy().into_owned()));
         return Ok(Some(Base::Keys(keys)));
     }
     let sso = ["sso_account_id", "sso_role_name"];

@@ -161,6 +161,16 @@ pub enum ProfileFault {
         #[source]
         source: Cause,
     },
+    /// The file of its web identity token cannot be read. The SDK would name neither of the two, and wait for ever for the
+    /// writer of a pipe.
+    #[error("its `web_identity_token_file` `{}` cannot be read", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says, or why it is not tried.
+        #[source]
+        source: Cause,
+    },
     /// Its program gives no credentials.
     #[error("its `credential_process` {what}")]
     Process {

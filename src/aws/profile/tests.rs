@@ -144,6 +144,32 @@ async fn says_what_of_a_profile_is_missing() {
 }
 
 #[tokio::test]
+async fn a_token_file_that_cannot_be_read_is_named_with_its_profile() {
+    let home = Home::new(
+        "[profile pipe]\nrole_arn = arn\nweb_identity_token_file = pipe\n\
+         [profile endless]\nrole_arn = arn\nweb_identity_token_file = /dev/zero\n\
+         [profile gone]\nrole_arn = arn\nweb_identity_token_file = /does/not/exist\n\
+         [profile chained]\nrole_arn = arn\nsource_profile = endless\n",
+        "",
+    );
+    // Whatever a relative path is relative to.
+    let pipe = home.folder.path().join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+    let text = fs::read_to_string(home.folder.path().join("config")).unwrap();
+    fs::write(home.folder.path().join("config"), text.replace("= pipe", &format!("= {}", pipe.display()))).unwrap();
+    let odd = "cannot be read: it is not a regular file";
+    for (name, file, why) in [
+        ("pipe", "~/pipe", odd),
+        ("endless", "/dev/zero", odd),
+        ("gone", "/does/not/exist", "cannot be read: No such file or directory (os error 2)"),
+        ("chained", "/dev/zero", odd),
+    ] {
+        let expected = format!("the AWS profile `{name}` cannot be used: its `web_identity_token_file` `{file}` {why}");
+        assert_eq!(home.refusal(Some(name)).await, expected);
+    }
+}
+
+#[tokio::test]
 async fn no_fault_shows_a_value_that_may_be_a_secret() {
     let secret = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
     let token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl";

@@ -246,6 +246,9 @@ fn profile(name: &str, fault: &ProfileFault) -> (Kind, String) {
                 name
             ),
         ),
+        ProfileFault::TokenFile { .. } => {
+            (Kind::Credentials, "let whatever makes the token write it there, or name another profile".to_owned())
+        }
         ProfileFault::NoCredentials { .. } => login(),
     }
 }

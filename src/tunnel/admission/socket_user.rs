@@ -53,9 +53,9 @@ impl Sockets {
     pub(super) fn user(&self, peer: SocketAddr, local: SocketAddr) -> User {
         let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner).ask(peer, local);
         match asked {
-            Ok(Some(user)) => user,
-            // Without a module of the kernel's this is said of every socket.
-            Ok(None) => from_tables(peer, local),
+            // It was reset before it was asked about. The tables would have no more of it, and reading them costs what others
+            // make it cost.
+            Ok(user) => user.unwrap_or(User::Gone),
             Err(error) => {
                 tracing::debug!(%error, "the kernel cannot be asked about one socket: its tables are read");
                 from_tables(peer, local)
@@ -71,8 +71,8 @@ impl Netlink {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let opened = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG));
             *self = match opened {
-                Ok(socket) => Self::Open { socket, sequence: 0 },
-                Err(_) => Self::Unavailable,
+                Ok(socket) if knows_its_own(&socket)? => Self::Open { socket, sequence: 0 },
+                Ok(_) | Err(_) => Self::Unavailable,
             };
         }
         let Self::Open { socket, sequence } = self else {
@@ -86,6 +86,14 @@ impl Netlink {
         }
         outcome
     }
+}
+
+/// Tells whether the kernel finds a connection that is there: without a module of its, it says of every one that there is none.
+fn knows_its_own(socket: &OwnedFd) -> io::Result<bool> {
+    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let client = std::net::TcpStream::connect(listener.local_addr()?)?;
+    let (peer, local) = (client.local_addr()?, client.peer_addr()?);
+    Ok(exchange(socket, &question(0, peer, local), 0).is_ok_and(|user| user.is_some()))
 }
 
 /// The kernel answers within the call that asks.
