@@ -159,9 +159,13 @@ fn line_breaks_of_one_yaml_only_are_refused() {
 
 #[test]
 fn refuses_what_it_cannot_keep() {
-    for (text, message) in
-        [("[a]: b", "key"), ("a: [", "line"), ("a: 1\n---\nb: 2", "second document"), ("a: *nowhere", "anchor")]
-    {
+    for (text, message) in [
+        ("[a]: b", "key"),
+        ("a: [", "line"),
+        ("a: 1\n---\nb: 2", "second document"),
+        ("a: *nowhere", "anchor"),
+        ("{?a: b}", "`?`"),
+    ] {
         let error = parse(text).unwrap_err().to_string();
         assert!(error.contains(message), "{text:?}: {error}");
     }
