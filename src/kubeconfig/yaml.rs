@@ -126,7 +126,19 @@ pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
     }
     let mut root = yaml::parse(text, MAX_COPIES)?.unwrap_or_else(Node::null);
     settle(&mut root)?;
+    if is_read_otherwise(text, &root) {
+        let message = "not every reader takes this file for the same: write anchors with letters and digits only, and quote what has odd characters";
+        return Err(SyntaxError::new(root.mark, message));
+    }
     Ok(root)
+}
+
+/// Tells whether a reader that goes back to the same library as kubectl's, libyaml, would find another meaning in what is
+/// written than in what was read. What it cannot read at all is no evidence: it takes fewer numbers, and no keys twice.
+fn is_read_otherwise(text: &str, root: &Node) -> bool {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let other = |text: &str| serde_yaml::from_str::<serde_yaml::Value>(text);
+    other(text).is_ok_and(|value| other(&emit(root)).ok() != Some(value))
 }
 
 /// Finds a character that ends a line, and with it a comment, in YAML 1.1 only.

@@ -165,6 +165,7 @@ fn refuses_what_it_cannot_keep() {
         ("a: 1\n---\nb: 2", "second document"),
         ("a: *nowhere", "anchor"),
         ("{?a: b}", "`?`"),
+        ("- &a0: b", "not every reader"),
     ] {
         let error = parse(text).unwrap_err().to_string();
         assert!(error.contains(message), "{text:?}: {error}");
