@@ -6,7 +6,8 @@
 //! before. All that this program adds is quoted: a JSON string literal is a double-quoted scalar in both versions.
 //!
 //! Comments, anchors and layout are lost. Refused is what readers do not agree about: keys that are not short scalars,
-//! line breaks of Unicode, which end a line in YAML 1.1 only, the tag `!`, and bare words that begin with `?`.
+//! line breaks of Unicode, which end a line in YAML 1.1 only, the tag `!`, and whatever
+//! else two readers find different meanings in.
 
 use crate::util::yaml::{self, Content, Mark, Node, SyntaxError};
 
@@ -152,13 +153,6 @@ fn odd_line_break(text: &str) -> Option<Mark> {
 /// Makes every scalar one that can be written as it is, and makes sure that every key can.
 fn settle(node: &mut Node) -> Result<(), SyntaxError> {
     match &mut node.content {
-        // Within braces kubectl takes it for the mark of a key, and YAML 1.2 for a letter.
-        Content::Bare(text) if text.starts_with('?') => {
-            return Err(SyntaxError::new(
-                node.mark,
-                "a word begins with `?`, which not every reader takes for a letter: quote it",
-            ));
-        }
         // Nothing but a tag stays so.
         Content::Bare(text) if !text.is_empty() && !can_be_bare(text) => {
             node.content = Content::Text(std::mem::take(text))
