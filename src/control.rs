@@ -53,7 +53,7 @@ mod server;
 mod status;
 mod wire;
 
-pub use client::{Client, ask, request_token};
+pub use client::{ANSWER_LIMIT, Client, ask, late, request_token};
 pub use directory::{Holder, holder, open, open_to_swaps, until_free};
 pub use server::Server;
 pub use status::{AccessStatus, ManagerStatus, SessionReport, TunnelReport};
@@ -215,6 +215,8 @@ pub enum ControlError {
         dir: PathBuf,
         /// The limit.
         deadline: Duration,
+        /// The manager's process, if that is known.
+        pid: Option<u32>,
     },
     /// The connection to the manager failed.
     #[error("the connection to the manager in `{}` failed", dir.display())]

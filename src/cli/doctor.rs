@@ -60,7 +60,7 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
     let mut signals = Signals::listen()?;
     let Settings { control_dir, name, .. } = Settings::without_file(&global, &environment)?;
     if args.bastion.is_empty() {
-        match Client::connect(&control_dir).await {
+        match Client::connect_if_it_answers(&control_dir).await {
             Ok(client) => {
                 let mut sheet = Sheet::new(args.json, printer);
                 ask(client, args.cluster, &mut signals, &mut sheet).await?;

@@ -280,8 +280,16 @@ impl From<ControlError> for CommandError {
                 (Kind::Usage, Some("set `XDG_RUNTIME_DIR` to a shorter path, or choose a shorter `--name`".to_owned()))
             }
             ControlError::NotRunning { .. } => (Kind::NotFound, Some("start it with `autoheal-pa up`".to_owned())),
+            ControlError::Timeout { pid: Some(pid), .. } => (
+                Kind::Unexpected,
+                Some(command!(
+                    "process {} may be stopped or stuck: `kill -9 {}` ends it, and the next `up` or `down` ends its sessions",
+                    *pid,
+                    *pid
+                )),
+            ),
             ControlError::OtherUser { .. }
-            | ControlError::Timeout { .. }
+            | ControlError::Timeout { pid: None, .. }
             | ControlError::Connection { .. }
             | ControlError::Malformed { .. }
             | ControlError::Refused { .. } => (Kind::Unexpected, None),

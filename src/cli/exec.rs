@@ -62,7 +62,7 @@ pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -
     let environment = Environment::read();
     let mut signals = Signals::listen()?;
     let common = Settings::without_file(&global, &environment)?;
-    match Client::connect(&common.control_dir).await {
+    match Client::connect_if_it_answers(&common.control_dir).await {
         Ok(client) => {
             let limit = settings::timeout(&args.up)?;
             let kubeconfig = tokio::select! {

@@ -17,12 +17,9 @@ use super::{
 };
 use crate::{
     clock,
-    control::{Answer, Client, ControlError, ManagerStatus, Request, SessionReport, TunnelReport},
+    control::{self, ANSWER_LIMIT, Answer, Client, ManagerStatus, Request, SessionReport, TunnelReport},
     settings::{Environment, Settings},
 };
-
-/// Time for the manager to answer.
-const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Longest time between two pictures: ages move on when nothing else does.
 const PICTURE_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,10 +51,10 @@ pub struct StatusArgs {
 pub async fn run(args: StatusArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
     let settings = Settings::without_file(&global, &Environment::read())?;
     let dir = &settings.control_dir;
-    let late = || ControlError::Timeout { dir: dir.clone(), deadline: DEADLINE };
-    let mut client = timeout(DEADLINE, Client::connect(dir)).await.map_err(|_| late())??;
+    let late = || control::late(dir, ANSWER_LIMIT);
+    let mut client = timeout(ANSWER_LIMIT, Client::connect(dir)).await.map_err(|_| late())??;
     client.send(&Request::Status { follow: args.watch }).await?;
-    let first = timeout(DEADLINE, next(&mut client)).await.map_err(|_| late())??;
+    let first = timeout(ANSWER_LIMIT, next(&mut client)).await.map_err(|_| late())??;
     let Some(status) = first else {
         return Err(CommandError::new(Kind::NotFound, format!("the manager `{}` is ending", settings.name)));
     };

@@ -14,13 +14,17 @@ use tokio::{
 
 use super::{
     Answer, ControlError, MAX_ANSWER_LEN, Request, TokenAnswer, TokenRequest,
-    directory::{is_peer, open, socket_path},
+    directory::{holder, is_peer, open, socket_path},
     wire,
 };
 use crate::{
     secret::Secret,
     util::folder::{Missing, own_uid},
 };
+
+/// Time for a manager to say anything at all: longer than it takes on a busy machine, and short for somebody who waits to
+/// learn that it hangs.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A connection to a running manager.
 #[derive(Debug)]
@@ -47,6 +51,26 @@ impl Client {
             return Err(ControlError::OtherUser { dir: dir.to_owned() });
         }
         Ok(Self { dir: dir.to_owned(), stream: BufReader::new(stream), begun: Secret::new(Vec::new()) })
+    }
+
+    /// Connects as [`connect`](Self::connect) does, and makes sure that the manager answers: one that is stopped or stuck is
+    /// found by this, and not by waiting for what may take long.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); [`ControlError::Timeout`], [`ControlError::Refused`], [`ControlError::Malformed`].
+    pub async fn connect_if_it_answers(dir: &Path) -> Result<Self, ControlError> {
+        let connecting = async {
+            let mut client = Self::connect(dir).await?;
+            client.send(&Request::Status { follow: false }).await?;
+            match client.next().await? {
+                Some(_status) => Ok(client),
+                None => Err(failed(dir, io::ErrorKind::UnexpectedEof.into())),
+            }
+        };
+        match timeout(ANSWER_LIMIT, connecting).await {
+            Ok(client) => client,
+            Err(_) => Err(late(dir, ANSWER_LIMIT)),
+        }
     }
 
     /// Sends a request.
@@ -87,7 +111,8 @@ impl Client {
     }
 }
 
-/// Asks the manager whose directory this is for one answer, within a deadline.
+/// Asks the manager whose directory this is for one answer, within a deadline. One that is far away is kept for a manager
+/// that answers other questions at once.
 ///
 /// # Errors
 /// [`ControlError::NotRunning`] if nobody listens there, [`ControlError::NotPrivate`], [`ControlError::OtherUser`],
@@ -95,15 +120,24 @@ impl Client {
 /// [`ControlError::Connection`], [`ControlError::Malformed`], [`ControlError::PathTooLong`].
 pub async fn ask(dir: &Path, request: &Request, deadline: Duration) -> Result<Answer, ControlError> {
     let exchange = async {
-        let mut client = Client::connect(dir).await?;
+        let mut client = match deadline > ANSWER_LIMIT {
+            true => Client::connect_if_it_answers(dir).await?,
+            false => Client::connect(dir).await?,
+        };
         client.send(request).await?;
         let answer = client.next().await?;
         answer.ok_or_else(|| failed(dir, io::ErrorKind::UnexpectedEof.into()))
     };
     match timeout(deadline, exchange).await {
         Ok(answer) => answer,
-        Err(_) => Err(ControlError::Timeout { dir: dir.to_owned(), deadline }),
+        Err(_) => Err(late(dir, deadline)),
     }
+}
+
+/// Says that a manager has not answered, and which process it is as far as its directory tells.
+pub fn late(dir: &Path, deadline: Duration) -> ControlError {
+    let pid = holder(dir).ok().flatten().and_then(|holder| holder.pid);
+    ControlError::Timeout { dir: dir.to_owned(), deadline, pid }
 }
 
 /// Asks the manager whose directory this is for a token, within a deadline.

@@ -486,3 +486,21 @@ async fn an_answer_that_cannot_be_written_is_an_error() {
     assert_eq!(ended.code(), Some(1), "{ended:#?}");
     assert!(ended.stderr.contains("cannot write to the standard output"), "{}", ended.stderr);
 }
+
+/// A process that is stopped holds its lock and its socket, and says nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_hangs_is_named_and_nobody_waits_for_it() {
+    let lab = Lab::start(Config::default()).await;
+    let up = lab.up(&[]).await;
+    let pid = up.pid();
+    up.signal(Signal::STOP);
+    let asking = [&["status"][..], &["reload"], &["doctor"], &["exec", "--", "true"]].map(|args| lab.run(args));
+    for ended in futures_util::future::join_all(asking).await {
+        assert_eq!(ended.code(), Some(1), "{ended:#?}");
+        assert!(ended.stderr.contains("did not answer within 5 s"), "{ended:#?}");
+        assert!(ended.stderr.contains(&format!("`kill -9 {pid}` ends it")), "{ended:#?}");
+    }
+    up.signal(Signal::CONT);
+    assert_eq!(up.stop().await.code(), Some(0));
+    lab.assert_clean().await;
+}

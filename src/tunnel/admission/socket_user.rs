@@ -32,7 +32,7 @@ const MAX_ANSWER_LEN: usize = 4096;
 /// `TCP_LISTEN` of `net/tcp_states.h`.
 const LISTEN: u8 = 10;
 
-/// What the kernel is asked with. Opened at the first question.
+/// What the kernel is asked with, as soon as it can be opened.
 #[derive(Debug, Default)]
 pub(super) struct Sockets(Mutex<Netlink>);
 
@@ -45,6 +45,7 @@ enum Netlink {
         /// Number of the last question.
         sequence: u32,
     },
+    /// It does not find what is there.
     Unavailable,
 }
 
@@ -69,10 +70,10 @@ impl Netlink {
     fn ask(&mut self, peer: SocketAddr, local: SocketAddr) -> io::Result<Option<User>> {
         if let Self::Unopened = self {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let opened = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG));
-            *self = match opened {
-                Ok(socket) if knows_its_own(&socket)? => Self::Open { socket, sequence: 0 },
-                Ok(_) | Err(_) => Self::Unavailable,
+            let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
+            *self = match knows_its_own(&socket)? {
+                true => Self::Open { socket, sequence: 0 },
+                false => Self::Unavailable,
             };
         }
         let Self::Open { socket, sequence } = self else {
@@ -82,7 +83,8 @@ impl Netlink {
         let question = question(*sequence, peer, local);
         let outcome = exchange(socket, &question, *sequence);
         if outcome.is_err() {
-            *self = Self::Unavailable;
+            // Another may do better.
+            *self = Self::Unopened;
         }
         outcome
     }
@@ -93,7 +95,7 @@ fn knows_its_own(socket: &OwnedFd) -> io::Result<bool> {
     let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
     let client = std::net::TcpStream::connect(listener.local_addr()?)?;
     let (peer, local) = (client.local_addr()?, client.peer_addr()?);
-    Ok(exchange(socket, &question(0, peer, local), 0).is_ok_and(|user| user.is_some()))
+    Ok(exchange(socket, &question(0, peer, local), 0)?.is_some())
 }
 
 /// The kernel answers within the call that asks.
@@ -169,7 +171,12 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
 fn from_tables(peer: SocketAddr, local: SocketAddr) -> User {
     let mut read = false;
     for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        let Ok(text) = fs::read_to_string(table) else { continue };
+        let text = match fs::read_to_string(table) {
+            Ok(text) => text,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => continue,
+            // What others may have brought about lets nobody in.
+            Err(_) => return User::Gone,
+        };
         read = true;
         if let Some(user) = in_table(&text, peer, local) {
             return user;
