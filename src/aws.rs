@@ -74,6 +74,7 @@ use crate::{
     clock,
     journal::Journal,
     policy,
+    proto::Now,
     secret::Secret,
     settings::{AwsSettings, PassedOver, SdkVariables},
     tunnel::Dial,
@@ -126,6 +127,8 @@ struct Inner {
 struct Signed {
     key: String,
     token: BearerToken,
+    /// When that was.
+    at: Now,
 }
 
 /// A client, and the host that it calls.
@@ -166,6 +169,7 @@ struct Surroundings {
     endpoint: Option<String>,
     /// No repeated attempts.
     plain: bool,
+    offset: ClockOffset,
 }
 
 impl std::fmt::Debug for Aws {
@@ -203,7 +207,7 @@ impl Aws {
             None => policy,
         };
 
-        let (routes, offset) = (Arc::new(Routes::new(settings.proxies.clone())), ClockOffset::default());
+        let (routes, offset) = (Arc::new(Routes::new(settings.proxies.clone())), surroundings.offset);
         let http = tls::http_client(bundle.as_ref(), Arc::clone(&routes), offset.clone());
         let sdk = Sdk { region: region.clone(), http, endpoint: surroundings.endpoint, plain: surroundings.plain };
         let variables = of_profile.variables;
@@ -340,10 +344,13 @@ impl Aws {
         let credentials = self.credentials().await?;
         let offset = &self.inner.offset;
         let whole = |time: Duration| SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs());
-        let now = whole(clock::wall());
+        let clocks = offset.clocks();
+        let now = whole(clocks.wall);
         let mut tokens = self.inner.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Signed { key, token }) = tokens.get(token_name)
+        if let Some(Signed { key, token, at }) = tokens.get(token_name)
             && key == credentials.access_key_id()
+            // What it says of its end was by the clock that there was.
+            && !clock::was_set(*at, clocks)
             && token.expires.duration_since(now).is_ok_and(|left| left >= BEARER_TOKEN_LIFE / 2)
         {
             return Ok(token.clone());
@@ -358,7 +365,7 @@ impl Aws {
         let expires = now + BEARER_TOKEN_LIFE;
         let expires = credentials.expiry().map_or(expires, |end| expires.min(whole_seconds(offset.here(end))));
         let token = BearerToken { token, expires };
-        let signed = Signed { key: credentials.access_key_id().to_owned(), token: token.clone() };
+        let signed = Signed { key: credentials.access_key_id().to_owned(), token: token.clone(), at: clocks };
         tokens.insert(token_name.to_owned(), signed);
         Ok(token)
     }

@@ -45,6 +45,17 @@ impl Clock {
     }
 }
 
+/// How far the two clocks may part, by drift and by NTP, before the wall clock counts as set.
+const DRIFT: Duration = Duration::from_secs(5);
+
+/// Tells whether the wall clock was set between two readings of a clock. A machine that slept counts as one whose clock
+/// was: the monotonic clock may have stood still.
+#[must_use]
+pub fn was_set(before: Now, after: Now) -> bool {
+    let expected = (before.wall + after.mono).saturating_sub(before.mono);
+    expected.abs_diff(after.wall) > DRIFT
+}
+
 /// Reads the wall clock: time since the Unix epoch.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is the place that reads the clock")]

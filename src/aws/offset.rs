@@ -3,6 +3,7 @@
 //! Invariants:
 //!
 //! * Only answers that bear an id of AWS's teach it: a proxy, or a metadata service on this machine, has no say.
+//! * An offset is one to the wall clock that it was measured against: once that is set, it is unknown again.
 //! * An offset that AWS tolerates anyway counts as none, so that dates in whole seconds and slow answers make no times
 //!   that jump about.
 //! * What is shown, or compared by other programs, is by this machine's clock, whatever that says.
@@ -10,13 +11,16 @@
 //! The SDK corrects the signatures of its own calls by itself, for each of its clients.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use aws_smithy_types::{DateTime, date_time::Format};
 
-use crate::clock;
+use crate::{
+    clock::{Clock, was_set},
+    proto::Now,
+};
 
 /// From how much on an offset is used and said, in milliseconds. AWS refuses signatures that are five minutes off.
 const MATTERS_MS: i64 = 60_000;
@@ -25,13 +29,42 @@ const MATTERS_MS: i64 = 60_000;
 const LONGEST_ANSWER: Duration = Duration::from_secs(20);
 
 /// The offset, shared by all that need it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct ClockOffset {
-    /// How far AWS is ahead, in milliseconds; `None`: no answer has told yet.
-    ahead_ms: Arc<Mutex<Option<i64>>>,
+    clock: Clock,
+    /// `None`: no answer has told yet.
+    learned: Arc<Mutex<Option<Learned>>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Learned {
+    /// How far AWS is ahead, in milliseconds.
+    ahead_ms: i64,
+    /// When that was.
+    at: Now,
+}
+
+impl Default for ClockOffset {
+    fn default() -> Self {
+        Self::new(Clock::start())
+    }
 }
 
 impl ClockOffset {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { clock, learned: Arc::default() }
+    }
+
+    /// Reads this machine's clocks.
+    pub(super) fn clocks(&self) -> Now {
+        self.clock.now()
+    }
+
+    /// Reads this machine's wall clock: time since the Unix epoch.
+    pub(super) fn wall(&self) -> Duration {
+        self.clocks().wall
+    }
+
     /// Takes note of the `Date` of an answer to a request that was sent at `sent` and answered at `received`, times since the
     /// Unix epoch by this machine's clock.
     pub(super) fn learn(&self, date: &str, sent: Duration, received: Duration) {
@@ -43,7 +76,8 @@ impl ClockOffset {
         let middle = i64::try_from((sent + took / 2).as_millis()).unwrap_or(i64::MAX);
         // Dates are cut to whole seconds.
         let measured = date.saturating_add(500).saturating_sub(middle);
-        let before = self.lock().replace(measured);
+        let learned = Learned { ahead_ms: measured, at: self.clocks() };
+        let before = self.lock().replace(learned).map(|before| before.ahead_ms);
         let is_news = !before.is_some_and(matters) || before.is_some_and(|before| matters(before - measured));
         if matters(measured) && is_news {
             let off = Off { ahead_ms: measured };
@@ -55,19 +89,20 @@ impl ClockOffset {
 
     /// Says how far this machine's clock is off, if that matters.
     pub(super) fn off(&self) -> Option<Off> {
-        self.lock().filter(|ahead_ms| matters(*ahead_ms)).map(|ahead_ms| Off { ahead_ms })
+        let Learned { ahead_ms, .. } = self.valid()?;
+        matters(ahead_ms).then_some(Off { ahead_ms })
     }
 
-    /// Tells whether any answer has told the time.
+    /// Tells whether any answer has told the time since the clock was set.
     pub(super) fn is_known(&self) -> bool {
-        self.lock().is_some()
+        self.valid().is_some()
     }
 
     /// Returns the time since the Unix epoch as AWS has it, as far as that is known.
     pub(super) fn now(&self) -> Duration {
         let ahead_ms = self.off().map_or(0, |off| off.ahead_ms);
         let size = Duration::from_millis(ahead_ms.unsigned_abs());
-        if ahead_ms < 0 { clock::wall().saturating_sub(size) } else { clock::wall() + size }
+        if ahead_ms < 0 { self.wall().saturating_sub(size) } else { self.wall() + size }
     }
 
     /// Returns what this machine's clock shows at a time of AWS's.
@@ -78,8 +113,12 @@ impl ClockOffset {
         here.unwrap_or(time)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<i64>> {
-        self.ahead_ms.lock().unwrap_or_else(PoisonError::into_inner)
+    fn valid(&self) -> Option<Learned> {
+        self.lock().filter(|learned| !was_set(learned.at, self.clocks()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Learned>> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -108,6 +147,7 @@ impl std::fmt::Display for Off {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aws::testing::shifted;
 
     /// Sun, 06 Nov 1994 08:49:37 GMT.
     const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
@@ -141,11 +181,26 @@ mod tests {
         assert!(!offset.is_known());
         offset.learn(DATE, AT + Duration::from_secs(500), AT + Duration::from_secs(500));
         assert!(offset.is_known());
-        let ahead = clock::wall() - offset.now();
+        let ahead = offset.wall() - offset.now();
         assert!((499..=501).contains(&ahead.as_secs()), "{ahead:?}");
         let at = SystemTime::UNIX_EPOCH + AT;
         assert_eq!(offset.here(at).duration_since(at).unwrap().as_secs(), 499);
         offset.learn(DATE, AT, AT);
         assert_eq!(offset.here(at), at);
+    }
+
+    #[test]
+    fn an_offset_is_unknown_again_once_the_clock_was_set() {
+        let offset = ClockOffset::new(Clock::with_wall(shifted::wall));
+        let hour = Duration::from_secs(3600);
+        for (set_by, is_known) in [(0, true), (-2, true), (3600, false), (-3600, false)] {
+            shifted::set(0);
+            offset.learn(DATE, AT + hour, AT + hour);
+            shifted::set(set_by);
+            assert_eq!((offset.is_known(), offset.off().is_some()), (is_known, is_known), "{set_by}");
+            assert_eq!(offset.now() + Duration::from_secs(1800) < offset.wall(), is_known, "{set_by}");
+        }
+        offset.learn(DATE, AT, AT);
+        assert!(offset.is_known() && offset.off().is_none());
     }
 }

@@ -34,7 +34,6 @@ use super::{
     offset::ClockOffset,
     routes::{Routes, Way},
 };
-use crate::clock;
 
 /// Longest answer, in bytes. The longest that is asked for, a page of managed nodes, has some tens of thousands.
 const MAX_ANSWER_LEN: usize = 2 << 20;
@@ -121,10 +120,10 @@ impl HttpConnector for Connector {
                 (Some(_), _) => &inner.http,
             };
             let connector = client.get_or_init(|| (inner.make)(way.as_ref())).http_connector(&settings, &components);
-            let sent = clock::wall();
+            let sent = inner.offset.wall();
             let answer = connector.call(request).await.map_err(|error| of_proxy(way.as_ref(), error))?;
             if let Some(date) = date(&answer) {
-                inner.offset.learn(date, sent, clock::wall());
+                inner.offset.learn(date, sent, inner.offset.wall());
             }
             bounded(way.as_ref(), answer)
         })

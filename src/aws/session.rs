@@ -349,7 +349,7 @@ impl SsmDialer {
         // Signed last: a signature is good for minutes only.
         request.headers_mut().extend(self.signature(url, credentials)?);
         let upgrade = client_async_with_config(request, connection, Some(Transport::websocket_config()));
-        let sent = clock::wall();
+        let sent = self.aws.offset().wall();
         match timeout(UPGRADE_LIMIT, upgrade).await {
             Ok(Ok((websocket, answer))) => {
                 self.learn_time(answer.headers(), sent);
@@ -369,7 +369,7 @@ impl SsmDialer {
 
     fn learn_time(&self, headers: &HeaderMap, sent: Duration) {
         if let Some(date) = headers.get(header::DATE).and_then(|date| date.to_str().ok()) {
-            self.aws.offset().learn(date, sent, clock::wall());
+            self.aws.offset().learn(date, sent, self.aws.offset().wall());
         }
     }
 

@@ -16,8 +16,11 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Ambient, Aws, Surroundings, routes::Routes, tls};
-use crate::settings::{AwsSettings, Proxies};
+use super::{Ambient, Aws, ClockOffset, Surroundings, routes::Routes, tls};
+use crate::{
+    clock::Clock,
+    settings::{AwsSettings, Proxies},
+};
 
 /// A request as the server read it.
 #[derive(Debug, Clone)]
@@ -262,8 +265,39 @@ pub(super) async fn aws_with(fake: &Fake, settings: &AwsSettings) -> Aws {
         ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
         endpoint: Some(fake.url()),
         plain: true,
+        ..Surroundings::default()
     };
     Box::pin(Aws::build(settings, surroundings)).await.unwrap()
+}
+
+/// As [`aws_with`], on a machine whose clock [`shifted`] sets.
+pub(super) async fn aws_with_shifted_clock(fake: &Fake, settings: &AwsSettings) -> Aws {
+    let keys = Credentials::new("AKIDEXAMPLE", "secret", Some("session".into()), None, "test");
+    let surroundings = Surroundings {
+        ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
+        endpoint: Some(fake.url()),
+        plain: true,
+        offset: ClockOffset::new(Clock::with_wall(shifted::wall)),
+    };
+    Box::pin(Aws::build(settings, surroundings)).await.unwrap()
+}
+
+/// A wall clock that a test sets, for its own thread.
+pub(super) mod shifted {
+    use std::{cell::Cell, time::Duration};
+
+    thread_local!(static BY: Cell<i64> = const { Cell::new(0) });
+
+    /// Sets the clock ahead of the machine's by so many seconds.
+    pub(crate) fn set(seconds: i64) {
+        BY.set(seconds);
+    }
+
+    pub(crate) fn wall() -> Duration {
+        let by = BY.get();
+        let size = Duration::from_secs(by.unsigned_abs());
+        if by < 0 { crate::clock::wall() - size } else { crate::clock::wall() + size }
+    }
 }
 
 /// Clients with these keys (access key, secret key, session token), whose services are all at one endpoint.
@@ -281,6 +315,7 @@ pub(crate) async fn aws_at(endpoint: String, keys: [String; 3]) -> Aws {
         ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
         endpoint: Some(endpoint),
         plain: true,
+        ..Surroundings::default()
     };
     Box::pin(Aws::build(&settings, surroundings)).await.unwrap()
 }

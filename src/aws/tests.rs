@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::{
     error::{Refusal, TokenOrigin, chain_text},
-    testing::{Answer, Fake, Request, aws, aws_with, in_time},
+    testing::{Answer, Fake, Request, aws, aws_with, aws_with_shifted_clock, in_time, shifted},
     token::tests::jwt,
     *,
 };
@@ -218,6 +218,7 @@ async fn with_ambient(error: fn() -> CredentialsError, endpoint: &str, settings:
         ambient: Some(Ambient::of("us-east-1", Failing(error))),
         endpoint: Some(endpoint.to_owned()),
         plain: true,
+        ..Surroundings::default()
     };
     let aws = Box::pin(Aws::build(settings, surroundings)).await.unwrap();
     in_time(aws.caller()).await.unwrap_err()
@@ -315,7 +316,7 @@ async fn a_bearer_token_is_given_again_for_half_its_life_and_with_the_same_crede
     let known = |key: &str, left: Duration| {
         let expires = SystemTime::UNIX_EPOCH + clock::wall() + left;
         let token = BearerToken { token: Secret::new("known".to_owned()), expires };
-        let signed = Signed { key: key.to_owned(), token };
+        let signed = Signed { key: key.to_owned(), token, at: aws.inner.offset.clocks() };
         aws.inner.tokens.lock().unwrap().insert("prod".to_owned(), signed);
     };
     let given = async || aws.bearer_token("prod").await.unwrap().token.expose().clone();
@@ -341,6 +342,7 @@ async fn refuses_to_make_a_token_that_api_servers_refuse() {
         ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
         endpoint: Some(fake.url()),
         plain: true,
+        ..Surroundings::default()
     };
     let settings = AwsSettings { region: Some("us-east-1".into()), ..AwsSettings::default() };
     let aws = Box::pin(Aws::build(&settings, surroundings)).await.unwrap();

@@ -95,6 +95,32 @@ async fn a_token_is_not_called_expired_by_a_clock_that_may_be_wrong() {
     assert!(matches!(error, AwsError::TokenExpired { .. }), "{error:?}");
 }
 
+#[tokio::test]
+async fn a_clock_that_is_set_makes_the_offset_unknown_and_bearer_tokens_anew() {
+    // AWS has the time of this machine before the clock was moved.
+    let fake = Fake::start(|request| {
+        let answer = if request.operation() == "GetCallerIdentity" { identity() } else { assumed(request, 600) };
+        answer.with("x-amzn-requestid", "r-1").with("date", &http_date(clock::wall()))
+    })
+    .await;
+    let hour = i64::try_from(OFF.as_secs()).unwrap();
+    for wrong in [-hour, hour] {
+        shifted::set(wrong);
+        let (settings, _folder) = with_token(&jwt(&format!(r#"{{"exp":{}}}"#, clock::wall().as_secs() + 300)));
+        let aws = aws_with_shifted_clock(&fake, &settings).await;
+        in_time(aws.caller()).await.unwrap();
+        assert!(aws.clock_off().is_some());
+        let before = in_time(aws.bearer_token("prod")).await.unwrap();
+        shifted::set(0);
+        assert_eq!(aws.clock_off(), None);
+        let after = in_time(aws.bearer_token("prod")).await.unwrap();
+        let left = seconds(after.expires) - clock::wall().as_secs();
+        assert!(left <= BEARER_TOKEN_LIFE.as_secs() && before.expires != after.expires, "{left}");
+        // The web identity token is not expired, whatever the offset was.
+        in_time(aws.inner.identity.load()).await.unwrap();
+    }
+}
+
 /// Gives other keys each time, or the same.
 #[derive(Debug, Clone)]
 struct Counting {
@@ -124,6 +150,7 @@ async fn keys_that_aws_does_not_know_are_asked_for_again_once() {
             ambient: Some(Ambient::of("us-east-1", provider.clone())),
             endpoint: Some(fake.url()),
             plain: true,
+            ..Surroundings::default()
         };
         let aws = Box::pin(Aws::build(&plain_settings(), surroundings)).await.unwrap();
         for _ in 0..3 {
@@ -219,6 +246,7 @@ async fn calling(endpoint: &str, settings: &AwsSettings) -> Aws {
         ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
         endpoint: Some(endpoint.to_owned()),
         plain: true,
+        ..Surroundings::default()
     };
     Box::pin(Aws::build(settings, surroundings)).await.unwrap()
 }
