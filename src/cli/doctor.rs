@@ -75,6 +75,8 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
     }
     let given = UpArgs { bastion: args.bastion, cluster: args.cluster, ..UpArgs::default() };
     let ways = Access::load(&global, &given, &environment)?;
+    // Before anything is printed: what it has kubectl run is run here as well.
+    let kubeconfig = env::of_settings(&Settings::load(&global, None, &environment)?, printer)?;
     let mut sheet = Sheet::new(args.json, printer);
     for access in ways {
         let subject = Subject {
@@ -85,7 +87,6 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
         };
         examine(&subject, &mut sheet, &mut signals).await?;
     }
-    let kubeconfig = Settings::load(&global, None, &environment)?.kubeconfig;
     plugin::check(&kubeconfig, &name).await.into_iter().for_each(|entry| sheet.add(entry));
     sheet.finish()
 }

@@ -188,7 +188,7 @@ async fn print(
 
 /// Returns the kubeconfig that the settings say. One in the manager's directory is only named if that is this user's own,
 /// and it is made for that: as long as it is missing, another user could make it, with programs for kubectl to run.
-fn of_settings(settings: &Settings, printer: &Printer) -> Result<PathBuf, CommandError> {
+pub(super) fn of_settings(settings: &Settings, printer: &Printer) -> Result<PathBuf, CommandError> {
     let path = &settings.kubeconfig;
     if *path == settings.own_kubeconfig() {
         control::open(&settings.control_dir, Missing::Make)?;

@@ -125,7 +125,7 @@ impl Street {
 }
 
 /// Everything that has to do with a manager.
-const COMMANDS: [&[&str]; 9] = [
+const COMMANDS: [&[&str]; 10] = [
     &["up", "--base-port", "0"],
     &["up", "--detach", "--base-port", "0"],
     &["exec", "--", "true"],
@@ -135,6 +135,7 @@ const COMMANDS: [&[&str]; 9] = [
     &["down"],
     &["reload"],
     &["doctor"],
+    &["doctor", "--bastion", "i-0123456789abcdef0"],
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,7 +226,8 @@ async fn env_names_no_kubeconfig_that_somebody_else_has_made() {
     street.attack("mkdir -m 777 .kube; echo > .kube/autoheal-pa.yaml; echo > config; ln -s config link").await;
     let (home, file, link) = (street.tmp.path(), street.path("config"), street.path("link"));
     let args = |path: &Path| ["env".to_owned(), format!("--kubeconfig={}", path.display())];
-    for args in [vec!["env".to_owned()], args(&file).into(), args(&link).into()] {
+    let doctor = ["doctor", "--bastion", "i-0123456789abcdef0"].map(str::to_owned);
+    for args in [vec!["env".to_owned()], args(&file).into(), args(&link).into(), doctor.into()] {
         let mut command = street.command_as(VICTIM, &args.iter().map(String::as_str).collect::<Vec<_>>());
         let ended = Running::start(command.env("HOME", home)).ended().await;
         assert_eq!((ended.code(), ended.stdout.as_str()), (Some(2), ""), "{args:?}: {}", ended.stderr);
