@@ -21,14 +21,16 @@ use std::{
     time::Duration,
 };
 
+use rustix::fs::OFlags;
+
 pub use crate::util::yaml::SyntaxError;
 pub use lock::Holder;
 
 use crate::{
     cluster::Cluster,
     util::{
-        folder::Missing,
-        read::{ReadError, read_text},
+        folder::{Missing, Place, is_refusal},
+        read::{ReadError, read_open_text},
         replace,
         yaml::Node,
     },
@@ -182,15 +184,21 @@ fn read(path: &Path) -> Result<Node, KubeconfigError> {
     }
 }
 
-/// Reads a kubeconfig; `None` if there is no such file.
+/// Reads a kubeconfig; `None` if there is no such file. What is in it is run by kubectl, so one that another user has put
+/// where all may write is not read, as it is not written.
 fn read_file(path: &Path) -> Result<Option<String>, KubeconfigError> {
-    let error = match read_text(path, MAX_LEN) {
+    let file = Place::behind(path, Missing::Fail).and_then(|place| place.open(OFlags::RDONLY));
+    let text = file.map_err(ReadError::from).and_then(|file| read_open_text(file, MAX_LEN));
+    let error = match text {
         Ok(text) => return Ok(Some(text)),
         Err(error) => error,
     };
     let path = path.to_owned();
     match error {
         ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        ReadError::Io(error) if error.kind() == io::ErrorKind::InvalidInput && is_refusal(&error) => {
+            Err(KubeconfigError::NotAKubeconfig { path, reason: ReadError::NotRegular.to_string() })
+        }
         ReadError::Io(source) => Err(KubeconfigError::Unreadable { path, source }),
         ReadError::TooLong(_) => Err(KubeconfigError::TooLarge { path }),
         ReadError::NotRegular | ReadError::NotText => {

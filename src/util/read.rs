@@ -46,7 +46,11 @@ pub fn read(path: &Path, max_len: u64) -> Result<Vec<u8>, ReadError> {
     check(path, max_len)?;
     // Opening a pipe would wait for its writer.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::from(fs::open(path, flags, Mode::empty()).map_err(std::io::Error::from)?);
+    read_open(File::from(fs::open(path, flags, Mode::empty()).map_err(std::io::Error::from)?), max_len)
+}
+
+/// Reads an open file of at most so many bytes.
+fn read_open(file: File, max_len: u64) -> Result<Vec<u8>, ReadError> {
     is_readable(&fs::fstat(&file).map_err(std::io::Error::from)?, max_len)?;
     let mut bytes = Vec::new();
     // It may have grown, and those that the kernel makes up have no length.
@@ -60,6 +64,14 @@ pub fn read(path: &Path, max_len: u64) -> Result<Vec<u8>, ReadError> {
 /// See [`ReadError`].
 pub fn read_text(path: &Path, max_len: u64) -> Result<String, ReadError> {
     String::from_utf8(read(path, max_len)?).map_err(|_error| ReadError::NotText)
+}
+
+/// Reads a text that is open.
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn read_open_text(file: File, max_len: u64) -> Result<String, ReadError> {
+    String::from_utf8(read_open(file, max_len)?).map_err(|_error| ReadError::NotText)
 }
 
 #[cfg(test)]

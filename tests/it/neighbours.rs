@@ -15,7 +15,10 @@ use std::{
     sync::OnceLock,
 };
 
-use autoheal_pa::emulator::{ClusterConfig, Config};
+use autoheal_pa::{
+    emulator::{ClusterConfig, Config},
+    kubeconfig::{self, KubeconfigError},
+};
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -289,6 +292,22 @@ async fn what_another_user_has_put_where_a_file_is_to_be_is_seen_before_aws_is_c
         }
     }
     assert!(street.lab.emulator.events().is_empty(), "nothing was asked of AWS");
+}
+
+#[test]
+fn a_kubeconfig_of_another_user_among_everybody_s_files_is_not_read() {
+    if !is_root() {
+        return;
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    fs::set_permissions(tmp.path(), Permissions::from_mode(0o1777)).unwrap();
+    let path = tmp.path().join("config");
+    fs::write(&path, "kind: Config\ncontexts: []\n").unwrap();
+    assert_eq!(kubeconfig::contexts_of(&path, "default").unwrap(), [""; 0]);
+    chown(&path, Some(ATTACKER), Some(ATTACKER)).unwrap();
+    let error = kubeconfig::contexts_of(&path, "default").unwrap_err();
+    assert!(matches!(error, KubeconfigError::Unreadable { .. }), "{error}");
+    assert!(kubeconfig::plugins_of(&path, "default").is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
