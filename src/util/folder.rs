@@ -479,24 +479,23 @@ pub(super) fn walk(path: &Path, missing: OnMissing, follow: bool) -> io::Result<
                 push(&mut ahead, Path::new(OsStr::from_bytes(target.as_bytes())));
             }
             _ if is_last => return Ok((folder, End::Name(place.name))),
-            Some(_) => {
+            found => {
+                match (found, missing) {
+                    (Some(_), _) => {}
+                    (None, OnMissing::Make) => match fs::mkdirat(&*folder.handle, &place.name, FOLDER_MODE) {
+                        Ok(()) | Err(Errno::EXIST) => {}
+                        Err(error) => return Err(error.into()),
+                    },
+                    (None, OnMissing::Fail) => return Err(ErrorKind::NotFound.into()),
+                    (None, OnMissing::Stop) => return Ok((folder, End::Missing)),
+                }
+                // Also of one that was missing a moment ago: somebody else may have been quicker.
                 let next = folder.step(&place.name)?;
                 if folder.has_foreign(next.owner) {
                     return Err(Refusal::Owner(next.path).into());
                 }
                 folder = next;
             }
-            None => match missing {
-                OnMissing::Make => {
-                    match fs::mkdirat(&*folder.handle, &place.name, FOLDER_MODE) {
-                        Ok(()) | Err(Errno::EXIST) => {}
-                        Err(error) => return Err(error.into()),
-                    }
-                    folder = folder.step(&place.name)?;
-                }
-                OnMissing::Fail => return Err(ErrorKind::NotFound.into()),
-                OnMissing::Stop => return Ok((folder, End::Missing)),
-            },
         }
     }
     Ok((folder, End::Folder))

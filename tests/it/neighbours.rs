@@ -12,12 +12,17 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Output, Stdio},
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 use autoheal_pa::{
     emulator::{ClusterConfig, Config},
     kubeconfig::{self, KubeconfigError},
+    util::folder::{Missing, Place},
 };
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -308,6 +313,33 @@ fn a_kubeconfig_of_another_user_among_everybody_s_files_is_not_read() {
     let error = kubeconfig::contexts_of(&path, "default").unwrap_err();
     assert!(matches!(error, KubeconfigError::Unreadable { .. }), "{error}");
     assert!(kubeconfig::plugins_of(&path, "default").is_err());
+}
+
+#[test]
+fn a_folder_that_another_user_makes_at_the_same_moment_is_not_taken_for_an_own_one() {
+    if !is_root() {
+        return;
+    }
+    let tmp = tempfile::tempdir().unwrap();
+    fs::set_permissions(tmp.path(), Permissions::from_mode(0o1777)).unwrap();
+    let (there, aside) = (tmp.path().join("d"), tmp.path().join("aside"));
+    fs::create_dir(&aside).unwrap();
+    chown(&aside, Some(ATTACKER), Some(ATTACKER)).unwrap();
+    let is_over = AtomicBool::new(false);
+    let taken = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                // An empty folder that has come there meanwhile is replaced.
+                fs::rename(&aside, &there).unwrap();
+                fs::rename(&there, &aside).unwrap();
+            }
+        });
+        let places = (0..20_000).filter_map(|_| Place::behind(&there.join("file"), Missing::Make).ok());
+        let taken = places.filter(|place| place.folder().owner() == ATTACKER).count();
+        is_over.store(true, Ordering::Relaxed);
+        taken
+    });
+    assert_eq!(taken, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
