@@ -127,6 +127,13 @@ impl Street {
         output
     }
 
+    /// Has the attacker try commands in the shared folder, each of which has to fail.
+    async fn attack_in_vain(&self, commands: &[&str]) {
+        for command in commands {
+            self.attack(&format!("if {command}; then exit 1; fi")).await;
+        }
+    }
+
     fn bashrc(&self) -> String {
         fs::read_to_string(self.home.join(".bashrc")).unwrap()
     }
@@ -200,12 +207,24 @@ async fn a_manager_with_no_place_but_a_shared_one_is_out_of_reach_of_others() {
         let metadata = fs::symlink_metadata(dir.join(name)).unwrap();
         assert_eq!((metadata.uid(), metadata.mode() & 0o7777), (VICTIM, 0o600), "{name}");
     }
-    street.attack("! ls autoheal-pa-$V; ! mv autoheal-pa-$V x; ! cat autoheal-pa-$V/default/kubeconfig; ! touch autoheal-pa-$V/default/x").await;
-    // Another user's commands find nothing there, and stop nobody.
-    let manager = format!("--manager={}", dir.display());
-    for command in [&["status"][..], &["down"], &["logs"]] {
-        assert_ne!(street.run_as(ATTACKER, command).await.stdout, "tunnel ready", "{command:?}");
+    street
+        .attack_in_vain(&[
+            "ls autoheal-pa-$V",
+            "mv autoheal-pa-$V x",
+            "cat autoheal-pa-$V/default/kubeconfig",
+            "touch autoheal-pa-$V/default/x",
+            "test -e autoheal-pa-$V/default/control.sock",
+        ])
+        .await;
+    // Another user's commands get nothing from it, and stop nobody, by whatever way they come.
+    street.attack("mkdir -m 700 run; ln -s ../autoheal-pa-$V run/autoheal-pa").await;
+    for command in [&["status"][..], &["down"], &["logs"], &["reload"]] {
+        let mut command = street.command_as(ATTACKER, command);
+        let ended = Running::start(command.env("XDG_RUNTIME_DIR", street.path("run"))).ended().await;
+        assert_eq!((ended.code(), ended.stdout.as_str()), (Some(2), ""), "{command:?}: {ended:#?}");
+        assert!(ended.stderr.contains("error: cannot use the directory `"), "{command:?}: {ended:#?}");
     }
+    let manager = format!("--manager={}", dir.display());
     let token = street.run_as(ATTACKER, &["token", "--cluster-name=payments", "--region=us-east-1", &manager]).await;
     assert!(!token.status.success() && token.stdout.is_empty(), "{token:#?}");
 
@@ -225,7 +244,7 @@ async fn env_names_no_kubeconfig_that_somebody_else_can_make() {
     let env = street.run(&["env"]).await;
     assert_eq!(env.assert_success(), format!("export KUBECONFIG='{}'\n", kubeconfig.display()));
     assert!(env.stderr.contains("is not there yet"), "{env:#?}");
-    street.attack("! mkdir autoheal-pa-$V; ! touch autoheal-pa-$V/default/kubeconfig").await;
+    street.attack_in_vain(&["mkdir autoheal-pa-$V", "touch autoheal-pa-$V/default/kubeconfig"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
