@@ -148,17 +148,32 @@ impl Settings {
     }
 
     /// Reads the settings of a command that is about a running manager, or that kubectl runs: of flags and environment
-    /// alone, since neither may depend on what the configuration file says by now.
+    /// alone, since neither may depend on what the configuration file says by now. Variables that only calls of AWS need may
+    /// be anything.
     ///
     /// # Errors
     /// [`SettingsError`] with everything that is wrong.
     pub fn without_file(flags: &GlobalArgs, environment: &Environment) -> Result<Self, SettingsError> {
+        Self::with_problems_of_calls(flags, environment).map(|(settings, _)| settings)
+    }
+
+    /// As [`without_file`](Self::without_file), with what is to be known before AWS is called.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with everything that is wrong, if it is not the calls alone that it stops.
+    pub fn with_problems_of_calls(
+        flags: &GlobalArgs,
+        environment: &Environment,
+    ) -> Result<(Self, Result<(), SettingsError>), SettingsError> {
         let mut problems = Vec::new();
         let sources = Sources::without_file(flags, environment, &mut problems);
         let access = access::all(&sources, environment, &mut problems);
         let settings = Self::collect(flags, &sources, &access, environment, &mut problems);
-        SettingsError::unless_empty(problems)?;
-        Ok(settings)
+        let problems = SettingsError::unless_empty(problems);
+        match problems {
+            Err(error) if !error.problems.iter().all(Problem::is_of_calls) => Err(error),
+            problems => Ok((settings, problems)),
+        }
     }
 
     fn collect(

@@ -59,7 +59,7 @@ pub async fn run(args: TokenArgs, global: GlobalArgs, printer: &Printer) -> Resu
 }
 
 async fn token(args: &TokenArgs, global: &GlobalArgs, environment: &Environment) -> Result<BearerToken, CommandError> {
-    let settings = Settings::without_file(global, environment)?;
+    let (settings, fit_for_calls) = Settings::with_problems_of_calls(global, environment)?;
     let refused = match (&args.manager, &settings.aws.region) {
         (Some(dir), Some(region)) => {
             let request = TokenRequest {
@@ -77,13 +77,13 @@ async fn token(args: &TokenArgs, global: &GlobalArgs, environment: &Environment)
     if let Some(error) = &refused {
         tracing::debug!(%error, "no token from the manager");
     }
-    let own = async { Aws::new(&settings.aws).await?.bearer_token(&args.cluster_name).await };
-    own.await.map_err(|error| {
-        let error = CommandError::from(error);
-        match refused {
-            Some(reason) => error.hint(manager_hint(reason)),
-            None => error,
-        }
+    let own = async {
+        fit_for_calls?;
+        Ok(Aws::new(&settings.aws).await?.bearer_token(&args.cluster_name).await?)
+    };
+    own.await.map_err(|error: CommandError| match refused {
+        Some(reason) => error.hint(manager_hint(reason)),
+        None => error,
     })
 }
 
@@ -255,6 +255,35 @@ mod tests {
             let error = super::token(&unknown, &global, &environment).await.unwrap_err();
             assert!(error.sentence().starts_with("the CA bundle `/does/not/exist` cannot be used"), "{error}");
             assert_eq!(error.next_steps().last().unwrap(), "the manager has no answer: there is no tunnel to it");
+            stop.cancel();
+        };
+        let both = async { tokio::join!(server.serve(Arc::new(OneCluster), stop.clone()), client) };
+        tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_variable_that_only_calls_need_is_no_matter_where_the_manager_answers() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("run/default");
+        let server = Server::bind(&dir).unwrap();
+        let stop = CancellationToken::new();
+        let client = async {
+            for (variable, value) in [
+                ("ALL_PROXY", "socks5://127.0.0.1:1080"),
+                ("AWS_MAX_ATTEMPTS", "0"),
+                ("AWS_DEFAULT_REGION", "us east"),
+                ("AWS_ROLE_ARN", "none"),
+            ] {
+                let environment = surroundings("/opt/bin/autoheal-pa").with([(variable, value)]);
+                let (known, global) = args("no", &dir);
+                let answer = token(&known, &global, &environment).await;
+                assert_eq!(answer.unwrap().token.expose(), "t", "{variable}");
+                let (unknown, mut global) = args("yes", &dir);
+                global.region = global.region.filter(|_| variable != "AWS_DEFAULT_REGION");
+                let error = token(&unknown, &global, &environment).await.unwrap_err();
+                assert_eq!((error.kind, error.to_string().contains(variable)), (Kind::Usage, true), "{error}");
+                assert_eq!(error.next_steps().last().unwrap(), "the manager has no answer: there is no tunnel to it");
+            }
             stop.cancel();
         };
         let both = async { tokio::join!(server.serve(Arc::new(OneCluster), stop.clone()), client) };

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use super::{
     duration::DurationError,
     file::FileProblem,
-    inputs::{Wrong, shown},
+    inputs::{self, Wrong, shown},
     source::{Origin, Place},
 };
 
@@ -148,6 +148,26 @@ impl Problem {
             | Self::NoGithubEnv
             | Self::NotUtf8 { .. }
             | Self::Proxy { .. } => None,
+        }
+    }
+
+    /// Tells whether it is about a variable that nothing needs but calls of AWS. Shells have many of those, for other programs.
+    pub(super) fn is_of_calls(&self) -> bool {
+        let is_of_others = |name: &str| inputs::is_aws(name) && !name.starts_with("AUTOHEAL_PA_");
+        match self {
+            Self::Proxy { .. } => true,
+            Self::NotUtf8 { variable } => is_of_others(variable),
+            Self::Malformed { origin, .. }
+            | Self::Unusable { origin, .. }
+            | Self::Duration { origin, .. }
+            | Self::NeedsRole { origin } => matches!(origin, Origin::Variable(name) if is_of_others(name)),
+            Self::NoBastion
+            | Self::NoBastionInEntry { .. }
+            | Self::ForOneEntry { .. }
+            | Self::Overlap { .. }
+            | Self::BasePortTooHigh { .. }
+            | Self::NoGithubEnv
+            | Self::File(_) => false,
         }
     }
 

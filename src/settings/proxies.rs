@@ -32,6 +32,8 @@ pub struct Proxy {
 const HTTPS: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 const HTTP: [&str; 4] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
+const IS_SOCKS: &str = "it names a SOCKS proxy, and only HTTP proxies are supported: `http://HOST:PORT`";
+
 impl Proxies {
     /// Reads the variables; adds what is wrong with them to `problems`.
     pub(super) fn load(environment: &Environment, problems: &mut Vec<Problem>) -> Self {
@@ -43,7 +45,8 @@ impl Proxies {
         };
         let (https, mut http) = (found(HTTPS), found(HTTP));
         // A SOCKS proxy for all else beside one for `https`, which is all that AWS is called with, is what many have.
-        let is_for_the_rest = matches!(&http, Some(Err(Problem::Proxy { variable, .. })) if HTTPS[2..].contains(variable))
+        let is_other = |variable: &&str, reason: &str| HTTPS[2..].contains(variable) || reason == IS_SOCKS;
+        let is_for_the_rest = matches!(&http, Some(Err(Problem::Proxy { variable, reason })) if is_other(variable, reason))
             && matches!(https, Some(Ok(_)));
         if is_for_the_rest {
             http = None;
@@ -75,7 +78,7 @@ fn parse(text: &str) -> Result<(String, bool), &'static str> {
     let scheme = match scheme.to_ascii_lowercase().as_str() {
         scheme @ ("http" | "https") => scheme.to_owned(),
         scheme if scheme.starts_with("socks") => {
-            return Err("it names a SOCKS proxy, and only HTTP proxies are supported: `http://HOST:PORT`");
+            return Err(IS_SOCKS);
         }
         _ => return Err("it does not begin with `http://` or `https://`"),
     };
@@ -197,8 +200,11 @@ mod tests {
         let url = |proxy: Option<Proxy>| proxy.map(|proxy| (proxy.variable, proxy.url.expose().clone()));
         assert_eq!(url(proxies.https), Some(("https_proxy", "http://one".to_owned())));
         assert_eq!(url(proxies.http), Some(("ALL_PROXY", "http://all".to_owned())));
-        let (proxies, problems) = read(&[("all_proxy", "socks5://x"), ("https_proxy", "http://one")]);
-        assert!(proxies.https.is_some() && proxies.http.is_none() && problems.is_empty());
+        for other in ["all_proxy", "HTTP_PROXY", "http_proxy"] {
+            let (proxies, problems) = read(&[(other, "socks5://x"), ("https_proxy", "http://one")]);
+            assert!(proxies.https.is_some() && proxies.http.is_none() && problems.is_empty(), "{other}");
+        }
+        assert_eq!(read(&[("HTTP_PROXY", "http://a b"), ("https_proxy", "http://one")]).1.len(), 1);
         let (proxies, problems) = read(&[("HTTPS_PROXY", "\"\""), ("no_proxy", "a,b")]);
         assert!(proxies.https.is_none() && problems.is_empty());
         assert_eq!(proxies.except, "a,b");

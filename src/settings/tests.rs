@@ -396,3 +396,17 @@ fn a_file_may_ask_for_the_proxy() {
     let error = proxy("kubeconfig_mode: proxies\n").unwrap_err();
     assert!(error.ends_with("`kubeconfig_mode`: `proxies` is not `direct` or `proxy`"), "{error}");
 }
+
+#[test]
+fn variables_of_calls_stop_no_command_that_calls_nobody() {
+    let mut surroundings = environment([("AWS_MAX_ATTEMPTS", "0"), ("HTTPS_PROXY", "socks5://127.0.0.1:1080")]);
+    surroundings.undecodable = vec!["AWS_PROFILE".into()];
+    let flags = GlobalArgs::default();
+    let (_, fit_for_calls) = Settings::with_problems_of_calls(&flags, &surroundings).unwrap();
+    assert_eq!(fit_for_calls.unwrap_err().problems.len(), 3);
+    assert!(Settings::without_file(&flags, &surroundings).is_ok());
+    assert!(Settings::load(&flags, None, &surroundings).is_err());
+    // What is this program's own is said at once, and the rest with it.
+    surroundings.undecodable.push("AUTOHEAL_PA_CONFIG".into());
+    assert_eq!(Settings::without_file(&flags, &surroundings).unwrap_err().problems.len(), 4);
+}
