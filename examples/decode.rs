@@ -13,7 +13,7 @@ use std::{
     process::ExitCode,
 };
 
-use autoheal_pa::proto::{
+use autoheal_pa::route::ssm::proto::{
     message::{Message, MessageType, PayloadType},
     smux::frame::{Frame, FrameDecoder},
 };

@@ -19,7 +19,7 @@ use std::{
 use autoheal_pa::{
     aws::Aws,
     cluster::{Cluster, Destination, Target},
-    proto,
+    route::ssm::proto,
     settings::{Environment, GlobalArgs, Settings},
     supervisor::Supervisor,
     tunnel::{self, Admission, Listeners, Readiness, Tunnel},

@@ -74,7 +74,7 @@ use crate::{
     clock,
     journal::Journal,
     policy,
-    proto::Now,
+    route::ssm::proto::Now,
     secret::Secret,
     settings::{AwsSettings, PassedOver, SdkVariables},
     tunnel::Dial,

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::proto::Now;
+use crate::util::time::Now;
 
 /// A clock whose monotonic part starts at 0 when it is made.
 #[derive(Debug, Clone, Copy)]

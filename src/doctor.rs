@@ -47,7 +47,7 @@ use crate::{
     aws::{Aws, AwsError, ClusterDescription, Knowledge},
     clock::{self, Clock},
     cluster::{Cluster, Target},
-    proto::Version,
+    route::ssm::proto::Version,
     tunnel::{Fault, Probe, ProbeError, SoloSession},
 };
 

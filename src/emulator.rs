@@ -8,7 +8,7 @@
 //!
 //! Invariants:
 //! - everything listens on 127.0.0.1, or on nothing at all;
-//! - it shares the codecs of [`proto`](crate::proto) with the program and nothing else: signatures are
+//! - it shares the codecs of [`proto`](crate::route::ssm::proto) with the program and nothing else: signatures are
 //!   verified, and agents behave, by code of its own, so that a mistake in the program cannot hide;
 //! - every task belongs to the [`Emulator`] and ends with it;
 //! - what a client does wrong is recorded, see [`Emulator::violations`], and logged as an error.

@@ -9,7 +9,7 @@ pub use crate::{
     aws::fuzzing::stream_url,
     control::fuzzing::control,
     kubeconfig::fuzzing::kubeconfig,
-    proto::fuzzing::{handshake, message, session, smux},
+    route::ssm::proto::fuzzing::{handshake, message, session, smux},
     settings::fuzzing::config,
 };
 

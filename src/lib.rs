@@ -3,7 +3,7 @@
 //! ```text
 //! cli ─┬─ settings    flags, environment and configuration file, read once
 //!      ├─ aws         credentials, clusters, sessions and their WebSockets (implements tunnel::Dial)
-//!      ├─ supervisor ── tunnel ── proto      listeners, sessions, recovery; the protocol as values
+//!      ├─ supervisor ── tunnel ── route      listeners, sessions, recovery; the protocol as values
 //!      ├─ kubeconfig  contexts and exec credentials
 //!      ├─ proxy       a CONNECT proxy to the tunnels, for clients that need the API servers' real names
 //!      ├─ doctor      every link from credentials to the API server, looked at in order
@@ -42,9 +42,9 @@ pub mod journal;
 pub mod kubeconfig;
 pub mod overlap;
 pub mod policy;
-pub mod proto;
 pub mod proxy;
 pub mod random;
+pub mod route;
 pub mod secret;
 pub mod settings;
 pub mod supervisor;

@@ -73,7 +73,7 @@ use self::{
 };
 use crate::{
     cluster::{Cluster, Target},
-    proto,
+    route::ssm::proto,
 };
 
 /// How often a status with moving counters is published.

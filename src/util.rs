@@ -5,4 +5,5 @@ pub(crate) mod peer_text;
 pub(crate) mod quote;
 pub mod read;
 pub mod replace;
+pub mod time;
 pub(crate) mod yaml;

@@ -10,7 +10,9 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use autoheal_pa::proto::message::{Acknowledgement, Flags, HEADER_LEN, Header, MessageIds, MessageType, PayloadType};
+use autoheal_pa::route::ssm::proto::message::{
+    Acknowledgement, Flags, HEADER_LEN, Header, MessageIds, MessageType, PayloadType,
+};
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use serde::{Deserialize, Serialize};

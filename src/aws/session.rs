@@ -46,7 +46,7 @@ use crate::{
     journal::{Entry, Journal},
     overlap::overlap,
     policy::DOCUMENT,
-    proto::handshake::CLIENT_VERSION,
+    route::ssm::proto::handshake::CLIENT_VERSION,
     secret::Secret,
     tunnel::{BoxError, Connection, Dial, DialError, SessionHandle, SessionId, Transport},
     util::peer_text::PeerText,

@@ -10,7 +10,7 @@ use super::{ApiError, User};
 use crate::{
     aws::{AwsError, Caller, ClusterDescription, Off, Sighting, SkipReason},
     cluster::Target,
-    proto::Version,
+    route::ssm::proto::Version,
     settings::PassedOver,
     tunnel::{DialError, Fault, SessionId},
     util::peer_text::PeerText,

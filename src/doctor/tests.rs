@@ -9,7 +9,7 @@ use crate::{
     aws::testing::aws_at,
     closed_port::ClosedPort,
     emulator::{ClusterConfig, Config, Destination, Emulator, Place as Address, SessionState, Settings},
-    proto::CloseReason,
+    route::ssm::proto::CloseReason,
 };
 
 const SHORT: Limits = Limits {

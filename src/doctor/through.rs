@@ -7,7 +7,7 @@ use super::{ApiError, Bastion, Check, Examination, Fact, Finding, Reason, Troubl
 use crate::{
     aws::Aws,
     cluster::{Cluster, Target},
-    proto::{self, CloseReason},
+    route::ssm::proto::{self, CloseReason},
     tunnel::{DialError, Fault, Probe, ProbeError, SoloSession},
 };
 

@@ -31,7 +31,7 @@ use super::{
     config::AgentConfig,
     script::{AgentQuirks, DialFailure},
 };
-use crate::proto::{
+use crate::route::ssm::proto::{
     handshake::{Flag, HandshakeComplete},
     message::{Acknowledgement, Message, MessageType, PayloadType},
     smux::frame::{Frame, FrameDecoder, StreamId},

@@ -35,7 +35,7 @@ use super::{
     script::Command,
     world::{World, lock},
 };
-use crate::proto::message::{MessageType, SERVICE_HEADER_LENGTH_FIELD};
+use crate::route::ssm::proto::message::{MessageType, SERVICE_HEADER_LENGTH_FIELD};
 
 /// Messages between a transport and the session's task, each way.
 pub(super) const QUEUE_LEN: usize = 256;
@@ -772,4 +772,4 @@ fn channel_closed(start: &SessionStart, created_ms: u64, output: Option<&str>) -
 }
 
 /// Streams of a session, see [`destination`].
-type Streams<T> = BTreeMap<crate::proto::smux::frame::StreamId, T>;
+type Streams<T> = BTreeMap<crate::route::ssm::proto::smux::frame::StreamId, T>;

@@ -48,7 +48,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    proto::{Event, Now, OpenError, PortSession, StreamId},
+    route::ssm::proto::{Event, Now, OpenError, PortSession, StreamId},
 };
 
 /// Messages that are read in one turn, so that a flood leaves the rest of the turn its time.

@@ -3,7 +3,7 @@
 //! [`policy`](super::policy) decides what follows from a fault; the command line maps it to a hint.
 
 use super::{DialError, ProbeError, TransportError};
-use crate::proto::CloseReason;
+use crate::route::ssm::proto::CloseReason;
 pub use crate::util::peer_text::with_causes;
 
 /// Something that went wrong with a session of a tunnel.

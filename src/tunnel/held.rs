@@ -11,7 +11,7 @@ use super::connection::{Io, PipeEnd};
 pub(super) struct Held {
     /// The connection.
     pub(super) io: Io,
-    /// When it is reset if it still waits, as [`Now::mono`](crate::proto::Now::mono).
+    /// When it is reset if it still waits, as [`Now::mono`](crate::route::ssm::proto::Now::mono).
     pub(super) deadline: Duration,
 }
 

@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use crate::proto::{Lag, Now};
+use crate::route::ssm::proto::{Lag, Now};
 
 /// How often a ping goes out. Middleboxes drop connections that are idle for a minute.
 const PING_INTERVAL: Duration = Duration::from_secs(25);

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::watch;
 
 use super::report::{Report, Reporter};
-use crate::proto::{Now, PortSession};
+use crate::route::ssm::proto::{Now, PortSession};
 
 /// How much a backlog has to change to be worth a report.
 const BACKLOG_STEP: Duration = Duration::from_millis(250);

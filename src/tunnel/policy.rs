@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::{DialError, Fault, ProbeError};
 use crate::{
-    proto::{CloseReason, handshake::HandshakeError},
     random::SplitMix64,
+    route::ssm::proto::{CloseReason, handshake::HandshakeError},
 };
 
 /// Back-off between attempts to resume: quick, since open connections are waiting.

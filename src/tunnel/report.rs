@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     cluster::Target,
-    proto::{Now, Version},
+    route::ssm::proto::{Now, Version},
     util::peer_text::PeerText,
 };
 

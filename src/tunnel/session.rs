@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     cluster::{Cluster, Target},
-    proto::{CloseReason, MessageIds, Now, PortSession},
+    route::ssm::proto::{CloseReason, MessageIds, Now, PortSession},
 };
 
 /// How long a start may take. [`Dial`] has limits of its own for its steps.

@@ -56,7 +56,7 @@ use super::{
     report::{Proof, Report, Reporter, Slot},
     session::{Assignment, SessionTask, Shared},
 };
-use crate::proto::Now;
+use crate::route::ssm::proto::Now;
 
 /// How long a connection waits for a relief before it takes its place behind the repeats.
 const RELIEF_PATIENCE: Duration = Duration::from_secs(10);

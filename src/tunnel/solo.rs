@@ -32,7 +32,7 @@ use super::{
 use crate::{
     clock::Clock,
     cluster::{Destination, Target},
-    proto::{self, CloseReason, MessageIds, PortSession, Version},
+    route::ssm::proto::{self, CloseReason, MessageIds, PortSession, Version},
 };
 
 /// How long the agent may take to be heard through a transport that is new.

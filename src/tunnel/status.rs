@@ -9,7 +9,7 @@ use std::{
 use super::{Fault, SessionId, fault::display_chain};
 use crate::{
     cluster::{Cluster, Target},
-    proto::{Now, Version},
+    route::ssm::proto::{Now, Version},
 };
 
 /// The state of a tunnel, or of one of its sessions.

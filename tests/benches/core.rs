@@ -8,7 +8,7 @@
 //! So `session::download` against `reference::download` is what headers, order, acknowledgements, frames and copies for
 //! repeats cost on top. Figures are per message; whole tunnels are measured by `cargo run --release --example bench`.
 
-use autoheal_pa::proto::{
+use autoheal_pa::route::ssm::proto::{
     Config, Event, MessageIds, Now, PortSession, StreamId,
     message::{Acknowledgement, Flags, Header, Message, MessageId, MessageIds as Ids, MessageType, PayloadType},
     smux::frame::{self, FrameDecoder},

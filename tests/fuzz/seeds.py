@@ -97,7 +97,7 @@ def handshake_seeds():
     return seen.values()
 
 
-# Steps of the target `session`, as `src/proto/fuzzing/session.rs` reads them.
+# Steps of the target `session`, as `src/route/ssm/proto/fuzzing/session.rs` reads them.
 PASS, OPEN, WRITE, FINISH, DETACH, REATTACH = 0, 3, 4, 5, 9, 10
 PSH, FIN, FLUSH, LOSE, REPEAT, NUMBERED = 12, 13, 16, 17, 18, 20
 ACKNOWLEDGE_ALL, SERVICE, NEXT_FLAG, REQUEST, SKIP = 24, 26, 27, 30, 31

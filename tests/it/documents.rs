@@ -190,7 +190,7 @@ fn scripts_are_read_as_a_shell_does() {
 
 #[test]
 fn the_readme_names_the_client_version_that_is_announced() {
-    let (page, version) = (file("README.md"), autoheal_pa::proto::handshake::CLIENT_VERSION);
+    let (page, version) = (file("README.md"), autoheal_pa::route::ssm::proto::handshake::CLIENT_VERSION);
     assert!(page.contains(&format!("| client version {version} in the agent's log | ")), "{version}");
 }
 

@@ -8,7 +8,7 @@ use std::{
 use autoheal_pa::{
     cluster::{Destination, Target},
     emulator::{ApiError, Emulator},
-    proto::handshake::CLIENT_VERSION,
+    route::ssm::proto::handshake::CLIENT_VERSION,
     tunnel::{Connection, Dial, DialError, SessionHandle, SessionId, Transport},
 };
 use futures_util::{SinkExt, future::BoxFuture};

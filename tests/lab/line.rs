@@ -9,7 +9,7 @@ use std::{sync::Mutex, thread, time::Duration};
 
 use autoheal_pa::{
     emulator::{Line, bare_line},
-    proto::message::{
+    route::ssm::proto::message::{
         Acknowledgement, Flags, HEADER_LEN, Header as MessageHeader, MessageId, MessageType, PayloadType,
     },
     tunnel::MemoryPort,

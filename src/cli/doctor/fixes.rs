@@ -13,7 +13,7 @@ use crate::{
     cluster::Target,
     doctor::{Check, Place, Trouble},
     policy::{DOCUMENT, Principal, session_statement},
-    proto::CloseReason,
+    route::ssm::proto::CloseReason,
     tunnel::{DialError, Fault, ProbeError},
     util::{
         peer_text::PeerText,

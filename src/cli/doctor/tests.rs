@@ -9,7 +9,7 @@ use crate::{
     cluster::{Cluster, Destination},
     doctor::{Fact, Finding, Outcome, Place, Reason, Trouble},
     policy::{Principal, session_statement},
-    proto::CloseReason,
+    route::ssm::proto::CloseReason,
     tunnel::{DialError, Fault, ProbeError, SessionId},
 };
 

@@ -12,7 +12,7 @@ use crate::{
     cli::output::{in_words, rfc3339},
     cluster::Target,
     doctor::{Check, Entry, Fact, Finding, Outcome, Place, Reason, Status, Trouble},
-    proto::{CloseReason, Version, handshake::HandshakeError},
+    route::ssm::proto::{CloseReason, Version, handshake::HandshakeError},
     tunnel::{DialError, Fault, ProbeError, with_causes},
     util::{peer_text::PeerText, quote::command},
 };

@@ -9,7 +9,7 @@ use crate::{
         error::{Cause, TokenOrigin},
     },
     cluster::{Cluster, Destination, Target},
-    proto::CloseReason,
+    route::ssm::proto::CloseReason,
     settings::{Environment, GlobalArgs, UpArgs, UpSettings},
     tunnel::{DialError, Fault, PortTaken, ProbeError},
 };

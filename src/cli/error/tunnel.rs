@@ -10,7 +10,7 @@ use crate::{
     },
     cluster::{Cluster, Target},
     policy,
-    proto::CloseReason,
+    route::ssm::proto::CloseReason,
     tunnel::{DialError, Fault, ProbeError, with_causes},
     util::quote::command,
 };

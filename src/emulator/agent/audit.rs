@@ -7,7 +7,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use crate::proto::{
+use crate::route::ssm::proto::{
     message::{Acknowledgement, Flags, HEADER_LEN, HEADER_LENGTH_FIELD, Header, MessageId, MessageType, PayloadType},
     smux::frame::Frame,
 };

@@ -1,6 +1,6 @@
 //! Habits that agents have given up, by their version.
 
-use crate::proto::handshake::Version;
+use crate::route::ssm::proto::handshake::Version;
 
 /// The first agent that acknowledges duplicates, and that resolves the destination's host once for the session instead of
 /// anew for each connection.

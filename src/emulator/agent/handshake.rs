@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::super::script::{AgentQuirks, ExtraAction};
-use crate::proto::handshake::{
+use crate::route::ssm::proto::handshake::{
     ACTION_KMS_ENCRYPTION, ACTION_SESSION_TYPE, ACTION_SUCCESS, HandshakeRequest, HandshakeResponse,
     PORT_TYPE_LOCAL_FORWARDING, RequestedAction, SESSION_TYPE_PORT, Version,
 };

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::super::{clock::Now, config::AgentConfig, link::Random, script::AgentQuirks};
-use crate::proto::{
+use crate::route::ssm::proto::{
     message::{Acknowledgement, Flags, Header, MessageId, MessageIds, MessageType, PayloadType},
     smux::frame::Frame,
 };

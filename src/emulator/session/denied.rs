@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::proto::handshake::Version;
+use crate::route::ssm::proto::handshake::Version;
 
 const fn v4(third: u8, fourth: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(169, 254, third, fourth))

@@ -34,7 +34,7 @@ use super::{
     Session, Streams,
     denied::{is_denied, lookup},
 };
-use crate::proto::smux::frame::StreamId;
+use crate::route::ssm::proto::smux::frame::StreamId;
 
 /// Data that destinations have not taken, in bytes, above which the agent stops reading:
 /// `MaxReceiveBuffer` of smux.

@@ -12,7 +12,7 @@ use super::super::{
     config::AgentConfig,
     script::{AgentQuirks, DialFailure, ExtraAction},
 };
-use crate::proto::{
+use crate::route::ssm::proto::{
     handshake::{self, Flag, HandshakeError},
     message::{Acknowledgement, Flags, Header, Message, MessageId, MessageIds, MessageType, PayloadType},
     smux::frame::{Frame, StreamId},

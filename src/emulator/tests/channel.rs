@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     closed_port::ClosedPort,
-    proto::{
+    route::ssm::proto::{
         handshake::Flag,
         message::{MessageType, PayloadType},
         smux::frame::{Frame, StreamId},

@@ -13,7 +13,7 @@ use tokio::{
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite};
 
 use super::super::{Config, Emulator, clock::Clock, sigv4::tests::Signer};
-use crate::proto::{
+use crate::route::ssm::proto::{
     handshake::{self, HandshakeRequest},
     message::{Acknowledgement, ChannelClosed, Flags, Header, Message, MessageIds, MessageType, PayloadType},
     smux::frame::{Frame, FrameDecoder, StreamId},

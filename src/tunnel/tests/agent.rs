@@ -19,7 +19,7 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    proto::{
+    route::ssm::proto::{
         MessageIds, StreamId,
         handshake::{Flag, HandshakeResponse},
         message::{Acknowledgement, Flags, Header, Message, MessageType, PayloadType},

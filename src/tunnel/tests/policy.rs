@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    proto::{CloseReason, Version, Violation, handshake::HandshakeError, smux::frame::FrameError},
+    route::ssm::proto::{CloseReason, Version, Violation, handshake::HandshakeError, smux::frame::FrameError},
     tunnel::{
         BoxError, DialError, Fault, ProbeError, SessionId, TransportError,
         policy::{

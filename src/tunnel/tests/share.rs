@@ -10,7 +10,8 @@ use crate::tunnel::{Config, State, TunnelStatus, connection::PipeEnd};
 
 /// At most so many sessions. What a program leaves behind that just goes away does not last, to make times plain.
 fn settings(sessions: usize) -> Config {
-    let session = crate::proto::Config { half_close_timeout: Duration::from_millis(10), ..config().session };
+    let session =
+        crate::route::ssm::proto::Config { half_close_timeout: Duration::from_millis(10), ..config().session };
     Config { sessions, session, ..config() }
 }
 

@@ -263,7 +263,7 @@ pub(super) fn cluster(authority: &str) -> Cluster {
 }
 
 pub(super) fn config() -> Config {
-    let session = crate::proto::Config { messages_per_second: None, ..Default::default() };
+    let session = crate::route::ssm::proto::Config { messages_per_second: None, ..Default::default() };
     Config { session, readiness: Readiness::Established, seed: Some(1), ..Config::default() }
 }
 

@@ -37,14 +37,7 @@ pub use message::MessageIds;
 pub use session::{CloseReason, Event, PortSession, Stats};
 pub use smux::{OpenError, frame::StreamId};
 
-/// What time it is, by both clocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Now {
-    /// Monotonic time since some fixed instant; every deadline is in this time.
-    pub mono: Duration,
-    /// Time since the Unix epoch; only written into messages.
-    pub wall: Duration,
-}
+pub use crate::util::time::Now;
 
 /// Settings of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]

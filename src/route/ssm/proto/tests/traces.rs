@@ -13,7 +13,7 @@ use super::super::{
 
 macro_rules! trace {
     ($name:literal) => {
-        ($name, include_str!(concat!("../../../tests/fixtures/traces/", $name, ".jsonl")))
+        ($name, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/traces/", $name, ".jsonl")))
     };
 }
 

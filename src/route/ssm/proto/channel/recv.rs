@@ -111,7 +111,7 @@ fn cost(message: &Message) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::message::{Flags, Header, MessageId, MessageType, PayloadType};
+    use crate::route::ssm::proto::message::{Flags, Header, MessageId, MessageType, PayloadType};
     use proptest::prelude::*;
 
     fn message(sequence_number: i64, payload_len: usize) -> Message {

@@ -60,7 +60,7 @@ impl Withheld {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::message::{Flags, MessageId, MessageType, PayloadType};
+    use crate::route::ssm::proto::message::{Flags, MessageId, MessageType, PayloadType};
 
     const fn secs(secs: u64) -> Duration {
         Duration::from_secs(secs)
