@@ -202,7 +202,7 @@ impl Aws {
         let sts_host = endpoint::sts_host(&region).await?;
         let moved = settings.ssm_endpoint.as_deref().or(of_profile.ssm.as_deref());
         let policy = GatewayPolicy::new(&region, settings.ssm_endpoint_override || moved.is_some(), moved).await?;
-        let policy = match settings.ssmmessages_endpoint.as_ref().or(of_profile.ssmmessages.as_ref()) {
+        let policy = match settings.endpoint_ssmmessages.as_ref().or(of_profile.ssmmessages.as_ref()) {
             Some(gateway) => policy.through(gateway)?,
             None => policy,
         };

@@ -103,8 +103,8 @@ pub enum Command {
         after_help = "Examples:\n  autoheal-pa clusters --region us-east-1\n  autoheal-pa clusters --json | jq -r '.clusters[].name'"
     )]
     Clusters(clusters::ClustersArgs),
-    /// Checks the configuration file
-    #[command(after_help = "Example:\n  autoheal-pa config check ./autoheal-pa.yaml")]
+    /// Checks the configuration file, or says what one may be
+    #[command(after_help = "Examples:\n  autoheal-pa config check ./autoheal-pa.yaml\n  autoheal-pa config schema")]
     Config(config::ConfigArgs),
     /// Prints lines that set KUBECONFIG, for a shell to evaluate
     #[command(after_help = "Examples:\n  eval \"$(autoheal-pa env)\"\n  autoheal-pa env --shell fish | source\n  \
@@ -272,7 +272,7 @@ mod tests {
         for line in ["autoheal-pa --region r-1 -vv up --bastion i-1", "autoheal-pa up --bastion i-1 -v --region=r-1 -v"]
         {
             let cli = parse(line).unwrap();
-            assert_eq!((cli.global.region.as_deref(), cli.global.verbose), (Some("r-1"), 2));
+            assert_eq!((cli.global.aws.texts("region"), cli.global.verbose), (vec!["r-1".to_owned()], 2));
         }
     }
 
@@ -280,7 +280,10 @@ mod tests {
     fn values_are_not_judged_here() {
         let cli = parse("autoheal-pa up --base-port x --timeout y --bastion z --duration 1").unwrap();
         let Command::Up(args) = cli.command else { panic!("not up") };
-        assert_eq!((args.base_port.as_deref(), args.timeout.as_deref()), (Some("x"), Some("y")));
+        assert_eq!(
+            (args.up.texts("base_port"), args.up.texts("timeout")),
+            (vec!["x".to_owned()], vec!["y".to_owned()])
+        );
     }
 
     #[test]

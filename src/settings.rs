@@ -6,31 +6,33 @@
 //! Leaves out whether things work: no other files are opened and names are not looked up.
 
 use std::{
-    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-pub use access::Access;
 pub use environment::Environment;
 pub use file::FileProblem;
-pub use flags::{GlobalArgs, KubeconfigMode, LogFormat, UpArgs};
-pub use identity::{AwsSettings, CiOidc, ExecIdentity};
-pub use inputs::{INPUTS, Input, SdkVariables, Takes};
+pub use flags::{Flags, GlobalArgs, KubeconfigMode, LogFormat, UpArgs};
+pub use identity::{CiOidc, ExecIdentity};
+pub use inputs::{INPUTS, Input, SdkVariables, Takes, variables};
 pub use policy::{PolicyArgs, PolicySettings};
 pub use problem::{Problem, SettingsError};
 pub use proxies::{Proxies, Proxy};
+pub use row::{Kind, Row, Table};
+pub use rows::{Access, AwsSettings, UpSettings};
+pub use schema::schema;
 pub use source::{Origin, Place};
 pub use sources::{Chosen, PassedOver, Source};
 
 use file::File;
+use rows::{ACCESS, AWS, UP};
 use source::{Given, Layer, Stack};
 
 mod access;
 pub mod duration;
 mod environment;
 mod file;
-mod flags;
+pub(crate) mod flags;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod identity;
@@ -38,39 +40,18 @@ pub(crate) mod inputs;
 mod policy;
 mod problem;
 mod proxies;
+mod row;
+pub mod rows;
+mod schema;
 mod source;
 mod sources;
 mod values;
-
-/// First local port, unless told otherwise.
-const DEFAULT_BASE_PORT: u16 = 10100;
-
-/// What context names start with, unless told otherwise.
-const DEFAULT_CONTEXT_PREFIX: &str = "pa-";
 
 /// The manager's name, unless told otherwise.
 const DEFAULT_NAME: &str = "default";
 
 /// Name of the kubeconfig in a manager's directory.
 const OWN_KUBECONFIG: &str = "kubeconfig";
-
-/// Time for all tunnels to become ready, unless told otherwise.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Times to wait for the tunnels that a user may ask for.
-const TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
-
-/// Time between two probes of a tunnel, unless told otherwise: several in each minute in which a session may idle out.
-const DEFAULT_PROBE_INTERVAL: Duration = Duration::from_secs(30);
-
-/// How long a lost session is tried to be resumed, unless told otherwise.
-const DEFAULT_RECONNECT_TIMEOUT: Duration = Duration::from_secs(90);
-
-/// Times to try to resume a session that a user may ask for.
-const RECONNECT_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
-
-/// Sessions of a tunnel, unless told otherwise: one is enough for kubectl, and each costs a call and a line in CloudTrail.
-const DEFAULT_SESSIONS: usize = 1;
 
 /// All that settings are read from.
 struct Sources {
@@ -89,7 +70,7 @@ impl Sources {
     fn without_file(flags: &GlobalArgs, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
         let undecodable = environment.undecodable.iter().filter(|name| inputs::is_aws(name));
         problems.extend(undecodable.map(|variable| Problem::NotUtf8 { variable: variable.clone() }));
-        Self { flags: flags.layer(), environment: Layer::of_environment(environment), file: File::default() }
+        Self { flags: flags.aws.layer.clone(), environment: Layer::of_environment(environment), file: File::default() }
     }
 
     /// Where to look for what is the same for all ways in.
@@ -140,7 +121,7 @@ impl Settings {
     ) -> Result<Self, SettingsError> {
         let mut problems = Vec::new();
         let mut sources = Sources::read(flags, environment, &mut problems)?;
-        sources.flags.add_flag(&source::KUBECONFIG, kubeconfig);
+        sources.flags.add_flag(&UP.kubeconfig, kubeconfig);
         let access = access::all(&sources, environment, &mut problems);
         let settings = Self::collect(flags, &sources, &access, environment, &mut problems);
         SettingsError::unless_empty(problems)?;
@@ -186,10 +167,10 @@ impl Settings {
         let name = flags.name.as_deref().unwrap_or(DEFAULT_NAME);
         if !values::is_manager_name(name) {
             let expected = "a name: at most 32 letters, digits, `.`, `_` and `-`, the first a letter or a digit";
-            problems.push(Problem::malformed(&Origin::Flag("--name"), name, expected));
+            problems.push(Problem::malformed(&Origin::Flag("--name".into()), name, expected));
         }
         let control_dir = environment.runtime_dir().join(name);
-        let given = sources.stack().one(&source::KUBECONFIG);
+        let given = sources.stack().one(&UP.kubeconfig);
         let kubeconfig = match (given, &environment.home) {
             (Some(given), _) => given.path(environment),
             (None, Some(home)) if name == DEFAULT_NAME => home.join(".kube/autoheal-pa.yaml"),
@@ -230,43 +211,6 @@ impl Settings {
     }
 }
 
-/// What `up` works with.
-#[derive(Debug, Clone)]
-pub struct UpSettings {
-    /// What all commands share.
-    pub common: Settings,
-    /// The ways in, in the order of their ports; never empty.
-    pub access: Vec<Access>,
-    /// The first local port; 0: any free ones.
-    pub base_port: u16,
-    /// A taken port is an error rather than skipped.
-    pub strict_ports: bool,
-    /// Programs of other users of this machine get through the local ports.
-    pub allow_other_users: bool,
-    /// The CONNECT proxy that the contexts name; `None`: they lead straight to the tunnels' ports.
-    pub proxy: Option<ProxySettings>,
-    /// The current context is set in a kubeconfig of others, too.
-    pub set_current: bool,
-    /// What context names start with.
-    pub context_prefix: String,
-    /// Time for all tunnels to become ready, 1 s to 24 h.
-    pub timeout: Duration,
-    /// Time between two probes of a tunnel, 1 s to 1 h; zero: one for each session, which may then idle out.
-    pub probe_interval: Duration,
-    /// How long a lost session is tried to be resumed before a new one is started, 1 s to 1 h.
-    pub reconnect_timeout: Duration,
-    /// How many sessions a tunnel may have at once, 1 to 16.
-    pub sessions: usize,
-    /// Payload of a message that is sent, in bytes, 256 to 32768; `None`: as the official client.
-    pub payload_size: Option<usize>,
-    /// Whether to stay below the message rate at which the service pauses a session.
-    pub rate_limit: bool,
-    /// Where to write shell lines that set `KUBECONFIG`; absolute.
-    pub env_file: Option<PathBuf>,
-    /// The file by which a step of a GitHub Actions job sets variables of later ones.
-    pub github_env: Option<PathBuf>,
-}
-
 /// Where the CONNECT proxy listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProxySettings {
@@ -300,56 +244,62 @@ impl UpSettings {
         let common = Settings::collect(flags, sources, &access, environment, problems);
 
         let stack = sources.stack();
-        let timeout = stack.one(&source::TIMEOUT).and_then(|given| read_timeout(given, problems));
-        let reconnect_timeout = stack
-            .one(&source::RECONNECT_TIMEOUT)
-            .and_then(|given| values::within(given, RECONNECT_TIMEOUTS, "between `1s` and `1h`", problems));
-        let probe_interval =
-            stack.one(&source::PROBE_INTERVAL).and_then(|given| values::probe_interval(given, problems));
-        let sessions = stack.one(&source::SESSIONS).and_then(|given| values::sessions(given, problems));
-        let payload_size = stack.one(&source::PAYLOAD_SIZE).and_then(|given| values::payload_size(given, problems));
-        let context_prefix = stack.one(&source::CONTEXT_PREFIX).map(|given| values::context_prefix(given, problems));
-        let base_port = match stack.one(&source::BASE_PORT) {
-            Some(given) => base_port(given, &access, problems),
-            None => DEFAULT_BASE_PORT,
-        };
-        let is_on = |setting| stack.one(setting).is_some_and(|given| given.text() == "true");
-        let proxy = proxy(&stack, base_port, is_on(&source::STRICT_PORTS), problems);
-        Self {
-            common,
-            access,
-            base_port,
-            strict_ports: is_on(&source::STRICT_PORTS),
-            allow_other_users: is_on(&source::ALLOW_OTHER_USERS),
-            proxy,
-            set_current: is_on(&source::SET_CURRENT),
-            context_prefix: context_prefix.unwrap_or_else(|| DEFAULT_CONTEXT_PREFIX.to_owned()),
-            timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
-            probe_interval: probe_interval.unwrap_or(DEFAULT_PROBE_INTERVAL),
-            reconnect_timeout: reconnect_timeout.unwrap_or(DEFAULT_RECONNECT_TIMEOUT),
-            sessions: sessions.unwrap_or(DEFAULT_SESSIONS),
-            payload_size,
-            rate_limit: !is_on(&source::NO_RATE_LIMIT),
-            env_file: stack.one(&source::ENV_FILE).map(|given| given.path(environment)),
-            github_env: None,
+        let settings = Self::read(|row| stack.all(row), environment, problems);
+        let settings = Self { common, access, ..settings };
+        let given = stack.one(&UP.base_port);
+        problems.extend(given.and_then(|given| settings.too_few_ports(given)));
+        if settings.kubeconfig_mode == KubeconfigMode::Direct {
+            let useless = stack.one(&UP.proxy_port);
+            problems.extend(useless.map(|given| given.malformed("of use without `--kubeconfig-mode proxy`")));
+        }
+        settings
+    }
+
+    /// Says whether there are too few ports: one is needed for each cluster that is named, and one for each way in that names
+    /// none.
+    fn too_few_ports(&self, given: &Given) -> Option<Problem> {
+        let (port, clusters) = (self.base_port, self.access.iter().map(|access| access.clusters.len().max(1)).sum());
+        let left = usize::from(u16::MAX - port) + 1;
+        let origin = given.origin.clone();
+        (port != 0 && clusters > left).then_some(Problem::BasePortTooHigh { origin, port, clusters, left })
+    }
+
+    /// Returns where the CONNECT proxy that the contexts name listens: before the first tunnel, so that it is the same at every
+    /// start. `None`: they lead straight to the tunnels' ports.
+    #[must_use]
+    pub fn proxy(&self) -> Option<ProxySettings> {
+        match self.kubeconfig_mode {
+            KubeconfigMode::Direct => None,
+            KubeconfigMode::Proxy => Some(ProxySettings {
+                port: self.proxy_port.unwrap_or(self.base_port.saturating_sub(1)),
+                strict: self.proxy_port.is_some() || self.strict_ports,
+            }),
         }
     }
 }
 
-/// Reads how long tunnels of a manager that runs already may take until all are ready.
-///
-/// # Errors
-/// [`SettingsError`] if it is not such a duration.
-pub fn timeout(args: &UpArgs) -> Result<Duration, SettingsError> {
-    let (mut layer, mut problems) = (Layer::default(), Vec::new());
-    args.add_to(&mut layer);
-    let timeout = layer.get(&source::TIMEOUT).first().and_then(|given| read_timeout(given, &mut problems));
-    SettingsError::unless_empty(problems)?;
-    Ok(timeout.unwrap_or(DEFAULT_TIMEOUT))
+/// What is wanted of a manager that runs already, which has settings of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Names of the clusters; empty: all that it has.
+    pub clusters: Vec<String>,
+    /// How long they may take until all are ready.
+    pub timeout: Duration,
 }
 
-fn read_timeout(given: &Given, problems: &mut Vec<Problem>) -> Option<Duration> {
-    values::within(given, TIMEOUTS, "between `1s` and `24h`", problems)
+impl Wanted {
+    /// Reads it from flags alone.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with everything that is wrong.
+    pub fn load(args: &UpArgs) -> Result<Self, SettingsError> {
+        let (mut layer, mut problems, nowhere) = (Layer::default(), Vec::new(), Environment::default());
+        args.add_to(&mut layer);
+        let clusters = ACCESS.clusters.read(layer.get(&ACCESS.clusters), &nowhere, &mut problems);
+        let timeout = UP.timeout.read(layer.get(&UP.timeout), &nowhere, &mut problems);
+        SettingsError::unless_empty(problems)?;
+        Ok(Self { clusters, timeout })
+    }
 }
 
 /// Finds the file by which a step of a GitHub Actions job sets variables of later ones, if it is wanted.
@@ -362,33 +312,6 @@ pub fn github_env(wanted: bool, environment: &Environment) -> Result<Option<Path
     }
     let path = environment.get("GITHUB_ENV").map(|path| environment.absolute(Path::new(path)));
     path.map(Some).ok_or_else(|| SettingsError { problems: vec![Problem::NoGithubEnv] })
-}
-
-/// Reads the first port. There has to be one for each cluster that is named, and for one of each way in that names none.
-fn base_port(given: &Given, access: &[Access], problems: &mut Vec<Problem>) -> u16 {
-    let Some(port) = values::port(given, problems) else { return DEFAULT_BASE_PORT };
-    let clusters = access.iter().map(|access| access.clusters.len().max(1)).sum();
-    let left = usize::from(u16::MAX - port) + 1;
-    if port != 0 && clusters > left {
-        problems.push(Problem::BasePortTooHigh { origin: given.origin.clone(), port, clusters, left });
-    }
-    port
-}
-
-/// Reads where the CONNECT proxy listens: before the first tunnel, so that it is the same at every start.
-fn proxy(stack: &Stack<'_>, base_port: u16, strict: bool, problems: &mut Vec<Problem>) -> Option<ProxySettings> {
-    let given = stack.one(&source::PROXY_PORT);
-    let mode = stack.one(&source::KUBECONFIG_MODE).and_then(|given| values::kubeconfig_mode(given, problems));
-    match mode.unwrap_or_default() {
-        KubeconfigMode::Proxy => {
-            let port = given.and_then(|given| values::port(given, problems));
-            Some(ProxySettings { port: port.unwrap_or(base_port.saturating_sub(1)), strict: given.is_some() || strict })
-        }
-        KubeconfigMode::Direct => {
-            problems.extend(given.map(|given| given.malformed("of use without `--kubeconfig-mode proxy`")));
-            None
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! `config check`: whether a configuration file is right, and what `up` would do with it.
+//! `config check`: whether a configuration file is right, and what `up` would do with it; `config schema`: what one may be.
 //!
-//! Reads what `up` reads, the environment included, and makes no call. Whether the bastions and clusters exist is the
+//! The first reads what `up` reads, the environment included, and makes no call. Whether the bastions and clusters exist is the
 //! business of `doctor`.
 
 use std::{
@@ -16,7 +16,7 @@ use super::{
     error::{CommandError, Kind},
     output::Printer,
 };
-use crate::settings::{Access, AwsSettings, Chosen, Environment, Source, UpArgs, UpSettings};
+use crate::settings::{Access, AwsSettings, Chosen, Environment, Source, UpArgs, UpSettings, schema};
 
 /// Options of `config`.
 #[derive(Debug, Clone, Args)]
@@ -34,6 +34,9 @@ pub enum ConfigCommand {
     /// Says everything that is wrong at once, each with line and column, and exits with 2 then.
     #[command(after_help = "Examples:\n  autoheal-pa config check\n  autoheal-pa config check ./autoheal-pa.yaml")]
     Check(CheckArgs),
+    /// Prints the JSON schema of the configuration file, by which editors complete and check it
+    #[command(after_help = "Example:\n  autoheal-pa config schema > autoheal-pa.schema.json")]
+    Schema,
 }
 
 /// Options of `config check`.
@@ -44,13 +47,18 @@ pub struct CheckArgs {
     pub file: Option<PathBuf>,
 }
 
-/// Checks a file.
+/// Checks a file, or prints the schema of all.
 ///
 /// # Errors
 /// [`CommandError`] with everything that is wrong.
 pub fn run(args: ConfigArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
-    let ConfigCommand::Check(args) = args.command;
-    check(args, global, &Environment::read(), printer)
+    match args.command {
+        ConfigCommand::Check(args) => check(args, global, &Environment::read(), printer),
+        ConfigCommand::Schema => {
+            printer.result(&format!("{:#}\n", schema()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
 }
 
 fn check(
@@ -72,8 +80,8 @@ fn check(
 
 fn summary(path: &Path, settings: &UpSettings) -> String {
     let mut text = format!("`{}` is right; `up` would open tunnels\n", path.display());
-    for Access { aws, bastions, clusters, reason, identity: _ } in &settings.access {
-        let bastions: Vec<_> = bastions.iter().map(ToString::to_string).collect();
+    for Access { aws, bastion, clusters, reason, identity: _ } in &settings.access {
+        let bastions: Vec<_> = bastion.iter().map(ToString::to_string).collect();
         let clusters = if clusters.is_empty() { "all that are active".to_owned() } else { clusters.join(", ") };
         let mut line = |name: &str, value: &str| write_line(&mut text, "  ", name, value);
         line("region", aws.region.as_deref().unwrap_or("that of the profile"));
@@ -121,7 +129,10 @@ fn identity(aws: &AwsSettings) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::output::Captured;
+    use crate::{
+        cli::output::Captured,
+        settings::rows::{self, tests::example},
+    };
 
     const ROLE: &str = "arn:aws:iam::123456789012:role/ReadOnly";
 
@@ -155,6 +166,21 @@ mod tests {
         let one = "base_port: 0\nkubeconfig: kube/config\ncontext_prefix: ''\n";
         let variables = [("AUTOHEAL_PA_BASTION", "i-0abcdef1"), ("AWS_ACCESS_KEY_ID", "x"), ("AWS_PROFILE", "x")];
         insta::assert_snapshot!(checked(one, &variables).unwrap());
+    }
+
+    #[test]
+    fn every_setting_may_be_in_the_file() {
+        let others =
+            ["bastion: i-0abcdef1".to_owned(), format!("role_arn: {ROLE}"), "kubeconfig_mode: proxy".to_owned()];
+        for row in rows::all() {
+            let line = format!("{}: {}", row.name, example(row));
+            let own = format!("{}:", row.name);
+            let rest: String =
+                others.iter().filter(|other| !other.starts_with(&own)).map(|other| format!("{other}\n")).collect();
+            checked(&format!("{rest}{line}"), &[]).unwrap_or_else(|error| panic!("{line}: {error}"));
+            let in_entry = checked(&format!("{rest}access: [{{{line}}}]"), &[]);
+            assert_eq!(in_entry.is_ok(), row.in_entry, "{line}");
+        }
     }
 
     #[test]

@@ -107,24 +107,13 @@ pub async fn run(args: DemoArgs, global: &GlobalArgs, printer: &Printer) -> Resu
 
 /// The demo's AWS is its own: options that lead to another would be ignored.
 fn refuse_aws(global: &GlobalArgs) -> Result<(), CommandError> {
-    let given = [
-        ("--region", global.region.is_some()),
-        ("--profile", global.profile.is_some()),
-        ("--role-arn", global.role_arn.is_some()),
-        ("--role-session-name", global.role_session_name.is_some()),
-        ("--web-identity-token-file", global.web_identity_token_file.is_some()),
-        ("--duration", global.duration.is_some()),
-        ("--ca-bundle", global.ca_bundle.is_some()),
-        ("--endpoint-ssmmessages", global.endpoint_ssmmessages.is_some()),
-        ("--config", global.config.is_some()),
-        ("--name", global.name.is_some()),
-    ];
-    match given.iter().find(|(_, given)| *given) {
-        Some((option, _)) => Err(CommandError::new(
-            Kind::Usage,
-            format!("`{option}` means nothing to `demo`, which has an AWS of its own"),
-        )
-        .hint("`autoheal-pa up` takes it")),
+    let own = [("--config", global.config.is_some()), ("--name", global.name.is_some())];
+    let own = own.into_iter().find_map(|(flag, given)| given.then(|| flag.to_owned()));
+    match global.aws.first().or(own) {
+        Some(flag) => {
+            let message = format!("`{flag}` means nothing to `demo`, which has an AWS of its own");
+            Err(CommandError::new(Kind::Usage, message).hint("`autoheal-pa up` takes it"))
+        }
         None => Ok(()),
     }
 }

@@ -73,7 +73,7 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
             Err(error) => return Err(error.into()),
         }
     }
-    let given = UpArgs { bastion: args.bastion, cluster: args.cluster, ..UpArgs::default() };
+    let given = UpArgs::of_access(&args.bastion, &args.cluster);
     let ways = Access::load(&global, &given, &environment)?;
     // Before anything is printed: what it has kubectl run is run here as well.
     let kubeconfig = env::of_settings(&Settings::load(&global, None, &environment)?, printer)?;
@@ -81,7 +81,7 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
     for access in ways {
         let subject = Subject {
             aws: Aws::new(&access.aws).await,
-            bastions: access.bastions,
+            bastions: access.bastion,
             clusters: access.clusters,
             ports: BTreeMap::new(),
         };

@@ -11,7 +11,6 @@ use std::{
     ffi::OsString,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 
 use clap::Args;
@@ -35,7 +34,7 @@ use super::{
 };
 use crate::{
     control::{Answer, Client, ControlError, ManagerStatus, Request, TunnelReport},
-    settings::{self, Environment, GlobalArgs, Settings, UpArgs, UpSettings},
+    settings::{Environment, GlobalArgs, Settings, UpArgs, UpSettings, Wanted},
     util::quote::command,
 };
 
@@ -64,11 +63,11 @@ pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -
     let common = Settings::without_file(&global, &environment)?;
     match Client::connect_if_it_answers(&common.control_dir).await {
         Ok(client) => {
-            let limit = settings::timeout(&args.up)?;
+            let wanted = Wanted::load(&args.up)?;
             let kubeconfig = tokio::select! {
                 biased;
                 signal = signals.next() => return Err(signal.into()),
-                ready = running(client, &args.up.cluster, limit, printer) => ready?,
+                ready = running(client, &wanted, printer) => ready?,
             };
             drop(signals);
             see_through(&args.command, &kubeconfig).await
@@ -76,7 +75,7 @@ pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -
         Err(ControlError::NotRunning { .. }) => {
             let mut settings = UpSettings::load(&global, &args.up, &environment)?;
             // That of the configuration file is for a manager that stays.
-            settings.common.kubeconfig_given = args.up.kubeconfig.is_some();
+            settings.common.kubeconfig_given = args.up.has_kubeconfig();
             // Nobody is told of this manager, so nobody asks anything of it.
             let (manager, _requests) = bind(settings, printer)?;
             under(manager, signals, &args.command, printer).await
@@ -87,7 +86,7 @@ pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -
 
 /// Options of `up` that mean nothing here would be ignored.
 fn refuse(up: &UpArgs) -> Result<(), CommandError> {
-    let given = [("--detach", up.detach), ("--github-env", up.github_env), ("--env-file", up.env_file.is_some())];
+    let given = [("--detach", up.detach), ("--github-env", up.github_env), ("--env-file", up.has_env_file())];
     match given.iter().find(|(_, given)| *given) {
         Some((option, _)) => {
             let message = format!("`{option}` means nothing to `exec`, whose tunnels end with the command");
@@ -97,12 +96,10 @@ fn refuse(up: &UpArgs) -> Result<(), CommandError> {
     }
 }
 
-/// Waits until the tunnels of a running manager that are wanted work, and returns its kubeconfig. Without names in
-/// `clusters` all are wanted.
+/// Waits until the tunnels of a running manager that are wanted work, and returns its kubeconfig.
 async fn running(
     mut client: Client,
-    clusters: &[String],
-    limit: Duration,
+    Wanted { clusters, timeout: limit }: &Wanted,
     printer: &Printer,
 ) -> Result<PathBuf, CommandError> {
     client.send(&Request::Status { follow: true }).await?;
@@ -131,7 +128,7 @@ async fn running(
         }
         Err(CommandError::new(Kind::Tunnel, "the running manager is ending").hint("run it again"))
     };
-    match timeout(limit, ready).await {
+    match timeout(*limit, ready).await {
         Ok(kubeconfig) => kubeconfig,
         Err(_) => Err(not_active(last.as_deref(), clusters)),
     }

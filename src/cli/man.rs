@@ -1,7 +1,9 @@
 //! `man`: the manual pages, made of what the commands say of themselves.
 //!
-//! Options come from the command line's own definition and exit codes from [`exit_codes`]; only the files and the words for
-//! variables are here, and a test compares the variables with the table of all ([`INPUTS`](crate::settings::INPUTS)).
+//! Options come from the command line's own definition, settings and their variables from their [rows], and exit codes from
+//! [`exit_codes`]; only the files and the words for other variables are here, and a test compares these with [all](variables).
+//!
+//! [variables]: crate::settings::variables
 
 use std::{
     path::{Path, PathBuf},
@@ -19,7 +21,7 @@ use super::{
     error::{CommandError, Kind, exit_codes},
     output::Printer,
 };
-use crate::util::replace::replace;
+use crate::{settings::rows, util::replace::replace};
 
 /// Options of `man`.
 #[derive(Debug, Clone, Default, Args)]
@@ -32,31 +34,20 @@ pub struct ManArgs {
     pub out: Option<PathBuf>,
 }
 
-/// Variables that are read, and what for. Those that share a meaning share an entry.
+/// Variables that are read besides those of settings, and what for. Those that share a meaning share an entry.
 const ENVIRONMENT: &[(&[&str], &str)] = &[
-    (&["AWS_REGION", "AWS_DEFAULT_REGION"], "The region, if there is no `--region`; else it is the profile's."),
-    (&["AWS_PROFILE", "AWS_DEFAULT_PROFILE"], "The profile of the AWS configuration files."),
-    (&["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"], "Where these files are."),
-    (&["AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME"], "The role to assume, and the name of its session."),
-    (
-        &["AWS_WEB_IDENTITY_TOKEN_FILE"],
-        "The file with the OIDC token to assume the role with; it is read again at each renewal.",
-    ),
+    (&["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"], "Where the AWS configuration files are."),
     (
         &["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"],
-        "Where a job of GitHub Actions with `id-token: write` gets such a token; set by GitHub. It is taken where a role is given, and \
+        "Where a job of GitHub Actions with `id-token: write` gets an OIDC token; set by GitHub. It is taken where a role is given, and \
          neither a profile nor keys.",
     ),
-    (&["AUTOHEAL_PA_OIDC_AUDIENCE"], "The audience of the job's token, if there is no `--oidc-audience`."),
     (
         &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"],
         "Keys, as every AWS tool takes them.",
     ),
     (&["AWS_CREDENTIAL_EXPIRATION"], "When these keys expire; `up` warns ahead of it."),
-    (
-        &["AWS_CA_BUNDLE", "SSL_CERT_FILE"],
-        "Certificate authorities: to be trusted besides the system's, or instead of them.",
-    ),
+    (&["SSL_CERT_FILE"], "Certificate authorities to trust instead of the system's."),
     (
         &["HTTPS_PROXY", "NO_PROXY"],
         "The HTTP proxy for API calls and WebSockets, with user name and password if need be, and the hosts that are called without \
@@ -75,7 +66,6 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
         ],
         "Endpoints of your own; message gateways on the host that SSM is pointed to are trusted then.",
     ),
-    (&["AWS_ENDPOINT_URL_SSMMESSAGES"], "The message gateway, if there is no `--endpoint-ssmmessages`."),
     (&["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"], "`true`: endpoints of this kind."),
     (&["AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"], "How and how often calls are repeated, as the AWS CLI takes it."),
     (
@@ -94,7 +84,6 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
     (&["GITHUB_ENV"], "The file that `--github-env` adds KUBECONFIG to; set by GitHub."),
     (&["KUBERNETES_EXEC_INFO"], "What kubectl wants of `token`; set by kubectl."),
     (&["NOTIFY_SOCKET"], "Where systemd is told when the tunnels are ready and how they are; set by systemd."),
-    (&["AUTOHEAL_PA_BASTION"], "The bastions, separated by commas, if there is no `--bastion`."),
     (&["HOME"], "Where `~/.kube` is; else the user database says it."),
     (
         &["XDG_RUNTIME_DIR"],
@@ -187,6 +176,7 @@ fn page(command: &Command) -> String {
     examples(command, &mut roff);
     if is_program {
         exit_status(&mut roff);
+        configuration(&mut roff);
         environment(&mut roff);
         files(&mut roff);
     } else {
@@ -226,18 +216,39 @@ fn exit_status(roff: &mut Roff) {
     roff.text([roman("With a command to run, the status is the command's own.")]);
 }
 
+fn configuration(roff: &mut Roff) {
+    roff.control("SH", ["CONFIGURATION FILE"]);
+    let keys = "A YAML file with these keys. Flags win over variables, and these over the file.";
+    roff.text([roman(keys)]);
+    for row in rows::all() {
+        let in_entry = if row.in_entry { " May be in an entry of `access`." } else { "" };
+        entry(roff, vec![bold(row.name)], &format!("{}{in_entry}", row.summary()));
+    }
+    let access = "A list of entries, one for each identity in a region, with its bastions and clusters. An entry wins over \
+                  variables; what it leaves out is as at the top level.";
+    entry(roff, vec![bold("access")], access);
+}
+
 fn environment(roff: &mut Roff) {
     roff.control("SH", ["ENVIRONMENT"]);
-    for (names, meaning) in ENVIRONMENT {
-        let mut title = Vec::new();
-        for name in *names {
-            if !title.is_empty() {
-                title.push(roman(", "));
-            }
-            title.push(bold(*name));
-        }
-        entry(roff, title, meaning);
+    for row in rows::all().into_iter().filter(|row| !row.variables.is_empty()) {
+        let several = if row.is_list { ", separated by commas" } else { "" };
+        entry(roff, names(row.variables), &format!("As `{}`{several}: {}.", row.flag(), row.help()));
     }
+    for (variables, meaning) in ENVIRONMENT {
+        entry(roff, names(variables), meaning);
+    }
+}
+
+fn names(names: &[&str]) -> Vec<Inline> {
+    let mut title = Vec::new();
+    for name in names {
+        if !title.is_empty() {
+            title.push(roman(", "));
+        }
+        title.push(bold(*name));
+    }
+    title
 }
 
 fn files(roff: &mut Roff) {
@@ -267,10 +278,11 @@ mod tests {
     use std::{collections::BTreeSet, process};
 
     use super::*;
-    use crate::{cli::output::Captured, settings::INPUTS};
+    use crate::{cli::output::Captured, settings::variables};
 
     fn known() -> BTreeSet<&'static str> {
-        ENVIRONMENT.iter().flat_map(|(names, _)| names.iter().copied()).collect()
+        let of_rows = rows::all().into_iter().flat_map(|row| row.variables);
+        of_rows.chain(ENVIRONMENT.iter().flat_map(|(names, _)| names.iter())).copied().collect()
     }
 
     fn is_variable(word: &str) -> bool {
@@ -306,7 +318,7 @@ mod tests {
 
     #[test]
     fn every_variable_that_is_read_is_in_the_table_and_in_the_manual() {
-        let table: BTreeSet<_> = INPUTS.iter().filter_map(|input| input.variable).collect();
+        let table: BTreeSet<_> = variables().map(|(name, _)| name).collect();
         let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let code: Vec<_> = ["settings", "cli", "aws"].iter().flat_map(|module| sources(&src.join(module))).collect();
         let mut read = known();
@@ -325,9 +337,40 @@ mod tests {
     }
 
     #[test]
+    fn every_setting_is_in_the_help_and_in_the_manual() {
+        let plain = |page: String| {
+            let escapes = [("\\-", "-"), ("\\*(Aq", "'"), ("\\fB", ""), ("\\fR", "")];
+            escapes.iter().fold(page, |page, (escape, text)| page.replace(escape, text))
+        };
+        let (up, all) = (plain(page(program().find_subcommand("up").unwrap())), plain(page(&program())));
+        let mut command = Cli::command();
+        command.build();
+        let help = command.find_subcommand_mut("up").unwrap().render_help().to_string();
+        for row in rows::all() {
+            let flag = row.flag();
+            assert!(help.contains(&format!("{flag} <")) || help.contains(&format!("{flag}  ")), "{flag}");
+            assert!(up.contains(&flag), "{flag}");
+            assert!(all.contains(&format!(".TP\n{}\n", row.name)), "{}", row.name);
+            for words in [row.without().map(ToOwned::to_owned), row.range()].into_iter().flatten() {
+                assert!(all.contains(&format!(": {words}.")), "{words}");
+            }
+            assert!(row.variables.iter().all(|name| all.contains(name)), "{:?}", row.variables);
+        }
+    }
+
+    #[test]
     fn the_page_of_the_program() {
         let page = page(&program());
-        for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "\"EXIT STATUS\"", "ENVIRONMENT", "FILES"] {
+        for section in [
+            "NAME",
+            "SYNOPSIS",
+            "DESCRIPTION",
+            "EXAMPLES",
+            "\"EXIT STATUS\"",
+            "\"CONFIGURATION FILE\"",
+            "ENVIRONMENT",
+            "FILES",
+        ] {
             assert_eq!(page.matches(&format!(".SH {section}\n")).count(), 1, "{section}\n{page}");
         }
         for (code, meaning) in exit_codes() {

@@ -167,7 +167,7 @@ impl Manager {
             return Err(no_clusters(&ways));
         }
         let routes = named(&self.settings, tunnels.into_iter());
-        if let Some(proxy) = self.settings.proxy {
+        if let Some(proxy) = self.settings.proxy() {
             self.proxy = Some(Proxy::start(proxy, self.admission.clone(), &mut self.tasks, &self.stop, &self.printer)?);
         }
         self.write_kubeconfig(&routes).await?;
@@ -236,7 +236,7 @@ impl Manager {
         let is_as_it_was = |route: &Route, way: &Way, cluster: &Cluster| {
             route.cluster == *cluster
                 && route.way.is_same(&way.access)
-                && route.way.access.bastions == way.access.bastions
+                && route.way.access.bastion == way.access.bastion
         };
         // Those that stay with their ports, the others without.
         let tunnels: Vec<_> = wanted
@@ -343,7 +343,7 @@ impl Manager {
     /// As [`enter`](Self::enter), with the credentials and clients of a known way if there is one like it.
     async fn enter_again(&self, access: Access, known: &[Arc<Way>]) -> Result<Arc<Way>, CommandError> {
         match known.iter().find(|way| way.is_same(&access)) {
-            Some(way) if way.access.bastions == access.bastions && way.access.clusters == access.clusters => {
+            Some(way) if way.access.bastion == access.bastion && way.access.clusters == access.clusters => {
                 Ok(Arc::clone(way))
             }
             Some(way) => Ok(Arc::new(way.with(access))),
@@ -398,10 +398,11 @@ impl Manager {
         };
         config.session.handshake_timeout = self.settings.timeout;
         config.session.payload_len = self.settings.payload_size.unwrap_or(config.session.payload_len);
-        config.session.messages_per_second = config.session.messages_per_second.filter(|_| self.settings.rate_limit);
+        config.session.messages_per_second =
+            config.session.messages_per_second.filter(|_| !self.settings.no_rate_limit);
         self.supervisor.start(Tunnel::new(
             cluster,
-            way.access.bastions.clone(),
+            way.access.bastion.clone(),
             Arc::clone(&way.dial),
             listeners,
             config,

@@ -30,7 +30,7 @@ pub async fn run(args: &PolicyArgs, global: &GlobalArgs, printer: &Printer) -> R
 /// Completes what the options say with what AWS says.
 async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant, CommandError> {
     let PolicySettings { access, account } = settings;
-    let [Access { aws, bastions, clusters, .. }] = <[Access; 1]>::try_from(access).map_err(|access| {
+    let [Access { aws, bastion: bastions, clusters, .. }] = <[Access; 1]>::try_from(access).map_err(|access| {
         let message = format!("the configuration file has {} ways in, and a policy is for one", access.len());
         CommandError::new(Kind::Usage, message)
             .hint("say which with `--config /dev/null` and `--region`, `--bastion`, `--role-arn`")

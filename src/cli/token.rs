@@ -137,6 +137,7 @@ mod tests {
         cluster::Destination,
         control::{Answer, Handler, Refusal, Request, Server, TokenAnswer},
         secret::Secret,
+        settings::{Flags, flags::typed},
     };
 
     const ROLE: &str = "arn:aws:iam::123456789012:role/ReadOnly";
@@ -232,11 +233,7 @@ mod tests {
         let manager = Some(manager.to_owned());
         let args = TokenArgs { cluster_name: name.to_owned(), account_id: None, manager };
         // A CA bundle that is not there keeps the fallback from going anywhere.
-        let global = GlobalArgs {
-            region: Some("eu-west-1".to_owned()),
-            ca_bundle: Some("/does/not/exist".into()),
-            ..GlobalArgs::default()
-        };
+        let global = typed(&["--region=eu-west-1", "--ca-bundle=/does/not/exist"]);
         (args, global)
     }
 
@@ -279,7 +276,9 @@ mod tests {
                 let answer = token(&known, &global, &environment).await;
                 assert_eq!(answer.unwrap().token.expose(), "t", "{variable}");
                 let (unknown, mut global) = args("yes", &dir);
-                global.region = global.region.filter(|_| variable != "AWS_DEFAULT_REGION");
+                if variable == "AWS_DEFAULT_REGION" {
+                    global.aws = Flags::default();
+                }
                 let error = token(&unknown, &global, &environment).await.unwrap_err();
                 assert_eq!((error.kind, error.to_string().contains(variable)), (Kind::Usage, true), "{error}");
                 assert_eq!(error.next_steps().last().unwrap(), "the manager has no answer: there is no tunnel to it");

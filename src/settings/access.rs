@@ -4,28 +4,12 @@
 //! flag is nearer still; but where there are several entries, a flag that contradicts one of them is an error.
 
 use super::{
-    AwsSettings, Environment, ExecIdentity, GlobalArgs, Problem, SettingsError, Sources, UpArgs,
+    ACCESS, Access, AwsSettings, Environment, ExecIdentity, GlobalArgs, Problem, SettingsError, Sources, UpArgs,
     file::Entry,
-    identity::NEED_ROLE,
-    source::{self, ALL, Layer, Stack},
-    values,
+    identity::need_role,
+    rows,
+    source::{Layer, Stack},
 };
-use crate::cluster::Target;
-
-/// One way in: an identity in a region, the bastions there, and the clusters to reach through them.
-#[derive(Debug, Clone)]
-pub struct Access {
-    /// How to reach AWS, and as whom.
-    pub aws: AwsSettings,
-    /// How `token` finds the same identity from another shell.
-    pub identity: ExecIdentity,
-    /// Bastions in order of preference; never empty for `up`.
-    pub bastions: Vec<Target>,
-    /// Names of clusters in the order of their ports, each once; empty: all that are active.
-    pub clusters: Vec<String>,
-    /// The sessions' reason, 1 to 256 characters on one line.
-    pub reason: Option<String>,
-}
 
 impl Access {
     /// Reads the ways in for a command that opens no tunnels, and so needs no bastions. Of `args` only what is about
@@ -45,13 +29,7 @@ impl Access {
     fn of(stack: &Stack<'_>, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
         let aws = AwsSettings::load(stack, environment, problems);
         let identity = ExecIdentity::of(&aws, environment);
-        Self {
-            aws,
-            identity,
-            bastions: values::bastions(stack.all(&source::BASTION), problems),
-            clusters: values::clusters(stack.all(&source::CLUSTERS), problems),
-            reason: stack.one(&source::REASON).map(|given| values::reason(given, problems)),
-        }
+        Self { aws, identity, ..Self::read(|row| stack.all(row), environment, problems) }
     }
 
     /// Tells whether two lead to the same account and region as the same identity, as far as the settings tell.
@@ -84,7 +62,7 @@ pub(super) fn all(sources: &Sources, environment: &Environment, problems: &mut V
     let defaults = Stack { flags: &nothing, entry: None, environment: &nothing, top: &sources.file.top };
     drop(Access::of(&defaults, environment, problems));
     if access.iter().all(|access| access.aws.role_arn.is_none()) {
-        let useless = NEED_ROLE.iter().flat_map(|setting| sources.file.top.get(setting).first());
+        let useless = need_role().into_iter().filter_map(|row| sources.file.top.get(row).first());
         problems.extend(useless.map(|given| Problem::NeedsRole { origin: given.origin.clone() }));
     }
     refuse_overlaps(entries, &access, problems);
@@ -93,7 +71,7 @@ pub(super) fn all(sources: &Sources, environment: &Environment, problems: &mut V
 
 /// Refuses a way in that has no bastion.
 pub(super) fn need_bastions(sources: &Sources, problems: &mut Vec<Problem>) {
-    let missing = |stack: &Stack<'_>| stack.all(&source::BASTION).is_empty();
+    let missing = |stack: &Stack<'_>| stack.all(&ACCESS.bastion).is_empty();
     let stacks = sources.stacks();
     if sources.file.entries.is_empty() {
         problems.extend(stacks.iter().any(missing).then_some(Problem::NoBastion));
@@ -109,9 +87,9 @@ fn refuse_flags_for_one(sources: &Sources, problems: &mut Vec<Problem>) {
     if entries.len() < 2 {
         return;
     }
-    for setting in ALL {
-        let flag = sources.flags.get(setting).first();
-        let entry = entries.iter().find_map(|entry| entry.layer.get(setting).first());
+    for row in rows::all() {
+        let flag = sources.flags.get(row).first();
+        let entry = entries.iter().find_map(|entry| entry.layer.get(row).first());
         if let (Some(flag), Some(entry)) = (flag, entry) {
             problems.push(Problem::ForOneEntry {
                 origin: flag.origin.clone(),

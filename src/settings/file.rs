@@ -11,7 +11,7 @@
 //!     bastion: ecs:tools_0f9d1c2b3a4e5f60718293a4b5c6d7e8_0f9d1c2b3a4e5f607182-265927825
 //! ```
 //!
-//! Every key is a flag's name with `_` for `-`, but `clusters`, which has them all. Each entry of `access` is one way
+//! Every key is the name of a [row](Row): a flag's with `_` for `-`, but `clusters`, which has them all. Each entry of `access` is one way
 //! in. What it leaves out comes from flags, from the environment, and last from the same key at the top level.
 //!
 //! Here only the form of the file is judged: keys, lists and single values. Values stay text, each with its place, and
@@ -25,8 +25,11 @@ use std::{
 
 use super::{
     Environment, Problem,
+    flags::without_row,
     inputs::shown,
-    source::{ALL, Layer, Origin, Place, Setting, Shape},
+    row::{Kind, Row},
+    rows,
+    source::{Layer, Origin, Place},
 };
 use crate::util::{
     read::{ReadError, read_text},
@@ -43,16 +46,13 @@ const MAX_PROBLEMS: usize = 50;
 const MAX_COPIES: usize = 10_000;
 
 /// Most values of a list and most entries; EKS allows 100 clusters in a region, unless asked for more.
-const MAX_ITEMS: usize = 200;
+pub(super) const MAX_ITEMS: usize = 200;
 
 /// How near a word has to be to a known key to be taken for a slip, from 0 to 1, as Jaro and Winkler measure it.
 const NEAR: f64 = 0.8;
 
 /// The key of the list of entries.
-const ACCESS: &str = "access";
-
-/// Options that a file does not have: they choose the file, or are about one run of the program.
-const FLAGS_ONLY: [&str; 6] = ["config", "detach", "github_env", "log_format", "name", "verbose"];
+pub(super) const ACCESS: &str = "access";
 
 /// What is wrong with a file's form.
 #[derive(Debug, thiserror::Error)]
@@ -242,7 +242,7 @@ struct Reader {
 
 /// What a key of a mapping stands for.
 enum Known {
-    Setting(&'static Setting),
+    Setting(&'static Row),
     Access,
 }
 
@@ -315,7 +315,7 @@ impl Reader {
                 self.wrong_shape(key, "a key", "one word");
                 continue;
             };
-            let known = match ALL.iter().find(|setting| setting.key == text && (setting.in_entry || !in_entry)) {
+            let known = match rows::all().into_iter().find(|row| row.name == text && (row.in_entry || !in_entry)) {
                 Some(setting) => Known::Setting(setting),
                 None if text == ACCESS && !in_entry => Known::Access,
                 None => {
@@ -336,35 +336,34 @@ impl Reader {
     }
 
     /// Reads the value of a setting.
-    fn setting(&mut self, layer: &mut Layer, setting: &'static Setting, key: Mark, value: &Node) {
-        let what = || format!("`{}`", setting.key);
-        match (&value.content, setting.shape) {
-            _ if is_nothing(value) => self.no_value(key, setting.key),
-            (Content::Bare(text) | Content::Text(text), Shape::Switch)
-                if !matches!(text.as_str(), "true" | "false") =>
-            {
-                let origin = Origin::File(self.place(value.mark), setting.key);
-                self.problem(Problem::malformed(&origin, text, "`true` or `false`"));
-            }
-            (Content::Bare(text) | Content::Text(text), Shape::Value | Shape::Switch | Shape::List) => {
-                self.value(layer, setting, value, text);
-            }
-            (Content::Sequence(items), Shape::List) => {
-                for item in self.items(setting.key, value, items) {
+    fn setting(&mut self, layer: &mut Layer, setting: &'static Row, key: Mark, value: &Node) {
+        let what = || format!("`{}`", setting.name);
+        match &value.content {
+            _ if is_nothing(value) => self.no_value(key, setting.name),
+            Content::Bare(text) | Content::Text(text) => self.value(layer, setting, value, text),
+            Content::Sequence(items) if setting.is_list => {
+                for item in self.items(setting.name, value, items) {
                     match item.content.scalar() {
                         Some(text) => self.value(layer, setting, item, text),
-                        None => self.wrong_shape(item, format!("an item of `{}`", setting.key), "one value"),
+                        None => self.wrong_shape(item, format!("an item of `{}`", setting.name), "one value"),
                     }
                 }
             }
-            (_, Shape::Value) => self.wrong_shape(value, what(), "one value"),
-            (_, Shape::Switch) => self.wrong_shape(value, what(), "`true` or `false`"),
-            (_, Shape::List) => self.wrong_shape(value, what(), "a list, such as `[a, b]`, or one value"),
+            Content::Sequence(_) | Content::Mapping(_) => {
+                let expected = match setting.kind {
+                    _ if setting.is_list => "a list, such as `[a, b]`, or one value",
+                    Kind::Switch => "`true` or `false`",
+                    Kind::Number { .. } | Kind::Duration { .. } | Kind::Path | Kind::Choice(_) | Kind::Text { .. } => {
+                        "one value"
+                    }
+                };
+                self.wrong_shape(value, what(), expected);
+            }
         }
     }
 
-    fn value(&self, layer: &mut Layer, setting: &'static Setting, node: &Node, text: &str) {
-        layer.add(setting, Origin::File(self.place(node.mark), setting.key), text);
+    fn value(&self, layer: &mut Layer, setting: &'static Row, node: &Node, text: &str) {
+        layer.add(setting, Origin::File(self.place(node.mark), setting.name), text);
     }
 
     /// Returns the items of a list, unless there are too many.
@@ -384,7 +383,7 @@ impl Reader {
 impl Known {
     fn key(&self) -> &'static str {
         match self {
-            Self::Setting(setting) => setting.key,
+            Self::Setting(setting) => setting.name,
             Self::Access => ACCESS,
         }
     }
@@ -399,15 +398,15 @@ fn is_nothing(value: &Node) -> bool {
 fn advice(key: &str, in_entry: bool) -> String {
     let word = key.to_ascii_lowercase().replace('-', "_");
     let word = word.trim_start_matches('_');
-    if FLAGS_ONLY.contains(&word) {
+    if without_row().iter().any(|name| name == word) {
         return format!("only the command line has `--{}`", word.replace('_', "-"));
     }
-    if in_entry && (word == ACCESS || ALL.iter().any(|setting| setting.key == word && !setting.in_entry)) {
+    if in_entry && (word == ACCESS || rows::all().iter().any(|row| row.name == word && !row.in_entry)) {
         return "it is for all entries: move it to the top level".to_owned();
     }
     let known = || {
-        let settings = ALL.iter().filter(|setting| setting.in_entry || !in_entry).map(|setting| setting.key);
-        settings.chain((!in_entry).then_some(ACCESS))
+        let names = rows::all().into_iter().filter(|row| row.in_entry || !in_entry).map(|row| row.name);
+        names.chain((!in_entry).then_some(ACCESS))
     };
     let likeness = |key: &&str| (strsim::jaro_winkler(word, key) * 1000.0) as u32;
     match known().max_by_key(likeness) {

@@ -5,8 +5,7 @@
 use std::{fmt::Write, path::Path};
 
 use super::{
-    Environment, File, GlobalArgs, Layer, Origin, Place, Problem, SettingsError, Sources, UpSettings,
-    source::{ALL, Setting},
+    Environment, File, GlobalArgs, Layer, Origin, Place, Problem, SettingsError, Sources, UpSettings, row::Row, rows,
 };
 
 /// Longest line about a problem: no value is repeated at any length.
@@ -22,7 +21,7 @@ pub fn config(data: &[u8]) {
         Err(problem) => return assert_said_well(text, vec![problem.into()]),
     };
     for layer in std::iter::once(&file.top).chain(file.entries.iter().map(|entry| &entry.layer)) {
-        for given in ALL.iter().flat_map(|setting| layer.get(setting)) {
+        for given in rows::all().into_iter().flat_map(|row| layer.get(row)) {
             let Origin::File(place, _) = &given.origin else { panic!("{:?} is not of the file", given.origin) };
             assert_within(text, place);
         }
@@ -39,8 +38,8 @@ pub fn config(data: &[u8]) {
     let settings = UpSettings::collect(&GlobalArgs::default(), &sources, &environment, &mut problems);
     if problems.is_empty() {
         assert!(settings.access.len() == sources.file.entries.len().max(1));
-        assert!(settings.access.iter().all(|access| !access.bastions.is_empty()));
-        assert!(settings.common.kubeconfig.is_absolute() || sources.stack().one(&super::source::KUBECONFIG).is_some());
+        assert!(settings.access.iter().all(|access| !access.bastion.is_empty()));
+        assert!(settings.common.kubeconfig.is_absolute() || sources.stack().one(&super::UP.kubeconfig).is_some());
     }
     assert_said_well(text, problems);
 }
@@ -66,10 +65,9 @@ fn assert_within(text: &str, place: &Place) {
 fn values(file: &File) -> Vec<Vec<(&'static str, Vec<String>)>> {
     let layers = std::iter::once(&file.top).chain(file.entries.iter().map(|entry| &entry.layer));
     let of = |layer: &Layer| {
-        let value = |setting: &'static Setting| {
-            (setting.key, layer.get(setting).iter().map(|given| given.text().into_owned()).collect())
-        };
-        ALL.into_iter().map(value).collect()
+        let value =
+            |row: &'static Row| (row.name, layer.get(row).iter().map(|given| given.text().into_owned()).collect());
+        rows::all().into_iter().map(value).collect()
     };
     layers.map(of).collect()
 }

@@ -6,80 +6,23 @@
 //! Whether any of it works is found out by `aws`; here it is only read.
 
 use std::{
-    ops::RangeInclusive,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use aws_smithy_types::date_time::{DateTime, Format};
 
 use super::{
-    Environment, Problem, Proxies, SdkVariables,
+    AWS, AwsSettings, Environment, Problem, Proxies, Row, SdkVariables,
     inputs::Takes,
-    source::{self, Given, Setting, Stack},
-    values::within,
+    row::Table,
+    source::{Given, Stack},
 };
 use crate::secret::Secret;
 
-/// How long STS lets a role's credentials last.
-const ROLE_DURATIONS: RangeInclusive<Duration> = Duration::from_secs(900)..=Duration::from_secs(43_200);
-
 /// What means nothing without a role.
-pub(super) static NEED_ROLE: [&Setting; 3] =
-    [&source::WEB_IDENTITY_TOKEN_FILE, &source::ROLE_SESSION_NAME, &source::DURATION];
-
-/// All that `aws` is told.
-#[derive(Debug, Clone, Default)]
-pub struct AwsSettings {
-    /// The region; `None`: the profile's.
-    pub region: Option<String>,
-    /// The profile; `None`: the SDK's default.
-    pub profile: Option<String>,
-    /// The profile was named for this program, by a flag or in its file, so that it wins over keys in the environment.
-    pub profile_is_chosen: bool,
-    /// The role to assume.
-    pub role_arn: Option<String>,
-    /// The name of the role's session, as the user wrote it.
-    pub role_session_name: Option<String>,
-    /// The file with the OIDC token to assume the role with; absolute.
-    pub web_identity_token_file: Option<PathBuf>,
-    /// The environment names a token file, whether it is used or not.
-    pub token_file_in_environment: bool,
-    /// Where a CI job gets its OIDC tokens.
-    pub ci_oidc: Option<CiOidc>,
-    /// The audience that the CI job's token is asked for; `None`: that of the partition.
-    pub oidc_audience: Option<String>,
-    /// The environment names the endpoint of a container's credentials.
-    pub in_container: bool,
-    /// There are access keys in the environment.
-    pub static_keys_in_environment: bool,
-    /// When these keys expire, if whoever set them has said so.
-    pub keys_expire: Option<SystemTime>,
-    /// The role or its token file was named for this program, not by the environment.
-    pub role_is_chosen: bool,
-    /// How long the role's credentials last, 900 s to 43200 s; `None`: STS's default of an hour.
-    pub duration: Option<Duration>,
-    /// PEM file with certificate authorities to trust besides the system's; absolute.
-    pub ca_bundle: Option<PathBuf>,
-    /// What calls and WebSockets go through.
-    pub proxies: Proxies,
-    /// An endpoint of our own choice stands in for Systems Manager, so its stream URLs may point at that host
-    /// and at loopback.
-    pub ssm_endpoint_override: bool,
-    /// That endpoint.
-    pub ssm_endpoint: Option<String>,
-    /// Where the message gateway is: a URL or a host.
-    pub ssmmessages_endpoint: Option<String>,
-    /// The files that AWS profiles are in, those of the AWS CLI; `None` where there is no home directory to look in.
-    pub profile_files: [Option<PathBuf>; 2],
-    /// The file of the system's certificate authorities, if there is one in the environment.
-    pub root_certificates: Option<PathBuf>,
-    /// What the SDK finds in its environment.
-    pub sdk_variables: SdkVariables,
-    /// The name of this machine, for the default session name.
-    pub host_name: Option<String>,
-    /// The name of the user, for the default session name.
-    pub user_name: Option<String>,
+pub(super) fn need_role() -> [&'static Row; 3] {
+    [&AWS.web_identity_token_file, &AWS.role_session_name, &AWS.duration]
 }
 
 /// Where a GitHub Actions job with `id-token: write` gets its OIDC tokens.
@@ -132,14 +75,22 @@ const FILES: [&str; 4] =
 impl AwsSettings {
     /// Reads the identity; adds what is wrong with it to `problems`.
     pub(super) fn load(stack: &Stack<'_>, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
-        let role = Role::load(stack, environment, problems);
-        let region = stack.one(&source::REGION);
-        if let Some(given) = region.filter(|given| !is_region(&given.text())) {
-            problems.push(given.malformed("a region, such as `us-east-1`"));
+        let counts = Counts::new(stack, environment);
+        let mut settings = Self::read(|row| counts.find(row), environment, problems);
+        let role = counts.find(&AWS.role_arn).first();
+        let token_file = counts.find(&AWS.web_identity_token_file).first();
+        // That of the environment is checked with all variables.
+        if let Some(given) = token_file.filter(|given| given.is_chosen())
+            && let Err(wrong) = Takes::TokenFile.read(&given.text())
+        {
+            problems.push(Problem::wrong(&given.origin, &given.text(), wrong));
         }
-        let profile = stack.one(&source::PROFILE);
-        if let Some(given) = profile.filter(|given| given.value.is_empty()) {
-            problems.push(given.malformed("the name of a profile"));
+        if role.is_none() {
+            let useless = need_role().into_iter().filter_map(|row| stack.near(row));
+            problems.extend(useless.map(|given| Problem::NeedsRole { origin: given.origin.clone() }));
+            // None of that means anything then, and `token` would not take it. The SDK says so where it finds a token file in the
+            // environment and no role.
+            settings = Self { role_session_name: None, web_identity_token_file: None, duration: None, ..settings };
         }
         let ssm_endpoint = ["AWS_ENDPOINT_URL_SSM", "AWS_ENDPOINT_URL"]
             .into_iter()
@@ -147,32 +98,24 @@ impl AwsSettings {
             .filter(|_| !environment.is_true("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"))
             .map(ToOwned::to_owned);
         Self {
-            region: region.map(|given| given.text().into_owned()),
-            profile_is_chosen: profile.is_some_and(Given::is_chosen),
-            profile: profile.map(|given| given.text().into_owned()),
-            role_arn: role.arn,
-            role_session_name: role.session_name,
-            web_identity_token_file: role.token_file,
+            profile_is_chosen: stack.one(&AWS.profile).is_some_and(Given::is_chosen),
             token_file_in_environment: environment.get("AWS_WEB_IDENTITY_TOKEN_FILE").is_some(),
             ci_oidc: CiOidc::load(environment),
-            oidc_audience: audience(stack, problems),
             in_container: ["AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"]
                 .iter()
                 .any(|name| environment.get(name).is_some()),
             static_keys_in_environment: has_static_keys(environment),
             keys_expire: keys_expire(environment),
-            role_is_chosen: role.is_chosen,
-            duration: role.duration,
-            ca_bundle: stack.one(&source::CA_BUNDLE).map(|given| given.path(environment)),
+            role_is_chosen: role.is_some_and(|role| role.is_chosen() || token_file.is_some_and(Given::is_chosen)),
             proxies: Proxies::load(environment, problems),
             ssm_endpoint_override: ssm_endpoint.is_some(),
             ssm_endpoint,
-            ssmmessages_endpoint: ssmmessages_endpoint(stack, environment),
             profile_files: profile_files(environment),
             root_certificates: environment.get("SSL_CERT_FILE").map(|path| environment.absolute(Path::new(path))),
             sdk_variables: sdk_variables(environment, problems),
             host_name: environment.host_name.clone(),
             user_name: ["USER", "LOGNAME"].into_iter().find_map(|name| environment.get(name)).map(ToOwned::to_owned),
+            ..settings
         }
     }
 }
@@ -185,84 +128,62 @@ impl CiOidc {
     }
 }
 
-/// The role to assume and what belongs to it.
-#[derive(Default)]
-struct Role {
-    arn: Option<String>,
-    session_name: Option<String>,
-    token_file: Option<PathBuf>,
-    duration: Option<Duration>,
-    is_chosen: bool,
+/// Which of the values count.
+struct Counts<'a> {
+    stack: &'a Stack<'a>,
+    /// A role with its web identity that is only in the environment gives way to whatever is nearer to the user: keys, as in
+    /// every AWS SDK, or a profile that a flag or an entry names.
+    role_is_overruled: bool,
+    /// A role is to be assumed from a profile that is named, so that a token file of the environment does not count.
+    is_of_profile: bool,
+    /// Endpoints of the environment do not count.
+    ignores_endpoints: bool,
 }
 
-impl Role {
-    fn load(stack: &Stack<'_>, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
-        // A role with its web identity that is only in the environment gives way to whatever is nearer to the
-        // user: keys, as in every AWS SDK, or a profile that a flag or an entry names.
-        let set = |setting| !stack.environment.get(setting).is_empty();
-        let token = set(&source::WEB_IDENTITY_TOKEN_FILE) || CiOidc::load(environment).is_some();
-        let near = |setting| stack.near(setting).is_some();
-        let near_role = near(&source::ROLE_ARN) || near(&source::WEB_IDENTITY_TOKEN_FILE);
-        let overruled =
-            set(&source::ROLE_ARN) && token && !near_role && (has_static_keys(environment) || near(&source::PROFILE));
-        let find = |setting| if overruled { stack.past_environment(setting) } else { stack.one(setting) };
-        // Nor does a token file of the environment count where a role is to be assumed from a profile that is named.
-        let is_of_profile = near(&source::PROFILE) && !near(&source::WEB_IDENTITY_TOKEN_FILE);
-
-        let arn = find(&source::ROLE_ARN);
-        if let Some(given) = arn.filter(|given| !is_role_arn(&given.text())) {
-            problems.push(given.malformed("the ARN of a role, such as `arn:aws:iam::123456789012:role/ReadOnly`"));
-        }
-        // The SDK says so where it finds a token file in the environment and no role.
-        let file = find(&source::WEB_IDENTITY_TOKEN_FILE).filter(|file| !is_of_profile || file.is_chosen());
-        // That of the environment is checked with all variables.
-        if let Some(given) = file.filter(|given| given.is_chosen())
-            && let Err(wrong) = Takes::TokenFile.read(&given.text())
-        {
-            problems.push(Problem::wrong(&given.origin, &given.text(), wrong));
-        }
-        let expected = "between `15m` and `12h`, which is what STS allows";
-        let duration = stack.one(&source::DURATION).and_then(|given| within(given, ROLE_DURATIONS, expected, problems));
-        let session_name = stack.one(&source::ROLE_SESSION_NAME);
-        if let Some(given) = session_name.filter(|given| given.text().trim().is_empty()) {
-            problems.push(given.malformed("a name or an e-mail address"));
-        }
-        if arn.is_none() {
-            let useless = NEED_ROLE.iter().filter_map(|setting| stack.near(setting));
-            problems.extend(useless.map(|given| Problem::NeedsRole { origin: given.origin.clone() }));
-        }
-        // Nothing of all that means anything without a role, and `token` would not take it.
-        let Some(arn) = arn else { return Self::default() };
+impl<'a> Counts<'a> {
+    fn new(stack: &'a Stack<'a>, environment: &Environment) -> Self {
+        let set = |row| !stack.environment.get(row).is_empty();
+        let near = |row| stack.near(row).is_some();
+        let token = set(&AWS.web_identity_token_file) || CiOidc::load(environment).is_some();
+        let near_role = near(&AWS.role_arn) || near(&AWS.web_identity_token_file);
+        let nearer = has_static_keys(environment) || near(&AWS.profile);
         Self {
-            arn: Some(arn.text().into_owned()),
-            session_name: session_name.map(|given| given.text().trim().to_owned()),
-            token_file: file.map(|given| given.path(environment)),
-            duration,
-            is_chosen: arn.is_chosen() || file.is_some_and(Given::is_chosen),
+            stack,
+            role_is_overruled: set(&AWS.role_arn) && token && !near_role && nearer,
+            is_of_profile: near(&AWS.profile) && !near(&AWS.web_identity_token_file),
+            ignores_endpoints: environment.is_true("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"),
         }
+    }
+
+    fn find(&self, row: &'static Row) -> &'a [Given] {
+        let is = |other: &'static Row| std::ptr::eq(row, other);
+        let found = if self.role_is_overruled && (is(&AWS.role_arn) || is(&AWS.web_identity_token_file)) {
+            self.stack.past_environment(row)
+        } else {
+            self.stack.all(row)
+        };
+        let must_be_chosen = (is(&AWS.web_identity_token_file) && self.is_of_profile)
+            || (is(&AWS.endpoint_ssmmessages) && self.ignores_endpoints);
+        if must_be_chosen && !found.iter().all(Given::is_chosen) { &[] } else { found }
     }
 }
 
 impl ExecIdentity {
     /// Collects what leads to the same identity.
     pub(super) fn of(aws: &AwsSettings, environment: &Environment) -> Self {
-        let mut args = Vec::new();
-        let mut option = |name: &str, value: Option<&str>| args.extend(value.map(|value| format!("--{name}={value}")));
         let token_file = aws.web_identity_token_file.as_deref().and_then(Path::to_str);
         // Which of the two comes first depends on the profile: it is chosen anew where they are handed on to.
         let as_variables =
             token_file.is_some() && !aws.role_is_chosen && aws.profile.is_some() && !aws.profile_is_chosen;
-        if !as_variables {
-            option("profile", aws.profile.as_deref());
-            option("role-arn", aws.role_arn.as_deref());
+        // Each cluster has its region, and a token needs no sessions.
+        let mut left_out = vec![&AWS.region, &AWS.endpoint_ssmmessages];
+        if as_variables {
+            left_out.extend([&AWS.profile, &AWS.role_arn, &AWS.web_identity_token_file]);
         }
-        option("role-session-name", aws.role_session_name.as_deref());
-        if !as_variables {
-            option("web-identity-token-file", token_file);
-        }
-        option("oidc-audience", aws.oidc_audience.as_deref());
-        option("duration", aws.duration.map(|duration| format!("{}s", duration.as_secs())).as_deref());
-        option("ca-bundle", aws.ca_bundle.as_deref().and_then(Path::to_str));
+        let wanted =
+            aws.values().into_iter().filter(|(row, _)| !left_out.iter().any(|other| std::ptr::eq(*row, *other)));
+        let args = wanted.flat_map(|(row, values)| values.into_iter().map(|value| format!("{}={value}", row.flag())));
+        let args = args.collect();
 
         let mut env = Vec::new();
         let mut variable = |name: &str, value: Option<&str>| {
@@ -292,25 +213,8 @@ impl ExecIdentity {
     }
 }
 
-/// Reads the audience of the CI job's token.
-fn audience(stack: &Stack<'_>, problems: &mut Vec<Problem>) -> Option<String> {
-    let given = stack.one(&source::OIDC_AUDIENCE)?;
-    let text = given.text().trim().to_owned();
-    if text.is_empty() || text.len() > 255 || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        problems.push(given.malformed("an audience, such as `sts.amazonaws.com`"));
-    }
-    Some(text)
-}
-
 fn has_static_keys(environment: &Environment) -> bool {
     environment.get("AWS_ACCESS_KEY_ID").is_some()
-}
-
-/// Finds where the message gateway is. One of the environment counts as little as the others there.
-fn ssmmessages_endpoint(stack: &Stack<'_>, environment: &Environment) -> Option<String> {
-    let ignored = environment.is_true("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS");
-    let given = stack.one(&source::ENDPOINT_SSMMESSAGES)?;
-    (given.is_chosen() || !ignored).then(|| given.text().into_owned())
 }
 
 /// Finds the files that profiles are in: that of settings, and that of keys.
@@ -342,27 +246,6 @@ fn sdk_variables(environment: &Environment, problems: &mut Vec<Problem>) -> SdkV
 fn keys_expire(environment: &Environment) -> Option<SystemTime> {
     let text = environment.get("AWS_CREDENTIAL_EXPIRATION")?;
     DateTime::from_str(text, Format::DateTimeWithOffset).ok()?.try_into().ok()
-}
-
-fn is_region(text: &str) -> bool {
-    let word = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    text.len() <= 32 && text.contains('-') && text.split('-').all(word)
-}
-
-fn is_role_arn(text: &str) -> bool {
-    let mut parts = text.splitn(6, ':');
-    let mut next = || parts.next().unwrap_or_default();
-    let (arn, partition, service, region, account, resource) = (next(), next(), next(), next(), next(), next());
-    arn == "arn"
-        && !partition.is_empty()
-        && partition.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
-        && service == "iam"
-        && region.is_empty()
-        && account.len() == 12
-        && account.bytes().all(|b| b.is_ascii_digit())
-        && resource
-            .strip_prefix("role/")
-            .is_some_and(|name| !name.is_empty() && !name.ends_with('/') && name.bytes().all(|b| b.is_ascii_graphic()))
 }
 
 #[cfg(test)]

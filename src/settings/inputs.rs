@@ -1,5 +1,5 @@
 //! Every environment variable that is read, by this program or by a library below it, and every key of an AWS profile:
-//! in one table, with what each takes.
+//! in one table, with what each takes. Variables that are this program's own have the rows of their settings instead.
 //!
 //! Invariants:
 //!
@@ -15,7 +15,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use http::Uri;
 
-use super::{Environment, Problem, source::Origin};
+use super::{Environment, Problem, rows, source::Origin};
 
 /// Longest value that anything takes, in bytes: several times the longest session token, and less than an environment holds.
 const MAX_LEN: usize = 32 << 10;
@@ -91,8 +91,8 @@ const fn to_sdk(input: Input) -> Input {
     Input { to_sdk: true, ..input }
 }
 
-/// All of them.
-pub static INPUTS: [Input; 82] = [
+/// All but the variables that only a setting has, see [`variables`].
+pub static INPUTS: [Input; 80] = [
     to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Word)),
     to_sdk(both("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Takes::Secret)),
     to_sdk(both("AWS_SESSION_TOKEN", "aws_session_token", Takes::Secret)),
@@ -145,8 +145,6 @@ pub static INPUTS: [Input; 82] = [
     variable("_X_AMZN_TRACE_ID", Takes::Text),
     variable("ACTIONS_ID_TOKEN_REQUEST_URL", Takes::Url),
     variable("ACTIONS_ID_TOKEN_REQUEST_TOKEN", Takes::Secret),
-    variable("AUTOHEAL_PA_BASTION", Takes::Text),
-    variable("AUTOHEAL_PA_OIDC_AUDIENCE", Takes::Text),
     variable("HTTPS_PROXY", Takes::Text),
     variable("https_proxy", Takes::Text),
     variable("HTTP_PROXY", Takes::Text),
@@ -177,6 +175,14 @@ pub static INPUTS: [Input; 82] = [
     variable("LANG", Takes::Text),
     variable("LC_ALL", Takes::Text),
 ];
+
+/// Returns all variables, and what each takes.
+pub fn variables() -> impl Iterator<Item = (&'static str, Takes)> {
+    let inputs = || INPUTS.iter().filter_map(|input| Some((input.variable?, input.takes)));
+    let of_rows = rows::all().into_iter().flat_map(|row| row.variables);
+    let own = of_rows.filter(move |name| !inputs().any(|(other, _)| other == **name));
+    inputs().chain(own.map(|name| (*name, Takes::Text)))
+}
 
 /// Finds the row of a profile key.
 pub(crate) fn of_key(key: &str) -> Option<&'static Input> {
@@ -252,20 +258,19 @@ impl fmt::Debug for SdkVariables {
 impl SdkVariables {
     /// Checks what is set of [`INPUTS`], and takes what is for the SDK.
     pub(super) fn load(environment: &Environment, problems: &mut Vec<Problem>) -> Self {
-        let mut variables = BTreeMap::new();
-        for input in &INPUTS {
-            let Some((name, text)) = input.variable.and_then(|name| Some((name, environment.get(name)?))) else {
-                continue;
-            };
-            match input.takes.read(text) {
-                Ok(value) if input.to_sdk => drop(variables.insert(name, value.into_owned())),
+        let is_for_sdk = |name| INPUTS.iter().any(|input| input.to_sdk && input.variable == Some(name));
+        let mut taken = BTreeMap::new();
+        for (name, takes) in variables() {
+            let Some(text) = environment.get(name) else { continue };
+            match takes.read(text) {
+                Ok(value) if is_for_sdk(name) => drop(taken.insert(name, value.into_owned())),
                 Ok(_) => {}
                 // The rest is read by others as well, who take what they take.
                 Err(_) if !is_aws(name) => {}
                 Err(wrong) => problems.push(Problem::wrong(&Origin::Variable(name), text, wrong)),
             }
         }
-        Self(variables)
+        Self(taken)
     }
 
     /// Returns a value.

@@ -3,9 +3,8 @@
 use clap::Args;
 
 use super::{
-    Access, Environment, GlobalArgs, Origin, Problem, SettingsError, Sources,
+    ACCESS, Access, Environment, GlobalArgs, Origin, Problem, SettingsError, Sources,
     access::{all, need_bastions},
-    source,
 };
 
 /// Options of `policy`.
@@ -45,15 +44,15 @@ impl PolicySettings {
     pub fn load(flags: &GlobalArgs, args: &PolicyArgs, environment: &Environment) -> Result<Self, SettingsError> {
         let mut problems = Vec::new();
         let mut sources = Sources::read(flags, environment, &mut problems)?;
-        sources.flags.add_flag(&source::BASTION, &args.bastion);
-        sources.flags.add_flag(&source::CLUSTERS, &args.cluster);
+        sources.flags.add_flag(&ACCESS.bastion, &args.bastion);
+        sources.flags.add_flag(&ACCESS.clusters, &args.cluster);
         let access = all(&sources, environment, &mut problems);
         if !args.access_entry {
             need_bastions(&sources, &mut problems);
         }
         let role_account = access.iter().find_map(|access| access.aws.role_arn.as_deref()?.split(':').nth(4));
         if let Some(account) = &args.account_id {
-            let origin = Origin::Flag("--account-id");
+            let origin = Origin::Flag("--account-id".into());
             if account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {
                 problems.push(Problem::malformed(&origin, account, "an account id: twelve digits"));
             } else if role_account.is_some_and(|other| other != account) {
@@ -68,12 +67,12 @@ impl PolicySettings {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::flags::typed, *};
 
     const ROLE: &str = "arn:aws:iam::123456789012:role/ReadOnly";
 
     fn load(args: PolicyArgs, role: Option<&str>) -> Result<PolicySettings, String> {
-        let flags = GlobalArgs { role_arn: role.map(ToOwned::to_owned), ..GlobalArgs::default() };
+        let flags: GlobalArgs = role.map(|role| typed(&["--role-arn", role])).unwrap_or_default();
         PolicySettings::load(&flags, &args, &Environment::default()).map_err(|error| error.to_string())
     }
 
@@ -87,7 +86,7 @@ mod tests {
         assert_eq!(load(args(None), None).unwrap().account, None);
         assert_eq!(load(args(None), Some(ROLE)).unwrap().account.as_deref(), Some("123456789012"));
         let both = load(args(Some("123456789012")), Some(ROLE)).unwrap();
-        assert_eq!((both.account.as_deref(), both.access[0].bastions.len()), (Some("123456789012"), 1));
+        assert_eq!((both.account.as_deref(), both.access[0].bastion.len()), (Some("123456789012"), 1));
     }
 
     #[test]
@@ -104,6 +103,6 @@ mod tests {
     #[test]
     fn access_entries_need_no_bastion() {
         let args = PolicyArgs { access_entry: true, ..PolicyArgs::default() };
-        assert_eq!(load(args, None).unwrap().access[0].bastions, []);
+        assert_eq!(load(args, None).unwrap().access[0].bastion, []);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Values are shown as they were given, unless they may be secrets ([`shown`]).
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use super::{
     duration::DurationError,
@@ -22,7 +22,7 @@ pub enum Problem {
         /// What was given.
         value: String,
         /// What is expected, with an article.
-        expected: &'static str,
+        expected: Cow<'static, str>,
     },
     /// A value cannot be used, whatever it was to be.
     #[error("{origin}: the value {reason}")]
@@ -118,8 +118,8 @@ pub enum Problem {
 }
 
 impl Problem {
-    pub(super) fn malformed(origin: &Origin, value: &str, expected: &'static str) -> Self {
-        Self::Malformed { origin: origin.clone(), value: shown(value), expected }
+    pub(super) fn malformed(origin: &Origin, value: &str, expected: impl Into<Cow<'static, str>>) -> Self {
+        Self::Malformed { origin: origin.clone(), value: shown(value), expected: expected.into() }
     }
 
     /// Says what is wrong with a value of [`INPUTS`](super::INPUTS).

@@ -1,8 +1,7 @@
 //! Where values come from: flags, variables and the configuration file, all read by one mechanism.
 //!
-//! A [`Setting`] knows its names at every source, a [`Layer`] holds what one source gives, still as text, and a
-//! [`Stack`] asks the layers in turn. So a new setting is one constant, listed in [`ALL`], and one line in `flags`; and a
-//! value that is wrong is named where it stands.
+//! A [`Layer`] holds what one source gives, still as text, and a [`Stack`] asks the layers in turn. A value knows where it
+//! stands, so that what is wrong is named there.
 
 use std::{
     borrow::Cow,
@@ -13,122 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Environment, Problem};
-
-/// A setting, and what it is called.
-#[derive(Debug)]
-pub(super) struct Setting {
-    /// On the command line.
-    pub(super) flag: &'static str,
-    /// In the environment; the first that is set counts.
-    pub(super) variables: &'static [&'static str],
-    /// In the configuration file.
-    pub(super) key: &'static str,
-    /// What is expected there.
-    pub(super) shape: Shape,
-    /// It may differ from one entry of `access` to the next.
-    pub(super) in_entry: bool,
-}
-
-/// The form of a value in the configuration file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shape {
-    /// One scalar.
-    Value,
-    /// `true` or `false`.
-    Switch,
-    /// A list of scalars, or one of them.
-    List,
-}
-
-impl Setting {
-    const fn new(key: &'static str, flag: &'static str) -> Self {
-        Self { flag, variables: &[], key, shape: Shape::Value, in_entry: false }
-    }
-
-    const fn variables(self, variables: &'static [&'static str]) -> Self {
-        Self { variables, ..self }
-    }
-
-    const fn shape(self, shape: Shape) -> Self {
-        Self { shape, ..self }
-    }
-
-    const fn in_entry(self) -> Self {
-        Self { in_entry: true, ..self }
-    }
-}
-
-pub(super) static REGION: Setting =
-    Setting::new("region", "--region").variables(&["AWS_REGION", "AWS_DEFAULT_REGION"]).in_entry();
-// In the order of botocore.
-pub(super) static PROFILE: Setting =
-    Setting::new("profile", "--profile").variables(&["AWS_DEFAULT_PROFILE", "AWS_PROFILE"]).in_entry();
-pub(super) static ROLE_ARN: Setting = Setting::new("role_arn", "--role-arn").variables(&["AWS_ROLE_ARN"]).in_entry();
-pub(super) static ROLE_SESSION_NAME: Setting =
-    Setting::new("role_session_name", "--role-session-name").variables(&["AWS_ROLE_SESSION_NAME"]).in_entry();
-pub(super) static WEB_IDENTITY_TOKEN_FILE: Setting =
-    Setting::new("web_identity_token_file", "--web-identity-token-file")
-        .variables(&["AWS_WEB_IDENTITY_TOKEN_FILE"])
-        .in_entry();
-pub(super) static OIDC_AUDIENCE: Setting =
-    Setting::new("oidc_audience", "--oidc-audience").variables(&["AUTOHEAL_PA_OIDC_AUDIENCE"]).in_entry();
-pub(super) static DURATION: Setting = Setting::new("duration", "--duration").in_entry();
-pub(super) static BASTION: Setting =
-    Setting::new("bastion", "--bastion").variables(&["AUTOHEAL_PA_BASTION"]).shape(Shape::List).in_entry();
-pub(super) static CLUSTERS: Setting = Setting::new("clusters", "--cluster").shape(Shape::List).in_entry();
-pub(super) static REASON: Setting = Setting::new("reason", "--reason").in_entry();
-pub(super) static CA_BUNDLE: Setting = Setting::new("ca_bundle", "--ca-bundle").variables(&["AWS_CA_BUNDLE"]);
-pub(super) static ENDPOINT_SSMMESSAGES: Setting = Setting::new("endpoint_ssmmessages", "--endpoint-ssmmessages")
-    .variables(&["AWS_ENDPOINT_URL_SSMMESSAGES"])
-    .in_entry();
-pub(super) static BASE_PORT: Setting = Setting::new("base_port", "--base-port");
-pub(super) static STRICT_PORTS: Setting = Setting::new("strict_ports", "--strict-ports").shape(Shape::Switch);
-pub(super) static ALLOW_OTHER_USERS: Setting =
-    Setting::new("allow_other_users", "--allow-other-users").shape(Shape::Switch);
-pub(super) static KUBECONFIG: Setting = Setting::new("kubeconfig", "--kubeconfig");
-pub(super) static SET_CURRENT: Setting = Setting::new("set_current", "--set-current").shape(Shape::Switch);
-pub(super) static KUBECONFIG_MODE: Setting = Setting::new("kubeconfig_mode", "--kubeconfig-mode");
-pub(super) static PROXY_PORT: Setting = Setting::new("proxy_port", "--proxy-port");
-pub(super) static CONTEXT_PREFIX: Setting = Setting::new("context_prefix", "--context-prefix");
-pub(super) static TIMEOUT: Setting = Setting::new("timeout", "--timeout");
-pub(super) static PROBE_INTERVAL: Setting = Setting::new("probe_interval", "--probe-interval");
-pub(super) static RECONNECT_TIMEOUT: Setting = Setting::new("reconnect_timeout", "--reconnect-timeout");
-pub(super) static SESSIONS: Setting = Setting::new("sessions", "--sessions");
-pub(super) static PAYLOAD_SIZE: Setting = Setting::new("payload_size", "--payload-size");
-pub(super) static NO_RATE_LIMIT: Setting = Setting::new("no_rate_limit", "--no-rate-limit").shape(Shape::Switch);
-pub(super) static ENV_FILE: Setting = Setting::new("env_file", "--env-file");
-
-/// All settings that a configuration file may give, in the order of its documentation.
-pub(super) static ALL: [&Setting; 27] = [
-    &REGION,
-    &PROFILE,
-    &ROLE_ARN,
-    &ROLE_SESSION_NAME,
-    &WEB_IDENTITY_TOKEN_FILE,
-    &OIDC_AUDIENCE,
-    &DURATION,
-    &BASTION,
-    &CLUSTERS,
-    &REASON,
-    &CA_BUNDLE,
-    &ENDPOINT_SSMMESSAGES,
-    &BASE_PORT,
-    &STRICT_PORTS,
-    &ALLOW_OTHER_USERS,
-    &KUBECONFIG,
-    &SET_CURRENT,
-    &KUBECONFIG_MODE,
-    &PROXY_PORT,
-    &CONTEXT_PREFIX,
-    &TIMEOUT,
-    &PROBE_INTERVAL,
-    &RECONNECT_TIMEOUT,
-    &SESSIONS,
-    &PAYLOAD_SIZE,
-    &NO_RATE_LIMIT,
-    &ENV_FILE,
-];
+use super::{Environment, Problem, Row, rows};
 
 /// A place in the configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,7 +35,7 @@ impl fmt::Display for Place {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// A flag.
-    Flag(&'static str),
+    Flag(Cow<'static, str>),
     /// An environment variable.
     Variable(&'static str),
     /// The configuration file, under this key.
@@ -161,7 +45,8 @@ pub enum Origin {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Flag(name) | Self::Variable(name) => write!(f, "`{name}`"),
+            Self::Flag(name) => write!(f, "`{name}`"),
+            Self::Variable(name) => write!(f, "`{name}`"),
             Self::File(place, key) => write!(f, "{place}: `{key}`"),
         }
     }
@@ -189,7 +74,7 @@ impl Given {
     }
 
     /// Says that the value is not what is expected.
-    pub(super) fn malformed(&self, expected: &'static str) -> Problem {
+    pub(super) fn malformed(&self, expected: impl Into<Cow<'static, str>>) -> Problem {
         Problem::malformed(&self.origin, &self.text(), expected)
     }
 
@@ -206,7 +91,7 @@ impl Given {
     }
 }
 
-/// What one source gives, by the settings' keys.
+/// What one source gives, by the settings' names.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Layer(BTreeMap<&'static str, Vec<Given>>);
 
@@ -214,7 +99,7 @@ impl Layer {
     /// Reads the environment.
     pub(super) fn of_environment(environment: &Environment) -> Self {
         let mut layer = Self::default();
-        for setting in ALL {
+        for setting in rows::all() {
             let set = setting.variables.iter().find_map(|name| Some((*name, environment.get(name)?)));
             if let Some((name, value)) = set {
                 layer.add(setting, Origin::Variable(name), value);
@@ -224,19 +109,26 @@ impl Layer {
     }
 
     /// Adds a value of a setting.
-    pub(super) fn add(&mut self, setting: &Setting, origin: Origin, value: impl AsRef<OsStr>) {
+    pub(super) fn add(&mut self, setting: &Row, origin: Origin, value: impl AsRef<OsStr>) {
         let given = Given { origin, value: value.as_ref().to_owned() };
-        self.0.entry(setting.key).or_default().push(given);
+        self.0.entry(setting.name).or_default().push(given);
     }
 
     /// Adds the values of a flag.
-    pub(super) fn add_flag<V: AsRef<OsStr>>(&mut self, setting: &Setting, values: impl IntoIterator<Item = V>) {
-        values.into_iter().for_each(|value| self.add(setting, Origin::Flag(setting.flag), value));
+    pub(super) fn add_flag<V: AsRef<OsStr>>(&mut self, setting: &Row, values: impl IntoIterator<Item = V>) {
+        values.into_iter().for_each(|value| self.add(setting, Origin::Flag(setting.flag().into()), value));
+    }
+
+    /// Adds all that another one has.
+    pub(super) fn extend(&mut self, other: &Self) {
+        for (name, given) in &other.0 {
+            self.0.entry(name).or_default().extend_from_slice(given);
+        }
     }
 
     /// Returns the values of a setting.
-    pub(super) fn get(&self, setting: &Setting) -> &[Given] {
-        self.0.get(setting.key).map_or(&[], Vec::as_slice)
+    pub(super) fn get(&self, setting: &Row) -> &[Given] {
+        self.0.get(setting.name).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -254,27 +146,27 @@ pub(super) struct Stack<'a> {
 }
 
 impl<'a> Stack<'a> {
-    fn first(layers: impl IntoIterator<Item = &'a Layer>, setting: &Setting) -> &'a [Given] {
+    fn first(layers: impl IntoIterator<Item = &'a Layer>, setting: &Row) -> &'a [Given] {
         layers.into_iter().map(|layer| layer.get(setting)).find(|values| !values.is_empty()).unwrap_or_default()
     }
 
     /// Returns the values of a setting.
-    pub(super) fn all(&self, setting: &Setting) -> &'a [Given] {
+    pub(super) fn all(&self, setting: &Row) -> &'a [Given] {
         Self::first([self.flags].into_iter().chain(self.entry).chain([self.environment, self.top]), setting)
     }
 
     /// Returns the value of a setting that has one.
-    pub(super) fn one(&self, setting: &Setting) -> Option<&'a Given> {
+    pub(super) fn one(&self, setting: &Row) -> Option<&'a Given> {
         self.all(setting).first()
     }
 
     /// Returns the value of a setting, if it is from nearer than the environment.
-    pub(super) fn near(&self, setting: &Setting) -> Option<&'a Given> {
+    pub(super) fn near(&self, setting: &Row) -> Option<&'a Given> {
         Self::first([self.flags].into_iter().chain(self.entry), setting).first()
     }
 
-    /// Returns the value of a setting, whatever the environment says.
-    pub(super) fn past_environment(&self, setting: &Setting) -> Option<&'a Given> {
-        self.near(setting).or_else(|| self.top.get(setting).first())
+    /// Returns the values of a setting, whatever the environment says.
+    pub(super) fn past_environment(&self, setting: &Row) -> &'a [Given] {
+        Self::first([self.flags].into_iter().chain(self.entry).chain([self.top]), setting)
     }
 }

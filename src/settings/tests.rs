@@ -1,6 +1,6 @@
 //! Tests of what flags, variables and the configuration file make of the settings.
 
-use super::*;
+use super::{flags::typed, *};
 use crate::cluster::Target;
 
 fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
@@ -19,7 +19,7 @@ fn up(args: &UpArgs, environment: &Environment) -> Result<UpSettings, String> {
 }
 
 fn bastion(id: &str) -> UpArgs {
-    UpArgs { bastion: vec![id.to_owned()], ..UpArgs::default() }
+    typed(&["--bastion", id])
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn defaults() {
     assert_eq!(settings.base_port, 10100);
     assert_eq!((settings.timeout, settings.probe_interval), (Duration::from_secs(60), Duration::from_secs(30)));
     assert_eq!(settings.reconnect_timeout, Duration::from_secs(90));
-    assert_eq!((settings.sessions, settings.payload_size, settings.rate_limit), (1, None, true));
+    assert_eq!((settings.sessions, settings.payload_size, settings.no_rate_limit), (1, None, false));
     assert_eq!(settings.context_prefix, "pa-");
     assert_eq!(settings.common.name, "default");
     assert_eq!(settings.common.kubeconfig, Path::new("/home/alice/.kube/autoheal-pa.yaml"));
@@ -41,27 +41,48 @@ fn defaults() {
 #[test]
 fn takes_every_flag() {
     let args = UpArgs {
-        bastion: vec!["i-0abcdef1, i-0abcdef2".into(), "ecs:tools_a_b".into(), "i-0abcdef1".into()],
-        cluster: vec!["no".into(), "1_000".into(), "no".into()],
-        base_port: Some("0".into()),
-        strict_ports: true,
-        allow_other_users: true,
-        kubeconfig: Some("kube/config".into()),
-        set_current: true,
-        context_prefix: Some(String::new()),
-        timeout: Some("5m".into()),
-        probe_interval: Some("0".into()),
-        reconnect_timeout: Some("10m".into()),
-        sessions: Some("4".into()),
-        payload_size: Some("8192".into()),
-        no_rate_limit: true,
-        reason: Some("INC-42: smoke test".into()),
-        env_file: Some("~/env".into()),
         github_env: true,
-        ..UpArgs::default()
+        ..typed(&[
+            "--bastion",
+            "i-0abcdef1, i-0abcdef2",
+            "--bastion",
+            "ecs:tools_a_b",
+            "--bastion",
+            "i-0abcdef1",
+            "--cluster",
+            "no",
+            "--cluster",
+            "1_000",
+            "--cluster",
+            "no",
+            "--base-port",
+            "0",
+            "--strict-ports",
+            "--allow-other-users",
+            "--kubeconfig",
+            "kube/config",
+            "--set-current",
+            "--context-prefix",
+            "",
+            "--timeout",
+            "5m",
+            "--probe-interval",
+            "0",
+            "--reconnect-timeout",
+            "10m",
+            "--sessions",
+            "4",
+            "--payload-size",
+            "8192",
+            "--no-rate-limit",
+            "--reason",
+            "INC-42: smoke test",
+            "--env-file",
+            "~/env",
+        ])
     };
     let settings = up(&args, &environment([("AUTOHEAL_PA_BASTION", "not read"), ("GITHUB_ENV", "/gh/env")])).unwrap();
-    let bastions: Vec<_> = settings.access[0].bastions.iter().map(Target::as_str).collect();
+    let bastions: Vec<_> = settings.access[0].bastion.iter().map(Target::as_str).collect();
     assert_eq!(bastions, ["i-0abcdef1", "i-0abcdef2", "ecs:tools_a_b"]);
     assert_eq!(settings.access[0].clusters, ["no", "1_000"]);
     assert_eq!(settings.base_port, 0);
@@ -70,7 +91,7 @@ fn takes_every_flag() {
     assert_eq!(settings.context_prefix, "");
     assert_eq!((settings.timeout, settings.probe_interval), (Duration::from_secs(300), Duration::ZERO));
     assert_eq!(settings.reconnect_timeout, Duration::from_secs(600));
-    assert_eq!((settings.sessions, settings.payload_size, settings.rate_limit), (4, Some(8192), false));
+    assert_eq!((settings.sessions, settings.payload_size, settings.no_rate_limit), (4, Some(8192), true));
     assert_eq!(settings.access[0].reason.as_deref(), Some("INC-42: smoke test"));
     assert_eq!(settings.env_file.as_deref(), Some(Path::new("/home/alice/env")));
     assert_eq!(settings.github_env.as_deref(), Some(Path::new("/gh/env")));
@@ -79,7 +100,7 @@ fn takes_every_flag() {
 #[test]
 fn takes_bastions_from_the_environment() {
     let environment = environment([("AUTOHEAL_PA_BASTION", "i-0abcdef1,mi-0dc03fbcae2a87472")]);
-    assert_eq!(up(&UpArgs::default(), &environment).unwrap().access[0].bastions.len(), 2);
+    assert_eq!(up(&UpArgs::default(), &environment).unwrap().access[0].bastion.len(), 2);
 }
 
 #[test]
@@ -113,7 +134,7 @@ fn one_problem_is_one_line() {
         up(&UpArgs::default(), &environment([])).unwrap_err(),
         "no bastion is given: add `--bastion` or set `AUTOHEAL_PA_BASTION`"
     );
-    let args = UpArgs { timeout: Some("60".into()), ..bastion("i-0abcdef1") };
+    let args = typed(&["--timeout", "60", "--bastion", "i-0abcdef1"]);
     assert_eq!(
         up(&args, &environment([])).unwrap_err(),
         "`--timeout`: `60` is not a duration: it has no unit: write `60s`, `5m`, `1h` or `500ms`"
@@ -122,20 +143,31 @@ fn one_problem_is_one_line() {
 
 #[test]
 fn says_everything_that_is_wrong_at_once() {
-    let args = UpArgs {
-        bastion: vec!["bastion".into(), "i-0abcdef1".into()],
-        cluster: vec!["a b".into()],
-        base_port: Some("65536".into()),
-        context_prefix: Some("a b".into()),
-        timeout: Some("0s".into()),
-        probe_interval: Some("2h".into()),
-        reconnect_timeout: Some("0s".into()),
-        sessions: Some("17".into()),
-        payload_size: Some("64k".into()),
-        reason: Some("two\nlines".into()),
-        ..UpArgs::default()
-    };
-    let flags = GlobalArgs { name: Some("/".into()), duration: Some("1h".into()), ..GlobalArgs::default() };
+    let args = typed(&[
+        "--bastion",
+        "bastion",
+        "--bastion",
+        "i-0abcdef1",
+        "--cluster",
+        "a b",
+        "--base-port",
+        "65536",
+        "--context-prefix",
+        "a b",
+        "--timeout",
+        "0s",
+        "--probe-interval",
+        "2h",
+        "--reconnect-timeout",
+        "0s",
+        "--sessions",
+        "17",
+        "--payload-size",
+        "64k",
+        "--reason",
+        "two\nlines",
+    ]);
+    let flags = GlobalArgs { name: Some("/".into()), ..typed(&["--duration", "1h"]) };
     let error = UpSettings::load(&flags, &args, &environment([])).unwrap_err();
     assert_eq!(error.problems.len(), 12);
     let text = error.to_string();
@@ -147,7 +179,7 @@ fn says_everything_that_is_wrong_at_once() {
 
 #[test]
 fn a_reason_has_at_most_256_characters() {
-    let with = |reason: String| up(&UpArgs { reason: Some(reason), ..bastion("i-0abcdef1") }, &environment([]));
+    let with = |reason: String| up(&typed(&["--reason", &reason, "--bastion", "i-0abcdef1"]), &environment([]));
     assert!(with("ä".repeat(256)).is_ok());
     assert!(with("ä".repeat(257)).is_err());
     assert!(with(String::new()).is_err());
@@ -210,7 +242,7 @@ fn entries_win_over_the_environment_and_take_from_it_what_they_leave_out() {
     assert_eq!((aws.profile.as_deref(), aws.profile_is_chosen, aws.role_is_chosen), (Some("shell"), false, true));
     assert_eq!(aws.web_identity_token_file.as_deref(), Some(Path::new("/shell/token")));
     assert_eq!((aws.role_session_name.as_deref(), aws.duration), (Some("top"), Some(Duration::from_secs(7200))));
-    assert_eq!(first.bastions.iter().map(Target::as_str).collect::<Vec<_>>(), ["i-0abcdef1", "i-0abcdef2"]);
+    assert_eq!(first.bastion.iter().map(Target::as_str).collect::<Vec<_>>(), ["i-0abcdef1", "i-0abcdef2"]);
     assert_eq!((first.clusters.len(), first.reason.as_deref()), (2, Some("top")));
     assert_eq!(
         first.identity.args,
@@ -228,7 +260,7 @@ fn entries_win_over_the_environment_and_take_from_it_what_they_leave_out() {
     assert_eq!((aws.region.as_deref(), aws.role_arn.as_deref()), (Some("eu-west-1"), None));
     assert_eq!((aws.profile.as_deref(), aws.profile_is_chosen), (Some("dev"), true));
     assert_eq!((second.clusters.len(), second.reason.as_deref()), (0, Some("entry")));
-    assert_eq!(second.bastions.iter().map(Target::as_str).collect::<Vec<_>>(), ["i-0abcdef3"]);
+    assert_eq!(second.bastion.iter().map(Target::as_str).collect::<Vec<_>>(), ["i-0abcdef3"]);
     assert_eq!(second.identity.args, ["--profile=dev"]);
     assert_eq!(settings.common.aws.region.as_deref(), Some("us-east-1"));
 }
@@ -272,31 +304,26 @@ fn flags_win_over_the_environment_and_that_over_the_top_level() {
     let (settings, dir) = load(&GlobalArgs::default(), &UpArgs::default(), &shell);
     let access = &settings.access[0];
     assert_eq!((access.aws.region.as_deref(), access.aws.profile.as_deref()), (Some("us-west-1"), Some("shell")));
-    assert_eq!((access.aws.role_arn.as_deref(), access.bastions[0].as_str()), (Some(OTHER_ROLE), "i-0abcdef2"));
+    assert_eq!((access.aws.role_arn.as_deref(), access.bastion[0].as_str()), (Some(OTHER_ROLE), "i-0abcdef2"));
     assert_eq!(access.aws.ca_bundle, Some(dir.path().join("shell.pem")));
     assert!(!access.aws.profile_is_chosen);
 
-    let flags = GlobalArgs { region: Some("us-west-2".into()), profile: Some("flag".into()), ..GlobalArgs::default() };
-    let args = UpArgs {
-        cluster: vec!["flag".into()],
-        base_port: Some("2".into()),
-        kubeconfig: Some("kube".into()),
-        ..bastion("i-0abcdef3")
-    };
+    let flags = typed(&["--region", "us-west-2", "--profile", "flag"]);
+    let args = typed(&["--cluster", "flag", "--base-port", "2", "--kubeconfig", "kube", "--bastion", "i-0abcdef3"]);
     let (settings, dir) = load(&flags, &args, &shell);
     let access = &settings.access[0];
     assert_eq!((access.aws.region.as_deref(), access.aws.profile.as_deref()), (Some("us-west-2"), Some("flag")));
-    assert_eq!((access.bastions[0].as_str(), &access.clusters[..]), ("i-0abcdef3", &["flag".to_owned()][..]));
+    assert_eq!((access.bastion[0].as_str(), &access.clusters[..]), ("i-0abcdef3", &["flag".to_owned()][..]));
     assert_eq!((settings.base_port, settings.common.kubeconfig), (2, dir.path().join("kube")));
 }
 
 #[test]
 fn a_flag_wins_over_one_entry_and_contradicts_several() {
     let one = "access:\n- {region: us-east-1, bastion: i-0abcdef1}";
-    let flags = GlobalArgs { region: Some("eu-west-1".into()), ..GlobalArgs::default() };
+    let flags = typed(&["--region", "eu-west-1"]);
     let settings = with_file(one, &flags, &bastion("i-0abcdef2"), &environment([])).unwrap();
     assert_eq!(settings.access[0].aws.region.as_deref(), Some("eu-west-1"));
-    assert_eq!(settings.access[0].bastions[0].as_str(), "i-0abcdef2");
+    assert_eq!(settings.access[0].bastion[0].as_str(), "i-0abcdef2");
 
     let error = with_file(SEVERAL, &flags, &bastion("i-0abcdef2"), &environment([])).unwrap_err();
     assert_eq!(
@@ -306,7 +333,7 @@ fn a_flag_wins_over_one_entry_and_contradicts_several() {
          `--bastion` and /work/conf/config.yaml:7:13: `bastion` contradict each other, as there are 2 entries of `access`: leave one of them out"
     );
     // What no entry says is for all of them.
-    let flags = GlobalArgs { duration: Some("1h".into()), ca_bundle: Some("ca".into()), ..GlobalArgs::default() };
+    let flags = typed(&["--duration", "1h", "--ca-bundle", "ca"]);
     let text = SEVERAL.replace("profile: dev", &format!("role_arn: {OTHER_ROLE}"));
     let settings = with_file(&text, &flags, &UpArgs::default(), &environment([])).unwrap();
     assert!(settings.access.iter().all(|access| access.aws.duration == Some(Duration::from_secs(3600))));
@@ -347,35 +374,28 @@ fn what_talks_to_a_manager_or_for_kubectl_does_not_read_the_file() {
     assert_eq!(settings.aws.region.as_deref(), Some("eu-west-1"));
     assert_eq!(settings.kubeconfig, path.with_file_name("config"));
     let access = Access::load(&flags, &UpArgs::default(), &surroundings).unwrap();
-    assert_eq!((access.len(), access[0].bastions.len()), (1, 0));
+    assert_eq!((access.len(), access[0].bastion.len()), (1, 0));
     let without = GlobalArgs { config: Some("/dev/null".into()), ..flags };
     assert_eq!(Settings::load(&without, None, &surroundings).unwrap().aws.region, None);
 }
 
 #[test]
 fn the_proxy_is_before_the_tunnels() {
-    let proxy = |base: Option<&str>, port: Option<&str>, strict_ports| {
-        let args = UpArgs {
-            kubeconfig_mode: Some(KubeconfigMode::Proxy),
-            base_port: base.map(ToOwned::to_owned),
-            proxy_port: port.map(ToOwned::to_owned),
-            strict_ports,
-            ..bastion("i-0abcdef1")
-        };
-        let ProxySettings { port, strict } = up(&args, &environment([])).unwrap().proxy.unwrap();
+    let proxy = |more: &[&str]| {
+        let words = [&["--kubeconfig-mode", "proxy", "--bastion", "i-0abcdef1"], more].concat();
+        let ProxySettings { port, strict } = up(&typed(&words), &environment([])).unwrap().proxy().unwrap();
         (port, strict)
     };
-    assert_eq!(proxy(None, None, false), (10099, false));
-    assert_eq!(proxy(Some("20000"), None, true), (19999, true));
-    assert_eq!(proxy(Some("0"), None, false), (0, false));
-    assert_eq!(proxy(None, Some("3128"), false), (3128, true));
-    assert_eq!(up(&bastion("i-0abcdef1"), &environment([])).unwrap().proxy, None);
+    assert_eq!(proxy(&[]), (10099, false));
+    assert_eq!(proxy(&["--base-port", "20000", "--strict-ports"]), (19999, true));
+    assert_eq!(proxy(&["--base-port", "0"]), (0, false));
+    assert_eq!(proxy(&["--proxy-port", "3128"]), (3128, true));
+    assert_eq!(up(&bastion("i-0abcdef1"), &environment([])).unwrap().proxy(), None);
 
-    let alone = UpArgs { proxy_port: Some("3128".into()), ..bastion("i-0abcdef1") };
+    let alone = typed(&["--proxy-port", "3128", "--bastion", "i-0abcdef1"]);
     let error = up(&alone, &environment([])).unwrap_err();
     assert_eq!(error, "`--proxy-port`: `3128` is not of use without `--kubeconfig-mode proxy`");
-    let proxy_port = Some("x".into());
-    let malformed = UpArgs { kubeconfig_mode: Some(KubeconfigMode::Proxy), proxy_port, ..bastion("i-0abcdef1") };
+    let malformed = typed(&["--kubeconfig-mode", "proxy", "--proxy-port", "x", "--bastion", "i-0abcdef1"]);
     let error = up(&malformed, &environment([])).unwrap_err();
     assert_eq!(error, "`--proxy-port`: `x` is not a port: a number from 0 to 65535");
 }
@@ -388,7 +408,7 @@ fn a_file_may_ask_for_the_proxy() {
     let proxy = |text: &str| {
         std::fs::write(&config, format!("bastion: i-0abcdef1\n{text}")).unwrap();
         let settings = UpSettings::load(&flags, &UpArgs::default(), &environment([]));
-        settings.map(|settings| settings.proxy).map_err(|error| error.to_string())
+        settings.map(|settings| settings.proxy()).map_err(|error| error.to_string())
     };
     let strict = |port| Some(ProxySettings { port, strict: true });
     assert_eq!(proxy("kubeconfig_mode: proxy\nproxy_port: 3128\n"), Ok(strict(3128)));

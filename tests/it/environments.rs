@@ -7,7 +7,7 @@ use std::{
     process::Stdio,
 };
 
-use autoheal_pa::settings::{INPUTS, Takes};
+use autoheal_pa::settings::{INPUTS, Takes, variables};
 use futures_util::StreamExt;
 use tokio::process::Command;
 
@@ -77,13 +77,12 @@ async fn wrong(what: String, mut command: Command, is_secret: bool) -> Option<St
 async fn no_value_of_a_variable_makes_a_token_panic_hang_or_show_it() {
     let home = tempfile::tempdir().unwrap();
     let values = values(100_000);
-    let cases = INPUTS.iter().filter_map(|input| Some((input, input.variable?)));
-    let runs = cases.flat_map(|(input, name)| {
+    let runs = variables().flat_map(|(name, takes)| {
         let home = home.path();
         values.iter().map(move |(kind, value)| {
             let mut command = command(home, &["token", "--cluster-name", "c"]);
             command.env(name, value);
-            let is_secret = input.takes == Takes::Secret || name == "AWS_ACCESS_KEY_ID";
+            let is_secret = takes == Takes::Secret || name == "AWS_ACCESS_KEY_ID";
             Box::pin(wrong(format!("{name}, {kind}"), command, is_secret))
         })
     });
@@ -130,7 +129,7 @@ async fn no_value_of_a_profile_key_makes_a_token_panic_hang_or_show_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_values_of_all_variables_make_a_command_panic_or_hang() {
     let bastion = "i-0dc03fbcae2a87472";
-    let commands: [&[&str]; 16] = [
+    let commands: [&[&str]; 17] = [
         &["up", "--bastion", bastion, "--timeout", "1s"],
         &["up", "--bastion", bastion, "--timeout", "1s", "--detach"],
         &["exec", "--bastion", bastion, "--timeout", "1s", "--", "true"],
@@ -142,6 +141,7 @@ async fn no_values_of_all_variables_make_a_command_panic_or_hang() {
         &["reload"],
         &["down"],
         &["config", "check"],
+        &["config", "schema"],
         &["policy", "--bastion", bastion],
         &["token", "--cluster-name", "c"],
         &["completions", "bash"],
@@ -157,7 +157,7 @@ async fn no_values_of_all_variables_make_a_command_panic_or_hang() {
             // With the surroundings as they are, and with odd ones as well.
             [false, true].map(|all| {
                 let mut command = command(home, args);
-                for name in INPUTS.iter().filter_map(|input| input.variable) {
+                for (name, _) in variables() {
                     let is_ours = ["AWS_", "ACTIONS_", "AUTOHEAL_"].iter().any(|start| name.starts_with(start));
                     if !FENCE.contains(&name) && (all || is_ours) {
                         command.env(name, value);

@@ -174,7 +174,7 @@ impl View {
             let wanted: Vec<_> = clusters.iter().filter(|name| ports.contains_key(*name)).cloned().collect();
             (clusters.is_empty() || !wanted.is_empty()).then(|| Subject {
                 aws: Ok(way.aws.clone()),
-                bastions: way.access.bastions.clone(),
+                bastions: way.access.bastion.clone(),
                 clusters: if wanted.is_empty() { way.access.clusters.clone() } else { wanted },
                 ports,
             })
@@ -298,7 +298,7 @@ fn access(way: &Way, credentials: &CredentialStatus) -> AccessStatus {
             .failure
             .as_ref()
             .map(|failure| CommandError::from(failure.error.clone()).sentence()),
-        bastions: way.access.bastions.iter().map(ToString::to_string).collect(),
+        bastions: way.access.bastion.iter().map(ToString::to_string).collect(),
     }
 }
 

@@ -109,7 +109,7 @@ impl Hopeless {
     fn has_usable_bastion(&self, tunnel: &TunnelStatus) -> bool {
         let roster = self.roster.borrow();
         let way = roster.route(tunnel.port).map(|route| &route.way);
-        way.is_some_and(|way| way.access.bastions.iter().any(|bastion| !way.common.is_unusable(bastion)))
+        way.is_some_and(|way| way.access.bastion.iter().any(|bastion| !way.common.is_unusable(bastion)))
     }
 }
 

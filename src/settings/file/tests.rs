@@ -5,10 +5,7 @@ use std::fmt::Write;
 use proptest::prelude::*;
 
 use super::*;
-use crate::settings::{
-    GlobalArgs, SettingsError, UpArgs, UpSettings,
-    source::{self, Given},
-};
+use crate::settings::{ACCESS, AWS, GlobalArgs, SettingsError, UP, UpArgs, UpSettings, flags::typed, source::Given};
 
 fn parse(text: &str) -> Result<File, String> {
     let mut problems = Vec::new();
@@ -18,9 +15,9 @@ fn parse(text: &str) -> Result<File, String> {
 }
 
 /// The values of a setting, with their places.
-fn values(layer: &Layer, setting: &Setting) -> Vec<(String, usize, usize)> {
+fn values(layer: &Layer, setting: &Row) -> Vec<(String, usize, usize)> {
     let value = |given: &Given| match &given.origin {
-        Origin::File(Place { line, column, .. }, key) if *key == setting.key => {
+        Origin::File(Place { line, column, .. }, key) if *key == setting.name => {
             (given.text().into_owned(), *line, *column)
         }
         other @ (Origin::Flag(_) | Origin::Variable(_) | Origin::File(..)) => panic!("{other}"),
@@ -44,27 +41,27 @@ fn reads_values_as_they_are_written_and_where() {
     )
     .unwrap();
     let one = |text: &str, line, column| vec![(text.to_owned(), line, column)];
-    assert_eq!(values(&file.top, &source::BASE_PORT), one("0x10", 2, 12));
-    assert_eq!(values(&file.top, &source::STRICT_PORTS), one("true", 3, 17));
-    assert_eq!(values(&file.top, &source::DURATION), one("1h", 4, 11));
-    assert_eq!(values(&file.top, &source::REASON), one("two lines", 6, 3));
+    assert_eq!(values(&file.top, &UP.base_port), one("0x10", 2, 12));
+    assert_eq!(values(&file.top, &UP.strict_ports), one("true", 3, 17));
+    assert_eq!(values(&file.top, &AWS.duration), one("1h", 4, 11));
+    assert_eq!(values(&file.top, &ACCESS.reason), one("two lines", 6, 3));
     let [first, second] = &file.entries[..] else { panic!("{file:?}") };
     assert_eq!((first.place.line, first.place.column), (9, 3));
-    assert_eq!(values(&first.layer, &source::BASTION), [("i-1".into(), 9, 14), ("i-2".into(), 9, 19)]);
-    assert_eq!(values(&first.layer, &source::REGION), one("ä-1", 10, 17));
-    let clusters = values(&first.layer, &source::CLUSTERS);
+    assert_eq!(values(&first.layer, &ACCESS.bastion), [("i-1".into(), 9, 14), ("i-2".into(), 9, 19)]);
+    assert_eq!(values(&first.layer, &AWS.region), one("ä-1", 10, 17));
+    let clusters = values(&first.layer, &ACCESS.clusters);
     assert_eq!(clusters, [("8814e27".into(), 12, 5), ("no".into(), 13, 5), ("0777".into(), 14, 5)]);
-    assert_eq!(values(&second.layer, &source::REGION), one("ä-1", 15, 11));
-    assert_eq!(values(&second.layer, &source::BASTION), one("i-1", 16, 12));
+    assert_eq!(values(&second.layer, &AWS.region), one("ä-1", 15, 11));
+    assert_eq!(values(&second.layer, &ACCESS.bastion), one("i-1", 16, 12));
 }
 
 #[test]
 fn every_setting_is_a_key() {
-    for setting in ALL {
-        let value = if setting.shape == Shape::Switch { "true" } else { "x" };
-        let file = parse(&format!("{}: {value}", setting.key)).unwrap();
+    for setting in rows::all() {
+        let value = if matches!(setting.kind, Kind::Switch) { "true" } else { "x" };
+        let file = parse(&format!("{}: {value}", setting.name)).unwrap();
         assert_eq!(file.top.get(setting).len(), 1);
-        let entry = parse(&format!("access: [{{{}: {value}}}]", setting.key));
+        let entry = parse(&format!("access: [{{{}: {value}}}]", setting.name));
         assert_eq!(entry.is_ok(), setting.in_entry, "{entry:?}");
     }
 }
@@ -75,7 +72,7 @@ fn an_empty_file_gives_nothing() {
         assert_eq!(parse(text), Ok(File::default()), "{text:?}");
     }
     for text in ["\u{feff}region: a-1", "---\nregion: a-1\n...\n", "{\"region\": \"a-1\"}", "region: a-1\r\n"] {
-        assert_eq!(parse(text).unwrap().top.get(&source::REGION)[0].text(), "a-1", "{text:?}");
+        assert_eq!(parse(text).unwrap().top.get(&AWS.region)[0].text(), "a-1", "{text:?}");
     }
 }
 
@@ -95,7 +92,7 @@ const WRONG: &[&str] = &[
     "access:\n- {region: a-1, region: b-1}",
     "region:\nclusters: []\nbastion: ~\naccess:",
     "access: []",
-    "base_port: [1]\nregion: {a: b}\nstrict_ports: {}\nset_current: yes\nclusters: {a: b}",
+    "base_port: [1]\nregion: {a: b}\nstrict_ports: {}\nclusters: {a: b}",
     "clusters: [a, [b], {c: d}, ~]",
     "access: us-east-1",
     "access: {region: us-east-1}",
@@ -135,6 +132,7 @@ timeout: 60
 probe_interval: 1ms
 reconnect_timeout: 2h
 sessions: 0
+set_current: yes
 web_identity_token_file: token
 access:
 - role_session_name: ' '
@@ -172,7 +170,7 @@ fn up(text: &str, flags: &GlobalArgs, variables: &[(&str, &str)]) -> Result<UpSe
 
 #[test]
 fn says_which_values_are_wrong_and_where() {
-    let flags = GlobalArgs { profile: Some("dev".into()), name: Some("/".into()), ..GlobalArgs::default() };
+    let flags = GlobalArgs { name: Some("/".into()), ..typed(&["--profile", "dev"]) };
     insta::assert_snapshot!(up(WRONG_VALUES, &flags, &[]).unwrap_err());
 }
 
@@ -241,11 +239,11 @@ fn the_default_file_may_be_missing_but_not_wrong() {
     fs::create_dir_all(&folder).unwrap();
     assert_eq!(load(&environment).unwrap(), File::default());
     fs::write(folder.join("config.yaml"), "region: a-1").unwrap();
-    assert_eq!(load(&environment).unwrap().top.get(&source::REGION).len(), 1);
+    assert_eq!(load(&environment).unwrap().top.get(&AWS.region).len(), 1);
     let elsewhere = environment.clone().with([("XDG_CONFIG_HOME", "/does/not/exist")]);
     assert_eq!(load(&elsewhere).unwrap(), File::default());
     let relative = environment.clone().with([("XDG_CONFIG_HOME", "does/not/exist")]);
-    assert_eq!(load(&relative).unwrap().top.get(&source::REGION).len(), 1);
+    assert_eq!(load(&relative).unwrap().top.get(&AWS.region).len(), 1);
     fs::write(folder.join("config.yaml"), "region: [").unwrap();
     assert!(load(&environment).is_err());
 }
@@ -287,21 +285,19 @@ fn written(text: &str, style: u8) -> String {
 }
 
 /// A section: settings, their values, and how each is written.
-type Section = Vec<(&'static Setting, Vec<(String, u8)>)>;
+type Section = Vec<(&'static Row, Vec<(String, u8)>)>;
 
 fn sections(in_entry: bool) -> impl Strategy<Value = Section> {
     let text = prop_oneof!["[a-z0-9][a-z0-9/._-]{0,12}", "[^\\p{C}\u{2028}\u{2029}]{1,12}", Just("null".to_owned())];
     let values = proptest::collection::vec((text, 0..3u8), 1..4);
-    let settings: Vec<_> = ALL.into_iter().filter(|setting| setting.in_entry || !in_entry).collect();
+    let settings: Vec<_> = rows::all().into_iter().filter(|setting| setting.in_entry || !in_entry).collect();
     let one = (proptest::sample::select(settings), values);
     proptest::collection::vec(one, 1..6).prop_map(|mut section| {
-        section.sort_by_key(|(setting, _)| setting.key);
-        section.dedup_by_key(|(setting, _)| setting.key);
+        section.sort_by_key(|(setting, _)| setting.name);
+        section.dedup_by_key(|(setting, _)| setting.name);
         for (setting, values) in &mut section {
-            match setting.shape {
-                Shape::Value => values.truncate(1),
-                Shape::Switch => *values = vec![("true".to_owned(), 0)],
-                Shape::List => {}
+            if !setting.is_list {
+                values.truncate(1);
             }
         }
         section
@@ -325,7 +321,7 @@ fn write(out: &mut String, section: &Section, dash: bool) -> Vec<(String, usize,
         } else {
             "    "
         });
-        out.push_str(setting.key);
+        out.push_str(setting.name);
         out.push(':');
         match &values[..] {
             [value] => {

@@ -1,7 +1,9 @@
 //! Tests of what flags and variables make of the identity.
 
+use std::time::Duration;
+
 use super::*;
-use crate::settings::{GlobalArgs, source::Layer};
+use crate::settings::{GlobalArgs, flags::typed, source::Layer, values::is_role_arn};
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/ReadOnly";
 const OTHER_ROLE: &str = "arn:aws-cn:iam::210987654321:role/team/Admin";
@@ -12,7 +14,7 @@ fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
 }
 
 fn read(flags: &GlobalArgs, environment: &Environment, problems: &mut Vec<Problem>) -> AwsSettings {
-    let (flags, variables, top) = (flags.layer(), Layer::of_environment(environment), Layer::default());
+    let (flags, variables, top) = (flags.aws.layer.clone(), Layer::of_environment(environment), Layer::default());
     let stack = Stack { flags: &flags, entry: None, environment: &variables, top: &top };
     AwsSettings::load(&stack, environment, problems)
 }
@@ -32,7 +34,7 @@ fn problems(flags: &GlobalArgs, environment: &Environment) -> Vec<String> {
 }
 
 fn role(arn: &str) -> GlobalArgs {
-    GlobalArgs { role_arn: Some(arn.to_owned()), ..GlobalArgs::default() }
+    typed(&["--role-arn", arn])
 }
 
 #[test]
@@ -55,14 +57,20 @@ fn flags_win_over_variables() {
     assert_eq!(aws.ca_bundle.as_deref(), Some(Path::new("/work/ca.pem")));
     assert!(!aws.role_is_chosen);
 
-    let flags = GlobalArgs {
-        region: Some("us-east-1".into()),
-        role_session_name: Some("alice@example.com".into()),
-        web_identity_token_file: Some("~/token".into()),
-        duration: Some("15m".into()),
-        ca_bundle: Some("/etc/ca.pem".into()),
-        ..role(ROLE)
-    };
+    let flags = typed(&[
+        "--region",
+        "us-east-1",
+        "--role-session-name",
+        "alice@example.com",
+        "--web-identity-token-file",
+        "~/token",
+        "--duration",
+        "15m",
+        "--ca-bundle",
+        "/etc/ca.pem",
+        "--role-arn",
+        ROLE,
+    ]);
     let (aws, _) = load(&flags, &environment);
     assert_eq!(aws.region.as_deref(), Some("us-east-1"));
     assert_eq!(aws.role_arn.as_deref(), Some(ROLE));
@@ -81,7 +89,7 @@ fn keys_and_a_profile_flag_overrule_a_pair_that_is_only_in_the_environment() {
     assert!(aws.static_keys_in_environment && aws.role_arn.is_none() && aws.web_identity_token_file.is_none());
     assert_eq!(identity, ExecIdentity::default());
 
-    let profile = GlobalArgs { profile: Some("dev".into()), ..GlobalArgs::default() };
+    let profile = typed(&["--profile", "dev"]);
     let (aws, identity) = load(&profile, &environment(pair));
     assert!(aws.role_arn.is_none() && aws.web_identity_token_file.is_none());
     assert_eq!(identity.args, ["--profile=dev"]);
@@ -98,11 +106,11 @@ fn keys_and_a_profile_flag_overrule_a_pair_that_is_only_in_the_environment() {
 #[test]
 fn a_role_is_assumed_from_a_profile_that_is_named_and_not_with_a_token_that_is_only_there() {
     let pair = [("AWS_ROLE_ARN", OTHER_ROLE), ("AWS_WEB_IDENTITY_TOKEN_FILE", "/token")];
-    let flags = GlobalArgs { profile: Some("dev".into()), ..role(ROLE) };
+    let flags = typed(&["--profile", "dev", "--role-arn", ROLE]);
     let (aws, identity) = load(&flags, &environment(pair));
     assert!(aws.web_identity_token_file.is_none() && aws.token_file_in_environment);
     assert_eq!(identity.args, ["--profile=dev", &format!("--role-arn={ROLE}")]);
-    let named = GlobalArgs { web_identity_token_file: Some("/mine".into()), ..flags };
+    let named = typed(&["--web-identity-token-file", "/mine", "--profile", "dev", "--role-arn", ROLE]);
     let (aws, _) = load(&named, &environment(pair));
     assert_eq!(aws.web_identity_token_file.as_deref(), Some(Path::new("/mine")));
 }
@@ -122,7 +130,7 @@ fn a_profile_and_a_web_identity_of_the_environment_are_handed_on_to_be_chosen_fr
 
 #[test]
 fn the_audience_of_the_job_s_token_can_be_set() {
-    let flags = GlobalArgs { oidc_audience: Some("sts.amazonaws.com.cn".into()), ..role(ROLE) };
+    let flags = typed(&["--oidc-audience", "sts.amazonaws.com.cn", "--role-arn", ROLE]);
     let (aws, identity) = load(&flags, &environment([("AUTOHEAL_PA_OIDC_AUDIENCE", "x")]));
     assert_eq!(aws.oidc_audience.as_deref(), Some("sts.amazonaws.com.cn"));
     assert!(identity.args.contains(&"--oidc-audience=sts.amazonaws.com.cn".to_owned()));
@@ -179,12 +187,8 @@ fn hands_on_everything_but_secrets() {
         ("NO_PROXY", "localhost,127.0.0.1"),
         ("USER", "alice"),
     ]);
-    let flags = GlobalArgs {
-        web_identity_token_file: Some("token".into()),
-        duration: Some("1h".into()),
-        ca_bundle: Some("ca.pem".into()),
-        ..role(ROLE)
-    };
+    let flags =
+        typed(&["--web-identity-token-file", "token", "--duration", "1h", "--ca-bundle", "ca.pem", "--role-arn", ROLE]);
     let (_, identity) = load(&flags, &environment);
     assert_eq!(
         identity.args,
@@ -216,7 +220,7 @@ fn what_is_handed_on_leads_to_the_same_identity() {
     let environment = environment([("AWS_PROFILE", "no"), ("AWS_ROLE_ARN", ROLE), ("AWS_ROLE_SESSION_NAME", "a b")]);
     let (aws, identity) = load(&GlobalArgs::default(), &environment);
     assert_eq!(identity.args, ["--profile=no", &format!("--role-arn={ROLE}"), "--role-session-name=a b"]);
-    let flags = GlobalArgs { profile: Some("no".into()), role_session_name: Some("a b".into()), ..role(ROLE) };
+    let flags = typed(&["--profile", "no", "--role-session-name", "a b", "--role-arn", ROLE]);
     let (again, _) = load(&flags, &Environment::default());
     assert_eq!(
         (again.profile, again.role_arn, again.role_session_name),
@@ -232,34 +236,25 @@ fn what_needs_a_role_is_not_handed_on_without_one() {
 
 #[test]
 fn names_everything_that_is_wrong() {
-    let flags = GlobalArgs {
-        region: Some("US East".into()),
-        profile: Some(String::new()),
-        duration: Some("13h".into()),
-        ..role("arn:aws:iam::12:role/x")
-    };
+    let flags =
+        typed(&["--region", "US East", "--profile", "", "--duration", "13h", "--role-arn", "arn:aws:iam::12:role/x"]);
     assert_eq!(
         problems(&flags, &environment([])),
         [
-            "`--role-arn`: `arn:aws:iam::12:role/x` is not the ARN of a role, such as `arn:aws:iam::123456789012:role/ReadOnly`",
-            "`--duration`: `13h` is not between `15m` and `12h`, which is what STS allows",
             "`--region`: `US East` is not a region, such as `us-east-1`",
             "`--profile`: `` is not the name of a profile",
+            "`--role-arn`: `arn:aws:iam::12:role/x` is not the ARN of a role, such as `arn:aws:iam::123456789012:role/ReadOnly`",
+            "`--duration`: `13h` is not between `15m` and `12h`",
         ]
     );
-    let flags = GlobalArgs {
-        web_identity_token_file: Some("token".into()),
-        role_session_name: Some("x".into()),
-        duration: Some("1h".into()),
-        ..GlobalArgs::default()
-    };
+    let flags = typed(&["--web-identity-token-file", "token", "--role-session-name", "x", "--duration", "1h"]);
     assert_eq!(
         problems(&flags, &environment([("AWS_REGION", "nowhere")])),
         [
+            "`AWS_REGION`: `nowhere` is not a region, such as `us-east-1`",
             "`--web-identity-token-file` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`",
             "`--role-session-name` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`",
             "`--duration` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`",
-            "`AWS_REGION`: `nowhere` is not a region, such as `us-east-1`",
         ]
     );
 }
@@ -295,7 +290,7 @@ fn a_token_where_the_path_of_its_file_belongs_is_recognised_and_not_shown() {
     let reason = "the value is a token itself, where the path of a file with the token is expected";
     let variables = environment([("AWS_WEB_IDENTITY_TOKEN_FILE", token)]);
     assert_eq!(problems(&GlobalArgs::default(), &variables), [format!("`AWS_WEB_IDENTITY_TOKEN_FILE`: {reason}")]);
-    let flags = GlobalArgs { web_identity_token_file: Some(token.into()), ..role(ROLE) };
+    let flags = typed(&["--web-identity-token-file", token, "--role-arn", ROLE]);
     assert_eq!(problems(&flags, &environment([])), [format!("`--web-identity-token-file`: {reason}")]);
 }
 
@@ -308,20 +303,12 @@ fn no_problem_shows_a_value_that_may_be_a_secret() {
         "http://ann:hunter2hunter2@localhost",
     ];
     for secret in secrets {
-        for input in &crate::settings::INPUTS {
-            let Some(name) = input.variable else { continue };
+        for (name, _) in crate::settings::variables() {
             let said = problems(&GlobalArgs::default(), &environment([(name, secret)])).join("\n");
             assert!(!said.contains(&secret[..12]) && !said.contains("hunter2"), "{said}");
         }
-        let wrong = || Some(secret.to_owned());
-        let flags = GlobalArgs {
-            region: wrong(),
-            role_arn: wrong(),
-            duration: wrong(),
-            role_session_name: wrong(),
-            ..GlobalArgs::default()
-        };
-        let said = problems(&flags, &environment([])).join("\n");
+        let flags = ["--region", "--role-arn", "--duration", "--role-session-name"].map(|flag| [flag, secret]).concat();
+        let said = problems(&typed(&flags), &environment([])).join("\n");
         assert!(said.contains("--region") && !said.contains(&secret[..12]) && !said.contains("hunter2"), "{said}");
     }
 }

@@ -1,0 +1,186 @@
+//! Every setting, each in one row. Whoever adds one adds a row here, and uses the field that comes of it.
+//!
+//! The order is that of the help, of the manual and of the schema.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    CiOidc, ExecIdentity, KubeconfigMode, Proxies, SdkVariables, Settings,
+    row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
+    values::{
+        is_audience, is_cluster_name, is_context_prefix, is_profile, is_reason, is_region, is_role_arn,
+        is_session_name, is_target,
+    },
+};
+use crate::cluster::Target;
+
+/// All rows.
+#[must_use]
+pub fn all() -> Vec<&'static Row> {
+    [AwsSettings::rows(), Access::rows(), UpSettings::rows()].concat()
+}
+
+table! {
+    /// How to reach AWS, and as whom.
+    pub struct AwsSettings, global: true, rows AWS: AwsRows {
+        /// AWS region
+        region: Option<String> = text("REGION", is_region, "a region, such as `us-east-1`")
+            .variables(&["AWS_REGION", "AWS_DEFAULT_REGION"])
+            .otherwise("the profile's")
+            .in_entry(),
+        // The variables are in the order of botocore.
+        /// Profile of the AWS configuration files
+        profile: Option<String> = text("NAME", is_profile, "the name of a profile")
+            .variables(&["AWS_DEFAULT_PROFILE", "AWS_PROFILE"])
+            .in_entry(),
+        /// Role to assume
+        role_arn: Option<String> =
+            text("ARN", is_role_arn, "the ARN of a role, such as `arn:aws:iam::123456789012:role/ReadOnly`")
+            .variables(&["AWS_ROLE_ARN"])
+            .in_entry(),
+        /// Name of the role's session, which CloudTrail shows; an e-mail address will do
+        role_session_name: Option<String> = text("NAME", is_session_name, "a name or an e-mail address")
+            .variables(&["AWS_ROLE_SESSION_NAME"])
+            .in_entry(),
+        /// File with an OIDC token, read again at each renewal
+        web_identity_token_file: Option<PathBuf> = path()
+            .variables(&["AWS_WEB_IDENTITY_TOKEN_FILE"])
+            .in_entry(),
+        /// Audience of the CI job's OIDC token
+        oidc_audience: Option<String> = text("AUDIENCE", is_audience, "an audience, such as `sts.amazonaws.com`")
+            .variables(&["AUTOHEAL_PA_OIDC_AUDIENCE"])
+            .otherwise("sts.amazonaws.com, in China sts.amazonaws.com.cn")
+            .in_entry(),
+        // The limits are those of STS, and so is what it does without.
+        /// How long the role's credentials last
+        duration: Option<Duration> = duration("15m", "12h").otherwise("1h").in_entry(),
+        /// PEM file with certificate authorities to trust besides the system's
+        ca_bundle: Option<PathBuf> = path().variables(&["AWS_CA_BUNDLE"]),
+        /// Host of the message gateway that sessions are connected to, where only a VPC endpoint's own name leads to it
+        endpoint_ssmmessages: Option<String> = text("URL", |_| true, "a URL or a host")
+            .variables(&["AWS_ENDPOINT_URL_SSMMESSAGES"])
+            .in_entry(),
+    } {
+        /// The profile was named for this program, by a flag or in its file, so that it wins over keys in the environment.
+        pub profile_is_chosen: bool,
+        /// The environment names a token file, whether it is used or not.
+        pub token_file_in_environment: bool,
+        /// Where a CI job gets its OIDC tokens.
+        pub ci_oidc: Option<CiOidc>,
+        /// The environment names the endpoint of a container's credentials.
+        pub in_container: bool,
+        /// There are access keys in the environment.
+        pub static_keys_in_environment: bool,
+        /// When these keys expire, if whoever set them has said so.
+        pub keys_expire: Option<SystemTime>,
+        /// The role or its token file was named for this program, not by the environment.
+        pub role_is_chosen: bool,
+        /// What calls and WebSockets go through.
+        pub proxies: Proxies,
+        /// An endpoint of our own choice stands in for Systems Manager, so its stream URLs may point at that host
+        /// and at loopback.
+        pub ssm_endpoint_override: bool,
+        /// That endpoint.
+        pub ssm_endpoint: Option<String>,
+        /// The files that AWS profiles are in, those of the AWS CLI; `None` where there is no home directory to look in.
+        pub profile_files: [Option<PathBuf>; 2],
+        /// The file of the system's certificate authorities, if there is one in the environment.
+        pub root_certificates: Option<PathBuf>,
+        /// What the SDK finds in its environment.
+        pub sdk_variables: SdkVariables,
+        /// The name of this machine, for the default session name.
+        pub host_name: Option<String>,
+        /// The name of the user, for the default session name.
+        pub user_name: Option<String>,
+    }
+}
+
+table! {
+    /// One way in: an identity in a region, the bastions there, and the clusters to reach through them.
+    ///
+    /// `bastion` has those in order of preference and is never empty for `up`; `clusters` is empty for all that are active.
+    pub struct Access, global: false, rows ACCESS: AccessRows {
+        /// Bastion to connect through: an instance, managed node or ECS container; repeat it for others to fall back to, in
+        /// this order
+        bastion: Vec<Target> = text("TARGET", is_target, Target::EXPECTED)
+            .variables(&["AUTOHEAL_PA_BASTION"])
+            .list()
+            .in_entry(),
+        /// Cluster to open a tunnel to; repeat it for more, in the order of their ports
+        clusters: Vec<String> =
+            text("NAME", is_cluster_name, "the name of a cluster: at most 100 letters, digits, `-` and `_`")
+            .flag_for_one("cluster")
+            .otherwise("all that are active")
+            .list()
+            .in_entry(),
+        /// Reason for the sessions, which CloudTrail and Session Manager's history show
+        reason: Option<String> =
+            text("TEXT", is_reason, "a reason that Session Manager takes: 1 to 256 characters on one line")
+            .in_entry(),
+    } {
+        /// How to reach AWS, and as whom.
+        pub aws: AwsSettings,
+        /// How `token` finds the same identity from another shell.
+        pub identity: ExecIdentity,
+    }
+}
+
+table! {
+    /// What `up` works with.
+    pub struct UpSettings, global: false, rows UP: UpRows {
+        /// First local port; clusters take this and the following ones, 0 any free ones
+        base_port: u16 = port().default("10100"),
+        /// Fails when a port is taken, instead of skipping it
+        strict_ports: bool = switch(),
+        /// Lets programs of other users of this machine connect to the local ports; on Linux only programs of this user and of
+        /// root get through otherwise, elsewhere all do
+        allow_other_users: bool = switch(),
+        /// Kubeconfig to write the contexts to
+        kubeconfig = path().otherwise("~/.kube/autoheal-pa.yaml, with --name x autoheal-pa-x.yaml"),
+        /// Makes the first cluster the current context, also in a kubeconfig that has contexts of others
+        set_current: bool = switch(),
+        /// How the contexts lead to the clusters
+        kubeconfig_mode: KubeconfigMode = choice::<KubeconfigMode>("MODE").default("direct"),
+        /// Port of the CONNECT proxy with `--kubeconfig-mode proxy`; 0: any free one
+        proxy_port: Option<u16> = port()
+            .otherwise("the one before the first local port, 10099, or the next that is free"),
+        /// What context names start with
+        context_prefix: String =
+            text("PREFIX", is_context_prefix, "a prefix: at most 64 characters without spaces").default("pa-"),
+        /// How long the tunnels may take until all are ready
+        timeout: Duration = duration("1s", "24h").default("60s"),
+        // The default is several in each minute in which a session may idle out.
+        /// How often each tunnel is proved to work, which also keeps its session from idling out; 0: only once
+        probe_interval: Duration = duration_or_zero("1s", "1h").default("30s"),
+        /// How long a lost session is tried to be resumed, which keeps open connections, before a new one is started
+        reconnect_timeout: Duration = duration("1s", "1h").default("90s"),
+        // One is enough for kubectl, and each costs a call and a line in CloudTrail. In parallel they were observed to carry up
+        // to about 10 MB/s together, which eleven reach.
+        /// Most sessions of a cluster. An agent sends 0.6 to 0.8 MB/s through one, and small requests queue behind large ones.
+        /// Further ones are started when connections come while others carry data, which then wait up to 2 s for them, and end
+        /// after a minute without connections
+        sessions: usize = number("N", "a number of sessions", 1, 16).default("1"),
+        // Agents took 32 KiB in one message (`StreamDataPayloadSize` of the official client is 1024, and agents have no limit of
+        // their own); less than 256 would be mostly headers.
+        /// Payload of a message that is sent, in bytes: larger ones carry more, which not every agent takes well
+        payload_size: Option<usize> = number("BYTES", "a number of bytes", 256, 32768).otherwise("1024"),
+        /// Sends as fast as the agent takes it. AWS pauses, then closes sessions with more than about 1000 messages a second: for
+        /// endpoints of your own
+        no_rate_limit: bool = switch(),
+        /// File to write shell lines to that set KUBECONFIG, to source when the tunnels are ready
+        env_file: Option<PathBuf> = path(),
+    } {
+        /// What all commands share.
+        pub common: Settings,
+        /// The ways in, in the order of their ports; never empty.
+        pub access: Vec<Access>,
+        /// The file by which a step of a GitHub Actions job sets variables of later ones.
+        pub github_env: Option<PathBuf>,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
