@@ -13,13 +13,14 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
 use autoheal_pa::{
     aws::Aws,
     cluster::{Cluster, Destination, Target},
-    route::ssm::proto,
+    route::ssm,
     settings::{Environment, GlobalArgs, Settings},
     supervisor::Supervisor,
     tunnel::{self, Admission, Listeners, Readiness, Tunnel},
@@ -86,14 +87,17 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let listeners = Listeners::at(args.listen, admission)?;
     writeln!(io::stderr(), "listening on {}", SocketAddr::new(args.listen.ip(), listeners.port()))?;
 
-    let mut config = tunnel::Config { readiness: Readiness::Established, ..tunnel::Config::default() };
+    let config = tunnel::Config { readiness: Readiness::Established, ..tunnel::Config::default() };
+    let mut sessions = ssm::Config::default();
     if args.no_rate_limit {
-        config.session = proto::Config { messages_per_second: None, ..config.session };
+        sessions.session.messages_per_second = None;
     }
+    let service = ssm::Service::new(aws.clone(), None);
+    let route = ssm::Targets::new(Arc::new(service), sessions).route(args.target.clone());
     let mut supervisor = Supervisor::new();
     let destination = destination(&args, aws.region());
     let common = supervisor.common();
-    supervisor.start(Tunnel::new(destination, vec![args.target.clone()], aws.dialer(None), listeners, config, common));
+    supervisor.start(Tunnel::new(destination, vec![route], listeners, config, common));
 
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),

@@ -8,36 +8,37 @@
 //! * A stream URL is dialled only if `endpoint` takes its host for the region's message gateway.
 //!
 //! Modules: `identity` (source of credentials, roles), `token` (web identity tokens), `cache`, `clusters`
-//! (EKS discovery), `session` (implements [`Dial`]), `targets` (what is known of bastions), `connect` (TCP, proxy, TLS), `files` (that the SDK reads), `endpoint`, `sign`, `tls`, [`error`].
+//! (EKS discovery), `connect` (TCP, proxy, TLS), `files` (that the SDK reads), `endpoint`, `sign`, `tls`, [`error`].
 //! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
 
+pub mod advice;
 mod bundle;
 mod cache;
 mod clusters;
-mod connect;
-mod endpoint;
+pub(crate) mod connect;
+pub(crate) mod endpoint;
 pub mod error;
 mod files;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod identity;
-mod offset;
+pub(crate) mod offset;
 mod outbound;
 mod profile;
 mod routes;
-mod session;
-mod sign;
-mod targets;
+
+pub(crate) mod sign;
+
 #[cfg(test)]
 pub(crate) mod testing;
 mod tls;
 mod token;
-mod values;
+pub(crate) mod values;
 
 use std::{
     collections::BTreeMap,
     error::Error,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -47,37 +48,33 @@ use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_smithy_runtime_api::client::{http::SharedHttpClient, orchestrator::HttpResponse, result::SdkError};
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_types::os_shim_internal::Env;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 pub use cache::{CredentialStatus, RenewalFailure};
 pub use clusters::{ClusterDescription, Discovery, SkipReason};
+pub use connect::Connection;
 pub use error::AwsError;
 pub use offset::Off;
 pub use profile::fault::{Place, ProfileFault};
 pub use routes::ProxyError;
-pub use targets::{Knowledge, NotConnected, Sighting};
 
 use bundle::Bundle;
 use cache::{CredentialCache, Origin};
 use connect::Connector;
-use endpoint::{Gateway, GatewayPolicy};
+use endpoint::GatewayPolicy;
 use error::{Blame, Call, HostSeen, ServiceAnswer, classify};
 use identity::{Ambient, Choice, Identity};
 use offset::ClockOffset;
 use profile::Profiles;
 use routes::Routes;
-use targets::Targets;
 use tls::Tls;
 
 use crate::{
-    clock,
-    journal::Journal,
-    policy,
-    route::ssm::proto::Now,
+    clock, policy,
     secret::Secret,
     settings::{AwsSettings, PassedOver, SdkVariables},
-    tunnel::Dial,
+    util::time::Now,
 };
 
 /// Limit of a TCP connection to a service; the SDK's own default.
@@ -88,9 +85,6 @@ const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// Limit of a call with all its attempts.
 const OPERATION_LIMIT: Duration = Duration::from_secs(30);
-
-/// Sessions that are started or resumed at a time, over all tunnels; the rates that AWS allows are not published.
-const CONCURRENT_SESSION_CALLS: usize = 4;
 
 /// How long a bearer token is good for: API servers take a signature for 15 minutes.
 const BEARER_TOKEN_LIFE: Duration = Duration::from_secs(14 * 60);
@@ -110,15 +104,9 @@ struct Inner {
     ssm: Api<aws_sdk_ssm::Client>,
     /// The host that bearer tokens name.
     sts_host: String,
-    policy: GatewayPolicy,
-    /// Where the next session is likely to be.
-    likely_gateway: Mutex<Option<Gateway>>,
+    gateways: GatewayPolicy,
     connector: Connector,
     offset: ClockOffset,
-    session_calls: Semaphore,
-    targets: Targets,
-    /// What the gateway said when it refused a signature.
-    refused_signature: Mutex<Option<String>>,
     tokens: Mutex<BTreeMap<String, Signed>>,
     tasks: TaskTracker,
 }
@@ -133,9 +121,9 @@ struct Signed {
 
 /// A client, and the host that it calls.
 #[derive(Debug)]
-struct Api<C> {
-    client: C,
-    host: HostSeen,
+pub(crate) struct Api<C> {
+    pub(crate) client: C,
+    pub(crate) host: HostSeen,
 }
 
 /// Whose credentials are used.
@@ -250,13 +238,9 @@ impl Aws {
             ssm: ssm(&sdk),
             region,
             sts_host,
-            likely_gateway: Mutex::new(policy.usual()),
-            policy,
+            gateways: policy,
             connector: Connector::new(routes, Tls::new(bundle.as_ref())),
             offset,
-            session_calls: Semaphore::new(CONCURRENT_SESSION_CALLS),
-            targets: Targets::new(),
-            refused_signature: Mutex::default(),
             tokens: Mutex::default(),
             tasks: TaskTracker::new(),
         };
@@ -322,19 +306,6 @@ impl Aws {
         self.inner.offset.off()
     }
 
-    /// Returns what starts, resumes and ends sessions; `reason` is for the audit trail.
-    #[must_use]
-    pub fn dialer(&self, reason: Option<String>) -> Arc<dyn Dial> {
-        Arc::new(session::SsmDialer::new(self.clone(), reason.as_deref(), None))
-    }
-
-    /// As [`dialer`](Self::dialer); each session is in the journal as long as it may be live, with the account of the caller.
-    #[must_use]
-    pub fn dialer_with_journal(&self, reason: Option<String>, journal: Journal, caller: &Caller) -> Arc<dyn Dial> {
-        let account = Some(caller.account.clone()).filter(|account| !account.is_empty());
-        Arc::new(session::SsmDialer::new(self.clone(), reason.as_deref(), Some((journal, account))))
-    }
-
     /// Returns a bearer token for a cluster, without any call but for credentials. One that was made before is given
     /// again for half its life, as long as the credentials behind it are in use.
     ///
@@ -394,12 +365,12 @@ impl Aws {
         self.inner.tasks.wait().await;
     }
 
-    async fn credentials(&self) -> Result<Credentials, AwsError> {
+    pub(crate) async fn credentials(&self) -> Result<Credentials, AwsError> {
         self.inner.credentials.get().await
     }
 
     /// Finds the cause of a failed call.
-    fn failed<E>(&self, call: Call<'_>, error: SdkError<E, HttpResponse>) -> AwsError
+    pub(crate) fn failed<E>(&self, call: Call<'_>, error: SdkError<E, HttpResponse>) -> AwsError
     where
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
@@ -418,51 +389,28 @@ impl Aws {
         &self.inner.eks
     }
 
-    fn ssm(&self) -> &Api<aws_sdk_ssm::Client> {
+    pub(crate) fn ssm(&self) -> &Api<aws_sdk_ssm::Client> {
         &self.inner.ssm
     }
 
-    fn gateway_policy(&self) -> &GatewayPolicy {
-        &self.inner.policy
+    pub(crate) fn gateway_policy(&self) -> &GatewayPolicy {
+        &self.inner.gateways
     }
 
-    fn likely_gateway(&self) -> Option<Gateway> {
-        self.inner.likely_gateway.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_likely_gateway(&self, gateway: Option<Gateway>) {
-        *self.inner.likely_gateway.lock().unwrap_or_else(PoisonError::into_inner) = gateway;
-    }
-
-    fn connector(&self) -> &Connector {
+    pub(crate) fn connector(&self) -> &Connector {
         &self.inner.connector
     }
 
-    fn offset(&self) -> &ClockOffset {
+    pub(crate) fn offset(&self) -> &ClockOffset {
         &self.inner.offset
     }
 
-    fn targets(&self) -> &Targets {
-        &self.inner.targets
-    }
-
-    fn tasks(&self) -> &TaskTracker {
+    pub(crate) fn tasks(&self) -> &TaskTracker {
         &self.inner.tasks
     }
 
-    async fn session_permit(&self) -> Option<SemaphorePermit<'_>> {
-        // The semaphore is never closed.
-        self.inner.session_calls.acquire().await.ok()
-    }
-
-    /// Returns the words with which the gateway has refused a signature since this was last asked.
-    #[must_use]
-    pub fn take_signature_refusal(&self) -> Option<String> {
-        self.refused_signature().take()
-    }
-
-    /// Takes note that the gateway has refused a signature, and what it has said.
-    fn note_refused_signature(&self, words: &str) {
+    /// Takes note that a signature was refused, and with what words: the credentials may be spent, or wrong.
+    pub(crate) fn note_refused_signature(&self, words: &str) {
         match error::blame(words) {
             Some(Blame::Expired) => {
                 let answer =
@@ -472,16 +420,6 @@ impl Aws {
             Some(Blame::Keys) => self.inner.credentials.doubt(),
             Some(Blame::Clock | Blame::Permission) | None => {}
         }
-        if self.refused_signature().replace(words.to_owned()).is_none() {
-            tracing::warn!(
-                answer = words,
-                "the message gateway refused a signed WebSocket: trying without a signature, which AWS may not take in future"
-            );
-        }
-    }
-
-    fn refused_signature(&self) -> MutexGuard<'_, Option<String>> {
-        self.inner.refused_signature.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -44,11 +44,18 @@ pub use self::{
     finding::{Check, Fact, Finding, Outcome, Place, Reason, Trouble},
 };
 use crate::{
-    aws::{Aws, AwsError, ClusterDescription, Knowledge},
+    aws::{Aws, AwsError, ClusterDescription},
     clock::{self, Clock},
     cluster::{Cluster, Target},
     route::ssm::proto::Version,
-    tunnel::{Fault, Probe, ProbeError, SoloSession},
+    route::{
+        ProbeError,
+        ssm::{
+            SessionFault, SoloSession,
+            targets::{Knowledge, managed_node},
+        },
+    },
+    tunnel::Probe,
 };
 
 /// Credentials that end sooner than this, when they have just been had, are worth a warning: they are renewed five
@@ -271,7 +278,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
 
     /// The error is the check that has failed.
     async fn bastion(&mut self, aws: &Aws, target: &Target) -> Result<(), Check> {
-        let sighting = match aws.managed_node(target).await {
+        let sighting = match managed_node(aws, target).await {
             Ok(Knowledge::Seen(sighting)) => sighting,
             Ok(Knowledge::Absent) => {
                 self.failed(Check::BastionKnown, Trouble::NotManaged);
@@ -344,7 +351,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
 /// Asks the API server through the manager's own tunnel, and returns the HTTP status.
 async fn local_port(aws: &Aws, cluster: &Cluster, port: u16, limits: Limits) -> Result<u16, Trouble> {
     let token = aws.bearer_token(&cluster.token_name).await.map_err(Trouble::Aws)?;
-    let probed = |error| Trouble::Fault(Fault::Probe(error));
+    let probed = |error| Trouble::Fault(SessionFault::Probe(error));
     let probe = Probe::new(cluster).map_err(probed)?;
     let connected = async {
         let tcp = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.map_err(Trouble::Port)?;

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! cli ─┬─ settings    flags, environment and configuration file, read once
-//!      ├─ aws         credentials, clusters, sessions and their WebSockets (implements tunnel::Dial)
-//!      ├─ supervisor ── tunnel ── route      listeners, sessions, recovery; the protocol as values
+//!      ├─ supervisor ── tunnel ── route      listeners and the pool of links; the ways in, of which each has a folder
+//!      │                            └─ ssm   sessions, transports, recovery; the protocol as values
+//!      ├─ aws         credentials, clients, endpoints, errors, clusters
 //!      ├─ kubeconfig  contexts and exec credentials
 //!      ├─ proxy       a CONNECT proxy to the tunnels, for clients that need the API servers' real names
 //!      ├─ doctor      every link from credentials to the API server, looked at in order
 //!      ├─ control     the socket over which kubectl's plugin asks a running `up`
 //!      ├─ policy      the IAM policy and the access entries that all this needs
 //!      ├─ journal     the live sessions, for the next `up` to end if this one is killed
+//!      ├─ fault       what went wrong, by class, with what to do about it
 //!      ├─ util        folders and files that other users cannot get between
 //!      └─ emulator    AWS, an agent and Kubernetes on loopback, for `demo` and tests
 //! ```
@@ -19,7 +21,7 @@
 //!
 //! Invariants:
 //!
-//! * `proto` has no sockets, clocks, tasks or randomness; `tunnel` knows nothing of AWS; nothing but
+//! * `route::ssm::proto` has no sockets, clocks, tasks or randomness; `tunnel` knows nothing of what is behind a route; nothing but
 //!   `cli` prints, and nothing but `settings` reads the environment. `tests/it/tidy.rs` checks who uses whom.
 //! * No secret is logged, written to disk or put on a command line.
 //! * No input of a peer, a file or a user panics.
@@ -36,6 +38,7 @@ pub mod control;
 pub mod doctor;
 #[cfg(feature = "demo")]
 pub mod emulator;
+pub mod fault;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 pub mod journal;

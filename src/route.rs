@@ -1,3 +1,45 @@
 //! The ways in: what carries connections from here to a cluster.
+//!
+//! A [`Route`] is one way: a bastion, or none. It runs links, each of which is one live carrier: it connects, takes
+//! connections of local programs from its [`Mailbox`], carries them, recovers what it can, and reports. Whoever runs the
+//! links ([`tunnel`](crate::tunnel)) knows faults by their [`Class`] only, and nothing of what is behind a route.
+//!
+//! Invariants: a link that has begun tells of its end, with [`Report::Ended`], unless its stop was asked for; what it was
+//! given and could not carry comes back; its future returns when nothing of it is left.
 
+use std::{fmt, sync::Arc};
+
+use futures_util::future::BoxFuture;
+
+pub mod budget;
+pub mod local;
+pub mod mailbox;
+pub mod meter;
+pub mod proof;
 pub mod ssm;
+
+pub use self::{
+    budget::{Budget, RECEIVE_BUDGET, Share},
+    local::{Held, Io, PipeEnd},
+    mailbox::{Caution, Command, End, Mailbox, Report, Reporter, RetryNow, Terms},
+    meter::{LinkState, Meter},
+    proof::{Answer, ProbeError, Unproved},
+};
+use crate::cluster::Cluster;
+pub use crate::fault::{BoxError, Class, Fault};
+
+/// One way to carry connections to clusters.
+pub trait Route: fmt::Debug + Send + Sync + 'static {
+    /// Returns what status and errors call it. It names the route among others of the same identity.
+    fn label(&self) -> String;
+
+    /// Runs one link to the endpoint of a cluster, until it is over and whatever had come for local programs has been
+    /// taken, or until a stop is asked for. See the module's documentation.
+    fn run(self: Arc<Self>, to: Arc<Cluster>, mailbox: Mailbox) -> BoxFuture<'static, ()>;
+
+    /// Returns what to do about a link that did not lead to the API server of a cluster.
+    fn advise(&self, to: &Cluster, error: &ProbeError) -> Vec<String>;
+
+    /// Returns what to do about a link that has been started and is not [established](Report::Established) yet.
+    fn advise_silence(&self) -> Vec<String>;
+}

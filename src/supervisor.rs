@@ -285,31 +285,33 @@ mod tests {
 
     use super::*;
     use crate::{
-        cluster::{Cluster, Destination, Target},
-        tunnel::{Admission, Config, Dial, DialError, Listeners, SessionHandle, Transport},
+        cluster::{Cluster, Destination},
+        route::{Mailbox, ProbeError, Route},
+        tunnel::{Admission, Config, Listeners},
     };
 
     /// Never gets anywhere, in one of two ways.
+    #[derive(Debug)]
     struct Nowhere {
         panics: bool,
     }
 
-    impl Dial for Nowhere {
-        fn start<'a>(
-            &'a self,
-            _target: &'a Target,
-            _destination: &'a Destination,
-        ) -> BoxFuture<'a, Result<(SessionHandle, Transport), DialError>> {
+    impl Route for Nowhere {
+        fn label(&self) -> String {
+            "nowhere".to_owned()
+        }
+
+        fn run(self: Arc<Self>, _to: Arc<Cluster>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
             assert!(!self.panics, "a bug");
-            Box::pin(std::future::pending())
+            Box::pin(async move { mailbox.stop.cancelled().await })
         }
 
-        fn resume<'a>(&'a self, _session: &'a SessionHandle) -> BoxFuture<'a, Result<Transport, DialError>> {
-            Box::pin(std::future::pending())
+        fn advise(&self, _to: &Cluster, _error: &ProbeError) -> Vec<String> {
+            Vec::new()
         }
 
-        fn terminate<'a>(&'a self, _session: &'a SessionHandle) -> BoxFuture<'a, Result<(), DialError>> {
-            Box::pin(std::future::pending())
+        fn advise_silence(&self) -> Vec<String> {
+            Vec::new()
         }
     }
 
@@ -324,8 +326,8 @@ mod tests {
             token_name: name.into(),
         };
         let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
-        let targets = vec![Target::Instance("i-00000000".into())];
-        Tunnel::new(cluster, targets, Arc::new(Nowhere { panics }), listeners, Config::default(), supervisor.common())
+        let routes = vec![Arc::new(Nowhere { panics }) as Arc<dyn Route>];
+        Tunnel::new(cluster, routes, listeners, Config::default(), supervisor.common())
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,47 +1,34 @@
-//! A tunnel: one cluster's local port, and the sessions that carry its connections.
+//! A tunnel: one cluster's local port, and the links that carry its connections.
 //!
-//! [`Tunnel`] accepts connections, holds them while no session can take them, and gives each to the
-//! session where it gets through soonest. Sessions come and go behind the listener: each has a task
-//! that starts, drives, resumes and replaces it, and a prober that proves that it leads to the API server.
+//! [`Tunnel`] accepts connections, holds them while no link can take them, and gives each to the
+//! link where it gets through soonest. Links come and go behind the listener: each runs by itself on a
+//! [`Route`], and has a prober that proves that it leads to the API server.
 //!
 //! ```text
-//! Listeners ── Tunnel ── held connections ── Sessions ──► SessionTask ── Driver { PortSession, connections } ── Transport
-//!                ▲                                             │ Prober ──┘
-//!                └────────────────── reports ──────────────────┘
+//! Listeners ── Tunnel ── held connections ── Pool ──► Mailbox ── a link of a Route
+//!                ▲                            │ Prober ──┘             │
+//!                └────────────────── reports ──────────────────────────┘
 //! ```
 //!
-//! Invariants: the listener is bound until the stop, whatever happens to sessions; every connection
+//! Invariants: the listener is bound until the stop, whatever happens to links; every connection
 //! that was accepted is served, held for a bounded time, or reset; the tunnel is the only source of
 //! its [`TunnelStatus`].
 //!
-//! Knows sessions only through [`Dial`]: nothing of AWS, kubeconfigs or the command line.
+//! Knows routes and classes of faults, and nothing of what is behind them.
 
 mod admission;
-mod budget;
 mod common;
-mod connection;
-pub mod dial;
-mod driver;
-mod fault;
 mod held;
 mod listener;
-mod liveness;
 mod load;
 mod member;
 mod memory;
-mod meter;
-mod policy;
+mod pool;
 mod probe;
 mod prober;
-mod ready;
-mod report;
-mod session;
-mod sessions;
-mod solo;
+mod recovery;
+mod slot;
 mod status;
-#[cfg(test)]
-mod tests;
-pub mod transport;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -53,27 +40,15 @@ use uuid::Uuid;
 pub use self::{
     admission::Admission,
     common::Common,
-    dial::{BoxError, Dial, DialError, SessionHandle, SessionId},
-    fault::{Fault, with_causes},
     listener::{BindError, Bound, Listeners, PortOwner, PortTaken, Ports},
     memory::{MemoryConnection, MemoryPort},
-    probe::{Probe, ProbeError},
-    solo::SoloSession,
-    status::{LastError, ProbeStatus, SessionStatus, State, TunnelStatus},
-    transport::{Connection, Incoming, Transport, TransportError},
+    probe::Probe,
+    status::{LastError, LinkStatus, ProbeStatus, State, TunnelStatus},
 };
-use self::{
-    budget::RECEIVE_BUDGET,
-    connection::{Io, PipeEnd},
-    held::HeldConnections,
-    report::Report,
-    session::Shared,
-    sessions::Sessions,
-    status::system_time,
-};
+use self::{held::HeldConnections, pool::Pool, status::system_time};
 use crate::{
-    cluster::{Cluster, Target},
-    route::ssm::proto,
+    cluster::Cluster,
+    route::{Io, PipeEnd, RECEIVE_BUDGET, Report, Route},
 };
 
 /// How often a status with moving counters is published.
@@ -85,29 +60,25 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Settings of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Settings of each session. The time for the handshake is how long the tunnel may take to come up: what a session gets
-    /// of it depends on how many targets there are.
-    pub session: proto::Config,
-    /// Bytes received that local programs have not taken, over all sessions. When they are spent, sessions are read only
+    /// How long the tunnel may take to come up: what a link gets of it depends on how many routes there are.
+    pub up_within: Duration,
+    /// Bytes received that local programs have not taken, over all links. When they are spent, links are read only
     /// as fast as programs take what is there. It keeps slow programs from filling the memory.
     pub receive_budget: usize,
-    /// How many sessions carry the tunnel's connections at most, at least 1. One is always there, others while there is
-    /// something to share: an agent sends 0.6 to 0.8 MB/s through one.
-    pub sessions: usize,
+    /// How many links carry the tunnel's connections at most, at least 1. One is always there, others while there is
+    /// something to share: 0.6 to 0.8 MB/s is all that some take.
+    pub links: usize,
     /// What it takes for the tunnel to be ready.
     pub readiness: Readiness,
     /// How long the path to the API server may go unproved before it is probed; zero: it is probed
-    /// once for each new session, and sessions may idle out until a connection needs one.
+    /// once for each new link, and links may idle out until a connection needs one.
     pub probe_interval: Duration,
-    /// How long a lost transport is tried to be replaced before a new session is started, which
-    /// resets open connections.
-    pub resume_budget: Duration,
-    /// How long a connection waits for a session before it is reset.
+    /// How long a connection waits for a link before it is reset.
     pub hold_time: Duration,
     /// How many connections are open at most, waiting ones included. It bounds what a program gone wild, or many
     /// that open connections and never use them, can take of memory and file descriptors.
     pub max_connections: usize,
-    /// How many connections wait for a session at most. It bounds what a client that tries again and
+    /// How many connections wait for a link at most. It bounds what a client that tries again and
     /// again can pile up.
     pub held_connections: usize,
     /// How long open connections have for ending by themselves when the tunnel is stopped.
@@ -119,12 +90,11 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            session: proto::Config::default(),
+            up_within: Duration::from_secs(30),
             receive_budget: RECEIVE_BUDGET,
-            sessions: 1,
+            links: 1,
             readiness: Readiness::Proved,
             probe_interval: Duration::from_secs(30),
-            resume_budget: Duration::from_secs(90),
             hold_time: Duration::from_secs(30),
             max_connections: 1024,
             held_connections: 256,
@@ -135,7 +105,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether idle sessions are kept from being ended by the service.
+    /// Whether idle links are kept from being ended at their other end.
     fn keeps_warm(&self) -> bool {
         self.readiness == Readiness::Established || !self.probe_interval.is_zero()
     }
@@ -146,7 +116,7 @@ impl Config {
 pub enum Readiness {
     /// The API server has answered through it, with a certificate that verifies.
     Proved,
-    /// The agent has completed its handshake. For destinations that are not API servers.
+    /// A link takes connections. For destinations that are not API servers.
     Established,
 }
 
@@ -164,21 +134,20 @@ impl std::fmt::Debug for Tunnel {
 }
 
 impl Tunnel {
-    /// Creates a tunnel, which does nothing until it is [run](Self::run). `targets` are tried in
-    /// order. `common` is the same for all tunnels of a manager.
+    /// Creates a tunnel, which does nothing until it is [run](Self::run). `routes` are tried in
+    /// order. `common` is the same for all tunnels of one identity.
     ///
     /// # Panics
-    /// If there is no target.
+    /// If there is no route.
     #[must_use]
     pub fn new(
         cluster: Cluster,
-        targets: Vec<Target>,
-        dial: Arc<dyn Dial>,
+        routes: Vec<Arc<dyn Route>>,
         listeners: Listeners,
         config: Config,
         common: Arc<Common>,
     ) -> Self {
-        assert!(!targets.is_empty(), "a tunnel needs a target");
+        assert!(!routes.is_empty(), "a tunnel needs a route");
         let cluster = Arc::new(cluster);
         let status = TunnelStatus {
             cluster: Arc::clone(&cluster),
@@ -186,7 +155,7 @@ impl Tunnel {
             state: State::Starting,
             since: system_time(common.clock().now().wall),
             ready_at: None,
-            sessions: Vec::new(),
+            links: Vec::new(),
             open_connections: 0,
             held_connections: 0,
             connections_total: 0,
@@ -197,7 +166,7 @@ impl Tunnel {
             last_error: None,
             last_probe: None,
         };
-        let shared = Arc::new(Shared { cluster, targets, dial, config, common });
+        let shared = Arc::new(Shared { cluster, routes, config, common });
         Self { shared, listeners, status: watch::Sender::new(status) }
     }
 
@@ -207,14 +176,14 @@ impl Tunnel {
         self.status.subscribe()
     }
 
-    /// Keeps the tunnel open until `stop` is cancelled, then ends its sessions in good order, which
+    /// Keeps the tunnel open until `stop` is cancelled, then ends its links in good order, which
     /// takes up to five seconds.
     ///
     /// # Panics
     /// If one of its tasks does.
     ///
     /// # Cancel safety
-    /// None: dropping the future leaves sessions to be ended by the service.
+    /// None: dropping the future leaves links to be ended at their other end.
     pub async fn run(self, stop: CancellationToken) {
         let span = info_span!("tunnel", cluster = %self.shared.cluster.name);
         let Self { shared, listeners, status } = self;
@@ -223,12 +192,20 @@ impl Tunnel {
     }
 }
 
-/// A tunnel whose sessions' tasks are running.
+/// What all links of a tunnel share.
+struct Shared {
+    cluster: Arc<Cluster>,
+    routes: Vec<Arc<dyn Route>>,
+    config: Config,
+    common: Arc<Common>,
+}
+
+/// A tunnel whose links are running.
 struct Running {
     shared: Arc<Shared>,
     status: watch::Sender<TunnelStatus>,
-    sessions: Sessions,
-    reports: mpsc::UnboundedReceiver<(usize, Report)>,
+    links: Pool,
+    reports: mpsc::UnboundedReceiver<(u64, Report)>,
     held: HeldConnections,
     /// Something has changed that is to be seen at once.
     changed: bool,
@@ -244,7 +221,7 @@ impl Running {
         let (report_sender, reports) = mpsc::unbounded_channel();
         Self {
             held: HeldConnections::new(shared.config.held_connections, shared.config.hold_time),
-            sessions: Sessions::start(Arc::clone(&shared), seed, report_sender, stop.clone()),
+            links: Pool::start(Arc::clone(&shared), seed, report_sender, stop.clone()),
             reports,
             changed: true,
             publish_at: None,
@@ -261,7 +238,7 @@ impl Running {
         loop {
             self.publish();
             let now = clock.now().mono;
-            let review_at = self.sessions.deadline(now, self.held.since());
+            let review_at = self.links.deadline(now, self.held.since());
             let timers = [self.held.deadline(), self.publish_at, review_at];
             let due = timers.into_iter().flatten().min();
             tokio::select! {
@@ -274,7 +251,7 @@ impl Running {
                         self.handle_report(number, report);
                     }
                 }
-                Some(()) = self.sessions.join_next(|| clock.now()) => self.changed = true,
+                Some(number) = self.links.join_next() => self.forget(number),
                 accepted = listeners.accept(), if accept_again <= now => match accepted {
                     Ok(io) => self.hold(io),
                     Err(error) => {
@@ -284,23 +261,26 @@ impl Running {
                 () = sleep_until(accept_again), if accept_again > now => {}
                 () = sleep_until(due.unwrap_or_default()), if due.is_some() => self.handle_timers(),
             }
-            self.sessions.review(clock.now());
+            self.links.review(clock.now());
             self.dispatch();
         }
         drop(listeners);
         self.held.clear();
-        self.sessions.stop_probers().await;
-        self.stop_sessions().await;
+        self.links.stop_probers().await;
+        self.stop_links().await;
     }
 
-    async fn stop_sessions(&mut self) {
+    async fn stop_links(&mut self) {
         info!("stopping");
         let clock = self.shared.common.clock();
         loop {
             tokio::select! {
                 biased;
                 Some((number, report)) = self.reports.recv() => self.handle_report(number, report),
-                ended = self.sessions.join_next(|| clock.now()) => if ended.is_none() { break },
+                ended = self.links.join_next() => match ended {
+                    Some(number) => self.forget(number),
+                    None => break,
+                },
             }
             self.held.clear();
             self.publish();
@@ -314,7 +294,7 @@ impl Running {
         self.status.send_modify(|status| {
             status.state = State::Stopped;
             status.since = system_time(clock.now().wall);
-            status.sessions.clear();
+            status.links.clear();
             status.open_connections = 0;
             status.held_connections = 0;
         });
@@ -324,7 +304,7 @@ impl Running {
     fn hold(&mut self, io: Io) {
         let now = self.shared.common.clock().now().mono;
         let limit = self.shared.config.max_connections;
-        if self.sessions.open_connections() + self.held.len() >= limit {
+        if self.links.open_connections() + self.held.len() >= limit {
             if !std::mem::replace(&mut self.overrun, true) {
                 warn!(limit, "too many connections are open: further ones are reset until some of them end");
             }
@@ -336,13 +316,22 @@ impl Running {
         self.publish_at.get_or_insert(now + STATUS_INTERVAL);
     }
 
+    /// Takes note that nothing is left of a link, after all that it has said.
+    fn forget(&mut self, number: u64) {
+        while let Ok((number, report)) = self.reports.try_recv() {
+            self.handle_report(number, report);
+        }
+        self.links.forget(number, self.shared.common.clock().now());
+        self.changed = true;
+    }
+
     fn handle_timers(&mut self) {
         let now = self.shared.common.clock().now().mono;
         self.held.expire(now);
         self.changed |= self.publish_at.is_some_and(|at| at <= now);
     }
 
-    fn handle_report(&mut self, number: usize, report: Report) {
+    fn handle_report(&mut self, number: u64, report: Report) {
         let now = self.shared.common.clock().now();
         match report {
             Report::Returned(held) => {
@@ -357,46 +346,47 @@ impl Running {
                     http_status: answer.status,
                 });
             }),
-            Report::Established { ref customer_message, .. } if !customer_message.is_empty() => {
-                info!(%customer_message, "the agent has a message");
+            Report::Caution(caution) => return self.shared.common.caution(caution),
+            Report::Established { ref message, .. } if !message.is_empty() => {
+                info!(%message, "the other end has a message");
             }
             // These come often, and are not shown.
             Report::Backlog(_) | Report::Suspect | Report::Slept => {
-                self.sessions.apply(number, report, now);
+                self.links.apply(number, report, now);
                 return;
             }
-            Report::Dialing { .. }
-            | Report::Started(_)
+            Report::Connecting
+            | Report::Started { .. }
             | Report::Established { .. }
             | Report::Alive
             | Report::Lost(_)
             | Report::Resumed
-            | Report::Ended { .. }
+            | Report::Ended(_)
             | Report::Refused
             | Report::Probed(Err(_)) => {}
         }
         self.changed = true;
-        if let Some(fault) = self.sessions.apply(number, report, now) {
+        if let Some(fault) = self.links.apply(number, report, now) {
             let error = LastError { at: system_time(now.wall), fault };
             self.status.send_modify(|status| status.last_error = Some(error));
         }
     }
 
-    /// Gives held connections to sessions that can take them, in arrival order.
+    /// Gives held connections to links that can take them, in arrival order.
     fn dispatch(&mut self) {
         let now = self.shared.common.clock().now();
         while let Some(since) = self.held.since() {
             let waited = now.mono.saturating_sub(since);
-            let Some(number) = self.sessions.assign(now, self.held.len(), waited) else { break };
+            let Some(number) = self.links.assign(now, self.held.len(), waited) else { break };
             let Some(held) = self.held.pop() else { break };
-            if let Err(held) = self.sessions.give(number, held, now) {
+            if let Err(held) = self.links.give(number, held, now) {
                 // Its end comes next, and then another is chosen.
                 self.held.put_back(held);
                 break;
             }
         }
         if !self.held.is_empty() {
-            self.sessions.wake();
+            self.links.wake();
         }
     }
 
@@ -406,11 +396,11 @@ impl Running {
             return;
         }
         let now = self.shared.common.clock().now();
-        let state = self.sessions.state();
-        let sessions = self.sessions.statuses();
-        let totals = self.sessions.totals();
+        let state = self.links.state();
+        let links = self.links.statuses();
+        let totals = self.links.totals();
         let held_connections = self.held.len();
-        let open_connections = self.sessions.open_connections() + held_connections;
+        let open_connections = self.links.open_connections() + held_connections;
         // With connections open the counters may move at any time; without, once more at most.
         let busy = open_connections > 0 || self.status.borrow().open_connections > 0;
         self.publish_at = busy.then_some(now.mono + STATUS_INTERVAL);
@@ -423,7 +413,7 @@ impl Running {
             if state == State::Active {
                 status.ready_at.get_or_insert(status.since);
             }
-            status.sessions = sessions;
+            status.links = links;
             status.open_connections = open_connections;
             status.held_connections = held_connections;
             status.connections_total = totals.connections;

@@ -1,5 +1,6 @@
 //! What every part may use, and what uses no part.
 
+pub mod backoff;
 pub mod folder;
 pub(crate) mod peer_text;
 pub(crate) mod quote;

@@ -17,7 +17,10 @@ use hyper_util::{
     rt::TokioIo,
 };
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
@@ -28,21 +31,26 @@ use super::{
     routes::{Routes, Way},
     tls::Tls,
 };
-use crate::tunnel::{BoxError, Connection};
+use crate::fault::BoxError;
+
+/// A connection of any kind under a WebSocket: TCP, TLS, or a pipe in a test.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 /// Limit of one TCP connection, over all addresses of the host.
 const TCP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Opens connections for WebSockets.
 #[derive(Debug)]
-pub(super) struct Connector {
+pub(crate) struct Connector {
     routes: Arc<Routes>,
     tls: Tls,
 }
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
+pub(crate) enum ConnectError {
     /// The name cannot be resolved, or no address answers.
     #[error("no TCP connection to `{peer}`")]
     Tcp {
@@ -80,7 +88,7 @@ impl Connector {
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub(super) async fn connect(&self, gateway: &Gateway) -> Result<Box<dyn Connection>, ConnectError> {
+    pub(crate) async fn connect(&self, gateway: &Gateway) -> Result<Box<dyn Connection>, ConnectError> {
         let destination = Uri::builder()
             .scheme(if gateway.is_secure() { "https" } else { "http" })
             .authority(gateway.authority())

@@ -29,7 +29,7 @@ const PRESIGNED: [&str; 7] = [
 
 /// Decides which stream URLs may be dialled.
 #[derive(Debug, Clone)]
-pub(super) struct GatewayPolicy {
+pub(crate) struct GatewayPolicy {
     region: String,
     /// Domains of the region's partition, without a dot in front.
     domains: Vec<String>,
@@ -41,14 +41,14 @@ pub(super) struct GatewayPolicy {
 
 /// A stream URL that may be dialled.
 #[derive(Clone)]
-pub(super) struct StreamUrl {
+pub(crate) struct StreamUrl {
     uri: Uri,
     gateway: Gateway,
 }
 
 /// Where a stream URL leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Gateway {
+pub(crate) struct Gateway {
     authority: Authority,
     /// Host without brackets, in lower case.
     host: String,
@@ -64,24 +64,24 @@ impl std::fmt::Debug for StreamUrl {
 
 /// A stream URL that leads to somebody else.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Foreign {
+pub(crate) struct Foreign {
     /// Its host, or what stands for one.
-    pub(super) host: String,
+    pub(crate) host: String,
 }
 
 impl StreamUrl {
     /// Returns the URL as it was given.
-    pub(super) fn uri(&self) -> &Uri {
+    pub(crate) fn uri(&self) -> &Uri {
         &self.uri
     }
 
     /// Returns where it leads.
-    pub(super) fn gateway(&self) -> &Gateway {
+    pub(crate) fn gateway(&self) -> &Gateway {
         &self.gateway
     }
 
     /// Says whether the URL carries a signature of its own.
-    pub(super) fn is_presigned(&self) -> bool {
+    pub(crate) fn is_presigned(&self) -> bool {
         let query = self.uri.query().unwrap_or_default();
         query.split('&').any(|pair| {
             let name = pair.split('=').next().unwrap_or_default();
@@ -92,22 +92,22 @@ impl StreamUrl {
 
 impl Gateway {
     /// Returns host and, if it is in the URL, port: what the `Host` header says.
-    pub(super) fn authority(&self) -> &str {
+    pub(crate) fn authority(&self) -> &str {
         self.authority.as_str()
     }
 
     /// Returns the host, without brackets.
-    pub(super) fn host(&self) -> &str {
+    pub(crate) fn host(&self) -> &str {
         &self.host
     }
 
     /// Returns the TCP port.
-    pub(super) fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Says whether the connection is to be TLS.
-    pub(super) fn is_secure(&self) -> bool {
+    pub(crate) fn is_secure(&self) -> bool {
         self.secure
     }
 }
@@ -117,7 +117,7 @@ impl GatewayPolicy {
     ///
     /// # Errors
     /// [`AwsError::InvalidRegion`].
-    pub(super) async fn new(region: &str, moved: bool, endpoint: Option<&str>) -> Result<Self, AwsError> {
+    pub(crate) async fn new(region: &str, moved: bool, endpoint: Option<&str>) -> Result<Self, AwsError> {
         let mut domains = Vec::new();
         for dual_stack in [false, true] {
             // Not every partition has dual-stack names.
@@ -142,7 +142,7 @@ impl GatewayPolicy {
     ///
     /// # Errors
     /// [`AwsError::NoGateway`] for every host that a stream URL may not lead to either.
-    pub(super) fn through(self, gateway: &str) -> Result<Self, AwsError> {
+    pub(crate) fn through(self, gateway: &str) -> Result<Self, AwsError> {
         let gateway = gateway.trim();
         let url = match gateway.split_once("://") {
             Some(("https" | "wss", rest)) => format!("wss://{rest}"),
@@ -161,7 +161,7 @@ impl GatewayPolicy {
     ///
     /// # Errors
     /// [`Foreign`] for every URL that may not be dialled.
-    pub(super) fn check(&self, url: &str) -> Result<StreamUrl, Foreign> {
+    pub(crate) fn check(&self, url: &str) -> Result<StreamUrl, Foreign> {
         let Ok(uri) = url.parse::<Uri>() else {
             return Err(Foreign { host: "(not a URL)".to_owned() });
         };
@@ -207,7 +207,7 @@ impl GatewayPolicy {
     }
 
     /// Returns the gateway that sessions of the region have, as far as that can be known beforehand.
-    pub(super) fn usual(&self) -> Option<Gateway> {
+    pub(crate) fn usual(&self) -> Option<Gateway> {
         if let Some(gateway) = &self.through {
             return Some(gateway.clone());
         }
@@ -248,7 +248,7 @@ impl GatewayPolicy {
 /// Reads the port of an authority without a user name; `None` if what follows the host is no port.
 ///
 /// `Authority::port` takes a number that is out of range for no port at all.
-pub(super) fn port(authority: &Authority, default: u16) -> Option<u16> {
+pub(crate) fn port(authority: &Authority, default: u16) -> Option<u16> {
     let rest = authority.as_str().strip_prefix(authority.host())?;
     if rest.is_empty() {
         return Some(default);
@@ -280,7 +280,7 @@ async fn ssm_host(region: &str, dual_stack: bool) -> Option<String> {
 ///
 /// # Errors
 /// [`AwsError::InvalidRegion`].
-pub(super) async fn sts_host(region: &str) -> Result<String, AwsError> {
+pub(crate) async fn sts_host(region: &str) -> Result<String, AwsError> {
     use aws_sdk_sts::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
     let invalid = || AwsError::InvalidRegion { region: region.to_owned() };
     let params = Params::builder()

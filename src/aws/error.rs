@@ -22,7 +22,7 @@ mod codes;
 mod host;
 
 use codes::Class;
-pub(super) use host::HostSeen;
+pub(crate) use host::HostSeen;
 
 use super::profile::fault::ProfileFault;
 use crate::{
@@ -297,13 +297,13 @@ pub enum AwsError {
 }
 
 impl AwsError {
-    pub(super) fn malformed(action: &'static str, wanted: &'static str) -> Self {
+    pub(crate) fn malformed(action: &'static str, wanted: &'static str) -> Self {
         Self::Malformed { action, wanted }
     }
 }
 
 /// Length over which API servers refuse a bearer token; `maxTokenLenBytes` of aws-iam-authenticator.
-pub(super) const MAX_BEARER_TOKEN_LEN: usize = 4096;
+pub(crate) const MAX_BEARER_TOKEN_LEN: usize = 4096;
 
 /// Where a web identity token comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -337,7 +337,7 @@ pub struct ServiceAnswer {
 }
 
 impl ServiceAnswer {
-    pub(super) fn new(meta: &ErrorMetadata, status: Option<u16>) -> Self {
+    pub(crate) fn new(meta: &ErrorMetadata, status: Option<u16>) -> Self {
         Self {
             code: meta.code().map(PeerText::new),
             message: meta.message().filter(|message| !message.is_empty()).map(PeerText::new),
@@ -406,19 +406,19 @@ pub fn blame(words: &str) -> Option<Blame> {
 
 /// The call that an error belongs to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Call<'a> {
+pub(crate) struct Call<'a> {
     /// The IAM action.
-    pub(super) action: &'static str,
+    pub(crate) action: &'static str,
     /// What it acts on, for when the service does not name it.
-    pub(super) resource: &'a str,
+    pub(crate) resource: &'a str,
     /// The region.
-    pub(super) region: &'a str,
+    pub(crate) region: &'a str,
     /// The host that was called.
-    pub(super) host: &'a HostSeen,
+    pub(crate) host: &'a HostSeen,
 }
 
 /// Finds the cause of a failed call.
-pub(super) fn classify<E>(call: Call<'_>, error: SdkError<E, HttpResponse>) -> AwsError
+pub(crate) fn classify<E>(call: Call<'_>, error: SdkError<E, HttpResponse>) -> AwsError
 where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
@@ -512,7 +512,7 @@ fn classify_answer(action: &'static str, resource: &str, region: &str, answer: S
 }
 
 /// Finds the cause of credentials that the SDK's own providers cannot give.
-pub(super) fn classify_credentials(region: &str, error: CredentialsError) -> AwsError {
+pub(crate) fn classify_credentials(region: &str, error: CredentialsError) -> AwsError {
     if let Some(inner) = find::<AwsError>(&error) {
         return inner.clone();
     }
@@ -555,16 +555,16 @@ fn denied(message: &str) -> (Option<&str>, Option<&str>) {
 }
 
 /// Looks for an error of one type among an error and its sources.
-pub(super) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+pub(crate) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     chain(error).find_map(|error| error.downcast_ref())
 }
 
-pub(super) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+pub(crate) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
 }
 
 /// Writes an error and its sources on one line.
-pub(super) fn chain_text(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn chain_text(error: &(dyn Error + 'static)) -> String {
     with_causes(String::new(), error)
 }
 
@@ -574,7 +574,7 @@ fn join(files: &[PathBuf]) -> String {
 }
 
 /// Returns host and port of a URL, and never what may stand before them: an endpoint may be given with a password.
-pub(super) fn place(authority: &http::uri::Authority) -> String {
+pub(crate) fn place(authority: &http::uri::Authority) -> String {
     match authority.port() {
         Some(port) => format!("{}:{port}", authority.host()),
         None => authority.host().to_owned(),

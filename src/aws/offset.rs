@@ -30,7 +30,7 @@ const LONGEST_ANSWER: Duration = Duration::from_secs(20);
 
 /// The offset, shared by all that need it.
 #[derive(Debug, Clone)]
-pub(super) struct ClockOffset {
+pub(crate) struct ClockOffset {
     clock: Clock,
     /// `None`: no answer has told yet.
     learned: Arc<Mutex<Option<Learned>>>,
@@ -51,23 +51,23 @@ impl Default for ClockOffset {
 }
 
 impl ClockOffset {
-    pub(super) fn new(clock: Clock) -> Self {
+    pub(crate) fn new(clock: Clock) -> Self {
         Self { clock, learned: Arc::default() }
     }
 
     /// Reads this machine's clocks.
-    pub(super) fn clocks(&self) -> Now {
+    pub(crate) fn clocks(&self) -> Now {
         self.clock.now()
     }
 
     /// Reads this machine's wall clock: time since the Unix epoch.
-    pub(super) fn wall(&self) -> Duration {
+    pub(crate) fn wall(&self) -> Duration {
         self.clocks().wall
     }
 
     /// Takes note of the `Date` of an answer to a request that was sent at `sent` and answered at `received`, times since the
     /// Unix epoch by this machine's clock.
-    pub(super) fn learn(&self, date: &str, sent: Duration, received: Duration) {
+    pub(crate) fn learn(&self, date: &str, sent: Duration, received: Duration) {
         // A clock that was set meanwhile tells nothing.
         let Some(took) = received.checked_sub(sent).filter(|took| *took <= LONGEST_ANSWER) else { return };
         let Some(date) = DateTime::from_str(date, Format::HttpDate).ok().and_then(|date| date.to_millis().ok()) else {
@@ -88,25 +88,25 @@ impl ClockOffset {
     }
 
     /// Says how far this machine's clock is off, if that matters.
-    pub(super) fn off(&self) -> Option<Off> {
+    pub(crate) fn off(&self) -> Option<Off> {
         let Learned { ahead_ms, .. } = self.valid()?;
         matters(ahead_ms).then_some(Off { ahead_ms })
     }
 
     /// Tells whether any answer has told the time since the clock was set.
-    pub(super) fn is_known(&self) -> bool {
+    pub(crate) fn is_known(&self) -> bool {
         self.valid().is_some()
     }
 
     /// Returns the time since the Unix epoch as AWS has it, as far as that is known.
-    pub(super) fn now(&self) -> Duration {
+    pub(crate) fn now(&self) -> Duration {
         let ahead_ms = self.off().map_or(0, |off| off.ahead_ms);
         let size = Duration::from_millis(ahead_ms.unsigned_abs());
         if ahead_ms < 0 { self.wall().saturating_sub(size) } else { self.wall() + size }
     }
 
     /// Returns what this machine's clock shows at a time of AWS's.
-    pub(super) fn here(&self, time: SystemTime) -> SystemTime {
+    pub(crate) fn here(&self, time: SystemTime) -> SystemTime {
         let ahead_ms = self.off().map_or(0, |off| off.ahead_ms);
         let size = Duration::from_millis(ahead_ms.unsigned_abs());
         let here = if ahead_ms < 0 { time.checked_add(size) } else { time.checked_sub(size) };

@@ -15,7 +15,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 
 use super::endpoint::StreamUrl;
-use crate::{secret::Secret, tunnel::BoxError};
+use crate::{fault::BoxError, secret::Secret};
 
 /// What a bearer token starts with; `v1Prefix` of aws-iam-authenticator.
 const BEARER_TOKEN_PREFIX: &str = "k8s-aws-v1.";
@@ -30,7 +30,7 @@ const BEARER_URL_EXPIRY: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// When the credentials do not fit into headers.
-pub(super) fn upgrade_headers(
+pub(crate) fn upgrade_headers(
     url: &StreamUrl,
     region: &str,
     credentials: &Credentials,
@@ -65,7 +65,7 @@ pub(super) fn upgrade_headers(
 ///
 /// # Errors
 /// When the credentials or the name do not fit into a request.
-pub(super) fn bearer_token(
+pub(crate) fn bearer_token(
     sts_host: &str,
     region: &str,
     token_name: &str,

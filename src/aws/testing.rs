@@ -24,19 +24,19 @@ use crate::{
 
 /// A request as the server read it.
 #[derive(Debug, Clone)]
-pub(super) struct Request {
-    pub(super) target: String,
-    pub(super) headers: HashMap<String, String>,
-    pub(super) body: String,
+pub(crate) struct Request {
+    pub(crate) target: String,
+    pub(crate) headers: HashMap<String, String>,
+    pub(crate) body: String,
 }
 
 impl Request {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
 
     /// The operation of a JSON service, or of a query service.
-    pub(super) fn operation(&self) -> &str {
+    pub(crate) fn operation(&self) -> &str {
         match self.header("x-amz-target") {
             Some(target) => target.rsplit('.').next().unwrap(),
             None => self.parameter("Action"),
@@ -44,7 +44,7 @@ impl Request {
     }
 
     /// A parameter of a query service, not decoded.
-    pub(super) fn parameter(&self, name: &str) -> &str {
+    pub(crate) fn parameter(&self, name: &str) -> &str {
         let mut pairs = self.body.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find(|pair| pair.0 == name).map_or("", |pair| pair.1)
     }
@@ -52,7 +52,7 @@ impl Request {
 
 /// What the server answers.
 #[derive(Debug, Clone)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
     body: String,
@@ -60,7 +60,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn json(status: u16, body: &str) -> Self {
+    pub(crate) fn json(status: u16, body: &str) -> Self {
         Self {
             status,
             headers: vec![("content-type".into(), "application/json".into())],
@@ -69,12 +69,12 @@ impl Answer {
         }
     }
 
-    pub(super) fn xml(status: u16, body: &str) -> Self {
+    pub(crate) fn xml(status: u16, body: &str) -> Self {
         Self { status, headers: vec![("content-type".into(), "text/xml".into())], body: body.into(), gate: None }
     }
 
     /// The error of a query service such as STS.
-    pub(super) fn query_error(status: u16, code: &str, message: &str) -> Self {
+    pub(crate) fn query_error(status: u16, code: &str, message: &str) -> Self {
         Self::xml(
             status,
             &format!(
@@ -86,11 +86,11 @@ impl Answer {
     }
 
     /// The error of a JSON service such as Systems Manager.
-    pub(super) fn json_error(status: u16, code: &str, message: &str) -> Self {
+    pub(crate) fn json_error(status: u16, code: &str, message: &str) -> Self {
         Self::json(status, &serde_json::json!({ "__type": code, "message": message }).to_string())
     }
 
-    pub(super) fn with(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.into(), value.into()));
         self
     }
@@ -98,7 +98,7 @@ impl Answer {
 
 impl Answer {
     /// Waits with the answer until the gate has a permit for it.
-    pub(super) fn held_by(mut self, gate: &Arc<Semaphore>) -> Self {
+    pub(crate) fn held_by(mut self, gate: &Arc<Semaphore>) -> Self {
         self.gate = Some(Arc::clone(gate));
         self
     }
@@ -107,7 +107,7 @@ impl Answer {
 type Handler = dyn Fn(&Request) -> Answer + Send + Sync;
 
 /// An HTTP server on loopback, gone when it is dropped.
-pub(super) struct Fake {
+pub(crate) struct Fake {
     port: u16,
     secure: bool,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -117,13 +117,13 @@ pub(super) struct Fake {
 }
 
 impl Fake {
-    pub(super) async fn start(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
         Self::listen(Arc::new(handler), None).await
     }
 
     /// Starts a server for `localhost` that speaks TLS, and returns the certificate to trust.
     #[cfg(feature = "demo")]
-    pub(super) async fn start_with_tls(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (Self, String) {
+    pub(crate) async fn start_with_tls(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (Self, String) {
         let (acceptor, certificate) = tls_acceptor(&[b"http/1.1"]);
         (Self::listen(Arc::new(handler), Some(acceptor)).await, certificate)
     }
@@ -158,25 +158,25 @@ impl Fake {
         Self { port, secure, requests, pending, _tasks: tasks }
     }
 
-    pub(super) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         if self.secure { format!("https://localhost:{}", self.port) } else { format!("http://127.0.0.1:{}", self.port) }
     }
 
-    pub(super) fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 
     /// Waits until so many requests are without an answer.
-    pub(super) async fn until_pending(&self, wanted: usize) {
+    pub(crate) async fn until_pending(&self, wanted: usize) {
         in_time(self.pending.subscribe().wait_for(|count| count.0 == wanted)).await.unwrap();
     }
 
     /// The most requests that have been without an answer at a time.
-    pub(super) fn most_pending(&self) -> usize {
+    pub(crate) fn most_pending(&self) -> usize {
         self.pending.borrow().1
     }
 
-    pub(super) fn operations(&self) -> Vec<String> {
+    pub(crate) fn operations(&self) -> Vec<String> {
         self.requests().iter().map(|request| request.operation().to_owned()).collect()
     }
 }
@@ -227,7 +227,7 @@ async fn read<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Option<Request
 
 /// Makes a TLS server for `localhost`, and the certificate that it shows.
 #[cfg(feature = "demo")]
-pub(super) fn tls_acceptor(protocols: &[&[u8]]) -> (TlsAcceptor, String) {
+pub(crate) fn tls_acceptor(protocols: &[&[u8]]) -> (TlsAcceptor, String) {
     use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer};
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -243,12 +243,12 @@ pub(super) fn tls_acceptor(protocols: &[&[u8]]) -> (TlsAcceptor, String) {
 }
 
 /// An HTTP client that uses no proxy.
-pub(super) fn http() -> Arc<dyn HttpConnector> {
+pub(crate) fn http() -> Arc<dyn HttpConnector> {
     tls::http_connector(None, Arc::new(Routes::new(Proxies::default())))
 }
 
 /// Clients with fixed keys whose services are all the fake one; stream URLs on loopback are allowed.
-pub(super) async fn aws(fake: &Fake) -> Aws {
+pub(crate) async fn aws(fake: &Fake) -> Aws {
     let settings = AwsSettings {
         region: Some("us-east-1".into()),
         ssm_endpoint_override: true,
@@ -259,7 +259,7 @@ pub(super) async fn aws(fake: &Fake) -> Aws {
 }
 
 /// As [`aws`], with other settings.
-pub(super) async fn aws_with(fake: &Fake, settings: &AwsSettings) -> Aws {
+pub(crate) async fn aws_with(fake: &Fake, settings: &AwsSettings) -> Aws {
     let keys = Credentials::new("AKIDEXAMPLE", "secret", Some("session".into()), None, "test");
     let surroundings = Surroundings {
         ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
@@ -271,7 +271,7 @@ pub(super) async fn aws_with(fake: &Fake, settings: &AwsSettings) -> Aws {
 }
 
 /// As [`aws_with`], on a machine whose clock [`shifted`] sets.
-pub(super) async fn aws_with_shifted_clock(fake: &Fake, settings: &AwsSettings) -> Aws {
+pub(crate) async fn aws_with_shifted_clock(fake: &Fake, settings: &AwsSettings) -> Aws {
     let keys = Credentials::new("AKIDEXAMPLE", "secret", Some("session".into()), None, "test");
     let surroundings = Surroundings {
         ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),
@@ -283,7 +283,7 @@ pub(super) async fn aws_with_shifted_clock(fake: &Fake, settings: &AwsSettings) 
 }
 
 /// A wall clock that a test sets, for its own thread.
-pub(super) mod shifted {
+pub(crate) mod shifted {
     use std::{cell::Cell, time::Duration};
 
     thread_local!(static BY: Cell<i64> = const { Cell::new(0) });
@@ -321,6 +321,6 @@ pub(crate) async fn aws_at(endpoint: String, keys: [String; 3]) -> Aws {
 }
 
 /// Fails a test that waits for ever.
-pub(super) async fn in_time<F: Future>(future: F) -> F::Output {
+pub(crate) async fn in_time<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("the peer answers in time")
 }

@@ -11,13 +11,13 @@ const MAX_LEN: usize = 2048;
 const MAX_BASE64_LEN: usize = 256 << 10;
 
 /// Says whether a text can be an ARN, an id, a version or a word.
-pub(super) fn is_plain(text: &str) -> bool {
+pub(crate) fn is_plain(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:+=,@".contains(&byte);
     (1..=MAX_LEN).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['-', '=', '@', '+'])
 }
 
 /// Says whether a text can be the name or the address of a host, without brackets.
-pub(super) fn is_host(text: &str) -> bool {
+pub(crate) fn is_host(text: &str) -> bool {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
@@ -28,7 +28,7 @@ pub(super) fn is_host(text: &str) -> bool {
 }
 
 /// Says whether a text can be base64.
-pub(super) fn is_base64(text: &str) -> bool {
+pub(crate) fn is_base64(text: &str) -> bool {
     text.len() <= MAX_BASE64_LEN && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=\r\n".contains(&byte))
 }
 

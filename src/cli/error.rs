@@ -3,25 +3,27 @@
 //! Every error of the layers below is converted here, once. Only this module knows hints and exit codes;
 //! hints name the next step with the user's own names filled in.
 
-use std::{error::Error, fmt, io, path::Path, process::ExitCode};
+use std::{error::Error, fmt, io, path::Path, process::ExitCode, sync::Arc};
 
 use super::output::in_words;
 use crate::{
+    aws::{
+        AwsError,
+        advice::{self, Concern},
+    },
+    cluster::Cluster,
     control::ControlError,
+    fault::{BoxError, Class, Fault},
     kubeconfig::KubeconfigError,
+    route::Caution,
     settings::{Problem, SettingsError, inputs::TOKEN_ITSELF},
-    tunnel::{BindError, BoxError, with_causes},
+    tunnel::{BindError, LinkStatus},
     util::{
         folder::OTHER_USER,
+        peer_text::with_causes,
         quote::{Word, command},
     },
 };
-
-mod aws;
-mod tunnel;
-
-pub(super) use aws::{SET_CLOCK, assess, network, of_blame};
-pub(super) use tunnel::{not_connected, not_found, refused, resume_denied};
 
 /// What kind of failure it is. The numbers are an interface: scripts look at them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,6 +165,69 @@ impl CommandError {
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.sentence())
+    }
+}
+
+impl From<Class> for Kind {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Denied | Class::Identity => Self::Credentials,
+            Class::Away | Class::Gone => Self::NotFound,
+            Class::Transient
+            | Class::Throttled
+            | Class::Refused
+            | Class::Useless
+            | Class::Unfit
+            | Class::Over
+            | Class::Bug => Self::Tunnel,
+        }
+    }
+}
+
+impl From<Concern> for Kind {
+    fn from(concern: Concern) -> Self {
+        match concern {
+            Concern::Settings => Self::Usage,
+            Concern::Identity => Self::Credentials,
+            Concern::Missing => Self::NotFound,
+            Concern::Service => Self::Unexpected,
+        }
+    }
+}
+
+impl CommandError {
+    /// Says why there is no tunnel to a cluster.
+    #[must_use]
+    pub fn tunnel(cluster: &Cluster, fault: &Arc<Fault>) -> Self {
+        let error = Self::new(fault.class.into(), format!("cannot open a tunnel to `{}`", cluster.name));
+        error.with_source(Arc::clone(fault)).hints(fault.hints.iter().cloned())
+    }
+
+    /// Says that the other end of a link has not answered yet.
+    #[must_use]
+    pub fn peer_awaited(cluster: &Cluster, link: &LinkStatus) -> Self {
+        let message = format!("the tunnel to `{}` still waits for the agent on `{}`", cluster.name, link.route);
+        Self::new(Kind::Tunnel, message).hints(link.silence_hints.iter().cloned())
+    }
+
+    /// Says what follows from credentials that cannot be renewed.
+    #[must_use]
+    pub fn credentials(message: impl Into<String>, error: &AwsError) -> Self {
+        let (concern, hints) = advice::assess(error);
+        Self::new(concern.into(), message).with_source(error.clone()).hints(hints)
+    }
+}
+
+impl From<AwsError> for CommandError {
+    fn from(error: AwsError) -> Self {
+        let (concern, hints) = advice::assess(&error);
+        Self::of(concern.into(), error).hints(hints)
+    }
+}
+
+impl From<Caution> for CommandError {
+    fn from(caution: Caution) -> Self {
+        Self::new(caution.class.into(), caution.message).hints(caution.hints)
     }
 }
 

@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     credentials, env,
-    error::{CommandError, Kind, resume_denied},
+    error::{CommandError, Kind},
     orphans,
     output::Printer,
     proxy::Proxy,
@@ -45,9 +45,10 @@ use crate::{
     journal::{Entry, Journal},
     kubeconfig::{self, ContextEntry, KubeconfigError, Server},
     overlap::overlap,
+    route::ssm,
     settings::{Access, Environment, UpSettings},
     supervisor::{Board, Supervisor},
-    tunnel::{self, Admission, Common, Dial, Listeners, Ports, Tunnel},
+    tunnel::{self, Admission, Common, Listeners, Ports, Tunnel},
     util::{folder::Folder, quote::command},
 };
 
@@ -86,7 +87,7 @@ pub(super) struct Way {
     pub(super) access: Access,
     pub(super) aws: Aws,
     pub(super) caller: Caller,
-    dial: Arc<dyn Dial>,
+    sessions: ssm::Targets,
     common: Arc<Common>,
     stop: CancellationToken,
 }
@@ -332,12 +333,14 @@ impl Manager {
     /// Finds out who a way in leads in as.
     async fn enter(&self, access: Access, aws: Aws) -> Result<Way, CommandError> {
         let caller = aws.caller().await?;
-        let dial = match &self.journal {
-            Some(journal) => aws.dialer_with_journal(access.reason.clone(), journal.clone(), &caller),
-            None => aws.dialer(access.reason.clone()),
+        let reason = access.reason.as_deref();
+        let service = match &self.journal {
+            Some(journal) => ssm::Service::with_journal(aws.clone(), reason, journal.clone(), &caller),
+            None => ssm::Service::new(aws.clone(), reason),
         };
+        let sessions = ssm::Targets::new(Arc::new(service), ssm::Config::default());
         let common = Common::new(self.supervisor.clock());
-        Ok(Way { access, aws, caller, dial, common, stop: self.stop.child_token() })
+        Ok(Way { access, aws, caller, sessions, common, stop: self.stop.child_token() })
     }
 
     /// As [`enter`](Self::enter), with the credentials and clients of a known way if there is one like it.
@@ -363,16 +366,13 @@ impl Manager {
         self.tasks.spawn({
             let (status, printer, way) = (way.aws.credential_status(), self.printer.clone(), Arc::clone(way));
             async move {
-                let announce = credentials::announce(status, &printer, || way.common.hurry());
+                let announce = credentials::announce(status, &printer, || way.common.retry_now());
                 way.stop.run_until_cancelled(announce).await.unwrap_or_default();
             }
         });
-        let denial = resume_denied(way.aws.region());
         let (printer, way) = (self.printer.clone(), Arc::clone(way));
         self.tasks.spawn(async move {
-            if way.stop.run_until_cancelled(way.common.until_resume_denied()).await.is_some() {
-                printer.caution(&denial);
-            }
+            way.stop.run_until_cancelled(show_cautions(&way.common, &printer)).await.unwrap_or_default();
         });
     }
 
@@ -390,24 +390,19 @@ impl Manager {
     }
 
     fn start(&mut self, way: &Way, cluster: Cluster, listeners: Listeners) {
-        let mut config = tunnel::Config {
+        let config = tunnel::Config {
             probe_interval: self.settings.probe_interval,
-            resume_budget: self.settings.reconnect_timeout,
-            sessions: self.settings.sessions,
+            up_within: self.settings.timeout,
+            links: self.settings.sessions,
             ..tunnel::Config::default()
         };
-        config.session.handshake_timeout = self.settings.timeout;
-        config.session.payload_len = self.settings.payload_size.unwrap_or(config.session.payload_len);
-        config.session.messages_per_second =
-            config.session.messages_per_second.filter(|_| !self.settings.no_rate_limit);
-        self.supervisor.start(Tunnel::new(
-            cluster,
-            way.access.bastion.clone(),
-            Arc::clone(&way.dial),
-            listeners,
-            config,
-            Arc::clone(&way.common),
-        ));
+        let mut sessions = ssm::Config { resume_budget: self.settings.reconnect_timeout, ..ssm::Config::default() };
+        let session = &mut sessions.session;
+        session.payload_len = self.settings.payload_size.unwrap_or(session.payload_len);
+        session.messages_per_second = session.messages_per_second.filter(|_| !self.settings.no_rate_limit);
+        let sessions = way.sessions.with_config(sessions);
+        let routes = way.access.bastion.iter().map(|bastion| sessions.route(bastion.clone())).collect();
+        self.supervisor.start(Tunnel::new(cluster, routes, listeners, config, Arc::clone(&way.common)));
     }
 
     /// Finds out whether all files can be written that will have to be. Where the default kubeconfig cannot, one in the
@@ -496,9 +491,25 @@ impl Way {
             access,
             aws: self.aws.clone(),
             caller: self.caller.clone(),
-            dial: Arc::clone(&self.dial),
+            sessions: self.sessions.clone(),
             common: Arc::clone(&self.common),
             stop: self.stop.clone(),
+        }
+    }
+}
+
+/// Says what tunnels have found that the user has to know. Never ends.
+async fn show_cautions(common: &Common, printer: &Printer) {
+    let mut cautions = common.cautions();
+    let mut said = 0;
+    loop {
+        let all = cautions.borrow_and_update().clone();
+        for caution in all.into_iter().skip(said) {
+            printer.caution(&CommandError::from(caution));
+            said += 1;
+        }
+        if cautions.changed().await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -8,11 +8,10 @@ use std::{
 
 use super::{ApiError, User};
 use crate::{
-    aws::{AwsError, Caller, ClusterDescription, Off, Sighting, SkipReason},
+    aws::{AwsError, Caller, ClusterDescription, Off, SkipReason},
     cluster::Target,
-    route::ssm::proto::Version,
+    route::ssm::{DialError, SessionFault, SessionId, targets::Sighting},
     settings::PassedOver,
-    tunnel::{DialError, Fault, SessionId},
     util::peer_text::PeerText,
 };
 
@@ -231,7 +230,7 @@ pub enum Fact {
     /// The gateway has taken the signature.
     DataChannel,
     /// The agent's handshake is complete.
-    Handshake(Version),
+    Handshake(String),
     /// Something answers at the endpoint.
     Reached,
     /// It is the API server of the cluster.
@@ -289,7 +288,7 @@ pub enum Trouble {
     /// The clock of this machine is wrong.
     Clock(Off),
     /// The session, or what was tried through it, has failed.
-    Fault(Fault),
+    Fault(SessionFault),
     /// The agent cannot resolve the endpoint's name.
     Unresolvable {
         /// What it said.

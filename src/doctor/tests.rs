@@ -98,7 +98,7 @@ async fn a_managers_tunnel_is_asked_as_well() {
     let nowhere = findings(&subject(&emulator, with(closed.port())).await, Limits::default()).await;
     // The tunnel is broken, and all that it rests on is not.
     assert_eq!((failed(&elsewhere), failed(&nowhere)), (vec![Check::LocalPort], vec![Check::LocalPort]));
-    let Outcome::Failed(Trouble::Fault(Fault::Probe(ProbeError::Tls { .. } | ProbeError::Ended))) =
+    let Outcome::Failed(Trouble::Fault(SessionFault::Probe(ProbeError::Tls { .. } | ProbeError::Ended))) =
         outcome(&elsewhere, Check::LocalPort)
     else {
         panic!("{elsewhere:#?}")
@@ -122,7 +122,7 @@ async fn what_never_comes_is_found_in_time() {
     emulator.update(everywhere(Destination::BlackHole));
     let found = findings(&subject(&emulator, BTreeMap::new()).await, SHORT).await;
     assert_eq!(failed(&found), [Check::Endpoint], "{found:#?}");
-    let silent = Outcome::Failed(Trouble::Fault(Fault::Probe(ProbeError::NoAnswer { seconds: 0 })));
+    let silent = Outcome::Failed(Trouble::Fault(SessionFault::Probe(ProbeError::NoAnswer { seconds: 0 })));
     assert_eq!(format!("{:?}", outcome(&found, Check::Endpoint)), format!("{silent:?}"));
     // The agent is heard through the new WebSocket although the destination is not.
     assert!(matches!(outcome(&found, Check::ResumeSession), Outcome::Passed(Fact::Resumed)), "{found:#?}");
@@ -130,7 +130,8 @@ async fn what_never_comes_is_found_in_time() {
     emulator.update(everywhere(Destination::Refused));
     let found = findings(&subject(&emulator, BTreeMap::new()).await, Limits::default()).await;
     assert_eq!(failed(&found), [Check::Endpoint]);
-    let Outcome::Failed(Trouble::Fault(Fault::Probe(ProbeError::Refused))) = outcome(&found, Check::Endpoint) else {
+    let Outcome::Failed(Trouble::Fault(SessionFault::Probe(ProbeError::Refused))) = outcome(&found, Check::Endpoint)
+    else {
         panic!("{found:#?}")
     };
 
@@ -138,8 +139,9 @@ async fn what_never_comes_is_found_in_time() {
     emulator.update(|settings| settings.agent.handshake_delay = Duration::from_secs(3600));
     let found = findings(&subject(&emulator, BTreeMap::new()).await, SHORT).await;
     assert_eq!(failed(&found), [Check::Handshake]);
-    let Outcome::Failed(Trouble::Fault(Fault::Closed(CloseReason::HandshakeTimeout { requested: false, .. }))) =
-        outcome(&found, Check::Handshake)
+    let Outcome::Failed(Trouble::Fault(SessionFault::Closed(CloseReason::HandshakeTimeout {
+        requested: false, ..
+    }))) = outcome(&found, Check::Handshake)
     else {
         panic!("{found:#?}")
     };

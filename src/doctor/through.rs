@@ -1,6 +1,8 @@
 //! The checks that are made through a session: from its start to its end, and all that is behind the bastion.
 
-use tokio::io::DuplexStream;
+use std::{sync::Arc, time::Duration};
+
+use tokio::{io::DuplexStream, time::timeout};
 use tokio_rustls::client::TlsStream;
 
 use super::{ApiError, Bastion, Check, Examination, Fact, Finding, Reason, Trouble, api::Api};
@@ -8,7 +10,12 @@ use crate::{
     aws::Aws,
     cluster::{Cluster, Target},
     route::ssm::proto::{self, CloseReason},
-    tunnel::{DialError, Fault, Probe, ProbeError, SoloSession},
+    route::{
+        ProbeError,
+        proof::after_end,
+        ssm::{self, DialError, SessionFault, SoloSession},
+    },
+    tunnel::Probe,
 };
 
 /// Said to CloudTrail with each session.
@@ -57,14 +64,13 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     /// Starts a session. The error is the check that has failed.
     async fn start(&mut self, aws: &Aws, cluster: &Cluster, target: &Target) -> Result<(), Check> {
         let config = proto::Config { handshake_timeout: self.limits.handshake, ..proto::Config::default() };
-        let dial = aws.dialer(Some(REASON.to_owned()));
-        // What others of this process have met before says nothing about now.
-        let _earlier = aws.take_signature_refusal();
+        let service = ssm::Service::new(aws.clone(), Some(REASON));
+        let dial = Arc::new(service.clone());
         match SoloSession::start(dial, target, &cluster.endpoint, config, self.clock).await {
             Ok(session) => {
                 self.passed(Check::StartSession, Fact::Session(session.id().clone()));
                 self.session = Some(session);
-                match aws.take_signature_refusal() {
+                match service.take_signature_refusal() {
                     Some(said) => self.doubtful(Check::DataChannel, Trouble::Unsigned { said: said.into() }),
                     None => self.passed(Check::DataChannel, Fact::DataChannel),
                 }
@@ -100,8 +106,8 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     async fn reach(&mut self, aws: &Aws, cluster: &Cluster) {
         let Some(session) = &mut self.session else { return };
         let opened = match Probe::new(cluster) {
-            Ok(probe) => session.open(&probe, self.limits.reach).await,
-            Err(error) => Err(Fault::Probe(error)),
+            Ok(probe) => open(session, &probe, self.limits.reach).await,
+            Err(error) => Err(SessionFault::Probe(error)),
         };
         let api = [Check::Api, Check::WhoAmI, Check::ListPods];
         match opened {
@@ -169,7 +175,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
 
     /// Asks the API server something through the session.
     async fn ask<T>(&mut self, question: impl Future<Output = Result<T, ApiError>>) -> Result<T, Trouble> {
-        let Some(session) = &mut self.session else { return Err(Trouble::Fault(Fault::Exhausted)) };
+        let Some(session) = &mut self.session else { return Err(Trouble::Fault(SessionFault::Exhausted)) };
         match session.run(question).await {
             Ok(answer) => answer.map_err(Trouble::Api),
             Err(fault) => Err(Trouble::Fault(fault)),
@@ -202,6 +208,20 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     }
 }
 
+/// Makes a TLS connection with the API server through a session.
+async fn open(
+    session: &mut SoloSession,
+    probe: &Probe,
+    limit: Duration,
+) -> Result<TlsStream<DuplexStream>, SessionFault> {
+    let (near, ended) = session.connect(limit);
+    match session.run(timeout(limit, probe.connect(near))).await? {
+        Ok(Ok(tls)) => Ok(tls),
+        Ok(Err(error)) => Err(SessionFault::Probe(after_end(error, ended))),
+        Err(_) => Err(SessionFault::Probe(ProbeError::NoAnswer { seconds: limit.as_secs() })),
+    }
+}
+
 /// Whether a session was started, and only its WebSocket could not be had.
 fn is_of_data_channel(error: &DialError) -> bool {
     match error {
@@ -221,17 +241,17 @@ fn is_of_data_channel(error: &DialError) -> bool {
 }
 
 /// Whether something has answered that is not the API server.
-fn is_of_certificate(fault: &Fault) -> bool {
+fn is_of_certificate(fault: &SessionFault) -> bool {
     matches!(
         fault,
-        Fault::Probe(ProbeError::Certificate { .. } | ProbeError::Tls { .. } | ProbeError::Authority { .. })
+        SessionFault::Probe(ProbeError::Certificate { .. } | ProbeError::Tls { .. } | ProbeError::Authority { .. })
     )
 }
 
 /// Tells a name that the agent cannot resolve, and a destination that it refuses, from everything else. It ends the session
 /// with a text, right after the handshake; all texts about names have the words of Go's resolver in them, `lookup HOST`.
-fn of_endpoint(fault: Fault) -> Trouble {
-    if let Fault::Closed(reason @ CloseReason::ChannelClosed { output }) = &fault {
+fn of_endpoint(fault: SessionFault) -> Trouble {
+    if let SessionFault::Closed(reason @ CloseReason::ChannelClosed { output }) = &fault {
         if reason.is_refused_destination() {
             return Trouble::Refused { said: output.clone() };
         }

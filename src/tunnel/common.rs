@@ -1,55 +1,43 @@
-//! What all tunnels of a manager share: the clock, limits on calls, and what one has found out for all.
+//! What all tunnels of one identity share: the clock, limits on starts, and what one has found out for all.
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::{clock::Clock, cluster::Target};
+use crate::{
+    clock::Clock,
+    route::{Caution, Class, RetryNow},
+};
 
-/// How many sessions are started at once, over all tunnels: many clusters that come up, or come back,
-/// together must not run into the service's throttling.
+/// How many links are started at once, over all tunnels: many clusters that come up, or come back,
+/// together must not run into a service's throttling.
 const CONCURRENT_STARTS: usize = 4;
 
-/// Why no session can be started on a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// Its agent is not connected, which may change by itself.
-    Away,
-    /// It does not exist or may not be used, which only a human can change.
-    Unusable,
-}
-
-/// What all tunnels of a manager share.
+/// What all tunnels of one identity share.
 #[derive(Debug)]
 pub struct Common {
     clock: Clock,
-    starts: Semaphore,
-    resume_denied: watch::Sender<bool>,
-    /// A session has been resumed, so the identity may.
-    has_resumed: AtomicBool,
-    /// What is wrong with targets, by their names.
-    troubles: Mutex<BTreeMap<String, Trouble>>,
-    hurry: Notify,
+    starts: Arc<Semaphore>,
+    retry_now: RetryNow,
+    /// What the user has to know, once.
+    cautions: watch::Sender<Vec<Caution>>,
+    /// Why routes cannot be taken, by their labels.
+    troubles: Mutex<BTreeMap<String, Class>>,
 }
 
 impl Common {
-    /// Creates what the tunnels of one manager share.
+    /// Creates what the tunnels of one identity share.
     #[must_use]
     pub fn new(clock: Clock) -> Arc<Self> {
         Arc::new(Self {
             clock,
-            starts: Semaphore::new(CONCURRENT_STARTS),
-            resume_denied: watch::Sender::new(false),
-            has_resumed: AtomicBool::new(false),
+            starts: Arc::new(Semaphore::new(CONCURRENT_STARTS)),
+            retry_now: RetryNow::default(),
+            cautions: watch::Sender::default(),
             troubles: Mutex::default(),
-            hurry: Notify::new(),
         })
     }
 
@@ -61,65 +49,58 @@ impl Common {
 
     /// Says that what has failed until now may succeed: the machine has woken up, or there are good credentials
     /// again. Tunnels that wait before another attempt make it at once.
-    pub fn hurry(&self) {
-        self.hurry.notify_waiters();
+    pub fn retry_now(&self) {
+        self.retry_now.retry_now();
     }
 
-    /// Waits before another attempt, unless there is reason to make it at once.
-    pub(super) async fn pause(&self, time: Duration) {
-        // Whoever is hurried wants to hear about it, not to be early.
-        let _outcome = tokio::time::timeout(time, self.hurry.notified()).await;
+    /// Returns what ends pauses between attempts.
+    pub(super) fn pauses(&self) -> RetryNow {
+        self.retry_now.clone()
     }
 
-    /// Waits for leave to start a session.
-    pub(super) async fn start_permit(&self) -> SemaphorePermit<'_> {
-        self.starts.acquire().await.expect("the semaphore is never closed")
+    /// Waits for leave to start a link.
+    pub(super) async fn start_permit(&self) -> OwnedSemaphorePermit {
+        let starts = Arc::clone(&self.starts);
+        starts.acquire_owned().await.expect("the semaphore is never closed")
     }
 
-    /// Whether a session has been resumed.
-    pub(super) fn has_resumed(&self) -> bool {
-        self.has_resumed.load(Ordering::Relaxed)
+    /// Takes note of what the user has to know.
+    pub(super) fn caution(&self, caution: Caution) {
+        self.cautions.send_if_modified(|cautions| {
+            let is_new = cautions.iter().all(|known| known.message != caution.message);
+            if is_new {
+                cautions.push(caution);
+            }
+            is_new
+        });
     }
 
-    /// Takes note that a session has been resumed.
-    pub(super) fn note_resumed(&self) {
-        self.has_resumed.store(true, Ordering::Relaxed);
-    }
-
-    /// Takes note that the identity may not resume sessions, as one that was there has shown. The next is tried all the same:
-    /// policies change, and a call costs little.
-    pub(super) fn note_resume_denied(&self) {
-        self.resume_denied.send_replace(true);
-    }
-
-    /// Takes note of why no session could be started on a target. Returns whether that is news.
-    pub(super) fn note_trouble(&self, target: &Target, trouble: Trouble) -> bool {
-        self.troubles().insert(target.as_str().to_owned(), trouble) != Some(trouble)
-    }
-
-    /// Takes note that a session has been started on a target.
-    pub(super) fn note_started(&self, target: &Target) {
-        self.troubles().remove(target.as_str());
-    }
-
-    /// Whether a target does not exist or may not be used, as the last attempt to start a session on it has shown.
+    /// Returns what the user has to know, each once, now and later.
     #[must_use]
-    pub fn is_unusable(&self, target: &Target) -> bool {
-        self.troubles().get(target.as_str()) == Some(&Trouble::Unusable)
+    pub fn cautions(&self) -> watch::Receiver<Vec<Caution>> {
+        self.cautions.subscribe()
     }
 
-    fn troubles(&self) -> MutexGuard<'_, BTreeMap<String, Trouble>> {
+    /// Takes note of why no link could be started on a route. Returns whether that is news.
+    pub(super) fn note_trouble(&self, route: &str, class: Class) -> bool {
+        let before = self.troubles().insert(route.to_owned(), class);
+        before.is_none_or(|before| before.needs_another_route() != class.needs_another_route())
+    }
+
+    /// Takes note that a link has been started on a route.
+    pub(super) fn note_started(&self, route: &str) {
+        self.troubles().remove(route);
+    }
+
+    /// Returns the routes that cannot be taken until a human has done something, as the last attempts have shown.
+    #[must_use]
+    pub fn unusable(&self) -> BTreeSet<String> {
+        let troubles = self.troubles();
+        troubles.iter().filter(|(_, class)| class.needs_another_route()).map(|(route, _)| route.clone()).collect()
+    }
+
+    fn troubles(&self) -> MutexGuard<'_, BTreeMap<String, Class>> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until it is proven that the identity may not resume sessions.
-    ///
-    /// # Cancel safety
-    /// Changes nothing, so it may be dropped at any time.
-    pub async fn until_resume_denied(&self) {
-        let mut denied = self.resume_denied.subscribe();
-        // The sender is in this value.
-        let _outcome = denied.wait_for(|denied| *denied).await;
     }
 }
 
@@ -128,15 +109,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_trouble_with_a_target_is_news_once_until_it_changes() {
+    fn the_trouble_with_a_route_is_news_once_until_it_changes() {
         let common = Common::new(Clock::start());
-        let [one, other] = ["i-00000001", "i-00000002"].map(|target| target.parse().unwrap());
-        let news = [&one, &one, &other, &one, &other].map(|target| common.note_trouble(target, Trouble::Unusable));
+        let [one, other] = ["one", "other"];
+        let news = [one, one, other, one, other].map(|route| common.note_trouble(route, Class::Denied));
         assert_eq!(news, [true, false, true, false, false]);
-        assert!(common.note_trouble(&one, Trouble::Away), "it may be used again");
-        assert!(!common.is_unusable(&one) && common.is_unusable(&other));
-        common.note_started(&other);
-        assert!(!common.is_unusable(&other));
-        assert!(common.note_trouble(&other, Trouble::Unusable), "it had been all right");
+        assert!(common.note_trouble(one, Class::Away), "it may be used again");
+        assert_eq!(common.unusable(), BTreeSet::from([other.to_owned()]));
+        common.note_started(other);
+        assert!(common.unusable().is_empty());
+        assert!(common.note_trouble(other, Class::Gone), "it had been all right");
+    }
+
+    #[test]
+    fn a_caution_is_said_once() {
+        let common = Common::new(Clock::start());
+        let caution = |message: &str| Caution { class: Class::Denied, message: message.to_owned(), hints: Vec::new() };
+        ["one", "two", "one"].into_iter().for_each(|message| common.caution(caution(message)));
+        assert_eq!(common.cautions().borrow().len(), 2);
     }
 }

@@ -1,19 +1,10 @@
-//! Connections that wait for a session: in arrival order, bounded in number and time.
+//! Connections that wait for a link: in arrival order, bounded in number and time.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tracing::{debug, warn};
 
-use super::connection::{Io, PipeEnd};
-
-/// A local connection that waits for a stream.
-#[derive(Debug)]
-pub(super) struct Held {
-    /// The connection.
-    pub(super) io: Io,
-    /// When it is reset if it still waits, as [`Now::mono`](crate::route::ssm::proto::Now::mono).
-    pub(super) deadline: Duration,
-}
+use crate::route::{Held, Io, PipeEnd};
 
 /// The queue of a tunnel.
 #[derive(Debug)]
@@ -41,14 +32,14 @@ impl HeldConnections {
     /// Adds a connection that has just been accepted, or resets it if there is no room.
     pub(super) fn push(&mut self, io: Io, now: Duration) {
         if self.queue.len() >= self.limit {
-            warn!(limit = self.limit, "reset a connection: too many wait for a session");
+            warn!(limit = self.limit, "reset a connection: too many wait for a link");
             io.abort(PipeEnd::Lost);
             return;
         }
         self.queue.push_back(Held { io, deadline: now + self.hold_time });
     }
 
-    /// Adds a connection that had been given to a session, at its place in the arrival order.
+    /// Adds a connection that had been given to a link, at its place in the arrival order.
     pub(super) fn put_back(&mut self, held: Held) {
         let place = self.queue.partition_point(|other| other.deadline <= held.deadline);
         self.queue.insert(place, held);
@@ -72,7 +63,7 @@ impl HeldConnections {
     /// Resets the connections that have waited too long.
     pub(super) fn expire(&mut self, now: Duration) {
         while let Some(held) = self.queue.pop_front_if(|held| held.deadline <= now) {
-            debug!("reset a connection: no session in time");
+            debug!("reset a connection: no link in time");
             held.io.abort(PipeEnd::Lost);
         }
     }

@@ -19,7 +19,8 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{admission::Admission, connection::Io, memory::MemoryPort};
+use super::{admission::Admission, memory::MemoryPort};
+use crate::route::Io;
 
 /// Connections that the system keeps until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -251,7 +252,7 @@ impl Listeners {
     ///
     /// # Cancel safety
     /// No connection is lost.
-    pub(super) async fn accept(&mut self) -> io::Result<Io> {
+    pub(crate) async fn accept(&mut self) -> io::Result<Io> {
         poll_fn(|cx| self.poll_accept(cx)).await
     }
 

@@ -14,7 +14,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use super::connection::{Io, PipeEnd};
+use crate::route::{Io, PipeEnd};
 
 /// Bytes that one direction of a connection holds, about what a loopback socket does.
 const PIPE_LEN: usize = 64 << 10;
@@ -67,7 +67,7 @@ impl MemoryConnection {
 
     /// Waits until the connection is reset, and returns why; `None` if it ends well.
     #[cfg(test)]
-    pub(super) async fn until_reset(mut self) -> Option<PipeEnd> {
+    pub(crate) async fn until_reset(mut self) -> Option<PipeEnd> {
         match self.ended.take() {
             Some(ended) => ended.await.ok(),
             None => self.reset,

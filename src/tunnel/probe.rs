@@ -19,66 +19,14 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{BoxError, connection::PipeEnd};
-use crate::{clock::Clock, cluster::Cluster};
+use crate::{
+    clock::Clock,
+    cluster::Cluster,
+    route::{Answer, BoxError, PipeEnd, ProbeError, proof::after_end},
+};
 
 /// Longest status line that is read from the API server, in bytes.
 const MAX_STATUS_LINE: usize = 1024;
-
-/// Why a probe did not prove the path.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// The cluster's certificate authority or endpoint name cannot be read. No probe can succeed.
-    #[error("the cluster's certificate authority cannot be used")]
-    Authority {
-        /// What is wrong with it.
-        #[source]
-        source: BoxError,
-    },
-    /// The target could not connect to the API server: a security group, a route, or no listener.
-    #[error("the target cannot connect to the API server")]
-    Refused,
-    /// Nothing came back within the time that a probe may take.
-    #[error("the API server did not answer within {seconds} s")]
-    NoAnswer {
-        /// The limit, in seconds.
-        seconds: u64,
-    },
-    /// The connection was closed in the middle of the probe.
-    #[error("the API server closed the connection without an answer")]
-    Ended,
-    /// What answers is not the cluster's API server: its certificate does not verify.
-    #[error("the certificate of `{host}` does not verify against the cluster's authority")]
-    Certificate {
-        /// The name that was expected.
-        host: String,
-        /// How it failed.
-        #[source]
-        source: rustls::Error,
-    },
-    /// What answers does not speak TLS, or not as a server does.
-    #[error("the TLS handshake with the API server failed")]
-    Tls {
-        /// What went wrong.
-        #[source]
-        source: io::Error,
-    },
-    /// The answer to the request is not HTTP.
-    #[error("the API server's answer is not HTTP")]
-    NotHttp,
-    /// The session or its transport was lost in the meantime: the probe says nothing.
-    #[error("the session was lost during the probe")]
-    SessionLost,
-}
-
-/// What a successful probe found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Answer {
-    /// Time from opening the stream to the end of the TLS handshake.
-    pub(super) round_trip: Duration,
-    /// The HTTP status, if a request was sent.
-    pub(super) status: Option<u16>,
-}
 
 /// Probes one cluster.
 #[derive(Debug, Clone)]
@@ -127,7 +75,7 @@ impl Probe {
         tls.map_err(|error| self.tls_error(error))
     }
 
-    /// Probes through `stream`, whose other end the driver has. `end` tells how that end closed, `limit` how long a probe
+    /// Probes through `stream`, whose other end the link has. `end` tells how that end closed, `limit` how long a probe
     /// may take, which may change meanwhile.
     pub(super) async fn run(
         &self,
@@ -196,18 +144,6 @@ impl Probe {
         }
         let ended = [io::ErrorKind::UnexpectedEof, io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
         if ended.contains(&error.kind()) { ProbeError::Ended } else { ProbeError::Tls { source: error } }
-    }
-}
-
-/// Tells apart why the pipe ended, which the probe itself sees as an end of file.
-pub(super) fn after_end(error: ProbeError, mut end: oneshot::Receiver<PipeEnd>) -> ProbeError {
-    if !matches!(error, ProbeError::Ended) {
-        return error;
-    }
-    match end.try_recv() {
-        Ok(PipeEnd::Refused) => ProbeError::Refused,
-        Ok(PipeEnd::Lost) => ProbeError::SessionLost,
-        Err(_) => ProbeError::Ended,
     }
 }
 

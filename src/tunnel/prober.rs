@@ -1,8 +1,8 @@
-//! When to probe a session, and what to make of the outcome.
+//! When to probe a link, and what to make of the outcome.
 //!
-//! One prober per session slot. A new session is probed at once, a resumed one too; then the path is
+//! One prober per link. A new one is probed at once, a resumed one too; then the path is
 //! probed whenever it has not been proved for an interval, by a probe or by bytes both ways. Bytes
-//! both ways are asked for because the service counts a session as idle that only receives.
+//! both ways are asked for because a link that only receives may count as idle at its other end.
 
 use std::{
     sync::{
@@ -16,16 +16,15 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{debug, info};
 
 use super::{
-    Fault, ProbeError,
-    connection::Io,
-    driver::Command,
-    held::Held,
-    meter::{LinkState, Meter},
-    policy::{self, AfterProbe, Jitter},
-    probe::{Answer, Probe},
-    report::{Report, Reporter},
+    probe::Probe,
+    recovery::{self, AfterProbe},
 };
-use crate::clock::Clock;
+use crate::{
+    clock::Clock,
+    cluster::Cluster,
+    route::{Answer, Command, Held, Io, LinkState, Meter, ProbeError, Report, Reporter, Route},
+    util::backoff::Jitter,
+};
 
 /// How long a probe may take. Two in a row and the interval before them make less than 45 s.
 const PROBE_LIMIT: Duration = Duration::from_secs(7);
@@ -36,16 +35,16 @@ const ROUND_TRIPS: u32 = 3;
 /// How often it is looked, after a failed probe, whether the destination has sent something meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long to wait before a session that the service has paused is probed again.
+/// How long to wait before a link that has been paused is probed again.
 const PAUSED_AGAIN: Duration = Duration::from_secs(1);
 
-/// Size of the pipe between the probe and the driver, in bytes.
-pub(super) const PIPE_LEN: usize = 16 << 10;
+/// Size of the pipe between the probe and the link, in bytes.
+const PIPE_LEN: usize = 16 << 10;
 
-/// Probes the session of one slot, and the ones that follow it.
+/// Probes one link.
 pub(super) struct Prober {
     pub(super) probe: Probe,
-    /// How long the path may go unproved; zero: only new sessions are probed.
+    /// How long the path may go unproved; zero: only a new link is probed.
     pub(super) interval: Duration,
     pub(super) clock: Clock,
     pub(super) link: watch::Receiver<LinkState>,
@@ -57,27 +56,28 @@ pub(super) struct Prober {
     /// Asks for a probe: a connection has been refused.
     pub(super) suspicion: Arc<Notify>,
     pub(super) jitter: Jitter,
+    pub(super) route: Arc<dyn Route>,
+    pub(super) cluster: Arc<Cluster>,
 }
 
 impl Prober {
-    /// Probes until the driver is gone.
+    /// Probes until the link is over.
     pub(super) async fn run(mut self) {
         let mut failures = 0;
-        let mut proved: Option<LinkState> = None;
+        let mut is_proved = false;
         let mut due = Due::At(Duration::ZERO);
         let mut last = LinkState::Down;
-        let mut session_since = Duration::ZERO;
+        let mut up_since = None;
         loop {
             let Ok(state) = self.link.wait_for(|state| *state != LinkState::Down).await.map(|state| *state) else {
                 return;
             };
+            if state == LinkState::Over {
+                return;
+            }
+            let up_since = *up_since.get_or_insert_with(|| self.clock.now().mono);
             if state != last {
-                let is_new = generation(state) != generation(last);
-                if is_new {
-                    failures = 0;
-                    session_since = self.clock.now().mono;
-                }
-                if is_new || proved.is_none_or(|proved| generation(proved) != generation(state)) || self.is_periodic() {
+                if !is_proved || self.is_periodic() {
                     due = Due::At(Duration::ZERO);
                 }
                 last = state;
@@ -115,14 +115,14 @@ impl Prober {
             match outcome {
                 Ok(answer) => {
                     failures = 0;
-                    proved = Some(state);
+                    is_proved = true;
                     due = if self.is_periodic() { Due::Unless(now + self.interval) } else { Due::Never };
                     self.reports.send(Report::Probed(Ok(answer)));
                 }
-                Err(ProbeError::SessionLost) => due = Due::At(now),
+                Err(ProbeError::LinkLost) => due = Due::At(now),
                 Err(error) => {
                     failures += 1;
-                    // An agent that still sends is slow or busy with repeats, and not wedged.
+                    // What still sends is slow or busy with repeats, and not wedged.
                     let speaks = self.meter.news.load(Ordering::Relaxed) != heard;
                     if speaks && matches!(error, ProbeError::NoAnswer { .. }) {
                         failures = 1;
@@ -131,22 +131,22 @@ impl Prober {
                     let paused =
                         self.meter.paused.load(Ordering::Relaxed) || self.meter.held_back.load(Ordering::Relaxed);
                     if paused && matches!(error, ProbeError::NoAnswer { .. }) {
-                        debug!("a probe got no answer as the session is paused or held back");
+                        debug!("a probe got no answer as the link is paused or held back");
                         failures = 0;
                         due = Due::At(now + PAUSED_AGAIN);
                         continue;
                     }
                     debug!(%error, failures, "probe failed");
                     let in_use = self.meter.open.load(Ordering::Relaxed) > 0;
-                    let age = now.saturating_sub(session_since);
-                    match policy::after_probe(&error, failures, age, in_use, &mut self.jitter) {
+                    let age = now.saturating_sub(up_since);
+                    match recovery::after_probe(&error, failures, age, in_use, &mut self.jitter) {
                         AfterProbe::Again { after } => {
                             due = Due::Retry { at: now + after, since: now };
                             self.reports.send(Report::Probed(Err(error)));
                         }
                         AfterProbe::Replace => {
                             due = Due::Never;
-                            self.abandon(state, error);
+                            self.abandon(error);
                         }
                     }
                 }
@@ -161,12 +161,12 @@ impl Prober {
         let limit = self.limit();
         let deadline = self.clock.now().mono + 2 * limit();
         if self.commands.send(Command::Connect(Held { io, deadline })).is_err() {
-            return Err(ProbeError::SessionLost);
+            return Err(ProbeError::LinkLost);
         }
         let request = !self.requested.load(Ordering::Relaxed);
         let outcome = tokio::select! {
             biased;
-            _ = self.link.wait_for(|now| *now != state) => Err(ProbeError::SessionLost),
+            _ = self.link.wait_for(|now| *now != state) => Err(ProbeError::LinkLost),
             outcome = self.probe.run(near, ended, request, limit, &self.clock) => outcome,
         };
         if let Ok(answer) = &outcome
@@ -200,18 +200,10 @@ impl Prober {
         !self.interval.is_zero()
     }
 
-    fn abandon(&self, state: LinkState, error: ProbeError) {
-        if let Some(generation) = generation(state) {
-            // A driver that is gone has no session to give up.
-            let _outcome = self.commands.send(Command::Abandon { generation, fault: Fault::Probe(error) });
-        }
-    }
-}
-
-fn generation(state: LinkState) -> Option<u32> {
-    match state {
-        LinkState::Down => None,
-        LinkState::Up { generation, .. } => Some(generation),
+    fn abandon(&self, error: ProbeError) {
+        let fault = error.into_fault(&*self.route, &self.cluster);
+        // One that is over has nothing to give up.
+        let _outcome = self.commands.send(Command::Abandon(Arc::new(fault)));
     }
 }
 
@@ -229,7 +221,7 @@ enum Due {
         /// From when on what the destination sends counts.
         since: Duration,
     },
-    /// Only when the session changes or a connection is refused.
+    /// Only when the link changes or a connection is refused.
     Never,
 }
 

@@ -6,13 +6,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Fault, SessionId, fault::display_chain};
 use crate::{
-    cluster::{Cluster, Target},
-    route::ssm::proto::{Now, Version},
+    cluster::Cluster,
+    route::{Class, Fault},
+    util::{peer_text::with_causes, time::Now},
 };
 
-/// The state of a tunnel, or of one of its sessions.
+/// The state of a tunnel, or of one of its links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
     /// It has not worked yet.
@@ -21,7 +21,7 @@ pub enum State {
     Active,
     /// It worked, and is being resumed or started again.
     Reconnecting,
-    /// The session is there and the API server is not, or not always.
+    /// The link is there and the API server is not, or not always.
     Degraded,
     /// Only a human can help; it is tried again all the same, slowly.
     Failed,
@@ -43,9 +43,9 @@ impl State {
         }
     }
 
-    /// Returns the state of a tunnel whose sessions have these: the best of them, as that is the one
+    /// Returns the state of a tunnel whose links have these: the best of them, as that is the one
     /// which new connections get.
-    pub(super) fn of(sessions: impl Iterator<Item = Self>) -> Self {
+    pub(super) fn of(links: impl Iterator<Item = Self>) -> Self {
         let rank = |state: &Self| match state {
             Self::Active => 0,
             Self::Degraded => 1,
@@ -54,7 +54,7 @@ impl State {
             Self::Failed => 4,
             Self::Stopped => 5,
         };
-        sessions.min_by_key(rank).unwrap_or(Self::Stopped)
+        links.min_by_key(rank).unwrap_or(Self::Stopped)
     }
 }
 
@@ -77,22 +77,22 @@ pub struct TunnelStatus {
     pub since: SystemTime,
     /// When it was first proved to work.
     pub ready_at: Option<SystemTime>,
-    /// Its sessions: the one that is always there, then others in the order of their starts. Those without a target yet
+    /// Its links: the one that is always there, then others in the order of their starts. Those without a route yet
     /// are left out.
-    pub sessions: Vec<SessionStatus>,
+    pub links: Vec<LinkStatus>,
     /// Local connections that are open, held ones included.
     pub open_connections: usize,
-    /// Local connections that wait for a session.
+    /// Local connections that wait for a link.
     pub held_connections: usize,
-    /// Local connections that were given a stream since the start.
+    /// Local connections that a link has carried since the start.
     pub connections_total: u64,
     /// Bytes from local programs since the start.
     pub bytes_sent: u64,
     /// Bytes for local programs since the start.
     pub bytes_received: u64,
-    /// How often a session got another transport.
+    /// How often a link was resumed.
     pub resumes: u64,
-    /// How often a session was replaced by a new one.
+    /// How often a link was replaced by a new one.
     pub restarts: u64,
     /// The last thing that went wrong. It stays when it is over.
     pub last_error: Option<LastError>,
@@ -101,10 +101,10 @@ pub struct TunnelStatus {
 }
 
 impl TunnelStatus {
-    /// Returns the session that is always there.
+    /// Returns the link that is always there.
     #[must_use]
-    pub fn session(&self) -> Option<&SessionStatus> {
-        self.sessions.first()
+    pub fn link(&self) -> Option<&LinkStatus> {
+        self.links.first()
     }
 
     /// Takes note, in place of the tunnel, that its task has panicked with this message.
@@ -112,8 +112,8 @@ impl TunnelStatus {
         let at = system_time(now.wall);
         self.state = State::Failed;
         self.since = at;
-        self.sessions.clear();
-        self.last_error = Some(LastError { at, fault: Arc::new(Fault::Panicked { message }) });
+        self.links.clear();
+        self.last_error = Some(LastError { at, fault: Arc::new(Fault::new(Class::Bug, Panicked { message })) });
     }
 
     /// Whether the tunnel is proved to work.
@@ -123,31 +123,35 @@ impl TunnelStatus {
     }
 }
 
-/// One session of a tunnel.
+/// One link of a tunnel.
 #[derive(Debug, Clone)]
-pub struct SessionStatus {
-    /// Its id, by which CloudTrail knows it; `None` while there is none.
-    pub id: Option<SessionId>,
+pub struct LinkStatus {
+    /// What audit trails call it; `None`: nothing, or there is none yet.
+    pub id: Option<String>,
     /// When it was started.
     pub started_at: Option<SystemTime>,
-    /// The target that it runs on, or is being started on.
-    pub target: Target,
-    /// The agent's version, once the agent has spoken.
-    pub agent_version: Option<Version>,
+    /// The label of the route that it is on, or is being started on.
+    pub route: String,
+    /// It takes connections, or has done so.
+    pub is_established: bool,
+    /// What to do if its other end does not answer; empty once it has.
+    pub silence_hints: Vec<String>,
+    /// The version of what answers at its other end, once that has spoken.
+    pub peer_version: Option<String>,
     /// Its state.
     pub state: State,
     /// Since when it has been in this state.
     pub since: SystemTime,
     /// Local connections that it carries.
     pub open_connections: usize,
-    /// Bytes from local programs, through this session and those that it has replaced.
+    /// Bytes from local programs, through this link and those that it has replaced.
     pub bytes_sent: u64,
-    /// Bytes for local programs, through this session and those that it has replaced.
+    /// Bytes for local programs, through this link and those that it has replaced.
     pub bytes_received: u64,
     /// Round trip of its last probe that succeeded.
     pub probe_round_trip: Option<Duration>,
-    /// Messages of the agent that were lost with a transport, and that the agent has to repeat before what came after
-    /// them can be used, if that takes longer than starting another session; else 0.
+    /// Messages of the other end that were lost, and that have to be repeated before what came after
+    /// them can be used, if that takes longer than starting another link; else 0.
     pub messages_behind: usize,
     /// It is read more slowly than data comes, as a local program does not take it.
     pub held_back: bool,
@@ -155,13 +159,21 @@ pub struct SessionStatus {
     pub bytes_held: usize,
 }
 
-impl SessionStatus {
-    /// Whether the session has been started and its agent has not spoken yet, for at least `silence`.
+impl LinkStatus {
+    /// Whether the link has been started and its other end has not answered yet, for at least `silence`.
     #[must_use]
-    pub fn awaits_agent(&self, silence: Duration, now: SystemTime) -> bool {
+    pub fn awaits_peer(&self, silence: Duration, now: SystemTime) -> bool {
         let is_late = |at| now.duration_since(at).is_ok_and(|time| time >= silence);
-        self.id.is_some() && self.agent_version.is_none() && self.started_at.is_some_and(is_late)
+        !self.is_established && self.started_at.is_some_and(is_late)
     }
+}
+
+/// A bug of this program.
+#[derive(Debug, thiserror::Error)]
+#[error("the tunnel's task panicked: {message}")]
+struct Panicked {
+    /// What the panic said.
+    message: String,
 }
 
 /// Something that went wrong, and when.
@@ -175,7 +187,7 @@ pub struct LastError {
 
 impl fmt::Display for LastError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&display_chain(&*self.fault))
+        f.write_str(&with_causes(String::new(), &*self.fault))
     }
 }
 
@@ -184,7 +196,7 @@ impl fmt::Display for LastError {
 pub struct ProbeStatus {
     /// When it ended.
     pub at: SystemTime,
-    /// Time from opening the stream to the end of the TLS handshake.
+    /// Time from opening the connection to the end of the TLS handshake.
     pub round_trip: Duration,
     /// The HTTP status, if a request was sent.
     pub http_status: Option<u16>,

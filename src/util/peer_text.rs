@@ -97,7 +97,7 @@ impl PartialEq<&str> for PeerText {
 
 /// Adds an error and its sources to a sentence. Errors of other crates may quote what a peer has sent.
 #[must_use]
-pub fn with_causes(mut text: String, error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn with_causes(mut text: String, error: &(dyn std::error::Error + 'static)) -> String {
     for cause in std::iter::successors(Some(error), |error| error.source()) {
         let cause = one_line(&cause.to_string(), MAX_CAUSE_LEN);
         // Some errors of other crates repeat their source.

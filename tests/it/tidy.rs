@@ -8,21 +8,22 @@ use std::{
 
 /// What each module of the crate may use of the others. A module that is not listed may use all.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("util", &["util"]),
-    ("route", &["route", "random", "util"]),
+    ("util", &["util", "random"]),
+    ("fault", &["fault"]),
+    (
+        "route",
+        &["route", "aws", "cluster", "clock", "fault", "journal", "overlap", "policy", "random", "secret", "util"],
+    ),
     ("cluster", &["cluster"]),
     ("secret", &["secret"]),
     ("clock", &["clock", "util"]),
     ("random", &["random"]),
     ("overlap", &["overlap"]),
     ("journal", &["journal", "util"]),
-    ("tunnel", &["tunnel", "route", "cluster", "clock", "random", "util"]),
+    ("tunnel", &["tunnel", "route", "cluster", "clock", "util"]),
     (
         "aws",
-        &[
-            "aws", "tunnel", "route", "settings", "cluster", "secret", "clock", "random", "journal", "overlap",
-            "policy", "util",
-        ],
+        &["aws", "fault", "settings", "cluster", "secret", "clock", "random", "journal", "overlap", "policy", "util"],
     ),
     ("policy", &["policy", "cluster", "util"]),
     ("kubeconfig", &["kubeconfig", "cluster", "secret", "clock", "util"]),
@@ -223,11 +224,11 @@ const PEER_TEXT: &[(&str, &str)] = &[
     ("route/ssm/proto/handshake.rs", "pub customer_message: PeerText"),
     ("route/ssm/proto/handshake.rs", "UnknownVersion(PeerText)"),
     ("route/ssm/proto/handshake.rs", "UnknownAction(PeerText)"),
-    ("tunnel/transport.rs", "reason: PeerText"),
-    ("tunnel/dial.rs", "detail: PeerText"),
+    ("route/ssm/transport.rs", "reason: PeerText"),
+    ("route/ssm/dial.rs", "detail: PeerText"),
     ("aws/error.rs", "pub message: Option<PeerText>"),
     ("aws/clusters.rs", "pub version: Option<PeerText>"),
-    ("aws/targets.rs", "pub agent_version: Option<PeerText>"),
+    ("route/ssm/targets.rs", "pub agent_version: Option<PeerText>"),
     ("doctor/api.rs", "pub name: PeerText"),
     ("doctor/api.rs", "said: PeerText"),
 ];

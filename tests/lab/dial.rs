@@ -1,4 +1,4 @@
-//! The way to the emulated service, without HTTP, DNS or TLS: otherwise as `aws::session` goes it.
+//! The way to the emulated service, without HTTP, DNS or TLS: otherwise as `route::ssm::service` goes it.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -6,10 +6,10 @@ use std::{
 };
 
 use autoheal_pa::{
+    aws::Connection,
     cluster::{Destination, Target},
     emulator::{ApiError, Emulator},
-    route::ssm::proto::handshake::CLIENT_VERSION,
-    tunnel::{Connection, Dial, DialError, SessionHandle, SessionId, Transport},
+    route::ssm::{Dial, DialError, SessionHandle, SessionId, Transport, proto::handshake::CLIENT_VERSION},
 };
 use futures_util::{SinkExt, future::BoxFuture};
 use serde_json::{Value, json};
@@ -158,7 +158,7 @@ impl Dial for MemoryDial {
     }
 }
 
-/// Says what an error means to a tunnel, as `aws::session` does.
+/// Says what an error means to a tunnel, as `route::ssm::service` does.
 fn dial_error(action: &'static str, target: Option<&Target>, error: ApiError) -> DialError {
     match (error.code.as_str(), target) {
         ("TargetNotConnected", Some(target)) => {

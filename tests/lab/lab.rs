@@ -31,6 +31,7 @@ use autoheal_pa::{
     clock::Clock,
     cluster::{Cluster, Destination, Target},
     emulator::{AgentConfig, ClusterConfig, Command, Config, Emulator, Line, Link, SessionState, Upgrade},
+    route::ssm,
     supervisor::{Board, Supervisor},
     tunnel::{self, Listeners, MemoryPort, State, Tunnel, TunnelStatus},
 };
@@ -115,13 +116,14 @@ impl Lab {
         let (listeners, port) = Listeners::in_memory(10_100);
         let tunnel_config = tunnel::Config {
             probe_interval: setup.probe_interval,
-            sessions: setup.sessions,
+            links: setup.sessions,
             seed: Some(setup.seed),
             ..tunnel::Config::default()
         };
-        let targets: Vec<Target> = vec![BASTION.parse().map_err(|error| format!("{error}"))?];
+        let target: Target = BASTION.parse().map_err(|error| format!("{error}"))?;
         let dial = Arc::new(MemoryDial::new(Arc::clone(&emulator)));
-        supervisor.start(Tunnel::new(cluster, targets, dial, listeners, tunnel_config, supervisor.common()));
+        let route = ssm::Targets::new(dial, ssm::Config::default()).route(target);
+        supervisor.start(Tunnel::new(cluster, vec![route], listeners, tunnel_config, supervisor.common()));
         supervisor.wait_ready(Duration::from_secs(60)).await.map_err(|error| error.to_string())?;
         Ok(Self {
             emulator,

@@ -396,7 +396,7 @@ impl Progress {
         for tenth in 0_u32.. {
             let passed = time::now() - self.injected;
             let status = lab.status();
-            self.behind = status.sessions.iter().map(|session| session.messages_behind).fold(self.behind, usize::max);
+            self.behind = status.links.iter().map(|session| session.messages_behind).fold(self.behind, usize::max);
             let lost = status.last_error.is_some_and(|error| error.at >= lab.wall_at(self.injected));
             if lost || status.resumes > self.resumes {
                 self.found.get_or_insert(passed);

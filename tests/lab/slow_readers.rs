@@ -64,7 +64,7 @@ async fn run_within(sessions: usize, seed: u64) -> Result<Outcome, String> {
     let mut held = 0;
     let watch = async {
         while board.changed().await.is_ok() {
-            let now = board.borrow_and_update().tunnels[0].sessions.iter().map(|session| session.bytes_held).sum();
+            let now = board.borrow_and_update().tunnels[0].links.iter().map(|link| link.bytes_held).sum();
             held = held.max(now);
         }
     };

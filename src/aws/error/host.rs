@@ -15,17 +15,17 @@ use super::place;
 
 /// Remembers the host that a client calls, which only the SDK knows before it calls it.
 #[derive(Debug, Clone)]
-pub(in crate::aws) struct HostSeen {
+pub(crate) struct HostSeen {
     service: &'static str,
     host: Arc<OnceLock<String>>,
 }
 
 impl HostSeen {
-    pub(in crate::aws) fn new(service: &'static str) -> Self {
+    pub(crate) fn new(service: &'static str) -> Self {
         Self { service, host: Arc::default() }
     }
 
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.host.get().cloned().unwrap_or_else(|| self.service.to_owned())
     }
 }

@@ -7,14 +7,20 @@ use super::words::{Names, is_explicit_deny};
 use crate::{
     aws::{
         AwsError, ClusterDescription, SkipReason,
+        advice::{SET_CLOCK, assess, network, of_blame},
         error::{Blame, blame},
     },
-    cli::error::{SET_CLOCK, assess, network, not_connected, not_found, of_blame, refused},
     cluster::Target,
     doctor::{Check, Place, Trouble},
     policy::{DOCUMENT, Principal, session_statement},
     route::ssm::proto::CloseReason,
-    tunnel::{DialError, Fault, ProbeError},
+    route::{
+        ProbeError,
+        ssm::{
+            DialError, SessionFault,
+            hints::{not_connected, not_found, refused},
+        },
+    },
     util::{
         peer_text::PeerText,
         quote::{Word, command},
@@ -128,15 +134,15 @@ impl<'a> Fixes<'a> {
         }
     }
 
-    fn fault(&self, check: Check, fault: &Fault) -> Vec<String> {
+    fn fault(&self, check: Check, fault: &SessionFault) -> Vec<String> {
         let Names { region, cluster, host, .. } = &self.names;
         match fault {
-            Fault::Start(error) | Fault::Resume(error) => self.dial(error),
-            Fault::Closed(CloseReason::Handshake(_)) => self.update_agent(),
-            Fault::Closed(CloseReason::ChannelClosed { .. }) if check == Check::Endpoint => {
+            SessionFault::Start(error) | SessionFault::Resume(error) => self.dial(error),
+            SessionFault::Closed(CloseReason::Handshake(_)) => self.update_agent(),
+            SessionFault::Closed(CloseReason::ChannelClosed { .. }) if check == Check::Endpoint => {
                 self.on_bastion(&command!("getent hosts {}; cat /etc/resolv.conf", host))
             }
-            Fault::Closed(
+            SessionFault::Closed(
                 CloseReason::HandshakeTimeout { .. }
                 | CloseReason::ChannelClosed { .. }
                 | CloseReason::Unacknowledged { .. }
@@ -144,18 +150,20 @@ impl<'a> Fixes<'a> {
                 | CloseReason::Misbehaved { .. }
                 | CloseReason::Paused { .. },
             ) => self.agent(),
-            Fault::Probe(_) if check == Check::LocalPort => vec!["autoheal-pa up -v".to_owned()],
-            Fault::Probe(ProbeError::NoAnswer { .. }) => {
+            SessionFault::Probe(_) if check == Check::LocalPort => vec!["autoheal-pa up -v".to_owned()],
+            SessionFault::Probe(ProbeError::NoAnswer { .. }) => {
                 let mut fixes = self.security_group();
                 fixes.extend(self.on_bastion(&command!("getent hosts {}; curl -skm 5 https://{}/livez", host, host)));
                 fixes
             }
-            Fault::Probe(ProbeError::Refused | ProbeError::Ended | ProbeError::Tls { .. } | ProbeError::NotHttp) => {
+            SessionFault::Probe(
+                ProbeError::Refused | ProbeError::Ended | ProbeError::Tls { .. } | ProbeError::NotHttp,
+            ) => {
                 let mut fixes = self.on_bastion(&command!("getent hosts {}; curl -skm 5 https://{}/livez", host, host));
                 fixes.extend(self.security_group());
                 fixes
             }
-            Fault::Probe(ProbeError::Certificate { .. }) => {
+            SessionFault::Probe(ProbeError::Certificate { .. }) => {
                 let show = Word::raw("openssl x509 -noout -issuer -subject");
                 let mut fixes = self.on_bastion(&command!(
                     "getent hosts {}; openssl s_client -connect {}:443 -servername {} </dev/null | {}",
@@ -168,19 +176,19 @@ impl<'a> Fixes<'a> {
                      | base64 -d | {}", cluster, region, show));
                 fixes
             }
-            Fault::Probe(ProbeError::Authority { .. }) => {
+            SessionFault::Probe(ProbeError::Authority { .. }) => {
                 vec![command!(
                     "aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority",
                     cluster,
                     region
                 )]
             }
-            Fault::Probe(ProbeError::SessionLost)
-            | Fault::Transport(_)
-            | Fault::Silent { .. }
-            | Fault::Mute { .. }
-            | Fault::Exhausted
-            | Fault::Panicked { .. } => vec!["autoheal-pa doctor -vv".to_owned()],
+            SessionFault::Probe(ProbeError::LinkLost)
+            | SessionFault::Transport(_)
+            | SessionFault::Silent { .. }
+            | SessionFault::Mute { .. }
+            | SessionFault::Exhausted
+            | SessionFault::Abandoned(_) => vec!["autoheal-pa doctor -vv".to_owned()],
         }
     }
 

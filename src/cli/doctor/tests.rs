@@ -10,7 +10,10 @@ use crate::{
     doctor::{Fact, Finding, Outcome, Place, Reason, Trouble},
     policy::{Principal, session_statement},
     route::ssm::proto::CloseReason,
-    tunnel::{DialError, Fault, ProbeError, SessionId},
+    route::{
+        ProbeError,
+        ssm::{DialError, SessionFault, SessionId},
+    },
 };
 
 fn caller(arn: &str) -> Caller {
@@ -146,7 +149,7 @@ fn what_is_forbidden_explicitly_is_not_granted() {
 #[test]
 fn every_kind_of_bastion_has_commands_of_its_own() {
     let fixes = |target| {
-        let silent = Trouble::Fault(Fault::Probe(ProbeError::NoAnswer { seconds: 12 }));
+        let silent = Trouble::Fault(SessionFault::Probe(ProbeError::NoAnswer { seconds: 12 }));
         failed(Check::Endpoint, place(ROLE, target), silent).fixes.join("\n")
     };
     let instance = fixes(BASTION);
@@ -181,7 +184,7 @@ fn every_kind_of_bastion_has_commands_of_its_own() {
 #[test]
 fn an_agent_that_ends_the_session_may_have_any_reason() {
     let output = "Unable to start the session.".to_owned();
-    let closed = Trouble::Fault(Fault::Closed(CloseReason::ChannelClosed { output: output.as_str().into() }));
+    let closed = Trouble::Fault(SessionFault::Closed(CloseReason::ChannelClosed { output: output.as_str().into() }));
     let entry = failed(Check::Endpoint, place(ROLE, BASTION), closed);
     assert!(entry.answer.unwrap().ends_with(&output));
     let meaning = entry.meaning.unwrap();
@@ -201,7 +204,7 @@ fn sample() -> Vec<Entry> {
         failed(
             Check::Handshake,
             place.clone(),
-            Trouble::Fault(Fault::Closed(CloseReason::HandshakeTimeout { seconds: 15, requested: false })),
+            Trouble::Fault(SessionFault::Closed(CloseReason::HandshakeTimeout { seconds: 15, requested: false })),
         ),
         skipped(Check::Endpoint),
         skipped(Check::Certificate),
@@ -305,7 +308,7 @@ fn whatever_peers_call_things_no_command_runs_another() {
         description.name = value.to_owned();
         description.vpc_id = Some(value.to_owned());
         description.security_group = Some(value.to_owned());
-        let source = || -> crate::tunnel::BoxError { io::Error::other(value).into() };
+        let source = || -> crate::fault::BoxError { io::Error::other(value).into() };
         for mode in [None, Some("API")] {
             let description = Arc::get_mut(place.description.as_mut().unwrap()).unwrap();
             description.authentication_mode = mode.map(Into::into);
@@ -328,8 +331,8 @@ fn whatever_peers_call_things_no_command_runs_another() {
                     region: "us-gov-west-1".to_owned(),
                     source: source(),
                 }),
-                Trouble::Fault(Fault::Probe(ProbeError::NoAnswer { seconds: 1 })),
-                Trouble::Fault(Fault::Closed(CloseReason::ChannelClosed { output: value.into() })),
+                Trouble::Fault(SessionFault::Probe(ProbeError::NoAnswer { seconds: 1 })),
+                Trouble::Fault(SessionFault::Closed(CloseReason::ChannelClosed { output: value.into() })),
             ];
             for trouble in troubles {
                 let entry = failed(Check::Api, place.clone(), trouble);

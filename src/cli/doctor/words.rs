@@ -13,7 +13,11 @@ use crate::{
     cluster::Target,
     doctor::{Check, Entry, Fact, Finding, Outcome, Place, Reason, Status, Trouble},
     route::ssm::proto::{CloseReason, Version, handshake::HandshakeError},
-    tunnel::{DialError, Fault, ProbeError, with_causes},
+    route::{
+        ProbeError,
+        ssm::{DialError, SessionFault},
+    },
+    util::peer_text::with_causes,
     util::{peer_text::PeerText, quote::command},
 };
 
@@ -252,9 +256,9 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
             None => format!("the clock of this machine is {off}"),
         },
         // That it was not reached is what the check is about.
-        Trouble::Fault(Fault::Probe(error)) => with_causes(String::new(), error),
-        Trouble::Fault(Fault::Closed(reason)) => with_causes(String::new(), reason),
-        Trouble::Fault(Fault::Resume(error)) => with_causes(String::new(), error),
+        Trouble::Fault(SessionFault::Probe(error)) => with_causes(String::new(), error),
+        Trouble::Fault(SessionFault::Closed(reason)) => with_causes(String::new(), reason),
+        Trouble::Fault(SessionFault::Resume(error)) => with_causes(String::new(), error),
         Trouble::Fault(fault) => with_causes(String::new(), fault),
         Trouble::Unresolvable { said } => format!("the agent ended the session: {said}"),
         Trouble::Refused { said } => format!("the agent refuses this destination: {said}"),
@@ -306,20 +310,20 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
         Trouble::Clock(_) => {
             "signatures are good for minutes only; this program follows the clock of AWS, other programs here do not".to_owned()
         }
-        Trouble::Fault(Fault::Resume(error)) => dial_meaning(error, place),
-        Trouble::Fault(Fault::Closed(CloseReason::ChannelClosed { .. })) if check == Check::Endpoint => format!(
+        Trouble::Fault(SessionFault::Resume(error)) => dial_meaning(error, place),
+        Trouble::Fault(SessionFault::Closed(CloseReason::ChannelClosed { .. })) if check == Check::Endpoint => format!(
             "the agent on `{target}` has ended the session before it connected: its words, and what `{host}` leads to \
              there, tell why"
         ),
-        Trouble::Fault(Fault::Closed(reason)) => closed_meaning(reason, target),
-        Trouble::Fault(Fault::Probe(error)) => probe_meaning(check, error, &names),
+        Trouble::Fault(SessionFault::Closed(reason)) => closed_meaning(reason, target),
+        Trouble::Fault(SessionFault::Probe(error)) => probe_meaning(check, error, &names),
         Trouble::Fault(
-            Fault::Start(_)
-            | Fault::Transport(_)
-            | Fault::Silent { .. }
-            | Fault::Mute { .. }
-            | Fault::Exhausted
-            | Fault::Panicked { .. },
+            SessionFault::Start(_)
+            | SessionFault::Transport(_)
+            | SessionFault::Silent { .. }
+            | SessionFault::Mute { .. }
+            | SessionFault::Exhausted
+            | SessionFault::Abandoned(_),
         ) => "the session was lost on the way to the message gateway: something between this machine and AWS cuts or \
               swallows WebSockets"
             .to_owned(),
@@ -543,6 +547,6 @@ fn probe_meaning(check: Check, error: &ProbeError, names: &Names) -> String {
         ),
         ProbeError::Authority { .. } => format!("what EKS gives as the authority of `{cluster}` cannot be read"),
         ProbeError::Tls { .. } | ProbeError::NotHttp => format!("what answers at `{endpoint}` is not an API server"),
-        ProbeError::SessionLost => "the session was lost meanwhile: this says nothing".to_owned(),
+        ProbeError::LinkLost => "the session was lost meanwhile: this says nothing".to_owned(),
     }
 }

@@ -5,13 +5,20 @@ use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use super::*;
 use crate::{
     aws::{
-        AwsError, NotConnected, ProfileFault, Sighting,
+        AwsError, ProfileFault,
         error::{Cause, TokenOrigin},
     },
     cluster::{Cluster, Destination, Target},
-    route::ssm::proto::CloseReason,
+    route::{
+        ProbeError,
+        ssm::{
+            DialError, SessionFault,
+            proto::CloseReason,
+            targets::{NotConnected, Sighting},
+        },
+    },
     settings::{Environment, GlobalArgs, UpArgs, UpSettings},
-    tunnel::{DialError, Fault, PortTaken, ProbeError},
+    tunnel::PortTaken,
 };
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/team/ReadOnly";
@@ -47,8 +54,8 @@ fn shown(error: impl Into<CommandError>) -> (Kind, String) {
     (error.kind, text)
 }
 
-fn tunnel(fault: Fault) -> (Kind, String) {
-    shown(CommandError::tunnel(&cluster(), &Arc::new(fault)))
+fn tunnel(fault: SessionFault) -> (Kind, String) {
+    shown(CommandError::tunnel(&cluster(), &fault.into_fault(&cluster())))
 }
 
 #[test]
@@ -81,7 +88,7 @@ fn says_each_cause_once() {
 #[test]
 fn a_bastion_that_is_not_connected() {
     let source = io::Error::other("TargetNotConnected: i-0abcdef1 is not connected.").into();
-    let (kind, text) = tunnel(Fault::Start(DialError::TargetNotConnected { target: target(), source }));
+    let (kind, text) = tunnel(SessionFault::Start(DialError::TargetNotConnected { target: target(), source }));
     assert_eq!(kind, Kind::NotFound);
     assert!(
         text.starts_with(
@@ -99,7 +106,7 @@ fn a_bastion_that_is_not_connected() {
     let lost = |in_contact| {
         let sighting = Sighting { in_contact, last_contact: None, agent_version: None };
         let source = NotConnected { sighting, source: io::Error::other("TargetNotConnected").into() }.into();
-        tunnel(Fault::Start(DialError::TargetNotConnected { target: target(), source }))
+        tunnel(SessionFault::Start(DialError::TargetNotConnected { target: target(), source }))
     };
     let (kind, text) = lost(false);
     assert_eq!(kind, Kind::NotFound);
@@ -113,7 +120,7 @@ fn a_bastion_that_is_not_connected() {
 
     let target: Target = "ecs:my_tools_0123_4567".parse().unwrap();
     let source = io::Error::other("no").into();
-    let (_, text) = tunnel(Fault::Start(DialError::TargetNotConnected { target, source }));
+    let (_, text) = tunnel(SessionFault::Start(DialError::TargetNotConnected { target, source }));
     assert!(text.contains("`aws ecs describe-tasks --cluster my_tools --tasks 0123 --region eu-west-1`"), "{text}");
 }
 
@@ -121,7 +128,7 @@ fn a_bastion_that_is_not_connected() {
 fn bastions_that_do_not_exist() {
     let source = io::Error::other("TargetNotConnected: no").into();
     let region = "eu-west-1".to_owned();
-    let (kind, text) = tunnel(Fault::Start(DialError::TargetNotFound { target: target(), region, source }));
+    let (kind, text) = tunnel(SessionFault::Start(DialError::TargetNotFound { target: target(), region, source }));
     assert_eq!(kind, Kind::NotFound);
     assert!(
         text.starts_with(
@@ -138,7 +145,7 @@ fn bastions_that_do_not_exist() {
 fn what_is_not_allowed() {
     let denied = |resource: &str| {
         let source = io::Error::other("AccessDeniedException").into();
-        tunnel(Fault::Start(DialError::AccessDenied {
+        tunnel(SessionFault::Start(DialError::AccessDenied {
             action: "ssm:StartSession",
             resource: resource.to_owned(),
             source,
@@ -160,7 +167,7 @@ fn what_is_not_allowed() {
         status: 403,
         detail: "".into(),
     };
-    let (kind, text) = tunnel(Fault::Start(refused));
+    let (kind, text) = tunnel(SessionFault::Start(refused));
     assert_eq!(kind, Kind::Credentials);
     assert!(text.contains("`ssmmessages:OpenDataChannel` on `arn:aws:ssm:*:*:session/*`"), "{text}");
 
@@ -173,7 +180,7 @@ fn what_is_not_allowed() {
 #[test]
 fn what_is_refused() {
     let refused = |target: &str, said: &str| {
-        tunnel(Fault::Start(DialError::Refused {
+        tunnel(SessionFault::Start(DialError::Refused {
             action: "ssm:StartSession",
             resource: target.to_owned(),
             source: io::Error::other(said.to_owned()).into(),
@@ -204,7 +211,7 @@ fn credentials_that_end_while_a_session_starts() {
     let path = PathBuf::from("/var/run/token");
     let expired = AwsError::TokenExpired { origin: TokenOrigin::File(path), source: cause("at noon") };
     let (kind, text) =
-        tunnel(Fault::Start(DialError::Credentials { action: "ssm:StartSession", source: expired.into() }));
+        tunnel(SessionFault::Start(DialError::Credentials { action: "ssm:StartSession", source: expired.into() }));
     assert_eq!(kind, Kind::Credentials);
     assert_eq!(
         text,
@@ -216,41 +223,42 @@ fn credentials_that_end_while_a_session_starts() {
 
 #[test]
 fn what_is_behind_the_tunnel() {
-    let (kind, text) = tunnel(Fault::Probe(ProbeError::Refused));
+    let (kind, text) = tunnel(SessionFault::Probe(ProbeError::Refused));
     assert_eq!(kind, Kind::Tunnel);
     assert!(
         text.starts_with(
-            "cannot open a tunnel to `prod-eu`: the API server was not reached through the tunnel: the target cannot connect to \
-             the API server\nhint: the bastion has to resolve `x.eks.amazonaws.com`"
+            "cannot open a tunnel to `prod-eu`: the API server was not reached through the session: no connection to the API server \
+             could be made\nhint: the bastion has to resolve `x.eks.amazonaws.com`"
         ),
         "{text}"
     );
     assert!(text.contains("aws eks describe-cluster --name prod-eu --region eu-west-1 --query"), "{text}");
     let source = rustls::Error::General("wrong".into());
-    let (kind, text) = tunnel(Fault::Probe(ProbeError::Certificate { host: "x.eks.amazonaws.com".into(), source }));
+    let (kind, text) =
+        tunnel(SessionFault::Probe(ProbeError::Certificate { host: "x.eks.amazonaws.com".into(), source }));
     assert_eq!(kind, Kind::Tunnel);
     assert!(text.contains("is not the API server of `prod-eu`"), "{text}");
 }
 
 #[test]
 fn other_faults() {
-    let (kind, text) = tunnel(Fault::Start(DialError::ForeignStreamUrl { host: "evil.example".into() }));
+    let (kind, text) = tunnel(SessionFault::Start(DialError::ForeignStreamUrl { host: "evil.example".into() }));
     assert_eq!(kind, Kind::Tunnel);
     assert!(text.contains("`AWS_ENDPOINT_URL_SSM`"), "{text}");
     let reason = CloseReason::HandshakeTimeout { seconds: 30, requested: false };
-    let (kind, text) = tunnel(Fault::Closed(reason));
+    let (kind, text) = tunnel(SessionFault::Closed(reason));
     assert_eq!(kind, Kind::Tunnel);
     assert!(text.starts_with("cannot open a tunnel to `prod-eu`: the session is over: the agent did not"), "{text}");
     assert!(text.contains("is waited for as long as `--timeout` says"), "{text}");
     let output = "Forwarding to IP address x.eks.amazonaws.com is forbidden.".to_owned();
-    let (kind, text) = tunnel(Fault::Closed(CloseReason::ChannelClosed { output: output.into() }));
+    let (kind, text) = tunnel(SessionFault::Closed(CloseReason::ChannelClosed { output: output.into() }));
     assert_eq!(kind, Kind::Tunnel);
     let sentence = "cannot open a tunnel to `prod-eu`: the session is over: the agent refuses this destination: Forwarding to IP \
                     address x.eks.amazonaws.com is forbidden.\nhint: on the bastion `";
     assert!(text.starts_with(sentence) && text.contains("`autoheal-pa doctor --cluster prod-eu`"), "{text}");
-    let (_, text) = tunnel(Fault::Closed(CloseReason::ChannelClosed { output: "Bye.".into() }));
+    let (_, text) = tunnel(SessionFault::Closed(CloseReason::ChannelClosed { output: "Bye.".into() }));
     assert!(text.ends_with("the service ended the session: Bye."), "{text}");
-    let (kind, text) = tunnel(Fault::Silent { seconds: 30 });
+    let (kind, text) = tunnel(SessionFault::Silent { seconds: 30 });
     assert_eq!((kind, text.lines().count()), (Kind::Tunnel, 1));
 }
 

@@ -23,7 +23,7 @@ use crate::{
     },
     doctor::{self, Finding, Limits, Subject},
     supervisor::{Board, Supervisor},
-    tunnel::{SessionStatus, TunnelStatus},
+    tunnel::{LinkStatus, TunnelStatus},
 };
 
 /// Shortest time between two lines to somebody who follows the status.
@@ -304,7 +304,7 @@ fn access(way: &Way, credentials: &CredentialStatus) -> AccessStatus {
 
 fn report(tunnel: &TunnelStatus, route: Option<&Route>) -> TunnelReport {
     let cluster = &tunnel.cluster;
-    let base = tunnel.session();
+    let base = tunnel.link();
     let error = tunnel.last_error.as_ref().map(|error| CommandError::tunnel(cluster, &error.fault));
     let hints = error.as_ref().map(|error| error.next_steps().join("; ")).filter(|hints| !hints.is_empty());
     TunnelReport {
@@ -315,9 +315,9 @@ fn report(tunnel: &TunnelStatus, route: Option<&Route>) -> TunnelReport {
         port: tunnel.port,
         state: tunnel.state.to_string(),
         since: rfc3339(tunnel.since),
-        session_id: base.and_then(|session| session.id.as_ref()).map(ToString::to_string),
-        target: base.map(|session| session.target.to_string()),
-        agent_version: base.and_then(|session| session.agent_version.as_ref()).map(ToString::to_string),
+        session_id: base.and_then(|link| link.id.clone()),
+        target: base.map(|link| link.route.clone()),
+        agent_version: base.and_then(|link| link.peer_version.clone()),
         open_connections: tunnel.open_connections,
         connections_total: tunnel.connections_total,
         bytes_sent: tunnel.bytes_sent,
@@ -329,23 +329,23 @@ fn report(tunnel: &TunnelStatus, route: Option<&Route>) -> TunnelReport {
         last_error: tunnel.last_error.as_ref().map(ToString::to_string),
         last_error_at: tunnel.last_error.as_ref().map(|error| rfc3339(error.at)),
         hint: hints,
-        sessions: tunnel.sessions.iter().map(session_report).collect(),
+        sessions: tunnel.links.iter().map(session_report).collect(),
     }
 }
 
-fn session_report(session: &SessionStatus) -> SessionReport {
+fn session_report(link: &LinkStatus) -> SessionReport {
     SessionReport {
-        session_id: session.id.as_ref().map(ToString::to_string),
-        target: session.target.to_string(),
-        agent_version: session.agent_version.as_ref().map(ToString::to_string),
-        state: session.state.to_string(),
-        since: rfc3339(session.since),
-        open_connections: session.open_connections,
-        bytes_sent: session.bytes_sent,
-        bytes_received: session.bytes_received,
-        probe_rtt_ms: session.probe_round_trip.map(millis),
-        messages_behind: session.messages_behind,
-        held_back: session.held_back,
+        session_id: link.id.clone(),
+        target: link.route.clone(),
+        agent_version: link.peer_version.clone(),
+        state: link.state.to_string(),
+        since: rfc3339(link.since),
+        open_connections: link.open_connections,
+        bytes_sent: link.bytes_sent,
+        bytes_received: link.bytes_received,
+        probe_rtt_ms: link.probe_round_trip.map(millis),
+        messages_behind: link.messages_behind,
+        held_back: link.held_back,
     }
 }
 

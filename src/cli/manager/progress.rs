@@ -14,9 +14,9 @@ use crate::{
         output::{Line, Mark, Printer},
     },
     clock,
-    cluster::Target,
+    fault::Class,
     supervisor::Board,
-    tunnel::{DialError, Fault, State, TunnelStatus},
+    tunnel::{LinkStatus, State, TunnelStatus},
 };
 
 /// How long an agent that does not speak is no news. Most take well below a second.
@@ -66,23 +66,23 @@ pub(in crate::cli) async fn until_ready(
 }
 
 /// The target whose agent a tunnel that does not work is waiting for, if it has been silent for that long.
-fn awaited(tunnel: &TunnelStatus, silence: Duration) -> Option<&Target> {
+fn awaited(tunnel: &TunnelStatus, silence: Duration) -> Option<&LinkStatus> {
     let now = SystemTime::UNIX_EPOCH + clock::wall();
-    let session = tunnel.session().filter(|session| session.awaits_agent(silence, now))?;
+    let link = tunnel.link().filter(|link| link.awaits_peer(silence, now))?;
     match tunnel.state {
-        State::Starting | State::Reconnecting | State::Failed => Some(&session.target),
+        State::Starting | State::Reconnecting | State::Failed => Some(link),
         State::Active | State::Degraded | State::Stopped => None,
     }
 }
 
 fn progress_text(tunnel: &TunnelStatus) -> String {
     let place = format!("127.0.0.1:{}", tunnel.port);
-    if let Some(target) = awaited(tunnel, SILENCE) {
-        return format!("{place} {}: waiting for the agent on `{target}`", tunnel.state);
+    if let Some(link) = awaited(tunnel, SILENCE) {
+        return format!("{place} {}: waiting for the agent on `{}`", tunnel.state, link.route);
     }
     match tunnel.state {
         State::Active => {
-            let through = tunnel.session().map(|session| format!(" through {}", session.target)).unwrap_or_default();
+            let through = tunnel.link().map(|link| format!(" through {}", link.route)).unwrap_or_default();
             let probe =
                 tunnel.last_probe.map(|probe| format!(", {} ms", probe.round_trip.as_millis())).unwrap_or_default();
             format!("{place} active{through}{probe}")
@@ -109,7 +109,10 @@ impl Hopeless {
     fn has_usable_bastion(&self, tunnel: &TunnelStatus) -> bool {
         let roster = self.roster.borrow();
         let way = roster.route(tunnel.port).map(|route| &route.way);
-        way.is_some_and(|way| way.access.bastion.iter().any(|bastion| !way.common.is_unusable(bastion)))
+        way.is_some_and(|way| {
+            let unusable = way.common.unusable();
+            way.access.bastion.iter().any(|bastion| !unusable.contains(bastion.as_str()))
+        })
     }
 }
 
@@ -117,23 +120,9 @@ impl Hopeless {
 /// itself, so it counts only when the `time_is_up`; of one that does not exist or may not be used, only another may.
 pub(in crate::cli) fn is_hopeless(board: &Board, hope: &Hopeless, time_is_up: bool) -> bool {
     let may_return = |tunnel: &TunnelStatus| {
-        tunnel.last_error.as_ref().is_some_and(|error| match &*error.fault {
-            Fault::Start(DialError::TargetNotConnected { .. }) => true,
-            Fault::Start(
-                DialError::TargetNotFound { .. }
-                | DialError::AccessDenied { .. }
-                | DialError::DocumentRefused { .. }
-                | DialError::Refused { .. },
-            ) => hope.has_usable_bastion(tunnel),
-            Fault::Start(_)
-            | Fault::Transport(_)
-            | Fault::Silent { .. }
-            | Fault::Mute { .. }
-            | Fault::Resume(_)
-            | Fault::Closed(_)
-            | Fault::Probe(_)
-            | Fault::Exhausted
-            | Fault::Panicked { .. } => false,
+        tunnel.last_error.as_ref().is_some_and(|error| {
+            let class = error.fault.class;
+            class == Class::Away || (class.needs_another_route() && hope.has_usable_bastion(tunnel))
         })
     };
     board.tunnels.iter().all(|tunnel| {
@@ -147,7 +136,7 @@ pub(in crate::cli) fn failure(board: &Board, printer: &Printer) -> CommandError 
     let mut errors = board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()).map(|tunnel| match &tunnel.last_error {
         Some(error) => CommandError::tunnel(&tunnel.cluster, &error.fault),
         None => match awaited(tunnel, Duration::ZERO) {
-            Some(target) => CommandError::agent_awaited(&tunnel.cluster, target),
+            Some(link) => CommandError::peer_awaited(&tunnel.cluster, link),
             None => CommandError::new(Kind::Tunnel, format!("the tunnel to `{}` is not ready", tunnel.cluster.name)),
         },
     });
@@ -166,7 +155,7 @@ pub(in crate::cli) fn report_unready(board: &Board, seconds: u64, printer: &Prin
         match &tunnel.last_error {
             Some(error) => printer.error(&CommandError::tunnel(&tunnel.cluster, &error.fault)),
             None => match awaited(tunnel, Duration::ZERO) {
-                Some(target) => printer.error(&CommandError::agent_awaited(&tunnel.cluster, target)),
+                Some(link) => printer.error(&CommandError::peer_awaited(&tunnel.cluster, link)),
                 None => printer.warning(&format!("`{}` is not ready after {seconds} s", tunnel.cluster.name)),
             },
         }
@@ -182,7 +171,7 @@ pub(in crate::cli) async fn wait_ready(mut board: watch::Receiver<Board>) {
 
 /// Says what happens to tunnels. Never ends.
 pub(in crate::cli) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Printer) {
-    let state = |tunnel: &TunnelStatus| (tunnel.state, awaited(tunnel, SILENCE).cloned());
+    let state = |tunnel: &TunnelStatus| (tunnel.state, awaited(tunnel, SILENCE).map(|link| link.route.clone()));
     let states =
         |board: &Board| board.tunnels.iter().map(|tunnel| (tunnel.port, state(tunnel))).collect::<BTreeMap<_, _>>();
     let mut known = states(&board.borrow_and_update());

@@ -1,0 +1,100 @@
+//! What came of a probe: whether a link leads to the API server that it should lead to.
+
+use std::{io, time::Duration};
+
+use tokio::sync::oneshot;
+
+use super::{BoxError, Class, Fault, PipeEnd, Route};
+use crate::cluster::Cluster;
+
+/// Why a probe did not prove the path.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The cluster's certificate authority or endpoint name cannot be read. No probe can succeed.
+    #[error("the cluster's certificate authority cannot be used")]
+    Authority {
+        /// What is wrong with it.
+        #[source]
+        source: BoxError,
+    },
+    /// Nothing could connect to the API server from the other end of the link.
+    #[error("no connection to the API server could be made")]
+    Refused,
+    /// Nothing came back within the time that a probe may take.
+    #[error("the API server did not answer within {seconds} s")]
+    NoAnswer {
+        /// The limit, in seconds.
+        seconds: u64,
+    },
+    /// The connection was closed in the middle of the probe.
+    #[error("the API server closed the connection without an answer")]
+    Ended,
+    /// What answers is not the cluster's API server: its certificate does not verify.
+    #[error("the certificate of `{host}` does not verify against the cluster's authority")]
+    Certificate {
+        /// The name that was expected.
+        host: String,
+        /// How it failed.
+        #[source]
+        source: rustls::Error,
+    },
+    /// What answers does not speak TLS, or not as a server does.
+    #[error("the TLS handshake with the API server failed")]
+    Tls {
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
+    /// The answer to the request is not HTTP.
+    #[error("the API server's answer is not HTTP")]
+    NotHttp,
+    /// The link was lost in the meantime: the probe says nothing.
+    #[error("the link was lost during the probe")]
+    LinkLost,
+}
+
+impl ProbeError {
+    /// Returns what it means for the link, once the probe has failed for long enough.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Authority { .. } | Self::Certificate { .. } => Class::Unfit,
+            Self::Refused | Self::Ended | Self::Tls { .. } | Self::NotHttp => Class::Useless,
+            Self::NoAnswer { .. } | Self::LinkLost => Class::Over,
+        }
+    }
+
+    /// Makes a fault of it, with what the route that was taken says to do about it.
+    #[must_use]
+    pub fn into_fault(self, route: &dyn Route, to: &Cluster) -> Fault {
+        let hints = route.advise(to, &self);
+        Fault::new(self.class(), Unproved(self)).with_hints(hints)
+    }
+}
+
+/// A tunnel that has not been proved.
+#[derive(Debug, thiserror::Error)]
+#[error("the API server was not reached through the tunnel")]
+pub struct Unproved(#[source] pub ProbeError);
+
+/// What a successful probe found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// Time from opening the connection to the end of the TLS handshake.
+    pub round_trip: Duration,
+    /// The HTTP status, if a request was sent.
+    pub status: Option<u16>,
+}
+
+/// Tells apart why the pipe ended, which the probe itself sees as an end of file.
+#[must_use]
+pub fn after_end(error: ProbeError, mut end: oneshot::Receiver<PipeEnd>) -> ProbeError {
+    if !matches!(error, ProbeError::Ended) {
+        return error;
+    }
+    match end.try_recv() {
+        Ok(PipeEnd::Refused) => ProbeError::Refused,
+        Ok(PipeEnd::Lost) => ProbeError::LinkLost,
+        Err(_) => ProbeError::Ended,
+    }
+}

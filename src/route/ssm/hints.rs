@@ -1,0 +1,269 @@
+//! What to do about faults of sessions: hints for people, beside the errors that they are about.
+
+use super::{
+    DialError, SessionFault,
+    proto::CloseReason,
+    targets::{NotConnected, Sighting},
+};
+use crate::{
+    aws::{
+        AwsError,
+        advice::{self, find},
+        error::{Blame, blame},
+    },
+    cluster::{Cluster, Target},
+    policy,
+    route::{Caution, Class, ProbeError},
+    util::{peer_text::with_causes, quote::command},
+};
+
+/// What to do about a fault of a session to a cluster.
+pub(super) fn of(fault: &SessionFault, to: &Cluster) -> Vec<String> {
+    match fault {
+        SessionFault::Start(error) | SessionFault::Resume(error) => dial(to, error),
+        SessionFault::Probe(error) => probe(to, error),
+        SessionFault::Closed(reason) => closed(to, reason),
+        SessionFault::Abandoned(fault) => fault.hints.clone(),
+        SessionFault::Transport(_)
+        | SessionFault::Silent { .. }
+        | SessionFault::Mute { .. }
+        | SessionFault::Exhausted => Vec::new(),
+    }
+}
+
+/// Says what follows from not being allowed to resume sessions, and what would change it.
+pub(super) fn resume_denied(region: &str) -> Caution {
+    Caution {
+        class: Class::Denied,
+        message: "sessions may not be resumed: open connections are cut whenever AWS closes a WebSocket, about hourly"
+            .to_owned(),
+        hints: vec![allow_on_own_sessions("ssm:ResumeSession", region)],
+    }
+}
+
+/// What to do when an action is denied on a session: what the policy has to name is not the id of this one.
+fn allow_on_own_sessions(action: &str, region: &str) -> String {
+    command!(
+        "the policy of this identity has to allow `{}` on its own sessions, as the one does that `autoheal-pa policy --bastion \
+         TARGET --region {}` prints",
+        action,
+        region
+    )
+}
+
+fn dial(cluster: &Cluster, error: &DialError) -> Vec<String> {
+    let region = &cluster.region;
+    match error {
+        DialError::TargetNotConnected { target, source } => {
+            let sighting = find(&**source).map(|found: &NotConnected| &found.sighting);
+            not_connected(target, region, sighting)
+        }
+        DialError::TargetNotFound { target, .. } => not_found(target, region),
+        // The resource is one session, and the policy has to name them all.
+        DialError::AccessDenied { action: action @ ("ssm:ResumeSession" | "ssm:TerminateSession"), .. } => {
+            vec![allow_on_own_sessions(action, region)]
+        }
+        DialError::AccessDenied { action, resource, .. } => denied(action, resource),
+        DialError::DocumentRefused { document, .. } => vec![command!(
+            "look whether the document is there: `aws ssm describe-document --name {} --region {}`",
+            document,
+            region
+        )],
+        DialError::Refused { action: "ssm:StartSession", resource, source } => {
+            let hints = resource.parse().map(|target| refused(&target, region, &cluster.account, &**source));
+            hints.unwrap_or_default()
+        }
+        DialError::Credentials { source, .. } => {
+            // What the credentials lack is said by the error behind.
+            let hints = find(&**source).map(|error: &AwsError| advice::assess(error).1);
+            hints.unwrap_or_default()
+        }
+        DialError::Unreachable { host, .. } => advice::network(host, error),
+        DialError::ForeignStreamUrl { .. } => vec![
+            "if this is an endpoint of your own, name it in `AWS_ENDPOINT_URL_SSM`: its host is trusted then"
+                .to_owned(),
+        ],
+        DialError::UpgradeRefused { status: 401 | 403, detail, .. } => {
+            let sessions = policy::data_channels(policy::partition(region));
+            match blame(detail) {
+                Some(blame @ (Blame::Clock | Blame::Expired | Blame::Keys)) => advice::of_blame(blame),
+                Some(Blame::Permission) => vec![advice::allow("ssmmessages:OpenDataChannel", &sessions)],
+                None => vec![format!(
+                    "if it is a matter of permission, {}",
+                    advice::allow("ssmmessages:OpenDataChannel", &sessions)
+                )],
+            }
+        }
+        DialError::Throttled { .. } => vec!["it is tried again, each time later".to_owned()],
+        DialError::UpgradeRefused { .. }
+        | DialError::SessionEnded { .. }
+        | DialError::Refused { .. }
+        | DialError::Service { .. }
+        | DialError::Timeout { .. } => Vec::new(),
+    }
+}
+
+/// What to do about a target that does not take sessions.
+pub(crate) fn not_connected(target: &Target, region: &str, sighting: Option<&Sighting>) -> Vec<String> {
+    let reasons = match sighting {
+        None => format!(
+            "`{target}` has to run, to be in this account and in {region}, and its agent has to reach Systems Manager with the \
+             permissions of `AmazonSSMManagedInstanceCore`"
+        ),
+        Some(Sighting { in_contact: true, .. }) => format!(
+            "the agent on `{target}` has to reach `ssmmessages` of {region} on port 443, and its instance profile has to allow \
+             `ssmmessages:CreateControlChannel`, `ssmmessages:OpenControlChannel`, `ssmmessages:CreateDataChannel` and \
+             `ssmmessages:OpenDataChannel`, as `AmazonSSMManagedInstanceCore` does"
+        ),
+        Some(Sighting { in_contact: false, .. }) => {
+            format!("`{target}` has to run, and its agent to reach `ssm` and `ssmmessages` of {region} on port 443")
+        }
+    };
+    let mut hints = vec![reasons];
+    match target {
+        Target::Instance(id) if sighting.is_some_and(|sighting| !sighting.in_contact) => hints.extend([
+            command!("`aws ec2 describe-instance-status --include-all-instances --instance-ids {} --region {}` shows whether it runs", id, region),
+            command!("`aws ec2 start-instances --instance-ids {} --region {}` starts it", id, region),
+            command!("`aws ec2 reboot-instances --instance-ids {} --region {}` restarts its agent", id, region),
+        ]),
+        Target::Instance(id) | Target::ManagedNode(id) => hints.push(command!("`aws ssm describe-instance-information --filters Key=InstanceIds,Values={} --region {}` shows it if it is known", id, region)),
+        Target::EcsTask(_) => {
+            let (cluster, task) = target.ecs_task().unwrap_or_default();
+            hints.push(command!("the task needs `enableExecuteCommand`: `aws ecs describe-tasks --cluster {} --tasks {} --region {}`", cluster, task, region));
+        }
+    }
+    hints
+}
+
+/// What to do about a target that Systems Manager does not know.
+pub(crate) fn not_found(target: &Target, region: &str) -> Vec<String> {
+    let mut hints = vec![command!(
+        "`aws ssm describe-instance-information --region {} --query \
+         'InstanceInformationList[].[InstanceId,PingStatus,ComputerName]' --output table` lists what can be given to `--bastion`; \
+         check `--region` and whose credentials these are, too",
+        region
+    )];
+    if let Target::Instance(id) = target {
+        hints.push(command!("if it is there, it needs an instance profile with `AmazonSSMManagedInstanceCore`, and a minute or two after its first \
+             start: `aws ec2 describe-instances --instance-ids {} --region {} --query \
+             'Reservations[].Instances[].[State.Name,IamInstanceProfile.Arn]'`", id, region));
+    }
+    hints
+}
+
+/// What to do about a target that Systems Manager refuses to start a session on.
+pub(crate) fn refused(
+    target: &Target,
+    region: &str,
+    account: &str,
+    source: &(dyn std::error::Error + 'static),
+) -> Vec<String> {
+    if let Some(AwsError::RegionDisabled { .. }) = find(source) {
+        return find(source).map(|error| advice::assess(error).1).unwrap_or_default();
+    }
+    let text = with_causes(String::new(), source);
+    // The service does not always say a word beside this code.
+    let names_tier = text.contains("advanced-instances") || text.starts_with("BadRequest (");
+    if names_tier && matches!(target, Target::ManagedNode(_)) {
+        let partition = policy::partition(region);
+        return vec![
+            command!(
+                "this turns the advanced tier on, which managed nodes need for sessions and AWS charges for by the hour: `aws ssm \
+                 update-service-setting --setting-id \
+                 arn:{}:ssm:{}:{}:servicesetting/ssm/managed-instance/activation-tier --setting-value \
+                 advanced --region {}`",
+                partition,
+                region,
+                account,
+                region
+            ),
+            "or give another `--bastion`: EC2 instances and ECS tasks do not need it".to_owned(),
+        ];
+    }
+    vec![
+        "the same would be answered again: what AWS says of it has to be mended first, or another `--bastion` given"
+            .to_owned(),
+        command!(
+            "`autoheal-pa doctor --bastion {} --region {}` checks the bastion step by step",
+            target.as_str(),
+            region
+        ),
+    ]
+}
+
+/// What to do when a call is denied; for a target that may not be the identity's fault.
+fn denied(action: &str, resource: &str) -> Vec<String> {
+    let mut hints = vec![advice::allow(action, resource)];
+    if [":instance/", ":managed-instance/", ":task/"].iter().any(|kind| resource.contains(kind)) {
+        hints.push(
+            "a statement with a condition on tags allows nothing on a target without these tags, nor on one that does not exist"
+                .to_owned(),
+        );
+    }
+    hints
+}
+
+/// What to do about a session that did not lead to the API server.
+pub(super) fn probe(cluster: &Cluster, error: &ProbeError) -> Vec<String> {
+    let Cluster { name, region, endpoint, .. } = cluster;
+    match error {
+        ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![
+            format!("the bastion has to resolve `{}` and to reach it on port {}", endpoint.host, endpoint.port),
+            command!(
+                "the cluster's security group has to admit the bastion: `aws eks describe-cluster --name {} --region {} \
+                 --query cluster.resourcesVpcConfig.clusterSecurityGroupId`",
+                name,
+                region
+            ),
+        ],
+        ProbeError::Certificate { host, .. } => vec![format!(
+            "what answers on the bastion's side is not the API server of `{name}`: look at what `{host}` resolves to there"
+        )],
+        ProbeError::Authority { .. } => vec![command!(
+            "look at what EKS says: `aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority`",
+            name,
+            region
+        )],
+        ProbeError::Tls { .. } | ProbeError::NotHttp | ProbeError::LinkLost => Vec::new(),
+    }
+}
+
+/// What to do about an agent that does not complete the handshake.
+pub(super) fn silent_agent() -> Vec<String> {
+    vec![
+        "the agent on the bastion has to reach `ssmmessages` of this region; restarting it may help".to_owned(),
+        "an agent that is slow to start its worker is waited for as long as `--timeout` says".to_owned(),
+    ]
+}
+
+fn closed(cluster: &Cluster, reason: &CloseReason) -> Vec<String> {
+    match reason {
+        CloseReason::ChannelClosed { .. } if reason.is_refused_destination() => {
+            let host = &cluster.endpoint.host;
+            vec![
+                command!(
+                    "on the bastion `{}` leads to an address that its agent does not forward to, such as loopback or one where AWS gives \
+                     metadata or credentials: `getent ahosts {}` there shows it",
+                    host,
+                    host
+                ),
+                command!(
+                    "it has to lead to the API server: look at `/etc/hosts`, at the resolver, and at private hosted zones of the VPC; \
+                     `autoheal-pa doctor --cluster {}` prints the commands",
+                    cluster.name
+                ),
+            ]
+        }
+        CloseReason::Handshake(_) => {
+            vec!["update the SSM agent on the bastion; 3.1.1374.0 is the oldest that will do".to_owned()]
+        }
+        CloseReason::HandshakeTimeout { .. } => silent_agent(),
+        CloseReason::Misbehaved { .. } | CloseReason::Smux(_) => vec![
+            "the agent on the bastion may be broken: `sudo systemctl restart amazon-ssm-agent` there, and update it"
+                .to_owned(),
+        ],
+        CloseReason::ChannelClosed { .. } | CloseReason::Unacknowledged { .. } | CloseReason::Paused { .. } => {
+            Vec::new()
+        }
+    }
+}

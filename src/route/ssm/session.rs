@@ -1,0 +1,379 @@
+//! The life of one session: started, driven, resumed, ended.
+//!
+//! One task, which owns the [`Driver`] and keeps it turning in whatever it does, so that local programs get what has come
+//! for them even while nothing more can come.
+//!
+//! Invariants: whether a session is resumed is decided by [`recovery`] alone; every session that was started is
+//! ended by its flag, by the service, or by a call, and the call is made unless the service has said
+//! that the session is over.
+
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures_util::future::maybe_done;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use super::{
+    Dial, DialError, SessionFault, SessionHandle, SsmRoute, Transport,
+    driver::{Attachment, Driver, DriverParts},
+    hints,
+    proto::{MessageIds, Now, PortSession},
+    recovery::{self, Denial, History},
+};
+use crate::{
+    cluster::Cluster,
+    route::{End, Mailbox, Report, Reporter, RetryNow, Terms},
+    util::{backoff::Jitter, peer_text::with_causes},
+};
+
+/// How long a start may take. [`Dial`] has limits of its own for its steps.
+pub(super) const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long one attempt to resume may take.
+pub(super) const RESUME_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a session that is being started has for coming up, to be ended, after a stop.
+const STOP_START_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long the agent has for acknowledging the end of a session.
+pub(super) const FLAG_LIMIT: Duration = Duration::from_millis(1500);
+
+/// How long a call that ends a session may take while the user waits.
+const STOP_CALL_LIMIT: Duration = Duration::from_millis(2500);
+
+/// How long saying goodbye to the gateway may take.
+const CLOSE_LIMIT: Duration = Duration::from_millis(300);
+
+/// How long a call that ends a session which nobody uses any more may take.
+pub(super) const TERMINATE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often ending such a session is tried, and the pause between.
+const TERMINATE_ATTEMPTS: u32 = 4;
+const TERMINATE_PAUSE: Duration = Duration::from_secs(15);
+
+/// How long a transport has to live to count as one that worked, if nothing was said on it.
+const IDLE_PROOF: Duration = Duration::from_secs(60);
+
+/// How long a transport on which the agent has been heard has to live to count as one that worked. One that is closed
+/// as soon as it has carried a message must not be replaced over and over without a pause.
+const TRANSPORT_PROOF: Duration = Duration::from_secs(3);
+
+/// What becomes of a session next.
+enum Stage {
+    Drive(Box<Transport>),
+    Resume { after: Duration },
+    Ended(SessionFault),
+    Stopped,
+}
+
+/// One session's task.
+pub(super) struct SessionTask {
+    route: Arc<SsmRoute>,
+    to: Arc<Cluster>,
+    handle: SessionHandle,
+    driver: Driver,
+    reports: Reporter,
+    retry_now: RetryNow,
+    stop: CancellationToken,
+    terms: Terms,
+    jitter: Jitter,
+    /// See [`History`].
+    resumes: u32,
+    down_since: Option<Duration>,
+    /// When something last came through a transport of the session.
+    heard_at: Option<Now>,
+}
+
+/// Starts a session, and keeps it going until it is over or a stop is asked for.
+pub(super) async fn run(route: Arc<SsmRoute>, to: Arc<Cluster>, mut mailbox: Mailbox) {
+    let permit = mailbox.permit.take();
+    let target = &route.target;
+    debug!(%target, "starting a session");
+    let mut dial = Box::pin(timeout(START_LIMIT, route.dial.start(target, &to.endpoint)));
+    let outcome = tokio::select! {
+        biased;
+        () = mailbox.stop.cancelled() => None,
+        outcome = &mut dial => Some(outcome),
+    };
+    let Some(outcome) = outcome else {
+        // The session may exist already: it has to be known to be ended.
+        if let Ok(Ok(Ok((handle, transport)))) = timeout(STOP_START_LIMIT, dial).await {
+            call_terminate(&*route.dial, &handle).await;
+            close(transport).await;
+        }
+        return;
+    };
+    drop(dial);
+    drop(permit);
+    let late = |_| DialError::Timeout { step: "start a session", seconds: START_LIMIT.as_secs() };
+    match outcome.map_err(late).and_then(|outcome| outcome) {
+        Ok((handle, transport)) => {
+            let span = info_span!("session", id = %handle.id);
+            let task = SessionTask::new(route, to, handle, mailbox);
+            task.run(transport).instrument(span).await;
+        }
+        Err(error) => {
+            let fault = SessionFault::Start(error).into_fault(&to);
+            mailbox.reports.send(Report::Ended(End { fault, served: false, open: 0 }));
+        }
+    }
+}
+
+impl SessionTask {
+    /// Takes a session that has just been started.
+    fn new(route: Arc<SsmRoute>, to: Arc<Cluster>, handle: SessionHandle, mailbox: Mailbox) -> Self {
+        let Mailbox { commands, reports, meter, state, share, stop, retry_now, terms, permit: _ } = mailbox;
+        info!(session = %handle.id, target = %handle.target, "session started");
+        let mut jitter = Jitter::new(terms.seed);
+        let ids = MessageIds::new(jitter.next_u64());
+        let mut config = route.config.session.clone();
+        config.handshake_timeout = terms.up_within;
+        let session = PortSession::new(config, ids, terms.clock.now());
+        let parts = DriverParts { clock: terms.clock, inbox: commands, reports: reports.clone(), meter, state, share };
+        let driver = Driver::new(parts, session);
+        reports.send(Report::Started { id: Some(handle.id.to_string()) });
+        Self {
+            route,
+            to,
+            handle,
+            driver,
+            reports,
+            retry_now,
+            stop,
+            terms,
+            jitter,
+            resumes: 0,
+            down_since: None,
+            heard_at: None,
+        }
+    }
+
+    async fn run(mut self, transport: Transport) {
+        let mut stage = Stage::Drive(Box::new(transport));
+        loop {
+            stage = match stage {
+                Stage::Drive(transport) => self.drive(*transport).await,
+                Stage::Resume { after } => self.resume(after).await,
+                Stage::Ended(fault) => return self.finish(fault).await,
+                Stage::Stopped => {
+                    self.driver.end();
+                    self.driver.close();
+                    return;
+                }
+            };
+        }
+    }
+
+    async fn drive(&mut self, transport: Transport) -> Stage {
+        let stop = self.stop.clone();
+        let attached_at = self.terms.clock.now();
+        let mut attachment = Attachment::new(transport, attached_at);
+        match self.driver.drive(Some(&mut attachment), stop.cancelled()).await {
+            Ok(()) => {
+                self.stop_session(attachment).await;
+                Stage::Stopped
+            }
+            Err(fault) => {
+                self.heard_at = Some(attachment.heard_at());
+                let lived = self.terms.clock.now().mono.saturating_sub(attached_at.mono);
+                if self.driver.is_alive() || lived >= IDLE_PROOF {
+                    self.down_since = None;
+                }
+                if lived >= if self.driver.is_alive() { TRANSPORT_PROOF } else { IDLE_PROOF } {
+                    self.resumes = 0;
+                }
+                self.driver.detach();
+                self.after_fault(fault)
+            }
+        }
+    }
+
+    async fn resume(&mut self, after: Duration) -> Stage {
+        let stop = self.stop.clone();
+        let (route, retry_now, handle) = (Arc::clone(&self.route), self.retry_now.clone(), self.handle.clone());
+        let attempt = async {
+            retry_now.pause(after).await;
+            let outcome = timeout(RESUME_LIMIT, route.dial.resume(&handle)).await;
+            let is_active = match &outcome {
+                Ok(Err(DialError::AccessDenied { .. })) => {
+                    timeout(RESUME_LIMIT, route.dial.is_active(&handle)).await.ok().flatten()
+                }
+                Ok(_) | Err(_) => None,
+            };
+            (outcome, is_active)
+        };
+        let error = match self.driver.drive(None, stop.run_until_cancelled(attempt)).await {
+            Ok(None) => {
+                self.driver.end();
+                call_terminate(&*self.route.dial, &self.handle).await;
+                return Stage::Stopped;
+            }
+            Ok(Some((Ok(Ok(transport)), _))) => {
+                info!("session resumed");
+                self.route.resumes.store(true, Ordering::Relaxed);
+                self.driver.reattach();
+                self.reports.send(Report::Resumed);
+                return Stage::Drive(Box::new(transport));
+            }
+            Ok(Some((Ok(Err(error @ DialError::AccessDenied { .. })), is_active))) => {
+                self.judge_denial(error, is_active)
+            }
+            Ok(Some((Ok(Err(error)), _))) => error,
+            Ok(Some((Err(_), _))) => DialError::Timeout { step: "resume a session", seconds: RESUME_LIMIT.as_secs() },
+            Err(fault) => return self.after_fault(fault),
+        };
+        self.after_fault(SessionFault::Resume(error))
+    }
+
+    /// Finds out what it says that resuming a session was denied.
+    fn judge_denial(&self, error: DialError, is_active: Option<bool>) -> DialError {
+        let now = self.terms.clock.now();
+        // Only one of the clocks goes on while the machine sleeps.
+        let since = |at: Now| now.mono.saturating_sub(at.mono).max(now.wall.abs_diff(at.wall));
+        let unheard = self.heard_at.map_or(Duration::MAX, since);
+        match recovery::denial(is_active, unheard, self.route.resumes.load(Ordering::Relaxed)) {
+            Denial::Proven => {
+                // The next is tried all the same: policies change, and a call costs little.
+                self.reports.send(Report::Caution(hints::resume_denied(&self.to.region)));
+                error
+            }
+            Denial::Ended => DialError::SessionEnded { id: self.handle.id.clone() },
+            Denial::Unproven => {
+                debug!("resuming was denied, perhaps because the session has ended");
+                error
+            }
+        }
+    }
+
+    /// Decides what follows a fault. The transport, if there was one, is gone.
+    fn after_fault(&mut self, fault: SessionFault) -> Stage {
+        let now = self.terms.clock.now().mono;
+        if fault.is_of_transport() {
+            self.resumes += 1;
+            self.down_since.get_or_insert(now);
+        }
+        let history = History {
+            resumes: self.resumes,
+            down_for: self.down_since.map_or(Duration::ZERO, |since| now.saturating_sub(since)),
+            budget: self.route.config.resume_budget,
+        };
+        let Some(after) = recovery::resume_after(&fault, &history, &mut self.jitter) else {
+            return Stage::Ended(fault);
+        };
+        let error = with_causes(String::new(), &fault);
+        // An attempt that failed is no news; the loss was.
+        if matches!(fault, SessionFault::Resume(_)) {
+            debug!(error, ?after, "cannot resume the session yet");
+        } else {
+            info!(error, "transport lost, resuming the session");
+        }
+        self.reports.send(Report::Lost(fault.into_fault(&self.to)));
+        self.driver.return_waiting();
+        Stage::Resume { after }
+    }
+
+    /// Ends a session in good order: streams get a grace period, then the agent is told, and the
+    /// service in any case.
+    async fn stop_session(&mut self, mut attachment: Attachment) {
+        self.driver.return_waiting();
+        let mut progress = self.driver.progress();
+        let quiet = async { progress.wait_for(|progress| progress.open == 0).await.is_ok() };
+        let grace = timeout(self.terms.grace, quiet);
+        let mut fault = self.driver.drive(Some(&mut attachment), grace).await.err();
+        let (route, handle) = (Arc::clone(&self.route), self.handle.clone());
+        // The session may end while the call is under way or after it: its outcome is kept for both.
+        let mut call = pin!(maybe_done(timeout(STOP_CALL_LIMIT, route.dial.terminate(&handle))));
+        if fault.is_none() {
+            self.driver.terminate();
+            let mut progress = self.driver.progress();
+            let acknowledged = async { progress.wait_for(|progress| progress.terminated).await.is_ok() };
+            let flag = timeout(FLAG_LIMIT, acknowledged);
+            // Together, so that a slow answer to one does not add to the other.
+            let both = async { futures_util::join!(flag, call.as_mut()) };
+            fault = self.driver.drive(Some(&mut attachment), both).await.err();
+        }
+        if let Some(fault) = fault {
+            debug!(error = with_causes(String::new(), &fault), "session ended while it was being stopped");
+        }
+        call.as_mut().await;
+        if let Some(outcome) = call.as_mut().take_output() {
+            note_terminated(outcome);
+        }
+        close(attachment.into_transport()).await;
+    }
+
+    /// Tells of the end, delivers what has come, and sees to it that the session is over for AWS as well.
+    async fn finish(mut self, fault: SessionFault) {
+        let (open, served, is_over) = (self.driver.open_connections(), self.driver.has_served(), fault.is_over());
+        self.driver.end();
+        let fault = fault.into_fault(&self.to);
+        self.reports.send(Report::Ended(End { fault, served, open }));
+        self.driver.close();
+        let (route, handle, stop) = (Arc::clone(&self.route), self.handle.clone(), self.stop.clone());
+        let ending = async {
+            if is_over {
+                route.dial.ended(&handle);
+            } else {
+                terminate(&*route.dial, &handle, &stop).await;
+            }
+        };
+        let mut progress = self.driver.progress();
+        let (grace, stopped) = (self.terms.grace, self.stop.clone());
+        let delivered = async {
+            let delivered = progress.wait_for(|progress| progress.left == 0);
+            let limit = async {
+                stopped.cancelled().await;
+                tokio::time::sleep(grace).await;
+            };
+            tokio::select! {
+                _ = delivered => {}
+                () = limit => {}
+            }
+        };
+        let both = async { futures_util::join!(ending, delivered) };
+        // Without a session there is no fault.
+        let _outcome = self.driver.drive(None, both).await;
+    }
+}
+
+/// Ends a session that has been given up, beside everything else.
+async fn terminate(dial: &dyn Dial, handle: &SessionHandle, stop: &CancellationToken) {
+    for _ in 0..TERMINATE_ATTEMPTS {
+        let limit = if stop.is_cancelled() { STOP_CALL_LIMIT } else { TERMINATE_LIMIT };
+        match timeout(limit, dial.terminate(handle)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => debug!(error = with_causes(String::new(), &error), "cannot end a session"),
+            Err(_) => debug!("ending a session took too long"),
+        }
+        if stop.is_cancelled() {
+            break;
+        }
+        // A stop is the last chance, and no reason to wait.
+        let _outcome = timeout(TERMINATE_PAUSE, stop.cancelled()).await;
+    }
+    warn!("a session could not be ended: the service will end it when it has been idle");
+}
+
+async fn call_terminate(dial: &dyn Dial, handle: &SessionHandle) {
+    note_terminated(timeout(STOP_CALL_LIMIT, dial.terminate(handle)).await);
+}
+
+/// Says goodbye to the gateway.
+pub(super) async fn close(transport: Transport) {
+    if timeout(CLOSE_LIMIT, transport.close()).await.is_err() {
+        debug!("the message gateway did not take the goodbye in time");
+    }
+}
+
+fn note_terminated(outcome: Result<Result<(), DialError>, tokio::time::error::Elapsed>) {
+    match outcome {
+        Ok(Ok(())) => info!("session ended"),
+        Ok(Err(error)) => warn!(error = with_causes(String::new(), &error), "cannot end the session"),
+        Err(_) => warn!("ending the session took too long"),
+    }
+}

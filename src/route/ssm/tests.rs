@@ -1,0 +1,11 @@
+//! Whole tunnels on paused time, over in-memory transports, against a scripted agent.
+
+mod agent;
+#[cfg(feature = "demo")]
+mod proof;
+mod recovery;
+mod sessions;
+mod share;
+mod sockets;
+mod streams;
+pub(super) mod support;
