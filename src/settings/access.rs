@@ -62,7 +62,7 @@ pub(super) fn all(sources: &Sources, environment: &Environment, problems: &mut V
     let defaults = Stack { flags: &nothing, entry: None, environment: &nothing, top: &sources.file.top };
     drop(Access::of(&defaults, environment, problems));
     if access.iter().all(|access| access.aws.role_arn.is_none()) {
-        let useless = need_role().into_iter().filter_map(|row| sources.file.top.get(row).first());
+        let useless = need_role().filter_map(|row| sources.file.top.get(row).first());
         problems.extend(useless.map(|given| Problem::NeedsRole { origin: given.origin.clone() }));
     }
     refuse_overlaps(entries, &access, problems);

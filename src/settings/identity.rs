@@ -21,8 +21,8 @@ use super::{
 use crate::secret::Secret;
 
 /// What means nothing without a role.
-pub(super) fn need_role() -> [&'static Row; 3] {
-    [&AWS.web_identity_token_file, &AWS.role_session_name, &AWS.duration]
+pub(super) fn need_role() -> impl Iterator<Item = &'static Row> {
+    AwsSettings::rows().into_iter().filter(|row| row.needs_role)
 }
 
 /// Where a GitHub Actions job with `id-token: write` gets its OIDC tokens.
@@ -76,8 +76,8 @@ impl AwsSettings {
     /// Reads the identity; adds what is wrong with it to `problems`.
     pub(super) fn load(stack: &Stack<'_>, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
         let counts = Counts::new(stack, environment);
-        let mut settings = Self::read(|row| counts.find(row), environment, problems);
-        let role = counts.find(&AWS.role_arn).first();
+        let settings = Self::read(|row| counts.find(row), environment, problems);
+        let role = counts.role.first();
         let token_file = counts.find(&AWS.web_identity_token_file).first();
         // That of the environment is checked with all variables.
         if let Some(given) = token_file.filter(|given| given.is_chosen())
@@ -86,11 +86,8 @@ impl AwsSettings {
             problems.push(Problem::wrong(&given.origin, &given.text(), wrong));
         }
         if role.is_none() {
-            let useless = need_role().into_iter().filter_map(|row| stack.near(row));
+            let useless = need_role().filter_map(|row| stack.near(row));
             problems.extend(useless.map(|given| Problem::NeedsRole { origin: given.origin.clone() }));
-            // None of that means anything then, and `token` would not take it. The SDK says so where it finds a token file in the
-            // environment and no role.
-            settings = Self { role_session_name: None, web_identity_token_file: None, duration: None, ..settings };
         }
         let ssm_endpoint = ["AWS_ENDPOINT_URL_SSM", "AWS_ENDPOINT_URL"]
             .into_iter()
@@ -131,6 +128,8 @@ impl CiOidc {
 /// Which of the values count.
 struct Counts<'a> {
     stack: &'a Stack<'a>,
+    /// The role to assume.
+    role: &'a [Given],
     /// A role with its web identity that is only in the environment gives way to whatever is nearer to the user: keys, as in
     /// every AWS SDK, or a profile that a flag or an entry names.
     role_is_overruled: bool,
@@ -147,9 +146,11 @@ impl<'a> Counts<'a> {
         let token = set(&AWS.web_identity_token_file) || CiOidc::load(environment).is_some();
         let near_role = near(&AWS.role_arn) || near(&AWS.web_identity_token_file);
         let nearer = has_static_keys(environment) || near(&AWS.profile);
+        let role_is_overruled = set(&AWS.role_arn) && token && !near_role && nearer;
         Self {
             stack,
-            role_is_overruled: set(&AWS.role_arn) && token && !near_role && nearer,
+            role: if role_is_overruled { stack.past_environment(&AWS.role_arn) } else { stack.all(&AWS.role_arn) },
+            role_is_overruled,
             is_of_profile: near(&AWS.profile) && !near(&AWS.web_identity_token_file),
             ignores_endpoints: environment.is_true("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"),
         }
@@ -157,13 +158,21 @@ impl<'a> Counts<'a> {
 
     fn find(&self, row: &'static Row) -> &'a [Given] {
         let is = |other: &'static Row| std::ptr::eq(row, other);
-        let found = if self.role_is_overruled && (is(&AWS.role_arn) || is(&AWS.web_identity_token_file)) {
+        // `token` would not take it either. The SDK says so where it finds a token file in the environment and no role.
+        if row.needs_role && self.role.is_empty() {
+            return &[];
+        }
+        if is(&AWS.role_arn) {
+            return self.role;
+        }
+        let is_token_file = is(&AWS.web_identity_token_file);
+        let found = if is_token_file && self.role_is_overruled {
             self.stack.past_environment(row)
         } else {
             self.stack.all(row)
         };
-        let must_be_chosen = (is(&AWS.web_identity_token_file) && self.is_of_profile)
-            || (is(&AWS.endpoint_ssmmessages) && self.ignores_endpoints);
+        let must_be_chosen =
+            (is_token_file && self.is_of_profile) || (is(&AWS.endpoint_ssmmessages) && self.ignores_endpoints);
         if must_be_chosen && !found.iter().all(Given::is_chosen) { &[] } else { found }
     }
 }

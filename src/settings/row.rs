@@ -33,6 +33,8 @@ pub struct Row {
     pub is_list: bool,
     /// It may differ from one entry of `access` to the next.
     pub in_entry: bool,
+    /// It means nothing where no role is assumed.
+    pub needs_role: bool,
     /// The value that it has unless told otherwise, as a user would write it.
     pub default: Option<&'static str>,
     /// In words, what is done without a value.
@@ -125,6 +127,7 @@ const fn row(value_name: &'static str, kind: Kind) -> Row {
         kind,
         is_list: false,
         in_entry: false,
+        needs_role: false,
         default: None,
         otherwise: None,
         flag: None,
@@ -163,6 +166,11 @@ impl Row {
     /// Makes it one that entries of `access` may have.
     pub(super) const fn in_entry(self) -> Self {
         Self { in_entry: true, ..self }
+    }
+
+    /// Makes it one that means nothing where no role is assumed.
+    pub(super) const fn of_role(self) -> Self {
+        Self { needs_role: true, ..self }
     }
 
     /// Gives it a flag of another name, which is for a list whose flag adds one to it.

@@ -44,10 +44,12 @@ table! {
         /// Name of the role's session, which CloudTrail shows; an e-mail address will do
         role_session_name: Option<String> = text("NAME", is_session_name, "a name or an e-mail address")
             .variables(&["AWS_ROLE_SESSION_NAME"])
+            .of_role()
             .in_entry(),
         /// File with an OIDC token, read again at each renewal
         web_identity_token_file: Option<PathBuf> = path()
             .variables(&["AWS_WEB_IDENTITY_TOKEN_FILE"])
+            .of_role()
             .in_entry(),
         /// Audience of the CI job's OIDC token
         oidc_audience: Option<String> = text("AUDIENCE", is_audience, "an audience, such as `sts.amazonaws.com`")
@@ -56,7 +58,7 @@ table! {
             .in_entry(),
         // The limits are those of STS, and so is what it does without.
         /// How long the role's credentials last
-        duration: Option<Duration> = duration("15m", "12h").otherwise("1h").in_entry(),
+        duration: Option<Duration> = duration("15m", "12h").otherwise("1h").of_role().in_entry(),
         /// PEM file with certificate authorities to trust besides the system's
         ca_bundle: Option<PathBuf> = path().variables(&["AWS_CA_BUNDLE"]),
         /// Host of the message gateway that sessions are connected to, where only a VPC endpoint's own name leads to it

@@ -252,8 +252,8 @@ fn names_everything_that_is_wrong() {
         problems(&flags, &environment([("AWS_REGION", "nowhere")])),
         [
             "`AWS_REGION`: `nowhere` is not a region, such as `us-east-1`",
-            "`--web-identity-token-file` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`",
             "`--role-session-name` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`",
+            "`--web-identity-token-file` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`",
             "`--duration` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`",
         ]
     );
