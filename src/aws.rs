@@ -220,6 +220,7 @@ impl Aws {
             region: region.clone(),
             session_name: identity::session_name(settings),
             duration: settings.duration,
+            external_id: settings.external_id.clone(),
             profile,
             keys_expire: settings.keys_expire,
             offset: offset.clone(),

@@ -152,6 +152,8 @@ pub(super) struct Identity {
     pub(super) region: String,
     pub(super) session_name: String,
     pub(super) duration: Option<Duration>,
+    /// What the role's trust policy asks for of whoever is not trusted for their identity alone.
+    pub(super) external_id: Option<String>,
     pub(super) profile: Option<String>,
     /// When the keys in the environment expire, as far as it says so.
     pub(super) keys_expire: Option<SystemTime>,
@@ -228,6 +230,7 @@ impl Identity {
             .role_arn(role)
             .role_session_name(&self.session_name)
             .set_duration_seconds(self.duration_seconds())
+            .set_external_id(self.external_id.clone())
             .send()
             .await
             .map_err(|error| self.refine(role, None, classify(call, error)))?;

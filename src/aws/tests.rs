@@ -140,7 +140,21 @@ async fn assumes_a_role_from_ambient_credentials() {
     assert_eq!(fake.operations(), ["AssumeRole", "GetCallerIdentity"]);
     assert!(fake.requests()[0].header("authorization").unwrap().contains("Credential=AKIDEXAMPLE/"));
     assert_eq!(fake.requests()[0].parameter("DurationSeconds"), "");
+    assert_eq!(fake.requests()[0].parameter("ExternalId"), "");
     assert!(fake.requests()[1].header("authorization").unwrap().contains("Credential=ASIAROLE/"));
+}
+
+#[tokio::test]
+async fn an_external_id_goes_with_a_role_that_is_assumed() {
+    let fake = Fake::start(sts).await;
+    let settings = AwsSettings {
+        region: Some("us-east-1".into()),
+        role_arn: Some(ROLE.into()),
+        external_id: Some("tenant-42".into()),
+        ..AwsSettings::default()
+    };
+    in_time(aws_with(&fake, &settings).await.caller()).await.unwrap();
+    assert_eq!(fake.requests()[0].parameter("ExternalId"), "tenant-42");
 }
 
 #[tokio::test]

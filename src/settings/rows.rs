@@ -11,7 +11,7 @@ use super::{
     CiOidc, ExecIdentity, KubeconfigMode, Proxies, SdkVariables, Settings,
     row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
     values::{
-        is_audience, is_cluster_name, is_context_prefix, is_profile, is_reason, is_region, is_role_arn,
+        is_audience, is_cluster_name, is_context_prefix, is_external_id, is_profile, is_reason, is_region, is_role_arn,
         is_session_name, is_target,
     },
 };
@@ -44,6 +44,11 @@ table! {
         /// Name of the role's session, which CloudTrail shows; an e-mail address will do
         role_session_name: Option<String> = text("NAME", is_session_name, "a name or an e-mail address")
             .variables(&["AWS_ROLE_SESSION_NAME"])
+            .of_role()
+            .in_entry(),
+        /// External id, which the role's trust policy may ask for where the role is assumed from other credentials
+        external_id: Option<String> =
+            text("ID", is_external_id, "an external id: 2 to 1224 letters, digits and any of `_+=,.@:/-`")
             .of_role()
             .in_entry(),
         /// File with an OIDC token, read again at each renewal

@@ -51,6 +51,12 @@ pub(super) fn is_session_name(text: &str) -> bool {
     !text.is_empty()
 }
 
+/// Tells whether STS would take this as an external id.
+pub(super) fn is_external_id(text: &str) -> bool {
+    (2..=1224).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&byte))
+}
+
 pub(super) fn is_audience(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_AUDIENCE_LEN && text.bytes().all(|byte| byte.is_ascii_graphic())
 }

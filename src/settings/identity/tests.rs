@@ -229,6 +229,17 @@ fn what_is_handed_on_leads_to_the_same_identity() {
 }
 
 #[test]
+fn an_external_id_belongs_to_a_role() {
+    let (aws, identity) = load(&typed(&["--role-arn", ROLE, "--external-id", "tenant-42"]), &environment([]));
+    assert_eq!(aws.external_id.as_deref(), Some("tenant-42"));
+    assert_eq!(identity.args, [format!("--role-arn={ROLE}"), "--external-id=tenant-42".to_owned()]);
+    let alone = problems(&typed(&["--external-id", "tenant-42"]), &environment([]));
+    assert_eq!(alone, ["`--external-id` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`"]);
+    let short = problems(&typed(&["--role-arn", ROLE, "--external-id", "x"]), &environment([]));
+    assert!(short[0].starts_with("`--external-id`: `x` is not an external id: 2 to 1224 letters"), "{short:?}");
+}
+
+#[test]
 fn what_needs_a_role_is_not_handed_on_without_one() {
     let (_, identity) = load(&GlobalArgs::default(), &environment([("AWS_ROLE_SESSION_NAME", "ci")]));
     assert_eq!(identity, ExecIdentity::default());
