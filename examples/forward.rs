@@ -20,9 +20,9 @@ use std::{
 use autoheal_pa::{
     aws::Aws,
     cluster::{Cluster, Destination, Target},
+    manager::supervisor::Supervisor,
     route::ssm,
     settings::{Environment, GlobalArgs, Settings},
-    supervisor::Supervisor,
     tunnel::{self, Admission, Listeners, Readiness, Tunnel},
 };
 use clap::Parser;

@@ -7,8 +7,8 @@
 
 pub use crate::{
     aws::fuzzing::stream_url,
-    control::fuzzing::control,
     kubeconfig::fuzzing::kubeconfig,
+    manager::control::fuzzing::control,
     route::ssm::proto::fuzzing::{handshake, message, session, smux},
     settings::fuzzing::config,
 };

@@ -34,7 +34,6 @@ pub mod clock;
 #[cfg(test)]
 mod closed_port;
 pub mod cluster;
-pub mod control;
 pub mod doctor;
 #[cfg(feature = "demo")]
 pub mod emulator;
@@ -43,13 +42,12 @@ pub mod fault;
 pub mod fuzzing;
 pub mod journal;
 pub mod kubeconfig;
+pub mod manager;
 pub mod overlap;
 pub mod policy;
-pub mod proxy;
 pub mod random;
 pub mod route;
 pub mod secret;
 pub mod settings;
-pub mod supervisor;
 pub mod tunnel;
 pub mod util;

@@ -33,7 +33,7 @@ use super::{
     up::READY_LINE,
 };
 use crate::{
-    control::{self, ControlError},
+    manager::control::{self, ControlError},
     settings::UpSettings,
 };
 

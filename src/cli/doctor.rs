@@ -23,8 +23,8 @@ use super::{
 };
 use crate::{
     aws::Aws,
-    control::{Answer, Client, ControlError, Request},
     doctor::{self, Check, Entry, Limits, Status, Subject},
+    manager::control::{Answer, Client, ControlError, Request},
     settings::{Access, Environment, Settings, UpArgs},
 };
 

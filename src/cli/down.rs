@@ -9,16 +9,17 @@ use tokio::task::spawn_blocking;
 use super::{
     GlobalArgs, env,
     error::{CommandError, Kind},
-    manager::remove_contexts,
-    orphans,
     output::Printer,
     up::STOP_LIMIT,
 };
 use crate::{
     aws::{Aws, AwsError},
-    control::{self, Client, ControlError, Request},
     journal::{Entry, Journal},
     kubeconfig,
+    manager::{
+        control::{self, Client, ControlError, Request},
+        orphans, remove_contexts,
+    },
     settings::{Access, AwsSettings, Environment, Settings, UpArgs},
     util::{folder::Missing, quote::command},
 };

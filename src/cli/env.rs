@@ -21,7 +21,7 @@ use super::{
     output::Printer,
 };
 use crate::{
-    control::{self, Answer, Request},
+    manager::control::{self, Answer, Request},
     settings::{self, Environment, Settings},
     util::{
         folder::{Missing, Place, is_refusal},

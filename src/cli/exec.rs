@@ -28,12 +28,15 @@ use super::{
     env::no_proxy,
     error::{CommandError, Kind, name_option},
     limits,
-    manager::{Manager, failure, until_ready},
     output::Printer,
+    progress::{failure, until_ready},
     signals::{Signal, Signals},
 };
 use crate::{
-    control::{Answer, Client, ControlError, ManagerStatus, Request, TunnelReport},
+    manager::{
+        Manager, Requests,
+        control::{Answer, Client, ControlError, ManagerStatus, Request, TunnelReport},
+    },
     settings::{Environment, GlobalArgs, Settings, UpArgs, UpSettings, Wanted},
     util::quote::command,
 };
@@ -168,7 +171,7 @@ fn not_active(status: Option<&ManagerStatus>, clusters: &[String]) -> CommandErr
 }
 
 /// Takes the first name that no other command has, so that it also inherits what one that was killed has left behind.
-fn bind(mut settings: UpSettings, printer: &Printer) -> Result<(Manager, super::manager::Requests), CommandError> {
+fn bind(mut settings: UpSettings, printer: &Printer) -> Result<(Manager, Requests), CommandError> {
     for slot in 1..=MAX_SLOTS {
         settings.common.rename(format!("exec-{slot}"));
         match Manager::bind(settings.clone(), None, printer) {

@@ -13,7 +13,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::error::CommandError;
 use crate::{
-    control,
+    manager::control,
     settings::Settings,
     util::folder::{Missing, Place},
 };

@@ -21,7 +21,7 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    control::{self, Answer, Client, Request},
+    manager::control::{self, Answer, Client, Request},
     settings::{Environment, Settings},
     util::folder::{Missing, Place},
 };

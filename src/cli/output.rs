@@ -358,7 +358,7 @@ impl Paint {
 }
 
 /// Writes a time as RFC 3339 in UTC, with whole seconds.
-pub(super) fn rfc3339(at: SystemTime) -> String {
+pub(crate) fn rfc3339(at: SystemTime) -> String {
     use aws_smithy_types::date_time::{DateTime, Format};
     let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let time = DateTime::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
@@ -372,7 +372,7 @@ pub(super) fn read_rfc3339(text: &str) -> Option<SystemTime> {
 }
 
 /// Writes a time in its two largest units.
-pub(super) fn in_words(time: Duration) -> String {
+pub(crate) fn in_words(time: Duration) -> String {
     // Up, so that the last second is one.
     let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {

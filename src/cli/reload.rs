@@ -8,7 +8,7 @@ use super::{
     output::Printer,
 };
 use crate::{
-    control::{self, Answer, Request},
+    manager::control::{self, Answer, Request},
     settings::{Environment, Settings},
 };
 

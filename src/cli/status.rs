@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     clock,
-    control::{self, ANSWER_LIMIT, Answer, Client, ManagerStatus, Request, SessionReport, TunnelReport},
+    manager::control::{self, ANSWER_LIMIT, Answer, Client, ManagerStatus, Request, SessionReport, TunnelReport},
     settings::{Environment, Settings},
 };
 
@@ -320,7 +320,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::control::AccessStatus;
+    use crate::manager::control::AccessStatus;
 
     fn tunnel(cluster: &str, port: u16, state: &str) -> TunnelReport {
         TunnelReport {

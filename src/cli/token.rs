@@ -20,11 +20,11 @@ use crate::{
     aws::{Aws, BearerToken},
     clock,
     cluster::Cluster,
-    control::{self, ControlError, TokenRequest},
     kubeconfig::{
         Exec, MANAGER_FLAG,
         exec::{self, ApiVersion},
     },
+    manager::control::{self, ControlError, TokenRequest},
     settings::{Environment, ExecIdentity, Settings},
 };
 
@@ -135,7 +135,7 @@ mod tests {
     use crate::{
         cli::{Cli, Command},
         cluster::Destination,
-        control::{Answer, Handler, Refusal, Request, Server, TokenAnswer},
+        manager::control::{Answer, Handler, Refusal, Request, Server, TokenAnswer},
         secret::Secret,
         settings::{Flags, flags::typed},
     };

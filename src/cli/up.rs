@@ -12,14 +12,13 @@ use super::{
     background::Attended,
     error::{CommandError, Kind},
     limits,
-    manager::{Asked, Manager, Requests, failure, is_hopeless, report_unready, show_changes, until_ready, wait_ready},
     output::Printer,
+    progress::{failure, is_hopeless, report_unready, show_changes, until_ready, wait_ready},
     signals::{Reloads, Signal, Signals},
 };
 use crate::{
-    control::Refusal,
+    manager::{Asked, Manager, Requests, control::Refusal, supervisor::Board},
     settings::{SettingsError, UpSettings},
-    supervisor::Board,
 };
 
 /// What `up` prints on stdout when every tunnel is proved to work. Callers wait for this line.

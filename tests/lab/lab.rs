@@ -31,8 +31,8 @@ use autoheal_pa::{
     clock::Clock,
     cluster::{Cluster, Destination, Target},
     emulator::{AgentConfig, ClusterConfig, Command, Config, Emulator, Line, Link, SessionState, Upgrade},
+    manager::supervisor::{Board, Supervisor},
     route::ssm,
-    supervisor::{Board, Supervisor},
     tunnel::{self, Listeners, MemoryPort, State, Tunnel, TunnelStatus},
 };
 use tokio::{sync::watch, task::JoinSet};

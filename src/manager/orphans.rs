@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 
-use super::{
-    error::{CommandError, Kind},
-    output::Printer,
-};
 use crate::{
     aws::{Aws, AwsError, Caller},
+    cli::{
+        error::{CommandError, Kind},
+        output::Printer,
+    },
     journal::{Entry, Journal},
     route::ssm::service::end_session,
     util::quote::{Word, command},
@@ -29,7 +29,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a session was not ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotEnded {
+pub(crate) enum NotEnded {
     /// The call failed.
     #[error(transparent)]
     Call(#[from] AwsError),
@@ -47,19 +47,19 @@ impl NotEnded {
 
 /// One who may have started a session.
 #[derive(Debug, Clone)]
-pub(super) struct Identity {
-    pub(super) aws: Aws,
-    pub(super) account: String,
+pub(crate) struct Identity {
+    pub(crate) aws: Aws,
+    pub(crate) account: String,
 }
 
 impl Identity {
-    pub(super) fn new(aws: Aws, caller: &Caller) -> Self {
+    pub(crate) fn new(aws: Aws, caller: &Caller) -> Self {
         Self { aws, account: caller.account.clone() }
     }
 }
 
 /// Ends a session as whoever of these may have started it: that has not been written down, but for the account.
-pub(super) async fn end_as_any(identities: &[Identity], orphan: &Entry) -> Result<(), NotEnded> {
+pub(crate) async fn end_as_any(identities: &[Identity], orphan: &Entry) -> Result<(), NotEnded> {
     let is_of_account =
         |identity: &&Identity| orphan.account.as_ref().is_none_or(|account| *account == identity.account);
     let (near, far): (Vec<_>, Vec<_>) =
@@ -80,7 +80,7 @@ pub(super) async fn end_as_any(identities: &[Identity], orphan: &Entry) -> Resul
 ///
 /// # Cancel safety
 /// Can be dropped at any time: what has not been ended is still in the journal.
-pub(super) async fn end<F>(orphans: Vec<Entry>, journal: &Journal, printer: &Printer, end: impl Fn(Entry) -> F)
+pub(crate) async fn end<F>(orphans: Vec<Entry>, journal: &Journal, printer: &Printer, end: impl Fn(Entry) -> F)
 where
     F: Future<Output = Result<(), NotEnded>>,
 {

@@ -49,7 +49,7 @@ const COPY_LEN: usize = 16 << 10;
 
 /// Which endpoint is behind which local port. Hosts are compared as DNS and IP compare them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Routes(BTreeMap<(String, u16), u16>);
+pub(super) struct Routes(BTreeMap<(String, u16), u16>);
 
 impl Routes {
     /// Returns the port of the tunnel that leads to an endpoint.
@@ -75,7 +75,7 @@ fn key(endpoint: &Destination) -> (String, u16) {
 
 /// Serves until it is told to stop; then every connection is closed. `routes` may change at any time, which
 /// concerns new connections.
-pub async fn serve(listeners: Listeners, routes: watch::Receiver<Routes>, stop: CancellationToken) {
+pub(super) async fn serve(listeners: Listeners, routes: watch::Receiver<Routes>, stop: CancellationToken) {
     serve_up_to(MAX_CONNECTIONS, listeners, routes, stop).await;
 }
 

@@ -3,17 +3,20 @@
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    error::{CommandError, Kind},
-    output::Printer,
-};
+use serve::Routes;
+
 use crate::{
+    cli::{
+        error::{CommandError, Kind},
+        output::Printer,
+    },
     cluster::Cluster,
     kubeconfig::Server,
-    proxy::{self, Routes},
     settings::ProxySettings,
     tunnel::{Admission, Listeners},
 };
+
+mod serve;
 
 /// A proxy that serves. There is one from the manager's start to its stop: whether there is to be one, and where, is
 /// asked only once.
@@ -45,7 +48,7 @@ impl Proxy {
         let mut port = port;
         for listeners in bound.listeners {
             port = listeners.port();
-            tasks.spawn(proxy::serve(listeners, routes.subscribe(), stop.clone()));
+            tasks.spawn(serve::serve(listeners, routes.subscribe(), stop.clone()));
         }
         printer.progress(&format!("CONNECT proxy on 127.0.0.1:{port}"));
         Ok(Self { port, routes })

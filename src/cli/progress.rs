@@ -7,15 +7,14 @@ use std::{
 
 use tokio::{sync::watch, time::timeout};
 
-use super::Roster;
+use super::{
+    error::{CommandError, Kind},
+    output::{Line, Mark, Printer},
+};
 use crate::{
-    cli::{
-        error::{CommandError, Kind},
-        output::{Line, Mark, Printer},
-    },
     clock,
     fault::Class,
-    supervisor::Board,
+    manager::{Roster, supervisor::Board},
     tunnel::{LinkStatus, State, TunnelStatus},
 };
 
@@ -26,7 +25,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 const SILENCE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Shows the tunnels until all are ready. Fails with the board when only a human can help any of them.
-pub(in crate::cli) async fn until_ready(
+pub(crate) async fn until_ready(
     mut board: watch::Receiver<Board>,
     hope: &Hopeless,
     printer: &Printer,
@@ -96,12 +95,12 @@ fn progress_text(tunnel: &TunnelStatus) -> String {
 }
 
 /// Knows which tunnels have a bastion that may come back.
-pub(in crate::cli) struct Hopeless {
+pub(crate) struct Hopeless {
     roster: watch::Receiver<Roster>,
 }
 
 impl Hopeless {
-    pub(super) fn new(roster: watch::Receiver<Roster>) -> Self {
+    pub(crate) fn new(roster: watch::Receiver<Roster>) -> Self {
         Self { roster }
     }
 
@@ -118,7 +117,7 @@ impl Hopeless {
 
 /// Whether no tunnel works and none will without a human. A bastion that is away may come back by
 /// itself, so it counts only when the `time_is_up`; of one that does not exist or may not be used, only another may.
-pub(in crate::cli) fn is_hopeless(board: &Board, hope: &Hopeless, time_is_up: bool) -> bool {
+pub(crate) fn is_hopeless(board: &Board, hope: &Hopeless, time_is_up: bool) -> bool {
     let may_return = |tunnel: &TunnelStatus| {
         tunnel.last_error.as_ref().is_some_and(|error| {
             let class = error.fault.class;
@@ -132,7 +131,7 @@ pub(in crate::cli) fn is_hopeless(board: &Board, hope: &Hopeless, time_is_up: bo
 }
 
 /// Says what is wrong with each tunnel that is not ready; the first one's error is what the command ends with.
-pub(in crate::cli) fn failure(board: &Board, printer: &Printer) -> CommandError {
+pub(crate) fn failure(board: &Board, printer: &Printer) -> CommandError {
     let mut errors = board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()).map(|tunnel| match &tunnel.last_error {
         Some(error) => CommandError::tunnel(&tunnel.cluster, &error.fault),
         None => match awaited(tunnel, Duration::ZERO) {
@@ -150,7 +149,7 @@ pub(in crate::cli) fn failure(board: &Board, printer: &Printer) -> CommandError 
 }
 
 /// Says which tunnels are not ready after `seconds`, and why.
-pub(in crate::cli) fn report_unready(board: &Board, seconds: u64, printer: &Printer) {
+pub(crate) fn report_unready(board: &Board, seconds: u64, printer: &Printer) {
     for tunnel in board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()) {
         match &tunnel.last_error {
             Some(error) => printer.error(&CommandError::tunnel(&tunnel.cluster, &error.fault)),
@@ -163,14 +162,14 @@ pub(in crate::cli) fn report_unready(board: &Board, seconds: u64, printer: &Prin
 }
 
 /// Waits until all tunnels are ready.
-pub(in crate::cli) async fn wait_ready(mut board: watch::Receiver<Board>) {
+pub(crate) async fn wait_ready(mut board: watch::Receiver<Board>) {
     if board.wait_for(Board::is_ready).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
 /// Says what happens to tunnels. Never ends.
-pub(in crate::cli) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Printer) {
+pub(crate) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Printer) {
     let state = |tunnel: &TunnelStatus| (tunnel.state, awaited(tunnel, SILENCE).map(|link| link.route.clone()));
     let states =
         |board: &Board| board.tunnels.iter().map(|tunnel| (tunnel.port, state(tunnel))).collect::<BTreeMap<_, _>>();

@@ -31,39 +31,43 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    credentials, env,
-    error::{CommandError, Kind},
-    orphans,
-    output::Printer,
-    proxy::Proxy,
-};
 use crate::{
     aws::{Aws, Caller, ClusterDescription, SkipReason},
+    cli::{
+        env,
+        error::{CommandError, Kind},
+        output::{Printer, rfc3339},
+        progress::Hopeless,
+        token::exec_entry,
+    },
     cluster::Cluster,
-    control::{self, Reloaded},
     journal::{Entry, Journal},
     kubeconfig::{self, ContextEntry, KubeconfigError, Server},
     overlap::overlap,
     route::ssm,
     settings::{Access, Environment, UpSettings},
-    supervisor::{Board, Supervisor},
     tunnel::{self, Admission, Common, Listeners, Ports, Tunnel},
     util::{folder::Folder, quote::command},
 };
 
-mod answers;
-mod progress;
+use answers::{Answers, Examinations, Route};
+pub(crate) use answers::{Asked, Requests, Roster};
+use control::Reloaded;
+use proxy::Proxy;
+use supervisor::{Board, Supervisor};
 
-use answers::{Answers, Examinations, Roster, Route};
-pub(super) use answers::{Asked, Requests};
-pub(super) use progress::{Hopeless, failure, is_hopeless, report_unready, show_changes, until_ready, wait_ready};
+mod answers;
+pub mod control;
+mod credentials;
+pub(crate) mod orphans;
+mod proxy;
+pub mod supervisor;
 
 /// How long calls that end sessions may take after the tunnels have stopped.
 const SETTLE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Everything that runs while tunnels are open.
-pub(super) struct Manager {
+pub(crate) struct Manager {
     settings: UpSettings,
     printer: Printer,
     /// Where the contexts are or will be written: what the settings say, unless that cannot be.
@@ -83,12 +87,12 @@ pub(super) struct Manager {
 }
 
 /// A way in that is in use: an identity in a region.
-pub(super) struct Way {
-    pub(super) access: Access,
-    pub(super) aws: Aws,
-    pub(super) caller: Caller,
+pub(crate) struct Way {
+    pub(crate) access: Access,
+    pub(crate) aws: Aws,
+    pub(crate) caller: Caller,
     sessions: ssm::Targets,
-    common: Arc<Common>,
+    pub(crate) common: Arc<Common>,
     stop: CancellationToken,
 }
 
@@ -97,7 +101,7 @@ impl Manager {
     ///
     /// # Errors
     /// A manager of this name is running already, or its directory cannot be used.
-    pub(super) fn bind(
+    pub(crate) fn bind(
         settings: UpSettings,
         log: Option<PathBuf>,
         printer: &Printer,
@@ -144,7 +148,7 @@ impl Manager {
     ///
     /// # Errors
     /// Whatever keeps every tunnel from being opened.
-    pub(super) async fn open(&mut self) -> Result<(), CommandError> {
+    pub(crate) async fn open(&mut self) -> Result<(), CommandError> {
         self.check_files().await?;
         let accesses = self.settings.access.clone();
         let clients = try_join_all(accesses.iter().map(|access| Aws::new(&access.aws))).await?;
@@ -206,7 +210,7 @@ impl Manager {
     ///
     /// # Errors
     /// Ports cannot be bound, or the kubeconfig cannot be written; then nothing has changed.
-    pub(super) async fn reload(&mut self, settings: UpSettings) -> Result<Reloaded, CommandError> {
+    pub(crate) async fn reload(&mut self, settings: UpSettings) -> Result<Reloaded, CommandError> {
         let mut outcome = Reloaded::default();
         let old = self.roster.borrow().clone();
         self.settings = settings;
@@ -290,27 +294,27 @@ impl Manager {
     }
 
     /// Returns the tunnels, now and later.
-    pub(super) fn board(&self) -> watch::Receiver<Board> {
+    pub(crate) fn board(&self) -> watch::Receiver<Board> {
         self.supervisor.board()
     }
 
     /// Returns what judges whether there is still hope, see [`is_hopeless`].
-    pub(super) fn hope(&self) -> Hopeless {
+    pub(crate) fn hope(&self) -> Hopeless {
         Hopeless::new(self.roster.subscribe())
     }
 
     /// Returns the settings.
-    pub(super) fn settings(&self) -> &UpSettings {
+    pub(crate) fn settings(&self) -> &UpSettings {
         &self.settings
     }
 
     /// Returns the path of the kubeconfig.
-    pub(super) fn kubeconfig(&self) -> &Path {
+    pub(crate) fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
 
     /// Ends everything in good order; with `forget`, the contexts leave the kubeconfig as well.
-    pub(super) async fn stop(self, forget: bool) {
+    pub(crate) async fn stop(self, forget: bool) {
         tokio::join!(self.supervisor.stop(), self.examinations.end());
         let roster = self.roster.borrow().clone();
         let settled = join_all(roster.ways.iter().map(|way| way.aws.settle()));
@@ -443,7 +447,7 @@ impl Manager {
         let contexts = routes
             .iter()
             .map(|Route { port, context, cluster, way }| {
-                let exec = super::token::exec_entry(common, &way.access.identity, cluster)?;
+                let exec = exec_entry(common, &way.access.identity, cluster)?;
                 let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
                 Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), server, exec })
             })
@@ -534,7 +538,7 @@ fn open_journal(folder: &Folder, printer: &Printer) -> (Option<Journal>, Vec<Ent
 }
 
 /// Takes a manager's contexts out of a kubeconfig. A failure is a warning.
-pub(super) async fn remove_contexts(path: PathBuf, manager: String, printer: &Printer) {
+pub(crate) async fn remove_contexts(path: PathBuf, manager: String, printer: &Printer) {
     let removed = tokio::task::spawn_blocking(move || kubeconfig::remove(&path, &manager)).await;
     if let Ok(Err(error)) = removed {
         printer.caution(&CommandError::from(error));
@@ -543,8 +547,7 @@ pub(super) async fn remove_contexts(path: PathBuf, manager: String, printer: &Pr
 
 /// Says whose credentials are used, where they come from, and until when they last.
 fn describe(caller: &Caller) -> String {
-    let until =
-        caller.expires.map(|at| format!(", credentials until {}", super::output::rfc3339(at))).unwrap_or_default();
+    let until = caller.expires.map(|at| format!(", credentials until {}", rfc3339(at))).unwrap_or_default();
     format!("{}, from {}{until}", caller.arn, caller.source)
 }
 

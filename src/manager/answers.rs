@@ -17,12 +17,12 @@ use crate::{
     cli::{doctor as cli_doctor, error::CommandError, output::rfc3339},
     clock,
     cluster::Cluster,
-    control::{
+    doctor::{self, Finding, Limits, Subject},
+    manager::control::{
         AccessStatus, Answer, Handler, ManagerStatus, Refusal, Reloaded, Request, SessionReport, TokenAnswer,
         TokenRequest, TunnelReport,
     },
-    doctor::{self, Finding, Limits, Subject},
-    supervisor::{Board, Supervisor},
+    manager::supervisor::{Board, Supervisor},
     tunnel::{LinkStatus, TunnelStatus},
 };
 
@@ -31,11 +31,11 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What a manager has.
 #[derive(Clone, Default)]
-pub(super) struct Roster {
+pub(crate) struct Roster {
     /// The ways in, in their order.
-    pub(super) ways: Vec<Arc<Way>>,
+    pub(crate) ways: Vec<Arc<Way>>,
     /// The tunnels, in the order of their clusters.
-    pub(super) routes: Vec<Route>,
+    pub(crate) routes: Vec<Route>,
     /// The kubeconfig that has been written.
     pub(super) kubeconfig: Option<PathBuf>,
     /// The tunnels are under way.
@@ -44,24 +44,24 @@ pub(super) struct Roster {
 
 /// Where a tunnel leads, and what it is called.
 #[derive(Clone)]
-pub(super) struct Route {
+pub(crate) struct Route {
     /// The local port, by which a tunnel is known.
     pub(super) port: u16,
     /// The name of its context.
     pub(super) context: String,
     pub(super) cluster: Cluster,
-    pub(super) way: Arc<Way>,
+    pub(crate) way: Arc<Way>,
 }
 
 impl Roster {
     /// Returns where the tunnel on a port leads.
-    pub(super) fn route(&self, port: u16) -> Option<&Route> {
+    pub(crate) fn route(&self, port: u16) -> Option<&Route> {
         self.routes.iter().find(|route| route.port == port)
     }
 }
 
 /// Something that is asked of a manager at its control socket and that only its command can do.
-pub(in crate::cli) enum Asked {
+pub(crate) enum Asked {
     /// To end.
     Stop,
     /// To look for clusters again.
@@ -72,7 +72,7 @@ pub(in crate::cli) enum Asked {
 }
 
 /// Gives what is asked of a manager to its command.
-pub(in crate::cli) type Requests = mpsc::Receiver<Asked>;
+pub(crate) type Requests = mpsc::Receiver<Asked>;
 
 /// Answers for a manager. Cheap to clone.
 #[derive(Clone)]

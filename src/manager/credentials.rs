@@ -7,11 +7,14 @@ use std::time::{Duration, SystemTime};
 
 use tokio::{sync::watch, time::timeout};
 
-use super::{
-    error::CommandError,
-    output::{Printer, in_words, rfc3339},
+use crate::{
+    aws::CredentialStatus,
+    cli::{
+        error::CommandError,
+        output::{Printer, in_words, rfc3339},
+    },
+    clock,
 };
-use crate::{aws::CredentialStatus, clock};
 
 /// Times before the end at which it is said again.
 const REMINDERS: [Duration; 3] = [Duration::from_secs(300), Duration::from_secs(120), Duration::from_secs(60)];
