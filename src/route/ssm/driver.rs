@@ -12,12 +12,15 @@
 //! A program that reads more slowly than its destination sends is never cut: what it has not taken is kept, and when the
 //! tunnel's [budget](crate::route::budget) is spent the transport is read only as fast as that, which holds back the session, as
 //! smux cannot hold back a stream. New connections go to other sessions then. Only a program that has taken nothing for
-//! [`STALLED`] meanwhile is taken for dead.
+//! five minutes meanwhile is taken for dead.
 //!
 //! Invariants: the transport is read while there is room, whatever local programs do; a program is read only while
 //! its stream takes data; bytes are neither lost nor reordered between a stream and its connection.
 //!
 //! Leaves out who dials and when ([`session`](super::session)) and which connections come here.
+
+mod serve;
+mod transport;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -33,7 +36,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::Sleep,
 };
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::{
     Incoming, SessionFault, Transport,
@@ -48,37 +51,11 @@ use crate::{
     route::{Command, Held, LinkState, Meter, PipeEnd, Report, Reporter, Share},
 };
 
-/// Messages that are read in one turn, so that a flood leaves the rest of the turn its time.
-const READ_BATCH: usize = 64;
-
-/// Messages that are written before they are flushed.
-const WRITE_BATCH: usize = 64;
-
-/// Connections that are served in one turn.
-const SERVE_BATCH: usize = 256;
-
 /// Turns that are made before other tasks of this thread get theirs.
 const MAX_TURNS: usize = 16;
 
-/// Bytes read from a local program at once: one frame's worth for the multiplexer to interleave.
-const READ_LEN: usize = 16 << 10;
-
-/// Size of the blocks that local programs are read into, in bytes.
-const READ_BLOCK: usize = 64 << 10;
-
-/// How long a program has for closing its side after the last byte has been written to it.
-const LINGER: Duration = Duration::from_secs(5);
-
-/// How long a program may take nothing of what there is for it while the budget is spent. Somebody who reads page by page
-/// is to have time for it, and a transfer that goes on through a network of its own time to come back.
-const STALLED: Duration = Duration::from_secs(300);
-
 /// How long new connections avoid a session after it has been held back.
 const HELD_BACK_FOR: Duration = Duration::from_secs(5);
-
-/// How often something is sent in a session that is held back, where no probe would get an answer: the shortest idle timeout
-/// of the service is a minute.
-const KEEP_ALIVE: Duration = Duration::from_secs(45);
 
 /// How long a new connection is said to wait in a session that is held back: longer than another session takes.
 const HELD_BACK_BACKLOG: Duration = Duration::from_secs(60);
@@ -418,123 +395,6 @@ impl Driver {
         Ok(())
     }
 
-    /// Reads a batch of messages. Returns whether there may be more at once.
-    fn read_transport(&mut self, cx: &mut Context<'_>, now: Now, link: &mut Attachment) -> Result<bool, SessionFault> {
-        for _ in 0..READ_BATCH {
-            // What goes out wakes the task.
-            if self.owes_acknowledgements() || !self.may_read(now, link) {
-                return Ok(false);
-            }
-            let incoming = match link.transport.poll_next(cx) {
-                Poll::Ready(Ok(incoming)) => incoming,
-                Poll::Ready(Err(error)) => {
-                    // What came before the end may say that it is the session's end as well.
-                    self.handle_events(now)?;
-                    return Err(SessionFault::Transport(error));
-                }
-                Poll::Pending => return Ok(false),
-            };
-            link.heard_at = now;
-            match incoming {
-                Incoming::Message(message) => {
-                    link.liveness.heard_message(now);
-                    if let Some(session) = &mut self.session {
-                        session.handle_message(now, message);
-                    }
-                    // What has come counts before the next is read.
-                    self.handle_events(now)?;
-                }
-                Incoming::Ping => link.liveness.heard(now),
-                Incoming::Pong => link.liveness.answered(now, self.signs().lag),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Whether the way up is too slow for the acknowledgements of what comes.
-    fn owes_acknowledgements(&self) -> bool {
-        self.session.as_ref().is_some_and(PortSession::owes_acknowledgements)
-    }
-
-    /// Whether there is room for another message. While there is none, nothing that does not come means anything.
-    fn may_read(&mut self, now: Now, link: &mut Attachment) -> bool {
-        if !self.share.has_room() {
-            self.drop_stalled(now);
-        }
-        let may_read = self.share.has_room();
-        if !may_read {
-            link.liveness.deafened(now);
-            if !self.is_held_back(now) {
-                info!(
-                    held = self.share.held(),
-                    "a local program reads more slowly than its data comes: its session is held back, and new connections \
-                     go elsewhere"
-                );
-            }
-            self.held_back_at = Some(now.mono);
-            if self.kept_alive_at + KEEP_ALIVE <= now.mono {
-                self.kept_alive_at = now.mono;
-                if let Some(session) = &mut self.session {
-                    session.keep_alive();
-                }
-            }
-        }
-        if may_read != link.reading {
-            link.reading = may_read;
-            if let Some(session) = &mut self.session {
-                session.set_reading(now, may_read);
-            }
-        }
-        may_read
-    }
-
-    /// Whether the session has been held back lately.
-    fn is_held_back(&self, now: Now) -> bool {
-        self.held_back_at.is_some_and(|at| now.mono < at + HELD_BACK_FOR)
-    }
-
-    /// Resets the connection that holds most of those whose programs take nothing.
-    fn drop_stalled(&mut self, now: Now) {
-        let is_stalled = |connection: &Connection<Source>| {
-            connection.stalled_since().is_some_and(|since| since + STALLED <= now.mono)
-        };
-        let stalled = self.connections.iter().filter(|(_, connection)| is_stalled(connection));
-        if let Some((&stream, connection)) = stalled.max_by_key(|(_, connection)| connection.backlog_len()) {
-            let held = connection.backlog_len();
-            warn!(
-                %stream, held,
-                "reset a connection whose program has taken nothing for {} s: there is no room for more", STALLED.as_secs()
-            );
-            self.abort(stream, PipeEnd::Lost);
-        }
-    }
-
-    fn check_liveness(&mut self, now: Now, link: &mut Attachment) -> Result<(), SessionFault> {
-        let signs = self.signs();
-        self.gauge.lateness = link.liveness.lateness(signs.lag);
-        match link.liveness.poll(now, signs) {
-            Due::Nothing => return Ok(()),
-            Due::Ping => {}
-            Due::Suspect if self.session.as_ref().is_some_and(PortSession::is_paused) => {}
-            Due::Suspect => self.reports.send(Report::Suspect),
-            Due::Slept => {
-                info!("the machine has slept: looking whether the link is still there");
-                self.reports.send(Report::Slept);
-            }
-            Due::Silent(time) => return Err(SessionFault::Silent { seconds: time.as_secs() }),
-            Due::Mute(time) => return Err(SessionFault::Mute { seconds: time.as_secs() }),
-        }
-        // It goes into the transport's own queue, in front of what is written in this turn.
-        link.transport.ping().map_err(SessionFault::Transport)
-    }
-
-    /// What the session knows of its transport.
-    fn signs(&self) -> Signs {
-        let session = self.session.as_ref();
-        session
-            .map_or_else(Signs::default, |session| Signs { waiting_since: session.waiting_since(), lag: session.lag() })
-    }
-
     fn handle_timeouts(&mut self, now: Now) {
         if let Some(session) = &mut self.session
             && session.poll_timeout().is_some_and(|at| at <= now.mono)
@@ -598,161 +458,6 @@ impl Driver {
             }
         }
         Ok(any)
-    }
-
-    fn handle_refused(&mut self, id: StreamId) {
-        let Some(connection) = self.forget(id) else { return };
-        if connection.is_counted() {
-            debug!(stream = %id, "the destination refused a connection");
-            self.reports.send(Report::Refused);
-        }
-        connection.abort(PipeEnd::Refused);
-    }
-
-    /// Opens streams for the connections that wait, as far as the session lets them.
-    fn open_waiting(&mut self, now: Now, attached: bool) -> Result<(), SessionFault> {
-        if !attached {
-            return Ok(());
-        }
-        let Some(session) = &mut self.session else { return Ok(()) };
-        while let Some(held) = self.waiting.pop_front() {
-            let stream = match session.open_stream(now) {
-                Ok(stream) => stream,
-                Err(OpenError::NotEstablished | OpenError::Busy | OpenError::Closed) => {
-                    self.waiting.push_front(held);
-                    return Ok(());
-                }
-                Err(OpenError::Exhausted) => {
-                    self.waiting.push_front(held);
-                    return Err(SessionFault::Exhausted);
-                }
-            };
-            if held.io.is_counted() {
-                self.gauge.connected();
-            }
-            self.connections.insert(stream, Connection::new(held.io, self.ready.insert(Source::Connection(stream))));
-        }
-        Ok(())
-    }
-
-    /// Serves what is ready. Returns whether the future that ends the drive is among it.
-    fn serve_ready(&mut self, now: Now, more: &mut bool) -> bool {
-        let mut until = false;
-        for _ in 0..SERVE_BATCH {
-            match self.ready.next() {
-                Some(Source::Until) => until = true,
-                Some(Source::Connection(stream)) => *more |= self.serve(now, stream),
-                None => return until,
-            }
-        }
-        *more = true;
-        until
-    }
-
-    /// Moves bytes of one connection both ways. Returns whether it has more to do at once.
-    fn serve(&mut self, now: Now, stream: StreamId) -> bool {
-        let Some(connection) = self.connections.get_mut(&stream) else { return false };
-        connection.ready.begin();
-        let session = self.session.as_mut();
-        match connection.write_backlog(now.mono) {
-            Ok(written) => self.share.give_back(written),
-            Err(error) => {
-                debug!(%stream, %error, "the local program is gone");
-                self.abort(stream, PipeEnd::Lost);
-                return false;
-            }
-        }
-        match connection.stage {
-            Stage::Open { input_ended: true } => return false,
-            Stage::Open { input_ended: false } => {}
-            before @ (Stage::Draining | Stage::Lingering) => {
-                let closed = connection.poll_close(&mut self.scratch).is_ready();
-                if before != connection.stage {
-                    self.gauge.with_stream -= usize::from(connection.is_counted());
-                    self.lingering.push_back((now.mono + LINGER, stream));
-                }
-                if closed {
-                    self.forget(stream);
-                }
-                return false;
-            }
-        }
-        let Some(session) = session else { return false };
-        let limit = session.writable_len(stream).min(READ_LEN);
-        if limit == 0 {
-            return false;
-        }
-        if self.scratch.capacity() < limit {
-            self.scratch.reserve(READ_BLOCK);
-        }
-        match connection.poll_read(&mut self.scratch, limit) {
-            Poll::Ready(Ok(0)) => {
-                connection.stage = Stage::Open { input_ended: true };
-                session.finish(now, stream);
-                false
-            }
-            Poll::Ready(Ok(len)) => {
-                if connection.is_counted() {
-                    self.gauge.sent(len, now);
-                }
-                session.write(now, stream, self.scratch.split().freeze());
-                connection.ready.mark();
-                true
-            }
-            Poll::Ready(Err(error)) => {
-                debug!(%stream, %error, "the local program is gone");
-                self.abort(stream, PipeEnd::Lost);
-                false
-            }
-            Poll::Pending => false,
-        }
-    }
-
-    /// Ends a connection at once, and its stream if it has one.
-    fn abort(&mut self, stream: StreamId, why: PipeEnd) {
-        let Some(connection) = self.forget(stream) else { return };
-        if let Some(session) = &mut self.session
-            && matches!(connection.stage, Stage::Open { .. })
-        {
-            session.reset(self.clock.now(), stream);
-        }
-        connection.abort(why);
-    }
-
-    /// Takes a connection out of the table.
-    fn forget(&mut self, stream: StreamId) -> Option<Connection<Source>> {
-        let connection = self.connections.remove(&stream)?;
-        self.share.give_back(connection.backlog_len());
-        if connection.is_counted() && connection.stage != Stage::Lingering {
-            self.gauge.with_stream -= 1;
-        }
-        Some(connection)
-    }
-
-    /// Writes what the session has to say, as far as the transport takes it.
-    fn write_transport(&mut self, cx: &mut Context<'_>, now: Now, link: &mut Attachment) -> Result<(), SessionFault> {
-        loop {
-            // What is queued goes first: until it has left, the session keeps what follows.
-            if link.blocked && link.transport.poll_flush(cx).map_err(SessionFault::Transport)?.is_pending() {
-                return Ok(());
-            }
-            let owed = self.owes_acknowledgements();
-            let Some(session) = &mut self.session else { return Ok(()) };
-            let mut written = 0;
-            while written < WRITE_BATCH && link.transport.poll_ready(cx).map_err(SessionFault::Transport)?.is_ready() {
-                let Some(message) = session.poll_transmit(now) else { break };
-                link.transport.write(message).map_err(SessionFault::Transport)?;
-                written += 1;
-            }
-            if owed && written > 0 {
-                // Nothing is read meanwhile, and what goes out shows that the transport is alive.
-                link.liveness.deafened(now);
-            }
-            link.blocked = link.transport.poll_flush(cx).map_err(SessionFault::Transport)?.is_pending();
-            if link.blocked || written < WRITE_BATCH {
-                return Ok(());
-            }
-        }
     }
 
     /// Sets the timer to the next deadline. Ready when that has passed and another turn is due.

@@ -7,6 +7,7 @@
 
 mod agent;
 mod faults;
+mod hostile;
 mod old_agents;
 mod pauses;
 mod scenarios;

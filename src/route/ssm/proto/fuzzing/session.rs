@@ -30,9 +30,12 @@ use super::{
     Pinned,
 };
 
+mod end;
+mod input;
 mod peer;
 mod presumed;
 
+use input::{Input, damaged, pattern};
 use presumed::Presumed;
 
 /// Most streams that are opened in one run.
@@ -41,34 +44,8 @@ const MAX_STREAMS: usize = 12;
 /// Most turns that an honest peer takes for all that is outstanding.
 const MAX_TURNS: u32 = 20_000;
 
-/// Most missing messages that an honest peer sends in the end. Far more fit, and take the fuzzer's time.
-const MAX_GAP: i64 = 500;
-
 /// How far ahead of the next number a message is taken: what an agent keeps.
 const MAX_AHEAD: i64 = 100_000;
-
-/// The fuzzer's bytes, read from the front; behind the end everything is 0.
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn byte(&mut self) -> u8 {
-        self.0.split_off_first().copied().unwrap_or_default()
-    }
-
-    fn number(&mut self) -> usize {
-        usize::from(self.byte())
-    }
-
-    /// A length and so many bytes, or what there is.
-    fn bytes(&mut self) -> &'a [u8] {
-        let len = self.number().min(self.0.len());
-        self.0.split_off(..len).unwrap_or_default()
-    }
-
-    fn array<const N: usize>(&mut self) -> [u8; N] {
-        std::array::from_fn(|_| self.byte())
-    }
-}
 
 /// Drives a session as the bytes say.
 pub fn session(data: &[u8]) {
@@ -576,72 +553,4 @@ impl World {
             }
         }
     }
-
-    // The end.
-
-    /// Goes on with an honest peer until nothing is outstanding.
-    fn settle_honestly(&mut self) {
-        self.blocked = false;
-        self.session.set_reading(self.now, true);
-        self.reattach();
-        self.drain();
-        let resume = self.message(MessageType::StartPublication, 0, PayloadType::None, b"");
-        self.deliver(&resume);
-        while let Some((&last, _)) = self.kept.last_key_value() {
-            if last - self.expected > MAX_GAP {
-                return;
-            }
-            for number in self.expected..last {
-                if !self.kept.contains_key(&number) {
-                    let filler = self.message(MessageType::OutputStreamData, number, PayloadType::None, b"");
-                    self.deliver(&filler);
-                }
-                if self.is_over() {
-                    return;
-                }
-            }
-        }
-        let mut turns = 0;
-        while !self.is_over() && !self.is_settled() {
-            turns += 1;
-            assert!(turns < MAX_TURNS, "the session does not come to rest");
-            self.acknowledge_all();
-            let until = self.session.poll_timeout().unwrap_or_default();
-            self.pass(until.saturating_sub(self.now.mono).min(Duration::from_millis(100)));
-        }
-    }
-
-    fn is_settled(&self) -> bool {
-        let stats = self.session.stats();
-        let all_arrived = if self.terminated {
-            self.session.terminate_acknowledged()
-        } else {
-            self.streams.values().all(|stream| stream.peer_closed || stream.arrived == stream.written)
-        };
-        // An agent that was paused while the client was away waits for a sign of life.
-        let is_greeted = self.greeted || self.settled.is_empty();
-        all_arrived
-            && is_greeted
-            && (stats.bytes_in_flight, stats.messages_early) == (0, 0)
-            && self.unacknowledged().next().is_none()
-    }
-}
-
-/// What a program writes at a place of its stream.
-fn pattern(id: StreamId, at: usize) -> u8 {
-    (at.wrapping_mul(7) ^ at >> 8) as u8 ^ id.0 as u8
-}
-
-/// Writes a byte over a message at some place, or puts bytes between header and payload, which is allowed.
-fn damaged(message: &Bytes, input: &mut Input<'_>) -> Bytes {
-    let mut bytes = message.to_vec();
-    let (position, value) = (input.number(), input.byte());
-    if position < bytes.len() {
-        bytes[position] = value;
-    } else {
-        let header_length = HEADER_LEN + usize::from(value) * 16 - 4;
-        bytes[..4].copy_from_slice(&u32::try_from(header_length).unwrap_or_default().to_be_bytes());
-        bytes.splice(HEADER_LEN..HEADER_LEN, std::iter::repeat_n(0, usize::from(value) * 16));
-    }
-    bytes.into()
 }
