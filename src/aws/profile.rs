@@ -138,7 +138,13 @@ impl Profiles {
             None => None,
             Some(name) => Some(files.services.get(&name).ok_or(ProfileFault::NoSuchSection { key: "services", name })?),
         };
-        files.warn(&[Some(profile), services].into_iter().flatten().collect::<Vec<_>>());
+        match self.name {
+            Some(_) => {
+                services.map_or(Ok(()), Entry::assert_sound)?;
+                files.warn(&[Some(profile), services].into_iter().flatten().collect::<Vec<_>>());
+            }
+            None => files.warn(&[]),
+        }
         let ignored = settings.variables.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS") == Some("true");
         if ignored {
             return Ok(());
@@ -339,6 +345,9 @@ impl Files {
     /// Finds what a section is for. Of several for the same, the last one counts.
     fn sort(&mut self, profiles: &mut BTreeMap<String, Part>, path: &Arc<Path>, section: Section, is_config: bool) {
         let header = section.header.clone();
+        if header.is_empty() {
+            return self.faults.extend(section.faults.iter().map(|fault| FileFault::line(path, fault)));
+        }
         let part = Part { path: Arc::clone(path), is_config, section };
         if !is_config || header == DEFAULT {
             profiles.insert(header, part);
@@ -357,19 +366,33 @@ impl Files {
         }
     }
 
-    /// Warns of faults in all but what is used.
+    /// Warns of faults in all but what is used, once for each file: it may be no profile file at all.
     fn warn(&self, used: &[&Entry]) {
-        for fault in &self.faults {
-            tracing::warn!("{}: passed over", super::error::chain_text(fault));
+        for fault in self.passed_over(used) {
+            tracing::warn!("{fault}");
         }
+    }
+
+    fn passed_over(&self, used: &[&Entry]) -> Vec<String> {
         let entries = [&self.profiles, &self.sessions, &self.services].into_iter().flat_map(BTreeMap::values);
-        for entry in entries.filter(|entry| !used.iter().any(|used| std::ptr::eq(*used, *entry))) {
-            for Part { path, section, .. } in &entry.parts {
-                for fault in &section.faults {
-                    tracing::warn!("{}: passed over, since it is not used", FileFault::line(path, fault));
-                }
-            }
+        let unused = entries.filter(|entry| !used.iter().any(|used| std::ptr::eq(*used, *entry)));
+        let parts = unused.flat_map(|entry| &entry.parts);
+        let in_sections =
+            parts.flat_map(|part| part.section.faults.iter().map(|fault| FileFault::line(&part.path, fault)));
+        let mut by_file: BTreeMap<PathBuf, BTreeMap<usize, String>> = BTreeMap::new();
+        for fault in self.faults.iter().cloned().chain(in_sections) {
+            let (path, line) = fault.place();
+            by_file.entry(path.to_owned()).or_default().insert(line, super::error::chain_text(&fault));
         }
+        let sentence = |faults: BTreeMap<usize, String>| {
+            let more = match faults.len() - 1 {
+                0 => String::new(),
+                1 => ", as is one more line of it".to_owned(),
+                more => format!(", as are {more} more lines of it"),
+            };
+            Some(format!("{}: passed over{more}", faults.into_values().next()?))
+        };
+        by_file.into_values().filter_map(sentence).collect()
     }
 }
 

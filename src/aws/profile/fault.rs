@@ -53,6 +53,14 @@ impl FileFault {
     pub(super) fn line(path: &Arc<Path>, fault: &Fault) -> Self {
         Self::Line { place: Place { path: Arc::clone(path), line: fault.line }, what: fault.what }
     }
+
+    /// Returns the file, and the line in it; 0 for the whole of it.
+    pub(super) fn place(&self) -> (&Path, usize) {
+        match self {
+            Self::Unreadable { path, .. } => (path, 0),
+            Self::Line { place, .. } => (&place.path, place.line),
+        }
+    }
 }
 
 /// Why a profile cannot be used.

@@ -3,7 +3,8 @@
 //! comment at the start of a line only.
 //!
 //! Python refuses a whole file for one line that it does not understand. Here such a line is a [`Fault`] of the section that
-//! it is in, so that it matters to those who use that section.
+//! it is in, so that it matters to those who use that section. One that may have been meant to start a section starts a
+//! nameless one: what follows belongs to nobody else.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ const DEFAULTS: &str = "DEFAULT";
 /// A section, with its keys in lower case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Section {
-    /// What is between the brackets.
+    /// What is between the brackets; empty where that cannot be read.
     pub(super) header: String,
     pub(super) keys: BTreeMap<String, Value>,
     pub(super) faults: Vec<Fault>,
@@ -52,7 +53,7 @@ pub(super) fn parse(bytes: &[u8]) -> (Vec<Section>, Vec<Fault>) {
     let Reader { mut sections, stray, .. } = reader;
     if let Some(position) = sections.iter().position(|section| section.header == DEFAULTS) {
         let defaults = sections.remove(position);
-        for section in &mut sections {
+        for section in sections.iter_mut().filter(|section| !section.header.is_empty()) {
             for (key, value) in &defaults.keys {
                 section.keys.entry(key.clone()).or_insert_with(|| value.clone());
             }
@@ -85,7 +86,11 @@ struct Reader {
 
 impl Reader {
     fn line(&mut self, number: usize, line: &[u8]) {
+        let is_header = line.trim_ascii_start().starts_with(b"[");
         let Ok(line) = std::str::from_utf8(line) else {
+            if is_header && !self.goes_on(line.len() - line.trim_ascii_start().len()) {
+                self.start_nameless();
+            }
             return self.fault(number, "is not UTF-8");
         };
         let text = line.trim();
@@ -93,7 +98,7 @@ impl Reader {
             return;
         }
         let indent = line.chars().take_while(|c| c.is_whitespace()).count();
-        if (text.is_empty() || indent > self.indent)
+        if (text.is_empty() || self.goes_on(indent))
             && let Some(value) = self.value_so_far()
         {
             value.text.push('\n');
@@ -109,7 +114,16 @@ impl Reader {
         if let Some(header) = header.filter(|header| !header.is_empty()) {
             return self.start(header);
         }
+        if text.starts_with('[') {
+            self.start_nameless();
+            return self.fault(number, "starts with `[`, and is no name in brackets");
+        }
         self.property(number, text);
+    }
+
+    /// Tells whether a line goes on with the value before it.
+    fn goes_on(&self, indent: usize) -> bool {
+        self.key.is_some() && indent > self.indent
     }
 
     fn start(&mut self, header: &str) {
@@ -119,6 +133,12 @@ impl Reader {
             sections.len() - 1
         });
         self.current = Some(index);
+    }
+
+    fn start_nameless(&mut self) {
+        self.sections.push(Section::default());
+        self.current = Some(self.sections.len() - 1);
+        self.key = None;
     }
 
     fn property(&mut self, number: usize, text: &str) {
@@ -254,6 +274,23 @@ mod tests {
         assert_eq!(stray.iter().map(|fault| fault.line).collect::<Vec<_>>(), [1]);
         assert_eq!(sections[0].faults.iter().map(|fault| fault.line).collect::<Vec<_>>(), [3, 4, 6, 7]);
         assert_eq!((sections[0].keys["c"].text(), sections[1].faults.len()), ("1", 0));
+    }
+
+    #[test]
+    fn what_follows_a_header_that_cannot_be_read_belongs_to_nobody_else() {
+        let before = &b"[DEFAULT]\nd = 1\n[a]\n"[..];
+        for header in [&b"[b \xfc]"[..], b"  [b \xfc", b"[b", b"[b = c", b"[]"] {
+            let text = [before, header, b"\nc = 2\n[e]\nc = 3\n"].concat();
+            let (sections, stray) = parse(&text);
+            assert_eq!(stray, []);
+            let [a, nameless, e] = &sections[..] else { panic!("{sections:?}") };
+            assert_eq!((a.header.as_str(), a.faults.len(), e.faults.len()), ("a", 0, 0));
+            assert_eq!((nameless.header.as_str(), nameless.faults.len(), nameless.keys.len()), ("", 1, 1));
+            assert_eq!((e.header.as_str(), e.keys["c"].text()), ("e", "3"));
+        }
+        let (sections, _) = parse(b"[a]\nc = 1\n  [x\n  \xfc\nd = 2\n");
+        assert_eq!((sections.len(), sections[0].keys["c"].text()), (1, "1\n[x"));
+        assert_eq!(sections[0].keys["d"].text(), "2");
     }
 
     #[test]

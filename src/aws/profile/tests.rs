@@ -224,6 +224,50 @@ async fn a_fault_in_a_profile_that_is_not_used_is_none() {
 }
 
 #[tokio::test]
+async fn a_header_that_cannot_be_read_adds_nothing_to_the_profile_before_it() {
+    let text = b"[profile a]\nregion = r-1\n[profile m\xfcller]\nca_bundle = /tmp/x\nregion = r-2\n[profile b\nretry_mode = no\n";
+    let home = Home::new(text, "[a]\naws_access_key_id = a\naws_secret_access_key = s\n[b\nx = 1\n");
+    let settings = home.settings(Some("a")).await;
+    assert_eq!((settings.region.as_deref(), settings.ca_bundle), (Some("r-1"), None));
+    let unknown = home.refusal(Some("m\u{fc}ller")).await;
+    assert_eq!(
+        unknown,
+        "the AWS profile files cannot be used: ~/credentials:4 starts with `[`, and is no name in brackets"
+    );
+}
+
+#[tokio::test]
+async fn a_fault_in_the_services_of_a_profile_is_one_of_the_profile() {
+    let home = Home::new(
+        "[profile x]\nservices = s\n[default]\nservices = s\n[services s]\nssm =\n  endpoint_url = http://localhost:2\nnonsense\n",
+        "",
+    );
+    assert_eq!(
+        home.refusal(Some("x")).await,
+        "the AWS profile `x` cannot be used: ~/config:8 is neither a name in brackets nor a key with a value"
+    );
+    assert!(home.settings(None).await.ssm.is_some());
+}
+
+#[tokio::test]
+async fn a_file_with_faults_is_warned_of_once() {
+    let home = Home::new("no\nprofile\n[default]\nfile\n[profile x]\nat all\n", "[y]\nno\n");
+    let warnings = async |name: Option<&str>| {
+        let profiles = home.profiles(name);
+        let files = Files::read(&profiles.paths).await;
+        let used: Vec<_> = name.iter().map(|name| &files.profiles[*name]).collect();
+        let folder = home.folder.path().display().to_string();
+        files.passed_over(&used).into_iter().map(|text| text.replace(&folder, "~")).collect::<Vec<_>>()
+    };
+    let what = "is neither a name in brackets nor a key with a value: passed over";
+    let others = [format!("~/config:1 {what}, as are 3 more lines of it"), format!("~/credentials:2 {what}")];
+    // One that nobody named is used as far as it can be.
+    assert_eq!(warnings(None).await, others);
+    assert_eq!(warnings(Some("default")).await[0], format!("~/config:1 {what}, as are 2 more lines of it"));
+    assert_eq!(warnings(Some("y")).await, others[..1]);
+}
+
+#[tokio::test]
 async fn settings_of_the_profile_stand_in_for_variables_that_are_not_set() {
     let config = "[profile x]\nca_bundle = ~/ca.pem\nendpoint_url = http://localhost:1\nservices = local\nretry_mode = legacy\n\
                   max_attempts = 03\nuse_fips_endpoint = FALSE\n\
