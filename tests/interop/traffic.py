@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""Sends traffic through a session with the official agent's code, and says how long it took.
+"""Sends traffic through a session of any gateway and any client, and says how long it took.
 
-    traffic.py GATEWAY --forward target/release/examples/forward [-- -loss 0.01 -delay 20ms]
-    traffic.py GATEWAY --plugin session-manager-plugin           [-- -loss 0.01 -delay 20ms]
+    traffic.py GATEWAY --forward target/release/examples/forward [-- FLAG...]
+    traffic.py GATEWAY --plugin session-manager-plugin           [-- FLAG...]
+    traffic.py --client HOST:PORT --destination PORT
 
-GATEWAY is the program of gateway.go; what comes behind `--` is for it. Every byte is compared. Exits with 1 if anything
-has failed.
+GATEWAY is Systems Manager with its message gateway, and an agent behind it: HOST:PORT where it answers, or the path of a
+program that prints this as its first line and runs until it is terminated; what comes behind `--` is for the program. The
+agent has to be able to connect to this machine. A client that listens already, and leads to PORT of this machine, is given
+by its address. Keys and a region are those of the environment, if there are any. Every byte is compared. Exits with 1 if
+anything has failed.
 """
 
 import argparse
@@ -56,8 +60,8 @@ def serve(connection):
         connection.close()
 
 
-def start_destination():
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+def start_destination(port):
+    listener = socket.create_server(("127.0.0.1", port), backlog=128)
 
     def accept():
         while True:
@@ -69,10 +73,28 @@ def start_destination():
     return listener.getsockname()[1]
 
 
+def start_gateway(given, flags):
+    """Returns the address of a gateway, and its process if it was given as a program."""
+    if not os.path.exists(given):
+        return given, None
+    process = subprocess.Popen([given, *flags], stdout=subprocess.PIPE, text=True)
+    return process.stdout.readline().strip(), process
+
+
+def surroundings():
+    keys = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret"}
+    return {"AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"} | keys | dict(os.environ)
+
+
+def end(process):
+    if process:
+        process.terminate()
+        process.wait()
+
+
 def start_forward(program, gateway, destination):
     """Starts this project's example, and returns its process and its local port."""
-    environment = dict(os.environ, AWS_ENDPOINT_URL_SSM=f"http://{gateway}", AWS_REGION="us-east-1")
-    environment |= {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
+    environment = surroundings() | {"AWS_ENDPOINT_URL_SSM": f"http://{gateway}"}
     command = [program, "--target", TARGET, "--host", "127.0.0.1", "--port", str(destination)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     port = int(process.stderr.readline().rsplit(":", 1)[1])
@@ -91,8 +113,8 @@ def start_plugin(program, gateway, destination):
     headers = {"X-Amz-Target": "AmazonSSM.StartSession"}
     with urllib.request.urlopen(urllib.request.Request(f"http://{gateway}/", call.encode(), headers)) as answer:
         answer = answer.read().decode()
-    command = [program, answer, "us-east-1", "StartSession", "", call, f"http://{gateway}"]
-    environment = dict(os.environ, AWS_ACCESS_KEY_ID="AKIDEXAMPLE", AWS_SECRET_ACCESS_KEY="secret")
+    environment = surroundings()
+    command = [program, answer, environment["AWS_REGION"], "StartSession", "", call, f"http://{gateway}"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("Waiting for connections"):
@@ -102,11 +124,11 @@ def start_plugin(program, gateway, destination):
 
 
 class Client:
-    def __init__(self, port):
-        self.port = port
+    def __init__(self, host, port):
+        self.address = (host, port)
 
     def connect(self):
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+        connection = socket.create_connection(self.address, timeout=PATIENCE)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
@@ -160,23 +182,29 @@ class Client:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("gateway")
-    program = parser.add_mutually_exclusive_group(required=True)
-    program.add_argument("--forward", metavar="PROGRAM")
-    program.add_argument("--plugin", metavar="PROGRAM")
+    parser.add_argument("gateway", nargs="?")
+    client = parser.add_mutually_exclusive_group(required=True)
+    client.add_argument("--forward", metavar="PROGRAM")
+    client.add_argument("--plugin", metavar="PROGRAM")
+    client.add_argument("--client", metavar="HOST:PORT")
+    parser.add_argument("--destination", metavar="PORT", type=int, default=0)
     ours, flags = sys.argv[1:], []
     if "--" in ours:
         ours, flags = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
     args = parser.parse_args(ours)
+    if (args.gateway is None) != (args.client is not None):
+        parser.error("a gateway is for `--forward` and `--plugin`, and only for them")
 
-    gateway = subprocess.Popen([args.gateway, *flags], stdout=subprocess.PIPE, text=True)
-    address = gateway.stdout.readline().strip()
-    destination = start_destination()
-    if args.forward:
-        process, port = start_forward(args.forward, address, destination)
+    destination = start_destination(args.destination)
+    gateway = process = None
+    if args.client:
+        host, _, port = args.client.rpartition(":")
     else:
-        process, port = start_plugin(args.plugin, address, destination)
-    client = Client(port)
+        address, gateway = start_gateway(args.gateway, flags)
+        start, program = (start_forward, args.forward) if args.forward else (start_plugin, args.plugin)
+        process, port = start(program, address, destination)
+        host = "127.0.0.1"
+    client = Client(host, int(port))
     steps = [
         ("100 requests of 512 bytes", client.requests),
         ("download of 1 MiB", lambda: client.transfer(client.download)),
@@ -192,12 +220,8 @@ def main():
         except (EOFError, OSError, ValueError) as error:
             failed, outcome = True, f"FAILED: {error}"
         print(f"{name:<38} {time.monotonic() - start:6.2f} s  {outcome}", flush=True)
-    process.terminate()
-    process.wait()
-    with urllib.request.urlopen(f"http://{address}/calls") as calls:
-        print("calls:", calls.read().decode().strip())
-    gateway.terminate()
-    gateway.wait()
+    end(process)
+    end(gateway)
     return 1 if failed else 0
 
 
