@@ -452,6 +452,7 @@ fn read(takes: Takes, key: &'static str, place: Place, text: &str) -> Result<Opt
     let text = match takes {
         Takes::Text | Takes::Path | Takes::TokenFile => text,
         Takes::Word
+        | Takes::Region
         | Takes::Secret
         | Takes::Url
         | Takes::UrlPath

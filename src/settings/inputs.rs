@@ -15,7 +15,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use http::Uri;
 
-use super::{Environment, Problem, rows, source::Origin};
+use super::{Environment, Problem, rows, source::Origin, values::is_region};
 
 /// Longest value that anything takes, in bytes: several times the longest session token, and less than an environment holds.
 const MAX_LEN: usize = 32 << 10;
@@ -46,6 +46,8 @@ pub enum Takes {
     Text,
     /// A word without blanks.
     Word,
+    /// The name of a region.
+    Region,
     /// A secret without blanks.
     Secret,
     /// The path of a file.
@@ -93,7 +95,8 @@ const fn to_sdk(input: Input) -> Input {
 
 /// All but the variables that only a setting has, see [`variables`].
 pub static INPUTS: [Input; 80] = [
-    to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Word)),
+    // Not a secret, and often a secret stands there by mistake.
+    to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Secret)),
     to_sdk(both("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Takes::Secret)),
     to_sdk(both("AWS_SESSION_TOKEN", "aws_session_token", Takes::Secret)),
     both("AWS_SECURITY_TOKEN", "aws_security_token", Takes::Secret),
@@ -102,8 +105,8 @@ pub static INPUTS: [Input; 80] = [
     variable("AWS_DEFAULT_PROFILE", Takes::Text),
     variable("AWS_CONFIG_FILE", Takes::Path),
     variable("AWS_SHARED_CREDENTIALS_FILE", Takes::Path),
-    both("AWS_REGION", "region", Takes::Word),
-    variable("AWS_DEFAULT_REGION", Takes::Word),
+    both("AWS_REGION", "region", Takes::Region),
+    variable("AWS_DEFAULT_REGION", Takes::Region),
     to_sdk(both("AWS_ROLE_ARN", "role_arn", Takes::Word)),
     to_sdk(both("AWS_ROLE_SESSION_NAME", "role_session_name", Takes::Text)),
     to_sdk(both("AWS_WEB_IDENTITY_TOKEN_FILE", "web_identity_token_file", Takes::TokenFile)),
@@ -113,7 +116,7 @@ pub static INPUTS: [Input; 80] = [
     key("mfa_serial", Takes::Word),
     key("sso_session", Takes::Text),
     key("sso_start_url", Takes::Url),
-    key("sso_region", Takes::Word),
+    key("sso_region", Takes::Region),
     key("sso_account_id", Takes::Word),
     key("sso_role_name", Takes::Word),
     key("credential_process", Takes::Text),
@@ -211,6 +214,8 @@ impl Takes {
             Self::Word if has_blank => Err(Not("a word without blanks")),
             Self::Secret if has_blank || !text.is_ascii() => Err(Is("has blanks, or characters that no key has")),
             Self::Word | Self::Secret => same(),
+            Self::Region if is_region(text) => same(),
+            Self::Region => Err(Not("a region, such as `us-east-1`")),
             Self::TokenFile if is_token(text) => Err(Is(TOKEN_ITSELF)),
             Self::TokenFile => same(),
             Self::Url if text.contains('@') => {
@@ -267,6 +272,8 @@ impl SdkVariables {
                 Ok(_) => {}
                 // The rest is read by others as well, who take what they take.
                 Err(_) if !is_aws(name) => {}
+                // A setting, which says so where it counts.
+                Err(_) if takes == Takes::Region => {}
                 Err(wrong) => problems.push(Problem::wrong(&Origin::Variable(name), text, wrong)),
             }
         }
@@ -394,6 +401,9 @@ mod tests {
             (Takes::UrlPath, "v2"),
             (Takes::UrlPath, "/a b"),
             (Takes::Word, "a b"),
+            (Takes::Region, "us east 1"),
+            (Takes::Region, "US-EAST-1"),
+            (Takes::Region, "useast1"),
             (Takes::Secret, "a b"),
             (Takes::Secret, "ä"),
             (Takes::Secret, "\"secret\""),

@@ -37,6 +37,7 @@ fn values(long: usize) -> Vec<(&'static str, OsString)> {
         ("very long", text(&"hunter2/".repeat(long / 8))),
         ("not UTF-8", OsString::from_vec(b"hunter2\xff\xfe".to_vec())),
         ("absurd", text("hunter2 \u{2603}://[::hunter2]:99999999999999999999/%zz?\u{202e}@'\"`$(x)")),
+        ("with a blank", text("hunter2 hunter2")),
         ("negative", text("-1")),
         ("huge", text("340282366920938463463374607431768211456")),
     ]
@@ -64,13 +65,25 @@ fn command(home: &Path, args: &[&str]) -> Command {
     command
 }
 
+/// What no credentials or no region can be had without in these tests.
+const NEEDED: [&str; 5] =
+    ["AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "aws_access_key_id", "aws_secret_access_key"];
+
+/// As [`wrong`], of one value of one input.
+async fn wrong_value(takes: Takes, name: &'static str, kind: &'static str, command: Command) -> Option<String> {
+    // As if it were not there.
+    let succeeds = matches!(kind, "empty" | "blank") && !NEEDED.contains(&name);
+    wrong(format!("{name}, {kind}"), command, takes == Takes::Secret, succeeds).await
+}
+
 /// Runs to the end, and says what is wrong with it.
-async fn wrong(what: String, mut command: Command, is_secret: bool) -> Option<String> {
+async fn wrong(what: String, mut command: Command, is_secret: bool, succeeds: bool) -> Option<String> {
     let output = within(&what, command.output()).await.unwrap();
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     let panics = said.contains("panicked") || matches!(output.status.code(), None | Some(101));
     let shows = is_secret && said.contains(MARK);
-    (panics || shows).then(|| format!("{what}: {}: {}", output.status, &said[..said.floor_char_boundary(600)]))
+    let fails = succeeds && !output.status.success();
+    (panics || shows || fails).then(|| format!("{what}: {}: {}", output.status, &said[..said.floor_char_boundary(600)]))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,8 +95,7 @@ async fn no_value_of_a_variable_makes_a_token_panic_hang_or_show_it() {
         values.iter().map(move |(kind, value)| {
             let mut command = command(home, &["token", "--cluster-name", "c"]);
             command.env(name, value);
-            let is_secret = takes == Takes::Secret || name == "AWS_ACCESS_KEY_ID";
-            Box::pin(wrong(format!("{name}, {kind}"), command, is_secret))
+            Box::pin(wrong_value(takes, name, kind, command))
         })
     });
     let wrong: Vec<_> = futures_util::stream::iter(runs)
@@ -111,10 +123,9 @@ async fn no_value_of_a_profile_key_makes_a_token_panic_hang_or_show_it() {
             std::fs::write(&file, text).unwrap();
             let mut command = command(home.path(), &["token", "--cluster-name", "c", "--profile", "x"]);
             command.env("AWS_CONFIG_FILE", file);
-            let is_secret = input.takes == Takes::Secret || key == "aws_access_key_id";
             Box::pin(async move {
                 let _home = home;
-                wrong(format!("{key}, {kind}"), command, is_secret).await
+                wrong_value(input.takes, key, kind, command).await
             })
         })
     });
@@ -163,7 +174,7 @@ async fn no_values_of_all_variables_make_a_command_panic_or_hang() {
                         command.env(name, value);
                     }
                 }
-                Box::pin(wrong(format!("{args:?}, {kind}, {all}"), command, false))
+                Box::pin(wrong(format!("{args:?}, {kind}, {all}"), command, false, false))
             })
         })
     });

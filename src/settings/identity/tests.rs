@@ -268,6 +268,16 @@ fn names_everything_that_is_wrong() {
             "`--duration` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`",
         ]
     );
+    for (region, problem) in [
+        ("us east 1", "`AWS_REGION`: `us east 1` is not a region, such as `us-east-1`"),
+        ("us\u{7}east-1", "`AWS_REGION`: `us\\u{7}east-1` is not a region, such as `us-east-1`"),
+        (
+            "AKIAIOSFODNN7EXAMPLE",
+            "`AWS_REGION`: `(not shown, as it may be a secret)` is not a region, such as `us-east-1`",
+        ),
+    ] {
+        assert_eq!(problems(&GlobalArgs::default(), &environment([("AWS_REGION", region)])), [problem]);
+    }
 }
 
 #[test]
