@@ -163,11 +163,9 @@ impl Chain {
         }
         let name = if self.roles.is_empty() { OUTERMOST } else { BASE };
         match &self.base {
-            Base::Named(_) => {}
+            // The SDK runs no program: it is given what this one has said.
+            Base::Named(_) | Base::Process(_) => {}
             Base::Keys(keys) => write_section(&mut text, &format!("profile {name}"), keys),
-            Base::Process(command) => {
-                write_section(&mut text, &format!("profile {name}"), &vec![("credential_process", command.clone())]);
-            }
             Base::Sso { keys, session, .. } => {
                 write_section(&mut text, &format!("profile {name}"), keys);
                 if let Some((session, keys)) = session {
@@ -192,6 +190,7 @@ fn base(files: &Files, profile: &Entry, name: &str, profiles: &Profiles) -> Resu
         if let Err(error) = read_text(&path, MAX_TOKEN_LEN) {
             return Err(ProfileFault::TokenFile { path, source: Arc::new(error) });
         }
+        check_for_sdk(profile, "web_identity_token_file", &file)?;
         keys.push(("web_identity_token_file", path.to_string_lossy().into_owned()));
         return Ok(Some(Base::Keys(keys)));
     }
@@ -306,15 +305,20 @@ fn keys(profile: &Entry, wanted: &[&'static str]) -> Result<Keys, ProfileFault> 
     let mut keys = Keys::new();
     for key in wanted {
         let Some(value) = profile.value(key)? else { continue };
-        // The SDK would take the rest for a comment.
-        if let Some((place, _)) = profile.find(key)
-            && [" #", " ;", "\t#", "\t;"].iter().any(|comment| value.contains(comment))
-        {
-            return Err(ProfileFault::value(key, place, &value, Wrong::Is("has a blank before `#` or `;`")));
-        }
+        check_for_sdk(profile, key, &value)?;
         keys.push((key, value));
     }
     Ok(keys)
+}
+
+/// Refuses what botocore takes as it is, and of which the SDK would take a part for a comment.
+fn check_for_sdk(profile: &Entry, key: &'static str, value: &str) -> Result<(), ProfileFault> {
+    match profile.find(key) {
+        Some((place, _)) if [" #", " ;", "\t#", "\t;"].iter().any(|comment| value.contains(comment)) => {
+            Err(ProfileFault::value(key, place, value, Wrong::Is("has a blank before `#` or `;`")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn write_section(text: &mut String, header: &str, keys: &Keys) {
@@ -323,7 +327,5 @@ fn write_section(text: &mut String, header: &str, keys: &Keys) {
 }
 
 fn write_key(text: &mut String, key: &str, value: &str) {
-    // Only in lines that go on with a value does the SDK look for no comments; the shell puts the lines together again.
-    let start = if key == "credential_process" { "\\\n  " } else { "" };
-    let _infallible = writeln!(text, "{key} = {start}{value}");
+    let _infallible = writeln!(text, "{key} = {value}");
 }

@@ -104,7 +104,7 @@ async fn says_what_of_a_profile_is_missing() {
          [profile half-keys]\naws_access_key_id = a\n[profile other-half]\naws_secret_access_key = s\n\
          [profile signed-in]\nlogin_session = arn:aws:iam::123456789012:user/ann\n\
          [profile services]\nservices = gone\n\
-         [profile url]\nendpoint_url = localhost\n",
+         [profile url]\nendpoint_url = localhost\n[profile region]\nregion = US East\n",
         "[half-keys]\naws_access_key_id = b\n",
     );
     for (name, expected) in [
@@ -131,6 +131,7 @@ async fn says_what_of_a_profile_is_missing() {
         ("other-half", "`other-half` has `aws_secret_access_key` and lacks `aws_access_key_id`"),
         ("signed-in", "it is signed in with `aws login`, whose sessions only the AWS CLI can read"),
         ("services", "its `services` names `gone`, and no file has a section `[services gone]`"),
+        ("region", "~/config:61: `region` is `US East`, which is not a region, such as `us-east-1`"),
         ("url", "~/config:59: `endpoint_url` is `localhost`, which is not a URL, such as `https://localhost:4566`"),
     ] {
         assert_eq!(home.refusal(Some(name)).await, format!("the AWS profile `{name}` cannot be used: {expected}"));
@@ -167,6 +168,20 @@ async fn a_token_file_that_cannot_be_read_is_named_with_its_profile() {
         let expected = format!("the AWS profile `{name}` cannot be used: its `web_identity_token_file` `{file}` {why}");
         assert_eq!(home.refusal(Some(name)).await, expected);
     }
+}
+
+#[tokio::test]
+async fn what_looks_like_a_comment_is_a_part_of_a_token_files_path() {
+    let home = Home::new("[profile x]\nrole_arn = arn\nweb_identity_token_file = /no/where # of Ann\n", "");
+    let refusal = home.refusal(Some("x")).await;
+    assert!(refusal.contains("`/no/where # of Ann` cannot be read: No such file"), "{refusal}");
+    // The SDK would read the file of the first word.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token # of Ann");
+    fs::write(&path, "t").unwrap();
+    let text = format!("[profile x]\nrole_arn = arn\nweb_identity_token_file = {}\n", path.display());
+    let refusal = Home::new(text, "").refusal(Some("x")).await;
+    assert!(refusal.ends_with("~/config:3: `web_identity_token_file` has a blank before `#` or `;`"), "{refusal}");
 }
 
 #[tokio::test]
@@ -337,8 +352,6 @@ async fn writes_for_the_sdk_what_botocore_would_take() {
     ] {
         assert_eq!(home.text(name).await, expected, "{name}");
     }
-    fs::write(home.folder.path().join("credentials"), "").unwrap();
-    assert_eq!(home.text("process").await, "[profile profile-0]\ncredential_process = \\\n  sh -c 'a # b; c'\n");
 }
 
 #[tokio::test]
