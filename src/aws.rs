@@ -287,11 +287,11 @@ impl Aws {
         let sts = &self.inner.sts;
         let call = Call { action: "sts:GetCallerIdentity", resource: "*", region: self.region(), host: &sts.host };
         let answer = sts.client.get_caller_identity().send().await.map_err(|error| self.failed(call, error))?;
-        let values = [answer.account, answer.arn, answer.user_id].map(Option::unwrap_or_default);
-        if !values.iter().all(|value| value.is_empty() || values::is_plain(value)) {
+        let [account, arn, user_id] = [answer.account, answer.arn, answer.user_id].map(Option::unwrap_or_default);
+        let are_plain = [&account, &user_id].into_iter().all(|value| value.is_empty() || values::is_plain(value));
+        if !are_plain || !(arn.is_empty() || values::is_caller_arn(&arn)) {
             return Err(AwsError::malformed(call.action, "description that a caller can have"));
         }
-        let [account, arn, user_id] = values;
         Ok(Caller {
             account,
             arn,

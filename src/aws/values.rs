@@ -7,6 +7,9 @@
 /// Longest value, in bytes; ARNs have up to 2048.
 const MAX_LEN: usize = 2048;
 
+/// Longest id of a session, in bytes.
+const MAX_SESSION_ID_LEN: usize = 96;
+
 /// Longest certificate authority, in bytes.
 const MAX_BASE64_LEN: usize = 256 << 10;
 
@@ -14,6 +17,18 @@ const MAX_BASE64_LEN: usize = 256 << 10;
 pub(crate) fn is_plain(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:+=,@".contains(&byte);
     (1..=MAX_LEN).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['-', '=', '@', '+'])
+}
+
+/// Says whether a text can be the id of a session, which starts with the name of the role's session, and so with anything
+/// that such a name may have.
+pub(super) fn is_session_id(text: &str) -> bool {
+    text.len() <= MAX_SESSION_ID_LEN && is_plain(&format!("s{text}")) && !text.is_empty()
+}
+
+/// Says whether a text can be the ARN of an identity: paths of IAM may have every printable character of ASCII. Nobody else's
+/// ARNs may.
+pub(super) fn is_caller_arn(text: &str) -> bool {
+    text.len() <= MAX_LEN && text.starts_with("arn:") && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Says whether a text can be the name or the address of a host, without brackets.
@@ -70,6 +85,18 @@ mod tests {
             assert!(!is_plain(bad), "{bad:?}");
         }
         assert!(!is_plain(&"a".repeat(MAX_LEN + 1)));
+        for good in ["@ann-0123", "-x-0123", "=x", "+x", "ann@corp.example-0f1e"] {
+            assert!(is_session_id(good), "{good}");
+        }
+        for bad in ["", "a b", "a;b", "$(id)", "a\nb", &"a".repeat(97)] {
+            assert!(!is_session_id(bad), "{bad}");
+        }
+        for good in ["arn:aws:iam::123456789012:user/it's/$x/`y`/ann+1=2", "arn:aws:iam::123456789012:user/;/a"] {
+            assert!(is_caller_arn(good), "{good}");
+        }
+        for bad in ["", "arn:aws:iam::1:user/a b", "arn:aws:iam::1:user/\u{1b}[2J", "arn:aws:iam::1:user/\u{fc}", "x"] {
+            assert!(!is_caller_arn(bad), "{bad}");
+        }
         for good in ["ABC.gr7.us-east-1.eks.amazonaws.com", "a_b.example.", "10.0.0.1", "2001:db8::1"] {
             assert!(is_host(good), "{good}");
         }

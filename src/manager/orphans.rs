@@ -132,7 +132,7 @@ fn not_ended(orphan: &Entry, error: NotEnded) -> CommandError {
         "or let the next `up` try again"
     });
     CommandError::new(Kind::Unexpected, message).with_source(error).hint(command!(
-        "`aws ssm terminate-session --session-id {} --region {}`, {}",
+        "`aws ssm terminate-session --session-id={} --region {}`, {}",
         session,
         region,
         then
@@ -214,12 +214,12 @@ mod tests {
         assert!(
             said.contains(
                 "warning: cannot end the session `denied-1` on `i-0abcdef1` that an earlier run had left behind: not authorized to \
-                 perform `ssm:TerminateSession` on `denied-1`: because\nhint: `aws ssm terminate-session --session-id denied-1 \
+                 perform `ssm:TerminateSession` on `denied-1`: because\nhint: `aws ssm terminate-session --session-id=denied-1 \
                  --region us-east-1`, as the identity that started it, or wait for its idle timeout\n"
             ),
             "{said}"
         );
-        assert!(said.contains("--session-id never-1 --region us-east-1`, or let the next `up` try again\n"), "{said}");
+        assert!(said.contains("--session-id=never-1 --region us-east-1`, or let the next `up` try again\n"), "{said}");
         assert!(said.ends_with("ended a session that an earlier run had left behind\n"), "{said}");
     }
 }

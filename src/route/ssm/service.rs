@@ -49,7 +49,7 @@ use crate::{
         endpoint::{Gateway, StreamUrl},
         error::{AwsError, Call, Refusal, chain_text},
         sign,
-        values::is_plain,
+        values::is_session_id,
     },
     clock,
     cluster::{Destination, Target},
@@ -207,7 +207,7 @@ impl Service {
         };
         let token = answer.token_value.map(Secret::new);
         let id = answer.session_id.filter(|id| !id.is_empty()).ok_or_else(|| lacking(START_SESSION, "SessionId"))?;
-        if !is_plain(&id) {
+        if !is_session_id(&id) {
             return Err(lacking(START_SESSION, "SessionId that can be one"));
         }
         let id = SessionId(id);

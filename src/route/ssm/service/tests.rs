@@ -473,6 +473,9 @@ async fn says_why_a_session_cannot_be_started() {
     assert_eq!(chain_text(&incomplete), "`ssm:StartSession` failed: the answer has no StreamUrl");
     let odd = start_error(Answer::json(200, r#"{"SessionId":"s;$(id)"}"#)).await;
     assert_eq!(chain_text(&odd), "`ssm:StartSession` failed: the answer has no SessionId that can be one");
+    // One may start with anything that the name of the role's session may start with.
+    let incomplete = start_error(Answer::json(200, r#"{"SessionId":"@ann-0123"}"#)).await;
+    assert_eq!(chain_text(&incomplete), "`ssm:StartSession` failed: the answer has no StreamUrl");
     let empty = start_error(Answer::json(200, "{}")).await;
     assert_eq!(chain_text(&empty), "`ssm:StartSession` failed: the answer has no SessionId");
 }
