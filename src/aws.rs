@@ -86,6 +86,9 @@ const READ_LIMIT: Duration = Duration::from_secs(10);
 /// Limit of a call with all its attempts.
 const OPERATION_LIMIT: Duration = Duration::from_secs(30);
 
+/// The variables that say where this machine gets metadata and credentials.
+const METADATA: [&str; 2] = ["AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_CONTAINER_CREDENTIALS_FULL_URI"];
+
 /// How long a bearer token is good for: API servers take a signature for 15 minutes.
 const BEARER_TOKEN_LIFE: Duration = Duration::from_secs(14 * 60);
 
@@ -195,7 +198,8 @@ impl Aws {
             None => policy,
         };
 
-        let (routes, offset) = (Arc::new(Routes::new(settings.proxies.clone())), surroundings.offset);
+        let routes = Routes::new(settings.proxies.clone()).direct(METADATA.map(|name| of_profile.variables.get(name)));
+        let (routes, offset) = (Arc::new(routes), surroundings.offset);
         let http = tls::http_client(bundle.as_ref(), Arc::clone(&routes), offset.clone());
         let sdk = Sdk { region: region.clone(), http, endpoint: surroundings.endpoint, plain: surroundings.plain };
         let variables = of_profile.variables;

@@ -16,6 +16,8 @@ use crate::settings::{Proxies, Proxy};
 pub(super) struct Routes {
     matcher: Matcher,
     proxies: Proxies,
+    /// Hosts that are called directly, whatever the proxies are for.
+    direct: Vec<String>,
 }
 
 /// A proxy that has been chosen.
@@ -62,12 +64,20 @@ impl Routes {
         let url = |proxy: &Option<Proxy>| proxy.as_ref().map(|proxy| proxy.url.expose().clone()).unwrap_or_default();
         let matcher =
             Matcher::builder().http(url(&proxies.http)).https(url(&proxies.https)).no(proxies.except.clone()).build();
-        Self { matcher, proxies }
+        Self { matcher, proxies, direct: Vec::new() }
+    }
+
+    /// Has the hosts of URLs called directly.
+    pub(super) fn direct<'a>(mut self, urls: impl IntoIterator<Item = Option<&'a str>>) -> Self {
+        let host = |url: &str| url.parse::<Uri>().ok()?.host().map(bare);
+        self.direct.extend(urls.into_iter().flatten().filter_map(host));
+        self
     }
 
     /// Returns the proxy for a URL of scheme `http` or `https`.
     pub(super) fn of(&self, destination: &Uri) -> Option<Way<'_>> {
-        if destination.host().is_none_or(is_direct) {
+        let host = bare(destination.host()?);
+        if is_direct(&host) || self.direct.contains(&host) {
             return None;
         }
         let intercept = self.matcher.intercept(destination)?;
@@ -100,9 +110,13 @@ impl Way<'_> {
     }
 }
 
-/// Says whether a host is this machine, or where a cloud gives metadata and credentials to the machine.
+/// Returns a host in the one way in which it is compared.
+fn bare(host: &str) -> String {
+    host.trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase()
+}
+
+/// Says whether a bare host is this machine, or where a cloud gives metadata and credentials to the machine.
 fn is_direct(host: &str) -> bool {
-    let host = host.trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
     match host.parse::<IpAddr>() {
         Ok(address) => match address.to_canonical() {
             IpAddr::V4(address) => address.is_loopback() || address.is_unspecified() || address.is_link_local(),
@@ -170,6 +184,15 @@ mod tests {
             let uri = format!("https://{host}/").parse().unwrap();
             assert_eq!(routes.of(&uri).unwrap().name(), "proxy:1", "{uri}");
         }
+    }
+
+    #[test]
+    fn a_metadata_service_elsewhere_is_not_called_through_a_proxy() {
+        let proxies = Proxies { http: Some(proxy("http://proxy:1")), https: None, except: String::new() };
+        let routes = Routes::new(proxies).direct([Some("http://IMDS.internal:8111/x"), None, Some("no URL")]);
+        let way = |uri: &str| routes.of(&uri.parse().unwrap()).map(|way| way.name());
+        assert_eq!(way("http://imds.internal:8111/latest/api/token"), None);
+        assert_eq!(way("http://other.internal:8111/").as_deref(), Some("proxy:1"));
     }
 
     #[test]

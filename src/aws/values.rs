@@ -21,7 +21,7 @@ pub(crate) fn is_plain(text: &str) -> bool {
 
 /// Says whether a text can be the id of a session, which starts with the name of the role's session, and so with anything
 /// that such a name may have.
-pub(super) fn is_session_id(text: &str) -> bool {
+pub(crate) fn is_session_id(text: &str) -> bool {
     text.len() <= MAX_SESSION_ID_LEN && is_plain(&format!("s{text}")) && !text.is_empty()
 }
 
