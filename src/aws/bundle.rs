@@ -29,6 +29,10 @@ enum BundleError {
     Der,
     #[error("it has no certificates")]
     Empty,
+    #[error(
+        "line {line} is neither the beginning nor the end of a block, and looks like one: it needs five dashes on both sides"
+    )]
+    Header { line: usize },
     #[error("the block `{kind}` that begins in line {line} has no end")]
     Endless { kind: String, line: usize },
     #[error("the certificate that begins in line {line} is not base64")]
@@ -63,7 +67,15 @@ impl Bundle {
         let text = String::from_utf8_lossy(bytes);
         let (mut certificates, mut left_out, mut unusable) = (Vec::new(), Vec::new(), None);
         for block in Blocks::of(&text) {
-            let Block { kind, line, body } = block?;
+            let Block { kind, line, body } = match block {
+                // A sentence between the blocks may have such words in it.
+                Err(error @ BundleError::Header { .. }) => {
+                    left_out.push(format!("{error}: left out"));
+                    unusable.get_or_insert(error);
+                    continue;
+                }
+                block => block?,
+            };
             let der = match kind {
                 "CERTIFICATE" | "X509 CERTIFICATE" => decode(body),
                 // What OpenSSL trusts it for stands behind the certificate itself.
@@ -116,13 +128,29 @@ struct Block<'a> {
 
 /// The blocks of a PEM file. Text before, between and behind them is comment; they need no lines of their own.
 struct Blocks<'a> {
-    text: &'a str,
     rest: &'a str,
+    /// That of the rest, from 1.
+    line: usize,
 }
+
+const BEGIN: &str = "-----BEGIN ";
+const END: &str = "-----END ";
 
 impl<'a> Blocks<'a> {
     fn of(text: &'a str) -> Self {
-        Self { text, rest: text }
+        Self { rest: text, line: 1 }
+    }
+
+    /// Leaves a piece behind.
+    fn skip(&mut self, len: usize) {
+        let (piece, rest) = self.rest.split_at(len);
+        self.line += piece.bytes().filter(|byte| *byte == b'\n').count();
+        self.rest = rest;
+    }
+
+    /// Returns where the next block begins, which is the end of the text if there is none.
+    fn until_begin(&self) -> usize {
+        self.rest.find(BEGIN).unwrap_or(self.rest.len())
     }
 }
 
@@ -130,28 +158,34 @@ impl<'a> Iterator for Blocks<'a> {
     type Item = Result<Block<'a>, BundleError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let at = self.rest.find("-----BEGIN ")?;
-            let begin = &self.rest[at..];
-            let before = &self.text[..self.text.len() - begin.len()];
-            let line = before.matches('\n').count() + 1;
-            let (kind, behind) = begin["-----BEGIN ".len()..].split_once("-----")?;
-            if kind.contains('\n') {
-                self.rest = &begin["-----BEGIN ".len()..];
-                continue;
-            }
-            let Some((body, rest)) = behind.split_once(&format!("-----END {kind}-----")) else {
-                self.rest = "";
-                return Some(Err(BundleError::Endless { kind: shown(kind), line }));
-            };
-            // The end that was found may be that of a later block.
-            if body.contains("-----BEGIN ") {
-                self.rest = "";
-                return Some(Err(BundleError::Endless { kind: shown(kind), line }));
-            }
-            self.rest = rest;
-            return Some(Ok(Block { kind, line, body }));
+        let begin = self.until_begin();
+        if let Some(end) = self.rest[..begin].find(END) {
+            self.skip(end);
+            let line = self.line;
+            self.skip(END.len());
+            return Some(Err(BundleError::Header { line }));
         }
+        self.skip(begin);
+        let line = self.line;
+        let behind = self.rest.strip_prefix(BEGIN)?;
+        let Some((kind, _)) = behind.split_once("-----").filter(|(kind, _)| !kind.contains('\n')) else {
+            self.skip(BEGIN.len());
+            // What would have been its end is no other fault.
+            if let Some(end) = self.rest[..self.until_begin()].find(END) {
+                self.skip(end + END.len());
+            }
+            return Some(Err(BundleError::Header { line }));
+        };
+        self.skip(BEGIN.len() + kind.len() + 5);
+        let end = format!("{END}{kind}-----");
+        // The end that is found may be that of a later block.
+        let body = self.rest.split_once(&end).map(|(body, _)| body).filter(|body| !body.contains(BEGIN));
+        let Some(body) = body else {
+            self.rest = "";
+            return Some(Err(BundleError::Endless { kind: shown(kind), line }));
+        };
+        self.skip(body.len() + end.len());
+        Some(Ok(Block { kind, line, body }))
     }
 }
 
@@ -253,6 +287,33 @@ mod tests {
         let (count, left_out) = parsed(&(block("CERTIFICATE", b"no") + &plain));
         assert_eq!(count, 1);
         assert!(left_out[0].starts_with("the certificate in line 1 cannot be used: "), "{left_out:?}");
+    }
+
+    #[test]
+    fn a_damaged_header_is_named() {
+        let (good, bad) = (block("CERTIFICATE", &certificate()), block("CERTIFICATE", &certificate()));
+        let shorter = |from: &str, to: &str| bad.replace(from, to);
+        for damaged in [
+            shorter("CERTIFICATE-----\nM", "CERTIFICATE----\nM"),
+            shorter("-----BEGIN", "----BEGIN"),
+            shorter("-----BEGIN CERTIFICATE-----", "-----BEGIN "),
+        ] {
+            let (count, left_out) = parsed(&format!("# x\n{damaged}{good}"));
+            assert_eq!((count, left_out.len()), (1, 1), "{left_out:?}");
+            assert!(left_out[0].ends_with("five dashes on both sides: left out"), "{left_out:?}");
+            let alone = Bundle::parse(damaged.as_bytes()).unwrap_err();
+            assert!(matches!(alone, BundleError::Header { .. }), "{alone}");
+        }
+        let (_, left_out) = parsed(&format!("{good}{}", shorter("CERTIFICATE-----\nM", "CERTIFICATE----\nM")));
+        assert!(left_out[0].starts_with("line 4 is neither"), "{left_out:?}");
+    }
+
+    #[test]
+    fn the_time_that_a_bundle_takes_grows_with_its_length() {
+        // Counted from the start for each of them, these would be thousands of millions of lines.
+        let text = "\n-----BEGIN X-----\n-----END X-----\n".repeat(100_000);
+        let last = Blocks::of(&text).last().unwrap().unwrap();
+        assert_eq!(last.line, 299_999);
     }
 
     #[test]
