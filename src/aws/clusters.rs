@@ -3,7 +3,7 @@
 //! A cluster that cannot be used is reported with its reason and is not an error, unless it was asked for
 //! by name and does not exist or may not be described.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use aws_sdk_eks::types::ClusterStatus;
 use futures_util::{StreamExt, stream};
@@ -181,7 +181,8 @@ impl Aws {
             }
             names.extend(page);
         }
-        Ok(names)
+        // One that comes and goes while pages are read may be on two of them.
+        Ok(distinct(&names))
     }
 
     /// Describes a cluster; `None` if there is none of this name.
@@ -312,14 +313,10 @@ fn is_cluster_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }
 
+/// Returns the names in their order, each once.
 fn distinct(names: &[String]) -> Vec<String> {
-    let mut distinct: Vec<String> = Vec::with_capacity(names.len());
-    for name in names {
-        if !distinct.contains(name) {
-            distinct.push(name.clone());
-        }
-    }
-    distinct
+    let mut seen = BTreeSet::new();
+    names.iter().filter(|name| seen.insert(name.as_str())).cloned().collect()
 }
 
 #[cfg(test)]
@@ -377,6 +374,19 @@ mod tests {
         assert_eq!(first.security_group.as_deref(), Some("sg-1"));
         assert_eq!(first.authentication_mode.as_deref(), Some("API"));
         assert_eq!((&*first.status, first.version.as_deref()), ("ACTIVE", Some("1.33")));
+    }
+
+    #[tokio::test]
+    async fn a_cluster_that_is_listed_twice_is_there_once() {
+        let fake = Fake::start(|request: &Request| match request.target.strip_prefix("/clusters/") {
+            Some(name) => Answer::json(200, &described(name, "")),
+            None if request.target.contains("nextToken") => Answer::json(200, r#"{"clusters":["b","c","a"]}"#),
+            None => Answer::json(200, r#"{"clusters":["a","b","a"],"nextToken":"t"}"#),
+        })
+        .await;
+        let found = in_time(aws(&fake).await.discover(&[])).await.unwrap();
+        let names: Vec<_> = found.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
     }
 
     #[test]
