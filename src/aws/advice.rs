@@ -4,7 +4,7 @@ use std::error::Error;
 
 use super::{
     AwsError, ProfileFault, ProxyError,
-    error::{Blame, Cause, TokenOrigin},
+    error::{Blame, Cause, ServiceAnswer, TokenOrigin},
 };
 use crate::util::{peer_text::with_causes, quote::command};
 
@@ -161,9 +161,19 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
             Concern::Service,
             "what has answered may not be AWS: look at `AWS_ENDPOINT_URL` and its like, and at the proxy",
         ),
+        AwsError::Service { source, .. } if is_foreign(&**source) => one(Concern::Service, NOT_AWS),
         AwsError::Service { .. } => one(Concern::Service, "run with `-vv` to see the calls"),
     }
 }
+
+/// Tells whether something else has answered in place of AWS.
+pub(crate) fn is_foreign(source: &(dyn Error + 'static)) -> bool {
+    find::<ServiceAnswer>(source).is_some_and(ServiceAnswer::is_foreign)
+}
+
+/// What to do where something else answers in place of AWS.
+const NOT_AWS: &str = "what has answered is not AWS: open any web page in a browser to see whether the network wants a \
+    sign-in first, and look at the proxy, and at `AWS_ENDPOINT_URL` and its like";
 
 /// What to do about a wrong clock.
 pub(crate) const SET_CLOCK: &str = "set the clock of this machine, for instance with NTP: `timedatectl set-ntp true`";

@@ -26,7 +26,7 @@ pub(crate) use host::HostSeen;
 
 use super::profile::fault::ProfileFault;
 use crate::{
-    settings::PassedOver,
+    settings::{PassedOver, inputs::shown},
     util::peer_text::{PeerText, with_causes},
 };
 
@@ -40,7 +40,7 @@ pub enum AwsError {
     #[error("no AWS region is set")]
     NoRegion,
     /// The region is not a name that a region can have.
-    #[error("`{region}` is not an AWS region")]
+    #[error("`{}` is not an AWS region", shown(region))]
     InvalidRegion {
         /// What was given.
         region: String,
@@ -345,13 +345,25 @@ impl ServiceAnswer {
             request_id: meta.extra("aws_request_id").map(PeerText::new),
         }
     }
+
+    /// Tells whether something else has answered in place of AWS, such as the sign-in page of a network: no error has a
+    /// status below 400, and AWS numbers its answers.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        let says_nothing = self.code.is_none() && self.message.is_none() && self.request_id.is_none();
+        says_nothing && self.status.is_some_and(|status| status < 400 || status == NETWORK_AUTHENTICATION_REQUIRED)
+    }
 }
+
+/// The status that RFC 6585 has for networks that want a sign-in.
+const NETWORK_AUTHENTICATION_REQUIRED: u16 = 511;
 
 impl std::fmt::Display for ServiceAnswer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (&self.code, &self.message) {
             (Some(code), Some(message)) => write!(f, "{code}: {message}")?,
             (Some(text), None) | (None, Some(text)) => f.write_str(text)?,
+            (None, None) if self.is_foreign() => f.write_str("an answer that no service of AWS gives")?,
             (None, None) => f.write_str("an answer without an error code")?,
         }
         match (self.status, &self.request_id) {

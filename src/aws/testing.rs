@@ -73,6 +73,14 @@ impl Answer {
         Self { status, headers: vec![("content-type".into(), "text/xml".into())], body: body.into(), gate: None }
     }
 
+    pub(super) fn html(body: &str) -> Self {
+        Self { status: 200, headers: vec![("content-type".into(), "text/html".into())], body: body.into(), gate: None }
+    }
+
+    pub(super) fn status(self, status: u16) -> Self {
+        Self { status, ..self }
+    }
+
     /// The error of a query service such as STS.
     pub(crate) fn query_error(status: u16, code: &str, message: &str) -> Self {
         Self::xml(

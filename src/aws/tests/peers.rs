@@ -233,6 +233,43 @@ async fn values_that_cannot_be_are_refused_where_they_are_read_and_not_shown() {
     assert!(!chain_text(&error).contains('\u{1b}'), "{error:?}");
 }
 
+#[tokio::test]
+async fn a_sign_in_page_of_the_network_is_not_taken_for_aws() {
+    let page = Answer::html("<html><body>Welcome to the guest network</body></html>");
+    for (status, answer) in [
+        (200, page.clone()),
+        (302, page.clone().status(302).with("location", "http://portal.example/login")),
+        (511, page.clone().status(511)),
+    ] {
+        let fake = Fake::start(move |_| answer.clone()).await;
+        let aws = aws(&fake).await;
+        for error in [in_time(aws.list_clusters()).await.unwrap_err(), in_time(aws.caller()).await.unwrap_err()] {
+            let text = chain_text(&error);
+            let end = format!(" failed: an answer that no service of AWS gives (HTTP status {status})");
+            assert!(text.ends_with(&end), "{text}");
+        }
+    }
+    // AWS fails without a code as well.
+    let fake = Fake::start(move |_| page.clone().status(503)).await;
+    let text = chain_text(&in_time(aws(&fake).await.list_clusters()).await.unwrap_err());
+    assert!(text.ends_with("an answer without an error code (HTTP status 503)"), "{text}");
+}
+
+#[tokio::test]
+async fn a_caller_may_have_any_path_that_iam_takes() {
+    for arn in ["arn:aws:iam::123456789012:user/it's/$x/ann+1=2,@-", "arn:aws:iam::123456789012:user/a;b/=ann"] {
+        let caller = Answer::xml(
+            200,
+            &format!(
+                "<GetCallerIdentityResponse><GetCallerIdentityResult><Arn>{arn}</Arn><UserId>AIDAX</UserId>\
+                 <Account>123456789012</Account></GetCallerIdentityResult></GetCallerIdentityResponse>"
+            ),
+        );
+        let fake = Fake::start(move |_| caller.clone()).await;
+        assert_eq!(in_time(aws(&fake).await.caller()).await.unwrap().arn, arn);
+    }
+}
+
 /// Settings with a proxy for `http` URLs.
 fn proxied(fake: &Fake, user: &str) -> AwsSettings {
     let url = Secret::new(fake.url().replace("http://", &format!("http://{user}")));

@@ -7,6 +7,7 @@ use super::fixes::{Fixes, grant};
 use crate::{
     aws::{
         AwsError, SkipReason,
+        advice::is_foreign,
         error::{Blame, blame},
     },
     cli::output::{in_words, rfc3339},
@@ -447,6 +448,7 @@ fn aws_meaning(error: &AwsError) -> String {
         AwsError::Signing { .. } | AwsError::BearerTokenTooLong { .. } => "these credentials make no token",
         AwsError::Refused { .. } => "AWS does not take what it was asked; its words say why",
         AwsError::Malformed { .. } => "what has answered may not be AWS",
+        AwsError::Service { source, .. } if is_foreign(&**source) => "what has answered is not AWS",
         AwsError::Service { .. } => "AWS has a problem of its own",
     }
     .to_owned()

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     aws::{
         AwsError, ProfileFault,
-        error::{Cause, TokenOrigin},
+        error::{Cause, ServiceAnswer, TokenOrigin},
     },
     cluster::{Cluster, Destination, Target},
     route::{
@@ -267,6 +267,7 @@ fn kinds_of_aws_errors() {
     let origin = || TokenOrigin::File("/token".into());
     let role = || ROLE.to_owned();
     let profile = |fault| AwsError::Profile { name: "dev".into(), fault: Arc::new(fault) };
+    let page = Arc::new(ServiceAnswer { code: None, message: None, status: Some(302), request_id: None });
     for (error, kind, hint) in [
         (AwsError::NoRegion, Kind::Usage, "`--region us-east-1`"),
         (AwsError::UnknownProfile { name: "dev".into(), files: vec!["/c".into()] }, Kind::Usage, "`AWS_PROFILE`"),
@@ -305,6 +306,11 @@ fn kinds_of_aws_errors() {
             "--role-name ReadOnly --max-session-duration 43200",
         ),
         (AwsError::ExpiredCredentials { source: cause("") }, Kind::Credentials, "get new ones"),
+        (
+            AwsError::Service { action: "eks:ListClusters", source: page },
+            Kind::Unexpected,
+            "the network wants a sign-in",
+        ),
         (AwsError::Unreachable { host: "sts.example".into(), source: cause("") }, Kind::Unexpected, "on port 443; pro"),
         (
             AwsError::Unreachable { host: "localhost:8443".into(), source: cause("") },
