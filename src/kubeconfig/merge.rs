@@ -85,8 +85,8 @@ pub(super) fn merge(root: Node, update: &Update<'_>) -> Result<Merged, Refusal> 
 /// Names the contexts in a file that need a manager: its own, and those that users have made for its users.
 pub(super) fn contexts_of(root: &Node, manager: &str) -> Result<Vec<String>, Refusal> {
     let owners = Owners::of(root);
-    let users = items(root, "users")?.iter().filter(|user| owners.owner(user, "user") == Some(manager));
-    let users: BTreeSet<&str> = users.filter_map(name).collect();
+    let is_of = |user: &&Node| owners.owner(user, "user") == Some(manager) || served_by(user) == Some(manager);
+    let users: BTreeSet<&str> = items(root, "users")?.iter().filter(is_of).filter_map(name).collect();
     let needs_it = |context: &&Node| {
         let user = context.get("context").and_then(|content| content.get("user")?.as_str());
         owners.owner(context, "context") == Some(manager) || user.is_some_and(|user| users.contains(user))
@@ -179,36 +179,44 @@ fn name(item: &Node) -> Option<&str> {
 }
 
 /// Who the entries of a file belong to. Tools that write it anew may drop what they do not know, extensions first of
-/// all; such entries are known by what they say.
+/// all; such entries are known by what they say, where cluster, user and context of a name all say it: one alone may be
+/// what the user has made of ours.
 pub(super) struct Owners {
-    /// Users that run this program for a manager, and that manager.
-    users: BTreeMap<String, String>,
+    /// Names of which all three entries are there, and the manager that the user's plugin asks.
+    managers: BTreeMap<String, String>,
 }
 
 impl Owners {
     pub(super) fn of(root: &Node) -> Self {
-        let users = items(root, "users").unwrap_or_default().iter();
-        Self { users: users.filter_map(|user| Some((name(user)?.to_owned(), served_by(user)?.to_owned()))).collect() }
+        let of = |section| items(root, section).unwrap_or_default().iter();
+        let names = |section, kind: &'static str| -> BTreeSet<&str> {
+            of(section).filter(|item| says_so(item, kind)).filter_map(name).collect()
+        };
+        let (clusters, contexts) = (names("clusters", "cluster"), names("contexts", "context"));
+        let whole = of("users").filter_map(|user| Some((name(user)?, served_by(user)?)));
+        let whole = whole.filter(|(name, _)| clusters.contains(name) && contexts.contains(name));
+        Self { managers: whole.map(|(name, manager)| (name.to_owned(), manager.to_owned())).collect() }
     }
 
     /// Returns the manager that an entry belongs to, if it is of this program.
     pub(super) fn owner<'a>(&'a self, item: &'a Node, kind: &str) -> Option<&'a str> {
-        let content = item.get(kind)?;
-        if let Some(extensions) = content.get("extensions").and_then(Node::as_sequence)
-            && let Some(ours) = extensions.iter().find(|extension| name(extension) == Some(EXTENSION))
-        {
+        let extensions = item.get(kind)?.get("extensions").and_then(Node::as_sequence).unwrap_or_default();
+        if let Some(ours) = extensions.iter().find(|extension| name(extension) == Some(EXTENSION)) {
             return ours.get("extension")?.get("manager")?.as_str();
         }
-        let name = name(item)?;
-        let text = |key: &str| content.get(key).and_then(Node::as_str);
-        let is_local =
-            |url: &str| ["https://127.0.0.1:", "http://127.0.0.1:"].iter().any(|local| url.starts_with(local));
-        let is_ours = match kind {
-            "cluster" => [text("server"), text("proxy-url")].into_iter().flatten().any(is_local),
-            "context" => text("cluster") == Some(name) && text("user") == Some(name),
-            _ => true,
-        };
-        self.users.get(name).filter(|_| is_ours).map(String::as_str)
+        let manager = self.managers.get(name(item)?)?;
+        let is_ours = if kind == "user" { served_by(item) == Some(manager) } else { says_so(item, kind) };
+        is_ours.then_some(manager.as_str())
+    }
+}
+
+/// Tells whether a cluster or a context says what those of this program say.
+fn says_so(item: &Node, kind: &str) -> bool {
+    let text = |key: &str| item.get(kind).and_then(|content| content.get(key)?.as_str());
+    let is_local = |url: &str| ["https://127.0.0.1:", "http://127.0.0.1:"].iter().any(|local| url.starts_with(local));
+    match kind {
+        "cluster" => [text("server"), text("proxy-url")].into_iter().flatten().any(is_local),
+        _ => name(item).is_some_and(|name| text("cluster") == Some(name) && text("user") == Some(name)),
     }
 }
 

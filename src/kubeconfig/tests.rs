@@ -298,6 +298,30 @@ fn entries_whose_extensions_were_dropped_are_ours_by_what_they_say() {
 }
 
 #[test]
+fn what_a_user_has_made_of_an_entry_is_not_taken_for_it() {
+    let text = updated("", &update(&[entry("a", 1)]));
+    let user = |name: &str| {
+        let users = text.split("users:\n").nth(1).unwrap().split("contexts:\n").next().unwrap();
+        without_extensions(users).replace("pa-a", name)
+    };
+    // A user of another name, and one of the same, whose cluster and context are of something else.
+    let mine = format!("users:\n{}", user("mine"));
+    let kind = "clusters:\n- name: \"mine\"\n  cluster:\n    server: \"https://127.0.0.1:6443\"\n";
+    let with_both = text.replace("users:\n", &mine).replace("clusters:\n", kind);
+    let removed = updated(&with_both, &update(&[]));
+    assert!(removed.contains(&mine) && removed.contains(kind) && !removed.contains("pa-a"), "{removed}");
+    // One that was taken out of all three.
+    let lone = format!("apiVersion: v1\nkind: Config\nusers:\n{}", user("pa-a"));
+    let error = refused(&lone, &update(&[entry("a", 1)]));
+    assert!(error.to_string().ends_with("has an entry `pa-a` in `users` that belongs to someone else"), "{error}");
+    assert_eq!(updated(&lone, &update(&[])), lone);
+    // Two users of one name, of which one is something else.
+    let other = "users:\n- name: \"pa-a\"\n  user:\n    token: \"t\"\n";
+    let twice = without_extensions(&text).replace("users:\n", other);
+    assert!(updated(&twice, &update(&[])).contains(other));
+}
+
+#[test]
 fn contexts_that_need_a_manager_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config");
