@@ -172,8 +172,11 @@ fn rewrite(path: &Path, update: &Update<'_>) -> Result<Option<String>, Kubeconfi
 fn read_merged(path: &Path, update: &Update<'_>) -> Result<(Option<String>, Option<String>), KubeconfigError> {
     let root = read(path)?;
     let merged = merge::merge(root.clone(), update).map_err(|refusal| refusal.at(path))?;
-    let changed = (merged.root != root).then(|| yaml::emit(&merged.root));
-    Ok((merged.current, changed))
+    if merged.root == root {
+        return Ok((merged.current, None));
+    }
+    let text = yaml::emit(&merged.root).ok_or_else(|| KubeconfigError::TooLarge { path: path.to_owned() })?;
+    Ok((merged.current, Some(text)))
 }
 
 /// Reads and parses; a file that is missing is empty.
@@ -277,8 +280,8 @@ pub enum KubeconfigError {
         #[source]
         source: io::Error,
     },
-    /// The file is larger than any kubeconfig should be.
-    #[error("`{}` is larger than {MAX_LEN} bytes, which no kubeconfig should be", path.display())]
+    /// The file is larger than any kubeconfig should be, or would be with what is to be added.
+    #[error("`{}` is or would be larger than {MAX_LEN} bytes, which no kubeconfig should be", path.display())]
     TooLarge {
         /// The kubeconfig.
         path: PathBuf,

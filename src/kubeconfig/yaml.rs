@@ -7,8 +7,11 @@
 //!
 //! Comments, anchors and layout are lost. Refused is what readers do not agree about: keys that are not short scalars,
 //! line breaks of Unicode, which end a line in YAML 1.1 only, the tag `!`, and whatever
-//! else two readers find different meanings in.
+//! else two readers find different meanings in. So is what would be written larger than it could be read.
 
+use serde_yaml::Value;
+
+use super::MAX_LEN;
 use crate::util::yaml::{self, Content, Mark, Node, SyntaxError};
 
 /// Longest key as it is written, in bytes. YAML wants one that is written without `?` to be shorter than 1024.
@@ -127,19 +130,55 @@ pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
     }
     let mut root = yaml::parse(text, MAX_COPIES)?.unwrap_or_else(Node::null);
     settle(&mut root)?;
-    if is_read_otherwise(text, &root) {
-        let message = "not every reader takes this file for the same: write anchors with letters and digits only, and quote what has odd characters";
+    let Some(written) = emit(&root) else {
+        let message = "written out, what its aliases stand for would make it larger than any kubeconfig should be";
         return Err(SyntaxError::new(root.mark, message));
+    };
+    match difference(text, &written, &root) {
+        Some(mark) => Err(SyntaxError::new(mark, READ_OTHERWISE)),
+        None => Ok(root),
     }
-    Ok(root)
 }
 
-/// Tells whether a reader that goes back to the same library as kubectl's, libyaml, would find another meaning in what is
+/// What is said of a place that is not the same to all.
+pub(super) const READ_OTHERWISE: &str = "not every reader takes this for the same: write anchors with letters and digits only, and quote what has odd characters";
+
+/// Finds where a reader that goes back to the same library as kubectl's, libyaml, would find another meaning in what is
 /// written than in what was read. What it cannot read at all is no evidence: it takes fewer numbers, and no keys twice.
-fn is_read_otherwise(text: &str, root: &Node) -> bool {
+fn difference(text: &str, written: &str, root: &Node) -> Option<Mark> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let other = |text: &str| serde_yaml::from_str::<serde_yaml::Value>(text);
-    other(text).is_ok_and(|value| other(&emit(root)).ok() != Some(value))
+    let value: Value = serde_yaml::from_str(text).ok()?;
+    match serde_yaml::from_str::<Value>(written) {
+        Ok(other) if other == value => None,
+        Ok(other) => Some(first_difference(&value, &other, root)),
+        Err(_) => Some(root.mark),
+    }
+}
+
+/// Finds the first part of a node that is the one to a reader in what was read, and another in what was written.
+fn first_difference(read: &Value, written: &Value, node: &Node) -> Mark {
+    match (read, written, &node.content) {
+        (Value::Mapping(read), Value::Mapping(written), Content::Mapping(entries)) => {
+            for ((read, written), (key, value)) in read.iter().zip(written).zip(entries) {
+                if read.0 != written.0 {
+                    return key.mark;
+                }
+                if read.1 != written.1 {
+                    return first_difference(read.1, written.1, value);
+                }
+            }
+            node.mark
+        }
+        (Value::Sequence(read), Value::Sequence(written), Content::Sequence(items)) => {
+            let mut parts = read.iter().zip(written).zip(items);
+            let differs = parts.find(|((read, written), _)| read != written);
+            differs.map_or(node.mark, |((read, written), item)| first_difference(read, written, item))
+        }
+        (Value::Tagged(read), Value::Tagged(written), _) if read.tag == written.tag => {
+            first_difference(&read.value, &written.value, node)
+        }
+        _ => node.mark,
+    }
 }
 
 /// Finds a character that ends a line, and with it a comment, in YAML 1.1 only.
@@ -172,8 +211,8 @@ fn settle(node: &mut Node) -> Result<(), SyntaxError> {
     Ok(())
 }
 
-/// Writes a document in block style.
-pub(super) fn emit(root: &Node) -> String {
+/// Writes a document in block style; `None` if it would be larger than what is read.
+pub(super) fn emit(root: &Node) -> Option<String> {
     let mut out = String::new();
     if is_block(root) {
         emit_tag(&mut out, root, "\n");
@@ -182,7 +221,11 @@ pub(super) fn emit(root: &Node) -> String {
         emit_inline(&mut out, root);
         out.push('\n');
     }
-    out
+    (!is_too_large(&out)).then_some(out)
+}
+
+fn is_too_large(out: &str) -> bool {
+    out.len() as u64 > MAX_LEN
 }
 
 /// Tells whether a node is written on lines of its own.
@@ -194,11 +237,14 @@ fn is_block(node: &Node) -> bool {
     }
 }
 
-/// Writes a collection that is not empty. The first line has been indented.
+/// Writes a collection that is not empty, or leaves off when that is too large. The first line has been indented.
 fn emit_block(out: &mut String, node: &Node, indent: usize) {
     match &node.content {
         Content::Mapping(entries) => {
             for (index, (key, value)) in entries.iter().enumerate() {
+                if is_too_large(out) {
+                    return;
+                }
                 if index > 0 {
                     push_indent(out, indent);
                 }
@@ -223,6 +269,9 @@ fn emit_block(out: &mut String, node: &Node, indent: usize) {
         }
         Content::Sequence(items) => {
             for (index, item) in items.iter().enumerate() {
+                if is_too_large(out) {
+                    return;
+                }
                 if index > 0 {
                     push_indent(out, indent);
                 }

@@ -4,7 +4,7 @@
 //! `0777` and `8814e27` are no strings. What values mean is the business of whoever asks for them.
 //!
 //! What is read is bounded: the parser lets collections nest 255 deep, and aliases stand for no more nodes than the
-//! caller allows. Comments are left out.
+//! caller allows, and for no more text than [`MAX_COPIED_LEN`]. Comments are left out.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -12,6 +12,9 @@ use granit_parser::{Event, Parser, ScalarStyle, Span, Tag, options};
 
 /// Where tags such as `!!str` belong.
 const STANDARD_TAGS: &str = "tag:yaml.org,2002:";
+
+/// Most text that anchors and aliases may copy, in bytes: as much as the largest file has that is read.
+const MAX_COPIED_LEN: usize = 32 << 20;
 
 /// A place in a text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,8 +141,8 @@ struct Builder {
     open: Vec<Open>,
     /// Nodes that have a name.
     anchors: BTreeMap<usize, Node>,
-    /// Nodes that have been copied for them.
-    copies: usize,
+    /// What has been copied for them.
+    copies: Size,
     /// Where a document began behind the first.
     second: Option<Mark>,
 }
@@ -180,8 +183,10 @@ impl Builder {
                 let Some(node) = self.anchors.get(&anchor) else {
                     return Err(SyntaxError::new(mark, "the alias is a part of what it stands for"));
                 };
-                self.copies += count(node);
-                let node = Node { mark, ..node.clone() };
+                // First, as a copy may be too large already.
+                self.copies.add(node);
+                self.copies.check(self.max_copies, mark)?;
+                let node = Node { mark, ..self.anchors[&anchor].clone() };
                 self.add(node, 0);
             }
             Event::DocumentStart(..) if self.root.is_some() => self.second = self.second.or(Some(mark)),
@@ -190,10 +195,7 @@ impl Builder {
             Event::Anchor(..) | Event::UnresolvedAlias(..) | Event::Comment(..) => {}
             _ => {}
         }
-        if self.copies > self.max_copies {
-            return Err(SyntaxError::new(mark, "the aliases stand for too much"));
-        }
-        Ok(())
+        self.copies.check(self.max_copies, mark)
     }
 
     /// Makes sure that what comes is of the first document.
@@ -211,7 +213,7 @@ impl Builder {
     /// Adds a node that is whole to what it belongs to.
     fn add(&mut self, node: Node, anchor: usize) {
         if anchor != 0 {
-            self.copies += count(&node);
+            self.copies.add(&node);
             self.anchors.insert(anchor, node.clone());
         }
         match self.open.last_mut() {
@@ -238,10 +240,30 @@ fn written_tag(tag: Option<&Tag>, span: &Span) -> Result<Option<String>, SyntaxE
     Ok(Some(written))
 }
 
-fn count(node: &Node) -> usize {
-    match &node.content {
-        Content::Bare(_) | Content::Text(_) => 1,
-        Content::Sequence(items) => 1 + items.iter().map(count).sum::<usize>(),
-        Content::Mapping(entries) => 1 + entries.iter().map(|(key, value)| count(key) + count(value)).sum::<usize>(),
+/// How much there is: nodes, and text in them.
+#[derive(Default)]
+struct Size {
+    nodes: usize,
+    len: usize,
+}
+
+impl Size {
+    fn add(&mut self, node: &Node) {
+        self.nodes += 1;
+        match &node.content {
+            Content::Bare(text) | Content::Text(text) => self.len += text.len(),
+            Content::Sequence(items) => items.iter().for_each(|item| self.add(item)),
+            Content::Mapping(entries) => entries.iter().for_each(|(key, value)| {
+                self.add(key);
+                self.add(value);
+            }),
+        }
+    }
+
+    fn check(&self, max_nodes: usize, mark: Mark) -> Result<(), SyntaxError> {
+        if self.nodes > max_nodes || self.len > MAX_COPIED_LEN {
+            return Err(SyntaxError::new(mark, "the aliases stand for too much"));
+        }
+        Ok(())
     }
 }

@@ -24,6 +24,10 @@ const AWKWARD: [&str; 16] = [
     ".inf",
 ];
 
+fn emit(root: &Node) -> String {
+    super::emit(root).unwrap()
+}
+
 fn again(text: &str) -> String {
     emit(&parse(text).unwrap())
 }
@@ -176,6 +180,30 @@ fn refuses_what_it_cannot_keep() {
 }
 
 #[test]
+fn what_readers_do_not_agree_about_is_named_where_it_is() {
+    for (text, line, column) in [
+        ("a: 1\nb:\n- c: d\n- {?e: f}\n", 4, 4),
+        ("a: 1\nb:\n  c:\n  - &d0: e\n", 4, 10),
+        ("a: 1\nb:\n  c: !x\n    d: [e, {f: [{?g: h}]}]\n", 4, 18),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert_eq!((error.mark, error.message.as_str()), (Mark { line, column }, READ_OTHERWISE), "{text}");
+    }
+}
+
+#[test]
+fn what_would_be_written_too_large_to_be_read_is_refused() {
+    // Each item is on a line of its own, which is indented.
+    let deep = format!("{}[{}]{}", "{a: ".repeat(200), "b,".repeat(200_000), "}".repeat(200));
+    let error = parse(&deep).unwrap_err().to_string();
+    assert!(error.contains("larger than any kubeconfig"), "{error}");
+    // Few nodes, and much text.
+    let long = format!("a: &x {}\nb: [{}]\n", "y".repeat(1 << 20), vec!["*x"; 10_000].join(","));
+    let error = parse(&long).unwrap_err();
+    assert!(error.message.contains("too much") && error.mark.line == 2, "{error}");
+}
+
+#[test]
 fn refuses_bombs() {
     let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..12 {
@@ -211,13 +239,13 @@ fn trees() -> impl Strategy<Value = Node> {
 }
 
 /// What YAML 1.2 makes of a tree.
-fn value(node: &Node) -> serde_yaml::Value {
+fn value(node: &Node) -> Value {
     match &node.content {
         Content::Bare(text) => serde_yaml::from_str(text).unwrap(),
         Content::Text(text) => text.as_str().into(),
-        Content::Sequence(items) => serde_yaml::Value::Sequence(items.iter().map(value).collect()),
+        Content::Sequence(items) => Value::Sequence(items.iter().map(value).collect()),
         Content::Mapping(entries) => {
-            serde_yaml::Value::Mapping(entries.iter().map(|(key, item)| (value(key), value(item))).collect())
+            Value::Mapping(entries.iter().map(|(key, item)| (value(key), value(item))).collect())
         }
     }
 }
@@ -227,7 +255,7 @@ proptest! {
     fn round_trip(root in trees()) {
         let text = emit(&root);
         prop_assert_eq!(&parse(&text).unwrap(), &root, "{}", text);
-        prop_assert_eq!(serde_yaml::from_str::<serde_yaml::Value>(&text).unwrap(), value(&root));
+        prop_assert_eq!(serde_yaml::from_str::<Value>(&text).unwrap(), value(&root));
     }
 
     #[test]
