@@ -84,8 +84,8 @@ impl Shell {
     /// # Errors
     /// [`Kind::Usage`] for one whose language is not known.
     pub fn detect(environment: &Environment) -> Result<Self, CommandError> {
-        let name = environment.get("SHELL").and_then(|path| Path::new(path).file_stem()?.to_str());
-        match name {
+        let name = environment.get("SHELL").and_then(|path| Path::new(path).file_name()?.to_str());
+        match name.map(without_version) {
             Some("zsh") => Ok(Self::Zsh),
             Some("fish") => Ok(Self::Fish),
             Some("csh" | "tcsh") => Ok(Self::Csh),
@@ -123,6 +123,16 @@ impl Shell {
     }
 }
 
+/// Takes the version from the name of a shell's file, such as `bash-5.2`, and an extension.
+fn without_version(name: &str) -> &str {
+    let name = name.strip_suffix(".exe").unwrap_or(name);
+    let is_version = |rest: &str| rest.starts_with(|first: char| first.is_ascii_digit());
+    match name.split_once('-') {
+        Some((shell, rest)) if is_version(rest) => shell,
+        _ => name,
+    }
+}
+
 /// The variables that are set.
 fn variables(kubeconfig: &Path, environment: &Environment) -> Result<Vec<(&'static str, String)>, CommandError> {
     // An argument or a variable cannot hold a zero, so no path that gets here has one.
@@ -145,7 +155,9 @@ pub(super) fn no_proxy(environment: &Environment) -> Vec<(&'static str, String)>
     let either = old[0].or(old[1]).unwrap_or_default();
     let new = |name, old: Option<&str>| {
         let hosts = old.unwrap_or(either).trim_end_matches([',', ' ']);
-        let has_it = old.is_some() && hosts.split(',').any(|host| ["*", LOCAL].contains(&host.trim()));
+        let has = |wanted| hosts.split(',').any(|host| host.trim() == wanted);
+        // Besides others the star is the name of a host to some clients.
+        let has_it = has("*") || (old.is_some() && has(LOCAL));
         let separator = if hosts.is_empty() { "" } else { "," };
         (!has_it).then(|| (name, format!("{hosts}{separator}{LOCAL}")))
     };
@@ -300,18 +312,24 @@ mod tests {
     #[test]
     fn every_shell_reads_what_was_meant() {
         let awkward = "/tmp/it's a \"$HOME\" `id` \\n \\' ‘x’ !1 *;\n#";
-        // Whatever of these is installed; sh always is, and in the gate all are.
+        // Whatever of these is installed; sh always is, and in the gate all but PowerShell.
         #[expect(clippy::disallowed_methods, reason = "the gate asks for them by a variable")]
         let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_SHELLS").is_some();
-        let shells = [("sh", Shell::Bash), ("zsh", Shell::Zsh), ("fish", Shell::Fish), ("tcsh", Shell::Csh)];
-        for (program, shell) in shells {
+        for (program, shell) in [
+            ("sh", Shell::Bash),
+            ("bash", Shell::Bash),
+            ("zsh", Shell::Zsh),
+            ("fish", Shell::Fish),
+            ("tcsh", Shell::Csh),
+            ("pwsh", Shell::Powershell),
+        ] {
             let script = format!("{}printenv A", shell.export("A", awkward));
             match Command::new(program).arg("-c").arg(script).output() {
                 Ok(output) => {
                     assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{awkward}\n"), "{program}")
                 }
                 Err(error) => {
-                    assert!(program != "sh" && !required, "{program}: {error}");
+                    assert!(program != "sh" && (!required || program == "pwsh"), "{program}: {error}");
                     let mut stderr = io::stderr();
                     let _written = writeln!(stderr, "SKIPPED: {program} is not there to read what is meant for it");
                 }
@@ -329,6 +347,8 @@ mod tests {
         assert_eq!(added(&[("HTTPS_PROXY", "http://p:1"), ("NO_PROXY", "a,.b,")]), both("a,.b,127.0.0.1"));
         let other = added(&[("ALL_PROXY", "http://p:1"), ("NO_PROXY", "*"), ("no_proxy", "a")]);
         assert_eq!(other, [("no_proxy", "a,127.0.0.1".to_owned())]);
+        assert_eq!(added(&[("HTTPS_PROXY", "http://p:1"), ("NO_PROXY", "*")]), []);
+        assert_eq!(added(&[("HTTPS_PROXY", "http://p:1"), ("no_proxy", " * ")]), []);
         let all = [("HTTP_PROXY", "http://p:1"), ("NO_PROXY", "a, 127.0.0.1"), ("no_proxy", "127.0.0.1")];
         assert_eq!(added(&all), []);
         let environment = Environment::default().with([("HTTPS_PROXY", "http://p:1")]);
@@ -343,6 +363,10 @@ mod tests {
         assert_eq!(detect("/opt/fish"), Shell::Fish);
         assert_eq!(detect("/usr/bin/pwsh"), Shell::Powershell);
         assert_eq!(detect("/bin/dash"), Shell::Bash);
+        assert_eq!(detect("/opt/bin/bash-5.2"), Shell::Bash);
+        assert_eq!(detect("/opt/bin/zsh-5.9"), Shell::Zsh);
+        assert_eq!(detect("/usr/bin/ksh93"), Shell::Bash);
+        assert_eq!(detect("/c/pwsh.exe"), Shell::Powershell);
         assert_eq!(detect(""), Shell::Bash);
         assert_eq!(detect("/bin/tcsh"), Shell::Csh);
         assert_eq!(Shell::of_file(Path::new("a/env.fish")), Shell::Fish);
@@ -353,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_shell_whose_language_is_not_known_is_an_error_that_names_the_option() {
-        for path in ["/usr/bin/nu", "/opt/elvish", "/usr/bin/xonsh"] {
+        for path in ["/usr/bin/nu", "/opt/elvish", "/usr/bin/xonsh", "/opt/not-bash", "/opt/bash-it"] {
             let error = Shell::detect(&Environment::default().with([("SHELL", path)])).unwrap_err();
             assert_eq!(error.kind, Kind::Usage);
             assert!(error.next_steps()[0].contains("`--shell bash`"), "{:?}", error.next_steps());
