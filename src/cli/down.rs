@@ -99,7 +99,7 @@ async fn stop(mut client: Client, settings: &Settings, printer: &Printer) -> Res
 async fn clean_up(settings: &Settings, access: Vec<Access>, printer: &Printer) -> Result<(), CommandError> {
     let mut kubeconfigs = vec![settings.kubeconfig.clone()];
     if control::open(&settings.control_dir, Missing::Fail)?.is_some() {
-        kubeconfigs.push(settings.own_kubeconfig());
+        kubeconfigs.extend(Some(settings.own_kubeconfig()).filter(|own| *own != settings.kubeconfig));
         // As long as it is held, no manager starts.
         let lock = control::Server::bind(&settings.control_dir)?;
         let journal = Journal::open(lock.folder());
@@ -195,4 +195,23 @@ fn not_ended(sessions: usize, error: AwsError) -> CommandError {
     CommandError::new(Kind::Credentials, message)
         .with_source(error)
         .hint("sessions end by themselves when they have been idle, or with the next `autoheal-pa up`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output::Captured;
+
+    #[tokio::test]
+    async fn a_kubeconfig_in_the_managers_directory_is_looked_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let environment = Environment::read().with([("XDG_RUNTIME_DIR", dir.path().to_str().unwrap())]);
+        let mut settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
+        control::open(&settings.control_dir, Missing::Make).unwrap();
+        settings.kubeconfig = settings.own_kubeconfig();
+        std::fs::write(&settings.kubeconfig, "kind: Config\nusers: [\n").unwrap();
+        let (printer, _, err) = Captured::printer();
+        clean_up(&settings, Vec::new(), &printer).await.unwrap();
+        assert_eq!(err.text().matches("cannot understand the kubeconfig").count(), 1, "{}", err.text());
+    }
 }
