@@ -8,7 +8,7 @@ mod fixes;
 mod plugin;
 mod words;
 
-use std::{collections::BTreeMap, pin::pin, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, path::Path, pin::pin, process::ExitCode, time::Duration};
 
 use clap::Args;
 use serde::Serialize;
@@ -65,7 +65,7 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
                 let mut sheet = Sheet::new(args.json, printer);
                 ask(client, args.cluster, &mut signals, &mut sheet).await?;
                 if let Some(kubeconfig) = env::of_manager(&control_dir).await {
-                    plugin::check(&kubeconfig, &name).await.into_iter().for_each(|entry| sheet.add(entry));
+                    try_plugins(&kubeconfig, &name, &mut signals, &mut sheet).await?;
                 }
                 return sheet.finish();
             }
@@ -87,8 +87,23 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
         };
         examine(&subject, &mut sheet, &mut signals).await?;
     }
-    plugin::check(&kubeconfig, &name).await.into_iter().for_each(|entry| sheet.add(entry));
+    try_plugins(&kubeconfig, &name, &mut signals, &mut sheet).await?;
     sheet.finish()
+}
+
+async fn try_plugins(
+    kubeconfig: &Path,
+    manager: &str,
+    signals: &mut Signals,
+    sheet: &mut Sheet<'_>,
+) -> Result<(), Signal> {
+    let entries = tokio::select! {
+        biased;
+        signal = signals.next() => return Err(signal),
+        entries = plugin::check(kubeconfig, manager) => entries,
+    };
+    entries.into_iter().for_each(|entry| sheet.add(entry));
+    Ok(())
 }
 
 /// Has the running manager examine its own ways in, with its credentials and through its ports.

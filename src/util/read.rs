@@ -1,8 +1,11 @@
-//! Files that others have written: regular ones, and no more of them than fits what they are.
+//! Files that others have written: regular ones, and no more of them than fits what they are. And what programs say.
 
 use std::{fs::File, io::Read, path::Path};
 
 use rustix::fs::{self, FileType, Mode, OFlags, Stat};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::secret::Secret;
 
 /// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +22,15 @@ pub enum ReadError {
     /// The system refuses.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+}
+
+/// Reads what a program writes, up to a limit; then the pipe is closed, which ends a program that goes on.
+pub(crate) async fn read_pipe(pipe: Option<impl AsyncRead + Unpin>, max_len: u64) -> Secret<Vec<u8>> {
+    let mut bytes = Secret::new(Vec::new());
+    if let Some(pipe) = pipe {
+        let _until_it_broke = pipe.take(max_len).read_to_end(bytes.expose_mut()).await;
+    }
+    bytes
 }
 
 /// Finds out whether there is a file that could be read to its end.

@@ -8,7 +8,7 @@ use std::{
 
 /// What each module of the crate may use of the others. A module that is not listed may use all.
 const MAY_USE: &[(&str, &[&str])] = &[
-    ("util", &["util", "random"]),
+    ("util", &["util", "random", "secret"]),
     ("fault", &["fault"]),
     (
         "route",

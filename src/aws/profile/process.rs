@@ -10,13 +10,10 @@ use aws_credential_types::{Credentials, credential_feature::AwsCredentialFeature
 use aws_smithy_types::date_time::{DateTime, Format};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    process::Command,
-};
+use tokio::process::Command;
 
 use super::fault::ProfileFault;
-use crate::{secret::Secret, util::peer_text::PeerText};
+use crate::util::{peer_text::PeerText, read::read_pipe};
 
 /// Most that is read of what the program writes, in bytes.
 const MAX_OUTPUT_LEN: u64 = 256 << 10;
@@ -58,7 +55,7 @@ pub(super) async fn run(command: &str) -> Result<Credentials, ProfileFault> {
     let mut child = process.spawn().map_err(|error| failed(format!("cannot be started: {error}")))?;
     let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     let mut group = Group(pid.filter(|_| !on_terminal));
-    let (out, err) = (read(child.stdout.take()), read(child.stderr.take()));
+    let (out, err) = (read_pipe(child.stdout.take(), MAX_OUTPUT_LEN), read_pipe(child.stderr.take(), MAX_OUTPUT_LEN));
     let (out, err, status) = tokio::join!(out, err, child.wait());
     // What it has left running on purpose, such as an agent that keeps keys, may stay.
     group.0 = None;
@@ -69,14 +66,6 @@ pub(super) async fn run(command: &str) -> Result<Credentials, ProfileFault> {
         return Err(failed(format!("ended with {status}{said}")));
     }
     credentials(out.expose()).map_err(|what| failed(what.to_owned()))
-}
-
-async fn read(pipe: Option<impl AsyncRead + Unpin>) -> Secret<Vec<u8>> {
-    let mut bytes = Secret::new(Vec::new());
-    if let Some(pipe) = pipe {
-        let _until_it_broke = pipe.take(MAX_OUTPUT_LEN).read_to_end(bytes.expose_mut()).await;
-    }
-    bytes
 }
 
 fn credentials(output: &[u8]) -> Result<Credentials, &'static str> {

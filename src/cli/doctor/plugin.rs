@@ -8,22 +8,32 @@ use tokio::{process::Command, task::spawn_blocking, time::timeout};
 use crate::{
     clock::Clock,
     doctor::{Entry, Status},
-    kubeconfig::{self, Exec},
+    kubeconfig::{self, Exec, KubeconfigError},
     util::{
         peer_text::{PeerText, with_causes},
         quote::{Word, command},
+        read::read_pipe,
     },
 };
 
 /// Time for a token. The plugin itself waits for the manager and for AWS.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// Most that is read of what a plugin prints, in bytes: many times a credential.
+const MAX_OUTPUT_LEN: u64 = 256 << 10;
+
 /// Runs what the contexts of a manager in a kubeconfig have kubectl run, each program once. Without any, or without
 /// the file, there is nothing to say.
+///
+/// # Cancel safety
+/// When it is dropped the program that runs is ended.
 pub(super) async fn check(kubeconfig: &Path, manager: &str) -> Vec<Entry> {
     let (path, manager) = (kubeconfig.to_owned(), manager.to_owned());
-    let Ok(Ok(plugins)) = spawn_blocking(move || kubeconfig::plugins_of(&path, &manager)).await else {
-        return Vec::new();
+    let plugins = match spawn_blocking(move || kubeconfig::plugins_of(&path, &manager)).await {
+        Ok(Ok(plugins)) => plugins,
+        Ok(Err(error)) => return vec![unreadable(kubeconfig, &error)],
+        // It does not panic, and is not cancelled.
+        Err(_) => return Vec::new(),
     };
     let mut entries = Vec::new();
     for plugin in plugins {
@@ -39,18 +49,37 @@ pub(super) async fn check(kubeconfig: &Path, manager: &str) -> Vec<Entry> {
 async fn run(plugin: &Exec) -> Result<(), String> {
     let mut command = Command::new(&plugin.command);
     command.args(&plugin.args).envs(plugin.env.iter().map(|(name, value)| (name, value)));
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let output = match timeout(LIMIT, command.output()).await {
-        Ok(Ok(output)) => output,
-        Ok(Err(error)) => return Err(with_causes("it cannot be run".to_owned(), &error)),
-        Err(_) => return Err(format!("it has not answered within {} s", LIMIT.as_secs())),
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let failed = |error| with_causes("it cannot be run".to_owned(), &error);
+    let mut child = command.spawn().map_err(failed)?;
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let ended = async { tokio::join!(read_pipe(out, MAX_OUTPUT_LEN), read_pipe(err, MAX_OUTPUT_LEN), child.wait()) };
+    let Ok((out, err, status)) = timeout(LIMIT, ended).await else {
+        return Err(format!("it has not answered within {} s", LIMIT.as_secs()));
     };
-    if !output.status.success() {
-        return Err(format!("{}: {}", output.status, PeerText::from_bytes(&output.stderr)));
+    let status = status.map_err(failed)?;
+    if !status.success() {
+        return Err(format!("{status}: {}", PeerText::from_bytes(err.expose())));
     }
-    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let answer: Value = serde_json::from_slice(out.expose()).unwrap_or_default();
     let has_token = answer["kind"] == "ExecCredential" && answer["status"]["token"].is_string();
     if has_token { Ok(()) } else { Err("what it prints is no credential".to_owned()) }
+}
+
+fn unreadable(kubeconfig: &Path, error: &KubeconfigError) -> Entry {
+    Entry {
+        id: "plugin".to_owned(),
+        title: "kubectl's plugin".to_owned(),
+        status: Status::Failed,
+        region: None,
+        cluster: None,
+        target: None,
+        tried: format!("to read `{}`", kubeconfig.display()),
+        answer: Some(with_causes(String::new(), error)),
+        meaning: Some("the contexts in it cannot be used, and `up` will write none into it".to_owned()),
+        fixes: vec!["mend the file or move it away, or give another with `--kubeconfig`".to_owned()],
+        duration_ms: 0,
+    }
 }
 
 fn entry(kubeconfig: &Path, plugin: &Exec, outcome: Result<(), String>, took: Duration) -> Entry {
@@ -135,5 +164,13 @@ mod tests {
         let refused = examine(Some("printf 'error: no \\033[1mcredentials\\n' >&2; exit 3")).await;
         assert_eq!(refused.answer.as_deref(), Some("exit status: 3: error: no [1mcredentials"));
         assert_eq!(examine(Some("echo hello")).await.answer.as_deref(), Some("what it prints is no credential"));
+        // One that never stops to print is not waited for.
+        let endless = examine(Some("exec cat /dev/zero")).await;
+        assert!(endless.answer.as_deref().unwrap().starts_with("signal: 13"), "{endless:?}");
+        fs::write(&path, "kind: Config\nusers: [\n").unwrap();
+        let unreadable = check(&path, "default").await.swap_remove(0);
+        assert_eq!(unreadable.status, Status::Failed);
+        assert_eq!(unreadable.tried, format!("to read `{}`", path.display()));
+        assert!(unreadable.answer.as_deref().unwrap().contains("line 2, column 8"), "{unreadable:?}");
     }
 }
