@@ -19,7 +19,7 @@ use aws_smithy_types::{DateTime, date_time::Format};
 
 use crate::{
     clock::{Clock, was_set},
-    route::ssm::proto::Now,
+    util::time::Now,
 };
 
 /// From how much on an offset is used and said, in milliseconds. AWS refuses signatures that are five minutes off.
