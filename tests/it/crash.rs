@@ -99,7 +99,7 @@ async fn orphans_of_another_region_and_of_another_identity() {
     let orphan = live(&lab).pop_first().expect("one is live");
     let role = lab.emulator.role_arn().replace("AutohealReadOnlyRole", "AutohealAdminRole");
     let mut up = lab.up(&["--role-arn", &role]).await;
-    let hint = format!("\nhint: `aws ssm terminate-session --session-id {orphan} --region eu-west-1`, as the identity");
+    let hint = format!("\nhint: `aws ssm terminate-session --session-id={orphan} --region eu-west-1`, as the identity");
     assert!(up.says(&hint).await, "{}", up.stderr_so_far());
     assert!(up.stderr_so_far().contains(&format!("cannot end the session `{orphan}`")), "{}", up.stderr_so_far());
     assert_eq!(up.stop().await.code(), Some(0));
