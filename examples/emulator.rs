@@ -45,8 +45,8 @@ struct Args {
 
 fn faults() -> String {
     let mut text = "Faults:\n".to_owned();
-    for (form, meaning) in FAULTS {
-        text.push_str(&format!("  {form:<26} {meaning}\n"));
+    for row in FAULTS {
+        text.push_str(&format!("  {:<26} {}\n", row.form, row.help));
     }
     text
 }

@@ -1,9 +1,11 @@
-//! Runs every fault of the matrix and prints the page of what came of it; `--write` writes it to `tests/faults.md`.
+//! Runs every fault of the matrix and prints the page of what came of it; `--write` writes it to `tests/faults.md`, and the
+//! names of the tests to `tests/it/matrix/rows.rs`. Of a page with some faults only, just these are written.
 //! The last few concern the program itself, which has to be there, built in the same profile.
 //!
 //! ```text
 //! cargo build --release && cargo run --release --example faults -- --write
 //! cargo run --release --example faults -- --seeds 3 silence half-open
+//! cargo run --release --example faults -- --write silence
 //! ```
 
 #[expect(dead_code, reason = "the soak and the tests use the rest")]
@@ -22,7 +24,7 @@ use clap::Parser;
 
 use self::lab::{
     line::{self, Cell},
-    matrix::{ROWS, Row, Run},
+    matrix::{self, Row, Run},
     page::{self, Runs},
     process::{PROCESS_ROWS, ProcessRow, ProcessRun},
 };
@@ -34,8 +36,8 @@ struct Args {
     /// How often each fault is run, with seeds from 1 on
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
-    /// Write the page to tests/faults.md
-    #[arg(long, conflicts_with = "names")]
+    /// Write the page to tests/faults.md, or into it what was run
+    #[arg(long)]
     write: bool,
     /// Faults to run; all if none is named
     names: Vec<String>,
@@ -43,13 +45,14 @@ struct Args {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let names = || ROWS.iter().map(|row| row.name).chain(PROCESS_ROWS.iter().map(|row| row.name));
+    let all = matrix::rows();
+    let names = || all.iter().map(|row| row.name).chain(PROCESS_ROWS.iter().map(|row| row.name));
     if let Some(name) = args.names.iter().find(|name| names().all(|known| known != **name)) {
         let known: Vec<_> = names().collect();
         return Err(format!("there is no fault `{name}`; known are {}", known.join(", ")).into());
     }
     let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|wanted| wanted == name);
-    let rows: Vec<Row> = ROWS.iter().filter(|row| wanted(row.name)).copied().collect();
+    let rows: Vec<Row> = all.iter().filter(|row| wanted(row.name)).copied().collect();
     let process_rows: Vec<ProcessRow> = PROCESS_ROWS.iter().filter(|row| wanted(row.name)).copied().collect();
     let program = if process_rows.is_empty() { PathBuf::new() } else { program()? };
     let (mut texts, mut quick_texts) = (Vec::new(), Vec::new());
@@ -90,9 +93,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     if !wrong.is_empty() {
         return Err(format!("{} runs were not as expected", wrong.len()).into());
     }
-    let page = page::page(args.seeds, &texts, &quick_texts, &line_rows, &process_texts, checked);
+    let page = if args.write && !args.names.is_empty() {
+        page::with_rows(&std::fs::read_to_string(page::PATH)?, &all, &[texts, quick_texts].concat())
+    } else {
+        page::page(args.seeds, &texts, &quick_texts, &line_rows, &process_texts, checked)
+    };
     if args.write {
         std::fs::write(page::PATH, page)?;
+        std::fs::write(page::TESTS_PATH, page::tests(&all))?;
     } else {
         std::io::stdout().write_all(page.as_bytes())?;
     }

@@ -21,6 +21,7 @@ mod clock;
 mod config;
 mod credentials;
 mod eks;
+mod faults;
 mod gateway;
 mod http;
 mod inject;
@@ -58,13 +59,13 @@ pub use self::{
     api::ApiError,
     config::{AbsentClient, AgentConfig, AgentStart, BastionConfig, ClusterConfig, Config, Identity, StreamScheme},
     credentials::{OIDC_AUDIENCE, OIDC_ISSUER, OidcClaims},
+    faults::{FAULTS, Fault, FaultError, Matrix, Row, Trial},
     journal::Event,
     kube::ApiServer,
     line::bare_line,
     place::{MemoryListener, MemoryPlace, Place, Wire},
     script::{
-        AgentQuirks, Command, Destination, DialFailure, ExtraAction, FAULTS, Failure, Fault, FaultError, Line, Link,
-        Resume, Settings, Upgrade,
+        AgentQuirks, Command, Destination, DialFailure, ExtraAction, Failure, Line, Link, Resume, Settings, Upgrade,
     },
     session::{SessionInfo, SessionState},
 };

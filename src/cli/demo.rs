@@ -56,7 +56,7 @@ pub struct DemoArgs {
 }
 
 fn fault_help() -> String {
-    let faults = FAULTS.iter().map(|(form, meaning)| format!("  {form:<26} {meaning}\n"));
+    let faults = FAULTS.iter().map(|row| format!("  {:<26} {}\n", row.form, row.help));
     std::iter::once("What goes wrong in the emulated AWS; repeat it for more:\n\n".to_owned()).chain(faults).collect()
 }
 

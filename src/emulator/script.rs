@@ -1,7 +1,7 @@
-//! Faults: what is wrong with the emulated AWS, and when.
+//! What is wrong with the emulated AWS, and when.
 //!
 //! [`Settings`] are in force until they are changed; a [`Command`] happens once, to the sessions that
-//! are live; a [`Fault`] is either of them in a form that can be written on a command line.
+//! are live. The module `faults` has those of them that have names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -77,6 +77,11 @@ pub struct Settings {
     /// Most messages a second that a client may send, acknowledgements included, for 2 s in a row;
     /// above it the service pauses and then closes the channel. `None`: no limit.
     pub max_message_rate: Option<u32>,
+}
+
+impl Settings {
+    /// Stands for all destinations, or hosts, that have no entry of their own.
+    pub const ALL: &str = "*";
 }
 
 /// How calls fail.
@@ -314,279 +319,8 @@ pub enum Command {
     Inject(Vec<u8>),
 }
 
-/// A fault in the form of a command line: a name, and for most of them a value after `=`.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Fault {
-    /// `drop-websocket=30s`: cuts every client's TCP connection, again and again.
-    DropWebSocket(Duration),
-    /// `close-websocket=30s`: closes every WebSocket of this age with 1000 `Bye`.
-    CloseWebSocket(Duration),
-    /// `silence=30s`: goes silent on every WebSocket, again and again.
-    Silence(Duration),
-    /// `silence-upstream=30s`: loses what clients send from now on, again and again.
-    SilenceUpstream(Duration),
-    /// `silence-downstream=30s`: loses what is sent to clients from now on, again and again.
-    SilenceDownstream(Duration),
-    /// `half-open=30s`: forgets every WebSocket without a word to the client, again and again.
-    HalfOpen(Duration),
-    /// `pause=30s`: sends a burst of `pause_publication` and a later start, again and again.
-    Pause(Duration),
-    /// `end-session=60s`: ends every session, again and again.
-    EndSession(Duration),
-    /// `kill-agent=60s`: the agents of all sessions die silently, again and again.
-    KillAgent(Duration),
-    /// `bastion-offline=30s`: the bastions go offline for so long, once.
-    BastionOffline(Duration),
-    /// `restart-destinations=10s`: every destination closes its connections and refuses others for so long, once.
-    RestartDestinations(Duration),
-    /// `delay=50ms`: delays every message, each way.
-    Delay(Duration),
-    /// `loss=1%`: loses messages, each way.
-    Loss(f64),
-    /// `duplicate=1%`: repeats messages, each way.
-    Duplicate(f64),
-    /// `reorder=1%`: changes the order of messages, each way.
-    Reorder(f64),
-    /// `line=125kB/s,1MB`: carries WebSockets over a line of this rate with such a buffer before it, each way.
-    Line(Line),
-    /// `line-up=125kB/s,1MB`: the same from client to gateway only.
-    LineUp(Line),
-    /// `line-down=125kB/s,1MB`: the same from gateway to client only.
-    LineDown(Line),
-    /// `refuse-resume`: no session can be resumed.
-    RefuseResume,
-    /// `throttle-resume=3`: throttles so many calls of `ResumeSession`.
-    ThrottleResume(u32),
-    /// `fail-start=3`: fails so many calls of `StartSession`.
-    FailStart(u32),
-    /// `reject-token=1`: does not take so many tokens.
-    RejectToken(u32),
-    /// `refuse-signed-upgrade`: answers 403 to signed upgrades.
-    RefuseSignedUpgrade,
-    /// `standard-tier`: refuses sessions on managed nodes, `mi-…`.
-    StandardTier,
-    /// `deny=ssm:ResumeSession`: denies an IAM action.
-    Deny(String),
-    /// `deny-document=NAME`: denies `StartSession` on a session document.
-    DenyDocument(String),
-    /// `silent-handshake`: agents of new sessions never begin the handshake.
-    SilentHandshake,
-    /// `slow-agent=35s`: agents of new sessions begin the handshake so much later.
-    SlowAgent(Duration),
-    /// `agent-version=3.0.222.0`: agents report this version.
-    AgentVersion(String),
-    /// `unresolvable`: no destination's name is known where the agent is.
-    Unresolvable,
-    /// `no-access-entry`: API servers answer 401 to every token.
-    NoAccessEntry,
-    /// `no-view-policy`: API servers answer 403 to whoever wants to see anything.
-    NoViewPolicy,
-    /// `refuse-destination`: every destination refuses connections.
-    RefuseDestination,
-    /// `black-hole`: no destination answers.
-    BlackHole,
-    /// `text-frames`: sends messages in text frames.
-    TextFrames,
-    /// `fragment=100`: cuts WebSocket messages into frames of so many bytes.
-    Fragment(usize),
-    /// `wrong-digest=3`: so many messages have a wrong digest.
-    WrongDigest(u32),
-    /// `wrong-certificate`: API servers show a certificate of another authority.
-    WrongCertificate,
-    /// `foreign-stream-url=example.com`: stream URLs name this host.
-    ForeignStreamUrl(String),
-    /// `clock-skew=10m`: the emulator's clock is ahead.
-    ClockSkew(Duration),
-}
-
-/// Form and meaning of each [`Fault`].
-pub const FAULTS: &[(&str, &str)] = &[
-    ("drop-websocket=30s", "cut every WebSocket's connection, again and again"),
-    ("close-websocket=30s", "close every WebSocket of this age, as the service does after 60 minutes"),
-    ("silence=30s", "go silent on every WebSocket, again and again"),
-    ("silence-upstream=30s", "lose all that clients send on their WebSockets, again and again"),
-    ("silence-downstream=30s", "lose all that is sent to clients on their WebSockets, again and again"),
-    ("half-open=30s", "forget every WebSocket without telling the client, again and again"),
-    ("pause=30s", "send a burst of pause_publication and then a start, again and again"),
-    ("end-session=60s", "end every session, again and again"),
-    ("kill-agent=60s", "let every agent die silently, again and again"),
-    ("bastion-offline=30s", "take the bastions offline for so long, once"),
-    ("restart-destinations=10s", "let destinations close all connections and refuse others for so long, once"),
-    ("delay=50ms", "delay every message, each way"),
-    ("loss=1%", "lose messages, each way"),
-    ("duplicate=1%", "repeat messages, each way"),
-    ("reorder=1%", "change the order of messages, each way"),
-    ("line=125kB/s,1MB", "carry WebSockets over a line of this rate and buffer, each way; a third value is its delay"),
-    ("line-up=125kB/s,1MB", "the same from client to gateway only"),
-    ("line-down=125kB/s,1MB", "the same from gateway to client only"),
-    ("refuse-resume", "refuse every ResumeSession"),
-    ("throttle-resume=3", "throttle so many ResumeSession calls"),
-    ("fail-start=3", "fail so many StartSession calls"),
-    ("reject-token=1", "do not take so many session tokens"),
-    ("refuse-signed-upgrade", "answer 403 to signed WebSocket upgrades, and take unsigned ones"),
-    ("standard-tier", "refuse sessions on managed nodes, as without the advanced-instances tier"),
-    ("deny=ssm:ResumeSession", "deny an IAM action"),
-    ("deny-document=NAME", "deny StartSession on a session document"),
-    ("silent-handshake", "let agents of new sessions never begin the handshake"),
-    ("slow-agent=35s", "let agents of new sessions begin the handshake so much later"),
-    ("agent-version=3.0.222.0", "let agents report another version"),
-    ("unresolvable", "let no destination's name be known where the agent is"),
-    ("no-access-entry", "let API servers answer 401 to every token"),
-    ("no-view-policy", "let API servers answer 403 to whoever wants to see anything"),
-    ("refuse-destination", "let every destination refuse connections"),
-    ("black-hole", "let no destination answer"),
-    ("text-frames", "send messages in text frames"),
-    ("fragment=100", "cut WebSocket messages into frames of so many bytes"),
-    ("wrong-digest=3", "send so many messages with a wrong digest"),
-    ("wrong-certificate", "let API servers show a certificate of another authority"),
-    ("foreign-stream-url=HOST", "name another host in stream URLs"),
-    ("clock-skew=10m", "set the emulator's clock ahead"),
-];
-
-/// A fault that cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FaultError {
-    /// There is no fault of this name.
-    #[error("there is no fault `{name}`; known are {}", FAULTS.iter().map(|(form, _)| *form).collect::<Vec<_>>().join(", "))]
-    Unknown {
-        /// The name that was given.
-        name: String,
-    },
-    /// The value is missing, superfluous or of another form.
-    #[error("fault `{text}` does not have the form `{form}`")]
-    Value {
-        /// What was given.
-        text: String,
-        /// An example of what is right.
-        form: &'static str,
-    },
-}
-
-impl FromStr for Fault {
-    type Err = FaultError;
-
-    fn from_str(text: &str) -> Result<Self, FaultError> {
-        let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
-        let name_of = |form: &'static str| form.split('=').next().unwrap_or(form);
-        let Some((form, _)) = FAULTS.iter().find(|(form, _)| name_of(form) == name) else {
-            return Err(FaultError::Unknown { name: name.to_owned() });
-        };
-        let fault = match value {
-            None => Self::without_value(name),
-            Some(value) => Self::with_value(name, value),
-        };
-        fault.ok_or_else(|| FaultError::Value { text: text.to_owned(), form })
-    }
-}
-
-impl Fault {
-    fn without_value(name: &str) -> Option<Self> {
-        Some(match name {
-            "refuse-resume" => Self::RefuseResume,
-            "refuse-signed-upgrade" => Self::RefuseSignedUpgrade,
-            "standard-tier" => Self::StandardTier,
-            "silent-handshake" => Self::SilentHandshake,
-            "unresolvable" => Self::Unresolvable,
-            "no-access-entry" => Self::NoAccessEntry,
-            "no-view-policy" => Self::NoViewPolicy,
-            "refuse-destination" => Self::RefuseDestination,
-            "black-hole" => Self::BlackHole,
-            "text-frames" => Self::TextFrames,
-            "wrong-certificate" => Self::WrongCertificate,
-            _ => return None,
-        })
-    }
-
-    fn with_value(name: &str, value: &str) -> Option<Self> {
-        let time = || parse_duration(value);
-        let count = || value.parse::<u32>().ok().filter(|count| *count > 0);
-        let word = || (!value.is_empty()).then(|| value.to_owned());
-        Some(match name {
-            "drop-websocket" => Self::DropWebSocket(time()?),
-            "close-websocket" => Self::CloseWebSocket(time()?),
-            "silence" => Self::Silence(time()?),
-            "silence-upstream" => Self::SilenceUpstream(time()?),
-            "silence-downstream" => Self::SilenceDownstream(time()?),
-            "half-open" => Self::HalfOpen(time()?),
-            "pause" => Self::Pause(time()?),
-            "end-session" => Self::EndSession(time()?),
-            "kill-agent" => Self::KillAgent(time()?),
-            "bastion-offline" => Self::BastionOffline(time()?),
-            "restart-destinations" => Self::RestartDestinations(time()?),
-            "delay" => Self::Delay(time()?),
-            "loss" => Self::Loss(parse_fraction(value)?),
-            "duplicate" => Self::Duplicate(parse_fraction(value)?),
-            "reorder" => Self::Reorder(parse_fraction(value)?),
-            "line" => Self::Line(value.parse().ok()?),
-            "line-up" => Self::LineUp(value.parse().ok()?),
-            "line-down" => Self::LineDown(value.parse().ok()?),
-            "throttle-resume" => Self::ThrottleResume(count()?),
-            "fail-start" => Self::FailStart(count()?),
-            "reject-token" => Self::RejectToken(count()?),
-            "deny" => Self::Deny(word().filter(|action| action.contains(':'))?),
-            "deny-document" => Self::DenyDocument(word()?),
-            "slow-agent" => Self::SlowAgent(time()?),
-            "agent-version" => Self::AgentVersion(word()?),
-            "fragment" => Self::Fragment(value.parse().ok().filter(|len| *len > 0)?),
-            "wrong-digest" => Self::WrongDigest(count()?),
-            "foreign-stream-url" => Self::ForeignStreamUrl(word()?),
-            "clock-skew" => Self::ClockSkew(time()?),
-            _ => return None,
-        })
-    }
-}
-
-/// Writes the form that [`FromStr`] reads.
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = Duration::as_millis;
-        match self {
-            Self::DropWebSocket(every) => write!(f, "drop-websocket={}ms", ms(every)),
-            Self::CloseWebSocket(age) => write!(f, "close-websocket={}ms", ms(age)),
-            Self::Silence(every) => write!(f, "silence={}ms", ms(every)),
-            Self::SilenceUpstream(every) => write!(f, "silence-upstream={}ms", ms(every)),
-            Self::SilenceDownstream(every) => write!(f, "silence-downstream={}ms", ms(every)),
-            Self::HalfOpen(every) => write!(f, "half-open={}ms", ms(every)),
-            Self::Pause(every) => write!(f, "pause={}ms", ms(every)),
-            Self::EndSession(every) => write!(f, "end-session={}ms", ms(every)),
-            Self::KillAgent(every) => write!(f, "kill-agent={}ms", ms(every)),
-            Self::BastionOffline(time) => write!(f, "bastion-offline={}ms", ms(time)),
-            Self::RestartDestinations(time) => write!(f, "restart-destinations={}ms", ms(time)),
-            Self::Delay(delay) => write!(f, "delay={}ms", ms(delay)),
-            Self::Loss(fraction) => write!(f, "loss={fraction}"),
-            Self::Duplicate(fraction) => write!(f, "duplicate={fraction}"),
-            Self::Reorder(fraction) => write!(f, "reorder={fraction}"),
-            Self::Line(line) => write!(f, "line={line}"),
-            Self::LineUp(line) => write!(f, "line-up={line}"),
-            Self::LineDown(line) => write!(f, "line-down={line}"),
-            Self::RefuseResume => f.write_str("refuse-resume"),
-            Self::ThrottleResume(calls) => write!(f, "throttle-resume={calls}"),
-            Self::FailStart(calls) => write!(f, "fail-start={calls}"),
-            Self::RejectToken(tokens) => write!(f, "reject-token={tokens}"),
-            Self::RefuseSignedUpgrade => f.write_str("refuse-signed-upgrade"),
-            Self::StandardTier => f.write_str("standard-tier"),
-            Self::Deny(action) => write!(f, "deny={action}"),
-            Self::DenyDocument(name) => write!(f, "deny-document={name}"),
-            Self::SilentHandshake => f.write_str("silent-handshake"),
-            Self::SlowAgent(time) => write!(f, "slow-agent={}ms", ms(time)),
-            Self::AgentVersion(version) => write!(f, "agent-version={version}"),
-            Self::Unresolvable => f.write_str("unresolvable"),
-            Self::NoAccessEntry => f.write_str("no-access-entry"),
-            Self::NoViewPolicy => f.write_str("no-view-policy"),
-            Self::RefuseDestination => f.write_str("refuse-destination"),
-            Self::BlackHole => f.write_str("black-hole"),
-            Self::TextFrames => f.write_str("text-frames"),
-            Self::Fragment(len) => write!(f, "fragment={len}"),
-            Self::WrongDigest(messages) => write!(f, "wrong-digest={messages}"),
-            Self::WrongCertificate => f.write_str("wrong-certificate"),
-            Self::ForeignStreamUrl(host) => write!(f, "foreign-stream-url={host}"),
-            Self::ClockSkew(time) => write!(f, "clock-skew={}ms", ms(time)),
-        }
-    }
-}
-
 /// Reads `500ms`, `30s`, `5m` or `1h`; a bare number is seconds. Zero is refused.
-fn parse_duration(text: &str) -> Option<Duration> {
+pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     let digits_len = text.bytes().take_while(u8::is_ascii_digit).count();
     let (digits, unit) = text.split_at(digits_len);
     let number: u64 = digits.parse().ok().filter(|number| *number > 0 && *number <= 1_000_000_000)?;
@@ -613,54 +347,10 @@ fn parse_size(text: &str) -> Option<u64> {
 }
 
 /// Reads `0.01` or `1%`.
-fn parse_fraction(text: &str) -> Option<f64> {
+pub(super) fn parse_fraction(text: &str) -> Option<f64> {
     let fraction = match text.strip_suffix('%') {
         Some(percent) => percent.parse::<f64>().ok()? / 100.0,
         None => text.parse::<f64>().ok()?,
     };
     (fraction > 0.0 && fraction <= 1.0).then_some(fraction)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_documented_fault_can_be_read_and_written() {
-        for (form, _) in FAULTS {
-            let fault: Fault = form.parse().unwrap();
-            assert_eq!(fault.to_string().parse(), Ok(fault));
-        }
-        assert_eq!("drop-websocket=30s".parse(), Ok(Fault::DropWebSocket(Duration::from_secs(30))));
-        assert_eq!("drop-websocket=5".parse(), Ok(Fault::DropWebSocket(Duration::from_secs(5))));
-        assert_eq!("loss=1%".parse(), Ok(Fault::Loss(0.01)));
-        assert_eq!("loss=0.5".parse(), Ok(Fault::Loss(0.5)));
-    }
-
-    #[test]
-    fn errors_say_what_would_be_right() {
-        let error = |text: &str| text.parse::<Fault>().unwrap_err().to_string();
-        assert!(
-            error("drop-websockets=3s")
-                .starts_with("there is no fault `drop-websockets`; known are drop-websocket=30s, ")
-        );
-        assert_eq!(error("drop-websocket"), "fault `drop-websocket` does not have the form `drop-websocket=30s`");
-        for text in [
-            "line=125",
-            "line=125kB,1MB",
-            "line=0kB/s,1MB",
-            "line-up=1kB/s,1MB,20ms,3",
-            "delay=fast",
-            "delay=0s",
-            "loss=2",
-            "loss=-1",
-            "loss=NaN",
-            "refuse-resume=1",
-            "fail-start=0",
-            "deny=all",
-            "delay=",
-        ] {
-            assert!(error(text).contains("does not have the form"), "{text}");
-        }
-    }
 }

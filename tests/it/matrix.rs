@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::support::PROGRAM;
-use crate::lab::{matrix::ROWS, page, process::PROCESS_ROWS, soak};
+use crate::lab::{matrix, page, process::PROCESS_ROWS, soak};
 
 /// Makes a test of each row.
 macro_rules! rows {
@@ -19,16 +19,12 @@ macro_rules! rows {
     };
 }
 
-rows! {
-    nothing websocket_reset close_1000 silence silence_upstream silence_downstream half_open loss_1 loss_5 loss_20
-    duplication reordering pause resume_refused resume_throttled token_rejected credentials_expired session_ended
-    start_fails agent_death bastion_offline close_storm destination_refuses destination_black_holed api_restart
-    clock_jump nap night
-}
+include!("matrix/rows.rs");
 
 #[track_caller]
 fn survives(name: &str) {
-    let row = ROWS.iter().find(|row| row.name.replace('-', "_") == name).expect("the row is in the matrix");
+    let mut rows = matrix::rows().into_iter();
+    let row = rows.find(|row| row.name.replace('-', "_") == name).expect("the row is in the matrix");
     if let Err(wrong) = row.run(1) {
         panic!("{wrong}");
     }
@@ -36,11 +32,12 @@ fn survives(name: &str) {
 
 #[test]
 fn every_row_is_a_test_and_is_on_the_page() {
-    let rows: Vec<String> = ROWS.iter().map(|row| row.name.replace('-', "_")).collect();
-    assert_eq!(rows, NAMES);
+    let rows = matrix::rows();
+    assert_eq!(std::fs::read_to_string(page::TESTS_PATH).unwrap(), page::tests(&rows), "write the page again");
+    assert_eq!(NAMES.len(), rows.len());
     let page = std::fs::read_to_string(page::PATH).unwrap();
     let missing: Vec<_> =
-        ROWS.iter().filter(|row| !page.contains(&format!("\n| `{}` | {} |", row.name, row.what))).collect();
+        rows.iter().filter(|row| !page.contains(&format!("\n| `{}` | {} |", row.name, row.what))).collect();
     assert!(missing.is_empty(), "write the page again: {:?}", missing.iter().map(|row| row.name).collect::<Vec<_>>());
     let missing: Vec<_> =
         PROCESS_ROWS.iter().map(|row| row.name).filter(|name| !page.contains(&format!("\n| `{name}` | "))).collect();
@@ -54,6 +51,16 @@ fn every_row_is_a_test_and_is_on_the_page() {
     let names = page.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2);
     let unknown: Vec<_> = names.filter(|name| !sources.contains(&format!("fn {name}("))).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
+}
+
+#[test]
+fn a_page_is_written_again_row_by_row() {
+    let (page, rows) = (std::fs::read_to_string(page::PATH).unwrap(), matrix::rows());
+    assert_eq!(page::with_rows(&page, &rows, &[]), page);
+    let new = ["| `silence` | a | b | c | d | e | f | x \\| y |", "| `silence` | a | b | c | d |"].map(str::to_owned);
+    let again = page::with_rows(&page, &rows, &new);
+    assert!(new.iter().all(|row| again.contains(&format!("\n{row}\n"))), "{again}");
+    assert_eq!(again.lines().count(), page.lines().count());
 }
 
 #[test]

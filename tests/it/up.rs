@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
-use autoheal_pa::emulator::{BastionConfig, ClusterConfig, Config, Event, Fault, Identity, StreamScheme};
+use autoheal_pa::emulator::{BastionConfig, ClusterConfig, Config, Event, Identity, StreamScheme};
 use rustix::process::Signal;
 
 use super::support::{Lab, PROGRAM, Running};
@@ -13,7 +13,7 @@ async fn an_agent_that_is_slow_to_speak_is_waited_for_and_named() {
     let bastions = vec![BastionConfig::new(slow), BastionConfig::new(other)];
     let clusters = vec![ClusterConfig::new("payments")];
     let lab = Lab::start(Config { clusters, bastions, ..Config::default() }).await;
-    lab.emulator.inject(&Fault::SlowAgent(Duration::from_secs(6)));
+    lab.emulator.inject(&"slow-agent=6s".parse().unwrap());
     let mut up = lab.start_up(&["--bastion", slow, "--timeout", "4s"]);
     assert!(up.says(&format!("starting: waiting for the agent on `{slow}`")).await, "{}", up.stderr_so_far());
     let status = Running::start(lab.bare_command(PROGRAM).args(["status"])).ended().await;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use autoheal_pa::emulator::{
-    BastionConfig, ClusterConfig, Config, Destination, Event, ExtraAction, Failure, Fault, Identity, StreamScheme,
+    BastionConfig, ClusterConfig, Config, Destination, Event, ExtraAction, Failure, Identity, StreamScheme,
 };
 
 use super::support::{Ended, Lab, PROGRAM, Running};
@@ -182,7 +182,7 @@ async fn a_bastion_that_the_service_refuses_is_passed_over_or_fails_at_once() {
     let bastions = vec![BastionConfig::new(node), BastionConfig::new(good)];
     let clusters = vec![ClusterConfig::new("payments")];
     let lab = Lab::start(Config { clusters, bastions, ..Config::default() }).await;
-    lab.emulator.inject(&Fault::StandardTier);
+    lab.emulator.inject(&"standard-tier".parse().unwrap());
     let sentence = "Enable advanced-instances tier to use Session Manager with your on-premises instances";
     let ended = lab.up(&["--bastion", node, "--bastion", good]).await.stop().await;
     assert_eq!(ended.code(), Some(0));

@@ -1,12 +1,14 @@
-//! The faults, what is expected of each, and one run of one of them.
+//! What is tried, what is expected of each, and one run of one of them.
+//!
+//! The rows are the trials of the emulator's faults, and a few things besides that are no fault of its own.
 
 use std::time::Duration;
 
-use autoheal_pa::emulator::{Command, Destination, Failure, Fault, Link, SessionInfo, SessionState};
+use autoheal_pa::emulator::{self, Command, FAULTS, Fault, Matrix, SessionInfo, SessionState, Trial};
 use futures_util::future::BoxFuture;
 
 use super::{
-    DELAY, Lab, Setup, on_virtual_time, time,
+    Lab, Setup, on_virtual_time, time,
     workload::{Load, Outcome, Workload},
 };
 
@@ -39,6 +41,14 @@ pub(crate) enum Expected {
 
 type Inject = for<'a> fn(&'a Lab) -> BoxFuture<'a, ()>;
 
+/// How it is made to happen.
+#[derive(Clone, Copy)]
+enum Happening {
+    Own(Inject),
+    /// A fault of the emulator's.
+    Fault(&'static emulator::Row, &'static Trial),
+}
+
 /// A row of the matrix.
 #[derive(Clone, Copy)]
 pub(crate) struct Row {
@@ -54,7 +64,7 @@ pub(crate) struct Row {
     watch: Duration,
     /// The transport falls silent, and it counts how soon that is found.
     pub(crate) is_silence: bool,
-    inject: Inject,
+    happening: Happening,
 }
 
 const fn secs(seconds: u64) -> Duration {
@@ -64,17 +74,23 @@ const fn secs(seconds: u64) -> Duration {
 impl Row {
     const fn new(name: &'static str, what: &'static str, bound: u64, inject: Inject) -> Self {
         let (from, expected) = (From::Injection, Expected::Kept);
-        Self { name, what, from, expected, bound: secs(bound), watch: LEAST_WATCH, is_silence: false, inject }
+        let happening = Happening::Own(inject);
+        Self { name, what, from, expected, bound: secs(bound), watch: LEAST_WATCH, is_silence: false, happening }
     }
 
-    /// The fault lasts as long as its injection takes.
-    const fn lasting(self) -> Self {
-        Self { from: From::End, ..self }
-    }
-
-    /// The transport falls silent. It takes a while until what was lost has been repeated.
-    const fn silence(self) -> Self {
-        Self { is_silence: true, watch: secs(90), ..self }
+    fn of(fault: &'static emulator::Row, trial: &'static Trial) -> Self {
+        // After a silence it takes a while until what was lost has been repeated.
+        let noticed = if trial.is_silence { secs(90) } else { LEAST_WATCH };
+        Self {
+            name: trial.name,
+            what: trial.what,
+            from: if trial.lasts.is_some() { From::End } else { From::Injection },
+            expected: trial.resets.map_or(Expected::Kept, Expected::Reset),
+            bound: trial.bound,
+            watch: trial.noticed.unwrap_or(noticed),
+            is_silence: trial.is_silence,
+            happening: Happening::Fault(fault, trial),
+        }
     }
 
     /// Open connections end.
@@ -90,10 +106,6 @@ impl Row {
 
 fn cut(lab: &Lab) {
     lab.emulator.command(&Command::CutTransport);
-}
-
-fn end_session(lab: &Lab) {
-    lab.emulator.command(&Command::CloseChannel { output: Some("ended".to_owned()) });
 }
 
 /// Makes an injection of something that happens at once.
@@ -113,119 +125,30 @@ macro_rules! lasting {
     };
 }
 
-/// Lets a fault last so long, on virtual time: nothing is waited for.
-async fn last(time: Duration) {
-    tokio::time::sleep(time).await;
+/// Lets a fault happen, and undoes it when it has lasted as long as it is to.
+async fn happen(lab: &Lab, fault: &emulator::Row, trial: &Trial) {
+    let mut before = None;
+    lab.emulator.update(|settings| before = Some(settings.clone()));
+    for text in trial.faults(fault) {
+        let fault: Fault = text.parse().expect("trials are of faults that can be read");
+        lab.emulator.inject_once(&fault);
+    }
+    if let Some(time) = trial.lasts {
+        // On virtual time: nothing is waited for.
+        tokio::time::sleep(time).await;
+        lab.emulator.update(|settings| *settings = before.unwrap_or_default());
+    }
 }
 
-async fn link_for(lab: &Lab, link: Link, time: Duration) {
-    let set = |link: Link| lab.emulator.update(|settings| (settings.upstream, settings.downstream) = (link, link));
-    set(Link { delay: DELAY, ..link });
-    last(time).await;
-    set(Link { delay: DELAY, ..Link::default() });
-}
-
-async fn destination_for(lab: &Lab, destination: Destination, time: Duration) {
-    lab.emulator.update(|settings| {
-        settings.destinations.insert("*".to_owned(), destination);
-    });
-    last(time).await;
-    lab.emulator.update(|settings| settings.destinations.clear());
-}
-
-fn fail(lab: &Lab, action: &str, failure: Failure) {
-    lab.emulator.update(|settings| {
-        settings.failing_actions.insert(action.to_owned(), failure);
-    });
-}
-
-fn loss(fraction: f64) -> Link {
-    Link { loss: fraction, ..Link::default() }
-}
-
-/// The matrix.
-pub(crate) const ROWS: &[Row] = &[
+/// What is no fault of the emulator's, or more than one.
+const OWN: [Row; 7] = [
     Row::new("nothing", "nothing: the base line", 2, |_lab| Box::pin(std::future::ready(()))),
-    Row::new("websocket-reset", "the WebSocket's connection is reset", 5, at_once!(|lab| cut(lab))),
     Row::new(
         "close-1000",
         "the service closes the WebSocket with code 1000, as it does hourly",
         5,
         at_once!(|lab| lab.emulator.command(&Command::CloseTransport { code: 1000, reason: "Bye".to_owned() })),
     ),
-    Row::new(
-        "silence",
-        "the connection to the gateway stays open and carries nothing, either way",
-        60,
-        at_once!(|lab| lab.emulator.command(&Command::SilenceTransport)),
-    )
-    .silence(),
-    Row::new(
-        "silence-upstream",
-        "what goes to the gateway is lost, what comes from it arrives",
-        30,
-        at_once!(|lab| lab.emulator.command(&Command::SilenceUpstream)),
-    )
-    .silence(),
-    Row::new(
-        "silence-downstream",
-        "what comes from the gateway is lost, what goes to it arrives",
-        60,
-        at_once!(|lab| lab.emulator.command(&Command::SilenceDownstream)),
-    )
-    .silence(),
-    Row::new(
-        "half-open",
-        "the service has lost the connection and the client is not told",
-        20,
-        at_once!(|lab| lab.emulator.command(&Command::HalfOpen)),
-    )
-    .silence(),
-    Row::new(
-        "loss-1",
-        "1 % of all messages are lost for 30 s",
-        10,
-        lasting!(|lab| link_for(lab, loss(0.01), secs(30)).await),
-    )
-    .lasting(),
-    Row::new(
-        "loss-5",
-        "5 % of all messages are lost for 30 s",
-        20,
-        lasting!(|lab| link_for(lab, loss(0.05), secs(30)).await),
-    )
-    .lasting(),
-    Row::new(
-        "loss-20",
-        "20 % of all messages are lost for 30 s",
-        30,
-        lasting!(|lab| link_for(lab, loss(0.2), secs(30)).await),
-    )
-    .lasting(),
-    Row::new(
-        "duplication",
-        "10 % of all messages come twice for 30 s",
-        5,
-        lasting!(|lab| link_for(lab, Link { duplicate: 0.1, ..Link::default() }, secs(30)).await),
-    )
-    .lasting(),
-    Row::new(
-        "reordering",
-        "10 % of all messages are overtaken for 30 s",
-        5,
-        lasting!(|lab| link_for(lab, Link { reorder: 0.1, ..Link::default() }, secs(30)).await),
-    )
-    .lasting(),
-    Row::new(
-        "pause",
-        "the service pauses publication for 30 s",
-        5,
-        lasting!(|lab| {
-            lab.emulator.command(&Command::Pause { messages: 1, start_after: Some(secs(30)) });
-            last(secs(30)).await;
-        }),
-    )
-    .lasting(),
     Row::new(
         "resume-refused",
         "the WebSocket is reset, and the session cannot be resumed",
@@ -234,28 +157,10 @@ pub(crate) const ROWS: &[Row] = &[
             cut(lab);
             let is_gone = |session: &SessionInfo| session.state == SessionState::Disconnected;
             lab.emulator.wait_until(|emulator| emulator.sessions().iter().any(is_gone)).await;
-            end_session(lab);
+            lab.emulator.command(&Command::CloseChannel { output: Some("ended".to_owned()) });
         }),
     )
     .resets(5),
-    Row::new(
-        "resume-throttled",
-        "the WebSocket is reset, and three calls of ResumeSession are throttled",
-        30,
-        at_once!(|lab| {
-            fail(lab, "ssm:ResumeSession", Failure::throttled(3));
-            cut(lab);
-        }),
-    ),
-    Row::new(
-        "token-rejected",
-        "the WebSocket is reset, and the gateway does not take the next token",
-        5,
-        at_once!(|lab| {
-            lab.emulator.update(|settings| settings.rejected_tokens = 1);
-            cut(lab);
-        }),
-    ),
     Row::new(
         "credentials-expired",
         "the credentials expire, and then the WebSocket is reset",
@@ -265,73 +170,6 @@ pub(crate) const ROWS: &[Row] = &[
             cut(lab);
         }),
     ),
-    Row::new("session-ended", "the service ends the session", 10, at_once!(|lab| end_session(lab))).resets(2),
-    Row::new(
-        "start-fails",
-        "the service ends the session, and StartSession fails three times",
-        20,
-        at_once!(|lab| {
-            fail(lab, "ssm:StartSession", Failure::internal(3));
-            end_session(lab);
-        }),
-    )
-    .resets(2),
-    Row::new(
-        "agent-death",
-        "the agent dies without a word",
-        60,
-        at_once!(|lab| lab.emulator.command(&Command::KillAgent)),
-    )
-    .resets(60)
-    .slow(60),
-    Row::new(
-        "bastion-offline",
-        "the bastion is offline for a minute",
-        15,
-        lasting!(|lab| {
-            lab.emulator.inject(&Fault::BastionOffline(secs(60)));
-            last(secs(60)).await;
-        }),
-    )
-    .lasting()
-    .resets(60),
-    Row::new(
-        "close-storm",
-        "the service closes each WebSocket after 5 s, for two minutes",
-        5,
-        lasting!(|lab| {
-            lab.emulator.update(|settings| settings.transport_lifetime = Some(secs(5)));
-            last(secs(120)).await;
-            lab.emulator.update(|settings| settings.transport_lifetime = None);
-        }),
-    )
-    .lasting(),
-    Row::new(
-        "destination-refuses",
-        "the API server refuses new connections for 30 s",
-        10,
-        lasting!(|lab| destination_for(lab, Destination::Refused, secs(30)).await),
-    )
-    .lasting(),
-    Row::new(
-        "destination-black-holed",
-        "the API server does not answer new connections for 30 s",
-        60,
-        lasting!(|lab| destination_for(lab, Destination::BlackHole, secs(30)).await),
-    )
-    .lasting()
-    .slow(60),
-    Row::new(
-        "api-restart",
-        "the API server closes all connections and is back after 10 s",
-        10,
-        lasting!(|lab| {
-            lab.emulator.inject(&Fault::RestartDestinations(secs(10)));
-            last(secs(10)).await;
-        }),
-    )
-    .lasting()
-    .resets(2),
     Row::new("clock-jump", "the wall clock jumps by 8 hours", 5, at_once!(|_lab| time::jump(secs(8 * 3600)))),
     Row::new(
         "nap",
@@ -349,6 +187,15 @@ pub(crate) const ROWS: &[Row] = &[
     .resets(15)
     .slow(20),
 ];
+
+/// The matrix.
+pub(crate) fn rows() -> Vec<Row> {
+    let trials = FAULTS.iter().flat_map(|fault| match fault.matrix {
+        Matrix::Trials(trials) => trials.iter().map(|trial| Row::of(fault, trial)).collect(),
+        Matrix::Elsewhere(_) => Vec::new(),
+    });
+    OWN.into_iter().chain(trials).collect()
+}
 
 /// What came of one run.
 #[derive(Debug, Clone)]
@@ -486,7 +333,10 @@ impl Row {
 
     /// Injects the fault and waits until it is survived, or should be.
     async fn happen(&self, lab: &Lab) {
-        (self.inject)(lab).await;
+        match self.happening {
+            Happening::Own(inject) => inject(lab).await,
+            Happening::Fault(fault, trial) => happen(lab, fault, trial).await,
+        }
         if self.from == From::End {
             lab.ledger.mark();
         }

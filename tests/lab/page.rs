@@ -12,6 +12,9 @@ use super::{
 /// Where the page is.
 pub(crate) const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults.md");
 
+/// Where the names of the tests are, one for each row.
+pub(crate) const TESTS_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/matrix/rows.rs");
+
 /// Runs of one fault.
 pub(crate) struct Runs {
     pub(crate) row: Row,
@@ -58,6 +61,33 @@ pub(crate) fn row(Runs { row, runs }: &Runs) -> String {
         row.what,
         Load::FULL.connections()
     )
+}
+
+/// Writes the tests of the rows.
+pub(crate) fn tests(rows: &[Row]) -> String {
+    let names = rows.iter().map(|row| format!("    {}\n", row.name.replace('-', "_"))).collect::<String>();
+    format!("// Written by `cargo run --example faults -- --write`, not by hand.\nrows! {{\n{names}}}\n")
+}
+
+/// Puts rows into a page that has been written, in the place of those of their names. What is not in the matrix any more
+/// goes, and all are in its order.
+pub(crate) fn with_rows(page: &str, order: &[Row], new: &[String]) -> String {
+    let name = |line: &str| line.strip_prefix("| `").and_then(|rest| Some(rest.split_once('`')?.0.to_owned()));
+    // Rows of both tables begin with the name, and those of the second one are shorter.
+    let columns = |line: &str| line.replace("\\|", "").matches('|').count();
+    let is_row = |line: &str| name(line).is_some();
+    let mut lines: Vec<&str> = page.lines().collect();
+    for chunk in [9, 6] {
+        let Some(start) = lines.iter().position(|line| is_row(line) && columns(line) == chunk) else { continue };
+        let len = lines[start..].iter().take_while(|line| is_row(line)).count();
+        let old: Vec<&str> = lines.splice(start..start + len, []).collect();
+        let all = new.iter().map(String::as_str).filter(|line| columns(line) == chunk).chain(old);
+        let all: Vec<&str> = all.collect();
+        let sorted = order.iter().filter_map(|row| all.iter().find(|line| name(line).as_deref() == Some(row.name)));
+        let sorted: Vec<&str> = sorted.copied().collect();
+        lines.splice(start..start, sorted);
+    }
+    lines.join("\n") + "\n"
 }
 
 /// Writes how soon a fault was found in the middle of a transfer, if that was measured.

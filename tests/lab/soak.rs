@@ -181,12 +181,12 @@ async fn strike(lab: &Lab, random: &mut SplitMix64) -> &'static str {
             "the death of the agent"
         }
         11 => {
-            emulator.inject(&Fault::BastionOffline(seconds));
+            emulator.inject(&lasting("bastion-offline", seconds));
             tokio::time::sleep(seconds).await;
             "a bastion that was offline"
         }
         12 => {
-            emulator.inject(&Fault::RestartDestinations(seconds));
+            emulator.inject(&lasting("restart-destinations", seconds));
             tokio::time::sleep(seconds).await;
             "a restart of the API server"
         }
@@ -259,4 +259,9 @@ fn memory() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
     let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
     pages.unwrap_or_default() * 4096
+}
+
+/// A fault that ends after this time.
+fn lasting(name: &str, time: Duration) -> Fault {
+    format!("{name}={}ms", time.as_millis()).parse().expect("faults that end take a time")
 }

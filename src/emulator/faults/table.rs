@@ -1,0 +1,327 @@
+//! The faults. One that is new is a row here; tests say what has to be written again.
+
+use std::time::Duration;
+
+use super::{
+    super::{Command, Destination, Failure, Resume, Settings, Upgrade},
+    Effect::{Always, Counted, Every, For, Lined, Named, NamedAs, Partly, Timed},
+    Matrix::{Elsewhere, Trials},
+    Row, Trial,
+};
+
+/// Pauses that a burst of them has.
+const PAUSE_BURST: u32 = 20;
+
+/// Longer than any session waits for its handshake.
+const NEVER: Duration = Duration::from_secs(24 * 3600);
+
+/// The faults.
+pub static FAULTS: &[Row] = &[
+    Row::new(
+        "drop-websocket=30s",
+        "cut every WebSocket's connection, again and again",
+        Every(|_| Command::CutTransport),
+        Trials(&[Trial::new("websocket-reset", "the WebSocket's connection is reset", 5)]),
+    ),
+    Row::new(
+        "close-websocket=30s",
+        "close every WebSocket of this age, as the service does after 60 minutes",
+        Timed(|settings, age| settings.transport_lifetime = Some(age)),
+        Trials(&[Trial::new("close-storm", "the service closes each WebSocket after 5 s, for two minutes", 5)
+            .value("5s")
+            .lasting(120)]),
+    ),
+    Row::new(
+        "silence=30s",
+        "go silent on every WebSocket, again and again",
+        Every(|_| Command::SilenceTransport),
+        Trials(&[Trial::new(
+            "silence",
+            "the connection to the gateway stays open and carries nothing, either way",
+            60,
+        )
+        .silence()]),
+    ),
+    Row::new(
+        "silence-upstream=30s",
+        "lose all that clients send on their WebSockets, again and again",
+        Every(|_| Command::SilenceUpstream),
+        Trials(&[Trial::new("silence-upstream", "what goes to the gateway is lost, what comes from it arrives", 30)
+            .silence()]),
+    ),
+    Row::new(
+        "silence-downstream=30s",
+        "lose all that is sent to clients on their WebSockets, again and again",
+        Every(|_| Command::SilenceDownstream),
+        Trials(&[Trial::new("silence-downstream", "what comes from the gateway is lost, what goes to it arrives", 60)
+            .silence()]),
+    ),
+    Row::new(
+        "half-open=30s",
+        "forget every WebSocket without telling the client, again and again",
+        Every(|_| Command::HalfOpen),
+        Trials(&[
+            Trial::new("half-open", "the service has lost the connection and the client is not told", 20).silence()
+        ]),
+    ),
+    Row::new(
+        "pause=30s",
+        "send a burst of pause_publication and then a start, again and again",
+        Every(|every| Command::Pause { messages: PAUSE_BURST, start_after: Some(every / 4) }),
+        Trials(&[Trial::new("pause", "the service pauses publication for 30 s", 5).value("120s").lasting(30)]),
+    ),
+    Row::new(
+        "end-session=60s",
+        "end every session, again and again",
+        Every(|_| Command::CloseChannel { output: Some("ended".to_owned()) }),
+        Trials(&[Trial::new("session-ended", "the service ends the session", 10).resets(2)]),
+    ),
+    Row::new(
+        "kill-agent=60s",
+        "let every agent die silently, again and again",
+        Every(|_| Command::KillAgent),
+        Trials(&[Trial::new("agent-death", "the agent dies without a word", 60).resets(60).slow(60)]),
+    ),
+    Row::new(
+        "bastion-offline=30s",
+        "take the bastions offline for so long, once",
+        For {
+            begin: |settings, config| {
+                settings.offline_bastions.extend(config.bastions.iter().map(|bastion| bastion.id.clone()));
+            },
+            with: || Command::KillAgent,
+            end: |settings| settings.offline_bastions.clear(),
+        },
+        Trials(&[Trial::new("bastion-offline", "the bastion is offline for a minute", 15)
+            .value("60s")
+            .lasting(60)
+            .resets(60)]),
+    ),
+    Row::new(
+        "restart-destinations=10s",
+        "let destinations close all connections and refuse others for so long, once",
+        For {
+            begin: |settings, _| all_destinations(settings, Destination::Refused),
+            with: || Command::CloseDestinations,
+            end: |settings| {
+                settings.destinations.remove(Settings::ALL);
+            },
+        },
+        Trials(&[Trial::new("api-restart", "the API server closes all connections and is back after 10 s", 10)
+            .value("10s")
+            .lasting(10)
+            .resets(2)]),
+    ),
+    Row::new(
+        "delay=50ms",
+        "delay every message, each way",
+        Timed(|settings, delay| (settings.upstream.delay, settings.downstream.delay) = (delay, delay)),
+        Elsewhere("tests/lab/lab.rs"),
+    ),
+    Row::new(
+        "loss=1%",
+        "lose messages, each way",
+        Partly(|settings, fraction| (settings.upstream.loss, settings.downstream.loss) = (fraction, fraction)),
+        Trials(&[
+            Trial::new("loss-1", "1 % of all messages are lost for 30 s", 10).value("1%").lasting(30),
+            Trial::new("loss-5", "5 % of all messages are lost for 30 s", 20).value("5%").lasting(30),
+            Trial::new("loss-20", "20 % of all messages are lost for 30 s", 30).value("20%").lasting(30),
+        ]),
+    ),
+    Row::new(
+        "duplicate=1%",
+        "repeat messages, each way",
+        Partly(|settings, fraction| {
+            (settings.upstream.duplicate, settings.downstream.duplicate) = (fraction, fraction);
+        }),
+        Trials(&[Trial::new("duplication", "10 % of all messages come twice for 30 s", 5).value("10%").lasting(30)]),
+    ),
+    Row::new(
+        "reorder=1%",
+        "change the order of messages, each way",
+        Partly(|settings, fraction| (settings.upstream.reorder, settings.downstream.reorder) = (fraction, fraction)),
+        Trials(&[Trial::new("reordering", "10 % of all messages are overtaken for 30 s", 5).value("10%").lasting(30)]),
+    ),
+    Row::new(
+        "line=125kB/s,1MB",
+        "carry WebSockets over a line of this rate and buffer, each way; a third value is its delay",
+        Lined(|settings, line| (settings.line_up, settings.line_down) = (Some(line), Some(line))),
+        Elsewhere("tests/lab/line.rs"),
+    ),
+    Row::new(
+        "line-up=125kB/s,1MB",
+        "the same from client to gateway only",
+        Lined(|settings, line| settings.line_up = Some(line)),
+        Elsewhere("tests/lab/line.rs"),
+    ),
+    Row::new(
+        "line-down=125kB/s,1MB",
+        "the same from gateway to client only",
+        Lined(|settings, line| settings.line_down = Some(line)),
+        Elsewhere("tests/lab/line.rs"),
+    ),
+    Row::new(
+        "refuse-resume",
+        "refuse every ResumeSession",
+        Always(|settings| settings.resume = Resume::Refused),
+        Elsewhere("tests/it/doctor.rs"),
+    ),
+    Row::new(
+        "throttle-resume=3",
+        "throttle so many ResumeSession calls",
+        Counted(|settings, calls| fail(settings, "ssm:ResumeSession", Failure::throttled(calls))),
+        Trials(&[Trial::new(
+            "resume-throttled",
+            "the WebSocket is reset, and three calls of ResumeSession are throttled",
+            30,
+        )
+        .value("3")
+        .then("drop-websocket=30s")]),
+    ),
+    Row::new(
+        "fail-start=3",
+        "fail so many StartSession calls",
+        Counted(|settings, calls| fail(settings, "ssm:StartSession", Failure::internal(calls))),
+        Trials(&[Trial::new("start-fails", "the service ends the session, and StartSession fails three times", 20)
+            .value("3")
+            .then("end-session=60s")
+            .resets(2)]),
+    ),
+    Row::new(
+        "reject-token=1",
+        "do not take so many session tokens",
+        Counted(|settings, tokens| settings.rejected_tokens = tokens),
+        Trials(&[Trial::new(
+            "token-rejected",
+            "the WebSocket is reset, and the gateway does not take the next token",
+            5,
+        )
+        .value("1")
+        .then("drop-websocket=30s")]),
+    ),
+    Row::new(
+        "refuse-signed-upgrade",
+        "answer 403 to signed WebSocket upgrades, and take unsigned ones",
+        Always(|settings| settings.upgrade = Upgrade::Unsigned),
+        Elsewhere("tests/it/up.rs"),
+    ),
+    Row::new(
+        "standard-tier",
+        "refuse sessions on managed nodes, as without the advanced-instances tier",
+        Always(|settings| settings.standard_tier = true),
+        Elsewhere("tests/it/wrong_input.rs"),
+    ),
+    Row::new(
+        "deny=ssm:ResumeSession",
+        "deny an IAM action",
+        NamedAs(
+            |action| action.contains(':'),
+            |settings, action| {
+                settings.denied_actions.insert(action.to_owned());
+            },
+        ),
+        Elsewhere("tests/it/doctor.rs"),
+    ),
+    Row::new(
+        "deny-document=NAME",
+        "deny StartSession on a session document",
+        Named(|settings, name| {
+            settings.denied_documents.insert(name.to_owned());
+        }),
+        Elsewhere("tests/it/doctor.rs"),
+    ),
+    Row::new(
+        "silent-handshake",
+        "let agents of new sessions never begin the handshake",
+        Always(|settings| settings.agent.handshake_delay = NEVER),
+        Elsewhere("tests/it/doctor.rs"),
+    ),
+    Row::new(
+        "slow-agent=35s",
+        "let agents of new sessions begin the handshake so much later",
+        Timed(|settings, time| settings.agent.handshake_delay = time),
+        Elsewhere("tests/it/up.rs"),
+    ),
+    Row::new(
+        "agent-version=3.0.222.0",
+        "let agents report another version",
+        Named(|settings, version| settings.agent.version = Some(version.to_owned())),
+        Elsewhere("tests/it/doctor.rs"),
+    ),
+    Row::new(
+        "unresolvable",
+        "let no destination's name be known where the agent is",
+        Always(|settings| all_destinations(settings, Destination::Unresolvable)),
+        Elsewhere("tests/it/doctor.rs"),
+    ),
+    Row::new(
+        "no-access-entry",
+        "let API servers answer 401 to every token",
+        Always(|settings| settings.no_access_entry = true),
+        Elsewhere("tests/it/doctor.rs"),
+    ),
+    Row::new(
+        "no-view-policy",
+        "let API servers answer 403 to whoever wants to see anything",
+        Always(|settings| settings.no_view_policy = true),
+        Elsewhere("tests/it/doctor.rs"),
+    ),
+    Row::new(
+        "refuse-destination",
+        "let every destination refuse connections",
+        Always(|settings| all_destinations(settings, Destination::Refused)),
+        Trials(&[Trial::new("destination-refuses", "the API server refuses new connections for 30 s", 10).lasting(30)]),
+    ),
+    Row::new(
+        "black-hole",
+        "let no destination answer",
+        Always(|settings| all_destinations(settings, Destination::BlackHole)),
+        Trials(&[Trial::new("destination-black-holed", "the API server does not answer new connections for 30 s", 60)
+            .lasting(30)
+            .slow(60)]),
+    ),
+    Row::new(
+        "text-frames",
+        "send messages in text frames",
+        Always(|settings| settings.text_frames = true),
+        Elsewhere("tests/it/faults.rs"),
+    ),
+    Row::new(
+        "fragment=100",
+        "cut WebSocket messages into frames of so many bytes",
+        Counted(|settings, len| settings.fragment_len = usize::try_from(len).ok()),
+        Elsewhere("tests/it/faults.rs"),
+    ),
+    Row::new(
+        "wrong-digest=3",
+        "send so many messages with a wrong digest",
+        Counted(|settings, messages| settings.agent.wrong_digests = messages),
+        Elsewhere("tests/it/faults.rs"),
+    ),
+    Row::new(
+        "wrong-certificate",
+        "let API servers show a certificate of another authority",
+        Always(|settings| settings.wrong_certificate = true),
+        Elsewhere("tests/it/doctor.rs"),
+    ),
+    Row::new(
+        "foreign-stream-url=HOST",
+        "name another host in stream URLs",
+        Named(|settings, host| settings.foreign_stream_host = Some(host.to_owned())),
+        Elsewhere("tests/it/profiles.rs"),
+    ),
+    Row::new(
+        "clock-skew=10m",
+        "set the emulator's clock ahead",
+        Timed(|settings, time| settings.clock_skew_ms = i64::try_from(time.as_millis()).unwrap_or(i64::MAX)),
+        Elsewhere("tests/it/refusals.rs"),
+    ),
+];
+
+fn all_destinations(settings: &mut Settings, destination: Destination) {
+    settings.destinations.insert(Settings::ALL.to_owned(), destination);
+}
+
+fn fail(settings: &mut Settings, action: &str, failure: Failure) {
+    settings.failing_actions.insert(action.to_owned(), failure);
+}

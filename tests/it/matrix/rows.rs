@@ -1,0 +1,31 @@
+// Written by `cargo run --example faults -- --write`, not by hand.
+rows! {
+    nothing
+    close_1000
+    resume_refused
+    credentials_expired
+    clock_jump
+    nap
+    night
+    websocket_reset
+    close_storm
+    silence
+    silence_upstream
+    silence_downstream
+    half_open
+    pause
+    session_ended
+    agent_death
+    bastion_offline
+    api_restart
+    loss_1
+    loss_5
+    loss_20
+    duplication
+    reordering
+    resume_throttled
+    start_fails
+    token_rejected
+    destination_refuses
+    destination_black_holed
+}
