@@ -11,8 +11,10 @@ mod discovery;
 mod fixtures;
 mod logs;
 mod resources;
+mod selector;
 mod store;
 mod table;
+mod watch;
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,32 +1,23 @@
 //! Requests of the Kubernetes API: who asks, for what, and the answer.
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::stream;
-use http_body_util::{BodyExt as _, StreamBody};
-use hyper::{Method, body::Frame};
+use hyper::Method;
 use serde_json::{Value, json};
-use tokio::{
-    sync::broadcast,
-    time::{Instant, sleep_until},
-};
 
 use super::{
     super::{
         clock::extended_date,
         credentials::Caller,
-        http::{FullRequest, Response, json, text, with_body},
+        http::{FullRequest, Response, json, text},
         sigv4::parse_query,
     },
     Api, auth, discovery, logs,
     resources::{Resource, find},
-    store::{Change, StoreError, merge, remove_unapplied},
+    selector::Selector,
+    store::{StoreError, merge, remove_unapplied},
     table,
 };
-
-/// How long a watch lasts if its client does not say.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Answers one request.
 pub(super) async fn answer(api: Arc<Api>, request: FullRequest) -> Response {
@@ -96,7 +87,7 @@ fn not_found_page() -> Response {
 }
 
 /// An error in the form that clients read.
-fn status(code: u16, reason: &str, message: &str, details: Value) -> Response {
+pub(super) fn status(code: u16, reason: &str, message: &str, details: Value) -> Response {
     let mut body = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": message, "reason": reason, "code": code,
@@ -180,17 +171,17 @@ fn review(api: &Api, group: &str, rest: &[&str], caller: &Caller, request: &Full
 }
 
 /// A request for objects of a kind.
-struct Call<'a> {
-    api: &'a Arc<Api>,
-    request: &'a FullRequest,
-    parameters: Vec<(String, String)>,
-    resource: &'static Resource,
-    namespace: Option<&'a str>,
+pub(super) struct Call<'a> {
+    pub(super) api: &'a Arc<Api>,
+    pub(super) request: &'a FullRequest,
+    pub(super) parameters: Vec<(String, String)>,
+    pub(super) resource: &'static Resource,
+    pub(super) namespace: Option<&'a str>,
     name: Option<&'a str>,
 }
 
 impl Call<'_> {
-    fn parameter(&self, name: &str) -> &str {
+    pub(super) fn parameter(&self, name: &str) -> &str {
         self.parameters.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_str())
     }
 
@@ -270,7 +261,7 @@ impl Call<'_> {
         status(code, reason, &message, self.details(name))
     }
 
-    fn bad_request(message: &str) -> Response {
+    pub(super) fn bad_request(message: &str) -> Response {
         status(400, "BadRequest", message, Value::Null)
     }
 
@@ -282,7 +273,7 @@ impl Call<'_> {
         json(code, &object)
     }
 
-    fn table(&self, objects: &[Value], version: &str) -> Value {
+    pub(super) fn table(&self, objects: &[Value], version: &str) -> Value {
         table::render(self.resource, objects, version, self.api.world.clock.wall(), self.parameter("includeObject"))
     }
 
@@ -304,67 +295,6 @@ impl Call<'_> {
                 "metadata": {"resourceVersion": version}, "items": snapshot.objects,
             }),
         )
-    }
-
-    fn watch(&self) -> Response {
-        let selector = match Selector::parse(&self.parameters) {
-            Ok(selector) => selector,
-            Err(message) => return Self::bad_request(&message),
-        };
-        let store = &self.api.store;
-        let wanted = self.parameter("resourceVersion");
-        let initial_events = self.parameter("sendInitialEvents") == "true";
-        let mut lines = VecDeque::new();
-        let as_table = table::is_wanted(self.request.header("accept"));
-        let event = |verb: &str, object: Value| {
-            let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
-            let object = if as_table { self.table(&[object], &version) } else { object };
-            watch_line(verb, &object)
-        };
-        let from = if matches!(wanted, "" | "0") || initial_events {
-            let snapshot = store.list(self.resource, self.namespace);
-            lines.extend(
-                snapshot.objects.into_iter().filter(|o| selector.matches(o)).map(|object| event("ADDED", object)),
-            );
-            if initial_events {
-                lines.push_back(watch_line(
-                    "BOOKMARK",
-                    &json!({
-                        "kind": self.resource.kind, "apiVersion": self.resource.api_version(),
-                        "metadata": {"resourceVersion": snapshot.version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}},
-                    }),
-                ));
-            }
-            snapshot.version
-        } else {
-            match wanted.parse() {
-                Ok(version) => version,
-                Err(_) => return Self::bad_request(&format!("invalid resource version \"{wanted}\"")),
-            }
-        };
-        let Some((missed, changes)) = store.follow(from) else {
-            let message = format!("too old resource version: {from}");
-            return status(410, "Expired", &message, Value::Null);
-        };
-        let seconds = self.parameter("timeoutSeconds").parse().map_or(WATCH_TIMEOUT, Duration::from_secs);
-        let watch = Watch {
-            api: self.api.clone(),
-            resource: self.resource,
-            namespace: self.namespace.map(str::to_owned),
-            selector,
-            as_table,
-            include: self.parameter("includeObject").to_owned(),
-            lines,
-            missed: missed.into(),
-            changes,
-            until: self.api.world.clock.instant() + seconds.min(WATCH_TIMEOUT),
-            ended: false,
-        };
-        let lines = stream::unfold(watch, |mut watch| async move {
-            let line = watch.next_line().await?;
-            Some((Ok::<_, Infallible>(Frame::data(line)), watch))
-        });
-        with_body(200, "application/json", StreamBody::new(lines).boxed_unsync())
     }
 
     fn create(&self) -> Response {
@@ -593,197 +523,9 @@ fn check_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
-fn watch_line(verb: &str, object: &Value) -> Bytes {
-    format!("{}\n", json!({"type": verb, "object": object})).into()
-}
-
-/// An open watch.
-struct Watch {
-    api: Arc<Api>,
-    resource: &'static Resource,
-    namespace: Option<String>,
-    selector: Selector,
-    as_table: bool,
-    include: String,
-    lines: VecDeque<Bytes>,
-    missed: VecDeque<Change>,
-    changes: broadcast::Receiver<Change>,
-    until: Instant,
-    ended: bool,
-}
-
-impl Watch {
-    async fn next_line(&mut self) -> Option<Bytes> {
-        loop {
-            if let Some(line) = self.lines.pop_front() {
-                return Some(line);
-            }
-            if self.ended {
-                return None;
-            }
-            let change = match self.missed.pop_front() {
-                Some(change) => Ok(change),
-                None => {
-                    tokio::select! {
-                        change = self.changes.recv() => change,
-                        () = sleep_until(self.until) => return None,
-                    }
-                }
-            };
-            match change {
-                Ok(change) => self.lines.extend(self.line(change)),
-                Err(broadcast::error::RecvError::Closed) => return None,
-                Err(broadcast::error::RecvError::Lagged(_)) => {
-                    self.ended = true;
-                    let gone = json!({
-                        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                        "message": "too old resource version", "reason": "Expired", "code": 410,
-                    });
-                    self.lines.push_back(watch_line("ERROR", &gone));
-                }
-            }
-        }
-    }
-
-    fn line(&self, change: Change) -> Option<Bytes> {
-        let namespace = change.object["metadata"]["namespace"].as_str();
-        let wanted = change.plural == self.resource.plural
-            && self.namespace.as_deref().is_none_or(|wanted| namespace == Some(wanted))
-            && self.selector.matches(&change.object);
-        if !wanted {
-            return None;
-        }
-        let object = if self.as_table {
-            let version = change.version.to_string();
-            table::render(self.resource, &[change.object], &version, self.api.world.clock.wall(), &self.include)
-        } else {
-            change.object
-        };
-        Some(watch_line(change.verb, &object))
-    }
-}
-
-/// Label and field selectors of a request.
-#[derive(Debug, Default)]
-struct Selector {
-    fields: Vec<Term>,
-    labels: Vec<Term>,
-}
-
-/// One condition.
-#[derive(Debug)]
-enum Term {
-    In(String, Vec<String>),
-    NotIn(String, Vec<String>),
-    Exists(String),
-    Absent(String),
-}
-
-impl Selector {
-    fn parse(parameters: &[(String, String)]) -> Result<Self, String> {
-        let mut selector = Self::default();
-        for (name, value) in parameters {
-            match name.as_str() {
-                "labelSelector" => selector.labels = parse_terms(value)?,
-                "fieldSelector" => selector.fields = parse_terms(value)?,
-                _ => {}
-            }
-        }
-        Ok(selector)
-    }
-
-    fn matches(&self, object: &Value) -> bool {
-        let field = |path: &str| path.split('.').fold(object, |value, key| &value[key]).as_str();
-        let label = |key: &str| object["metadata"]["labels"][key].as_str();
-        self.fields.iter().all(|term| term.holds(field)) && self.labels.iter().all(|term| term.holds(label))
-    }
-}
-
-impl Term {
-    fn holds<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> bool {
-        match self {
-            Self::In(key, values) => value(key).is_some_and(|value| values.iter().any(|wanted| wanted == value)),
-            Self::NotIn(key, values) => value(key).is_none_or(|value| values.iter().all(|wanted| wanted != value)),
-            Self::Exists(key) => value(key).is_some(),
-            Self::Absent(key) => value(key).is_none(),
-        }
-    }
-}
-
-/// Reads `a=b,c!=d,e in (f,g),h notin (i),j,!k`.
-fn parse_terms(text: &str) -> Result<Vec<Term>, String> {
-    let mut terms = Vec::new();
-    let mut rest = text.trim();
-    while !rest.is_empty() {
-        let mut depth = 0_u32;
-        let end = rest
-            .char_indices()
-            .find(|(_, c)| {
-                match c {
-                    '(' => depth += 1,
-                    ')' => depth = depth.saturating_sub(1),
-                    _ => {}
-                }
-                *c == ',' && depth == 0
-            })
-            .map_or(rest.len(), |(i, _)| i);
-        terms.push(parse_term(rest[..end].trim())?);
-        rest = rest.get(end + 1..).unwrap_or_default().trim();
-    }
-    Ok(terms)
-}
-
-fn parse_term(term: &str) -> Result<Term, String> {
-    let key = |text: &str| text.trim().to_owned();
-    let set = |text: &str| -> Option<Vec<String>> {
-        let list = text.trim().strip_prefix('(')?.strip_suffix(')')?;
-        Some(list.split(',').map(|value| value.trim().to_owned()).collect())
-    };
-    let unreadable = || format!("unable to parse requirement: {term}");
-    if let Some((name, values)) = term.split_once(" notin ") {
-        return Ok(Term::NotIn(key(name), set(values).ok_or_else(unreadable)?));
-    }
-    if let Some((name, values)) = term.split_once(" in ") {
-        return Ok(Term::In(key(name), set(values).ok_or_else(unreadable)?));
-    }
-    if let Some((name, value)) = term.split_once("!=") {
-        return Ok(Term::NotIn(key(name), vec![key(value)]));
-    }
-    if let Some((name, value)) = term.split_once('=') {
-        return Ok(Term::In(key(name), vec![key(value.trim_start_matches('='))]));
-    }
-    match term.strip_prefix('!') {
-        Some(name) if !name.is_empty() => Ok(Term::Absent(key(name))),
-        None if !term.is_empty() && !term.contains(' ') => Ok(Term::Exists(key(term))),
-        Some(_) | None => Err(unreadable()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn selects_as_kubernetes_does() {
-        let object = json!({"metadata": {"name": "p", "labels": {"app": "web", "tier": "front"}}, "status": {"phase": "Running"}});
-        let matches = |labels: &str, fields: &str| {
-            let parameters =
-                [("labelSelector".to_owned(), labels.to_owned()), ("fieldSelector".to_owned(), fields.to_owned())];
-            Selector::parse(&parameters).unwrap().matches(&object)
-        };
-        for labels in
-            ["", "app=web", "app==web,tier!=back", "app in (web, api)", "tier notin (back),app", "!gone", "other!=x"]
-        {
-            assert!(matches(labels, ""), "{labels}");
-        }
-        for labels in ["app=api", "app!=web", "app in (api)", "gone", "!app"] {
-            assert!(!matches(labels, ""), "{labels}");
-        }
-        assert!(matches("", "metadata.name=p,status.phase!=Failed"));
-        assert!(!matches("", "metadata.name=q"));
-        assert!(parse_terms("app in web").is_err());
-        assert!(parse_terms("a b").is_err());
-    }
 
     #[test]
     fn names_are_subdomains() {
