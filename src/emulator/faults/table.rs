@@ -188,6 +188,14 @@ pub static FAULTS: &[Row] = &[
             .resets(2)]),
     ),
     Row::new(
+        "slow-api=5s",
+        "answer every call of AWS so much later",
+        Timed(|settings, time| settings.api_delay = time),
+        Trials(&[Trial::new("api-slow", "the WebSocket is reset, and AWS takes 5 s for each call", 15)
+            .value("5s")
+            .then("drop-websocket=30s")]),
+    ),
+    Row::new(
         "reject-token=1",
         "do not take so many session tokens",
         Counted(|settings, tokens| settings.rejected_tokens = tokens),

@@ -25,6 +25,7 @@ rows! {
     reordering
     resume_throttled
     start_fails
+    api_slow
     token_rejected
     destination_refuses
     destination_black_holed
