@@ -48,11 +48,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct AgentSetup {
     pub(super) config: AgentConfig,
     pub(super) quirks: AgentQuirks,
-    /// The bastion's agent version.
     pub(super) version: String,
     /// Properties of the handshake request but the type.
     pub(super) properties: Map<String, Value>,
-    /// Seed of the message ids.
     pub(super) seed: u64,
 }
 

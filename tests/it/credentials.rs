@@ -1,6 +1,6 @@
-//! Credentials that expire while tunnels are open.
+//! Credentials that expire while tunnels are open, and the plugin by which kubectl gets its own.
 
-use std::time::Duration;
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use autoheal_pa::emulator::{ClusterConfig, Command, Config, Event, Identity};
 use futures_util::{AsyncBufReadExt, TryStreamExt};
@@ -9,6 +9,10 @@ use kube::{
     Api, Client,
     api::LogParams,
     config::{KubeConfigOptions, Kubeconfig},
+};
+use rustix::{
+    fs::{CWD, Mode, mkfifoat},
+    process::Signal,
 };
 
 use super::support::{Lab, Running, within};
@@ -42,7 +46,7 @@ async fn open_connections_outlive_credentials_and_everything_works_when_there_ar
     let mut lines = within("the log", pods.log_stream("chatty", &params)).await.unwrap().lines();
 
     let token_file = lab.emulator.token_file();
-    std::fs::remove_file(&token_file).unwrap();
+    fs::remove_file(&token_file).unwrap();
     assert!(up.says("warning: the AWS credentials expire in ").await, "{}", up.stderr_so_far());
     assert!(up.says("\nhint: check `--web-identity-token-file`").await, "{}", up.stderr_so_far());
     let stderr = up.stderr_so_far();
@@ -59,7 +63,7 @@ async fn open_connections_outlive_credentials_and_everything_works_when_there_ar
     }
 
     let claims = lab.emulator.oidc_claims(Duration::from_secs(3600));
-    std::fs::write(&token_file, lab.emulator.mint_oidc_token(&claims)).unwrap();
+    fs::write(&token_file, lab.emulator.mint_oidc_token(&claims)).unwrap();
     assert!(count_pods(&lab).await.unwrap() > 0);
     assert!(up.says("there are AWS credentials again, until ").await, "{}", up.stderr_so_far());
     lab.emulator.command(&Command::CutTransport);
@@ -108,4 +112,28 @@ async fn keys_in_the_environment_are_said_to_be_of_no_duration() {
     );
     assert!(ended.stderr.contains("--web-identity-token-file PATH"), "{ended:#?}");
     assert_eq!(ended.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_ends_kubectls_plugin() {
+    let lab = Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await;
+    let (pipe, program) = (lab.home.path().join("pipe"), lab.home.path().join("plugin"));
+    mkfifoat(CWD, &pipe, Mode::RWXU).unwrap();
+    fs::write(&program, format!("#!/bin/sh\necho runs > '{}'\nexec sleep 1000\n", pipe.display())).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    let kubeconfig = lab.home.path().join("config");
+    let users = format!(
+        "kind: Config\nusers: [{{name: a, user: {{exec: {{command: '{}', args: [token]}}, extensions: [{{name: autoheal-pa, \
+         extension: {{manager: default}}}}]}}}}]\n",
+        program.display()
+    );
+    fs::write(&kubeconfig, users).unwrap();
+    let file = lab.home.path().join("config.yaml");
+    fs::write(&file, format!("kubeconfig: {}\n", kubeconfig.display())).unwrap();
+    let running = Running::start(&mut lab.program(&["doctor", "--config", file.to_str().unwrap()]));
+    let runs = tokio::task::spawn_blocking(move || fs::read_to_string(pipe).unwrap());
+    assert_eq!(within("the plugin to run", runs).await.unwrap(), "runs\n");
+    running.signal(Signal::INT);
+    let ended = running.ended().await;
+    assert_eq!(ended.code(), Some(130), "{ended:#?}");
 }

@@ -1,17 +1,14 @@
 //! `doctor` against an emulated AWS in which one link is broken, and what it says of each.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, time::Duration};
 
 use autoheal_pa::emulator::{
     BastionConfig, ClusterConfig, Config, Destination, ExtraAction, Identity, Resume, Settings, Upgrade,
 };
-use rustix::{
-    fs::{CWD, Mode, mkfifoat},
-    process::Signal,
-};
+use rustix::process::Signal;
 use serde_json::Value;
 
-use super::support::{Ended, Lab, PROGRAM, Running, has_ended, within};
+use super::support::{Ended, Lab, PROGRAM, Running, has_ended};
 
 const BASTION: &str = "i-0dc03fbcae2a87472";
 const OTHER_BASTION: &str = "i-0fedcba9876543210";
@@ -546,30 +543,6 @@ async fn an_interrupt_ends_the_session() {
     assert_eq!(ended.code(), Some(130), "{ended:#?}");
     assert_eq!(lab.emulator.sessions().len(), 1);
     lab.assert_clean().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_interrupt_ends_kubectls_plugin() {
-    let lab = lab().await;
-    let (pipe, program) = (lab.home.path().join("pipe"), lab.home.path().join("plugin"));
-    mkfifoat(CWD, &pipe, Mode::RWXU).unwrap();
-    fs::write(&program, format!("#!/bin/sh\necho runs > '{}'\nexec sleep 1000\n", pipe.display())).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
-    let kubeconfig = lab.home.path().join("config");
-    let users = format!(
-        "kind: Config\nusers: [{{name: a, user: {{exec: {{command: '{}', args: [token]}}, extensions: [{{name: autoheal-pa, \
-         extension: {{manager: default}}}}]}}}}]\n",
-        program.display()
-    );
-    fs::write(&kubeconfig, users).unwrap();
-    let file = lab.home.path().join("config.yaml");
-    fs::write(&file, format!("kubeconfig: {}\n", kubeconfig.display())).unwrap();
-    let running = Running::start(command(&lab, &[]).args(["--config", file.to_str().unwrap()]));
-    let runs = tokio::task::spawn_blocking(move || fs::read_to_string(pipe).unwrap());
-    assert_eq!(within("the plugin to run", runs).await.unwrap(), "runs\n");
-    running.signal(Signal::INT);
-    let ended = running.ended().await;
-    assert_eq!(ended.code(), Some(130), "{ended:#?}");
 }
 
 /// The entries of a JSON report, without what differs from run to run.
