@@ -2,13 +2,12 @@
 //!
 //! ```text
 //! cli ─┬─ settings    flags, environment and configuration file, read once
-//!      ├─ supervisor ── tunnel ── route      listeners and the pool of links; the ways in, of which each has a folder
-//!      │                            └─ ssm   sessions, transports, recovery; the protocol as values
+//!      ├─ manager     what runs while tunnels are open, and the socket at which kubectl's plugin asks it; tells what happens
+//!      │    └─ tunnel ── route      listeners and the pool of links; the ways in, of which each has a folder
+//!      │                   └─ ssm   sessions, transports, recovery; the protocol as values
 //!      ├─ aws         credentials, clients, endpoints, errors, clusters
 //!      ├─ kubeconfig  contexts and exec credentials
-//!      ├─ proxy       a CONNECT proxy to the tunnels, for clients that need the API servers' real names
 //!      ├─ doctor      every link from credentials to the API server, looked at in order
-//!      ├─ control     the socket over which kubectl's plugin asks a running `up`
 //!      ├─ policy      the IAM policy and the access entries that all this needs
 //!      ├─ journal     the live sessions, for the next `up` to end if this one is killed
 //!      ├─ fault       what went wrong, by class, with what to do about it

@@ -11,7 +11,7 @@
 //!
 //! Invariants:
 //!
-//! * What the manager has is in the [`Roster`], and nowhere else; the control socket answers from it.
+//! * What the manager has is in the [`ManagerState`], and nowhere else; the control socket answers from it.
 //! * A tunnel that stays is not touched by a reload.
 //! * The lock is given up last, so that whoever waits for it finds nothing left.
 //!
@@ -31,36 +31,42 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use answers::{Answers, Examinations};
+use contexts::exec_entry;
+use control::Reloaded;
+use proxy::Proxy;
+use supervisor::{Board, Supervisor};
+
+pub(crate) use answers::{Asked, Requests};
+pub(crate) use error::ManagerError;
+pub(crate) use events::{Event, Listener};
+pub(crate) use hope::Hope;
+pub(crate) use state::{ManagerState, OpenAccess, TunnelEntry};
+
 use crate::{
-    aws::{Aws, Caller, ClusterDescription, SkipReason},
-    cli::{
-        env,
-        error::{CommandError, Kind},
-        output::{Printer, rfc3339},
-        progress::Hopeless,
-        token::exec_entry,
-    },
+    aws::{Aws, ClusterDescription},
     cluster::Cluster,
+    doctor::{self, Finding},
     journal::{Entry, Journal},
     kubeconfig::{self, ContextEntry, KubeconfigError, Server},
     overlap::overlap,
     route::ssm,
     settings::{Access, Environment, UpSettings},
     tunnel::{self, Admission, Common, Listeners, Ports, Tunnel},
-    util::{folder::Folder, quote::command},
+    util::folder::Folder,
 };
 
-use answers::{Answers, Examinations, Route};
-pub(crate) use answers::{Asked, Requests, Roster};
-use control::Reloaded;
-use proxy::Proxy;
-use supervisor::{Board, Supervisor};
-
 mod answers;
+pub(crate) mod contexts;
 pub mod control;
 mod credentials;
+pub mod env_file;
+mod error;
+mod events;
+mod hope;
 pub(crate) mod orphans;
 mod proxy;
+mod state;
 pub mod supervisor;
 
 /// How long calls that end sessions may take after the tunnels have stopped.
@@ -69,10 +75,10 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(3);
 /// Everything that runs while tunnels are open.
 pub(crate) struct Manager {
     settings: UpSettings,
-    printer: Printer,
+    listener: Listener,
     /// Where the contexts are or will be written: what the settings say, unless that cannot be.
     kubeconfig: PathBuf,
-    roster: Arc<watch::Sender<Roster>>,
+    state: Arc<watch::Sender<ManagerState>>,
     supervisor: Supervisor,
     journal: Option<Journal>,
     left_behind: Vec<Entry>,
@@ -86,50 +92,39 @@ pub(crate) struct Manager {
     control: Arc<control::Server>,
 }
 
-/// A way in that is in use: an identity in a region.
-pub(crate) struct Way {
-    pub(crate) access: Access,
-    pub(crate) aws: Aws,
-    pub(crate) caller: Caller,
-    sessions: ssm::Targets,
-    pub(crate) common: Arc<Common>,
-    stop: CancellationToken,
-}
-
 impl Manager {
-    /// Takes the manager's lock, and answers at its control socket from now on.
+    /// Takes the manager's lock, and answers at its control socket from now on, with findings put into `words`.
     ///
     /// # Errors
     /// A manager of this name is running already, or its directory cannot be used.
     pub(crate) fn bind(
         settings: UpSettings,
         log: Option<PathBuf>,
-        printer: &Printer,
-    ) -> Result<(Self, Requests), CommandError> {
+        listener: Listener,
+        words: fn(&Finding) -> doctor::Entry,
+    ) -> Result<(Self, Requests), ManagerError> {
         let dir = &settings.common.control_dir;
         let control = Arc::new(control::Server::bind(dir)?);
-        let (journal, left_behind) = open_journal(control.folder(), printer);
+        let (journal, left_behind) = open_journal(control.folder(), &listener);
         let supervisor = Supervisor::new();
-        let roster = Arc::new(watch::Sender::new(Roster::default()));
+        let state = Arc::new(watch::Sender::new(ManagerState::default()));
         let (asked, requests) = mpsc::channel(4);
-        let examinations = Examinations::default();
-        let answers =
-            Answers::new(settings.common.name.clone(), log, &supervisor, &roster, asked, examinations.clone());
+        let examinations = Examinations::new(words);
+        let answers = Answers::new(settings.common.name.clone(), log, &supervisor, &state, asked, examinations.clone());
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn({
             let (control, stop) = (Arc::clone(&control), stop.clone());
             async move { control.serve(Arc::new(answers), stop).await }
         });
-        let printer = printer.clone();
         let kubeconfig = settings.common.kubeconfig.clone();
         let admission = if settings.allow_other_users { Admission::everyone() } else { Admission::owner() };
         Ok((
             Self {
                 settings,
-                printer,
+                listener,
                 kubeconfig,
-                roster,
+                state,
                 supervisor,
                 journal,
                 left_behind,
@@ -148,148 +143,153 @@ impl Manager {
     ///
     /// # Errors
     /// Whatever keeps every tunnel from being opened.
-    pub(crate) async fn open(&mut self) -> Result<(), CommandError> {
+    pub(crate) async fn open(&mut self) -> Result<(), ManagerError> {
         self.check_files().await?;
-        let accesses = self.settings.access.clone();
-        let clients = try_join_all(accesses.iter().map(|access| Aws::new(&access.aws))).await?;
-        let (senders, found): (Vec<_>, Vec<_>) = accesses.iter().map(|_| mpsc::unbounded_channel()).unzip();
-        let searches = accesses
+        let wanted = self.settings.access.clone();
+        let clients = try_join_all(wanted.iter().map(|settings| Aws::new(&settings.aws))).await?;
+        let (senders, found): (Vec<_>, Vec<_>) = wanted.iter().map(|_| mpsc::unbounded_channel()).unzip();
+        let searches = wanted
             .iter()
             .zip(&clients)
             .zip(senders)
-            .map(|((access, aws), sender)| search(aws, &access.clusters, sender));
-        let entered = accesses.iter().zip(&clients).map(|(access, aws)| self.enter(access.clone(), aws.clone()));
+            .map(|((settings, aws), sender)| search(aws, &settings.clusters, sender));
+        let entered = wanted.iter().zip(&clients).map(|(settings, aws)| self.enter(settings.clone(), aws.clone()));
         // Clusters are looked for at once, and nothing is made of them before it is said whose they are.
-        let (ways, searches) = overlap(try_join_all(entered), try_join_all(searches)).await?;
-        let ways: Vec<Arc<Way>> = ways.into_iter().map(Arc::new).collect();
-        self.roster.send_modify(|roster| roster.ways.clone_from(&ways));
-        for way in &ways {
-            self.printer.progress(&format!("identity {}", describe(&way.caller)));
-            self.look_after(way);
+        let (accesses, searches) = overlap(try_join_all(entered), try_join_all(searches)).await?;
+        let accesses: Vec<Arc<OpenAccess>> = accesses.into_iter().map(Arc::new).collect();
+        self.state.send_modify(|state| state.accesses.clone_from(&accesses));
+        for access in &accesses {
+            self.listener.tell(Event::Identified(access.caller.clone()));
+            self.look_after(access);
         }
-        let (_all, tunnels) = tokio::try_join!(searches, self.open_each(&ways, found))?;
+        let (_all, tunnels) = tokio::try_join!(searches, self.open_each(&accesses, found))?;
         if tunnels.is_empty() {
-            return Err(no_clusters(&ways));
+            return Err(no_clusters(&accesses));
         }
-        let routes = named(&self.settings, tunnels.into_iter());
+        let tunnels = named(&self.settings, tunnels.into_iter());
         if let Some(proxy) = self.settings.proxy() {
-            self.proxy = Some(Proxy::start(proxy, self.admission.clone(), &mut self.tasks, &self.stop, &self.printer)?);
+            let proxy = Proxy::start(proxy, self.admission.clone(), &mut self.tasks, &self.stop)?;
+            self.listener.tell(Event::ProxyServes { port: proxy.port() });
+            self.proxy = Some(proxy);
         }
-        self.write_kubeconfig(&routes).await?;
+        self.write_kubeconfig(&tunnels).await?;
         self.write_environment()?;
-        self.end_left_behind(ways);
-        self.roster.send_modify(|roster| (roster.routes, roster.opened) = (routes, true));
+        self.end_left_behind(accesses);
+        self.state.send_modify(|state| (state.tunnels, state.opened) = (tunnels, true));
         Ok(())
     }
 
-    /// Opens a tunnel to each cluster as soon as it is found, in the order of ways and of clusters in them. Returns
+    /// Opens a tunnel to each cluster as soon as it is found, in the order of accesses and of clusters in them. Returns
     /// their ports and what they lead to.
     async fn open_each(
         &mut self,
-        ways: &[Arc<Way>],
+        accesses: &[Arc<OpenAccess>],
         found: Vec<mpsc::UnboundedReceiver<ClusterDescription>>,
-    ) -> Result<Vec<(u16, (Arc<Way>, Cluster))>, CommandError> {
+    ) -> Result<Vec<(u16, (Arc<OpenAccess>, Cluster))>, ManagerError> {
         let mut ports = Ports::new(self.settings.base_port, self.settings.strict_ports, self.admission.clone());
         let mut tunnels = Vec::new();
-        for (way, mut found) in ways.iter().zip(found) {
+        for (access, mut found) in accesses.iter().zip(found) {
             while let Some(description) = found.recv().await {
-                let Some(cluster) = usable(description, &self.printer) else { continue };
+                let Some(cluster) = usable(description, &self.listener) else { continue };
                 let listeners = ports.bind_next()?;
                 for taken in ports.skipped() {
-                    self.printer.progress(&format!("{taken}: skipped"));
+                    self.listener.tell(Event::PortSkipped(taken.clone()));
                 }
-                tunnels.push((listeners.port(), (Arc::clone(way), cluster.clone())));
-                self.start(way, cluster, listeners);
+                tunnels.push((listeners.port(), (Arc::clone(access), cluster.clone())));
+                self.start(access, cluster, listeners);
             }
         }
         Ok(tunnels)
     }
 
     /// Looks for clusters again, by settings that may have changed. Tunnels to clusters that are as they were go on
-    /// untouched, and so do those of a way in that cannot be looked at now.
+    /// untouched, and so do those of an access that cannot be looked at now.
     ///
     /// # Errors
     /// Ports cannot be bound, or the kubeconfig cannot be written; then nothing has changed.
-    pub(crate) async fn reload(&mut self, settings: UpSettings) -> Result<Reloaded, CommandError> {
+    pub(crate) async fn reload(&mut self, settings: UpSettings) -> Result<Reloaded, ManagerError> {
         let mut outcome = Reloaded::default();
-        let old = self.roster.borrow().clone();
+        let old = self.state.borrow().clone();
         self.settings = settings;
 
-        let entered =
-            join_all(self.settings.access.clone().into_iter().map(|access| self.enter_again(access, &old.ways))).await;
-        let mut ways = Vec::new();
-        for way in entered {
-            match way {
-                Ok(way) => ways.push(way),
+        let entered = join_all(
+            self.settings.access.clone().into_iter().map(|settings| self.enter_again(settings, &old.accesses)),
+        )
+        .await;
+        let mut accesses = Vec::new();
+        for access in entered {
+            match access {
+                Ok(access) => accesses.push(access),
                 Err(error) => outcome.problems.push(error.sentence()),
             }
         }
-        let found = join_all(ways.iter().map(|way| clusters(way, &self.printer))).await;
+        let found = join_all(accesses.iter().map(|access| clusters(access, &self.listener))).await;
         let mut wanted = Vec::new();
-        for (way, found) in ways.iter().zip(found) {
+        for (access, found) in accesses.iter().zip(found) {
             match found {
-                Ok(found) => wanted.extend(found.into_iter().map(|cluster| (Arc::clone(way), cluster))),
+                Ok(found) => wanted.extend(found.into_iter().map(|cluster| (Arc::clone(access), cluster))),
                 Err(error) => {
                     outcome.problems.push(error.sentence());
-                    let known = old.routes.iter().filter(|route| way.is_same(&route.way.access));
-                    wanted.extend(known.map(|route| (Arc::clone(way), route.cluster.clone())));
+                    let known = old.tunnels.iter().filter(|tunnel| access.is_same(&tunnel.access.settings));
+                    wanted.extend(known.map(|tunnel| (Arc::clone(access), tunnel.cluster.clone())));
                 }
             }
         }
 
-        let mut free: Vec<&Route> = old.routes.iter().collect();
-        let is_as_it_was = |route: &Route, way: &Way, cluster: &Cluster| {
-            route.cluster == *cluster
-                && route.way.is_same(&way.access)
-                && route.way.access.bastion == way.access.bastion
+        let mut free: Vec<&TunnelEntry> = old.tunnels.iter().collect();
+        let is_as_it_was = |tunnel: &TunnelEntry, access: &OpenAccess, cluster: &Cluster| {
+            tunnel.cluster == *cluster
+                && tunnel.access.is_same(&access.settings)
+                && tunnel.access.settings.bastion == access.settings.bastion
         };
         // Those that stay with their ports, the others without.
         let tunnels: Vec<_> = wanted
             .into_iter()
-            .map(|(way, cluster)| match free.iter().position(|route| is_as_it_was(route, &way, &cluster)) {
-                Some(at) => (Some(free.remove(at).port), way, cluster),
-                None => (None, way, cluster),
+            .map(|(access, cluster)| match free.iter().position(|tunnel| is_as_it_was(tunnel, &access, &cluster)) {
+                Some(at) => (Some(free.remove(at).port), access, cluster),
+                None => (None, access, cluster),
             })
             .collect();
-        let gone: Vec<u16> = free.iter().map(|route| route.port).collect();
-        outcome.removed = free.iter().map(|route| route.context.clone()).collect();
+        let gone: Vec<u16> = free.iter().map(|tunnel| tunnel.port).collect();
+        outcome.removed = free.iter().map(|tunnel| tunnel.context.clone()).collect();
         let new = tunnels.iter().filter(|(port, ..)| port.is_none()).count();
         outcome.kept = tunnels.len() - new;
 
         let bound = Listeners::bind(self.settings.base_port, new, false, self.admission.clone())?;
-        for taken in bound.skipped.iter().filter(|taken| old.route(taken.port).is_none()) {
-            self.printer.progress(&format!("{taken}: skipped"));
+        for taken in bound.skipped.iter().filter(|taken| old.tunnel(taken.port).is_none()) {
+            self.listener.tell(Event::PortSkipped(taken.clone()));
         }
         let mut new_ports = bound.listeners.iter().map(Listeners::port);
-        let all = tunnels.into_iter().map(|(port, way, cluster)| {
+        let all = tunnels.into_iter().map(|(port, access, cluster)| {
             let port = port.or_else(|| new_ports.next()).expect("there are as many ports as new tunnels");
-            (port, (way, cluster))
+            (port, (access, cluster))
         });
-        let routes = named(&self.settings, all);
-        self.write_kubeconfig(&routes).await?;
-        let started: Vec<&Route> = bound
+        let tunnels = named(&self.settings, all);
+        self.write_kubeconfig(&tunnels).await?;
+        let started: Vec<&TunnelEntry> = bound
             .listeners
             .iter()
-            .filter_map(|listeners| routes.iter().find(|route| route.port == listeners.port()))
+            .filter_map(|listeners| tunnels.iter().find(|tunnel| tunnel.port == listeners.port()))
             .collect();
-        outcome.added = started.iter().map(|route| route.context.clone()).collect();
+        outcome.added = started.iter().map(|tunnel| tunnel.context.clone()).collect();
 
-        for way in ways.iter().filter(|way| !old.ways.iter().any(|known| known.is_same(&way.access))) {
-            self.printer.progress(&format!("identity {}", describe(&way.caller)));
-            self.look_after(way);
+        for access in accesses.iter().filter(|access| !old.accesses.iter().any(|known| known.is_same(&access.settings)))
+        {
+            self.listener.tell(Event::Identified(access.caller.clone()));
+            self.look_after(access);
         }
-        for way in old.ways.iter().filter(|way| !ways.iter().any(|new| new.is_same(&way.access))) {
-            way.stop.cancel();
+        for access in old.accesses.iter().filter(|access| !accesses.iter().any(|new| new.is_same(&access.settings))) {
+            access.stop.cancel();
         }
         // Those that are gone have their names until they have ended.
         let ending = free.into_iter().cloned();
-        let both = routes.iter().cloned().chain(ending).collect();
-        self.roster.send_modify(|roster| (roster.ways, roster.routes) = (ways, both));
-        for (route, listeners) in started.into_iter().zip(bound.listeners) {
-            self.start(&route.way, route.cluster.clone(), listeners);
+        let both = tunnels.iter().cloned().chain(ending).collect();
+        self.state.send_modify(|state| (state.accesses, state.tunnels) = (accesses, both));
+        for (tunnel, listeners) in started.into_iter().zip(bound.listeners) {
+            self.start(&tunnel.access, tunnel.cluster.clone(), listeners);
         }
         self.supervisor.end(&gone).await;
-        self.roster.send_modify(|roster| roster.routes = routes);
+        self.state.send_modify(|state| state.tunnels = tunnels);
         Ok(outcome)
     }
 
@@ -298,9 +298,9 @@ impl Manager {
         self.supervisor.board()
     }
 
-    /// Returns what judges whether there is still hope, see [`is_hopeless`].
-    pub(crate) fn hope(&self) -> Hopeless {
-        Hopeless::new(self.roster.subscribe())
+    /// Returns what judges whether there is still hope.
+    pub(crate) fn hope(&self) -> Hope {
+        Hope::new(self.state.subscribe())
     }
 
     /// Returns the settings.
@@ -316,13 +316,13 @@ impl Manager {
     /// Ends everything in good order; with `forget`, the contexts leave the kubeconfig as well.
     pub(crate) async fn stop(self, forget: bool) {
         tokio::join!(self.supervisor.stop(), self.examinations.end());
-        let roster = self.roster.borrow().clone();
-        let settled = join_all(roster.ways.iter().map(|way| way.aws.settle()));
+        let state = self.state.borrow().clone();
+        let settled = join_all(state.accesses.iter().map(|access| access.aws.settle()));
         if timeout(SETTLE_LIMIT, settled).await.is_err() {
             tracing::warn!("calls that end sessions did not return in time");
         }
-        if let Some(path) = roster.kubeconfig.filter(|_| forget) {
-            remove_contexts(path.clone(), self.settings.common.name.clone(), &self.printer).await;
+        if let Some(path) = state.kubeconfig.filter(|_| forget) {
+            remove_contexts(path.clone(), self.settings.common.name.clone(), &self.listener).await;
             let common = &self.settings.common;
             if path == common.own_kubeconfig() {
                 // It is of no use to anybody else.
@@ -334,66 +334,70 @@ impl Manager {
         drop(self.control);
     }
 
-    /// Finds out who a way in leads in as.
-    async fn enter(&self, access: Access, aws: Aws) -> Result<Way, CommandError> {
+    /// Finds out who an access is to AWS.
+    async fn enter(&self, settings: Access, aws: Aws) -> Result<OpenAccess, ManagerError> {
         let caller = aws.caller().await?;
-        let reason = access.reason.as_deref();
+        let reason = settings.reason.as_deref();
         let service = match &self.journal {
             Some(journal) => ssm::Service::with_journal(aws.clone(), reason, journal.clone(), &caller),
             None => ssm::Service::new(aws.clone(), reason),
         };
         let sessions = ssm::Targets::new(Arc::new(service), ssm::Config::default());
         let common = Common::new(self.supervisor.clock());
-        Ok(Way { access, aws, caller, sessions, common, stop: self.stop.child_token() })
+        Ok(OpenAccess { settings, aws, caller, sessions, common, stop: self.stop.child_token() })
     }
 
-    /// As [`enter`](Self::enter), with the credentials and clients of a known way if there is one like it.
-    async fn enter_again(&self, access: Access, known: &[Arc<Way>]) -> Result<Arc<Way>, CommandError> {
-        match known.iter().find(|way| way.is_same(&access)) {
-            Some(way) if way.access.bastion == access.bastion && way.access.clusters == access.clusters => {
-                Ok(Arc::clone(way))
+    /// As [`enter`](Self::enter), with the credentials and clients of a known access if there is one like it.
+    async fn enter_again(&self, settings: Access, known: &[Arc<OpenAccess>]) -> Result<Arc<OpenAccess>, ManagerError> {
+        match known.iter().find(|access| access.is_same(&settings)) {
+            Some(access)
+                if access.settings.bastion == settings.bastion && access.settings.clusters == settings.clusters =>
+            {
+                Ok(Arc::clone(access))
             }
-            Some(way) => Ok(Arc::new(way.with(access))),
+            Some(access) => Ok(Arc::new(access.with(settings))),
             None => {
-                let aws = Aws::new(&access.aws).await?;
-                self.enter(access, aws).await.map(Arc::new)
+                let aws = Aws::new(&settings.aws).await?;
+                self.enter(settings, aws).await.map(Arc::new)
             }
         }
     }
 
-    /// Keeps the credentials of a way fresh, and says what the user has to know of them.
-    fn look_after(&mut self, way: &Arc<Way>) {
+    /// Keeps the credentials of an access fresh, and tells what the user has to know of them.
+    fn look_after(&mut self, access: &Arc<OpenAccess>) {
         self.tasks.spawn({
-            let (aws, stop) = (way.aws.clone(), way.stop.clone());
+            let (aws, stop) = (access.aws.clone(), access.stop.clone());
             async move { stop.run_until_cancelled(aws.keep_credentials()).await.unwrap_or_default() }
         });
         self.tasks.spawn({
-            let (status, printer, way) = (way.aws.credential_status(), self.printer.clone(), Arc::clone(way));
+            let (listener, access) = (self.listener.clone(), Arc::clone(access));
             async move {
-                let announce = credentials::announce(status, &printer, || way.common.retry_now());
-                way.stop.run_until_cancelled(announce).await.unwrap_or_default();
+                let status = access.aws.credential_status();
+                let watched = credentials::watch(status, &listener, || access.common.retry_now());
+                access.stop.run_until_cancelled(watched).await.unwrap_or_default();
             }
         });
-        let (printer, way) = (self.printer.clone(), Arc::clone(way));
+        let (listener, access) = (self.listener.clone(), Arc::clone(access));
         self.tasks.spawn(async move {
-            way.stop.run_until_cancelled(show_cautions(&way.common, &printer)).await.unwrap_or_default();
+            access.stop.run_until_cancelled(tell_cautions(&access.common, &listener)).await.unwrap_or_default();
         });
     }
 
-    fn end_left_behind(&mut self, ways: Vec<Arc<Way>>) {
+    fn end_left_behind(&mut self, accesses: Vec<Arc<OpenAccess>>) {
         let Some(journal) = self.journal.clone() else { return };
         let left_behind = std::mem::take(&mut self.left_behind);
-        let (printer, stop) = (self.printer.clone(), self.stop.clone());
-        let identities: Vec<_> = ways.iter().map(|way| orphans::Identity::new(way.aws.clone(), &way.caller)).collect();
+        let (listener, stop) = (self.listener.clone(), self.stop.clone());
+        let identities: Vec<_> =
+            accesses.iter().map(|access| orphans::Identity::new(access.aws.clone(), &access.caller)).collect();
         self.tasks.spawn(async move {
-            let ending = orphans::end(left_behind, &journal, &printer, async |orphan| {
+            let ending = orphans::end(left_behind, &journal, &listener, async |orphan| {
                 orphans::end_as_any(&identities, &orphan).await
             });
             stop.run_until_cancelled(ending).await.unwrap_or_default();
         });
     }
 
-    fn start(&mut self, way: &Way, cluster: Cluster, listeners: Listeners) {
+    fn start(&mut self, access: &OpenAccess, cluster: Cluster, listeners: Listeners) {
         let config = tunnel::Config {
             probe_interval: self.settings.probe_interval,
             up_within: self.settings.timeout,
@@ -404,54 +408,53 @@ impl Manager {
         let session = &mut sessions.session;
         session.payload_len = self.settings.payload_size.unwrap_or(session.payload_len);
         session.messages_per_second = session.messages_per_second.filter(|_| !self.settings.no_rate_limit);
-        let sessions = way.sessions.with_config(sessions);
-        let routes = way.access.bastion.iter().map(|bastion| sessions.route(bastion.clone())).collect();
-        self.supervisor.start(Tunnel::new(cluster, routes, listeners, config, Arc::clone(&way.common)));
+        let sessions = access.sessions.with_config(sessions);
+        let routes = access.settings.bastion.iter().map(|bastion| sessions.route(bastion.clone())).collect();
+        self.supervisor.start(Tunnel::new(cluster, routes, listeners, config, Arc::clone(&access.common)));
     }
 
     /// Finds out whether all files can be written that will have to be. Where the default kubeconfig cannot, one in the
     /// manager's own directory will do: there are machines whose home is missing or read-only.
-    async fn check_files(&mut self) -> Result<(), CommandError> {
+    async fn check_files(&mut self) -> Result<(), ManagerError> {
         let common = &self.settings.common;
         match self.check_kubeconfig(&self.kubeconfig).await? {
             Err(error @ (KubeconfigError::Unreadable { .. } | KubeconfigError::Unwritable { .. }))
                 if !common.kubeconfig_given =>
             {
                 let own = common.own_kubeconfig();
-                let error = CommandError::from(error);
                 if self.check_kubeconfig(&own).await?.is_err() {
-                    return Err(error);
+                    return Err(error.into());
                 }
-                self.printer.progress(&error.sentence());
+                self.listener.tell(Event::KubeconfigElsewhere(error));
                 self.kubeconfig = own;
             }
             checked => checked?,
         }
         if let Some(path) = &self.settings.env_file {
-            env::check(path, &self.kubeconfig, &Environment::read())?;
+            env_file::check(path, &self.kubeconfig, &Environment::read())?;
         }
         if let Some(path) = &self.settings.github_env {
-            env::check_github(path, &self.kubeconfig, &Environment::read())?;
+            env_file::check_github(path, &self.kubeconfig, &Environment::read())?;
         }
         Ok(())
     }
 
-    async fn check_kubeconfig(&self, path: &Path) -> Result<Result<(), KubeconfigError>, CommandError> {
+    async fn check_kubeconfig(&self, path: &Path) -> Result<Result<(), KubeconfigError>, ManagerError> {
         let (path, manager) = (path.to_owned(), self.settings.common.name.clone());
         in_thread(move || kubeconfig::check(&path, &manager)).await
     }
 
     /// Writes the contexts, in the order of the clusters, and leads the proxy to these.
-    async fn write_kubeconfig(&self, routes: &[Route]) -> Result<(), CommandError> {
+    async fn write_kubeconfig(&self, tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
         let common = &self.settings.common;
-        let contexts = routes
+        let contexts = tunnels
             .iter()
-            .map(|Route { port, context, cluster, way }| {
-                let exec = exec_entry(common, &way.access.identity, cluster)?;
+            .map(|TunnelEntry { port, context, cluster, access }| {
+                let exec = exec_entry(common, &access.settings.identity, cluster)?;
                 let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
                 Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), server, exec })
             })
-            .collect::<Result<Vec<_>, CommandError>>()?;
+            .collect::<Result<Vec<_>, ManagerError>>()?;
         let path = self.kubeconfig.clone();
         let (manager, set_current) = (common.name.clone(), self.settings.set_current);
         let written = in_thread({
@@ -460,57 +463,38 @@ impl Manager {
                 kubeconfig::write(&path, &kubeconfig::Update { manager: &manager, contexts: &contexts, set_current })
             }
         });
-        let current = written.await??.map(|name| format!(", current context `{name}`")).unwrap_or_default();
+        let current = written.await??;
         if let Some(proxy) = &self.proxy {
-            proxy.lead(routes.iter().map(|route| (&route.cluster, route.port)));
+            proxy.lead(tunnels.iter().map(|tunnel| (&tunnel.cluster, tunnel.port)));
         }
-        self.printer.progress(&format!("wrote `{}`{current}", path.display()));
-        self.roster.send_modify(|roster| roster.kubeconfig = Some(path));
+        self.listener.tell(Event::KubeconfigWritten { path: path.clone(), current });
+        self.state.send_modify(|state| state.kubeconfig = Some(path));
         Ok(())
     }
 
     /// Writes the files by which others find the kubeconfig.
-    fn write_environment(&self) -> Result<(), CommandError> {
+    fn write_environment(&self) -> Result<(), ManagerError> {
         if let Some(path) = &self.settings.env_file {
-            env::write(path, &self.kubeconfig, &Environment::read())?;
-            self.printer.progress(&format!("wrote `{}`", path.display()));
+            env_file::write(path, &self.kubeconfig, &Environment::read())?;
+            self.listener.tell(Event::EnvFileWritten(path.clone()));
         }
         if let Some(path) = &self.settings.github_env {
-            env::write_github(path, &self.kubeconfig, &Environment::read())?;
-            self.printer.progress("later steps of the job have `KUBECONFIG` set");
+            env_file::write_github(path, &self.kubeconfig, &Environment::read())?;
+            self.listener.tell(Event::JobTold);
         }
         Ok(())
     }
 }
 
-impl Way {
-    /// Tells whether it leads in as the same identity, in the same region.
-    fn is_same(&self, access: &Access) -> bool {
-        self.access.aws.region == access.aws.region && self.access.identity == access.identity
-    }
-
-    /// Returns one with the same identity for other bastions and clusters.
-    fn with(&self, access: Access) -> Self {
-        Self {
-            access,
-            aws: self.aws.clone(),
-            caller: self.caller.clone(),
-            sessions: self.sessions.clone(),
-            common: Arc::clone(&self.common),
-            stop: self.stop.clone(),
-        }
-    }
-}
-
-/// Says what tunnels have found that the user has to know. Never ends.
-async fn show_cautions(common: &Common, printer: &Printer) {
+/// Tells what tunnels have found that the user has to know. Never ends.
+async fn tell_cautions(common: &Common, listener: &Listener) {
     let mut cautions = common.cautions();
-    let mut said = 0;
+    let mut told = 0;
     loop {
         let all = cautions.borrow_and_update().clone();
-        for caution in all.into_iter().skip(said) {
-            printer.caution(&CommandError::from(caution));
-            said += 1;
+        for caution in all.into_iter().skip(told) {
+            listener.tell(Event::Caution(caution));
+            told += 1;
         }
         if cautions.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -519,43 +503,34 @@ async fn show_cautions(common: &Common, printer: &Printer) {
 }
 
 /// Runs what blocks in a thread of its own.
-async fn in_thread<T: Send + 'static>(blocking: impl FnOnce() -> T + Send + 'static) -> Result<T, CommandError> {
-    let done = tokio::task::spawn_blocking(blocking).await;
-    done.map_err(|error| CommandError::new(Kind::Unexpected, error.to_string()))
+async fn in_thread<T: Send + 'static>(blocking: impl FnOnce() -> T + Send + 'static) -> Result<T, ManagerError> {
+    Ok(tokio::task::spawn_blocking(blocking).await?)
 }
 
 /// Opens the journal of live sessions, and returns those that an earlier manager left behind. Everything works without.
-fn open_journal(folder: &Folder, printer: &Printer) -> (Option<Journal>, Vec<Entry>) {
+fn open_journal(folder: &Folder, listener: &Listener) -> (Option<Journal>, Vec<Entry>) {
     match Journal::open(folder) {
         Ok((journal, left_behind)) => (Some(journal), left_behind),
-        Err(error) => {
-            let message = format!("cannot keep a journal of sessions in `{}`", folder.path().display());
-            let hint = "if this process is killed, its sessions end when they have been idle";
-            printer.caution(&CommandError::new(Kind::Unexpected, message).with_source(error).hint(hint));
+        Err(source) => {
+            listener.tell(Event::NoJournal { folder: folder.path().to_owned(), source });
             (None, Vec::new())
         }
     }
 }
 
-/// Takes a manager's contexts out of a kubeconfig. A failure is a warning.
-pub(crate) async fn remove_contexts(path: PathBuf, manager: String, printer: &Printer) {
+/// Takes a manager's contexts out of a kubeconfig. What goes wrong is told, and nothing else comes of it.
+pub(crate) async fn remove_contexts(path: PathBuf, manager: String, listener: &Listener) {
     let removed = tokio::task::spawn_blocking(move || kubeconfig::remove(&path, &manager)).await;
     if let Ok(Err(error)) = removed {
-        printer.caution(&CommandError::from(error));
+        listener.tell(Event::ContextsLeft(error));
     }
 }
 
-/// Says whose credentials are used, where they come from, and until when they last.
-fn describe(caller: &Caller) -> String {
-    let until = caller.expires.map(|at| format!(", credentials until {}", rfc3339(at))).unwrap_or_default();
-    format!("{}, from {}{until}", caller.arn, caller.source)
-}
-
 /// Finds the clusters to open tunnels to; says which are skipped and why.
-async fn clusters(way: &Way, printer: &Printer) -> Result<Vec<Cluster>, CommandError> {
+async fn clusters(access: &OpenAccess, listener: &Listener) -> Result<Vec<Cluster>, ManagerError> {
     let (sender, mut found) = mpsc::unbounded_channel();
-    search(&way.aws, &way.access.clusters, sender).await?;
-    Ok(std::iter::from_fn(|| found.try_recv().ok()).filter_map(|description| usable(description, printer)).collect())
+    search(&access.aws, &access.settings.clusters, sender).await?;
+    Ok(std::iter::from_fn(|| found.try_recv().ok()).filter_map(|description| usable(description, listener)).collect())
 }
 
 /// Finds clusters, and sends each as soon as it and those before it are known. Those that were asked for by name are only
@@ -564,7 +539,7 @@ async fn search(
     aws: &Aws,
     wanted: &[String],
     found: mpsc::UnboundedSender<ClusterDescription>,
-) -> Result<(), CommandError> {
+) -> Result<(), ManagerError> {
     // Whoever does not take them any more has failed, and says so.
     let send = |description: &ClusterDescription| drop(found.send(description.clone()));
     if wanted.is_empty() {
@@ -574,49 +549,30 @@ async fn search(
     let clusters = aws.discover(wanted).await?.clusters;
     for description in &clusters {
         if let Err(reason) = &description.access {
-            return Err(not_usable(&description.name, &description.region, reason.clone()));
+            let (name, region) = (description.name.clone(), description.region.clone());
+            return Err(ManagerError::ClusterUnusable { name, region, reason: reason.clone() });
         }
     }
     clusters.iter().for_each(send);
     Ok(())
 }
 
-/// Returns the cluster if there can be a tunnel to it; else says that it is skipped and why.
-fn usable(description: ClusterDescription, printer: &Printer) -> Option<Cluster> {
-    let skip = |reason| printer.progress(&format!("skipped `{}`: {reason}", description.name));
-    description.access.map_err(skip).ok()
+/// Returns the cluster if there can be a tunnel to it; else tells that it is skipped and why.
+fn usable(description: ClusterDescription, listener: &Listener) -> Option<Cluster> {
+    let ClusterDescription { name, access, .. } = description;
+    access.map_err(|reason| listener.tell(Event::ClusterSkipped { name, reason })).ok()
 }
 
-fn no_clusters(ways: &[Arc<Way>]) -> CommandError {
-    let places: Vec<_> =
-        ways.iter().map(|way| format!("{} of account {}", way.aws.region(), way.caller.account)).collect();
-    let message = format!("there is no cluster to open a tunnel to in {}", places.join(" and "));
-    CommandError::new(Kind::NotFound, message)
-        .hint("`autoheal-pa clusters` shows what these credentials can see; choose another region with `--region`")
-}
-
-/// A cluster that was asked for by name and cannot be had.
-fn not_usable(name: &str, region: &str, reason: SkipReason) -> CommandError {
-    let kind = match reason {
-        SkipReason::AccessDenied { .. } => Kind::Credentials,
-        SkipReason::Connected
-        | SkipReason::Status(_)
-        | SkipReason::NoEndpoint
-        | SkipReason::Endpoint
-        | SkipReason::NoCertificateAuthority => Kind::NotFound,
-    };
-    CommandError::new(kind, format!("cannot open a tunnel to `{name}`")).with_source(reason).hint(command!(
-        "`aws eks describe-cluster --name {} --region {}` shows its status",
-        name,
-        region
-    ))
+fn no_clusters(accesses: &[Arc<OpenAccess>]) -> ManagerError {
+    let place = |access: &Arc<OpenAccess>| format!("{} of account {}", access.aws.region(), access.caller.account);
+    ManagerError::NoClusters { places: accesses.iter().map(place).collect() }
 }
 
 /// Gives the tunnels the names of their contexts.
-fn named(settings: &UpSettings, tunnels: impl Iterator<Item = (u16, (Arc<Way>, Cluster))>) -> Vec<Route> {
+fn named(settings: &UpSettings, tunnels: impl Iterator<Item = (u16, (Arc<OpenAccess>, Cluster))>) -> Vec<TunnelEntry> {
     let tunnels: Vec<_> = tunnels.collect();
     let clusters: Vec<Cluster> = tunnels.iter().map(|(_, (_, cluster))| cluster.clone()).collect();
     let names = kubeconfig::context_names(&settings.context_prefix, &clusters);
-    let routes = tunnels.into_iter().zip(names);
-    routes.map(|((port, (way, cluster)), context)| Route { port, context, cluster, way }).collect()
+    let tunnels = tunnels.into_iter().zip(names);
+    tunnels.map(|((port, (access, cluster)), context)| TunnelEntry { port, context, cluster, access }).collect()
 }

@@ -7,4 +7,5 @@ pub(crate) mod quote;
 pub mod read;
 pub mod replace;
 pub mod time;
+pub(crate) mod written;
 pub(crate) mod yaml;

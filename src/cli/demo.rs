@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     GlobalArgs, LogFormat,
     background::exit_code,
-    env::Shell,
+    env::shell_of,
     error::{CommandError, Kind},
     exec::{not_run, see_through},
     output::Printer,
@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     emulator::{AgentConfig, ClusterConfig, Config, Emulator, FAULTS, Fault},
+    manager::env_file::Shell,
     settings::Environment,
 };
 
@@ -182,9 +183,8 @@ async fn until_ready(up: &mut Child, printer: &Printer) -> Result<Option<ExitSta
 fn show_what_to_do(kubeconfig: &Path, printer: &Printer) -> Result<(), CommandError> {
     printer.result(READY_LINE)?;
     printer.progress("in another shell:");
-    let export = Shell::detect(&Environment::read())
-        .unwrap_or(Shell::Bash)
-        .export("KUBECONFIG", &kubeconfig.display().to_string());
+    let export =
+        shell_of(&Environment::read()).unwrap_or(Shell::Bash).export("KUBECONFIG", &kubeconfig.display().to_string());
     printer.progress(&format!("  {}", export.trim_end()));
     printer.progress("  kubectl --context pa-payments get pods -A");
     printer.progress("Ctrl-C stops");

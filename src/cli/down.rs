@@ -9,6 +9,7 @@ use tokio::task::spawn_blocking;
 use super::{
     GlobalArgs, env,
     error::{CommandError, Kind},
+    events::shown,
     output::Printer,
     up::STOP_LIMIT,
 };
@@ -114,7 +115,7 @@ async fn clean_up(settings: &Settings, access: Vec<Access>, printer: &Printer) -
     }
     for kubeconfig in kubeconfigs.into_iter().filter(|path| path.exists()) {
         let before = Before::read(kubeconfig.clone(), &settings.name).await;
-        remove_contexts(kubeconfig, settings.name.clone(), printer).await;
+        remove_contexts(kubeconfig, settings.name.clone(), &shown(printer)).await;
         if let Some(before) = before {
             before.say_what_is_left(printer).await;
         }
@@ -178,7 +179,7 @@ async fn end_sessions(access: Vec<Access>, journal: &Journal, left_behind: Vec<E
         printer.warning(&CommandError::from(error).sentence());
     }
     let end = async |orphan| orphans::end_as_any(&identities, &orphan).await;
-    orphans::end(left_behind, journal, printer, end).await;
+    orphans::end(left_behind, journal, &shown(printer), end).await;
 }
 
 async fn identity(settings: &AwsSettings) -> Result<orphans::Identity, AwsError> {

@@ -5,7 +5,6 @@
 
 use std::{error::Error, fmt, io, path::Path, process::ExitCode, sync::Arc};
 
-use super::output::in_words;
 use crate::{
     aws::{
         AwsError,
@@ -22,8 +21,11 @@ use crate::{
         folder::OTHER_USER,
         peer_text::with_causes,
         quote::{Word, command},
+        written::in_words,
     },
 };
+
+mod manager;
 
 /// What kind of failure it is. The numbers are an interface: scripts look at them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,13 +127,6 @@ impl CommandError {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
-    }
-
-    /// Whether the cause is that a manager of the name is running already.
-    #[must_use]
-    pub(super) fn is_taken(&self) -> bool {
-        let control = self.source.as_deref().and_then(|source| source.downcast_ref());
-        matches!(control, Some(ControlError::Running { .. }))
     }
 
     /// Whether the cause is that something is not there.

@@ -25,8 +25,9 @@ use tokio::{
 
 use super::{
     background::exit_code,
-    env::no_proxy,
+    doctor,
     error::{CommandError, Kind, name_option},
+    events::shown,
     limits,
     output::Printer,
     progress::{failure, until_ready},
@@ -36,6 +37,7 @@ use crate::{
     manager::{
         Manager, Requests,
         control::{Answer, Client, ControlError, ManagerStatus, Request, TunnelReport},
+        env_file::no_proxy,
     },
     settings::{Environment, GlobalArgs, Settings, UpArgs, UpSettings, Wanted},
     util::quote::command,
@@ -174,9 +176,9 @@ fn not_active(status: Option<&ManagerStatus>, clusters: &[String]) -> CommandErr
 fn bind(mut settings: UpSettings, printer: &Printer) -> Result<(Manager, Requests), CommandError> {
     for slot in 1..=MAX_SLOTS {
         settings.common.rename(format!("exec-{slot}"));
-        match Manager::bind(settings.clone(), None, printer) {
+        match Manager::bind(settings.clone(), None, shown(printer), doctor::entry) {
             Err(error) if error.is_taken() => {}
-            outcome => return outcome,
+            outcome => return Ok(outcome?),
         }
     }
     Err(CommandError::new(Kind::Unexpected, format!("{MAX_SLOTS} commands run under tunnels of their own already")))

@@ -1,4 +1,4 @@
-//! What a user sees of the tunnels while they come up and afterwards, and when there is no hope for them.
+//! What a user sees of the tunnels while they come up and afterwards.
 
 use std::{
     collections::BTreeMap,
@@ -13,8 +13,7 @@ use super::{
 };
 use crate::{
     clock,
-    fault::Class,
-    manager::{Roster, supervisor::Board},
+    manager::{Hope, supervisor::Board},
     tunnel::{LinkStatus, State, TunnelStatus},
 };
 
@@ -25,9 +24,9 @@ const SILENCE: Duration = Duration::from_secs(2);
 const SILENCE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Shows the tunnels until all are ready. Fails with the board when only a human can help any of them.
-pub(crate) async fn until_ready(
+pub(super) async fn until_ready(
     mut board: watch::Receiver<Board>,
-    hope: &Hopeless,
+    hope: &Hope,
     printer: &Printer,
 ) -> Result<(), Board> {
     let mut lines: BTreeMap<u16, Line> = BTreeMap::new();
@@ -52,7 +51,7 @@ pub(crate) async fn until_ready(
         if now.is_ready() {
             return Ok(());
         }
-        if is_hopeless(&now, hope, false) {
+        if !hope.is_left(&now, false) {
             for (_, line) in lines {
                 line.finish(Mark::Failed, "failed");
             }
@@ -94,44 +93,8 @@ fn progress_text(tunnel: &TunnelStatus) -> String {
     }
 }
 
-/// Knows which tunnels have a bastion that may come back.
-pub(crate) struct Hopeless {
-    roster: watch::Receiver<Roster>,
-}
-
-impl Hopeless {
-    pub(crate) fn new(roster: watch::Receiver<Roster>) -> Self {
-        Self { roster }
-    }
-
-    /// Whether a tunnel has a bastion of which it is not known that only a human can help.
-    fn has_usable_bastion(&self, tunnel: &TunnelStatus) -> bool {
-        let roster = self.roster.borrow();
-        let way = roster.route(tunnel.port).map(|route| &route.way);
-        way.is_some_and(|way| {
-            let unusable = way.common.unusable();
-            way.access.bastion.iter().any(|bastion| !unusable.contains(bastion.as_str()))
-        })
-    }
-}
-
-/// Whether no tunnel works and none will without a human. A bastion that is away may come back by
-/// itself, so it counts only when the `time_is_up`; of one that does not exist or may not be used, only another may.
-pub(crate) fn is_hopeless(board: &Board, hope: &Hopeless, time_is_up: bool) -> bool {
-    let may_return = |tunnel: &TunnelStatus| {
-        tunnel.last_error.as_ref().is_some_and(|error| {
-            let class = error.fault.class;
-            class == Class::Away || (class.needs_another_route() && hope.has_usable_bastion(tunnel))
-        })
-    };
-    board.tunnels.iter().all(|tunnel| {
-        tunnel.state == State::Stopped
-            || (tunnel.state == State::Failed && tunnel.ready_at.is_none() && (time_is_up || !may_return(tunnel)))
-    })
-}
-
 /// Says what is wrong with each tunnel that is not ready; the first one's error is what the command ends with.
-pub(crate) fn failure(board: &Board, printer: &Printer) -> CommandError {
+pub(super) fn failure(board: &Board, printer: &Printer) -> CommandError {
     let mut errors = board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()).map(|tunnel| match &tunnel.last_error {
         Some(error) => CommandError::tunnel(&tunnel.cluster, &error.fault),
         None => match awaited(tunnel, Duration::ZERO) {
@@ -149,7 +112,7 @@ pub(crate) fn failure(board: &Board, printer: &Printer) -> CommandError {
 }
 
 /// Says which tunnels are not ready after `seconds`, and why.
-pub(crate) fn report_unready(board: &Board, seconds: u64, printer: &Printer) {
+pub(super) fn report_unready(board: &Board, seconds: u64, printer: &Printer) {
     for tunnel in board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()) {
         match &tunnel.last_error {
             Some(error) => printer.error(&CommandError::tunnel(&tunnel.cluster, &error.fault)),
@@ -161,15 +124,8 @@ pub(crate) fn report_unready(board: &Board, seconds: u64, printer: &Printer) {
     }
 }
 
-/// Waits until all tunnels are ready.
-pub(crate) async fn wait_ready(mut board: watch::Receiver<Board>) {
-    if board.wait_for(Board::is_ready).await.is_err() {
-        std::future::pending::<()>().await;
-    }
-}
-
 /// Says what happens to tunnels. Never ends.
-pub(crate) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Printer) {
+pub(super) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Printer) {
     let state = |tunnel: &TunnelStatus| (tunnel.state, awaited(tunnel, SILENCE).map(|link| link.route.clone()));
     let states =
         |board: &Board| board.tunnels.iter().map(|tunnel| (tunnel.port, state(tunnel))).collect::<BTreeMap<_, _>>();

@@ -12,13 +12,14 @@ use tokio::time::timeout;
 use super::{
     GlobalArgs,
     error::{CommandError, Kind},
-    output::{Paint, Printer, in_words, read_rfc3339},
+    output::{Paint, Printer},
     signals::Signals,
 };
 use crate::{
     clock,
     manager::control::{self, ANSWER_LIMIT, Answer, Client, ManagerStatus, Request, SessionReport, TunnelReport},
     settings::{Environment, Settings},
+    util::written::{in_words, read_rfc3339},
 };
 
 /// Longest time between two pictures: ages move on when nothing else does.

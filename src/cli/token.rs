@@ -1,31 +1,24 @@
 //! `token`: an ExecCredential on stdout, for kubectl.
 //!
 //! Asks the running manager first, which has credentials at hand, and finds them itself if there is none.
-//! The kubeconfig calls it with what [`exec_entry`] says, so that it needs no variable of any shell.
+//! The kubeconfig calls it with what [`exec_entry`](crate::manager::contexts::exec_entry) says, so that it needs no
+//! variable of any shell.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, SystemTime},
 };
 
 use clap::Args;
 
-use super::{
-    GlobalArgs,
-    error::{CommandError, Kind},
-    output::Printer,
-};
+use super::{GlobalArgs, error::CommandError, output::Printer};
 use crate::{
     aws::{Aws, BearerToken},
     clock,
-    cluster::Cluster,
-    kubeconfig::{
-        Exec, MANAGER_FLAG,
-        exec::{self, ApiVersion},
-    },
+    kubeconfig::exec::{self, ApiVersion},
     manager::control::{self, ControlError, TokenRequest},
-    settings::{Environment, ExecIdentity, Settings},
+    settings::{Environment, Settings},
 };
 
 /// Time for the manager to answer. It has the token at hand, unless it is just renewing its credentials.
@@ -94,38 +87,9 @@ fn manager_hint(error: ControlError) -> String {
     if no_manager { format!("{reason}; start it again with `autoheal-pa up`") } else { reason }
 }
 
-/// Says what kubectl has to run for a token of a cluster: this binary, with all that leads to the manager
-/// and to the same identity.
-///
-/// # Errors
-/// If a path is not UTF-8, which kubeconfigs are, or that of the binary is not known.
-pub fn exec_entry(settings: &Settings, identity: &ExecIdentity, cluster: &Cluster) -> Result<Exec, CommandError> {
-    let Some(executable) = &settings.executable else {
-        return Err(CommandError::new(Kind::Unexpected, "the system does not tell the path of this program"));
-    };
-    let mut args = vec![
-        "token".to_owned(),
-        format!("--cluster-name={}", cluster.token_name),
-        format!("--region={}", cluster.region),
-        format!("--account-id={}", cluster.account),
-        format!("{MANAGER_FLAG}={}", utf8(&settings.control_dir)?),
-    ];
-    args.extend(identity.args.iter().cloned());
-    Ok(Exec { command: utf8(executable)?.to_owned(), args, env: identity.env.clone() })
-}
-
-fn utf8(path: &Path) -> Result<&str, CommandError> {
-    path.to_str().ok_or_else(|| {
-        CommandError::new(
-            Kind::Usage,
-            format!("the path `{}` is not UTF-8, so kubeconfigs cannot name it", path.display()),
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{path::Path, sync::Arc};
 
     use clap::Parser;
     use futures_util::{StreamExt, stream, stream::BoxStream};
@@ -133,9 +97,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        cli::{Cli, Command},
-        cluster::Destination,
-        manager::control::{Answer, Handler, Refusal, Request, Server, TokenAnswer},
+        cli::{Cli, Command, error::Kind},
+        cluster::{Cluster, Destination},
+        manager::{
+            contexts::exec_entry,
+            control::{Answer, Handler, Refusal, Request, Server, TokenAnswer},
+        },
         secret::Secret,
         settings::{Flags, flags::typed},
     };
@@ -209,7 +176,8 @@ mod tests {
         let mut environment = surroundings("");
         environment.executable = Some(std::ffi::OsStr::from_bytes(b"/opt/\xff").into());
         let settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
-        assert_eq!(exec_entry(&settings, &settings.identity, &cluster("a", "a")).unwrap_err().kind, Kind::Usage);
+        let error = exec_entry(&settings, &settings.identity, &cluster("a", "a")).unwrap_err();
+        assert_eq!(CommandError::from(error).kind, Kind::Usage);
     }
 
     /// Has a token for `no` only.

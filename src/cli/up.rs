@@ -10,10 +10,12 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     background::Attended,
+    doctor,
     error::{CommandError, Kind},
+    events::shown,
     limits,
     output::Printer,
-    progress::{failure, is_hopeless, report_unready, show_changes, until_ready, wait_ready},
+    progress::{failure, report_unready, show_changes, until_ready},
     signals::{Reloads, Signal, Signals},
 };
 use crate::{
@@ -41,7 +43,7 @@ pub async fn run(
     let mut signals = Signals::listen()?;
     limits::raise_open_files();
     let log = attended.as_ref().and_then(Attended::log);
-    let (manager, requests) = Manager::bind(settings, log, printer)?;
+    let (manager, requests) = Manager::bind(settings, log, shown(printer), doctor::entry)?;
     let mut up = Up { manager, reloads: signals.reloads(), requests, reread, attended, forget: false };
     let outcome = up.keep(&mut signals, printer).await;
     // Nobody has been told of the contexts of a background that did not come up.
@@ -105,7 +107,7 @@ impl Up {
             Ok(Err(hopeless)) => return Err(failure(&hopeless, printer)),
             Err(_) => {
                 let now = board.borrow().clone();
-                if is_attended || is_hopeless(&now, &hope, true) {
+                if is_attended || !hope.is_left(&now, true) {
                     return Err(failure(&now, printer));
                 }
                 report_unready(&now, limit.as_secs(), printer);
@@ -160,7 +162,7 @@ impl Up {
             let Self { manager, requests, reread, .. } = self;
             let mut reload = Box::pin(async {
                 let settings = reread()?;
-                manager.reload(settings).await
+                Ok::<_, CommandError>(manager.reload(settings).await?)
             });
             let outcome = loop {
                 tokio::select! {
@@ -196,6 +198,13 @@ impl Up {
                 let _unsent = reply.send(outcome.map_err(refused));
             }
         }
+    }
+}
+
+/// Waits until all tunnels are ready.
+async fn wait_ready(mut board: watch::Receiver<Board>) {
+    if board.wait_for(Board::is_ready).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a manager has, and what it answers at its control socket.
+//! What a manager answers at its control socket.
 
 use std::{
     collections::BTreeMap,
@@ -11,54 +11,24 @@ use futures_util::{Stream, StreamExt, stream, stream::BoxStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::Way;
-use crate::{
-    aws::CredentialStatus,
-    cli::{doctor as cli_doctor, error::CommandError, output::rfc3339},
-    clock,
-    cluster::Cluster,
-    doctor::{self, Finding, Limits, Subject},
-    manager::control::{
+use super::{
+    ManagerState, OpenAccess, TunnelEntry,
+    control::{
         AccessStatus, Answer, Handler, ManagerStatus, Refusal, Reloaded, Request, SessionReport, TokenAnswer,
         TokenRequest, TunnelReport,
     },
-    manager::supervisor::{Board, Supervisor},
+    supervisor::{Board, Supervisor},
+};
+use crate::{
+    aws::CredentialStatus,
+    clock,
+    doctor::{self, Finding, Limits, Subject},
     tunnel::{LinkStatus, TunnelStatus},
+    util::{peer_text::with_causes, written::rfc3339},
 };
 
 /// Shortest time between two lines to somebody who follows the status.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
-
-/// What a manager has.
-#[derive(Clone, Default)]
-pub(crate) struct Roster {
-    /// The ways in, in their order.
-    pub(crate) ways: Vec<Arc<Way>>,
-    /// The tunnels, in the order of their clusters.
-    pub(crate) routes: Vec<Route>,
-    /// The kubeconfig that has been written.
-    pub(super) kubeconfig: Option<PathBuf>,
-    /// The tunnels are under way.
-    pub(super) opened: bool,
-}
-
-/// Where a tunnel leads, and what it is called.
-#[derive(Clone)]
-pub(crate) struct Route {
-    /// The local port, by which a tunnel is known.
-    pub(super) port: u16,
-    /// The name of its context.
-    pub(super) context: String,
-    pub(super) cluster: Cluster,
-    pub(crate) way: Arc<Way>,
-}
-
-impl Roster {
-    /// Returns where the tunnel on a port leads.
-    pub(crate) fn route(&self, port: u16) -> Option<&Route> {
-        self.routes.iter().find(|route| route.port == port)
-    }
-}
 
 /// Something that is asked of a manager at its control socket and that only its command can do.
 pub(crate) enum Asked {
@@ -88,7 +58,7 @@ struct View {
     log: Option<PathBuf>,
     started_at: SystemTime,
     board: watch::Receiver<Board>,
-    roster: watch::Receiver<Roster>,
+    state: watch::Receiver<ManagerState>,
 }
 
 impl Answers {
@@ -96,12 +66,12 @@ impl Answers {
         name: String,
         log: Option<PathBuf>,
         supervisor: &Supervisor,
-        roster: &watch::Sender<Roster>,
+        state: &watch::Sender<ManagerState>,
         asked: mpsc::Sender<Asked>,
         examinations: Examinations,
     ) -> Self {
         let started_at = SystemTime::UNIX_EPOCH + clock::wall();
-        let view = View { name, log, started_at, board: supervisor.board(), roster: roster.subscribe() };
+        let view = View { name, log, started_at, board: supervisor.board(), state: state.subscribe() };
         Self { view: Arc::new(view), asked, examinations }
     }
 
@@ -142,40 +112,40 @@ impl Handler for Answers {
 
 impl View {
     async fn token(&self, TokenRequest { cluster, region, account }: &TokenRequest) -> Result<Answer, Refusal> {
-        let way = {
-            let roster = self.roster.borrow();
-            let route = roster.routes.iter().find(|Route { cluster: known, .. }| {
+        let access = {
+            let state = self.state.borrow();
+            let tunnel = state.tunnels.iter().find(|TunnelEntry { cluster: known, .. }| {
                 known.token_name == *cluster
                     && known.region == *region
                     && account.as_ref().is_none_or(|account| *account == known.account)
             });
-            route.map(|route| Arc::clone(&route.way))
+            tunnel.map(|tunnel| Arc::clone(&tunnel.access))
         };
-        let Some(way) = way else {
+        let Some(access) = access else {
             let message = format!("the manager has no tunnel to `{cluster}` in {region}");
             return Err(Refusal::new("unknown-cluster", message));
         };
-        match way.aws.bearer_token(cluster).await {
+        match access.aws.bearer_token(cluster).await {
             Ok(token) => Ok(Answer::Token(TokenAnswer { token: token.token, expires: token.expires })),
-            Err(error) => Err(Refusal::new("credentials", CommandError::from(error).sentence())),
+            Err(error) => Err(Refusal::new("credentials", with_causes(String::new(), &error))),
         }
     }
 
-    /// Returns what there is to examine: every way in with its tunnels, or only the clusters of these names.
+    /// Returns what there is to examine: every access with its tunnels, or only the clusters of these names.
     fn subjects(&self, clusters: &[String]) -> Result<Vec<Subject>, Refusal> {
-        let roster = self.roster.borrow();
-        let known = |name: &String| roster.routes.iter().any(|route| route.cluster.name == *name);
+        let state = self.state.borrow();
+        let known = |name: &String| state.tunnels.iter().any(|tunnel| tunnel.cluster.name == *name);
         if let Some(unknown) = clusters.iter().find(|name| !known(name)) {
             return Err(Refusal::new("unknown-cluster", format!("the manager has no tunnel to `{unknown}`")));
         }
-        let subjects = roster.ways.iter().filter_map(|way| {
-            let routes = roster.routes.iter().filter(|route| Arc::ptr_eq(&route.way, way));
-            let ports: BTreeMap<_, _> = routes.map(|route| (route.cluster.name.clone(), route.port)).collect();
+        let subjects = state.accesses.iter().filter_map(|access| {
+            let tunnels = state.tunnels.iter().filter(|tunnel| Arc::ptr_eq(&tunnel.access, access));
+            let ports: BTreeMap<_, _> = tunnels.map(|tunnel| (tunnel.cluster.name.clone(), tunnel.port)).collect();
             let wanted: Vec<_> = clusters.iter().filter(|name| ports.contains_key(*name)).cloned().collect();
             (clusters.is_empty() || !wanted.is_empty()).then(|| Subject {
-                aws: Ok(way.aws.clone()),
-                bastions: way.access.bastion.clone(),
-                clusters: if wanted.is_empty() { way.access.clusters.clone() } else { wanted },
+                aws: Ok(access.aws.clone()),
+                bastions: access.settings.bastion.clone(),
+                clusters: if wanted.is_empty() { access.settings.clusters.clone() } else { wanted },
                 ports,
             })
         });
@@ -183,11 +153,15 @@ impl View {
     }
 
     fn status(&self) -> ManagerStatus {
-        let roster = self.roster.borrow().clone();
+        let state = self.state.borrow().clone();
         let board = self.board.borrow().clone();
-        let access: Vec<_> = roster.ways.iter().map(|way| access(way, &way.aws.credential_status().borrow())).collect();
-        let expire = roster.ways.iter().filter_map(|way| way.aws.credential_status().borrow().expires).min();
-        let opening = !roster.opened && !board.stopping;
+        let access: Vec<_> = state
+            .accesses
+            .iter()
+            .map(|access| access_status(access, &access.aws.credential_status().borrow()))
+            .collect();
+        let expire = state.accesses.iter().filter_map(|access| access.aws.credential_status().borrow().expires).min();
+        let opening = !state.opened && !board.stopping;
         ManagerStatus {
             version: 1,
             name: self.name.clone(),
@@ -198,17 +172,17 @@ impl View {
             identity: access.first().map(|access| access.identity.clone()),
             credentials_expire: expire.map(rfc3339),
             // Whoever sees it sees all tunnels.
-            kubeconfig: roster.kubeconfig.as_ref().filter(|_| roster.opened).map(|path| path.display().to_string()),
+            kubeconfig: state.kubeconfig.as_ref().filter(|_| state.opened).map(|path| path.display().to_string()),
             log: self.log.as_ref().map(|path| path.display().to_string()),
             access,
-            tunnels: board.tunnels.iter().map(|tunnel| report(tunnel, roster.route(tunnel.port))).collect(),
+            tunnels: board.tunnels.iter().map(|tunnel| report(tunnel, state.tunnel(tunnel.port))).collect(),
         }
     }
 
     /// Waits until the status may be another one.
-    async fn changed(board: &mut watch::Receiver<Board>, roster: &mut watch::Receiver<Roster>) -> Option<()> {
-        let ways = roster.borrow().ways.clone();
-        let mut credentials: Vec<_> = ways.iter().map(|way| way.aws.credential_status()).collect();
+    async fn changed(board: &mut watch::Receiver<Board>, state: &mut watch::Receiver<ManagerState>) -> Option<()> {
+        let accesses = state.borrow().accesses.clone();
+        let mut credentials: Vec<_> = accesses.iter().map(|access| access.aws.credential_status()).collect();
         let renewed = async {
             let waits = credentials.iter_mut().map(|status| Box::pin(status.changed()));
             let waits: Vec<_> = waits.collect();
@@ -219,7 +193,7 @@ impl View {
         };
         tokio::select! {
             changed = board.changed() => changed.ok(),
-            changed = roster.changed() => changed.ok(),
+            changed = state.changed() => changed.ok(),
             changed = renewed => changed.ok(),
         }
     }
@@ -227,22 +201,28 @@ impl View {
 
 /// Runs examinations. Each has a session of its own at AWS, so it is a task, which ends that session whether
 /// anybody listens to the end or not.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Examinations {
+    words: fn(&Finding) -> doctor::Entry,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Examinations {
+    /// Makes them, with what puts findings into words.
+    pub(super) fn new(words: fn(&Finding) -> doctor::Entry) -> Self {
+        Self { words, tasks: TaskTracker::new(), stop: CancellationToken::new() }
+    }
+
     /// Starts one, and returns what it finds.
     fn start(&self, subjects: Vec<Subject>) -> impl Stream<Item = Answer> + use<> {
         let (findings, mut found) = mpsc::unbounded_channel();
-        let stop = self.stop.child_token();
+        let (words, stop) = (self.words, self.stop.child_token());
         let abandoned = stop.clone().drop_guard();
         self.tasks.spawn(async move {
             for subject in subjects {
                 let report = |finding: Finding| {
-                    let entry = serde_json::to_value(cli_doctor::entry(&finding));
+                    let entry = serde_json::to_value(words(&finding));
                     // Nobody may listen any more.
                     let _unheard = findings.send(Answer::Finding(entry.expect("strings and numbers are always JSON")));
                 };
@@ -266,49 +246,45 @@ impl Examinations {
 
 /// Says the status now and at every change, as long as the manager runs.
 fn follow(view: Arc<View>) -> impl Stream<Item = Result<Answer, Refusal>> {
-    let (mut board, mut roster) = (view.board.clone(), view.roster.clone());
+    let (mut board, mut state) = (view.board.clone(), view.state.clone());
     board.mark_changed();
-    roster.mark_changed();
-    stream::unfold((view, board, roster, None), |(view, mut board, mut roster, mut last)| async move {
+    state.mark_changed();
+    stream::unfold((view, board, state, None), |(view, mut board, mut state, mut last)| async move {
         loop {
             if last.is_some() {
                 tokio::time::sleep(FOLLOW_INTERVAL).await;
             }
-            View::changed(&mut board, &mut roster).await?;
+            View::changed(&mut board, &mut state).await?;
             board.mark_unchanged();
-            roster.mark_unchanged();
+            state.mark_unchanged();
             let status = view.status();
             if last.replace(status.clone()).is_none_or(|last| last != status) {
-                return Some((Ok(Answer::Status(Box::new(status))), (view, board, roster, last)));
+                return Some((Ok(Answer::Status(Box::new(status))), (view, board, state, last)));
             }
         }
     })
 }
 
-fn access(way: &Way, credentials: &CredentialStatus) -> AccessStatus {
+fn access_status(access: &OpenAccess, credentials: &CredentialStatus) -> AccessStatus {
     AccessStatus {
-        region: way.aws.region().to_owned(),
-        account: way.caller.account.clone(),
-        identity: way.caller.arn.clone(),
-        source: way.caller.source.clone(),
-        passed_over: way.aws.passed_over().iter().map(ToString::to_string).collect(),
-        clock: way.aws.clock_off().map(|off| off.to_string()),
+        region: access.aws.region().to_owned(),
+        account: access.caller.account.clone(),
+        identity: access.caller.arn.clone(),
+        source: access.caller.source.clone(),
+        passed_over: access.aws.passed_over().iter().map(ToString::to_string).collect(),
+        clock: access.aws.clock_off().map(|off| off.to_string()),
         credentials_expire: credentials.expires.map(rfc3339),
-        credentials_error: credentials
-            .failure
-            .as_ref()
-            .map(|failure| CommandError::from(failure.error.clone()).sentence()),
-        bastions: way.access.bastion.iter().map(ToString::to_string).collect(),
+        credentials_error: credentials.failure.as_ref().map(|failure| with_causes(String::new(), &failure.error)),
+        bastions: access.settings.bastion.iter().map(ToString::to_string).collect(),
     }
 }
 
-fn report(tunnel: &TunnelStatus, route: Option<&Route>) -> TunnelReport {
+fn report(tunnel: &TunnelStatus, entry: Option<&TunnelEntry>) -> TunnelReport {
     let cluster = &tunnel.cluster;
     let base = tunnel.link();
-    let error = tunnel.last_error.as_ref().map(|error| CommandError::tunnel(cluster, &error.fault));
-    let hints = error.as_ref().map(|error| error.next_steps().join("; ")).filter(|hints| !hints.is_empty());
+    let hints = tunnel.last_error.as_ref().map(|error| error.fault.hints.join("; ")).filter(|hints| !hints.is_empty());
     TunnelReport {
-        context: route.map(|route| route.context.clone()).unwrap_or_default(),
+        context: entry.map(|entry| entry.context.clone()).unwrap_or_default(),
         cluster: cluster.name.clone(),
         region: cluster.region.clone(),
         account: cluster.account.clone(),

@@ -7,15 +7,11 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 
+use super::{Event, Listener};
 use crate::{
     aws::{Aws, AwsError, Caller},
-    cli::{
-        error::{CommandError, Kind},
-        output::Printer,
-    },
     journal::{Entry, Journal},
     route::ssm::service::end_session,
-    util::quote::{Word, command},
 };
 
 /// Calls at a time; the tunnels start their sessions meanwhile.
@@ -40,7 +36,7 @@ pub(crate) enum NotEnded {
 
 impl NotEnded {
     /// Whether another attempt would end the same.
-    fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         matches!(self, Self::Call(AwsError::AccessDenied { .. } | AwsError::Refused { .. }) | Self::OtherAccount { .. })
     }
 }
@@ -80,7 +76,7 @@ pub(crate) async fn end_as_any(identities: &[Identity], orphan: &Entry) -> Resul
 ///
 /// # Cancel safety
 /// Can be dropped at any time: what has not been ended is still in the journal.
-pub(crate) async fn end<F>(orphans: Vec<Entry>, journal: &Journal, printer: &Printer, end: impl Fn(Entry) -> F)
+pub(crate) async fn end<F>(orphans: Vec<Entry>, journal: &Journal, listener: &Listener, end: impl Fn(Entry) -> F)
 where
     F: Future<Output = Result<(), NotEnded>>,
 {
@@ -91,18 +87,16 @@ where
         }
         Err(error) => {
             let is_final = error.is_final();
-            printer.caution(&not_ended(&orphan, error));
             if is_final {
                 journal.ended(&orphan.session).await;
             }
+            listener.tell(Event::SessionLeft { session: orphan, error });
             false
         }
     }));
     let ended = outcomes.buffer_unordered(CONCURRENT_CALLS).filter(|ended| std::future::ready(*ended)).count().await;
-    match ended {
-        0 => {}
-        1 => printer.progress("ended a session that an earlier run had left behind"),
-        number => printer.progress(&format!("ended {number} sessions that an earlier run had left behind")),
+    if ended > 0 {
+        listener.tell(Event::SessionsEnded(ended));
     }
 }
 
@@ -123,22 +117,6 @@ where
     }
 }
 
-fn not_ended(orphan: &Entry, error: NotEnded) -> CommandError {
-    let Entry { session, region, target, .. } = orphan;
-    let message = format!("cannot end the session `{session}` on `{target}` that an earlier run had left behind");
-    let then = Word::raw(if error.is_final() {
-        "as the identity that started it, or wait for its idle timeout"
-    } else {
-        "or let the next `up` try again"
-    });
-    CommandError::new(Kind::Unexpected, message).with_source(error).hint(command!(
-        "`aws ssm terminate-session --session-id={} --region {}`, {}",
-        session,
-        region,
-        then
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -147,7 +125,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{cli::output::Captured, util::folder::Folder};
+    use crate::util::folder::Folder;
 
     fn entry(session: &str) -> Entry {
         Entry {
@@ -161,16 +139,16 @@ mod tests {
 
     /// Ends sessions of which some may not be ended, some never can be, and some only the third time. Returns what
     /// is said, what is left, and the attempts at each.
-    async fn ending(sessions: &[&str]) -> (String, Vec<String>, BTreeMap<String, u32>) {
+    async fn ending(sessions: &[&str]) -> (Vec<String>, Vec<String>, BTreeMap<String, u32>) {
         let dir = tempfile::tempdir().unwrap();
         let (journal, _) = Journal::open(&Folder::open(dir.path()).unwrap()).unwrap();
         for session in sessions {
             journal.started(entry(session)).await;
         }
-        let (printer, _, err) = Captured::printer();
+        let (listener, told) = Listener::kept();
         let attempts = Mutex::new(BTreeMap::new());
         let (journal, orphans) = Journal::open(&Folder::open(dir.path()).unwrap()).unwrap();
-        end(orphans, &journal, &printer, |orphan| {
+        end(orphans, &journal, &listener, |orphan| {
             let mut attempts = attempts.lock().unwrap();
             let attempt = attempts.entry(orphan.session.clone()).or_insert(0);
             *attempt += 1;
@@ -195,31 +173,29 @@ mod tests {
             .into_iter()
             .map(|entry| entry.session)
             .collect();
-        (err.text(), left, attempts.into_inner().unwrap())
+        let told = std::mem::take(&mut *told.lock().unwrap()).into_iter().map(|event| {
+            if let Event::SessionsEnded(number) = event {
+                return format!("{number} ended");
+            }
+            let Event::SessionLeft { session, error } = event else { panic!("{event:?}") };
+            format!("{} left: {}", session.session, error.is_final())
+        });
+        (told.collect(), left, attempts.into_inner().unwrap())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn says_how_many_it_has_ended() {
-        assert_eq!(ending(&[]).await.0, "");
-        assert_eq!(ending(&["a"]).await.0, "ended a session that an earlier run had left behind\n");
-        let (said, left, _) = ending(&["a", "b", "c", "d", "e", "late-1"]).await;
-        assert_eq!((said.as_str(), left), ("ended 6 sessions that an earlier run had left behind\n", vec![]));
+    async fn tells_how_many_it_has_ended() {
+        assert_eq!(ending(&[]).await.0, Vec::<String>::new());
+        assert_eq!(ending(&["a"]).await.0, ["1 ended"]);
+        let (told, left, _) = ending(&["a", "b", "c", "d", "e", "late-1"]).await;
+        assert_eq!((told, left), (vec!["6 ended".to_owned()], vec![]));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_cannot_be_ended_is_left_and_what_may_not_be_is_forgotten() {
-        let (said, left, attempts) = ending(&["denied-1", "never-1", "good"]).await;
+        let (told, left, attempts) = ending(&["denied-1", "never-1", "good"]).await;
         assert_eq!(left, ["never-1"]);
         assert_eq!((attempts["denied-1"], attempts["never-1"], attempts["good"]), (1, ATTEMPTS, 1));
-        assert!(
-            said.contains(
-                "warning: cannot end the session `denied-1` on `i-0abcdef1` that an earlier run had left behind: not authorized to \
-                 perform `ssm:TerminateSession` on `denied-1`: because\nhint: `aws ssm terminate-session --session-id=denied-1 \
-                 --region us-east-1`, as the identity that started it, or wait for its idle timeout\n"
-            ),
-            "{said}"
-        );
-        assert!(said.contains("--session-id=never-1 --region us-east-1`, or let the next `up` try again\n"), "{said}");
-        assert!(said.ends_with("ended a session that an earlier run had left behind\n"), "{said}");
+        assert_eq!(told, ["denied-1 left: true", "never-1 left: false", "1 ended"]);
     }
 }

@@ -5,11 +5,8 @@ use tokio_util::sync::CancellationToken;
 
 use serve::Routes;
 
+use super::ManagerError;
 use crate::{
-    cli::{
-        error::{CommandError, Kind},
-        output::Printer,
-    },
     cluster::Cluster,
     kubeconfig::Server,
     settings::ProxySettings,
@@ -30,27 +27,21 @@ impl Proxy {
     /// Binds the proxy's port and serves in one of the tasks, at first with nowhere to lead to, those who are let in.
     ///
     /// # Errors
-    /// [`CommandError`] if there is no port for it.
+    /// [`ManagerError::ProxyPort`] if there is no port for it.
     pub(super) fn start(
         settings: ProxySettings,
         admission: Admission,
         tasks: &mut JoinSet<()>,
         stop: &CancellationToken,
-        printer: &Printer,
-    ) -> Result<Self, CommandError> {
+    ) -> Result<Self, ManagerError> {
         let ProxySettings { port, strict } = settings;
-        let bound = Listeners::bind(port, 1, strict, admission).map_err(|error| {
-            CommandError::new(Kind::Tunnel, "the CONNECT proxy has no port")
-                .with_source(error)
-                .hint("choose another with `--proxy-port`, or any free one with `--proxy-port 0`")
-        })?;
+        let bound = Listeners::bind(port, 1, strict, admission).map_err(ManagerError::ProxyPort)?;
         let routes = watch::Sender::new(Routes::default());
         let mut port = port;
         for listeners in bound.listeners {
             port = listeners.port();
             tasks.spawn(serve::serve(listeners, routes.subscribe(), stop.clone()));
         }
-        printer.progress(&format!("CONNECT proxy on 127.0.0.1:{port}"));
         Ok(Self { port, routes })
     }
 
@@ -58,6 +49,11 @@ impl Proxy {
     pub(super) fn lead<'a>(&self, tunnels: impl IntoIterator<Item = (&'a Cluster, u16)>) {
         let routes = tunnels.into_iter().map(|(cluster, port)| (cluster.endpoint.clone(), port)).collect();
         self.routes.send_replace(routes);
+    }
+
+    /// Returns the port that it serves at.
+    pub(super) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Returns what a client is told of.

@@ -10,7 +10,6 @@ use crate::{
         advice::is_foreign,
         error::{Blame, blame},
     },
-    cli::output::{in_words, rfc3339},
     cluster::Target,
     doctor::{Check, Entry, Fact, Finding, Outcome, Place, Reason, Status, Trouble},
     route::ssm::proto::{CloseReason, Version, handshake::HandshakeError},
@@ -18,8 +17,11 @@ use crate::{
         ProbeError,
         ssm::{DialError, SessionFault},
     },
-    util::peer_text::with_causes,
-    util::{peer_text::PeerText, quote::command},
+    util::{
+        peer_text::{PeerText, with_causes},
+        quote::command,
+        written::{in_words, rfc3339},
+    },
 };
 
 /// Most names of clusters that are listed.

@@ -1,0 +1,273 @@
+//! Files by which others find the kubeconfig: lines for a shell, and variables of a job of GitHub Actions.
+//!
+//! Where a proxy is set they take the local ports out of it: there are clients that would ask it for 127.0.0.1.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use clap::ValueEnum;
+
+use crate::{
+    settings::Environment,
+    util::{
+        folder::{Missing, Place},
+        quote::Language,
+        replace::{check_replaceable, replace},
+    },
+};
+
+/// Where the tunnels are.
+const LOCAL: &str = "127.0.0.1";
+
+/// The variables by which clients find a proxy.
+const PROXIES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+
+/// Those by which they find what it is not for. Which of the two counts depends on the client.
+const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+
+/// Why such a file cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvFileError {
+    /// No line can name the kubeconfig.
+    #[error("the path `{}` is not UTF-8, so no shell line can name it", .0.display())]
+    NotUtf8(PathBuf),
+    /// The file to source cannot be written.
+    #[error("cannot write `{}`", path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The file of the job cannot be added to.
+    #[error("cannot add to `{}`, which `GITHUB_ENV` names", path.display())]
+    Job {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A shell whose language is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// bash, and every other shell that reads POSIX's language.
+    #[value(alias = "sh")]
+    Bash,
+    /// zsh.
+    Zsh,
+    /// fish.
+    Fish,
+    /// csh and tcsh.
+    #[value(alias = "tcsh")]
+    Csh,
+    /// PowerShell.
+    #[value(alias = "pwsh")]
+    Powershell,
+}
+
+impl Shell {
+    /// Chooses the shell that a file is for, by its extension.
+    #[must_use]
+    pub fn of_file(path: &Path) -> Self {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("fish") => Self::Fish,
+            Some("csh" | "tcsh") => Self::Csh,
+            Some("ps1") => Self::Powershell,
+            _ => Self::Bash,
+        }
+    }
+
+    /// Writes a line that exports a variable.
+    #[must_use]
+    pub fn export(self, name: &str, value: &str) -> String {
+        match self {
+            Self::Bash | Self::Zsh => format!("export {name}={}\n", Language::Posix.quote(value)),
+            Self::Fish => format!("set -gx {name} {}\n", Language::Fish.quote(value)),
+            // With an end of its own: between backquotes csh makes blanks of line breaks.
+            Self::Csh => format!("setenv {name} {};\n", Language::Csh.quote(value)),
+            Self::Powershell => format!("$Env:{name} = {}\n", Language::PowerShell.quote(value)),
+        }
+    }
+}
+
+/// The variables that are set.
+fn variables(kubeconfig: &Path, environment: &Environment) -> Result<Vec<(&'static str, String)>, EnvFileError> {
+    // An argument or a variable cannot hold a zero, so no path that gets here has one.
+    let path = kubeconfig.to_str().ok_or_else(|| EnvFileError::NotUtf8(kubeconfig.to_owned()))?;
+    let mut variables = vec![("KUBECONFIG", path.to_owned())];
+    variables.extend(no_proxy(environment));
+    Ok(variables)
+}
+
+/// Returns the variables that take the local ports out of the proxy of an environment, where it has one and they do not
+/// yet. kubectl asks no proxy for 127.0.0.1, and other clients do.
+pub fn no_proxy(environment: &Environment) -> Vec<(&'static str, String)> {
+    if !PROXIES.iter().any(|name| environment.get(name).is_some()) {
+        return Vec::new();
+    }
+    let old = NO_PROXY.map(|name| environment.get(name));
+    let either = old[0].or(old[1]).unwrap_or_default();
+    let new = |name, old: Option<&str>| {
+        let hosts = old.unwrap_or(either).trim_end_matches([',', ' ']);
+        let has = |wanted| hosts.split(',').any(|host| host.trim() == wanted);
+        // Besides others the star is the name of a host to some clients.
+        let has_it = has("*") || (old.is_some() && has(LOCAL));
+        let separator = if hosts.is_empty() { "" } else { "," };
+        (!has_it).then(|| (name, format!("{hosts}{separator}{LOCAL}")))
+    };
+    NO_PROXY.into_iter().zip(old).filter_map(|(name, old)| new(name, old)).collect()
+}
+
+/// Adds the variable to a file by which a step of a GitHub Actions job sets variables of later ones.
+///
+/// Follows GitHub's documentation of workflow commands, "Setting an environment variable".
+///
+/// # Errors
+/// [`EnvFileError`] if it cannot be written.
+pub fn write_github(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), EnvFileError> {
+    add_to_github(path, kubeconfig, environment, |mut file, lines| file.write_all(lines.as_bytes()))
+}
+
+/// Finds out whether [`write_github`] will be able to; adds nothing.
+///
+/// # Errors
+/// [`EnvFileError`] if it will not.
+pub fn check_github(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), EnvFileError> {
+    add_to_github(path, kubeconfig, environment, |_file, _lines| Ok(()))
+}
+
+fn add_to_github(
+    path: &Path,
+    kubeconfig: &Path,
+    environment: &Environment,
+    add: impl FnOnce(File, String) -> io::Result<()>,
+) -> Result<(), EnvFileError> {
+    let failed = |source: io::Error| EnvFileError::Job { path: path.to_owned(), source };
+    let variables = variables(kubeconfig, environment)?;
+    if variables.iter().any(|(_, value)| value.contains(['\n', '\r'])) {
+        return Err(failed(io::Error::other("no line of it can name the path of the kubeconfig")));
+    }
+    let lines = variables.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+    let file = Place::behind(path, Missing::Fail).and_then(|place| place.append());
+    file.and_then(|file| add(file, lines)).map_err(failed)
+}
+
+/// Writes the lines to a file that a shell can source; its extension tells which: `.fish`, `.csh`, `.ps1`, else bash
+/// and the like. The file is replaced as a whole.
+///
+/// # Errors
+/// [`EnvFileError`] if it cannot be written.
+pub fn write(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), EnvFileError> {
+    let lines = lines(Shell::of_file(path), kubeconfig, environment)?;
+    replace(path, lines.as_bytes()).map_err(|source| unwritable(path, source))
+}
+
+/// Finds out whether [`write()`] will be able to; changes nothing.
+///
+/// # Errors
+/// [`EnvFileError`] if it will not.
+pub fn check(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), EnvFileError> {
+    let lines = lines(Shell::of_file(path), kubeconfig, environment)?;
+    check_replaceable(path, lines.len()).map_err(|source| unwritable(path, source))
+}
+
+fn unwritable(path: &Path, source: io::Error) -> EnvFileError {
+    EnvFileError::Unwritable { path: path.to_owned(), source }
+}
+
+/// Returns the lines for a shell to evaluate.
+///
+/// # Errors
+/// [`EnvFileError::NotUtf8`].
+pub fn lines(shell: Shell, kubeconfig: &Path, environment: &Environment) -> Result<String, EnvFileError> {
+    let variables = variables(kubeconfig, environment)?;
+    Ok(variables.iter().map(|(name, value)| shell.export(name, value)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn every_shell_reads_what_was_meant() {
+        let awkward = "/tmp/it's a \"$HOME\" `id` \\n \\' ‘x’ !1 *;\n#";
+        // Whatever of these is installed; sh always is, and in the gate all but PowerShell.
+        #[expect(clippy::disallowed_methods, reason = "the gate asks for them by a variable")]
+        let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_SHELLS").is_some();
+        for (program, shell) in [
+            ("sh", Shell::Bash),
+            ("bash", Shell::Bash),
+            ("zsh", Shell::Zsh),
+            ("fish", Shell::Fish),
+            ("tcsh", Shell::Csh),
+            ("pwsh", Shell::Powershell),
+        ] {
+            let script = format!("{}printenv A", shell.export("A", awkward));
+            match Command::new(program).arg("-c").arg(script).output() {
+                Ok(output) => {
+                    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{awkward}\n"), "{program}")
+                }
+                Err(error) => {
+                    assert!(program != "sh" && (!required || program == "pwsh"), "{program}: {error}");
+                    let mut stderr = io::stderr();
+                    let _written = writeln!(stderr, "SKIPPED: {program} is not there to read what is meant for it");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn local_ports_are_taken_out_of_the_proxy() {
+        let added = |variables: &[(&str, &str)]| no_proxy(&Environment::default().with(variables.iter().copied()));
+        let both = |value: &str| vec![("NO_PROXY", value.to_owned()), ("no_proxy", value.to_owned())];
+        assert_eq!(added(&[]), []);
+        assert_eq!(added(&[("NO_PROXY", "a")]), []);
+        assert_eq!(added(&[("https_proxy", "http://p:1")]), both("127.0.0.1"));
+        assert_eq!(added(&[("HTTPS_PROXY", "http://p:1"), ("NO_PROXY", "a,.b,")]), both("a,.b,127.0.0.1"));
+        let other = added(&[("ALL_PROXY", "http://p:1"), ("NO_PROXY", "*"), ("no_proxy", "a")]);
+        assert_eq!(other, [("no_proxy", "a,127.0.0.1".to_owned())]);
+        assert_eq!(added(&[("HTTPS_PROXY", "http://p:1"), ("NO_PROXY", "*")]), []);
+        assert_eq!(added(&[("HTTPS_PROXY", "http://p:1"), ("no_proxy", " * ")]), []);
+        let all = [("HTTP_PROXY", "http://p:1"), ("NO_PROXY", "a, 127.0.0.1"), ("no_proxy", "127.0.0.1")];
+        assert_eq!(added(&all), []);
+        let environment = Environment::default().with([("HTTPS_PROXY", "http://p:1")]);
+        let lines = lines(Shell::Bash, Path::new("/a"), &environment).unwrap();
+        assert_eq!(lines, "export KUBECONFIG='/a'\nexport NO_PROXY='127.0.0.1'\nexport no_proxy='127.0.0.1'\n");
+    }
+
+    #[test]
+    fn the_extension_of_a_file_tells_its_shell() {
+        assert_eq!(Shell::of_file(Path::new("a/env.fish")), Shell::Fish);
+        assert_eq!(Shell::of_file(Path::new("a/env.csh")), Shell::Csh);
+        assert_eq!(Shell::of_file(Path::new("env.ps1")), Shell::Powershell);
+        assert_eq!(Shell::of_file(Path::new(".env")), Shell::Bash);
+    }
+
+    #[test]
+    fn writes_a_file_to_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/env");
+        let kubeconfig = Path::new("/home/alice/.kube/autoheal-pa.yaml");
+        write(&path, kubeconfig, &Environment::default()).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "export KUBECONFIG='/home/alice/.kube/autoheal-pa.yaml'\n");
+        let error = write(dir.path(), kubeconfig, &Environment::default()).unwrap_err();
+        assert!(matches!(error, EnvFileError::Unwritable { .. }), "{error}");
+    }
+
+    #[test]
+    fn no_path_has_two_lines_in_the_file_of_a_job() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("env");
+        std::fs::write(&path, "A=b\n").unwrap();
+        assert!(write_github(&path, Path::new("/a\nb"), &Environment::default()).is_err());
+    }
+}

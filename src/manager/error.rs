@@ -1,0 +1,72 @@
+//! Why a manager cannot do what it is for.
+
+use std::path::PathBuf;
+
+use super::{control::ControlError, env_file::EnvFileError};
+use crate::{
+    aws::{AwsError, SkipReason},
+    kubeconfig::KubeconfigError,
+    tunnel::BindError,
+    util::peer_text::with_causes,
+};
+
+/// Why a manager cannot open tunnels, or cannot go on as it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ManagerError {
+    /// Its directory cannot be had: another manager runs, say.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// AWS does not answer as it has to.
+    #[error(transparent)]
+    Aws(#[from] AwsError),
+    /// There are no local ports.
+    #[error(transparent)]
+    Ports(#[from] BindError),
+    /// There is no port for the CONNECT proxy.
+    #[error("the CONNECT proxy has no port")]
+    ProxyPort(#[source] BindError),
+    /// The kubeconfig cannot be written.
+    #[error(transparent)]
+    Kubeconfig(#[from] KubeconfigError),
+    /// A file by which others find the kubeconfig cannot be written.
+    #[error(transparent)]
+    EnvFile(#[from] EnvFileError),
+    /// There is nothing to open a tunnel to.
+    #[error("there is no cluster to open a tunnel to in {}", places.join(" and "))]
+    NoClusters {
+        /// Where was looked.
+        places: Vec<String>,
+    },
+    /// A cluster that was asked for by name cannot be had.
+    #[error("cannot open a tunnel to `{name}`")]
+    ClusterUnusable {
+        /// The cluster.
+        name: String,
+        /// Its region.
+        region: String,
+        /// Why not.
+        #[source]
+        reason: SkipReason,
+    },
+    /// kubectl cannot be told what to run.
+    #[error("the system does not tell the path of this program")]
+    NoExecutable,
+    /// A kubeconfig cannot name a path.
+    #[error("the path `{}` is not UTF-8, so kubeconfigs cannot name it", .0.display())]
+    PathNotUtf8(PathBuf),
+    /// This program has a bug.
+    #[error(transparent)]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl ManagerError {
+    /// Says it in one sentence, with its causes.
+    pub(crate) fn sentence(&self) -> String {
+        with_causes(String::new(), self)
+    }
+
+    /// Tells whether a manager of the name is running already.
+    pub(crate) fn is_taken(&self) -> bool {
+        matches!(self, Self::Control(ControlError::Running { .. }))
+    }
+}

@@ -1,0 +1,117 @@
+//! What happens in a manager, for whoever runs it to say.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use super::orphans::NotEnded;
+use crate::{
+    aws::{AwsError, Caller, SkipReason},
+    journal::Entry,
+    kubeconfig::KubeconfigError,
+    route::Caution,
+    tunnel::PortTaken,
+};
+
+/// Something that has happened.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// It is known who calls AWS.
+    Identified(Caller),
+    /// A cluster gets no tunnel.
+    ClusterSkipped {
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: SkipReason,
+    },
+    /// A local port is not taken, as somebody else has it.
+    PortSkipped(PortTaken),
+    /// The CONNECT proxy serves.
+    ProxyServes {
+        /// Its port.
+        port: u16,
+    },
+    /// The kubeconfig is written elsewhere than by default, which cannot be written.
+    KubeconfigElsewhere(KubeconfigError),
+    /// The kubeconfig has the contexts.
+    KubeconfigWritten {
+        /// The file.
+        path: PathBuf,
+        /// The context that is now the current one.
+        current: Option<String>,
+    },
+    /// Contexts could not be taken out of the kubeconfig.
+    ContextsLeft(KubeconfigError),
+    /// The file for shells to source is written.
+    EnvFileWritten(PathBuf),
+    /// Later steps of the job of GitHub Actions will have the kubeconfig.
+    JobTold,
+    /// Sessions are not noted for the next manager.
+    NoJournal {
+        /// The folder that it would be in.
+        folder: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A session of an earlier run goes on.
+    SessionLeft {
+        /// The session.
+        session: Entry,
+        /// Why.
+        error: NotEnded,
+    },
+    /// Sessions of an earlier run have been ended, as many as this.
+    SessionsEnded(usize),
+    /// Credentials expire soon and cannot be renewed.
+    CredentialsExpire {
+        /// The time that is left.
+        left: Duration,
+        /// Why they cannot be renewed.
+        error: AwsError,
+    },
+    /// Credentials have expired.
+    CredentialsExpired {
+        /// Why they could not be renewed.
+        error: AwsError,
+    },
+    /// There are credentials again.
+    CredentialsRenewed {
+        /// When these expire.
+        until: Option<SystemTime>,
+    },
+    /// A tunnel has found something that the user has to know.
+    Caution(Caution),
+}
+
+/// Takes what happens, as it happens.
+#[derive(Clone)]
+pub(crate) struct Listener(Arc<dyn Fn(Event) + Send + Sync>);
+
+impl Listener {
+    /// Makes one of a function.
+    pub(crate) fn new(take: impl Fn(Event) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(take))
+    }
+
+    /// Tells of an event.
+    pub(crate) fn tell(&self, event: Event) {
+        (self.0)(event);
+    }
+}
+
+#[cfg(test)]
+impl Listener {
+    /// One that keeps what happens.
+    pub(crate) fn kept() -> (Self, Arc<std::sync::Mutex<Vec<Event>>>) {
+        let kept = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let listener = Self::new({
+            let kept = Arc::clone(&kept);
+            move |event| kept.lock().unwrap().push(event)
+        });
+        (listener, kept)
+    }
+}

@@ -1,0 +1,73 @@
+//! What a manager has: its accesses and its tunnels.
+
+use std::{path::PathBuf, sync::Arc};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    aws::{Aws, Caller},
+    cluster::Cluster,
+    route::ssm,
+    settings::Access,
+    tunnel::Common,
+};
+
+/// What a manager has.
+#[derive(Clone, Default)]
+pub(crate) struct ManagerState {
+    /// The accesses, in their order.
+    pub(crate) accesses: Vec<Arc<OpenAccess>>,
+    /// The tunnels, in the order of their clusters.
+    pub(crate) tunnels: Vec<TunnelEntry>,
+    /// The kubeconfig that has been written.
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The tunnels are under way.
+    pub(crate) opened: bool,
+}
+
+/// Where a tunnel leads, and what it is called.
+#[derive(Clone)]
+pub(crate) struct TunnelEntry {
+    /// The local port, by which a tunnel is known.
+    pub(crate) port: u16,
+    /// The name of its context.
+    pub(crate) context: String,
+    pub(crate) cluster: Cluster,
+    pub(crate) access: Arc<OpenAccess>,
+}
+
+/// An access that is in use: an identity in a region, as whom calls are made.
+pub(crate) struct OpenAccess {
+    pub(crate) settings: Access,
+    pub(crate) aws: Aws,
+    pub(crate) caller: Caller,
+    pub(crate) common: Arc<Common>,
+    pub(super) sessions: ssm::Targets,
+    pub(super) stop: CancellationToken,
+}
+
+impl ManagerState {
+    /// Returns where the tunnel on a port leads.
+    pub(crate) fn tunnel(&self, port: u16) -> Option<&TunnelEntry> {
+        self.tunnels.iter().find(|tunnel| tunnel.port == port)
+    }
+}
+
+impl OpenAccess {
+    /// Tells whether it is the same identity, in the same region.
+    pub(super) fn is_same(&self, settings: &Access) -> bool {
+        self.settings.aws.region == settings.aws.region && self.settings.identity == settings.identity
+    }
+
+    /// Returns one with the same identity for other bastions and clusters.
+    pub(super) fn with(&self, settings: Access) -> Self {
+        Self {
+            settings,
+            aws: self.aws.clone(),
+            caller: self.caller.clone(),
+            common: Arc::clone(&self.common),
+            sessions: self.sessions.clone(),
+            stop: self.stop.clone(),
+        }
+    }
+}
