@@ -13,7 +13,7 @@ use output::Printer;
 use crate::settings::{Environment, Settings, UpSettings};
 pub use crate::settings::{GlobalArgs, LogFormat, PolicyArgs, UpArgs};
 
-pub mod background;
+mod background;
 pub mod clusters;
 pub mod completions;
 pub mod config;
@@ -202,7 +202,7 @@ impl Cli {
                 if args.detach {
                     return Box::pin(background::launch(&settings, printer)).await;
                 }
-                let attended = if args.background { Some(background::Attended::new(log)?) } else { None };
+                let attended = args.background.then(|| background::attended(log)).transpose()?;
                 let reread = Box::new(move || UpSettings::load(&global, &args, &Environment::read()));
                 Box::pin(up::run(settings, reread, attended, printer)).await
             }

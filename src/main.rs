@@ -5,12 +5,12 @@ use std::{path::PathBuf, process::ExitCode};
 use autoheal_pa::{
     cli::{
         Cli, GlobalArgs, LogFormat,
-        background::leave_terminal,
         error::{CommandError, Kind},
         limits::forbid_core_dumps,
         log::LogFile,
         output::Printer,
     },
+    manager::background::leave_terminal,
     settings::Environment,
 };
 use clap::Parser;

@@ -57,6 +57,7 @@ use crate::{
 };
 
 mod answers;
+pub mod background;
 pub(crate) mod contexts;
 pub mod control;
 mod credentials;

@@ -28,11 +28,10 @@ use super::{
     exec::{not_run, see_through},
     output::Printer,
     signals::Signals,
-    up::READY_LINE,
 };
 use crate::{
     emulator::{AgentConfig, ClusterConfig, Config, Emulator, FAULTS, Fault},
-    manager::env_file::Shell,
+    manager::{background::READY_LINE, env_file::Shell},
     settings::Environment,
 };
 

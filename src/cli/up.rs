@@ -9,7 +9,6 @@ use sd_notify::NotifyState;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    background::Attended,
     doctor,
     error::{CommandError, Kind},
     events::shown,
@@ -19,12 +18,14 @@ use super::{
     signals::{Reloads, Signal, Signals},
 };
 use crate::{
-    manager::{Asked, Manager, Requests, control::Refusal, supervisor::Board},
+    manager::{
+        Asked, Manager, Requests,
+        background::{Attended, READY_LINE},
+        control::Refusal,
+        supervisor::Board,
+    },
     settings::{SettingsError, UpSettings},
 };
-
-/// What `up` prints on stdout when every tunnel is proved to work. Callers wait for this line.
-pub(super) const READY_LINE: &str = "tunnel ready";
 
 /// Reads the settings again, for a reload.
 pub type Reread = Box<dyn Fn() -> Result<UpSettings, SettingsError> + Send + Sync>;
@@ -120,8 +121,10 @@ impl Up {
         }
         drop(early);
         announce(&board, printer)?;
-        if let Some(attended) = self.attended.take() {
-            attended.release(printer);
+        if let Some(attended) = self.attended.take()
+            && let Err(error) = attended.release()
+        {
+            printer.warning(&format!("cannot part from whoever waits for this process: {error}"));
         }
         self.serve(signals, board, true, printer).await
     }
