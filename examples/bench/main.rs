@@ -2,8 +2,8 @@
 //! figure stands a reference from the same run, and their ratio, which depends less on the machine.
 //!
 //! ```text
-//! cargo build --release && cargo run --release --example bench
-//! cargo run --release --example bench -- --only download,cpu --runs 9
+//! cargo build --profile dist && cargo run --profile dist --example bench
+//! cargo run --profile dist --example bench -- --only download,cpu --runs 9
 //! ```
 //!
 //! The program under test is the real one, which has to be there, built in the same profile. Everything else is this

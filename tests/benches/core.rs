@@ -1,7 +1,7 @@
 //! What the core costs for each message, without sockets, tasks and clocks.
 //!
 //! ```text
-//! cargo bench
+//! cargo bench --profile dist
 //! ```
 //!
 //! Each group has its reference beside it: the digests that the protocol asks for and no implementation can do without.
