@@ -136,9 +136,9 @@ pub enum Command {
                             autoheal-pa completions zsh > ~/.zfunc/_autoheal-pa\n  \
                             autoheal-pa completions fish > ~/.config/fish/completions/autoheal-pa.fish")]
     Completions(completions::CompletionsArgs),
-    /// Prints a page of the manual, or writes all of them
-    #[command(after_help = "Examples:\n  autoheal-pa man | man -l -\n  autoheal-pa man up | man -l -\n  \
-                            autoheal-pa man --out /usr/local/share/man/man1")]
+    /// Prints a chapter or a page of the manual, or writes all of them
+    #[command(after_help = "Examples:\n  autoheal-pa man\n  autoheal-pa man troubleshooting | less\n  \
+                            autoheal-pa man up | man -l -\n  autoheal-pa man --out /usr/local/share/man/man1")]
     Man(man::ManArgs),
     /// Tries everything on this machine, with an emulated AWS
     ///

@@ -96,5 +96,7 @@ mod tests {
         assert_eq!(completed(&["autoheal-pa", "policy", "--acco"]), ["--account-id"]);
         assert_eq!(completed(&["autoheal-pa", "completions", "z"]), ["zsh"]);
         assert_eq!(completed(&["autoheal-pa", "env", "--shell", "f"]), ["fish"]);
+        assert_eq!(completed(&["autoheal-pa", "man", "tr"]), ["troubleshooting"]);
+        assert_eq!(completed(&["autoheal-pa", "man", "co"]), ["configuration", "config", "completions"]);
     }
 }

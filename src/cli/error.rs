@@ -87,7 +87,7 @@ impl Kind {
 /// What the exit code 0 means.
 const SUCCESS: &str = "done; stopped by a signal after the tunnels had been ready";
 
-/// Returns every exit code of this program with its meaning. The manual page is made of it, and the README is checked by it.
+/// Returns every exit code of this program with its meaning. The program's page is made of it, and the manual's chapter is checked by it.
 pub fn exit_codes() -> impl Iterator<Item = (u8, &'static str)> {
     std::iter::once((0, SUCCESS)).chain(Kind::ALL.map(|kind| (kind as u8, kind.meaning())))
 }

@@ -1,4 +1,6 @@
-//! `man`: the manual pages, made of what the commands say of themselves.
+//! `man`: the pages of the commands, made of what these say of themselves, and the chapters about everything else.
+//!
+//! Chapters are shown as plain text, pages for `man -l`; among the files of `--out` both are pages.
 //!
 //! Options come from the command line's own definition, settings and their variables from their [rows], and exit codes from
 //! [`exit_codes`]; only the files and the words for other variables are here, and a test compares these with [all](variables).
@@ -6,28 +8,41 @@
 //! [variables]: crate::settings::variables
 
 use std::{
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use clap::{Args, Command, CommandFactory};
+use clap::{
+    Arg, Args, Command, CommandFactory,
+    builder::{PossibleValue, StringValueParser, TypedValueParser},
+};
 use clap_mangen::{
     Man,
     roff::{Inline, Roff, bold, roman},
 };
+
+use chapters::{CHAPTERS, Chapter};
 
 use super::{
     Cli,
     error::{CommandError, Kind, exit_codes},
     output::Printer,
 };
-use crate::{settings::rows, util::replace::replace};
+use crate::{
+    settings::rows,
+    util::{quote::command, replace::replace},
+};
+
+mod chapters;
+mod markdown;
+mod plain;
 
 /// Options of `man`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ManArgs {
-    /// Command whose page it is [default: the program's own]
-    #[arg(value_name = "COMMAND", conflicts_with = "out")]
+    /// Chapter, shown as text, or command, whose page is for `man -l` [default: a list on a terminal, else the program's page]
+    #[arg(value_name = "TOPIC", conflicts_with = "out", value_parser = AnyTopic)]
     pub page: Option<String>,
     /// Folder to write all pages to
     #[arg(long, value_name = "DIR")]
@@ -118,17 +133,58 @@ pub fn run(args: &ManArgs, printer: &Printer) -> Result<ExitCode, CommandError> 
             }
             printer.progress(&format!("wrote the manual pages to `{}`", folder.display()));
         }
+        // The source of a page is of no use to whoever looks at a terminal.
+        (None, None) if printer.redraws() => printer.result(&topics())?,
         (None, None) => printer.result(&page(&program()))?,
-        (None, Some(name)) => match program().find_subcommand(name) {
-            Some(command) => printer.result(&page(command))?,
-            None => {
-                let message = format!("there is no command `{name}`, and so no page of it");
-                let hint = "`autoheal-pa --help` lists the commands";
+        (None, Some(name)) => match (Chapter::find(name), program().find_subcommand(name)) {
+            (Some(chapter), _) => printer.result(&plain::render(chapter.page))?,
+            (None, Some(command)) => printer.result(&page(command))?,
+            (None, None) => {
+                let chapters: Vec<_> = CHAPTERS.iter().map(|chapter| format!("`{}`", chapter.name)).collect();
+                let message = format!("there is neither a chapter nor a command `{name}`");
+                let hint = format!("the chapters are {}; `autoheal-pa --help` lists the commands", chapters.join(", "));
                 return Err(CommandError::new(Kind::Usage, message).hint(hint));
             }
         },
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes every name, as what is unknown is said like everything else that is wrong; help and completions are told the known ones.
+#[derive(Debug, Clone)]
+struct AnyTopic;
+
+impl TypedValueParser for AnyTopic {
+    type Value = String;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let known = known_topics().into_iter();
+        Some(Box::new(known.map(|(name, about)| PossibleValue::new(name).help(about))))
+    }
+}
+
+/// Chapters and commands, each with what it is about.
+fn known_topics() -> Vec<(String, String)> {
+    let program = Cli::command();
+    let about = |command: &Command| command.get_about().map(ToString::to_string).unwrap_or_default();
+    let commands = program.get_subcommands().map(|command| (command.get_name().to_owned(), about(command)));
+    CHAPTERS.iter().map(|chapter| (chapter.name.to_owned(), chapter.about().to_owned())).chain(commands).collect()
+}
+
+/// What there is to read, for a terminal.
+fn topics() -> String {
+    let known = known_topics();
+    let lines = |topics: &[(String, String)]| -> String {
+        topics.iter().map(|(name, about)| format!("  {name:18}{about}\n")).collect()
+    };
+    let (chapters, commands) = known.split_at(CHAPTERS.len());
+    let how = command!("Chapters, as in `autoheal-pa man {}`:", CHAPTERS[0].name);
+    let pages = "Commands, as in `autoheal-pa man up | man -l -`:";
+    format!("{how}\n{}\n{pages}\n{}", lines(chapters), lines(commands))
 }
 
 fn write(path: &Path, page: &str) -> Result<(), CommandError> {
@@ -146,11 +202,26 @@ fn program() -> Command {
     program
 }
 
-/// All pages with the names of their commands, such as `autoheal-pa-up`.
+/// All pages with their names, such as `autoheal-pa-up`.
 fn pages() -> Vec<(String, String)> {
     let program = program();
     let commands = std::iter::once(&program).chain(program.get_subcommands());
-    commands.map(|command| (title(command), page(command))).collect()
+    let chapters = CHAPTERS.iter().map(|chapter| (format!("autoheal-pa-{}", chapter.name), chapter_page(chapter)));
+    commands.map(|command| (title(command), page(command))).chain(chapters).collect()
+}
+
+fn chapter_page(chapter: &Chapter) -> String {
+    let mut roff = Roff::new();
+    let title = format!("autoheal-pa-{}", chapter.name);
+    let source = ["autoheal-pa", env!("CARGO_PKG_VERSION")].join(" ");
+    roff.control("TH", [title.as_str(), "1", "", source.as_str(), "autoheal-pa manual"]);
+    chapter.roff(&mut roff);
+    see_also(&mut roff);
+    let mut text = Vec::new();
+    roff.to_writer(&mut text).expect("a vector takes everything");
+    // Not every groff reads UTF-8, and all know characters by their numbers.
+    let text = String::from_utf8(text).expect("chapters are UTF-8");
+    text.chars().map(|c| if c.is_ascii() { c.to_string() } else { format!("\\[u{:04X}]", u32::from(c)) }).collect()
 }
 
 fn title(command: &Command) -> String {
@@ -179,9 +250,9 @@ fn page(command: &Command) -> String {
         configuration(&mut roff);
         environment(&mut roff);
         files(&mut roff);
+        chapters(&mut roff);
     } else {
-        roff.control("SH", ["SEE ALSO"]);
-        roff.text([bold("autoheal-pa"), roman("(1) for exit codes, variables and files")]);
+        see_also(&mut roff);
     }
     roff.to_writer(&mut text).expect("a vector takes everything");
     String::from_utf8(text).expect("names and help are UTF-8")
@@ -256,6 +327,18 @@ fn files(roff: &mut Roff) {
     for (path, meaning) in FILES {
         entry(roff, vec![bold(*path)], meaning);
     }
+}
+
+fn chapters(roff: &mut Roff) {
+    roff.control("SH", ["CHAPTERS"]);
+    for chapter in CHAPTERS {
+        entry(roff, vec![bold(command!("autoheal-pa man {}", chapter.name))], &sentence(chapter.about()));
+    }
+}
+
+fn see_also(roff: &mut Roff) {
+    roff.control("SH", ["SEE ALSO"]);
+    roff.text([bold("autoheal-pa"), roman("(1) for exit codes, variables, files and chapters")]);
 }
 
 fn entry(roff: &mut Roff, title: Vec<Inline>, meaning: &str) {
@@ -361,16 +444,9 @@ mod tests {
     #[test]
     fn the_page_of_the_program() {
         let page = page(&program());
-        for section in [
-            "NAME",
-            "SYNOPSIS",
-            "DESCRIPTION",
-            "EXAMPLES",
-            "\"EXIT STATUS\"",
-            "\"CONFIGURATION FILE\"",
-            "ENVIRONMENT",
-            "FILES",
-        ] {
+        let sections =
+            "NAME SYNOPSIS DESCRIPTION EXAMPLES \"EXIT_STATUS\" \"CONFIGURATION_FILE\" ENVIRONMENT FILES CHAPTERS";
+        for section in sections.split(' ').map(|section| section.replace('_', " ")) {
             assert_eq!(page.matches(&format!(".SH {section}\n")).count(), 1, "{section}\n{page}");
         }
         for (code, meaning) in exit_codes() {
@@ -413,6 +489,7 @@ mod tests {
         let mut expected: Vec<_> =
             program().get_subcommands().map(|command| format!("autoheal-pa-{}.1", command.get_name())).collect();
         expected.push("autoheal-pa.1".to_owned());
+        expected.extend(CHAPTERS.iter().map(|chapter| format!("autoheal-pa-{}.1", chapter.name)));
         expected.sort();
         assert_eq!(names, expected);
 
@@ -426,7 +503,36 @@ mod tests {
         let error = run(&ManArgs { page: Some("upp".to_owned()), out: None }, &printer).unwrap_err();
         assert_eq!(
             (error.kind, error.sentence().as_str()),
-            (Kind::Usage, "there is no command `upp`, and so no page of it")
+            (Kind::Usage, "there is neither a chapter nor a command `upp`")
         );
+        let hints = error.next_steps().concat();
+        assert!(CHAPTERS.iter().all(|chapter| hints.contains(&format!("`{}`", chapter.name))), "{hints}");
+    }
+
+    #[test]
+    fn chapters_are_shown_as_text_and_written_as_pages() {
+        for chapter in CHAPTERS {
+            let (printer, out, _) = Captured::printer();
+            run(&ManArgs { page: Some(chapter.name.to_owned()), out: None }, &printer).unwrap();
+            let text = out.text();
+            assert!(text.to_lowercase().starts_with(&format!("{}: ", chapter.name)), "{text}");
+            let marks = ["```", "](", "**", "\n|", "\n#"];
+            assert!(marks.iter().all(|mark| !text.contains(mark)), "{text}");
+
+            let page = chapter_page(chapter);
+            assert!(
+                page.contains("\n.SH NAME\n") && page.contains(&format!("\n.TH autoheal-pa-{} 1", chapter.name)),
+                "{page}"
+            );
+            assert!(program().find_subcommand(chapter.name).is_none(), "which of the two {} is", chapter.name);
+        }
+    }
+
+    #[test]
+    fn a_terminal_gets_a_list() {
+        let list = topics();
+        for (name, about) in known_topics() {
+            assert!(list.contains(&format!("  {name:18}{about}\n")), "{list}");
+        }
     }
 }

@@ -285,14 +285,17 @@ async fn asks_aws_for_what_is_missing() {
     insta::assert_snapshot!(format!("{hint}{}", ended.stderr));
 }
 
-/// The README shows what its command prints.
+/// The manual shows what its command prints.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_readme_has_the_policy_that_is_printed() {
+async fn the_manual_has_the_policy_that_is_printed() {
     let lab = Lab::start(Config::default()).await;
-    let readme = include_str!("../../README.md");
-    let args =
-        readme.lines().find_map(|line| line.trim().strip_prefix("$ autoheal-pa policy ")?.split_once(" > ")).unwrap().0;
-    let block = readme.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let chapter = include_str!("../../src/manual/iam.md");
+    let args = chapter
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("$ autoheal-pa policy ")?.split_once(" > "))
+        .unwrap()
+        .0;
+    let block = chapter.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let mut command = lab.bare_command(PROGRAM);
     command.arg("policy").args(args.split_whitespace());
     let ended = Running::start(&mut command).ended().await;

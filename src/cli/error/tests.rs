@@ -433,8 +433,8 @@ fn the_table_of_exit_codes_is_complete() {
 }
 
 #[test]
-fn the_readme_has_the_table_of_exit_codes() {
+fn the_manual_has_the_table_of_exit_codes() {
     let rows: String = exit_codes().map(|(code, meaning)| format!("| {code} | {meaning} |\n")).collect();
-    let readme = include_str!("../../../README.md");
-    assert!(readme.contains(&format!("| code | means |\n|---:|---|\n{rows}\n")), "it should have\n{rows}");
+    let chapter = include_str!("../../manual/operations.md");
+    assert!(chapter.contains(&format!("| code | means |\n|---:|---|\n{rows}\n")), "it should have\n{rows}");
 }

@@ -12,7 +12,7 @@ use crate::util::peer_text::PeerText;
 ///
 /// Version history of the plugin, Systems Manager user guide: 1.2.764.0 is the least that the service takes; nothing that
 /// later ones, up to 1.2.896.0, have in addition is used here. Agents from 3.1.1575.0 turn the smux keepalive on, which ends
-/// idle sessions, for clients at or below 1.2.331.0. The README names it for those who meet it in the agent's log.
+/// idle sessions, for clients at or below 1.2.331.0. The chapter on troubleshooting names it for those who meet it in the agent's log.
 pub const CLIENT_VERSION: &str = "1.2.764.0";
 
 /// The agent's first message: `HandshakeRequest`, payload type 5.
