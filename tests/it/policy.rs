@@ -89,9 +89,9 @@ fn is_allowed(policy: &Value, action: &str, resource: &str, owner: Option<&str>,
 
 /// The actions that the sources name: every call has a constant or a `Call` with its name.
 fn actions_called() -> BTreeSet<String> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/aws");
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut actions = BTreeSet::new();
-    for file in rust_files(&src) {
+    for file in ["aws", "route"].iter().flat_map(|module| rust_files(&src.join(module))) {
         let text = fs::read_to_string(&file).unwrap();
         let code =
             text.lines().take_while(|line| *line != "#[cfg(test)]").filter(|line| !line.trim_start().starts_with("//"));
