@@ -49,7 +49,7 @@ use crate::{
     cluster::{Cluster, Target},
     route::ssm::proto::Version,
     route::{
-        ProbeError,
+        Bastion, ProbeError, Route, Routes,
         ssm::{
             SessionFault, SoloSession,
             targets::{Knowledge, managed_node},
@@ -57,6 +57,9 @@ use crate::{
     },
     tunnel::Probe,
 };
+
+/// Said to CloudTrail with each session.
+const REASON: &str = "autoheal-pa doctor";
 
 /// Credentials that end sooner than this, when they have just been had, are worth a warning: they are renewed five
 /// minutes ahead of their end, if they can be.
@@ -68,7 +71,7 @@ pub struct Subject {
     /// The clients, or why there are none.
     pub aws: Result<Aws, AwsError>,
     /// Bastions in order of preference. Without any, everything up to them is examined.
-    pub bastions: Vec<Target>,
+    pub bastions: Vec<Bastion>,
     /// Names of clusters; empty: all.
     pub clusters: Vec<String>,
     /// The local ports of a manager's tunnels, by cluster; empty without a manager.
@@ -107,10 +110,12 @@ pub async fn examine(subject: &Subject, limits: Limits, stop: &CancellationToken
 /// What goes wrong so early that nothing after it can be tried.
 struct Cut;
 
-/// A bastion, as far as Systems Manager knows it.
-enum Bastion {
-    /// Nothing speaks against it.
-    Usable(Target),
+/// A way in, as far as it can be known before it is taken.
+enum Way {
+    /// Through sessions with a target, against which nothing speaks.
+    Sessions(Target),
+    /// By connections that need nothing before them.
+    Straight(Arc<dyn Route>),
     /// This check has failed.
     Broken(Check),
 }
@@ -161,7 +166,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             self.place.cluster = Some(cluster.name.clone());
             self.place.description = Some(description);
             Box::pin(self.through(aws, &cluster, &bastions)).await;
-            (self.place.cluster, self.place.description, self.place.target) = (None, None, None);
+            self.place = Place { cluster: None, description: None, route: None, target: None, ..self.place.clone() };
         }
     }
 
@@ -243,8 +248,11 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             }
         };
         self.passed(Check::ClusterStatus, Fact::Usable);
+        let goes_straight = |bastion: &Bastion| bastion.target().is_none();
         if description.endpoint_private {
             self.passed(Check::EndpointAccess, Fact::PrivateEndpoint);
+        } else if self.subject.bastions.iter().any(goes_straight) {
+            self.passed(Check::EndpointAccess, Fact::PublicEndpoint);
         } else {
             self.doubtful(Check::EndpointAccess, Trouble::PublicOnly);
         }
@@ -257,23 +265,31 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         Ok((description, cluster))
     }
 
-    /// Looks at what Systems Manager knows of the bastions.
-    async fn bastions(&mut self, aws: &Aws) -> Vec<Bastion> {
+    /// Looks at what is known of the bastions.
+    async fn bastions(&mut self, aws: &Aws) -> Vec<Way> {
         let subject = self.subject;
         if subject.bastions.is_empty() {
             self.doubtful(Check::BastionKnown, Trouble::NoBastion);
             self.skip(Check::OF_BASTION.iter().copied().skip(1), Check::BastionKnown);
         }
-        let mut bastions = Vec::with_capacity(subject.bastions.len());
-        for target in &subject.bastions {
-            self.place.target = Some(target.clone());
-            bastions.push(match self.bastion(aws, target).await {
-                Ok(()) => Bastion::Usable(target.clone()),
-                Err(check) => Bastion::Broken(check),
+        let routes = Routes::new(aws, Some(REASON), None);
+        let mut ways = Vec::with_capacity(subject.bastions.len());
+        for bastion in &subject.bastions {
+            self.place.route = Some(bastion.to_string());
+            self.place.target = bastion.target().cloned();
+            ways.push(match bastion.target() {
+                Some(target) => match self.bastion(aws, target).await {
+                    Ok(()) => Way::Sessions(target.clone()),
+                    Err(check) => Way::Broken(check),
+                },
+                None => {
+                    self.skip_for(Check::OF_BASTION.iter().copied(), || Reason::NotNeeded);
+                    Way::Straight(routes.route(bastion))
+                }
             });
-            self.place.target = None;
+            (self.place.route, self.place.target) = (None, None);
         }
-        bastions
+        ways
     }
 
     /// The error is the check that has failed.

@@ -50,7 +50,7 @@ use crate::{
     journal::{Entry, Journal},
     kubeconfig::{self, ContextEntry, KubeconfigError, Server},
     overlap::overlap,
-    route::ssm,
+    route::{Routes, ssm},
     settings::{Access, Environment, UpSettings},
     tunnel::{self, Admission, Common, Listeners, Ports, Tunnel},
     util::folder::Folder,
@@ -338,14 +338,10 @@ impl Manager {
     /// Finds out who an access is to AWS.
     async fn enter(&self, settings: Access, aws: Aws) -> Result<OpenAccess, ManagerError> {
         let caller = aws.caller().await?;
-        let reason = settings.reason.as_deref();
-        let service = match &self.journal {
-            Some(journal) => ssm::Service::with_journal(aws.clone(), reason, journal.clone(), &caller),
-            None => ssm::Service::new(aws.clone(), reason),
-        };
-        let sessions = ssm::Targets::new(Arc::new(service), ssm::Config::default());
+        let journal = self.journal.clone().map(|journal| (journal, &caller));
+        let routes = Routes::new(&aws, settings.reason.as_deref(), journal);
         let common = Common::new(self.supervisor.clock());
-        Ok(OpenAccess { settings, aws, caller, sessions, common, stop: self.stop.child_token() })
+        Ok(OpenAccess { settings, aws, caller, routes, common, stop: self.stop.child_token() })
     }
 
     /// As [`enter`](Self::enter), with the credentials and clients of a known access if there is one like it.
@@ -409,8 +405,8 @@ impl Manager {
         let session = &mut sessions.session;
         session.payload_len = self.settings.payload_size.unwrap_or(session.payload_len);
         session.messages_per_second = session.messages_per_second.filter(|_| !self.settings.no_rate_limit);
-        let sessions = access.sessions.with_config(sessions);
-        let routes = access.settings.bastion.iter().map(|bastion| sessions.route(bastion.clone())).collect();
+        let routes = access.routes.with_sessions(sessions);
+        let routes = access.settings.bastion.iter().map(|bastion| routes.route(bastion)).collect();
         self.supervisor.start(Tunnel::new(cluster, routes, listeners, config, Arc::clone(&access.common)));
     }
 

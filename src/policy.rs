@@ -27,7 +27,7 @@ pub use access_entry::{ACCESS_POLICY, access_entry_commands};
 pub use principal::Principal;
 pub use terraform::terraform;
 
-use crate::cluster::Target;
+use crate::{cluster::Target, route::Bastion};
 
 mod access_entry;
 mod principal;
@@ -58,7 +58,7 @@ pub struct Grant {
     /// Whose policy it is; `None`: not known, so that it has to do for any.
     pub principal: Option<Principal>,
     /// Bastions that sessions may be started on.
-    pub bastions: Vec<Target>,
+    pub bastions: Vec<Bastion>,
     /// Names of clusters; empty: all of the account and region.
     pub clusters: Vec<String>,
 }
@@ -107,6 +107,16 @@ impl Grant {
         let mut statement = vec![
             Statement::allow("ListClusters", ["eks:ListClusters"], every()),
             Statement::allow("DescribeClusters", ["eks:DescribeCluster"], self.cluster_arns()),
+        ];
+        if self.bastions.is_empty() || self.targets().next().is_some() {
+            statement.extend(self.session_statements());
+        }
+        Document { version: "2012-10-17", statement }
+    }
+
+    /// What sessions of Systems Manager take.
+    fn session_statements(&self) -> Vec<Statement> {
+        let mut statement = vec![
             // Without the condition a session that names no document would be a shell on the bastion.
             Statement::allow("StartPortForwarding", ["ssm:StartSession"], self.session_resources()).when(
                 "BoolIfExists",
@@ -121,11 +131,16 @@ impl Grant {
         }
         statement.extend([open_data_channels(self.partition())]);
         // Systems Manager does not list containers.
-        if self.bastions.iter().any(|bastion| !matches!(bastion, Target::EcsTask(_))) {
+        if self.targets().any(|target| !matches!(target, Target::EcsTask(_))) {
             let action = ["ssm:DescribeInstanceInformation"];
             statement.push(Statement::allow("OptionalTellsWhyABastionIsAway", action, every()));
         }
-        Document { version: "2012-10-17", statement }
+        statement
+    }
+
+    /// The bastions that sessions are started on.
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.bastions.iter().filter_map(Bastion::target)
     }
 
     fn cluster_arns(&self) -> Vec<String> {
@@ -138,11 +153,11 @@ impl Grant {
         let Self { region, account, .. } = self;
         let partition = self.partition();
         let arn = |service: &str, resource: &str| format!("arn:{partition}:{service}:{region}:{account}:{resource}");
-        let bastions = self.bastions.iter().map(|bastion| match bastion {
+        let bastions = self.targets().map(|target| match target {
             Target::Instance(id) => arn("ec2", &format!("instance/{id}")),
             Target::ManagedNode(id) => arn("ssm", &format!("managed-instance/{id}")),
             Target::EcsTask(_) => {
-                let (cluster, task) = bastion.ecs_task().unwrap_or(("*", "*"));
+                let (cluster, task) = target.ecs_task().unwrap_or(("*", "*"));
                 arn("ecs", &format!("task/{cluster}/{task}"))
             }
         });

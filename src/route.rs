@@ -11,7 +11,9 @@ use std::{fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
+pub mod bastion;
 pub mod budget;
+pub mod list;
 pub mod local;
 pub mod mailbox;
 pub mod meter;
@@ -19,14 +21,16 @@ pub mod proof;
 pub mod ssm;
 
 pub use self::{
+    bastion::Bastion,
     budget::{Budget, RECEIVE_BUDGET, Share},
+    list::Routes,
     local::{Held, Io, PipeEnd},
     mailbox::{Caution, Command, End, Mailbox, Report, Reporter, RetryNow, Terms},
     meter::{LinkState, Meter},
     proof::{Answer, ProbeError, Unproved},
 };
-use crate::cluster::Cluster;
 pub use crate::fault::{BoxError, Class, Fault};
+use crate::{aws::Connection, cluster::Cluster};
 
 /// One way to carry connections to clusters.
 pub trait Route: fmt::Debug + Send + Sync + 'static {
@@ -39,6 +43,12 @@ pub trait Route: fmt::Debug + Send + Sync + 'static {
 
     /// Returns what to do about a link that did not lead to the API server of a cluster.
     fn advise(&self, to: &Cluster, error: &ProbeError) -> Vec<String>;
+
+    /// Opens one connection to the endpoint of a cluster by itself, where that takes nothing that could fail before it; `None`:
+    /// there is no such thing on this way. For whoever looks at a way step by step.
+    fn connect(&self, _to: &Cluster) -> Option<BoxFuture<'static, Result<Box<dyn Connection>, BoxError>>> {
+        None
+    }
 
     /// Returns what to do about a link that has been started and is not [established](Report::Established) yet.
     fn advise_silence(&self) -> Vec<String>;

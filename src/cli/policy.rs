@@ -92,7 +92,7 @@ fn hints(args: &PolicyArgs, grant: &Grant) -> Vec<String> {
         if !args.terraform {
             hints.push(how_to_put(principal));
         }
-        if let Some((cluster, _)) = grant.bastions.iter().find_map(|bastion| bastion.ecs_task()) {
+        if let Some((cluster, _)) = grant.bastions.iter().find_map(|bastion| bastion.target()?.ecs_task()) {
             hints.push(format!(
                 "a task's id changes with the task: `task/{cluster}/*` allows all tasks of the ECS cluster; `ecs:ExecuteCommand` is \
                  not needed, since sessions are started with Systems Manager itself"

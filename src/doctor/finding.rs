@@ -10,6 +10,7 @@ use super::{ApiError, User};
 use crate::{
     aws::{AwsError, Caller, ClusterDescription, Off, SkipReason},
     cluster::Target,
+    fault::BoxError,
     route::ssm::{DialError, SessionFault, SessionId, targets::Sighting},
     settings::PassedOver,
     util::peer_text::PeerText,
@@ -168,7 +169,9 @@ pub struct Place {
     pub cluster: Option<String>,
     /// What EKS says of it.
     pub description: Option<Arc<ClusterDescription>>,
-    /// The bastion, for checks of one.
+    /// What the way in is called, for checks of one.
+    pub route: Option<String>,
+    /// The bastion, if it is one of Systems Manager.
     pub target: Option<Target>,
 }
 
@@ -210,6 +213,8 @@ pub enum Fact {
     Usable,
     /// There is an endpoint in the VPC.
     PrivateEndpoint,
+    /// The endpoint is public, which is all that this way in takes.
+    PublicEndpoint,
     /// The manager's tunnel leads to the API server.
     LocalPort {
         /// The local port.
@@ -299,6 +304,13 @@ pub enum Trouble {
         /// What it said.
         said: PeerText,
     },
+    /// There is no connection to the API server.
+    NotReached {
+        /// What went wrong.
+        source: BoxError,
+        /// What to do about it on this way.
+        hints: Vec<String>,
+    },
     /// A request to the API server has failed.
     Api(ApiError),
     /// The API server does not know the caller.
@@ -325,4 +337,6 @@ pub enum Reason {
     NotServed,
     /// The agent has ended the session.
     SessionOver,
+    /// This way in has nothing of the kind.
+    NotNeeded,
 }

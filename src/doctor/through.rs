@@ -2,63 +2,121 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{io::DuplexStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream},
+    time::timeout,
+};
 use tokio_rustls::client::TlsStream;
 
-use super::{ApiError, Bastion, Check, Examination, Fact, Finding, Reason, Trouble, api::Api};
+use super::{ApiError, Check, Examination, Fact, Finding, REASON, Reason, Trouble, Way, api::Api};
 use crate::{
     aws::Aws,
     cluster::{Cluster, Target},
+    fault::BoxError,
     route::ssm::proto::{self, CloseReason},
     route::{
-        ProbeError,
+        ProbeError, Route,
         proof::after_end,
         ssm::{self, DialError, SessionFault, SoloSession},
     },
     tunnel::Probe,
 };
 
-/// Said to CloudTrail with each session.
-const REASON: &str = "autoheal-pa doctor";
-
 impl<R: FnMut(Finding) + Send> Examination<'_, R> {
-    /// Goes to the API server of a cluster through the first bastion that takes a session.
-    pub(super) async fn through(&mut self, aws: &Aws, cluster: &Cluster, bastions: &[Bastion]) {
+    /// Goes to the API server of a cluster on the first way in that leads there.
+    pub(super) async fn through(&mut self, aws: &Aws, cluster: &Cluster, ways: &[Way]) {
         let mut broken = Check::BastionKnown;
-        let usable: Vec<&Target> = bastions
-            .iter()
-            .filter_map(|bastion| match bastion {
-                Bastion::Usable(target) => Some(target),
-                Bastion::Broken(check) => {
-                    broken = *check;
-                    None
-                }
-            })
-            .collect();
+        let mut usable = Vec::new();
+        for way in ways {
+            match way {
+                Way::Sessions(_) | Way::Straight(_) => usable.push(way),
+                Way::Broken(check) => broken = *check,
+            }
+        }
         if usable.is_empty() {
             return self.skip(Check::OF_SESSION.iter().copied(), broken);
         }
-        for (target, is_last) in usable.iter().enumerate().map(|(n, target)| (*target, n + 1 == usable.len())) {
-            self.place.target = Some(target.clone());
-            if let Err(check) = self.start(aws, cluster, target).await {
-                if is_last {
-                    self.skip(Check::after(check), check);
-                }
-                continue;
-            }
-            let established = self.handshake().await;
-            if established {
-                Box::pin(self.reach(aws, cluster)).await;
-                self.resume().await;
-            } else if is_last {
-                let rest = Check::after(Check::Handshake).filter(|check| *check < Check::TerminateSession);
-                self.skip(rest, Check::Handshake);
-            }
-            self.end().await;
-            if established {
+        for (way, is_last) in usable.iter().enumerate().map(|(n, way)| (*way, n + 1 == usable.len())) {
+            let leads_there = match way {
+                Way::Sessions(target) => Box::pin(self.by_session(aws, cluster, target, is_last)).await,
+                Way::Straight(route) => Box::pin(self.straight(aws, cluster, &**route, is_last)).await,
+                Way::Broken(_) => false,
+            };
+            if leads_there {
                 return;
             }
         }
+    }
+
+    /// Goes there through a session. Returns whether the bastion took it.
+    async fn by_session(&mut self, aws: &Aws, cluster: &Cluster, target: &Target, is_last: bool) -> bool {
+        (self.place.route, self.place.target) = (Some(target.to_string()), Some(target.clone()));
+        if let Err(check) = self.start(aws, cluster, target).await {
+            if is_last {
+                self.skip(Check::after(check), check);
+            }
+            return false;
+        }
+        let established = self.handshake().await;
+        if established {
+            Box::pin(self.reach(aws, cluster)).await;
+            self.resume().await;
+        } else if is_last {
+            let rest = Check::after(Check::Handshake).filter(|check| *check < Check::TerminateSession);
+            self.skip(rest, Check::Handshake);
+        }
+        self.end().await;
+        established
+    }
+
+    /// Goes there by a connection of its own. Returns whether something answered.
+    async fn straight(&mut self, aws: &Aws, cluster: &Cluster, route: &dyn Route, is_last: bool) -> bool {
+        (self.place.route, self.place.target) = (Some(route.label()), None);
+        self.skip_for([Check::StartSession, Check::DataChannel, Check::Handshake], || Reason::NotNeeded);
+        let limit = self.limits.reach;
+        let not_reached =
+            |source: BoxError, error: &ProbeError| Trouble::NotReached { source, hints: route.advise(cluster, error) };
+        let late = ProbeError::NoAnswer { seconds: limit.as_secs() };
+        let connected = match route.connect(cluster) {
+            Some(connect) => timeout(limit, connect).await,
+            None => return false,
+        };
+        let opened = match connected {
+            Ok(Ok(stream)) => match Probe::new(cluster) {
+                Ok(probe) => match timeout(limit, probe.connect(stream)).await {
+                    Ok(outcome) => {
+                        outcome.map_err(|error| (Check::Certificate, Trouble::Fault(SessionFault::Probe(error))))
+                    }
+                    Err(_) => Err((Check::Endpoint, Trouble::Fault(SessionFault::Probe(late)))),
+                },
+                Err(error) => Err((Check::Certificate, Trouble::Fault(SessionFault::Probe(error)))),
+            },
+            Ok(Err(source)) => Err((Check::Endpoint, not_reached(source, &ProbeError::Refused))),
+            Err(_) => Err((Check::Endpoint, not_reached(late.to_string().into(), &late))),
+        };
+        let answers = match opened {
+            Ok(tls) => {
+                self.passed(Check::Endpoint, Fact::Reached);
+                self.passed(Check::Certificate, Fact::Verified);
+                Box::pin(self.api(aws, cluster, tls)).await;
+                true
+            }
+            Err((check, trouble)) => {
+                if check == Check::Certificate {
+                    self.passed(Check::Endpoint, Fact::Reached);
+                }
+                self.failed(check, trouble);
+                if is_last {
+                    let rest = Check::after(check).filter(|check| *check < Check::ResumeSession);
+                    self.skip(rest, check);
+                }
+                check == Check::Certificate
+            }
+        };
+        if answers || is_last {
+            self.skip_for([Check::ResumeSession, Check::TerminateSession], || Reason::NotNeeded);
+        }
+        answers
     }
 
     /// Starts a session. The error is the check that has failed.
@@ -128,7 +186,12 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         }
     }
 
-    async fn api(&mut self, aws: &Aws, cluster: &Cluster, tls: TlsStream<DuplexStream>) {
+    async fn api<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+        &mut self,
+        aws: &Aws,
+        cluster: &Cluster,
+        tls: TlsStream<S>,
+    ) {
         let limit = self.limits.request;
         let mut api = match aws.bearer_token(&cluster.token_name).await {
             Err(error) => Err(Trouble::Aws(error)),
@@ -173,9 +236,10 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         }
     }
 
-    /// Asks the API server something through the session.
+    /// Asks the API server something, through the session if there is one.
     async fn ask<T>(&mut self, question: impl Future<Output = Result<T, ApiError>>) -> Result<T, Trouble> {
-        let Some(session) = &mut self.session else { return Err(Trouble::Fault(SessionFault::Exhausted)) };
+        // Without a session nothing has to be kept going beside it.
+        let Some(session) = &mut self.session else { return question.await.map_err(Trouble::Api) };
         match session.run(question).await {
             Ok(answer) => answer.map_err(Trouble::Api),
             Err(fault) => Err(Trouble::Fault(fault)),

@@ -40,7 +40,7 @@ impl Hope {
         let access = state.tunnel(tunnel.port).map(|tunnel| &tunnel.access);
         access.is_some_and(|access| {
             let unusable = access.common.unusable();
-            access.settings.bastion.iter().any(|bastion| !unusable.contains(bastion.as_str()))
+            access.settings.bastion.iter().any(|bastion| !unusable.contains(&bastion.to_string()))
         })
     }
 }

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     aws::{Aws, Caller},
     cluster::Cluster,
-    route::ssm,
+    route::Routes,
     settings::Access,
     tunnel::Common,
 };
@@ -42,7 +42,7 @@ pub(crate) struct OpenAccess {
     pub(crate) aws: Aws,
     pub(crate) caller: Caller,
     pub(crate) common: Arc<Common>,
-    pub(super) sessions: ssm::Targets,
+    pub(super) routes: Routes,
     pub(super) stop: CancellationToken,
 }
 
@@ -66,7 +66,7 @@ impl OpenAccess {
             aws: self.aws.clone(),
             caller: self.caller.clone(),
             common: Arc::clone(&self.common),
-            sessions: self.sessions.clone(),
+            routes: self.routes.clone(),
             stop: self.stop.clone(),
         }
     }

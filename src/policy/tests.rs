@@ -2,11 +2,11 @@
 
 use super::*;
 
-fn bastion(id: &str) -> Target {
+fn bastion(id: &str) -> Bastion {
     id.parse().unwrap()
 }
 
-fn instance() -> Target {
+fn instance() -> Bastion {
     bastion("i-0dc03fbcae2a87472")
 }
 
@@ -18,7 +18,7 @@ fn user() -> Principal {
     Principal::from_arn("arn:aws:iam::123456789012:user/ann").unwrap()
 }
 
-fn grant(region: &str, bastions: Vec<Target>, clusters: &[&str]) -> Grant {
+fn grant(region: &str, bastions: Vec<Bastion>, clusters: &[&str]) -> Grant {
     Grant {
         region: region.to_owned(),
         account: "123456789012".to_owned(),

@@ -18,7 +18,7 @@ use super::{
     Environment, Problem, duration,
     source::{Given, Origin},
 };
-use crate::cluster::Target;
+use crate::route::Bastion;
 
 /// A setting, and all that is said of it anywhere.
 #[derive(Debug)]
@@ -388,7 +388,7 @@ macro_rules! values {
     };
 }
 
-values!(bool, u16, usize, String, Target);
+values!(bool, u16, usize, String, Bastion);
 
 impl Value for Duration {
     fn read(text: &str, _given: &Given, _environment: &Environment) -> Option<Self> {

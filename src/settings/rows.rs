@@ -11,11 +11,11 @@ use super::{
     CiOidc, ExecIdentity, KubeconfigMode, Proxies, SdkVariables, Settings,
     row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
     values::{
-        is_audience, is_cluster_name, is_context_prefix, is_external_id, is_profile, is_reason, is_region, is_role_arn,
-        is_session_name, is_target,
+        is_audience, is_bastion, is_cluster_name, is_context_prefix, is_external_id, is_profile, is_reason, is_region,
+        is_role_arn, is_session_name,
     },
 };
-use crate::cluster::Target;
+use crate::route::Bastion;
 
 /// All rows.
 #[must_use]
@@ -112,7 +112,7 @@ table! {
     pub struct Access, global: false, rows ACCESS: AccessRows {
         /// Bastion to connect through: an instance, managed node or ECS container; repeat it for others to fall back to, in
         /// this order
-        bastion: Vec<Target> = text("TARGET", is_target, Target::EXPECTED)
+        bastion: Vec<Bastion> = text("TARGET", is_bastion, Bastion::EXPECTED)
             .variables(&["AUTOHEAL_PA_BASTION"])
             .list()
             .in_entry(),

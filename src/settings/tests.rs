@@ -1,7 +1,6 @@
 //! Tests of what flags, variables and the configuration file make of the settings.
 
 use super::{flags::typed, *};
-use crate::cluster::Target;
 
 fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
     Environment {
@@ -82,7 +81,7 @@ fn takes_every_flag() {
         ])
     };
     let settings = up(&args, &environment([("AUTOHEAL_PA_BASTION", "not read"), ("GITHUB_ENV", "/gh/env")])).unwrap();
-    let bastions: Vec<_> = settings.access[0].bastion.iter().map(Target::as_str).collect();
+    let bastions: Vec<_> = settings.access[0].bastion.iter().map(ToString::to_string).collect();
     assert_eq!(bastions, ["i-0abcdef1", "i-0abcdef2", "ecs:tools_a_b"]);
     assert_eq!(settings.access[0].clusters, ["no", "1_000"]);
     assert_eq!(settings.base_port, 0);
@@ -242,7 +241,7 @@ fn entries_win_over_the_environment_and_take_from_it_what_they_leave_out() {
     assert_eq!((aws.profile.as_deref(), aws.profile_is_chosen, aws.role_is_chosen), (Some("shell"), false, true));
     assert_eq!(aws.web_identity_token_file.as_deref(), Some(Path::new("/shell/token")));
     assert_eq!((aws.role_session_name.as_deref(), aws.duration), (Some("top"), Some(Duration::from_secs(7200))));
-    assert_eq!(first.bastion.iter().map(Target::as_str).collect::<Vec<_>>(), ["i-0abcdef1", "i-0abcdef2"]);
+    assert_eq!(first.bastion.iter().map(ToString::to_string).collect::<Vec<_>>(), ["i-0abcdef1", "i-0abcdef2"]);
     assert_eq!((first.clusters.len(), first.reason.as_deref()), (2, Some("top")));
     assert_eq!(
         first.identity.args,
@@ -260,7 +259,7 @@ fn entries_win_over_the_environment_and_take_from_it_what_they_leave_out() {
     assert_eq!((aws.region.as_deref(), aws.role_arn.as_deref()), (Some("eu-west-1"), None));
     assert_eq!((aws.profile.as_deref(), aws.profile_is_chosen), (Some("dev"), true));
     assert_eq!((second.clusters.len(), second.reason.as_deref()), (0, Some("entry")));
-    assert_eq!(second.bastion.iter().map(Target::as_str).collect::<Vec<_>>(), ["i-0abcdef3"]);
+    assert_eq!(second.bastion.iter().map(ToString::to_string).collect::<Vec<_>>(), ["i-0abcdef3"]);
     assert_eq!(second.identity.args, ["--profile=dev"]);
     assert_eq!(settings.common.aws.region.as_deref(), Some("us-east-1"));
 }
@@ -304,7 +303,10 @@ fn flags_win_over_the_environment_and_that_over_the_top_level() {
     let (settings, dir) = load(&GlobalArgs::default(), &UpArgs::default(), &shell);
     let access = &settings.access[0];
     assert_eq!((access.aws.region.as_deref(), access.aws.profile.as_deref()), (Some("us-west-1"), Some("shell")));
-    assert_eq!((access.aws.role_arn.as_deref(), access.bastion[0].as_str()), (Some(OTHER_ROLE), "i-0abcdef2"));
+    assert_eq!(
+        (access.aws.role_arn.as_deref(), access.bastion[0].to_string().as_str()),
+        (Some(OTHER_ROLE), "i-0abcdef2")
+    );
     assert_eq!(access.aws.ca_bundle, Some(dir.path().join("shell.pem")));
     assert!(!access.aws.profile_is_chosen);
 
@@ -313,7 +315,10 @@ fn flags_win_over_the_environment_and_that_over_the_top_level() {
     let (settings, dir) = load(&flags, &args, &shell);
     let access = &settings.access[0];
     assert_eq!((access.aws.region.as_deref(), access.aws.profile.as_deref()), (Some("us-west-2"), Some("flag")));
-    assert_eq!((access.bastion[0].as_str(), &access.clusters[..]), ("i-0abcdef3", &["flag".to_owned()][..]));
+    assert_eq!(
+        (access.bastion[0].to_string().as_str(), &access.clusters[..]),
+        ("i-0abcdef3", &["flag".to_owned()][..])
+    );
     assert_eq!((settings.base_port, settings.common.kubeconfig), (2, dir.path().join("kube")));
 }
 
@@ -323,7 +328,7 @@ fn a_flag_wins_over_one_entry_and_contradicts_several() {
     let flags = typed(&["--region", "eu-west-1"]);
     let settings = with_file(one, &flags, &bastion("i-0abcdef2"), &environment([])).unwrap();
     assert_eq!(settings.access[0].aws.region.as_deref(), Some("eu-west-1"));
-    assert_eq!(settings.access[0].bastion[0].as_str(), "i-0abcdef2");
+    assert_eq!(settings.access[0].bastion[0].to_string(), "i-0abcdef2");
 
     let error = with_file(SEVERAL, &flags, &bastion("i-0abcdef2"), &environment([])).unwrap_err();
     assert_eq!(

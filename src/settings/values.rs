@@ -1,6 +1,6 @@
 //! The rules of settings that are text: what each may be, wherever it is given.
 
-use crate::cluster::Target;
+use crate::route::Bastion;
 
 /// Most characters in a session's reason, which is the limit of `StartSession`.
 const MAX_REASON_LEN: usize = 256;
@@ -17,8 +17,8 @@ const MAX_CLUSTER_NAME_LEN: usize = 100;
 /// Most characters in an audience.
 const MAX_AUDIENCE_LEN: usize = 255;
 
-pub(super) fn is_target(text: &str) -> bool {
-    text.parse::<Target>().is_ok()
+pub(super) fn is_bastion(text: &str) -> bool {
+    text.parse::<Bastion>().is_ok()
 }
 
 /// Tells whether EKS would take this as the name of a cluster.

@@ -6,6 +6,7 @@ use autoheal_pa::{
     cluster::Target,
     emulator::{Config, Event, Identity},
     policy::{Grant, Principal},
+    route::Bastion,
 };
 use serde_json::Value;
 
@@ -137,7 +138,7 @@ fn grant(bastion: &Target, principal: Option<&str>, clusters: &[&str]) -> Value 
         region: "us-east-1".to_owned(),
         account: "123456789012".to_owned(),
         principal: principal.map(|arn| Principal::from_arn(arn).unwrap()),
-        bastions: vec![bastion.clone()],
+        bastions: vec![Bastion::Target(bastion.clone())],
         clusters: clusters.iter().map(|&name| name.to_owned()).collect(),
     };
     serde_json::from_str(&grant.document().to_json()).unwrap()

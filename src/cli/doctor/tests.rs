@@ -56,6 +56,7 @@ fn place(arn: &str, target: &str) -> Place {
         role_arn: None,
         cluster: Some("payments".to_owned()),
         description: Some(Arc::new(description)),
+        route: Some(target.to_owned()),
         target: Some(target.parse().unwrap()),
     }
 }
@@ -199,7 +200,11 @@ fn sample() -> Vec<Entry> {
     let skipped = |check| finding(check, place.clone(), Outcome::Skipped(Reason::Needs(Check::Handshake)));
     vec![
         finding(Check::Region, region, Outcome::Passed(Fact::Region("us-gov-west-1".to_owned()))),
-        finding(Check::EndpointAccess, Place { target: None, ..place.clone() }, Outcome::Doubtful(Trouble::PublicOnly)),
+        finding(
+            Check::EndpointAccess,
+            Place { route: None, target: None, ..place.clone() },
+            Outcome::Doubtful(Trouble::PublicOnly),
+        ),
         finding(Check::StartSession, place.clone(), Outcome::Passed(Fact::Session(SessionId("alice-1".to_owned())))),
         failed(
             Check::Handshake,

@@ -40,9 +40,12 @@ pub fn entry(finding: &Finding) -> Entry {
                 Reason::Unasked(AwsError::AccessDenied { .. }) => {
                     vec![grant(place, &["ssm:DescribeInstanceInformation"], &["*".to_owned()])]
                 }
-                Reason::Unasked(_) | Reason::Needs(_) | Reason::NotListed | Reason::NotServed | Reason::SessionOver => {
-                    Vec::new()
-                }
+                Reason::Unasked(_)
+                | Reason::Needs(_)
+                | Reason::NotListed
+                | Reason::NotServed
+                | Reason::SessionOver
+                | Reason::NotNeeded => Vec::new(),
             };
             (Status::Skipped, None, Some(skipped(reason, place)), fixes)
         }
@@ -53,7 +56,7 @@ pub fn entry(finding: &Finding) -> Entry {
         status,
         region: place.region.clone(),
         cluster: place.cluster.clone(),
-        target: place.target.as_ref().map(ToString::to_string),
+        target: place.route.clone(),
         tried: tried(*check, place),
         answer,
         meaning,
@@ -109,7 +112,7 @@ fn tried(check: Check, place: &Place) -> String {
         Check::ClusterStatus => format!("the status, endpoint and certificate authority of `{cluster}`"),
         Check::EndpointAccess => format!("the endpoint access of `{cluster}`"),
         Check::LocalPort => format!("`GET /livez` of `{cluster}` through the manager's local port"),
-        Check::BastionKnown if place.target.is_none() => "to find a bastion in the settings".to_owned(),
+        Check::BastionKnown if place.route.is_none() => "to find a bastion in the settings".to_owned(),
         Check::BastionKnown => format!("`ssm:DescribeInstanceInformation` of `{target}` in {region}"),
         Check::BastionOnline => format!("the ping status of `{target}`"),
         Check::AgentVersion => format!(
@@ -145,7 +148,7 @@ impl Names {
         Self {
             region: or(place.region.as_deref(), "the region"),
             cluster: or(place.cluster.as_deref(), "the cluster"),
-            target: or(place.target.as_ref().map(Target::as_str), "the bastion"),
+            target: or(place.route.as_deref(), "the bastion"),
             endpoint: endpoint.map_or_else(|| "the API server".to_owned(), |cluster| cluster.endpoint.to_string()),
             host: endpoint.map_or_else(|| "the API server".to_owned(), |cluster| cluster.endpoint.host.clone()),
         }
@@ -181,6 +184,7 @@ fn told(fact: &Fact, place: &Place) -> String {
             "private and public".to_owned()
         }
         Fact::PrivateEndpoint => "private".to_owned(),
+        Fact::PublicEndpoint => "public".to_owned(),
         Fact::LocalPort { port, status } => format!("127.0.0.1:{port} leads to the API server, which answers {status}"),
         Fact::Managed => "a managed node of this account".to_owned(),
         Fact::Online => "in contact with Systems Manager".to_owned(),
@@ -228,6 +232,7 @@ fn skipped(reason: &Reason, place: &Place) -> String {
         Reason::Unasked(error) => with_causes(String::new(), error),
         Reason::NotServed => "the API server is older than Kubernetes 1.28 and cannot be asked".to_owned(),
         Reason::SessionOver => "the agent has ended the session".to_owned(),
+        Reason::NotNeeded => "this way in has nothing of the kind".to_owned(),
     }
 }
 
@@ -265,6 +270,7 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
         Trouble::Fault(fault) => with_causes(String::new(), fault),
         Trouble::Unresolvable { said } => format!("the agent ended the session: {said}"),
         Trouble::Refused { said } => format!("the agent refuses this destination: {said}"),
+        Trouble::NotReached { source, .. } => with_causes(String::new(), &**source),
         Trouble::Api(error) => with_causes(String::new(), error),
         Trouble::Unauthorized => "401 Unauthorized".to_owned(),
         Trouble::Status(status) => status.to_string(),
@@ -338,6 +344,7 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
             "`{host}` leads `{target}` to an address that its agent does not forward to: loopback, one where AWS gives metadata, credentials, \
              names or the time, or one that the VPC keeps for itself; the endpoint of an API server has no such address"
         ),
+        Trouble::NotReached { .. } => format!("nothing leads from this machine to `{host}`"),
         Trouble::Api(_) => format!("the API server of `{cluster}` is there and does not answer as one"),
         Trouble::Unauthorized => unauthorized(place),
         Trouble::Status(_) => format!("the API server of `{cluster}` is not well"),

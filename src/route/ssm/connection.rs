@@ -9,12 +9,15 @@
 
 use std::{
     collections::VecDeque,
+    future::Future,
     io::{self, IoSlice},
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::ready::Ready;
 use crate::route::{Io, PipeEnd};
@@ -109,7 +112,7 @@ impl<K: Copy + Send + Sync + 'static> Connection<K> {
         while self.backlog.len > 0 {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let count = self.backlog.slices(&mut slices);
-            match self.io.poll_write(&mut cx, &slices[..count]) {
+            match Pin::new(&mut self.io).poll_write_vectored(&mut cx, &slices[..count]) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(len)) => {
                     self.backlog.advance(len);
@@ -127,7 +130,7 @@ impl<K: Copy + Send + Sync + 'static> Connection<K> {
     /// Reads at most `limit` bytes of the program into `buf`; 0 is its end of file.
     pub(super) fn poll_read(&mut self, buf: &mut BytesMut, limit: usize) -> Poll<io::Result<usize>> {
         let mut cx = Context::from_waker(self.ready.waker());
-        self.io.poll_read(&mut cx, &mut buf.limit(limit))
+        pin!(self.io.read_buf(&mut buf.limit(limit))).poll(&mut cx)
     }
 
     /// Goes on with the end of a connection whose stream has ended: shuts the write side down once
@@ -139,14 +142,14 @@ impl<K: Copy + Send + Sync + 'static> Connection<K> {
             if self.backlog.len > 0 {
                 return Poll::Pending;
             }
-            if ready!(self.io.poll_shutdown(&mut cx)).is_err() {
+            if ready!(Pin::new(&mut self.io).poll_shutdown(&mut cx)).is_err() {
                 return Poll::Ready(());
             }
             self.stage = Stage::Lingering;
         }
         loop {
             scratch.reserve(DISCARD_LEN);
-            let outcome = ready!(self.io.poll_read(&mut cx, &mut (&mut *scratch).limit(DISCARD_LEN)));
+            let outcome = ready!(pin!(self.io.read_buf(&mut (&mut *scratch).limit(DISCARD_LEN))).poll(&mut cx));
             scratch.clear();
             if !matches!(outcome, Ok(1..)) {
                 return Poll::Ready(());

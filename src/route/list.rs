@@ -1,0 +1,42 @@
+//! All ways in: makes the route that a [`Bastion`] names.
+
+use std::sync::Arc;
+
+use super::{Bastion, Route, ssm};
+use crate::{
+    aws::{Aws, Caller},
+    journal::Journal,
+};
+
+/// Makes the routes of one identity in one region. Cheap to clone; all clones share what is found out about it.
+#[derive(Clone)]
+pub struct Routes {
+    sessions: ssm::Targets,
+}
+
+impl Routes {
+    /// Makes the routes of an identity; `reason` is for audit trails. With a journal, what may be left behind if this
+    /// process is killed is written down.
+    #[must_use]
+    pub fn new(aws: &Aws, reason: Option<&str>, journal: Option<(Journal, &Caller)>) -> Self {
+        let service = match journal {
+            Some((journal, caller)) => ssm::Service::with_journal(aws.clone(), reason, journal, caller),
+            None => ssm::Service::new(aws.clone(), reason),
+        };
+        Self { sessions: ssm::Targets::new(Arc::new(service), ssm::Config::default()) }
+    }
+
+    /// Returns the same with other settings of sessions.
+    #[must_use]
+    pub fn with_sessions(&self, config: ssm::Config) -> Self {
+        Self { sessions: self.sessions.with_config(config) }
+    }
+
+    /// Returns the route that a bastion names.
+    #[must_use]
+    pub fn route(&self, bastion: &Bastion) -> Arc<dyn Route> {
+        match bastion {
+            Bastion::Target(target) => self.sessions.route(target.clone()),
+        }
+    }
+}
