@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 
 pub mod bastion;
 pub mod budget;
+mod direct;
 pub mod list;
 pub mod local;
 pub mod mailbox;

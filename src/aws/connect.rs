@@ -31,7 +31,7 @@ use super::{
     routes::{Routes, Way},
     tls::Tls,
 };
-use crate::fault::BoxError;
+use crate::{cluster::Destination, fault::BoxError};
 
 /// A connection of any kind under a WebSocket: TCP, TLS, or a pipe in a test.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -41,7 +41,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 /// Limit of one TCP connection, over all addresses of the host.
 const TCP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Opens connections for WebSockets.
+/// How long a connection says nothing before it is asked whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Opens connections for WebSockets, and to API servers.
 #[derive(Debug)]
 pub(crate) struct Connector {
     routes: Arc<Routes>,
@@ -96,17 +99,31 @@ impl Connector {
             .build()
             .map_err(|error| ConnectError::Tcp { peer: gateway.authority().to_owned(), source: error.into() })?;
         let stream: Box<dyn Connection> = match self.routes.of(&destination) {
-            Some(way) => self.tunnel(&way, gateway).await?,
+            Some(way) => self.tunnel(&way, host_and_port(gateway)).await?,
             None => Box::new(tcp(&destination).await?),
         };
         if gateway.is_secure() { self.secure(stream, gateway.host()).await } else { Ok(stream) }
     }
 
-    async fn tunnel(&self, way: &Way<'_>, gateway: &Gateway) -> Result<Box<dyn Connection>, ConnectError> {
+    /// Opens a connection to a host that is not of AWS, as an API server's: TCP alone, through a proxy where the
+    /// environment has one for it.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub(crate) async fn reach(&self, to: &Destination) -> Result<Box<dyn Connection>, ConnectError> {
+        let peer = to.to_string();
+        let destination: Uri = format!("https://{peer}/")
+            .parse()
+            .map_err(|error: http::uri::InvalidUri| ConnectError::Tcp { peer: peer.clone(), source: error.into() })?;
+        match self.routes.of(&destination) {
+            Some(way) => self.tunnel(&way, peer).await,
+            None => Ok(Box::new(tcp(&destination).await?)),
+        }
+    }
+
+    /// Has a proxy connect to `peer`, a host and a port.
+    async fn tunnel(&self, way: &Way<'_>, peer: String) -> Result<Box<dyn Connection>, ConnectError> {
         let (name, proxy) = (way.name(), way.intercept.uri());
-        let host =
-            if gateway.host().contains(':') { format!("[{}]", gateway.host()) } else { gateway.host().to_owned() };
-        let peer = format!("{host}:{}", gateway.port());
         let failed = |source| ConnectError::Proxy { proxy: name.clone(), peer: peer.clone(), source };
         let stream = Box::new(tcp(proxy).await?);
         let stream: Box<dyn Connection> = if proxy.scheme_str() == Some("https") {
@@ -135,12 +152,18 @@ impl Connector {
     }
 }
 
+fn host_and_port(gateway: &Gateway) -> String {
+    Destination { host: gateway.host().to_owned(), port: gateway.port() }.to_string()
+}
+
 /// Connects to whichever address of the host answers first, both families at once.
 async fn tcp(destination: &Uri) -> Result<TcpStream, ConnectError> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(TCP_LIMIT));
+    // A peer that vanishes is found, though nothing is said.
+    connector.set_keepalive(Some(KEEPALIVE));
     let failed = |source: BoxError| {
         let peer = destination.authority().map(place).unwrap_or_default();
         ConnectError::Tcp { peer, source }
@@ -213,7 +236,7 @@ mod tests {
     async fn through(connector: &Connector, gateway: &Gateway) -> Result<Box<dyn Connection>, ConnectError> {
         let elsewhere = format!("{}://elsewhere.example/", if gateway.is_secure() { "https" } else { "http" });
         let way = connector.routes.of(&elsewhere.parse().unwrap()).unwrap();
-        let stream = connector.tunnel(&way, gateway).await?;
+        let stream = connector.tunnel(&way, host_and_port(gateway)).await?;
         if gateway.is_secure() { connector.secure(stream, gateway.host()).await } else { Ok(stream) }
     }
 

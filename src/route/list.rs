@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Bastion, Route, ssm};
+use super::{Bastion, Route, direct, ssm};
 use crate::{
     aws::{Aws, Caller},
     journal::Journal,
@@ -11,6 +11,7 @@ use crate::{
 /// Makes the routes of one identity in one region. Cheap to clone; all clones share what is found out about it.
 #[derive(Clone)]
 pub struct Routes {
+    aws: Aws,
     sessions: ssm::Targets,
 }
 
@@ -23,13 +24,13 @@ impl Routes {
             Some((journal, caller)) => ssm::Service::with_journal(aws.clone(), reason, journal, caller),
             None => ssm::Service::new(aws.clone(), reason),
         };
-        Self { sessions: ssm::Targets::new(Arc::new(service), ssm::Config::default()) }
+        Self { aws: aws.clone(), sessions: ssm::Targets::new(Arc::new(service), ssm::Config::default()) }
     }
 
     /// Returns the same with other settings of sessions.
     #[must_use]
     pub fn with_sessions(&self, config: ssm::Config) -> Self {
-        Self { sessions: self.sessions.with_config(config) }
+        Self { aws: self.aws.clone(), sessions: self.sessions.with_config(config) }
     }
 
     /// Returns the route that a bastion names.
@@ -37,6 +38,7 @@ impl Routes {
     pub fn route(&self, bastion: &Bastion) -> Arc<dyn Route> {
         match bastion {
             Bastion::Target(target) => self.sessions.route(target.clone()),
+            Bastion::Direct => direct::route(&self.aws),
         }
     }
 }

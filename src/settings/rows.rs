@@ -110,8 +110,8 @@ table! {
     ///
     /// `bastion` has those in order of preference and is never empty for `up`; `clusters` is empty for all that are active.
     pub struct Access, global: false, rows ACCESS: AccessRows {
-        /// Bastion to connect through: an instance, managed node or ECS container; repeat it for others to fall back to, in
-        /// this order
+        /// Bastion to connect through: an instance, managed node or ECS container, or `direct` for none where the API server
+        /// answers from here; repeat it for others to fall back to, in this order
         bastion: Vec<Bastion> = text("TARGET", is_bastion, Bastion::EXPECTED)
             .variables(&["AUTOHEAL_PA_BASTION"])
             .list()

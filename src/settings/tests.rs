@@ -173,7 +173,7 @@ fn says_everything_that_is_wrong_at_once() {
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines[0], "there are 12 problems with the settings");
     assert!(lines[1..].iter().all(|line| line.starts_with("  ")), "{text}");
-    assert!(text.contains("\n  `--bastion`: `bastion` is not a bastion id: expected"), "{text}");
+    assert!(text.contains("\n  `--bastion`: `bastion` is not a bastion: expected"), "{text}");
 }
 
 #[test]

@@ -328,7 +328,7 @@ async fn a_configuration_file_says_what_it_is_for() {
 async fn says_what_it_cannot_do() {
     let lab = Lab::start(Config::default()).await;
     for (args, code, text) in [
-        (&["policy", "--bastion", "i-1"][..], 2, "is not a bastion id"),
+        (&["policy", "--bastion", "i-1"][..], 2, "is not a bastion"),
         (&["policy", "--account-id", "1"], 2, "is not an account id: twelve digits"),
         (&["policy", "--access-entry", "--terraform"], 2, "cannot be used with"),
         (&["policy", "--role-arn", "arn:aws-cn:iam::123456789012:role/R"], 2, "us-east-1 is in the partition `aws`"),

@@ -105,7 +105,7 @@ async fn clusters() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bastions() {
     let lab = lab().await;
-    assert_fails(&lab, &up(&lab, &["--bastion", "i-12"]).await, 2, &["`i-12` is not a bastion id"]).await;
+    assert_fails(&lab, &up(&lab, &["--bastion", "i-12"]).await, 2, &["`i-12` is not a bastion"]).await;
 
     let unknown = up(&lab, &["--bastion", "i-0fedcba9876543210"]).await;
     assert_fails(&lab, &unknown, 4, &["`payments`", "`i-0fedcba9876543210` does not exist", "us-east-1", "hint: "])

@@ -1,0 +1,330 @@
+//! Straight to the endpoint, without a bastion: for clusters that answer here, by a public endpoint, a VPN or peering.
+//!
+//! A link is there as soon as the endpoint has taken one connection, which shows that it answers from here; each local
+//! connection gets one of its own then, through the environment's proxy where there is one. Nothing is shared between
+//! them, so a program that reads slowly slows down its own connection only, by TCP's means.
+//!
+//! Invariants: a connection that could not be made is never reset while another way might take it: it comes back, and the
+//! link is over, so that the tunnel turns to the next route. Where connections are open the link goes on for them.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional},
+    task::JoinSet,
+    time::timeout,
+};
+use tracing::{Instrument, debug, info, info_span};
+
+use super::{
+    BoxError, Class, Command, End, Fault, Held, Io, LinkState, Mailbox, Meter, PipeEnd, ProbeError, Report, Reporter,
+    Route,
+};
+use crate::{
+    aws::{Aws, Connection},
+    clock::Clock,
+    cluster::Cluster,
+    util::{
+        peer_text::{PeerText, with_causes},
+        quote::command,
+    },
+};
+
+/// How long one connection may take to be made.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// What it is called in settings and status.
+pub(super) const NAME: &str = "direct";
+
+/// Returns the route of whoever connects with the proxies of `aws`.
+pub(super) fn route(aws: &Aws) -> Arc<dyn Route> {
+    Arc::new(Direct { aws: aws.clone() })
+}
+
+#[derive(Debug)]
+struct Direct {
+    aws: Aws,
+}
+
+/// The endpoint does not answer from here.
+#[derive(Debug, thiserror::Error)]
+#[error("`{endpoint}` does not answer from this machine")]
+struct Unreachable {
+    endpoint: String,
+    #[source]
+    source: BoxError,
+}
+
+impl Direct {
+    /// Opens one connection within `limit`.
+    async fn open(&self, to: &Cluster, limit: Duration) -> Result<Box<dyn Connection>, BoxError> {
+        match timeout(limit, self.aws.connector().reach(&to.endpoint)).await {
+            Ok(connected) => Ok(connected?),
+            Err(_) => Err(format!("no answer within {} s", limit.as_secs()).into()),
+        }
+    }
+
+    fn unreachable(to: &Cluster, source: BoxError) -> Arc<Fault> {
+        let Cluster { name, region, endpoint, .. } = to;
+        let hints = [
+            format!("`{}` has to be resolved here, and to answer on port {}", endpoint.host, endpoint.port),
+            command!(
+                "`aws eks describe-cluster --name {} --region {} --query cluster.resourcesVpcConfig` shows whether the endpoint is \
+                 public, and to which addresses; else a VPN has to lead there, or another `--bastion`",
+                name,
+                region
+            ),
+        ];
+        let error = Unreachable { endpoint: endpoint.to_string(), source };
+        Arc::new(Fault::new(Class::Away, error).with_hints(hints))
+    }
+}
+
+impl Route for Direct {
+    fn label(&self) -> String {
+        NAME.to_owned()
+    }
+
+    fn run(self: Arc<Self>, to: Arc<Cluster>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
+        Box::pin(run(self, to, mailbox).instrument(info_span!("direct")))
+    }
+
+    fn advise(&self, to: &Cluster, error: &ProbeError) -> Vec<String> {
+        match error {
+            ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => {
+                Self::unreachable(to, "".into()).hints.clone()
+            }
+            ProbeError::Certificate { host, .. } => vec![format!(
+                "what answers here is not the API server of `{}`: look at what `{host}` resolves to, and at proxies that open TLS",
+                to.name
+            )],
+            ProbeError::Authority { .. } | ProbeError::Tls { .. } | ProbeError::NotHttp | ProbeError::LinkLost => {
+                Vec::new()
+            }
+        }
+    }
+
+    fn connect(&self, to: &Cluster) -> Option<BoxFuture<'static, Result<Box<dyn Connection>, BoxError>>> {
+        let (aws, endpoint) = (self.aws.clone(), to.endpoint.clone());
+        Some(Box::pin(async move { Ok(aws.connector().reach(&endpoint).await?) }))
+    }
+
+    fn advise_silence(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// What has come of one local connection.
+enum Outcome {
+    /// It has ended, one way or the other.
+    Ended,
+    /// It could not be made.
+    NotMade(Held, BoxError),
+}
+
+async fn run(route: Arc<Direct>, to: Arc<Cluster>, mut mailbox: Mailbox) {
+    let (stop, clock, limit) = (mailbox.stop.clone(), mailbox.terms.clock, mailbox.terms.up_within);
+    let Some(first) = stop.run_until_cancelled(route.open(&to, limit.min(CONNECT_LIMIT))).await else { return };
+    drop(mailbox.permit.take());
+    let reports = mailbox.reports.clone();
+    let over = |fault, served, open| reports.send(Report::Ended(End { fault, served, open }));
+    if let Err(source) = first {
+        return over(Direct::unreachable(&to, source), false, 0);
+    }
+    info!("the endpoint answers from here");
+    reports.send(Report::Started { id: None });
+    reports.send(Report::Established { peer_version: None, message: PeerText::default() });
+    reports.send(Report::Alive);
+    mailbox.state.send_replace(LinkState::Up { carrier: 1 });
+    let meter = Arc::clone(&mailbox.meter);
+    let mut connections = JoinSet::new();
+    let fault = loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break None,
+            command = mailbox.commands.recv() => match command {
+                Some(Command::Connect(held)) => {
+                    meter.taken.fetch_add(1, Ordering::Relaxed);
+                    let task = carry(Arc::clone(&route), Arc::clone(&to), held, Arc::clone(&meter), clock);
+                    connections.spawn(task.in_current_span());
+                }
+                Some(Command::Abandon(fault)) => break Some(fault),
+                None => break None,
+            },
+            Some(ended) = connections.join_next() => match ended {
+                Ok(Outcome::Ended) => {}
+                Ok(Outcome::NotMade(held, error)) => {
+                    debug!(error = with_causes(String::new(), &*error), "the endpoint cannot be connected to");
+                    if meter.open.load(Ordering::Relaxed) > 0 || is_refused(&*error) {
+                        if held.io.is_counted() {
+                            reports.send(Report::Refused);
+                        }
+                        held.io.abort(PipeEnd::Refused);
+                    } else {
+                        give_back(&reports, held);
+                        break Some(Direct::unreachable(&to, error));
+                    }
+                }
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            },
+        }
+    };
+    mailbox.state.send_replace(LinkState::Over);
+    mailbox.commands.close();
+    if let Some(fault) = fault {
+        over(fault, meter.bytes_received.load(Ordering::Relaxed) > 0, meter.open.load(Ordering::Relaxed));
+    }
+    while let Ok(command) = mailbox.commands.try_recv() {
+        meter.taken.fetch_add(1, Ordering::Relaxed);
+        match command {
+            Command::Connect(held) => give_back(&reports, held),
+            Command::Abandon(_) => {}
+        }
+    }
+    // What is open goes on: nothing says that it does not work.
+    let ends = async {
+        while let Some(ended) = connections.join_next().await {
+            if let Ok(Outcome::NotMade(held, _)) = ended {
+                give_back(&reports, held);
+            }
+        }
+    };
+    let limit = async {
+        stop.cancelled().await;
+        tokio::time::sleep(mailbox.terms.grace).await;
+    };
+    tokio::select! {
+        () = ends => {}
+        () = limit => {}
+    }
+    connections.shutdown().await;
+}
+
+/// Gives a connection back to the tunnel; a probe learns that it has come to nothing.
+fn give_back(reports: &Reporter, held: Held) {
+    if held.io.is_counted() {
+        reports.send(Report::Returned(held));
+    } else {
+        held.io.abort(PipeEnd::Lost);
+    }
+}
+
+/// Whether something at the endpoint's address has said no, which another attempt a moment later may not change.
+fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
+    let is_refused = |error: &&(dyn std::error::Error + 'static)| {
+        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    };
+    std::iter::successors(Some(error), |error| error.source()).any(|error| is_refused(&error))
+}
+
+/// Carries one local connection on a connection of its own.
+async fn carry(route: Arc<Direct>, to: Arc<Cluster>, held: Held, meter: Arc<Meter>, clock: Clock) -> Outcome {
+    let is_counted = held.io.is_counted();
+    let _open = Open::count(&meter, is_counted);
+    let left = held.deadline.saturating_sub(clock.now().mono);
+    let mut far = match route.open(&to, left.min(CONNECT_LIMIT)).await {
+        Ok(far) => far,
+        Err(error) => return Outcome::NotMade(held, error),
+    };
+    meter.connections_total.fetch_add(u64::from(is_counted), Ordering::Relaxed);
+    let mut near = Near { io: Some(held.io), meter, clock, is_counted };
+    match copy_bidirectional(&mut near, &mut far).await {
+        Ok(_) => near.finish(),
+        Err(error) => debug!(%error, "a connection broke"),
+    }
+    Outcome::Ended
+}
+
+/// Counts a connection as open for as long as it lives.
+struct Open {
+    meter: Arc<Meter>,
+    count: usize,
+}
+
+impl Open {
+    fn count(meter: &Arc<Meter>, is_counted: bool) -> Self {
+        let count = usize::from(is_counted);
+        meter.open.fetch_add(count, Ordering::Relaxed);
+        Self { meter: Arc::clone(meter), count }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.meter.open.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
+/// The local side of a connection, with what passes through it counted. It is reset when it is dropped, unless it has
+/// ended well.
+struct Near {
+    io: Option<Io>,
+    meter: Arc<Meter>,
+    clock: Clock,
+    is_counted: bool,
+}
+
+impl Near {
+    fn finish(mut self) {
+        self.io = None;
+    }
+
+    fn io(&mut self) -> Pin<&mut Io> {
+        Pin::new(self.io.as_mut().expect("it is there until the end"))
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.clock.now().mono.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Near {
+    fn drop(&mut self) {
+        if let Some(io) = self.io.take() {
+            io.abort(PipeEnd::Lost);
+        }
+    }
+}
+
+impl AsyncRead for Near {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(self.io().poll_read(cx, buf))?;
+        if self.is_counted {
+            let read = buf.filled().len() - before;
+            self.meter.bytes_sent.fetch_add(read as u64, Ordering::Relaxed);
+            self.meter.sent_at_ms.store(self.now_ms(), Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Near {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(self.io().poll_write(cx, buf))?;
+        self.meter.news.fetch_add(1, Ordering::Relaxed);
+        if self.is_counted {
+            self.meter.bytes_received.fetch_add(written as u64, Ordering::Relaxed);
+            self.meter.received_at_ms.store(self.now_ms(), Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;
