@@ -19,7 +19,8 @@ use std::{
 
 use autoheal_pa::{
     aws::Aws,
-    cluster::{Cluster, Destination, Target},
+    bastion::Target,
+    cluster::{Cluster, Destination},
     manager::supervisor::Supervisor,
     route::ssm,
     settings::{Environment, GlobalArgs, Settings},

@@ -53,7 +53,6 @@ use tokio_util::task::TaskTracker;
 
 pub use cache::{CredentialStatus, RenewalFailure};
 pub use clusters::{ClusterDescription, Discovery, SkipReason};
-pub use connect::Connection;
 pub use error::AwsError;
 pub use offset::Off;
 pub use profile::fault::{Place, ProfileFault};
@@ -71,7 +70,7 @@ use routes::Routes;
 use tls::Tls;
 
 use crate::{
-    clock, policy,
+    clock, iam,
     secret::Secret,
     settings::{AwsSettings, PassedOver, SdkVariables},
     util::time::Now,
@@ -209,7 +208,7 @@ impl Aws {
             .unwrap_or_else(|| Ambient::new(&region, sdk, profiles, variables, settings.profile_is_chosen));
 
         let chosen = settings.choose(of_profile.assumes_role);
-        let audience = token::usual_audience(policy::partition(&region));
+        let audience = token::usual_audience(iam::partition(&region));
         let choice =
             Choice::new(&chosen, settings, audience, || tls::http_connector(bundle.as_ref(), Arc::clone(&routes)));
         let provider = match choice {

@@ -45,11 +45,13 @@ pub use self::{
 };
 use crate::{
     aws::{Aws, AwsError, ClusterDescription},
+    bastion::Bastion,
+    bastion::Target,
     clock::{self, Clock},
-    cluster::{Cluster, Target},
+    cluster::Cluster,
     route::ssm::proto::Version,
     route::{
-        Bastion, ProbeError, Route, Routes,
+        ProbeError, Route, Routes,
         ssm::{
             SessionFault, SoloSession,
             targets::{Knowledge, managed_node},
@@ -110,7 +112,7 @@ pub async fn examine(subject: &Subject, limits: Limits, stop: &CancellationToken
 /// What goes wrong so early that nothing after it can be tried.
 struct Cut;
 
-/// A way in, as far as it can be known before it is taken.
+/// A route, as far as it can be known before it is taken.
 enum Way {
     /// Through sessions with a target, against which nothing speaks.
     Sessions(Target),

@@ -8,7 +8,7 @@
 //!      ├─ aws         credentials, clients, endpoints, errors, clusters
 //!      ├─ kubeconfig  contexts and exec credentials
 //!      ├─ doctor      every link from credentials to the API server, looked at in order
-//!      ├─ policy      the IAM policy and the access entries that all this needs
+//!      ├─ iam         the IAM policy and the access entries that all this needs
 //!      ├─ journal     the live sessions, for the next `up` to end if this one is killed
 //!      ├─ fault       what went wrong, by class, with what to do about it
 //!      ├─ util        folders and files that other users cannot get between
@@ -28,6 +28,7 @@
 //! The library exists so that tests and examples can link it. It is not a public API.
 
 pub mod aws;
+pub mod bastion;
 pub mod cli;
 pub mod clock;
 #[cfg(test)]
@@ -39,11 +40,11 @@ pub mod emulator;
 pub mod fault;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
+pub mod iam;
 pub mod journal;
 pub mod kubeconfig;
 pub mod manager;
 pub mod overlap;
-pub mod policy;
 pub mod random;
 pub mod route;
 pub mod secret;

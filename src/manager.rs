@@ -11,7 +11,7 @@
 //!
 //! Invariants:
 //!
-//! * What the manager has is in the [`ManagerState`], and nowhere else; the control socket answers from it.
+//! * What the manager has is in the `ManagerState`, and nowhere else; the control socket answers from it.
 //! * A tunnel that stays is not touched by a reload.
 //! * The lock is given up last, so that whoever waits for it finds nothing left.
 //!

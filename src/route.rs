@@ -11,7 +11,6 @@ use std::{fmt, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
-pub mod bastion;
 pub mod budget;
 mod direct;
 pub mod list;
@@ -22,7 +21,6 @@ pub mod proof;
 pub mod ssm;
 
 pub use self::{
-    bastion::Bastion,
     budget::{Budget, RECEIVE_BUDGET, Share},
     list::Routes,
     local::{Held, Io, PipeEnd},
@@ -31,7 +29,7 @@ pub use self::{
     proof::{Answer, ProbeError, Unproved},
 };
 pub use crate::fault::{BoxError, Class, Fault};
-use crate::{aws::Connection, cluster::Cluster};
+use crate::{cluster::Cluster, util::connection::Connection};
 
 /// One way to carry connections to clusters.
 pub trait Route: fmt::Debug + Send + Sync + 'static {

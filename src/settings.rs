@@ -73,12 +73,12 @@ impl Sources {
         Self { flags: flags.aws.layer.clone(), environment: Layer::of_environment(environment), file: File::default() }
     }
 
-    /// Where to look for what is the same for all ways in.
+    /// Where to look for what is the same for all accesses.
     fn stack(&self) -> Stack<'_> {
         Stack { flags: &self.flags, entry: None, environment: &self.environment, top: &self.file.top }
     }
 
-    /// Where to look for each way in; at least one.
+    /// Where to look for each access; at least one.
     fn stacks(&self) -> Vec<Stack<'_>> {
         let stack = self.stack();
         match &self.file.entries[..] {
@@ -93,7 +93,7 @@ impl Sources {
 pub struct Settings {
     /// The manager's name: letters, digits, `.`, `_`, `-`.
     pub name: String,
-    /// How to reach AWS, and as whom; where there are several ways in, that of the first.
+    /// How to reach AWS, and as whom; where there are several accesses, that of the first.
     pub aws: AwsSettings,
     /// How `token` finds the same identity from another shell.
     pub identity: ExecIdentity,
@@ -255,7 +255,7 @@ impl UpSettings {
         settings
     }
 
-    /// Says whether there are too few ports: one is needed for each cluster that is named, and one for each way in that names
+    /// Says whether there are too few ports: one is needed for each cluster that is named, and one for each access that names
     /// none.
     fn too_few_ports(&self, given: &Given) -> Option<Problem> {
         let (port, clusters) = (self.base_port, self.access.iter().map(|access| access.clusters.len().max(1)).sum());

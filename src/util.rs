@@ -1,6 +1,7 @@
 //! What every part may use, and what uses no part.
 
 pub mod backoff;
+pub mod connection;
 pub mod folder;
 pub(crate) mod peer_text;
 pub(crate) mod quote;

@@ -17,10 +17,7 @@ use hyper_util::{
     rt::TokioIo,
 };
 use rustls::pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tower_service::Service;
 
@@ -31,12 +28,7 @@ use super::{
     routes::{Routes, Way},
     tls::Tls,
 };
-use crate::{cluster::Destination, fault::BoxError};
-
-/// A connection of any kind under a WebSocket: TCP, TLS, or a pipe in a test.
-pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+use crate::{cluster::Destination, fault::BoxError, util::connection::Connection};
 
 /// Limit of one TCP connection, over all addresses of the host.
 const TCP_LIMIT: Duration = Duration::from_secs(10);

@@ -25,7 +25,7 @@ use super::{
     background::exit_code,
     env::shell_of,
     error::{CommandError, Kind},
-    exec::{not_run, see_through},
+    exec::{not_run, run_child},
     output::Printer,
     signals::Signals,
 };
@@ -96,7 +96,7 @@ pub async fn run(args: DemoArgs, global: &GlobalArgs, printer: &Printer) -> Resu
             },
             Err(error) => Err(error),
         },
-        Ok(None) => see_through(&args.command, &kubeconfig(&dir)).await,
+        Ok(None) => run_child(&args.command, &kubeconfig(&dir)).await,
         Ok(Some(status)) => Ok(exit_code(status)),
         Err(error) => Err(error),
     };

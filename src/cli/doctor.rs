@@ -106,7 +106,7 @@ async fn try_plugins(
     Ok(())
 }
 
-/// Has the running manager examine its own ways in, with its credentials and through its ports.
+/// Has the running manager examine its own accesses, with its credentials and through its ports.
 async fn ask(
     mut manager: Client,
     clusters: Vec<String>,
@@ -135,7 +135,7 @@ async fn ask(
     }
 }
 
-/// Examines one way in. Fails for a signal, after the session under way has been ended; a second interrupt does not
+/// Examines one access. Fails for a signal, after the session under way has been ended; a second interrupt does not
 /// wait for that.
 async fn examine(subject: &Subject, sheet: &mut Sheet<'_>, signals: &mut Signals) -> Result<(), Signal> {
     let stop = CancellationToken::new();

@@ -75,7 +75,7 @@ pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -
                 ready = running(client, &wanted, printer) => ready?,
             };
             drop(signals);
-            see_through(&args.command, &kubeconfig).await
+            run_child(&args.command, &kubeconfig).await
         }
         Err(ControlError::NotRunning { .. }) => {
             let mut settings = UpSettings::load(&global, &args.up, &environment)?;
@@ -200,7 +200,7 @@ async fn under(
     let outcome = match ready {
         Ok(()) => {
             drop(signals);
-            see_through(command, manager.kubeconfig()).await
+            run_child(command, manager.kubeconfig()).await
         }
         Err(error) => Err(error),
     };
@@ -223,7 +223,7 @@ async fn ready(manager: &mut Manager, printer: &Printer) -> Result<(), CommandEr
 }
 
 /// Runs a command to its end, and passes on to it what it does not get by itself.
-pub(super) async fn see_through(command: &[OsString], kubeconfig: &Path) -> Result<ExitCode, CommandError> {
+pub(super) async fn run_child(command: &[OsString], kubeconfig: &Path) -> Result<ExitCode, CommandError> {
     let Some((program, arguments)) = command.split_first() else {
         return Err(CommandError::new(Kind::Usage, "there is no command to run"));
     };

@@ -3,7 +3,7 @@
 //! Chapters are shown as plain text, pages for `man -l`; among the files of `--out` both are pages.
 //!
 //! Options come from the command line's own definition, settings and their variables from their [rows], and exit codes from
-//! [`exit_codes`]; only the files and the words for other variables are here, and a test compares these with [all](variables).
+//! [`exit_codes`]; only the files and the words for other variables are here, and a test compares these with all of them.
 //!
 //! [variables]: crate::settings::variables
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     aws::Aws,
-    policy::{Grant, POLICY_NAME, Principal, access_entry_commands, terraform},
+    iam::{Grant, POLICY_NAME, Principal, access_entry_commands, terraform},
     settings::{Access, Environment, PolicyArgs, PolicySettings},
     util::quote::{Word, command},
 };
@@ -31,7 +31,7 @@ pub async fn run(args: &PolicyArgs, global: &GlobalArgs, printer: &Printer) -> R
 async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant, CommandError> {
     let PolicySettings { access, account } = settings;
     let [Access { aws, bastion: bastions, clusters, .. }] = <[Access; 1]>::try_from(access).map_err(|access| {
-        let message = format!("the configuration file has {} ways in, and a policy is for one", access.len());
+        let message = format!("the configuration file has {} accesses, and a policy is for one", access.len());
         CommandError::new(Kind::Usage, message)
             .hint("say which with `--config /dev/null` and `--region`, `--bastion`, `--role-arn`")
     })?;

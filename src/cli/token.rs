@@ -1,7 +1,7 @@
 //! `token`: an ExecCredential on stdout, for kubectl.
 //!
 //! Asks the running manager first, which has credentials at hand, and finds them itself if there is none.
-//! The kubeconfig calls it with what [`exec_entry`](crate::manager::contexts::exec_entry) says, so that it needs no
+//! The kubeconfig calls it with what `manager::contexts` says, so that it needs no
 //! variable of any shell.
 
 use std::{

@@ -9,7 +9,7 @@ use std::{
 use super::{ApiError, User};
 use crate::{
     aws::{AwsError, Caller, ClusterDescription, Off, SkipReason},
-    cluster::Target,
+    bastion::Target,
     fault::BoxError,
     route::ssm::{DialError, SessionFault, SessionId, targets::Sighting},
     settings::PassedOver,
@@ -169,7 +169,7 @@ pub struct Place {
     pub cluster: Option<String>,
     /// What EKS says of it.
     pub description: Option<Arc<ClusterDescription>>,
-    /// What the way in is called, for checks of one.
+    /// What the route is called, for checks of one.
     pub route: Option<String>,
     /// The bastion, if it is one of Systems Manager.
     pub target: Option<Target>,
@@ -213,7 +213,7 @@ pub enum Fact {
     Usable,
     /// There is an endpoint in the VPC.
     PrivateEndpoint,
-    /// The endpoint is public, which is all that this way in takes.
+    /// The endpoint is public, which is all that this route takes.
     PublicEndpoint,
     /// The manager's tunnel leads to the API server.
     LocalPort {
@@ -337,6 +337,6 @@ pub enum Reason {
     NotServed,
     /// The agent has ended the session.
     SessionOver,
-    /// This way in has nothing of the kind.
+    /// This route has nothing of the kind.
     NotNeeded,
 }

@@ -11,7 +11,8 @@ use tokio_rustls::client::TlsStream;
 use super::{ApiError, Check, Examination, Fact, Finding, REASON, Reason, Trouble, Way, api::Api};
 use crate::{
     aws::Aws,
-    cluster::{Cluster, Target},
+    bastion::Target,
+    cluster::Cluster,
     fault::BoxError,
     route::ssm::proto::{self, CloseReason},
     route::{
@@ -23,7 +24,7 @@ use crate::{
 };
 
 impl<R: FnMut(Finding) + Send> Examination<'_, R> {
-    /// Goes to the API server of a cluster on the first way in that leads there.
+    /// Goes to the API server of a cluster on the first route that leads there.
     pub(super) async fn through(&mut self, aws: &Aws, cluster: &Cluster, ways: &[Way]) {
         let mut broken = Check::BastionKnown;
         let mut usable = Vec::new();

@@ -28,10 +28,12 @@ use super::{
     Route,
 };
 use crate::{
-    aws::{Aws, Connection},
+    aws::Aws,
+    bastion::Bastion,
     clock::Clock,
     cluster::Cluster,
     util::{
+        connection::Connection,
         peer_text::{PeerText, with_causes},
         quote::command,
     },
@@ -39,9 +41,6 @@ use crate::{
 
 /// How long one connection may take to be made.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-
-/// What it is called in settings and status.
-pub(super) const NAME: &str = "direct";
 
 /// Returns the route of whoever connects with the proxies of `aws`.
 pub(super) fn route(aws: &Aws) -> Arc<dyn Route> {
@@ -89,7 +88,7 @@ impl Direct {
 
 impl Route for Direct {
     fn label(&self) -> String {
-        NAME.to_owned()
+        Bastion::Direct.to_string()
     }
 
     fn run(self: Arc<Self>, to: Arc<Cluster>, mailbox: Mailbox) -> BoxFuture<'static, ()> {

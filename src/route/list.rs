@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Bastion, Route, direct, ssm};
+use super::{Route, direct, ssm};
 use crate::{
     aws::{Aws, Caller},
+    bastion::Bastion,
     journal::Journal,
 };
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Invariants: [`proto`] has no sockets, clocks, tasks or randomness; the session's `TokenValue` stays in [`service`];
-//! what is known to people of this way only, such as hints, is in [`hints`].
+//! what is known to people of this way only, such as hints, is in `hints`.
 
 mod connection;
 pub mod dial;
@@ -43,7 +43,8 @@ pub use self::{
     transport::{Incoming, Transport, TransportError},
 };
 use crate::{
-    cluster::{Cluster, Target},
+    bastion::Target,
+    cluster::Cluster,
     route::{Mailbox, ProbeError, Route},
 };
 

@@ -1,6 +1,6 @@
-//! The ways in: one from flags and environment, or one for each entry of the configuration file's `access`.
+//! The accesses: one from flags and environment, or one for each entry of the configuration file's `access`.
 //!
-//! An entry is about one way in alone, so it wins over the environment, which would make one of several regions. A
+//! An entry is about one access alone, so it wins over the environment, which would make one of several regions. A
 //! flag is nearer still; but where there are several entries, a flag that contradicts one of them is an error.
 
 use super::{
@@ -12,8 +12,8 @@ use super::{
 };
 
 impl Access {
-    /// Reads the ways in for a command that opens no tunnels, and so needs no bastions. Of `args` only what is about
-    /// ways in counts.
+    /// Reads the accesses for a command that opens no tunnels, and so needs no bastions. Of `args` only what is about
+    /// accesses counts.
     ///
     /// # Errors
     /// [`SettingsError`] with everything that is wrong.
@@ -51,7 +51,7 @@ impl Access {
     }
 }
 
-/// Reads all ways in; at least one.
+/// Reads all accesses; at least one.
 pub(super) fn all(sources: &Sources, environment: &Environment, problems: &mut Vec<Problem>) -> Vec<Access> {
     let entries = &sources.file.entries;
     refuse_flags_for_one(sources, problems);
@@ -69,7 +69,7 @@ pub(super) fn all(sources: &Sources, environment: &Environment, problems: &mut V
     access
 }
 
-/// Refuses a way in that has no bastion.
+/// Refuses an access that has no bastion.
 pub(super) fn need_bastions(sources: &Sources, problems: &mut Vec<Problem>) {
     let missing = |stack: &Stack<'_>| stack.all(&ACCESS.bastion).is_empty();
     let stacks = sources.stacks();

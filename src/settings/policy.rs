@@ -30,7 +30,7 @@ pub struct PolicyArgs {
 /// What `policy` works with.
 #[derive(Debug, Clone)]
 pub struct PolicySettings {
-    /// The ways in that the policy is for; never empty. Bastions are missing only where just access entries are wanted.
+    /// The accesses that the policy is for; never empty. Bastions are missing only where just access entries are wanted.
     pub access: Vec<Access>,
     /// The account, twelve digits, if it is given.
     pub account: Option<String>,

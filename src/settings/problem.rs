@@ -190,7 +190,7 @@ pub struct SettingsError {
 impl SettingsError {
     pub(super) fn unless_empty(mut problems: Vec<Problem>) -> Result<(), Self> {
         problems.sort_by_key(|problem| problem.place().map(|place| (place.line, place.column)));
-        // A value that several ways in share is wrong once.
+        // A value that several accesses share is wrong once.
         let mut said = BTreeSet::new();
         problems.retain(|problem| said.insert(problem.line()));
         if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }

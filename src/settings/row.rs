@@ -18,7 +18,7 @@ use super::{
     Environment, Problem, duration,
     source::{Given, Origin},
 };
-use crate::route::Bastion;
+use crate::bastion::Bastion;
 
 /// A setting, and all that is said of it anywhere.
 #[derive(Debug)]

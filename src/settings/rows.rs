@@ -15,7 +15,7 @@ use super::{
         is_role_arn, is_session_name,
     },
 };
-use crate::route::Bastion;
+use crate::bastion::Bastion;
 
 /// All rows.
 #[must_use]
@@ -106,7 +106,7 @@ table! {
 }
 
 table! {
-    /// One way in: an identity in a region, the bastions there, and the clusters to reach through them.
+    /// One access: an identity in a region, the bastions there, and the clusters to reach through them.
     ///
     /// `bastion` has those in order of preference and is never empty for `up`; `clusters` is empty for all that are active.
     pub struct Access, global: false, rows ACCESS: AccessRows {
@@ -182,7 +182,7 @@ table! {
     } {
         /// What all commands share.
         pub common: Settings,
-        /// The ways in, in the order of their ports; never empty.
+        /// The accesses, in the order of their ports; never empty.
         pub access: Vec<Access>,
         /// The file by which a step of a GitHub Actions job sets variables of later ones.
         pub github_env: Option<PathBuf>,

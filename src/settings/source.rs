@@ -132,12 +132,12 @@ impl Layer {
     }
 }
 
-/// The layers for one way in, the first of which wins.
+/// The layers for one access, the first of which wins.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stack<'a> {
     /// The command line.
     pub(super) flags: &'a Layer,
-    /// An entry of the configuration file, which is about this way in alone.
+    /// An entry of the configuration file, which is about this access alone.
     pub(super) entry: Option<&'a Layer>,
     /// The environment, which is about everything that is started from a shell.
     pub(super) environment: &'a Layer,

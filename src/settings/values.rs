@@ -1,6 +1,6 @@
 //! The rules of settings that are text: what each may be, wherever it is given.
 
-use crate::route::Bastion;
+use crate::bastion::Bastion;
 
 /// Most characters in a session's reason, which is the limit of `StartSession`.
 const MAX_REASON_LEN: usize = 256;

@@ -1,7 +1,7 @@
 //! Who may connect to a local port: by default, on Linux, only programs of this process's user and of root.
 //!
 //! A port on loopback is open to everybody on the machine. What waits behind a tunnel trusts whoever comes out of the
-//! bastion, so the port must not be a door for other users.
+//! cluster, so the port must not be a door for other users.
 //!
 //! Invariants:
 //!

@@ -1,6 +1,6 @@
-//! The local ports: bound on loopback, one after the other, before any session is started.
+//! The local ports: bound on loopback, one after the other, before any link is started.
 //!
-//! Invariants: a tunnel's port is bound from before its first session to its stop, so that a client
+//! Invariants: a tunnel's port is bound from before its first link to its stop, so that a client
 //! may try again on the same port at any time; nothing is ever bound but loopback addresses; nobody gets through whom
 //! the [`Admission`] does not let in.
 

@@ -1,6 +1,6 @@
-//! How much a session has to do: what decides which one takes the next connection, and whether another is worth starting.
+//! How much a link has to do: what decides which one takes the next connection, and whether another is worth starting.
 //!
-//! What counts is the connections that a newcomer may have to share with. In a session that has moved at least
+//! What counts is the connections that a newcomer may have to share with. In a link that has moved at least
 //! [`MOVING_BYTES`] in the last second or two, it may be all of them. In one that has not, it is those that were given less
 //! than [`FRESH`] ago: what they are for cannot be known yet, and connections that come in a burst are mostly there to
 //! carry one. So watches and other connections that say little count for nothing, however many they are, and neither do
@@ -11,7 +11,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-/// Bytes that a newcomer notices: about an eighth of a second of what an agent sends.
+/// Bytes that a newcomer notices: about an eighth of a second of what a slow link carries.
 const MOVING_BYTES: u64 = 128 << 10;
 
 /// How far apart two marks are, so that bytes count for one to two of it.
@@ -21,14 +21,14 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// are further apart: the connection of one that has ended may look open for a while, as its program need not say so.
 const FRESH: Duration = Duration::from_millis(250);
 
-/// The bytes that a session had moved at a time, both ways together.
+/// The bytes that a link had moved at a time, both ways together.
 #[derive(Debug, Clone, Copy, Default)]
 struct Mark {
     at: Duration,
     moved: u64,
 }
 
-/// The load of one session.
+/// The load of one link.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Load {
     older: Mark,
@@ -39,13 +39,13 @@ pub(super) struct Load {
     moved: u64,
 }
 
-/// What sessions are compared by. The least is the best.
+/// What links are compared by. The least is the best.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     /// Connections that may carry a lot.
     pub(super) rivals: usize,
-    /// They do, or others have that are gone and what the agent has queued for them is not. All that move anything move
-    /// about the same, as the agent paces each, so more bytes are no more load.
+    /// They do, or others have that are gone and what has been queued for them is not. All that move anything move
+    /// about the same, as each is paced alike, so more bytes are no more load.
     moving: bool,
     /// Connections that are open.
     pub(super) open: usize,
@@ -82,20 +82,20 @@ impl Load {
 mod tests {
     use super::*;
 
-    /// A session that is looked at by a tunnel.
+    /// A link that is looked at by a tunnel.
     #[derive(Default)]
-    struct Session {
+    struct Link {
         load: Load,
         now: Duration,
         open: usize,
         moved: u64,
     }
 
-    impl Session {
+    impl Link {
         fn settled(open: usize) -> Self {
-            let mut session = Self { open, ..Self::default() };
-            session.passes(10_000);
-            session
+            let mut link = Self { open, ..Self::default() };
+            link.passes(10_000);
+            link
         }
 
         fn look(&mut self) -> Rank {
@@ -121,55 +121,55 @@ mod tests {
 
     #[test]
     fn a_new_connection_is_a_rival_for_a_moment() {
-        let mut session = Session::settled(0);
-        assert!(session.look().rivals == 0);
-        session.is_given_one();
-        assert!(session.load.rank(session.now).rivals > 0, "the next one of a burst is to know");
-        session.passes(249);
-        assert!(session.look().rivals > 0, "it may carry a lot");
-        session.passes(1);
-        assert!(session.look().rivals == 0, "it does not");
+        let mut link = Link::settled(0);
+        assert!(link.look().rivals == 0);
+        link.is_given_one();
+        assert!(link.load.rank(link.now).rivals > 0, "the next one of a burst is to know");
+        link.passes(249);
+        assert!(link.look().rivals > 0, "it may carry a lot");
+        link.passes(1);
+        assert!(link.look().rivals == 0, "it does not");
     }
 
     #[test]
     fn bytes_make_rivals_for_as_long_as_they_flow() {
-        let mut session = Session::settled(1);
+        let mut link = Link::settled(1);
         for _ in 0..10 {
-            session.moved += 900_000;
-            assert!(session.look().rivals > 0);
-            session.passes(1000);
+            link.moved += 900_000;
+            assert!(link.look().rivals > 0);
+            link.passes(1000);
         }
-        session.passes(2000);
-        assert!(session.look().rivals == 0);
+        link.passes(2000);
+        assert!(link.look().rivals == 0);
     }
 
     #[test]
     fn watches_and_commands_one_after_the_other_are_no_rivals() {
-        let mut session = Session::settled(50);
+        let mut link = Link::settled(50);
         for _ in 0..100 {
-            assert!(session.look().rivals == 0);
-            session.is_given_one();
-            session.moved += 5000;
-            session.passes(300);
+            assert!(link.look().rivals == 0);
+            link.is_given_one();
+            link.moved += 5000;
+            link.passes(300);
         }
     }
 
     #[test]
     fn without_connections_there_are_no_rivals_whatever_was_moved() {
-        let mut session = Session::settled(1);
-        session.moved = 10 << 20;
-        assert!(session.look().rivals > 0);
-        session.open = 0;
-        assert!(session.look().rivals == 0);
+        let mut link = Link::settled(1);
+        link.moved = 10 << 20;
+        assert!(link.look().rivals > 0);
+        link.open = 0;
+        assert!(link.look().rivals == 0);
     }
 
     #[test]
     fn the_least_loaded_has_the_fewest_rivals() {
         let rank = |open, moved, given| {
-            let mut session = Session::settled(open);
-            session.moved = moved;
-            (0..given).for_each(|_| session.is_given_one());
-            session.look()
+            let mut link = Link::settled(open);
+            link.moved = moved;
+            (0..given).for_each(|_| link.is_given_one());
+            link.look()
         };
         assert!(rank(20, 1000, 0) < rank(1, 1 << 20, 0), "watches are none");
         assert!(rank(1, 2 << 20, 0) < rank(3, 1 << 20, 0), "one bulk transfer rather than three");

@@ -45,7 +45,7 @@ const CAUGHT_UP: Duration = Duration::from_millis(500);
 const USELESS_LINKS: u32 = 3;
 
 /// Least time that a link gets to come up where other routes are still to be tried. What is awake takes a second at most;
-/// an agent whose machine has just started, or is busy, has been seen to take 35 s.
+/// what has just been switched on, or is busy, has been seen to take 35 s.
 const FIRST_UP: Duration = Duration::from_secs(15);
 
 /// Bounds of the time that a link gets once there is no other route to turn to. One that never comes must not be waited

@@ -3,10 +3,10 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use autoheal_pa::{
-    cluster::Target,
+    bastion::Bastion,
+    bastion::Target,
     emulator::{Config, Event, Identity},
-    policy::{Grant, Principal},
-    route::Bastion,
+    iam::{Grant, Principal},
 };
 use serde_json::Value;
 
@@ -129,7 +129,7 @@ fn resources_of(action: &str, bastion: &str, session: &Session) -> Option<Vec<St
             "arn:aws:ssm:us-east-1::document/AWS-StartPortForwardingSessionToRemoteHost".to_owned(),
         ]),
         "ssm:ResumeSession" | "ssm:TerminateSession" | "ssmmessages:OpenDataChannel" => Some(vec![session.arn.clone()]),
-        _ => panic!("`{action}` is called: say here what AWS checks it against, and allow it in `src/policy.rs`"),
+        _ => panic!("`{action}` is called: say here what AWS checks it against, and allow it in `src/iam.rs`"),
     }
 }
 
@@ -321,7 +321,7 @@ async fn a_configuration_file_says_what_it_is_for() {
     fs::write(&file, format!("{one}access:\n- region: eu-west-1\n- region: us-east-1\n")).unwrap();
     let ended = Running::start(&mut command).ended().await;
     assert_eq!(ended.code(), Some(2), "{ended:#?}");
-    assert!(ended.stderr.contains("the configuration file has 2 ways in, and a policy is for one"), "{ended:#?}");
+    assert!(ended.stderr.contains("the configuration file has 2 accesses, and a policy is for one"), "{ended:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

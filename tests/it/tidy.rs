@@ -260,6 +260,24 @@ fn tests_are_left_out_wherever_they_stand() {
     assert_eq!(without_tests(text), "use a;\nfn c() {\n    f();\n}\nfn k() {}\nfn m() {}");
 }
 
+/// What only routes know of.
+const OF_ROUTES: &[&str] = &["AWS", "SSM", "WebSocket", "session", "Session", "smux", "Systems Manager"];
+
+#[test]
+fn the_tunnel_does_not_even_speak_of_what_is_behind_a_route() {
+    let src = root().join("src");
+    let files: Vec<_> = rust_files(&src.join("tunnel")).into_iter().chain([src.join("tunnel.rs")]).collect();
+    assert!(files.len() > 10, "the tunnel is not found any more");
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        for word in OF_ROUTES {
+            // A session of TLS is another matter.
+            let line = text.lines().find(|line| line.contains(word) && !line.contains("TLS session"));
+            assert!(line.is_none(), "{} has `{word}`: {}", file.display(), line.unwrap_or_default());
+        }
+    }
+}
+
 #[test]
 fn nothing_is_left_undone() {
     for file in rust_files(&root().join("src")) {

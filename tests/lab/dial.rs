@@ -6,10 +6,11 @@ use std::{
 };
 
 use autoheal_pa::{
-    aws::Connection,
-    cluster::{Destination, Target},
+    bastion::Target,
+    cluster::Destination,
     emulator::{ApiError, Emulator},
     route::ssm::{Dial, DialError, SessionHandle, SessionId, Transport, proto::handshake::CLIENT_VERSION},
+    util::connection::Connection,
 };
 use futures_util::{SinkExt, future::BoxFuture};
 use serde_json::{Value, json};

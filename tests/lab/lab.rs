@@ -28,8 +28,9 @@ use std::{
 };
 
 use autoheal_pa::{
+    bastion::Target,
     clock::Clock,
-    cluster::{Cluster, Destination, Target},
+    cluster::{Cluster, Destination},
     emulator::{AgentConfig, ClusterConfig, Command, Config, Emulator, Line, Link, SessionState, Upgrade},
     manager::supervisor::{Board, Supervisor},
     route::ssm,

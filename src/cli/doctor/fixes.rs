@@ -10,9 +10,9 @@ use crate::{
         advice::{SET_CLOCK, assess, network, of_blame},
         error::{Blame, blame},
     },
-    cluster::Target,
+    bastion::Target,
     doctor::{Check, Place, Trouble},
-    policy::{DOCUMENT, Principal, session_statement},
+    iam::{DOCUMENT, Principal, session_statement},
     route::ssm::proto::CloseReason,
     route::{
         ProbeError,

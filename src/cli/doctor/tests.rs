@@ -8,7 +8,7 @@ use crate::{
     cli::output::Captured,
     cluster::{Cluster, Destination},
     doctor::{Fact, Finding, Outcome, Place, Reason, Trouble},
-    policy::{Principal, session_statement},
+    iam::{Principal, session_statement},
     route::ssm::proto::CloseReason,
     route::{
         ProbeError,

@@ -10,7 +10,7 @@ use crate::{
         advice::is_foreign,
         error::{Blame, blame},
     },
-    cluster::Target,
+    bastion::Target,
     doctor::{Check, Entry, Fact, Finding, Outcome, Place, Reason, Status, Trouble},
     route::ssm::proto::{CloseReason, Version, handshake::HandshakeError},
     route::{
@@ -232,7 +232,7 @@ fn skipped(reason: &Reason, place: &Place) -> String {
         Reason::Unasked(error) => with_causes(String::new(), error),
         Reason::NotServed => "the API server is older than Kubernetes 1.28 and cannot be asked".to_owned(),
         Reason::SessionOver => "the agent has ended the session".to_owned(),
-        Reason::NotNeeded => "this way in has nothing of the kind".to_owned(),
+        Reason::NotNeeded => "this route has nothing of the kind".to_owned(),
     }
 }
 
@@ -445,7 +445,7 @@ fn aws_meaning(error: &AwsError) -> String {
         }
         AwsError::DurationTooLong { .. } => "the role's longest session is shorter",
         AwsError::NotRenewed { .. } | AwsError::ExpiredCredentials { .. } => {
-            "these credentials are of the past; everything signed with them is refused"
+            "these credentials have expired; everything signed with them is refused"
         }
         AwsError::BadKeys { .. } => "AWS does not know these keys: deleted, mistyped, or of another partition",
         AwsError::ClockSkew { .. } => "signatures are good for minutes only, by the clock of AWS",

@@ -8,7 +8,8 @@ use crate::{
         AwsError, ProfileFault,
         error::{Cause, ServiceAnswer, TokenOrigin},
     },
-    cluster::{Cluster, Destination, Target},
+    bastion::Target,
+    cluster::{Cluster, Destination},
     route::{
         ProbeError,
         ssm::{

@@ -20,7 +20,7 @@ pub struct ManagerStatus {
     pub since: String,
     /// When it was started.
     pub started_at: String,
-    /// The ARN of the user or assumed role; with several ways in, of the first; `null` until it is known.
+    /// The ARN of the user or assumed role; with several accesses, of the first; `null` until it is known.
     pub identity: Option<String>,
     /// When the credentials expire, the first of them if there are several; `null`: never, or not known yet.
     pub credentials_expire: Option<String>,
@@ -28,13 +28,13 @@ pub struct ManagerStatus {
     pub kubeconfig: Option<String>,
     /// The path of the log; `null`: it goes to the manager's stderr.
     pub log: Option<String>,
-    /// The ways in, in their order.
+    /// The accesses, in their order.
     pub access: Vec<AccessStatus>,
     /// The tunnels, in the order in which they were started.
     pub tunnels: Vec<TunnelReport>,
 }
 
-/// A way in: an identity in a region.
+/// An access: an identity in a region.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccessStatus {
     /// The region.

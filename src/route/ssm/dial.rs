@@ -6,11 +6,7 @@ use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
 use super::Transport;
-use crate::{
-    cluster::{Destination, Target},
-    fault::BoxError,
-    util::peer_text::PeerText,
-};
+use crate::{bastion::Target, cluster::Destination, fault::BoxError, util::peer_text::PeerText};
 
 /// The id of a session, from `StartSession` to `TerminateSession`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -11,8 +11,9 @@ use crate::{
         advice::{self, find},
         error::{Blame, blame},
     },
-    cluster::{Cluster, Target},
-    policy,
+    bastion::Target,
+    cluster::Cluster,
+    iam,
     route::{Caution, Class, ProbeError},
     util::{peer_text::with_causes, quote::command},
 };
@@ -84,7 +85,7 @@ fn dial(cluster: &Cluster, error: &DialError) -> Vec<String> {
                 .to_owned(),
         ],
         DialError::UpgradeRefused { status: 401 | 403, detail, .. } => {
-            let sessions = policy::data_channels(policy::partition(region));
+            let sessions = iam::data_channels(iam::partition(region));
             match blame(detail) {
                 Some(blame @ (Blame::Clock | Blame::Expired | Blame::Keys)) => advice::of_blame(blame),
                 Some(Blame::Permission) => vec![advice::allow("ssmmessages:OpenDataChannel", &sessions)],
@@ -165,7 +166,7 @@ pub(crate) fn refused(
     // The service does not always say a word beside this code.
     let names_tier = text.contains("advanced-instances") || text.starts_with("BadRequest (");
     if names_tier && matches!(target, Target::ManagedNode(_)) {
-        let partition = policy::partition(region);
+        let partition = iam::partition(region);
         return vec![
             command!(
                 "this turns the advanced tier on, which managed nodes need for sessions and AWS charges for by the hour: `aws ssm \

@@ -45,19 +45,20 @@ use super::{
 };
 use crate::{
     aws::{
-        Aws, Caller, Connection, Off,
+        Aws, Caller, Off,
         endpoint::{Gateway, StreamUrl},
         error::{AwsError, Call, Refusal, chain_text},
         sign,
         values::is_session_id,
     },
+    bastion::Target,
     clock,
-    cluster::{Destination, Target},
+    cluster::Destination,
+    iam::DOCUMENT,
     journal::{Entry, Journal},
     overlap::overlap,
-    policy::DOCUMENT,
     secret::Secret,
-    util::peer_text::PeerText,
+    util::{connection::Connection, peer_text::PeerText},
 };
 
 const START_SESSION: &str = "ssm:StartSession";

@@ -22,8 +22,9 @@ use super::{
     session::{self, FLAG_LIMIT, RESUME_LIMIT, START_LIMIT, TERMINATE_LIMIT},
 };
 use crate::{
+    bastion::Target,
     clock::Clock,
-    cluster::{Destination, Target},
+    cluster::Destination,
     route::{Budget, Command, Held, Io, LinkState, Meter, PipeEnd, RECEIVE_BUDGET, Report, Reporter, Share},
     util::peer_text::with_causes,
 };

@@ -7,8 +7,8 @@
 //!
 //! * To know more is a courtesy: the permission for it is optional, and whatever goes wrong here means that nothing
 //!   is known.
-//! * However many tunnels ask about a target, one call is made for it in [`GOOD_FOR`], and nobody waits longer for
-//!   it than [`ASK_LIMIT`].
+//! * However many tunnels ask about a target, one call is made for it in `GOOD_FOR`, and nobody waits longer for
+//!   it than `ASK_LIMIT`.
 //!
 //! Leaves out ECS containers, which that list does not have.
 
@@ -29,8 +29,8 @@ use crate::{
         error::{AwsError, Call, chain_text},
         values::is_plain,
     },
+    bastion::Target,
     clock::Clock,
-    cluster::Target,
     fault::BoxError,
     util::peer_text::PeerText,
 };

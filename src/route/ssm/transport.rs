@@ -18,7 +18,7 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::{aws::Connection, util::peer_text::PeerText};
+use crate::util::{connection::Connection, peer_text::PeerText};
 
 /// Largest WebSocket message that is accepted, in bytes. Messages of agents hold 1 KiB, those of the
 /// service a few KiB; the limit keeps a hostile peer from filling the memory.

@@ -25,10 +25,10 @@ const fn row(module: &'static str, may: &'static [&'static str]) -> Row {
 
 /// A module that has no row may use all but `cli`.
 ///
-/// To come: `kube` and `iam` (`util` and values of `settings`), and a row for each way below `route`, which knows neither `tunnel`
-/// nor the other ways. `manager` needs none, and `cli` may use everything.
+/// `manager` needs none, and `cli` may use everything.
 pub(super) const TABLE: &[Row] = &[
     row("util", &[]),
+    row("bastion", &[]),
     row("cluster", &[]),
     row("fault", &[]),
     row("secret", &[]),
@@ -36,10 +36,33 @@ pub(super) const TABLE: &[Row] = &[
     row("overlap", &[]),
     row("clock", &["util"]),
     row("journal", &["util"]),
-    row("settings", &["cluster", "secret", "util"]),
+    row("settings", &["bastion", "cluster", "secret", "util"]),
     // The seam knows none of the ways, and each of them knows the seam.
-    row("route", &["fault", "util", "!route::ssm"]),
-    row("route::ssm", &["route", "aws", "fault", "util"]),
+    row("route", &["clock", "cluster", "fault", "util", "!route::direct", "!route::ssm"]),
+    // All ways in stand in one list.
+    row("route::list", &["aws", "bastion", "journal", "route"]),
+    row(
+        "route::direct",
+        &["aws", "bastion", "clock", "cluster", "fault", "route", "util", "!route::list", "!route::ssm"],
+    ),
+    row(
+        "route::ssm",
+        &[
+            "aws",
+            "bastion",
+            "clock",
+            "cluster",
+            "fault",
+            "iam",
+            "journal",
+            "overlap",
+            "route",
+            "secret",
+            "util",
+            "!route::direct",
+            "!route::list",
+        ],
+    ),
     Row {
         module: "route::ssm::proto",
         may: &["util::peer_text", "util::time"],
@@ -56,11 +79,14 @@ pub(super) const TABLE: &[Row] = &[
             ],
         ),
     },
-    row("tunnel", &["route", "fault", "util", "!route::ssm"]),
+    row("tunnel", &["clock", "cluster", "fault", "route", "util", "!route::direct", "!route::list", "!route::ssm"]),
     row("aws", &["fault", "settings", "util"]),
-    row("policy", &["cluster", "util"]),
+    row("iam", &["bastion", "cluster", "util"]),
     row("kubeconfig", &["cluster", "secret", "clock", "util"]),
-    row("doctor", &["aws", "tunnel", "route", "cluster", "clock", "secret", "settings", "kubeconfig", "util"]),
+    row(
+        "doctor",
+        &["aws", "bastion", "fault", "tunnel", "route", "cluster", "clock", "secret", "settings", "kubeconfig", "util"],
+    ),
     // It has an agent and signatures of its own, so that no error of the client hides in code that both have.
     Row {
         module: "emulator",
@@ -73,19 +99,11 @@ pub(super) const TABLE: &[Row] = &[
 pub(super) const YET: &[(&str, &str)] = &[
     ("aws", "clock"),
     ("aws", "cluster"),
-    ("aws", "policy"),
+    ("aws", "iam"),
     ("aws", "random"),
     ("aws", "secret"),
     ("emulator", "random"),
-    ("route", "clock"),
-    ("route", "cluster"),
-    ("route::ssm", "journal"),
-    ("route::ssm", "overlap"),
-    ("route::ssm", "policy"),
-    ("route::ssm", "secret"),
     ("route::ssm::proto", "random"),
-    ("tunnel", "clock"),
-    ("tunnel", "cluster"),
     ("util", "random"),
     ("util", "secret"),
 ];

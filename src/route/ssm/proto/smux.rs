@@ -69,7 +69,7 @@ enum Local {
 struct Stream {
     local: Local,
     /// The agent's FIN has come, or the stream has been given up: nothing more is handed out.
-    deaf: bool,
+    discards_input: bool,
     /// The agent's FIN has come.
     remote_closed: bool,
     /// Whether anything has come from the agent.
@@ -150,12 +150,12 @@ impl Mux {
 
     /// Streams that a local program may still be using.
     pub(super) fn open_streams(&self) -> usize {
-        self.streams.values().filter(|stream| !stream.deaf).count()
+        self.streams.values().filter(|stream| !stream.discards_input).count()
     }
 
     pub(super) fn writable_len(&self, id: StreamId) -> usize {
         match self.streams.get(&id) {
-            Some(stream) if stream.local == Local::Open && !stream.deaf && !stream.blocked => {
+            Some(stream) if stream.local == Local::Open && !stream.discards_input && !stream.blocked => {
                 self.outbox_limit.saturating_sub(stream.outbox_len)
             }
             _ => 0,
@@ -195,7 +195,7 @@ impl Mux {
             id,
             Stream {
                 local: Local::Open,
-                deaf: false,
+                discards_input: false,
                 remote_closed: false,
                 answered: false,
                 syn_sent: false,
@@ -242,7 +242,7 @@ impl Mux {
     /// The local program is gone: what it wrote is still delivered, what comes for it is discarded.
     pub(super) fn reset(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.deaf = true;
+        stream.discards_input = true;
         self.close(id);
     }
 
@@ -293,7 +293,7 @@ impl Mux {
             stream.answered = true;
             self.silent -= 1;
         }
-        if stream.deaf {
+        if stream.discards_input {
             return;
         }
         stream.last_activity = now;
@@ -317,7 +317,7 @@ impl Mux {
         // The agent has closed its side of both directions: what is queued has nowhere to go.
         stream.outbox.clear();
         stream.outbox_len = 0;
-        if !std::mem::replace(&mut stream.deaf, true) {
+        if !std::mem::replace(&mut stream.discards_input, true) {
             self.events.push_back(if refused { MuxEvent::Refused { id } } else { MuxEvent::Finished { id } });
         }
         self.close(id);

@@ -7,9 +7,9 @@ use crate::{
         endpoint::{Foreign, Gateway},
         error::{AwsError, Refusal, ServiceAnswer},
     },
-    cluster::Target,
+    bastion::Target,
     fault::BoxError,
-    policy::DOCUMENT,
+    iam::DOCUMENT,
     route::ssm::DialError,
 };
 

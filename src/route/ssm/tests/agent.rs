@@ -19,13 +19,13 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    aws::Connection,
     route::ssm::proto::{
         MessageIds, StreamId,
         handshake::{Flag, HandshakeResponse},
         message::{Acknowledgement, Flags, Header, Message, MessageType, PayloadType},
         smux::frame::{Frame, FrameDecoder},
     },
+    util::connection::Connection,
 };
 
 pub(super) type ServerSocket = WebSocketStream<Box<dyn Connection>>;

@@ -18,9 +18,9 @@ use uuid::Uuid;
 
 use super::agent::{Agent, Destination, Note, Order, ServerSocket};
 use crate::{
-    aws::Connection,
+    bastion::Target,
     clock::Clock,
-    cluster::{self, Cluster, Target},
+    cluster::{self, Cluster},
     route::{
         PipeEnd,
         ssm::{self, Dial, DialError, SessionHandle, SessionId, Transport},
@@ -28,6 +28,7 @@ use crate::{
     tunnel::{
         Admission, Common, Config, Listeners, MemoryConnection, MemoryPort, Readiness, State, Tunnel, TunnelStatus,
     },
+    util::connection::Connection,
 };
 
 /// Bytes that an in-memory transport holds.

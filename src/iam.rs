@@ -27,7 +27,7 @@ pub use access_entry::{ACCESS_POLICY, access_entry_commands};
 pub use principal::Principal;
 pub use terraform::terraform;
 
-use crate::{cluster::Target, route::Bastion};
+use crate::bastion::{Bastion, Target};
 
 mod access_entry;
 mod principal;
