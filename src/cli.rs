@@ -35,6 +35,7 @@ mod progress;
 pub mod reload;
 mod signals;
 pub mod status;
+mod table;
 pub mod token;
 pub mod up;
 

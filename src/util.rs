@@ -1,5 +1,6 @@
 //! What every part may use, and what uses no part.
 
+pub mod arn;
 pub mod backoff;
 pub mod connection;
 pub mod folder;

@@ -6,7 +6,7 @@ use super::{
     AwsError, ProfileFault, ProxyError,
     error::{Blame, Cause, ServiceAnswer, TokenOrigin},
 };
-use crate::util::{peer_text::with_causes, quote::command};
+use crate::util::{arn::Arn, peer_text::sentence, quote::command};
 
 /// What an error of AWS is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,7 +283,7 @@ pub(crate) fn network(host: &str, error: &(dyn Error + 'static)) -> Vec<String> 
                 .to_owned(),
         ];
     }
-    let text = with_causes(String::new(), error);
+    let text = sentence(error);
     // Words of rustls about certificates, and of hyper about proxies.
     let hint = if text.contains("UnknownIssuer") {
         format!(
@@ -318,12 +318,12 @@ fn clusters_there(region: &str, known: &[String]) -> String {
 
 /// Returns the account in a role's ARN.
 fn account(role: &str) -> &str {
-    role.split(':').nth(4).unwrap_or(role)
+    Arn::parse(role).map_or(role, |arn| arn.account)
 }
 
 /// Returns the name in a role's ARN, which is behind its path.
 fn role_name(role: &str) -> &str {
-    role.rsplit('/').next().unwrap_or(role)
+    Arn::parse(role).map_or(role, |arn| arn.name())
 }
 
 /// Looks for an error of one type among an error and its sources. Where a source is shared, what is shared is looked at.

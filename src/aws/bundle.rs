@@ -221,7 +221,7 @@ fn first_value(mut der: Vec<u8>) -> Vec<u8> {
 #[cfg(feature = "demo")]
 mod tests {
     use super::*;
-    use crate::aws::error::chain_text;
+    use crate::util::peer_text::sentence;
 
     fn certificate() -> Vec<u8> {
         let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -246,7 +246,7 @@ mod tests {
             if let Some(content) = content {
                 std::fs::write(&path, content).unwrap();
             }
-            chain_text(&Bundle::read(&path).await.unwrap_err()).strip_prefix(&name).unwrap().to_owned()
+            sentence(&Bundle::read(&path).await.unwrap_err()).strip_prefix(&name).unwrap().to_owned()
         };
         assert!(error(None).await.contains("No such file"));
         assert_eq!(error(Some(b"hello")).await, "it has no certificates");
@@ -257,7 +257,7 @@ mod tests {
         let endless = b"-----BEGIN CERTIFICATE-----\nAAAA\n";
         assert_eq!(error(Some(endless)).await, "the block `CERTIFICATE` that begins in line 1 has no end");
         assert!(error(Some(&certificate())).await.starts_with("it is in DER format"));
-        let folder = chain_text(&Bundle::read(folder.path()).await.unwrap_err());
+        let folder = sentence(&Bundle::read(folder.path()).await.unwrap_err());
         assert!(folder.ends_with("cannot be used: it is not a regular file"), "{folder}");
     }
 

@@ -26,12 +26,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{
-    OPERATION_LIMIT,
-    error::{AwsError, chain_text},
-    offset::ClockOffset,
-};
-use crate::random::SplitMix64;
+use super::{OPERATION_LIMIT, error::AwsError, offset::ClockOffset};
+use crate::{random::SplitMix64, util::peer_text::sentence};
 
 /// How long before their end credentials are renewed: time for several attempts.
 const EARLY: Duration = Duration::from_secs(300);
@@ -304,7 +300,7 @@ impl CredentialCache {
             (Err(error), Some(old)) if old.is_valid((self.inner.wall)()) => {
                 let left = old.end().map(|end| end.saturating_sub((self.inner.wall)()).as_secs());
                 tracing::info!(
-                    error = %chain_text(&error),
+                    error = %sentence(&error),
                     left_seconds = left,
                     "AWS credentials could not be renewed: the old ones are used while they last"
                 );

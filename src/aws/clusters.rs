@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     cluster::{Cluster, Destination},
-    util::peer_text::PeerText,
+    util::{arn::Arn, peer_text::PeerText},
 };
 
 /// Clusters that are described at a time; the rate that EKS allows is not published.
@@ -264,7 +264,7 @@ fn access(name: &str, region: &str, cluster: &aws_sdk_eks::types::Cluster) -> Re
     Ok(Cluster {
         name: name.to_owned(),
         region: region.to_owned(),
-        account: arn.split(':').nth(4).unwrap_or_default().to_owned(),
+        account: Arn::parse(&arn).map_or("", |arn| arn.account).to_owned(),
         arn,
         endpoint,
         certificate_authority: authority,

@@ -194,10 +194,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        aws::{endpoint::GatewayPolicy, error::chain_text, testing::in_time},
+        aws::{endpoint::GatewayPolicy, testing::in_time},
         closed_port::ClosedPort,
         secret::Secret,
         settings::{Proxies, Proxy},
+        util::peer_text::sentence,
     };
 
     async fn gateway(url: &str) -> Gateway {
@@ -319,7 +320,7 @@ mod tests {
             let connector = connector("https", &format!("http://{user}127.0.0.1:{port}"));
             let gateway = gateway("wss://ssmmessages.us-east-1.amazonaws.com/x").await;
             let Err(error) = in_time(connector.connect(&gateway)).await else { panic!("connected") };
-            let said = chain_text(&error);
+            let said = sentence(&error);
             let start =
                 format!("the proxy `127.0.0.1:{port}` does not connect to `ssmmessages.us-east-1.amazonaws.com:443`: ");
             assert!(said.starts_with(&start) && said.ends_with(expected), "{said}");
@@ -332,7 +333,7 @@ mod tests {
         let closed = ClosedPort::new();
         let gateway = gateway(&format!("ws://{}/", closed.address())).await;
         let Err(error) = in_time(connector("", "").connect(&gateway)).await else { panic!("connected") };
-        assert!(chain_text(&error).contains("Connection refused"), "{}", chain_text(&error));
+        assert!(sentence(&error).contains("Connection refused"), "{}", sentence(&error));
     }
 
     #[cfg(feature = "demo")]
@@ -364,7 +365,7 @@ mod tests {
         let gateway = gateway(&format!("wss://localhost:{port}/")).await;
 
         let Err(error) = in_time(connector("", "").connect(&gateway)).await else { panic!("connected") };
-        assert!(chain_text(&error).contains("invalid peer certificate"), "{}", chain_text(&error));
+        assert!(sentence(&error).contains("invalid peer certificate"), "{}", sentence(&error));
         let proxied = routes("https", &format!("http://127.0.0.1:{proxy_port}"));
         let trusting = Connector::new(proxied, Tls::new(Some(&bundle)));
         echoes(in_time(trusting.connect(&gateway)).await.unwrap()).await;

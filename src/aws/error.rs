@@ -27,7 +27,7 @@ pub(crate) use host::HostSeen;
 use super::profile::fault::ProfileFault;
 use crate::{
     settings::{PassedOver, inputs::shown},
-    util::peer_text::{PeerText, with_causes},
+    util::peer_text::{PeerText, sentence},
 };
 
 /// The error behind an error, shared by everybody who is told of it.
@@ -452,13 +452,12 @@ where
         }
         SdkError::ResponseError(ref context) => {
             let status = Some(context.raw().status().as_u16());
-            let answer =
-                ServiceAnswer { code: None, message: Some(chain_text(&error).into()), status, request_id: None };
+            let answer = ServiceAnswer { code: None, message: Some(sentence(&error).into()), status, request_id: None };
             classify_answer(call.action, call.resource, call.region, answer)
         }
         // No request was made: settings that the SDK found missing or in conflict.
         other => {
-            if chain_text(&other).contains("Missing Region") {
+            if sentence(&other).contains("Missing Region") {
                 return AwsError::NoRegion;
             }
             if let Some(source) = find::<CredentialsError>(&other) {
@@ -573,11 +572,6 @@ pub(crate) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> 
 
 pub(crate) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
-}
-
-/// Writes an error and its sources on one line.
-pub(crate) fn chain_text(error: &(dyn Error + 'static)) -> String {
-    with_causes(String::new(), error)
 }
 
 fn join(files: &[PathBuf]) -> String {

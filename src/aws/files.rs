@@ -52,7 +52,7 @@ fn check_one(path: &Path) -> Result<(), ReadError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::aws::error::chain_text;
+    use crate::util::peer_text::sentence;
 
     #[tokio::test]
     async fn pipes_and_devices_are_refused_before_a_library_reads_them() {
@@ -67,10 +67,10 @@ mod tests {
         for path in [&pipe, Path::new("/dev/zero"), dir.path()] {
             let error = check_all(Some(path), &SdkVariables::default()).await.unwrap_err();
             let expected = format!("the CA bundle `{}` cannot be used: it is not a regular file", path.display());
-            assert_eq!(chain_text(&error), expected);
+            assert_eq!(sentence(&error), expected);
             for name in TOKENS {
                 let error = check_all(None, &of_token(name, path)).await.unwrap_err();
-                assert!(chain_text(&error).ends_with("cannot be read: it is not a regular file"), "{error}");
+                assert!(sentence(&error).ends_with("cannot be read: it is not a regular file"), "{error}");
             }
         }
         for fine in ["/dev/null", "/does/not/exist"].map(Path::new) {

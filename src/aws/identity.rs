@@ -27,7 +27,10 @@ use super::{
     profile::{ProfileCredentials, Profiles},
     token::TokenSource,
 };
-use crate::settings::{AwsSettings, Chosen, PassedOver, SdkVariables, Source};
+use crate::{
+    settings::{AwsSettings, Chosen, PassedOver, SdkVariables, Source},
+    util::arn::Arn,
+};
 
 /// Longest name of a role session, in characters.
 const MAX_SESSION_NAME_LEN: usize = 64;
@@ -290,7 +293,7 @@ fn assumed(
         .session_token(credentials.session_token)
         .expiry(expiry)
         .provider_name("AssumedRole");
-    builder.set_account_id(user.and_then(|user| user.arn.split(':').nth(4).map(Into::into)));
+    builder.set_account_id(user.and_then(|user| Arn::parse(&user.arn).map(|arn| arn.account.into())));
     Ok(builder.build())
 }
 

@@ -36,7 +36,10 @@ use crate::{
         AwsSettings, SdkVariables, Takes,
         inputs::{self, shown},
     },
-    util::read::{ReadError, read as read_regular},
+    util::{
+        peer_text::sentence,
+        read::{ReadError, read as read_regular},
+    },
 };
 
 /// The profile that is meant where none is named.
@@ -282,7 +285,7 @@ impl ProfileCredentials {
 /// Reads from an error of IAM Identity Center that somebody has to sign in: the sign-in has expired (`true`), or there has
 /// never been one. By words, as the SDK's types are private.
 fn signed_out(error: &(dyn std::error::Error + 'static)) -> Option<bool> {
-    let text = super::error::chain_text(error);
+    let text = sentence(error);
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if has(&["SSO token has expired", "UnauthorizedException", "InvalidGrantException", "ExpiredTokenException"]) {
         return Some(true);
@@ -382,7 +385,7 @@ impl Files {
         let mut by_file: BTreeMap<PathBuf, BTreeMap<usize, String>> = BTreeMap::new();
         for fault in self.faults.iter().cloned().chain(in_sections) {
             let (path, line) = fault.place();
-            by_file.entry(path.to_owned()).or_default().insert(line, super::error::chain_text(&fault));
+            by_file.entry(path.to_owned()).or_default().insert(line, sentence(&fault));
         }
         let sentence = |faults: BTreeMap<usize, String>| {
             let more = match faults.len() - 1 {

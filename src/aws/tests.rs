@@ -4,12 +4,12 @@ use aws_credential_types::provider::error::CredentialsError;
 use tempfile::TempDir;
 
 use super::{
-    error::{Refusal, TokenOrigin, chain_text},
+    error::{Refusal, TokenOrigin},
     testing::{Answer, Fake, Request, aws, aws_with, aws_with_shifted_clock, in_time, shifted},
     token::tests::jwt,
     *,
 };
-use crate::{closed_port::ClosedPort, settings::CiOidc};
+use crate::{closed_port::ClosedPort, settings::CiOidc, util::peer_text::sentence};
 
 mod peers;
 
@@ -170,7 +170,7 @@ async fn tells_what_sts_holds_against_a_token() {
 
     let error = answer(400, "InvalidIdentityToken", "No OpenIDConnect provider found in your account").await;
     assert_eq!(
-        chain_text(&error),
+        sentence(&error),
         format!(
             "STS does not accept {origin} for `{ROLE}`: InvalidIdentityToken: No OpenIDConnect provider found in your account \
              (HTTP status 400, request r-1)"
@@ -267,7 +267,7 @@ async fn tells_missing_credentials_from_a_missing_network() {
     }
     let error = with_ambient(|| CredentialsError::provider_error("request forbidden"), &nobody, &settings).await;
     assert_eq!(
-        chain_text(&error),
+        sentence(&error),
         "AWS credentials could not be loaded: an error occurred while loading credentials: request forbidden"
     );
 
@@ -275,7 +275,7 @@ async fn tells_missing_credentials_from_a_missing_network() {
     let error = with_ambient(missing, &nobody, &settings).await;
     let host = nobody.strip_prefix("http://").unwrap();
     assert!(matches!(&error, AwsError::Unreachable { host: seen, .. } if seen == host), "{error:?}");
-    assert!(chain_text(&error).contains("Connection refused"), "{}", chain_text(&error));
+    assert!(sentence(&error).contains("Connection refused"), "{}", sentence(&error));
 }
 
 #[tokio::test]
@@ -386,7 +386,7 @@ async fn the_sdk_trusts_the_bundle_and_nobody_else() {
     let (mut settings, folder) = with_token(&jwt("{}"));
     let error = in_time(aws_with(&fake, &settings).await.caller()).await.unwrap_err();
     assert!(matches!(&error, AwsError::Unreachable { .. }), "{error:?}");
-    assert!(chain_text(&error).contains("invalid peer certificate"), "{}", chain_text(&error));
+    assert!(sentence(&error).contains("invalid peer certificate"), "{}", sentence(&error));
     let path = folder.path().join("ca.pem");
     std::fs::write(&path, authority).unwrap();
     settings.ca_bundle = Some(path);

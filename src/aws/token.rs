@@ -15,7 +15,11 @@ use base64::{
 use http::{HeaderValue, Request, header};
 
 use super::error::{AwsError, Cause, TokenOrigin};
-use crate::{secret::Secret, settings::CiOidc, util::read::read_text};
+use crate::{
+    secret::Secret,
+    settings::CiOidc,
+    util::{peer_text::sentence, read::read_text},
+};
 
 /// Returns the audience that AWS identity providers are set up with in a partition.
 pub(super) fn usual_audience(partition: &str) -> &'static str {
@@ -164,7 +168,7 @@ async fn request(
         if attempt == ATTEMPTS {
             return Err(transient);
         }
-        tracing::debug!(error = %super::error::chain_text(&transient), "asking for an OIDC token again");
+        tracing::debug!(error = %sentence(&transient), "asking for an OIDC token again");
         tokio::time::sleep(PAUSE * attempt).await;
         attempt += 1;
     }
@@ -271,10 +275,7 @@ pub(super) mod tests {
     #[test]
     fn sees_that_a_token_has_expired() {
         let error = outcome(&jwt(r#"{"exp":1699999000}"#)).unwrap_err();
-        assert_eq!(
-            super::super::error::chain_text(&error),
-            "the web identity token in `/run/token` has expired: its `exp` was 1000 s ago"
-        );
+        assert_eq!(sentence(&error), "the web identity token in `/run/token` has expired: its `exp` was 1000 s ago");
     }
 
     #[tokio::test]
@@ -325,7 +326,7 @@ pub(super) mod tests {
             let oidc = CiOidc { url: fake.url(), token: Secret::new("t".into()) };
             let error =
                 TokenSource::CiJob { oidc, audience: "a".to_owned(), http: http() }.token(NOW, true).await.unwrap_err();
-            assert_eq!(super::super::error::chain_text(&error), expected);
+            assert_eq!(sentence(&error), expected);
             assert_eq!(fake.requests().len(), 1);
         }
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
+use super::table::Columns;
 use super::{GlobalArgs, error::CommandError, output::Printer};
 use crate::{
     aws::{Aws, ClusterDescription},
@@ -131,25 +132,9 @@ fn to_table(clusters: &[ClusterDescription], regions: &[String]) -> String {
         .collect();
     let header = rows.iter().take(1).map(|row| row.iter().map(|(column, _)| (*column).to_owned()).collect());
     let cells = rows.iter().map(|row| row.iter().map(|(_, cell)| cell.clone()).collect());
-    aligned(&header.chain(cells).collect::<Vec<_>>())
-}
-
-/// Lines up columns, two spaces apart. Everything in them is ASCII or of the same width.
-fn aligned(rows: &[Vec<String>]) -> String {
-    let mut widths: Vec<usize> = Vec::new();
-    for row in rows {
-        widths.resize(widths.len().max(row.len()), 0);
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    let lines: Vec<Vec<String>> = header.chain(cells).collect();
+    let columns = Columns::of(lines.iter().map(Vec::as_slice));
+    lines.iter().map(|line| columns.plain(line)).collect()
 }
 
 #[cfg(test)]

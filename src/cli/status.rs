@@ -9,6 +9,7 @@ use std::{
 use clap::Args;
 use tokio::time::timeout;
 
+use super::table::Columns;
 use super::{
     GlobalArgs,
     error::{CommandError, Kind},
@@ -192,24 +193,17 @@ fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
         std::iter::once(row(tunnel, now)).chain(others).collect::<Vec<_>>()
     };
     let rows: Vec<Vec<[String; COLUMNS]>> = tunnels.iter().map(rows_of).collect();
-    let mut widths = HEAD.map(str::len);
-    for row in rows.iter().flatten() {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let join = |cells: Vec<String>| cells.join("  ").trim_end().to_owned();
-    let pad = |cell: &str, width: usize| format!("{cell:<width$}");
-    let mut text = join(HEAD.iter().zip(widths).map(|(cell, width)| pad(cell, width)).collect());
-    text.push('\n');
+    let head = HEAD.map(str::to_owned);
+    let columns = Columns::of(std::iter::once(&head).chain(rows.iter().flatten()).map(|row| row.as_slice()));
+    let mut text = columns.plain(&head);
     for (tunnel, rows) in tunnels.iter().zip(&rows) {
         for row in rows {
-            let cells = row.iter().zip(widths).enumerate().map(|(column, (cell, width))| match column {
-                STATE => paint.state(cell, &pad(cell, width)),
-                _ => pad(cell, width),
-            });
-            text.push_str(&join(cells.collect()));
-            text.push('\n');
+            text.push_str(&columns.line(
+                row,
+                |column, cell, padded| {
+                    if column == STATE { paint.state(cell, &padded) } else { padded }
+                },
+            ));
         }
         for (at, session) in tunnel.sessions.iter().enumerate() {
             let name = if at == 0 { String::new() } else { format!("session {}: ", at + 1) };

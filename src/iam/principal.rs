@@ -1,5 +1,7 @@
 //! Whose policy it is: a role or a user, from any ARN that names one.
 
+use crate::util::arn::Arn;
+
 /// An IAM identity that a policy can be put on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Principal {
@@ -21,9 +23,7 @@ impl Principal {
     /// Reads an ARN of a role, of a role's session, or of a user. `None` for all else, such as the root user.
     #[must_use]
     pub fn from_arn(arn: &str) -> Option<Self> {
-        let mut parts = arn.splitn(6, ':').skip(1);
-        let (partition, service, _region) = (parts.next()?, parts.next()?, parts.next()?);
-        let (account, resource) = (parts.next()?, parts.next()?);
+        let Arn { partition, service, account, resource, .. } = Arn::parse(arn)?;
         match (service, resource.split_once('/')?) {
             ("iam", ("role", _)) => Some(Self::Role { arn: arn.to_owned(), path_unknown: false }),
             ("iam", ("user", _)) => Some(Self::User { arn: arn.to_owned() }),
@@ -47,19 +47,19 @@ impl Principal {
     /// Returns the account id.
     #[must_use]
     pub fn account(&self) -> &str {
-        self.arn().split(':').nth(4).unwrap_or_default()
+        Arn::parse(self.arn()).map_or("", |arn| arn.account)
     }
 
     /// Returns the partition.
     #[must_use]
     pub fn partition(&self) -> &str {
-        self.arn().split(':').nth(1).unwrap_or_default()
+        Arn::parse(self.arn()).map_or("", |arn| arn.partition)
     }
 
     /// Returns the name, without a path.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.arn().rsplit('/').next().unwrap_or_default()
+        Arn::parse(self.arn()).map_or("", |arn| arn.name())
     }
 
     /// Tells whether IAM Identity Center owns the role, so that its policies come from a permission set.

@@ -24,7 +24,7 @@ use crate::{
     clock,
     doctor::{self, Finding, Limits, Subject},
     tunnel::{LinkStatus, TunnelStatus},
-    util::{peer_text::with_causes, written::rfc3339},
+    util::{peer_text::sentence, written::rfc3339},
 };
 
 /// Shortest time between two lines to somebody who follows the status.
@@ -127,7 +127,7 @@ impl View {
         };
         match access.aws.bearer_token(cluster).await {
             Ok(token) => Ok(Answer::Token(TokenAnswer { token: token.token, expires: token.expires })),
-            Err(error) => Err(Refusal::new("credentials", with_causes(String::new(), &error))),
+            Err(error) => Err(Refusal::new("credentials", sentence(&error))),
         }
     }
 
@@ -274,7 +274,7 @@ fn access_status(access: &OpenAccess, credentials: &CredentialStatus) -> AccessS
         passed_over: access.aws.passed_over().iter().map(ToString::to_string).collect(),
         clock: access.aws.clock_off().map(|off| off.to_string()),
         credentials_expire: credentials.expires.map(rfc3339),
-        credentials_error: credentials.failure.as_ref().map(|failure| with_causes(String::new(), &failure.error)),
+        credentials_error: credentials.failure.as_ref().map(|failure| sentence(&failure.error)),
         bastions: access.settings.bastion.iter().map(ToString::to_string).collect(),
     }
 }

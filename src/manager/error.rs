@@ -7,7 +7,7 @@ use crate::{
     aws::{AwsError, SkipReason},
     kubeconfig::KubeconfigError,
     tunnel::BindError,
-    util::peer_text::with_causes,
+    util::peer_text::sentence,
 };
 
 /// Why a manager cannot open tunnels, or cannot go on as it was asked to.
@@ -62,7 +62,7 @@ pub(crate) enum ManagerError {
 impl ManagerError {
     /// Says it in one sentence, with its causes.
     pub(crate) fn sentence(&self) -> String {
-        with_causes(String::new(), self)
+        sentence(self)
     }
 
     /// Tells whether a manager of the name is running already.

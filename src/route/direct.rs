@@ -34,7 +34,7 @@ use crate::{
     cluster::Cluster,
     util::{
         connection::Connection,
-        peer_text::{PeerText, with_causes},
+        peer_text::{PeerText, sentence},
         quote::command,
     },
 };
@@ -160,7 +160,7 @@ async fn run(route: Arc<Direct>, to: Arc<Cluster>, mut mailbox: Mailbox) {
             Some(ended) = connections.join_next() => match ended {
                 Ok(Outcome::Ended) => {}
                 Ok(Outcome::NotMade(held, error)) => {
-                    debug!(error = with_causes(String::new(), &*error), "the endpoint cannot be connected to");
+                    debug!(error = sentence(&*error), "the endpoint cannot be connected to");
                     if meter.open.load(Ordering::Relaxed) > 0 || is_refused(&*error) {
                         if held.io.is_counted() {
                             reports.send(Report::Refused);

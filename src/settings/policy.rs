@@ -7,6 +7,8 @@ use super::{
     access::{all, need_bastions},
 };
 
+use crate::util::arn::Arn;
+
 /// Options of `policy`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PolicyArgs {
@@ -50,7 +52,8 @@ impl PolicySettings {
         if !args.access_entry {
             need_bastions(&sources, &mut problems);
         }
-        let role_account = access.iter().find_map(|access| access.aws.role_arn.as_deref()?.split(':').nth(4));
+        let role_account =
+            access.iter().find_map(|access| Arn::parse(access.aws.role_arn.as_deref()?).map(|arn| arn.account));
         if let Some(account) = &args.account_id {
             let origin = Origin::Flag("--account-id".into());
             if account.len() != 12 || !account.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,6 +1,6 @@
 //! The rules of settings that are text: what each may be, wherever it is given.
 
-use crate::bastion::Bastion;
+use crate::{bastion::Bastion, util::arn::Arn};
 
 /// Most characters in a session's reason, which is the limit of `StartSession`.
 const MAX_REASON_LEN: usize = 256;
@@ -67,11 +67,8 @@ pub(super) fn is_region(text: &str) -> bool {
 }
 
 pub(super) fn is_role_arn(text: &str) -> bool {
-    let mut parts = text.splitn(6, ':');
-    let mut next = || parts.next().unwrap_or_default();
-    let (arn, partition, service, region, account, resource) = (next(), next(), next(), next(), next(), next());
-    arn == "arn"
-        && !partition.is_empty()
+    let Some(Arn { partition, service, region, account, resource }) = Arn::parse(text) else { return false };
+    !partition.is_empty()
         && partition.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
         && service == "iam"
         && region.is_empty()

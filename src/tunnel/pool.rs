@@ -51,7 +51,7 @@ use super::{
 };
 use crate::{
     route::{Budget, Class, End, Fault, Held, LinkState, Mailbox, Meter, Report, Reporter, Share, Terms},
-    util::{backoff::Jitter, peer_text::with_causes, time::Now},
+    util::{backoff::Jitter, peer_text::sentence, time::Now},
 };
 
 /// How long a connection waits for a relief before it takes its place behind the repeats.
@@ -345,7 +345,7 @@ impl Pool {
     /// Says what went wrong with a link that nobody misses; of any other, returns it.
     fn news_of(&self, place: usize, is_coming: bool, fault: Arc<Fault>) -> Option<Arc<Fault>> {
         let member = self.members.get(&place)?;
-        let error = with_causes(String::new(), &*fault);
+        let error = sentence(&*fault);
         match member.role {
             Role::Candidate => debug!(error, "a better route cannot be used yet"),
             Role::Extra if is_coming && self.share_failures == 0 => {
@@ -382,7 +382,7 @@ impl Pool {
         let is_of_route = lived.is_none() && fault.class.is_of_route();
         let label = self.shared.routes[member.route].label();
         let is_news = is_of_route && self.shared.common.note_trouble(&label, fault.class);
-        let error = with_causes(String::new(), &*fault);
+        let error = sentence(&*fault);
         match step {
             _ if is_news && turns_to_next => warn!(error, "no link on this route, turning to the next"),
             _ if !goes_on => debug!(error, "no link, and no other is started in its place"),

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     cluster::Cluster,
     route::{Class, Fault},
-    util::{peer_text::with_causes, time::Now},
+    util::{peer_text::sentence, time::Now},
 };
 
 /// The state of a tunnel, or of one of its links.
@@ -187,7 +187,7 @@ pub struct LastError {
 
 impl fmt::Display for LastError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&with_causes(String::new(), &*self.fault))
+        f.write_str(&sentence(&*self.fault))
     }
 }
 

@@ -95,6 +95,12 @@ impl PartialEq<&str> for PeerText {
     }
 }
 
+/// Writes an error and its causes in one sentence.
+#[must_use]
+pub(crate) fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    with_causes(String::new(), error)
+}
+
 /// Adds an error and its sources to a sentence. Errors of other crates may quote what a peer has sent.
 #[must_use]
 pub(crate) fn with_causes(mut text: String, error: &(dyn std::error::Error + 'static)) -> String {

@@ -74,7 +74,7 @@ fn tells_missing_credentials_from_other_failures() {
     let forbidden = CredentialsError::provider_error("failed to load IMDS session token");
     let error = classify_credentials("us-east-1", forbidden);
     assert!(matches!(error, AwsError::CredentialSource { .. }));
-    assert!(chain_text(&error).ends_with("failed to load IMDS session token"));
+    assert!(sentence(&error).ends_with("failed to load IMDS session token"));
     let ours = CredentialsError::provider_error(AwsError::NoRegion);
     assert!(matches!(classify_credentials("us-east-1", ours), AwsError::NoRegion));
 }

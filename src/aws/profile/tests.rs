@@ -5,7 +5,7 @@ use std::fs;
 use tempfile::TempDir;
 
 use super::*;
-use crate::aws::error::chain_text;
+use crate::util::peer_text::sentence;
 
 /// A folder with both files, and what is in the environment.
 struct Home {
@@ -28,13 +28,13 @@ impl Home {
     }
 
     async fn settings(&self, name: Option<&str>) -> ProfileSettings {
-        self.profiles(name).settings().await.unwrap_or_else(|error| panic!("{}", chain_text(&error)))
+        self.profiles(name).settings().await.unwrap_or_else(|error| panic!("{}", sentence(&error)))
     }
 
     /// The file that the SDK is given.
     async fn text(&self, name: &str) -> String {
         let credentials = self.profiles(Some(name)).credentials().await;
-        credentials.unwrap_or_else(|error| panic!("{}", chain_text(&error))).for_sdk().0
+        credentials.unwrap_or_else(|error| panic!("{}", sentence(&error))).for_sdk().0
     }
 
     /// Why a profile cannot be used, with the folder as `~`.
@@ -44,7 +44,7 @@ impl Home {
             Err(error) => error,
             Ok(_) => profiles.credentials().await.unwrap_err(),
         };
-        chain_text(&error).replace(&self.folder.path().display().to_string(), "~")
+        sentence(&error).replace(&self.folder.path().display().to_string(), "~")
     }
 }
 
@@ -139,7 +139,7 @@ async fn says_what_of_a_profile_is_missing() {
     let nothing = home.profiles(Some("bare")).credentials().await.unwrap();
     let error = nothing.refine(AwsError::NoCredentials { attempted: String::new() });
     assert_eq!(
-        chain_text(&error),
+        sentence(&error),
         "the AWS profile `bare` cannot be used: it has no credentials: there is only `output`, `region`"
     );
 }
@@ -377,7 +377,7 @@ async fn a_denied_role_that_wants_a_code_is_told_from_one_that_is_denied() {
         resource: "the role of the profile".to_owned(),
         source: Arc::new(io::Error::other("AccessDenied")),
     };
-    let refined = async |name| chain_text(&home.profiles(Some(name)).credentials().await.unwrap().refine(denied()));
+    let refined = async |name| sentence(&home.profiles(Some(name)).credentials().await.unwrap().refine(denied()));
     assert_eq!(
         refined("mfa").await,
         "the AWS profile `mfa` cannot be used: its role is given only with a code from the MFA device \
@@ -406,7 +406,7 @@ async fn says_who_has_to_sign_in() {
         for name in ["dev", "admin"] {
             let error = refined(name, said).await;
             let start = format!("the AWS profile `{name}` cannot be used: {text}: ");
-            assert!(chain_text(&error).starts_with(&start), "{}", chain_text(&error));
+            assert!(sentence(&error).starts_with(&start), "{}", sentence(&error));
             let AwsError::Profile { fault, .. } = &error else { panic!("{error:?}") };
             assert!(matches!(&**fault, ProfileFault::SignedOut { profile, .. } if profile == "dev"), "{fault:?}");
         }

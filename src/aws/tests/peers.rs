@@ -167,7 +167,7 @@ async fn an_answer_without_end_is_not_read_to_its_end() {
         let long = long.clone();
         let fake = Fake::start(move |_| Answer::xml(status, &long)).await;
         let error = in_time(aws_with(&fake, &plain_settings()).await.caller()).await.unwrap_err();
-        assert!(chain_text(&error).contains("the answer is longer than 2097152 bytes"), "{}", chain_text(&error));
+        assert!(sentence(&error).contains("the answer is longer than 2097152 bytes"), "{}", sentence(&error));
     }
 }
 
@@ -230,7 +230,7 @@ async fn values_that_cannot_be_are_refused_where_they_are_read_and_not_shown() {
     );
     let fake = Fake::start(move |_| caller.clone()).await;
     let error = in_time(aws(&fake).await.caller()).await.unwrap_err();
-    assert!(!chain_text(&error).contains('\u{1b}'), "{error:?}");
+    assert!(!sentence(&error).contains('\u{1b}'), "{error:?}");
 }
 
 #[tokio::test]
@@ -244,14 +244,14 @@ async fn a_sign_in_page_of_the_network_is_not_taken_for_aws() {
         let fake = Fake::start(move |_| answer.clone()).await;
         let aws = aws(&fake).await;
         for error in [in_time(aws.list_clusters()).await.unwrap_err(), in_time(aws.caller()).await.unwrap_err()] {
-            let text = chain_text(&error);
+            let text = sentence(&error);
             let end = format!(" failed: an answer that no service of AWS gives (HTTP status {status})");
             assert!(text.ends_with(&end), "{text}");
         }
     }
     // AWS fails without a code as well.
     let fake = Fake::start(move |_| page.clone().status(503)).await;
-    let text = chain_text(&in_time(aws(&fake).await.list_clusters()).await.unwrap_err());
+    let text = sentence(&in_time(aws(&fake).await.list_clusters()).await.unwrap_err());
     assert!(text.ends_with("an answer without an error code (HTTP status 503)"), "{text}");
 }
 
@@ -302,7 +302,7 @@ async fn a_proxy_that_asks_for_a_password_is_not_taken_for_aws() {
         let aws = calling("http://sts.example", &proxied(&fake, user)).await;
         let error = in_time(aws.caller()).await.unwrap_err();
         assert!(matches!(&error, AwsError::Unreachable { host, .. } if host == "sts.example"), "{error:?}");
-        let text = chain_text(&error);
+        let text = sentence(&error);
         let proxy = fake.url().replace("http://", "");
         assert!(text.contains(&format!("the proxy `{proxy}` {said}")), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
@@ -327,7 +327,7 @@ async fn a_password_in_an_endpoint_is_in_no_error() {
     let closed = ClosedPort::new();
     let endpoint = format!("http://ann:hunter2@{}", closed.address());
     let error = in_time(calling(&endpoint, &plain_settings()).await.caller()).await.unwrap_err();
-    let text = format!("{} {error:?}", chain_text(&error));
+    let text = format!("{} {error:?}", sentence(&error));
     assert!(text.starts_with(&format!("cannot reach `{}`", closed.address())), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
 }

@@ -22,6 +22,7 @@ use crate::{
         },
     },
     util::{
+        arn::Arn,
         peer_text::PeerText,
         quote::{Word, command},
     },
@@ -500,7 +501,7 @@ fn json(text: &str) -> String {
 }
 
 fn partition(place: &Place) -> &str {
-    place.caller.as_ref().and_then(|caller| caller.arn.split(':').nth(1)).unwrap_or("aws")
+    place.caller.as_ref().and_then(|caller| Arn::parse(&caller.arn)).map_or("aws", |arn| arn.partition)
 }
 
 fn account(place: &Place) -> &str {

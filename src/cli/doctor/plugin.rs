@@ -10,7 +10,7 @@ use crate::{
     doctor::{Entry, Status},
     kubeconfig::{self, Exec, KubeconfigError},
     util::{
-        peer_text::{PeerText, with_causes},
+        peer_text::{PeerText, sentence, with_causes},
         quote::{Word, command},
         read::read_pipe,
     },
@@ -75,7 +75,7 @@ fn unreadable(kubeconfig: &Path, error: &KubeconfigError) -> Entry {
         cluster: None,
         target: None,
         tried: format!("to read `{}`", kubeconfig.display()),
-        answer: Some(with_causes(String::new(), error)),
+        answer: Some(sentence(error)),
         meaning: Some("the contexts in it cannot be used, and `up` will write none into it".to_owned()),
         fixes: vec!["mend the file or move it away, or give another with `--kubeconfig`".to_owned()],
         duration_ms: 0,

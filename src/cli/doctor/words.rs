@@ -18,7 +18,7 @@ use crate::{
         ssm::{DialError, SessionFault},
     },
     util::{
-        peer_text::{PeerText, with_causes},
+        peer_text::{PeerText, sentence, with_causes},
         quote::command,
         written::{in_words, rfc3339},
     },
@@ -229,7 +229,7 @@ fn skipped(reason: &Reason, place: &Place) -> String {
         Reason::Unasked(AwsError::AccessDenied { action, .. }) => {
             format!("`{action}` is optional and not allowed; the session will show")
         }
-        Reason::Unasked(error) => with_causes(String::new(), error),
+        Reason::Unasked(error) => sentence(error),
         Reason::NotServed => "the API server is older than Kubernetes 1.28 and cannot be asked".to_owned(),
         Reason::SessionOver => "the agent has ended the session".to_owned(),
         Reason::NotNeeded => "this route has nothing of the kind".to_owned(),
@@ -240,7 +240,7 @@ fn skipped(reason: &Reason, place: &Place) -> String {
 fn answer(trouble: &Trouble, place: &Place) -> String {
     let Names { region, target, .. } = Names::of(place);
     match trouble {
-        Trouble::Aws(error) => with_causes(String::new(), error),
+        Trouble::Aws(error) => sentence(error),
         Trouble::Expiring { left } => match &place.caller {
             Some(caller) => format!("{}, credentials for {}", caller.arn, in_words(*left)),
             None => format!("credentials for {}", in_words(*left)),
@@ -254,7 +254,7 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
         Trouble::NotManaged => format!("Systems Manager in {region} does not know `{target}`"),
         Trouble::Offline(sighting) => sighting.to_string(),
         Trouble::AgentTooOld { version } => version.to_string(),
-        Trouble::Dial(error) => with_causes(String::new(), error),
+        Trouble::Dial(error) => sentence(error),
         Trouble::Unsigned { said } => {
             let said = if said.is_empty() { String::new() } else { format!(": {said}") };
             format!("the message gateway refuses the signature, and takes the WebSocket without one{said}")
@@ -264,14 +264,14 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
             None => format!("the clock of this machine is {off}"),
         },
         // That it was not reached is what the check is about.
-        Trouble::Fault(SessionFault::Probe(error)) => with_causes(String::new(), error),
-        Trouble::Fault(SessionFault::Closed(reason)) => with_causes(String::new(), reason),
-        Trouble::Fault(SessionFault::Resume(error)) => with_causes(String::new(), error),
-        Trouble::Fault(fault) => with_causes(String::new(), fault),
+        Trouble::Fault(SessionFault::Probe(error)) => sentence(error),
+        Trouble::Fault(SessionFault::Closed(reason)) => sentence(reason),
+        Trouble::Fault(SessionFault::Resume(error)) => sentence(error),
+        Trouble::Fault(fault) => sentence(fault),
         Trouble::Unresolvable { said } => format!("the agent ended the session: {said}"),
         Trouble::Refused { said } => format!("the agent refuses this destination: {said}"),
-        Trouble::NotReached { source, .. } => with_causes(String::new(), &**source),
-        Trouble::Api(error) => with_causes(String::new(), error),
+        Trouble::NotReached { source, .. } => sentence(&**source),
+        Trouble::Api(error) => sentence(error),
         Trouble::Unauthorized => "401 Unauthorized".to_owned(),
         Trouble::Status(status) => status.to_string(),
         Trouble::MayNotListPods { user: Some(user) } => format!("403 Forbidden for `{user}`"),
@@ -397,7 +397,7 @@ fn too_old() -> String {
 
 /// Says by what a call is denied explicitly, if the answer tells: granting it does not help then.
 pub(super) fn is_explicit_deny(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    let text = with_causes(String::new(), error);
+    let text = sentence(error);
     let of = |what: &str| text.contains(&format!("explicit deny in a {what}")) || text.contains(&format!("no {what}"));
     if of("service control policy") {
         Some("a service control policy of the organization")

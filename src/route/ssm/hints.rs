@@ -15,7 +15,7 @@ use crate::{
     cluster::Cluster,
     iam,
     route::{Caution, Class, ProbeError},
-    util::{peer_text::with_causes, quote::command},
+    util::{peer_text::sentence, quote::command},
 };
 
 /// What to do about a fault of a session to a cluster.
@@ -162,7 +162,7 @@ pub(crate) fn refused(
     if let Some(AwsError::RegionDisabled { .. }) = find(source) {
         return find(source).map(|error| advice::assess(error).1).unwrap_or_default();
     }
-    let text = with_causes(String::new(), source);
+    let text = sentence(source);
     // The service does not always say a word beside this code.
     let names_tier = text.contains("advanced-instances") || text.starts_with("BadRequest (");
     if names_tier && matches!(target, Target::ManagedNode(_)) {

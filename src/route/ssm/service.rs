@@ -47,7 +47,7 @@ use crate::{
     aws::{
         Aws, Caller, Off,
         endpoint::{Gateway, StreamUrl},
-        error::{AwsError, Call, Refusal, chain_text},
+        error::{AwsError, Call, Refusal},
         sign,
         values::is_session_id,
     },
@@ -58,7 +58,10 @@ use crate::{
     journal::{Entry, Journal},
     overlap::overlap,
     secret::Secret,
-    util::{connection::Connection, peer_text::PeerText},
+    util::{
+        connection::Connection,
+        peer_text::{PeerText, sentence},
+    },
 };
 
 const START_SESSION: &str = "ssm:StartSession";
@@ -307,7 +310,7 @@ impl Service {
         let dialer = self.clone();
         let end = async move {
             if let Err(error) = dialer.end(&id).await {
-                tracing::debug!(%id, error = %chain_text(&error), "abandoned session could not be ended");
+                tracing::debug!(%id, error = %sentence(&error), "abandoned session could not be ended");
             }
         };
         self.aws.tasks().spawn_on(end.in_current_span(), runtime);
@@ -531,7 +534,7 @@ async fn is_active(aws: &Aws, id: &str, region: &str) -> Option<bool> {
     match request.customize().config_override(there(region)).send().await.map_err(|error| aws.failed(call, error)) {
         Ok(answer) => Some(answer.sessions().iter().any(|session| session.session_id() == Some(id))),
         Err(error) => {
-            tracing::debug!(id, error = %chain_text(&error), "cannot find out whether the session has ended");
+            tracing::debug!(id, error = %sentence(&error), "cannot find out whether the session has ended");
             None
         }
     }

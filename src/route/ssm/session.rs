@@ -28,7 +28,7 @@ use super::{
 use crate::{
     cluster::Cluster,
     route::{End, Mailbox, Report, Reporter, RetryNow, Terms},
-    util::{backoff::Jitter, peer_text::with_causes},
+    util::{backoff::Jitter, peer_text::sentence},
 };
 
 /// How long a start may take. [`Dial`] has limits of its own for its steps.
@@ -265,7 +265,7 @@ impl SessionTask {
         let Some(after) = recovery::resume_after(&fault, &history, &mut self.jitter) else {
             return Stage::Ended(fault);
         };
-        let error = with_causes(String::new(), &fault);
+        let error = sentence(&fault);
         // An attempt that failed is no news; the loss was.
         if matches!(fault, SessionFault::Resume(_)) {
             debug!(error, ?after, "cannot resume the session yet");
@@ -298,7 +298,7 @@ impl SessionTask {
             fault = self.driver.drive(Some(&mut attachment), both).await.err();
         }
         if let Some(fault) = fault {
-            debug!(error = with_causes(String::new(), &fault), "session ended while it was being stopped");
+            debug!(error = sentence(&fault), "session ended while it was being stopped");
         }
         call.as_mut().await;
         if let Some(outcome) = call.as_mut().take_output() {
@@ -347,7 +347,7 @@ async fn terminate(dial: &dyn Dial, handle: &SessionHandle, stop: &CancellationT
         let limit = if stop.is_cancelled() { STOP_CALL_LIMIT } else { TERMINATE_LIMIT };
         match timeout(limit, dial.terminate(handle)).await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => debug!(error = with_causes(String::new(), &error), "cannot end a session"),
+            Ok(Err(error)) => debug!(error = sentence(&error), "cannot end a session"),
             Err(_) => debug!("ending a session took too long"),
         }
         if stop.is_cancelled() {
@@ -373,7 +373,7 @@ pub(super) async fn close(transport: Transport) {
 fn note_terminated(outcome: Result<Result<(), DialError>, tokio::time::error::Elapsed>) {
     match outcome {
         Ok(Ok(())) => info!("session ended"),
-        Ok(Err(error)) => warn!(error = with_causes(String::new(), &error), "cannot end the session"),
+        Ok(Err(error)) => warn!(error = sentence(&error), "cannot end the session"),
         Err(_) => warn!("ending the session took too long"),
     }
 }

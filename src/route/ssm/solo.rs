@@ -26,7 +26,7 @@ use crate::{
     clock::Clock,
     cluster::Destination,
     route::{Budget, Command, Held, Io, LinkState, Meter, PipeEnd, RECEIVE_BUDGET, Report, Reporter, Share},
-    util::peer_text::with_causes,
+    util::peer_text::sentence,
 };
 
 /// Size of the pipe between a connection and the driver, in bytes.
@@ -207,7 +207,7 @@ impl SoloSession {
 
     /// Takes note of what a fault means for the session.
     fn note(&mut self, fault: SessionFault) -> SessionFault {
-        debug!(error = with_causes(String::new(), &fault), "the session has a fault");
+        debug!(error = sentence(&fault), "the session has a fault");
         self.attachment = None;
         if let SessionFault::Closed(reason) = &fault {
             self.over |= matches!(reason, CloseReason::ChannelClosed { .. });

@@ -26,13 +26,13 @@ use tokio::time::timeout;
 use crate::{
     aws::{
         Aws,
-        error::{AwsError, Call, chain_text},
+        error::{AwsError, Call},
         values::is_plain,
     },
     bastion::Target,
     clock::Clock,
     fault::BoxError,
-    util::peer_text::PeerText,
+    util::peer_text::{PeerText, sentence},
 };
 
 const DESCRIBE: &str = "ssm:DescribeInstanceInformation";
@@ -142,7 +142,7 @@ impl Targets {
         let knowledge = match timeout(ASK_LIMIT, ask(aws, id)).await {
             Ok(Ok(knowledge)) => knowledge,
             Ok(Err(error)) => {
-                tracing::debug!(id, error = %chain_text(&error), "what is known of the target cannot be had");
+                tracing::debug!(id, error = %sentence(&error), "what is known of the target cannot be had");
                 Knowledge::Unknown
             }
             Err(_) => {

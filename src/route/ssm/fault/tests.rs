@@ -8,7 +8,7 @@ use crate::{
         proto::{Version, Violation, handshake::HandshakeError, smux::frame::FrameError},
         tests::support::{denied, target},
     },
-    util::peer_text::with_causes,
+    util::peer_text::sentence,
 };
 
 fn source() -> BoxError {
@@ -20,7 +20,7 @@ fn a_source_that_its_error_has_said_already_is_not_repeated() {
     let io = std::io::Error::other("reset by peer");
     let fault = SessionFault::Transport(TransportError::Broken(tokio_tungstenite::tungstenite::Error::Io(io)));
     assert_eq!(
-        with_causes(String::new(), &fault),
+        sentence(&fault),
         "lost the connection to the message gateway: the WebSocket connection broke: IO error: reset by peer"
     );
 }

@@ -442,7 +442,7 @@ async fn says_why_a_session_cannot_be_started() {
     let offline = error("TargetNotConnected", "i-0dc03fbcae2a87472 is not connected.").await;
     assert!(matches!(&offline, DialError::TargetNotConnected { target: named, .. } if *named == target()));
     assert_eq!(
-        chain_text(&offline),
+        sentence(&offline),
         "target `i-0dc03fbcae2a87472` is not connected to Systems Manager: TargetNotConnected: i-0dc03fbcae2a87472 is not \
          connected. (HTTP status 400)"
     );
@@ -463,21 +463,21 @@ async fn says_why_a_session_cannot_be_started() {
         let refused = error(code, "Enable it").await;
         assert!(matches!(&refused, DialError::Refused { action: "ssm:StartSession", .. }), "{refused:?}");
         assert_eq!(
-            chain_text(&refused),
+            sentence(&refused),
             format!("`ssm:StartSession` on `i-0dc03fbcae2a87472` was refused: {code}: Enable it (HTTP status 400)")
         );
     }
     // What concerns the region or the credentials does not pass by itself either.
     assert!(matches!(error("OptInRequired", "").await, DialError::Refused { .. }));
     let incomplete = start_error(Answer::json(200, r#"{"SessionId":"s"}"#)).await;
-    assert_eq!(chain_text(&incomplete), "`ssm:StartSession` failed: the answer has no StreamUrl");
+    assert_eq!(sentence(&incomplete), "`ssm:StartSession` failed: the answer has no StreamUrl");
     let odd = start_error(Answer::json(200, r#"{"SessionId":"s;$(id)"}"#)).await;
-    assert_eq!(chain_text(&odd), "`ssm:StartSession` failed: the answer has no SessionId that can be one");
+    assert_eq!(sentence(&odd), "`ssm:StartSession` failed: the answer has no SessionId that can be one");
     // One may start with anything that the name of the role's session may start with.
     let incomplete = start_error(Answer::json(200, r#"{"SessionId":"@ann-0123"}"#)).await;
-    assert_eq!(chain_text(&incomplete), "`ssm:StartSession` failed: the answer has no StreamUrl");
+    assert_eq!(sentence(&incomplete), "`ssm:StartSession` failed: the answer has no StreamUrl");
     let empty = start_error(Answer::json(200, "{}")).await;
-    assert_eq!(chain_text(&empty), "`ssm:StartSession` failed: the answer has no SessionId");
+    assert_eq!(sentence(&empty), "`ssm:StartSession` failed: the answer has no SessionId");
 }
 
 /// Starts a session where StartSession fails with a code, and the list of nodes is as given.
@@ -504,16 +504,16 @@ async fn tells_a_target_that_is_away_from_one_that_is_not_there() {
         );
         let said = "target `i-0dc03fbcae2a87472` does not exist, is terminated, or has never registered with Systems Manager in \
                     us-east-1 of this account: ";
-        assert!(chain_text(&error).starts_with(&format!("{said}{code}: ")), "{}", chain_text(&error));
+        assert!(sentence(&error).starts_with(&format!("{said}{code}: ")), "{}", sentence(&error));
 
         let error = start_error_with(code, seen.clone()).await;
         assert!(matches!(&error, DialError::TargetNotConnected { .. }), "{error:?}");
         let said = "target `i-0dc03fbcae2a87472` is not connected to Systems Manager: its agent, version 3.2.0.0, has lost contact: ";
-        assert!(chain_text(&error).starts_with(&format!("{said}{code}: ")), "{}", chain_text(&error));
+        assert!(sentence(&error).starts_with(&format!("{said}{code}: ")), "{}", sentence(&error));
 
         let error = start_error_with(code, denied.clone()).await;
         let said = format!("target `i-0dc03fbcae2a87472` is not connected to Systems Manager: {code}: ");
-        assert!(chain_text(&error).starts_with(&said), "{}", chain_text(&error));
+        assert!(sentence(&error).starts_with(&said), "{}", sentence(&error));
     }
     // What has nothing to do with the target is not looked into.
     let error = start_error_with("InternalServerError", none).await;

@@ -14,7 +14,7 @@ async fn says_that_the_gateway_cannot_be_reached() {
     let fake = manager(format!("ws://{}/s", closed.address())).await;
     let error = start(&Service::new(aws(&fake).await, None)).await.unwrap_err();
     assert!(matches!(&error, DialError::Unreachable { host, .. } if host == "127.0.0.1"), "{error:?}");
-    assert!(chain_text(&error).contains("Connection refused"));
+    assert!(sentence(&error).contains("Connection refused"));
 }
 
 #[tokio::test]
