@@ -445,7 +445,7 @@ fn aws_meaning(error: &AwsError) -> String {
         }
         AwsError::DurationTooLong { .. } => "the role's longest session is shorter",
         AwsError::NotRenewed { .. } | AwsError::ExpiredCredentials { .. } => {
-            "these credentials have expired; everything signed with them is refused"
+            "everything that is signed with them is refused"
         }
         AwsError::BadKeys { .. } => "AWS does not know these keys: deleted, mistyped, or of another partition",
         AwsError::ClockSkew { .. } => "signatures are good for minutes only, by the clock of AWS",
