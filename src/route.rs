@@ -7,7 +7,7 @@
 //! Invariants: a link that has begun tells of its end, with [`Report::Ended`], unless its stop was asked for; what it was
 //! given and could not carry comes back; its future returns when nothing of it is left.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
@@ -31,6 +31,9 @@ pub use self::{
 pub use crate::fault::{BoxError, Class, Fault};
 use crate::{cluster::Cluster, util::connection::Connection};
 
+/// A connection that is being opened.
+pub type Connecting = BoxFuture<'static, Result<Box<dyn Connection>, Arc<Fault>>>;
+
 /// One way to carry connections to clusters.
 pub trait Route: fmt::Debug + Send + Sync + 'static {
     /// Returns what status and errors call it. It names the route among others of the same identity.
@@ -43,9 +46,9 @@ pub trait Route: fmt::Debug + Send + Sync + 'static {
     /// Returns what to do about a link that did not lead to the API server of a cluster.
     fn advise(&self, to: &Cluster, error: &ProbeError) -> Vec<String>;
 
-    /// Opens one connection to the endpoint of a cluster by itself, where that takes nothing that could fail before it; `None`:
-    /// there is no such thing on this way. For whoever looks at a way step by step.
-    fn connect(&self, _to: &Cluster) -> Option<BoxFuture<'static, Result<Box<dyn Connection>, BoxError>>> {
+    /// Opens one connection to the endpoint of a cluster by itself, within `limit`, where that takes nothing that could fail
+    /// before it; `None`: there is no such thing on this route. For whoever looks at a route step by step.
+    fn connect(&self, _to: &Arc<Cluster>, _limit: Duration) -> Option<Connecting> {
         None
     }
 

@@ -36,6 +36,10 @@ const TCP_LIMIT: Duration = Duration::from_secs(10);
 /// How long a connection says nothing before it is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// How often it is asked again, and how many times, before it counts as lost: after a minute together.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
+
 /// Opens connections for WebSockets, and to API servers.
 #[derive(Debug)]
 pub(crate) struct Connector {
@@ -156,6 +160,8 @@ async fn tcp(destination: &Uri) -> Result<TcpStream, ConnectError> {
     connector.set_connect_timeout(Some(TCP_LIMIT));
     // A peer that vanishes is found, though nothing is said.
     connector.set_keepalive(Some(KEEPALIVE));
+    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
     let failed = |source: BoxError| {
         let peer = destination.authority().map(place).unwrap_or_default();
         ConnectError::Tcp { peer, source }

@@ -10,7 +10,7 @@ use super::{ApiError, User};
 use crate::{
     aws::{AwsError, Caller, ClusterDescription, Off, SkipReason},
     bastion::Target,
-    fault::BoxError,
+    fault::Fault,
     route::ssm::{DialError, SessionFault, SessionId, targets::Sighting},
     settings::PassedOver,
     util::peer_text::PeerText,
@@ -304,13 +304,8 @@ pub enum Trouble {
         /// What it said.
         said: PeerText,
     },
-    /// There is no connection to the API server.
-    NotReached {
-        /// What went wrong.
-        source: BoxError,
-        /// What to do about it on this way.
-        hints: Vec<String>,
-    },
+    /// The API server is not reached, or not proved, on a route that knows why.
+    NotReached(Arc<Fault>),
     /// A request to the API server has failed.
     Api(ApiError),
     /// The API server does not know the caller.

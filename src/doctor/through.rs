@@ -13,7 +13,6 @@ use crate::{
     aws::Aws,
     bastion::Target,
     cluster::Cluster,
-    fault::BoxError,
     route::ssm::proto::{self, CloseReason},
     route::{
         ProbeError, Route,
@@ -75,25 +74,17 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         (self.place.route, self.place.target) = (Some(route.label()), None);
         self.skip_for([Check::StartSession, Check::DataChannel, Check::Handshake], || Reason::NotNeeded);
         let limit = self.limits.reach;
-        let not_reached =
-            |source: BoxError, error: &ProbeError| Trouble::NotReached { source, hints: route.advise(cluster, error) };
-        let late = ProbeError::NoAnswer { seconds: limit.as_secs() };
-        let connected = match route.connect(cluster) {
-            Some(connect) => timeout(limit, connect).await,
-            None => return false,
-        };
-        let opened = match connected {
-            Ok(Ok(stream)) => match Probe::new(cluster) {
+        let Some(connecting) = route.connect(&Arc::new(cluster.clone()), limit) else { return false };
+        let unproved = |error: ProbeError| Trouble::NotReached(Arc::new(error.into_fault(route, cluster)));
+        let opened = match connecting.await {
+            Ok(stream) => match Probe::new(cluster) {
                 Ok(probe) => match timeout(limit, probe.connect(stream)).await {
-                    Ok(outcome) => {
-                        outcome.map_err(|error| (Check::Certificate, Trouble::Fault(SessionFault::Probe(error))))
-                    }
-                    Err(_) => Err((Check::Endpoint, Trouble::Fault(SessionFault::Probe(late)))),
+                    Ok(outcome) => outcome.map_err(|error| (Check::Certificate, unproved(error))),
+                    Err(_) => Err((Check::Endpoint, unproved(ProbeError::NoAnswer { seconds: limit.as_secs() }))),
                 },
-                Err(error) => Err((Check::Certificate, Trouble::Fault(SessionFault::Probe(error)))),
+                Err(error) => Err((Check::Certificate, unproved(error))),
             },
-            Ok(Err(source)) => Err((Check::Endpoint, not_reached(source, &ProbeError::Refused))),
-            Err(_) => Err((Check::Endpoint, not_reached(late.to_string().into(), &late))),
+            Err(fault) => Err((Check::Endpoint, Trouble::NotReached(fault))),
         };
         let answers = match opened {
             Ok(tls) => {

@@ -4,8 +4,9 @@
 //! connection gets one of its own then, through the environment's proxy where there is one. Nothing is shared between
 //! them, so a program that reads slowly slows down its own connection only, by TCP's means.
 //!
-//! Invariants: a connection that could not be made is never reset while another way might take it: it comes back, and the
-//! link is over, so that the tunnel turns to the next route. Where connections are open the link goes on for them.
+//! Invariants: a connection that could not be made is never reset while another route might take it: it comes back, and the
+//! link is over, so that the tunnel turns to the next route. Only where the endpoint's machine itself says no is it reset.
+//! Connections that are open when a link is over go on.
 
 use std::{
     io,
@@ -24,11 +25,11 @@ use tokio::{
 use tracing::{Instrument, debug, info, info_span};
 
 use super::{
-    BoxError, Class, Command, End, Fault, Held, Io, LinkState, Mailbox, Meter, PipeEnd, ProbeError, Report, Reporter,
-    Route,
+    BoxError, Class, Command, Connecting, End, Fault, Held, Io, LinkState, Mailbox, Meter, PipeEnd, ProbeError, Report,
+    Reporter, Route,
 };
 use crate::{
-    aws::Aws,
+    aws::{Aws, advice},
     bastion::Bastion,
     clock::Clock,
     cluster::Cluster,
@@ -71,18 +72,19 @@ impl Direct {
     }
 
     fn unreachable(to: &Cluster, source: BoxError) -> Arc<Fault> {
-        let Cluster { name, region, endpoint, .. } = to;
-        let hints = [
-            format!("`{}` has to be resolved here, and to answer on port {}", endpoint.host, endpoint.port),
-            command!(
-                "`aws eks describe-cluster --name {} --region {} --query cluster.resourcesVpcConfig` shows whether the endpoint is \
-                 public, and to which addresses; else a VPN has to lead there, or another `--bastion`",
-                name,
-                region
-            ),
-        ];
-        let error = Unreachable { endpoint: endpoint.to_string(), source };
-        Arc::new(Fault::new(Class::Away, error).with_hints(hints))
+        let network = advice::network(&to.endpoint.to_string(), &*source);
+        let error = Unreachable { endpoint: to.endpoint.to_string(), source };
+        Arc::new(Fault::new(Class::Away, error).with_hints(network).with_hints([Self::elsewhere(to)]))
+    }
+
+    /// Says what else may lead to a cluster.
+    fn elsewhere(to: &Cluster) -> String {
+        command!(
+            "`aws eks describe-cluster --name {} --region {} --query cluster.resourcesVpcConfig` shows whether the endpoint is \
+             public, and to which addresses; else a VPN has to lead there, or another `--bastion`",
+            to.name,
+            to.region
+        )
     }
 }
 
@@ -97,9 +99,7 @@ impl Route for Direct {
 
     fn advise(&self, to: &Cluster, error: &ProbeError) -> Vec<String> {
         match error {
-            ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => {
-                Self::unreachable(to, "".into()).hints.clone()
-            }
+            ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![Self::elsewhere(to)],
             ProbeError::Certificate { host, .. } => vec![format!(
                 "what answers here is not the API server of `{}`: look at what `{host}` resolves to, and at proxies that open TLS",
                 to.name
@@ -110,9 +110,9 @@ impl Route for Direct {
         }
     }
 
-    fn connect(&self, to: &Cluster) -> Option<BoxFuture<'static, Result<Box<dyn Connection>, BoxError>>> {
-        let (aws, endpoint) = (self.aws.clone(), to.endpoint.clone());
-        Some(Box::pin(async move { Ok(aws.connector().reach(&endpoint).await?) }))
+    fn connect(&self, to: &Arc<Cluster>, limit: Duration) -> Option<Connecting> {
+        let (direct, to) = (Self { aws: self.aws.clone() }, Arc::clone(to));
+        Some(Box::pin(async move { direct.open(&to, limit).await.map_err(|source| Self::unreachable(&to, source)) }))
     }
 
     fn advise_silence(&self) -> Vec<String> {
@@ -150,7 +150,7 @@ async fn run(route: Arc<Direct>, to: Arc<Cluster>, mut mailbox: Mailbox) {
             () = stop.cancelled() => break None,
             command = mailbox.commands.recv() => match command {
                 Some(Command::Connect(held)) => {
-                    meter.taken.fetch_add(1, Ordering::Relaxed);
+                    meter.taken.fetch_add(u64::from(held.io.is_counted()), Ordering::Relaxed);
                     let task = carry(Arc::clone(&route), Arc::clone(&to), held, Arc::clone(&meter), clock);
                     connections.spawn(task.in_current_span());
                 }
@@ -161,7 +161,7 @@ async fn run(route: Arc<Direct>, to: Arc<Cluster>, mut mailbox: Mailbox) {
                 Ok(Outcome::Ended) => {}
                 Ok(Outcome::NotMade(held, error)) => {
                     debug!(error = sentence(&*error), "the endpoint cannot be connected to");
-                    if meter.open.load(Ordering::Relaxed) > 0 || is_refused(&*error) {
+                    if is_refused(&*error) {
                         if held.io.is_counted() {
                             reports.send(Report::Refused);
                         }
@@ -181,17 +181,21 @@ async fn run(route: Arc<Direct>, to: Arc<Cluster>, mut mailbox: Mailbox) {
         over(fault, meter.bytes_received.load(Ordering::Relaxed) > 0, meter.open.load(Ordering::Relaxed));
     }
     while let Ok(command) = mailbox.commands.try_recv() {
-        meter.taken.fetch_add(1, Ordering::Relaxed);
         match command {
-            Command::Connect(held) => give_back(&reports, held),
+            Command::Connect(held) => {
+                meter.taken.fetch_add(u64::from(held.io.is_counted()), Ordering::Relaxed);
+                give_back(&reports, held);
+            }
             Command::Abandon(_) => {}
         }
     }
     // What is open goes on: nothing says that it does not work.
     let ends = async {
         while let Some(ended) = connections.join_next().await {
-            if let Ok(Outcome::NotMade(held, _)) = ended {
-                give_back(&reports, held);
+            match ended {
+                Ok(Outcome::Ended) => {}
+                Ok(Outcome::NotMade(held, _)) => give_back(&reports, held),
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         }
     };

@@ -25,7 +25,7 @@ pub struct Meter {
     pub lateness_ms: AtomicU64,
     /// Messages of the other end that are missing before the latest that has come.
     pub missing: AtomicUsize,
-    /// Connections that it has taken from its mailbox since its start, whatever became of them.
+    /// Connections of local programs that it has taken from its mailbox since its start, whatever became of them.
     pub taken: AtomicU64,
     /// When bytes were last sent, in milliseconds of the tunnel's clock.
     pub sent_at_ms: AtomicU64,

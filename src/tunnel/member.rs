@@ -233,9 +233,10 @@ impl Member {
         }
     }
 
-    /// Takes no more connections, and ends with the last one.
+    /// Takes no more connections, and ends with the last one. No link is started for it any more.
     pub(super) fn retire(&mut self) {
         self.role = Role::Retiring;
+        self.slot.dormant = false;
     }
 }
 

@@ -306,7 +306,6 @@ impl Pool {
         let (&place, member) = self.members.iter_mut().find(|(_, member)| member.has(number))?;
         // One that is over has nothing more to say.
         let link = member.link.as_mut().filter(|link| link.number == number)?;
-        let label = self.shared.routes[member.route].label();
         match report {
             Report::Connecting => {
                 link.starting_since = Some(now.mono);
@@ -315,7 +314,7 @@ impl Pool {
             }
             Report::Started { .. } => {
                 link.started_at = Some(now.mono);
-                self.shared.common.note_started(&label);
+                self.shared.common.note_started(&self.shared.routes[member.route].label());
             }
             Report::Established { .. } => {
                 if let Some(since) = link.starting_since.take() {
@@ -395,8 +394,7 @@ impl Pool {
         }
         member.needs_human = matches!(step, Step::SlowRetry { .. }) || (member.needs_human && history.starts > 1);
         member.starts = history.starts;
-        member.slot.end(step, now);
-        member.slot.dormant &= goes_on;
+        member.slot.end(step, goes_on, now);
         if goes_on {
             match step {
                 Step::OnDemand { route } => member.route = route,
@@ -431,9 +429,15 @@ impl Pool {
             let fault = Arc::new(Fault::new(Class::Bug, Silent));
             self.end(place, End { fault, served: false, open: 0 }, now);
         }
-        let Some(member) = self.members.get_mut(&place) else { return };
-        member.forget(number);
-        if !member.is_gone() {
+        if let Some(member) = self.members.get_mut(&place) {
+            member.forget(number);
+        }
+        self.remove_gone(place, now);
+    }
+
+    /// Forgets a place of which nothing is left.
+    fn remove_gone(&mut self, place: usize, now: Now) {
+        if !self.members.get(&place).is_some_and(Member::is_gone) {
             return;
         }
         let Some(member) = self.members.remove(&place) else { return };

@@ -145,8 +145,8 @@ impl Slot {
         }
     }
 
-    /// Takes note of the end of a link, and of what follows.
-    pub(super) fn end(&mut self, step: Step, now: Now) {
+    /// Takes note of the end of a link, and of what follows if anything does.
+    pub(super) fn end(&mut self, step: Step, goes_on: bool, now: Now) {
         let had_started = self.started.take().is_some();
         self.attached = false;
         self.established = false;
@@ -157,11 +157,12 @@ impl Slot {
         self.behind = false;
         self.restarts += u64::from(had_started);
         self.before = State::Starting;
-        self.dormant = matches!(step, Step::OnDemand { .. });
+        self.dormant = goes_on && matches!(step, Step::OnDemand { .. });
         let state = match step {
             Step::Restart { .. } => self.connecting(),
             Step::SlowRetry { .. } => State::Failed,
-            Step::OnDemand { .. } => State::Active,
+            Step::OnDemand { .. } if goes_on => State::Active,
+            Step::OnDemand { .. } => self.connecting(),
         };
         // Another route is tried in between without a sign that it is any better.
         if self.state != State::Failed || had_started || self.dormant {

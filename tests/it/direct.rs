@@ -1,6 +1,13 @@
 //! `--bastion direct`: API servers that answer from here, which in these tests is through a proxy that knows their names.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use autoheal_pa::emulator::{ClusterConfig, Config, Fault, Place};
 use k8s_openapi::api::core::v1::Pod;
@@ -20,6 +27,8 @@ use super::support::{Lab, Running, within};
 /// A proxy that leads to the API servers of a lab by their names, and to nothing else.
 struct Proxy {
     address: SocketAddr,
+    /// It leads nowhere.
+    refuses: Arc<AtomicBool>,
     _tasks: JoinSet<()>,
 }
 
@@ -37,13 +46,16 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut tasks = JoinSet::new();
+        let refuses = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&refuses);
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(stream, places.clone()));
+                let known = if flag.load(Ordering::SeqCst) { BTreeMap::new() } else { places.clone() };
+                connections.spawn(serve(stream, known));
             }
         });
-        Self { address, _tasks: tasks }
+        Self { address, refuses, _tasks: tasks }
     }
 
     /// Has a program connect through it.
@@ -146,6 +158,34 @@ async fn an_endpoint_that_does_not_answer_is_named_with_what_would_help() {
     let examined = Running::start(lab.program(&args).env("HTTPS_PROXY", &through)).ended().await;
     assert_eq!(examined.code(), Some(6), "{examined:#?}");
     assert!(examined.stdout.contains("failed   bastion reaches API  payments through direct"), "{examined:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_network_is_away_new_connections_wait_and_open_ones_stay() {
+    let lab = lab().await;
+    let proxy = Proxy::start(&lab).await;
+    let mut up = Running::start(proxy.of(&mut lab.program(&["up", "--base-port", "0", "--bastion", "direct"])));
+    up.ready().await;
+    let client = || async {
+        let kubeconfig = Kubeconfig::read_from(lab.kubeconfig()).unwrap();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        Api::<Pod>::namespaced(Client::try_from(config).unwrap(), "demo")
+    };
+    let (open, new) = (client().await, client().await);
+    within("the first pods", open.list(&Default::default())).await.unwrap();
+    proxy.refuses.store(true, Ordering::SeqCst);
+    let list_options = kube::api::ListParams::default();
+    let waiting = new.list(&list_options);
+    let outage = async {
+        let down = async { while lab.status(&[]).await["tunnels"][0]["state"] == "active" {} };
+        within("the link to be given up", down).await;
+        within("the pods by the open connection", open.list(&list_options)).await.unwrap();
+        proxy.refuses.store(false, Ordering::SeqCst);
+    };
+    let both = Box::pin(async { tokio::join!(waiting, outage) });
+    let (listed, ()) = within("the pods", both).await;
+    assert!(!listed.unwrap().items.is_empty());
+    up.stop().await.assert_success();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,7 +73,7 @@ impl<'a> Fixes<'a> {
             Trouble::Fault(fault) => self.fault(check, fault),
             Trouble::Unresolvable { .. } => self.unresolvable(),
             Trouble::Refused { .. } => self.refused(),
-            Trouble::NotReached { hints, .. } => hints.clone(),
+            Trouble::NotReached(fault) => fault.hints.clone(),
             Trouble::Api(_) | Trouble::Status(_) => {
                 vec![command!("aws eks describe-cluster --name {} --region {} --query cluster.health", cluster, region)]
             }

@@ -270,7 +270,7 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
         Trouble::Fault(fault) => sentence(fault),
         Trouble::Unresolvable { said } => format!("the agent ended the session: {said}"),
         Trouble::Refused { said } => format!("the agent refuses this destination: {said}"),
-        Trouble::NotReached { source, .. } => sentence(&**source),
+        Trouble::NotReached(fault) => sentence(&**fault),
         Trouble::Api(error) => sentence(error),
         Trouble::Unauthorized => "401 Unauthorized".to_owned(),
         Trouble::Status(status) => status.to_string(),
@@ -344,7 +344,10 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
             "`{host}` leads `{target}` to an address that its agent does not forward to: loopback, one where AWS gives metadata, credentials, \
              names or the time, or one that the VPC keeps for itself; the endpoint of an API server has no such address"
         ),
-        Trouble::NotReached { .. } => format!("nothing leads from this machine to `{host}`"),
+        Trouble::NotReached(_) if check == Check::Certificate => {
+            format!("what answers is not the API server of `{cluster}`, or not to be told from another")
+        }
+        Trouble::NotReached(_) => format!("nothing leads from this machine to `{host}`"),
         Trouble::Api(_) => format!("the API server of `{cluster}` is there and does not answer as one"),
         Trouble::Unauthorized => unauthorized(place),
         Trouble::Status(_) => format!("the API server of `{cluster}` is not well"),

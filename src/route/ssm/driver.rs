@@ -260,7 +260,7 @@ impl Driver {
         while let Ok(command) = self.inbox.try_recv() {
             match command {
                 Command::Connect(held) => {
-                    self.gauge.taken += 1;
+                    self.gauge.taken += u64::from(held.io.is_counted());
                     self.give_back(held);
                 }
                 Command::Abandon(_) => {}
@@ -380,7 +380,7 @@ impl Driver {
         while let Poll::Ready(Some(command)) = self.inbox.poll_recv(cx) {
             match command {
                 Command::Connect(held) => {
-                    self.gauge.taken += 1;
+                    self.gauge.taken += u64::from(held.io.is_counted());
                     if attached {
                         self.waiting.push_back(held);
                     } else {

@@ -37,7 +37,7 @@ pub(super) struct Gauge {
     pub(super) held: usize,
     /// How much longer than usual answers take.
     pub(super) lateness: Duration,
-    /// Connections that were taken from the mailbox.
+    /// Connections of local programs that were taken from the mailbox.
     pub(super) taken: u64,
     totals: Totals,
     shown: Totals,

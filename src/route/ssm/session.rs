@@ -317,9 +317,16 @@ impl SessionTask {
         let (route, handle, stop) = (Arc::clone(&self.route), self.handle.clone(), self.stop.clone());
         let ending = async {
             if is_over {
-                route.dial.ended(&handle);
-            } else {
-                terminate(&*route.dial, &handle, &stop).await;
+                return route.dial.ended(&handle);
+            }
+            // A call that is under way when a stop is asked for has less time than it was given.
+            let limit = async {
+                stop.cancelled().await;
+                tokio::time::sleep(STOP_CALL_LIMIT).await;
+            };
+            tokio::select! {
+                () = terminate(&*route.dial, &handle, &stop) => {}
+                () = limit => warn!("ending a session took too long"),
             }
         };
         let mut progress = self.driver.progress();

@@ -52,6 +52,12 @@ impl Pool {
                 member.stop.cancel();
             }
         }
+        // One that was dormant has no task whose end would be seen.
+        let gone: Vec<_> =
+            self.members.iter().filter(|(_, member)| member.is_gone()).map(|(&place, _)| place).collect();
+        for place in gone {
+            self.remove_gone(place, now);
+        }
         self.look_for_better_route(now);
     }
 

@@ -23,11 +23,11 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     agent::{Destination, Order},
-    support::{Call, Stopwatch, World, config},
+    support::{Call, Stopwatch, World, config, target},
 };
 use crate::{
     route::{ProbeError, Unproved},
-    tunnel::{Config, Readiness, State},
+    tunnel::{Config, Readiness, State, TunnelStatus},
 };
 
 /// An API server's certificate for `name`, with its authority as EKS gives it.
@@ -244,4 +244,28 @@ async fn an_agent_that_is_gone_is_found_sooner_when_somebody_waits_for_it() {
     local.write(b"is anybody there").await;
     world.until(|status| status.restarts == 1).await;
     assert!(started.elapsed() <= Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_idled_out_gives_way_to_a_better_target_and_leaves_nothing() {
+    let (tls, authority) = server("api.example");
+    let (destination, _asked, _server) = serve(tls);
+    let settings = Config { probe_interval: Duration::ZERO, ..proved() };
+    let mut world = World::with(destination, settings, 2, &authority, |network| network.set_absent(&[target(0)]));
+    world.until_state(State::Active).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    world.network.order(Order::CloseChannel("idle"));
+    world.until(|status| status.restarts == 1).await;
+    world.network.state(|state| state.set_absent(&[]));
+    let better = |status: &TunnelStatus| status.link().is_some_and(|link| link.route == target(0).to_string());
+    let status = world.until(better).await;
+    assert_eq!((status.state, status.links.len()), (State::Active, 1), "{:?}", status.links);
+    // What is left of it would be started by the next connection that waits.
+    world.network.order(Order::CloseChannel("over"));
+    world.until(|status| status.restarts == 2).await;
+    world.calls();
+    let _local = world.connect();
+    world.until(|status| status.connections_total == 1).await;
+    let starts: Vec<_> = world.calls().into_iter().filter(|call| matches!(call, Call::Start(_))).collect();
+    assert!(starts.len() <= 1, "{starts:?}");
 }

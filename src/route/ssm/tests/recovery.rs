@@ -399,3 +399,20 @@ async fn many_downloads_survive_many_cuts() {
     let status = world.until(|status| status.resumes == 10).await;
     assert_eq!((status.restarts, status.connections_total), (0, 64));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_a_call_that_ends_an_earlier_session() {
+    let mut world = World::new(Destination::Echo);
+    world.until_state(State::Active).await;
+    // It cannot be resumed, and so is ended by a call that is never answered.
+    world.network.state(|state| {
+        state.refuse_resumes(1, || denied("ssm:ResumeSession"));
+        state.swallow_terminates = true;
+    });
+    world.network.order(Order::Bye);
+    world.until_call(&Call::Terminate("0".into())).await;
+    world.until(|status| status.restarts == 1 && status.state == State::Active).await;
+    let stopwatch = Stopwatch::start();
+    world.stop().await;
+    assert!(stopwatch.elapsed() < Duration::from_secs(5), "{:?}", stopwatch.elapsed());
+}

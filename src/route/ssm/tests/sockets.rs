@@ -1,10 +1,15 @@
 //! Real sockets on loopback: what pipes cannot show.
 
-use std::{io::ErrorKind, time::Duration};
+use std::{
+    io::ErrorKind,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -14,10 +19,13 @@ use super::{
     support::{World, pattern},
 };
 use crate::{
+    clock::Clock,
     route::{
-        Io, PipeEnd,
+        Budget, Command, Held, Io, LinkState, Meter, PipeEnd, Report, Reporter, Share,
         ssm::{
             connection::{Connection, Stage},
+            driver::{Driver, DriverParts},
+            proto::{Config, MessageIds, PortSession},
             ready::ReadySet,
         },
     },
@@ -74,6 +82,37 @@ async fn the_last_bytes_arrive_though_the_program_still_writes() {
     assert!(got == data);
     drop(client);
     timeout(LIMIT, tasks.join_next()).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_is_over_gives_connections_back_and_counts_programs_alone() {
+    let (client, io) = pair().await;
+    let (commands, inbox) = mpsc::unbounded_channel();
+    let (reports, mut reported) = mpsc::unbounded_channel();
+    let (clock, meter) = (Clock::start(), Arc::new(Meter::default()));
+    let parts = DriverParts {
+        clock,
+        inbox,
+        reports: Reporter::new(0, reports),
+        meter: Arc::clone(&meter),
+        state: watch::Sender::new(LinkState::Down),
+        share: Share::new(Budget::new(1 << 20, 1)),
+    };
+    let mut driver = Driver::new(parts, PortSession::new(Config::default(), MessageIds::new(1), clock.now()));
+    driver.end();
+    let deadline = clock.now().mono + LIMIT;
+    let (end, ended) = oneshot::channel();
+    let probe = Io::Pipe { stream: tokio::io::duplex(1).0, end, probe: true };
+    for io in [probe, io] {
+        commands.send(Command::Connect(Held { io, deadline })).unwrap();
+    }
+    let returned = async { reported.recv().await };
+    let report = timeout(LIMIT, driver.drive(None, returned)).await.unwrap().unwrap();
+    assert!(matches!(report, Some((0, Report::Returned(_)))), "{report:?}");
+    assert_eq!(ended.await, Ok(PipeEnd::Lost), "a probe is told");
+    driver.close();
+    assert_eq!((driver.open_connections(), meter.taken.load(Ordering::Relaxed)), (0, 1));
+    drop(client);
 }
 
 #[tokio::test]

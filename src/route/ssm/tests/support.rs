@@ -85,6 +85,8 @@ pub(super) struct NetworkState {
     gate: watch::Sender<bool>,
     /// How long agents take to speak; `None`: for ever.
     agents_speak: Option<Duration>,
+    /// Calls that end sessions are not answered.
+    pub(super) swallow_terminates: bool,
     /// Settings of sessions.
     pub(super) config: ssm::Config,
     /// What is said of whether sessions are active.
@@ -236,6 +238,9 @@ impl Dial for Network {
     fn terminate<'a>(&'a self, session: &'a SessionHandle) -> BoxFuture<'a, Result<(), DialError>> {
         Box::pin(async move {
             self.calls.send(Call::Terminate(session.id.to_string())).unwrap();
+            if self.state(|state| state.swallow_terminates) {
+                std::future::pending::<()>().await;
+            }
             Ok(())
         })
     }
@@ -322,6 +327,7 @@ impl World {
             absent: Vec::new(),
             gate: watch::Sender::new(true),
             agents_speak: Some(Duration::ZERO),
+            swallow_terminates: false,
             config: session_config(),
             says_active: None,
         };
