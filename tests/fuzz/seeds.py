@@ -270,6 +270,7 @@ def kubeconfig_seeds():
         "kind: Config\nx: &x\n  <<: {y: 12:30, =: 0777}\nz: [*x, y, -1, +.5, 1_0, 0o7, 0b1, !!int '3', !!float 1]\n",
         "\ufeffkind: Config\r\nusers:\r\n- name: pa-no\r\n  user: {exec: {command: x}}\r\n",
         "kind: Config\ncontexts: {a: 1}\n",
+        "|\n# ",
     ]
     for index, text in enumerate(files):
         yield index % 8, text

@@ -192,6 +192,15 @@ fn what_readers_do_not_agree_about_is_named_where_it_is() {
 }
 
 #[test]
+fn text_alone_is_read_whoever_agrees_about_it() {
+    // A comment to some readers, and a line of the text to others.
+    for text in ["|\n# ", "|\n# b\nc", ">-\n#"] {
+        let root = parse(text).unwrap();
+        assert!(root.as_mapping().is_none() && !root.is_null(), "{text:?}: {root:?}");
+    }
+}
+
+#[test]
 fn what_would_be_written_too_large_to_be_read_is_refused() {
     // Each item is on a line of its own, which is indented.
     let deep = format!("{}[{}]{}", "{a: ".repeat(200), "b,".repeat(200_000), "}".repeat(200));
