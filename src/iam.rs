@@ -6,18 +6,8 @@
 //!   `tests/it/policy.rs` reads the actions off the sources and evaluates the document with them.
 //! * ARNs are of the partition that is given; nothing here takes `aws` for granted.
 //!
-//! **Whose sessions.** A session's id is the name of the IAM user, or of the role's session, with a suffix. The variable
-//! `${aws:username}` is that name for a user and does not exist for a role; `${aws:userid}` is `AROA…:name` for a role, so the
-//! pattern `session/${aws:userid}-*` of AWS's quick start matches no id that we have seen of either. What works for a role is
-//! the tag that Session Manager puts on each session, whose value is the `aws:userid` of whoever has started it (AWS Systems
-//! Manager user guide, "Allow a user to end only sessions they started", both methods). As both are documented, a role gets
-//! both: the pattern allows nothing that the tag does not.
-//!
-//! **The data channel.** `ssmmessages:OpenDataChannel` is allowed on every session, as AWS's own managed policies do: it is no use
-//! without the token, good for one time, that only StartSession and ResumeSession give.
-//!
-//! Leaves out where the values come from and where the text goes; [`access_entry_commands`] and [`terraform()`] write the same
-//! for a shell and for Terraform.
+//! Leaves out what the ways in take, which each [route](crate::route) says itself, where the values come from, and where
+//! the text goes; [`access_entry_commands`] and [`terraform()`] write the same for a shell and for Terraform.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +17,7 @@ pub use access_entry::{ACCESS_POLICY, access_entry_commands};
 pub use principal::Principal;
 pub use terraform::terraform;
 
-use crate::bastion::{Bastion, Target};
+use crate::bastion::Bastion;
 
 mod access_entry;
 mod principal;
@@ -35,18 +25,6 @@ mod terraform;
 
 /// The name that the policy is given, and that its Terraform resources have with an underscore.
 pub const POLICY_NAME: &str = "autoheal-pa";
-
-/// The document whose sessions forward to a host that the target sees.
-pub const DOCUMENT: &str = "AWS-StartPortForwardingSessionToRemoteHost";
-
-/// The tag on a session that tells who has started it, as a condition key of ResumeSession and TerminateSession (Service
-/// Authorization Reference of AWS Systems Manager).
-const SESSION_OWNER: &str = "ssm:resourceTag/aws:ssmmessages:session-id";
-
-/// What is done with a session besides starting it.
-const OWN_SESSION_ACTIONS: [&str; 2] = ["ssm:ResumeSession", "ssm:TerminateSession"];
-
-const OPEN_DATA_CHANNEL: &str = "ssmmessages:OpenDataChannel";
 
 /// What is to be allowed, and to whom.
 #[derive(Debug, Clone)]
@@ -74,7 +52,7 @@ pub struct Document {
 /// One statement of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Statement {
+pub struct Statement {
     sid: &'static str,
     effect: &'static str,
     action: Vec<&'static str>,
@@ -84,11 +62,13 @@ struct Statement {
 }
 
 impl Statement {
-    fn allow<const N: usize>(sid: &'static str, action: [&'static str; N], resource: Vec<String>) -> Self {
+    /// Allows actions on resources.
+    pub(crate) fn allow<const N: usize>(sid: &'static str, action: [&'static str; N], resource: Vec<String>) -> Self {
         Self { sid, effect: "Allow", action: action.into(), resource, condition: BTreeMap::new() }
     }
 
-    fn when(mut self, operator: &'static str, key: &'static str, value: &'static str) -> Self {
+    /// Adds a condition.
+    pub(crate) fn when(mut self, operator: &'static str, key: &'static str, value: &'static str) -> Self {
         self.condition.entry(operator).or_default().insert(key, value);
         self
     }
@@ -101,69 +81,26 @@ impl Grant {
         partition(&self.region)
     }
 
-    /// Returns the policy.
+    /// Returns the policy: what the clusters take, and what the routes do.
     #[must_use]
-    pub fn document(&self) -> Document {
+    pub fn document(&self, routes: Vec<Statement>) -> Document {
         let mut statement = vec![
             Statement::allow("ListClusters", ["eks:ListClusters"], every()),
             Statement::allow("DescribeClusters", ["eks:DescribeCluster"], self.cluster_arns()),
         ];
-        if self.bastions.is_empty() || self.targets().next().is_some() {
-            statement.extend(self.session_statements());
-        }
+        statement.extend(routes);
         Document { version: "2012-10-17", statement }
     }
 
-    /// What sessions of Systems Manager take.
-    fn session_statements(&self) -> Vec<Statement> {
-        let mut statement = vec![
-            // Without the condition a session that names no document would be a shell on the bastion.
-            Statement::allow("StartPortForwarding", ["ssm:StartSession"], self.session_resources()).when(
-                "BoolIfExists",
-                "ssm:SessionDocumentAccessCheck",
-                "true",
-            ),
-            own_sessions(self.principal.as_ref(), self.partition()),
-        ];
-        if !matches!(self.principal, Some(Principal::User { .. })) {
-            let own = format!("arn:{}:ssm:*:*:session/${{aws:userid}}-*", self.partition());
-            statement.push(Statement::allow("OwnSessionsById", OWN_SESSION_ACTIONS, vec![own]));
-        }
-        statement.extend([open_data_channels(self.partition())]);
-        // Systems Manager does not list containers.
-        if self.targets().any(|target| !matches!(target, Target::EcsTask(_))) {
-            let action = ["ssm:DescribeInstanceInformation"];
-            statement.push(Statement::allow("OptionalTellsWhyABastionIsAway", action, every()));
-        }
-        statement
-    }
-
-    /// The bastions that sessions are started on.
-    fn targets(&self) -> impl Iterator<Item = &Target> {
-        self.bastions.iter().filter_map(Bastion::target)
+    /// Returns the ARN of something of this account in this region.
+    #[must_use]
+    pub fn arn(&self, service: &str, resource: &str) -> String {
+        format!("arn:{}:{service}:{}:{}:{resource}", self.partition(), self.region, self.account)
     }
 
     fn cluster_arns(&self) -> Vec<String> {
-        let arn = |name: &str| format!("arn:{}:eks:{}:{}:cluster/{name}", self.partition(), self.region, self.account);
+        let arn = |name: &str| self.arn("eks", &format!("cluster/{name}"));
         if self.clusters.is_empty() { vec![arn("*")] } else { self.clusters.iter().map(|name| arn(name)).collect() }
-    }
-
-    /// What StartSession is called on: the bastions, and the document, which is AWS's own and so without an account.
-    fn session_resources(&self) -> Vec<String> {
-        let Self { region, account, .. } = self;
-        let partition = self.partition();
-        let arn = |service: &str, resource: &str| format!("arn:{partition}:{service}:{region}:{account}:{resource}");
-        let bastions = self.targets().map(|target| match target {
-            Target::Instance(id) => arn("ec2", &format!("instance/{id}")),
-            Target::ManagedNode(id) => arn("ssm", &format!("managed-instance/{id}")),
-            Target::EcsTask(_) => {
-                let (cluster, task) = target.ecs_task().unwrap_or(("*", "*"));
-                arn("ecs", &format!("task/{cluster}/{task}"))
-            }
-        });
-        let mut resources: Vec<String> = bastions.collect();
-        resources.push(format!("arn:{partition}:ssm:{region}::document/{DOCUMENT}"));
-        resources
     }
 }
 
@@ -175,35 +112,8 @@ impl Document {
     }
 }
 
-/// Returns the statement that allows an action on the caller's sessions, and what goes with it, as JSON on one line.
-#[must_use]
-pub fn session_statement(action: &str, principal: Option<&Principal>, region: &str) -> String {
-    let partition = partition(region);
-    let statement = match action {
-        OPEN_DATA_CHANNEL => open_data_channels(partition),
-        _ => own_sessions(principal, partition),
-    };
-    serde_json::to_string(&statement).expect("strings are always JSON")
-}
-
-fn own_sessions(principal: Option<&Principal>, partition: &str) -> Statement {
-    let action = OWN_SESSION_ACTIONS;
-    match principal {
-        Some(Principal::User { .. }) => {
-            let own = format!("arn:{partition}:ssm:*:*:session/${{aws:username}}-*");
-            Statement::allow("OwnSessions", action, vec![own])
-        }
-        Some(Principal::Role { .. }) | None => {
-            Statement::allow("OwnSessions", action, every()).when("StringLike", SESSION_OWNER, "${aws:userid}")
-        }
-    }
-}
-
-fn open_data_channels(partition: &str) -> Statement {
-    Statement::allow("OpenDataChannels", [OPEN_DATA_CHANNEL], vec![data_channels(partition)])
-}
-
-fn every() -> Vec<String> {
+/// Returns the resource of actions that are on nothing in particular.
+pub(crate) fn every() -> Vec<String> {
     vec!["*".to_owned()]
 }
 
@@ -221,12 +131,3 @@ pub fn partition(region: &str) -> &'static str {
         _ => "aws",
     }
 }
-
-/// Returns the pattern of all sessions, which a policy has to allow `ssmmessages:OpenDataChannel` on.
-#[must_use]
-pub fn data_channels(partition: &str) -> String {
-    format!("arn:{partition}:ssm:*:*:session/*")
-}
-
-#[cfg(test)]
-mod tests;

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     aws::Aws,
     iam::{Grant, POLICY_NAME, Principal, access_entry_commands, terraform},
+    route::list,
     settings::{Access, Environment, PolicyArgs, PolicySettings},
     util::quote::{Word, command},
 };
@@ -75,8 +76,8 @@ fn print(args: &PolicyArgs, grant: &Grant, printer: &Printer) -> Result<ExitCode
     match principal {
         // `grant` has seen to it that both have one.
         Some(principal) if args.access_entry => printer.result(&access_entry_commands(grant, principal))?,
-        Some(principal) if args.terraform => printer.result(&terraform(grant, principal))?,
-        Some(_) | None => printer.result(&grant.document().to_json())?,
+        Some(principal) if args.terraform => printer.result(&terraform(grant, &list::policy(grant), principal))?,
+        Some(_) | None => printer.result(&list::policy(grant).to_json())?,
     }
     for hint in hints(args, grant) {
         printer.hint(&hint);
@@ -92,12 +93,7 @@ fn hints(args: &PolicyArgs, grant: &Grant) -> Vec<String> {
         if !args.terraform {
             hints.push(how_to_put(principal));
         }
-        if let Some((cluster, _)) = grant.bastions.iter().find_map(|bastion| bastion.target()?.ecs_task()) {
-            hints.push(format!(
-                "a task's id changes with the task: `task/{cluster}/*` allows all tasks of the ECS cluster; `ecs:ExecuteCommand` is \
-                 not needed, since sessions are started with Systems Manager itself"
-            ));
-        }
+        hints.extend(list::notes(grant));
     }
     if let Some(Principal::Role { path_unknown: true, .. }) = principal
         && (args.access_entry || args.terraform)

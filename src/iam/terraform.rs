@@ -2,21 +2,21 @@
 
 use std::fmt::Write;
 
-use super::{Grant, POLICY_NAME, Principal, access_entry::access_policy_arn};
+use super::{Document, Grant, POLICY_NAME, Principal, access_entry::access_policy_arn};
 
 /// What the resources are called: [`POLICY_NAME`], as HCL takes names.
 const RESOURCE: &str = "autoheal_pa";
 
-/// Returns the resources that give an identity the policy of a grant and admit it to the clusters.
+/// Returns the resources that give an identity the policy and admit it to the clusters of a grant.
 #[must_use]
-pub fn terraform(grant: &Grant, principal: &Principal) -> String {
+pub fn terraform(grant: &Grant, document: &Document, principal: &Principal) -> String {
     let (kind, attribute) = match principal {
         Principal::Role { .. } => ("aws_iam_role_policy", "role"),
         Principal::User { .. } => ("aws_iam_user_policy", "user"),
     };
     let (name, arn) = (quoted(principal.name()), quoted(principal.arn()));
     let (policy_name, access_policy) = (quoted(POLICY_NAME), quoted(&access_policy_arn(grant.partition())));
-    let statements = statements(grant);
+    let statements = statements(document);
     let (data, clusters) = clusters(grant);
     format!(
         r#"resource "{kind}" "{RESOURCE}" {{
@@ -50,9 +50,9 @@ resource "aws_eks_access_policy_association" "{RESOURCE}" {{
     )
 }
 
-fn statements(grant: &Grant) -> String {
+fn statements(document: &Document) -> String {
     let mut text = String::new();
-    for statement in grant.document().statement {
+    for statement in &document.statement {
         let mut fields = vec![
             ("Sid", quoted(statement.sid)),
             ("Effect", quoted(statement.effect)),

@@ -11,7 +11,7 @@ use super::{Event, Listener};
 use crate::{
     aws::{Aws, AwsError, Caller},
     journal::{Entry, Journal},
-    route::ssm::service::end_session,
+    route::list,
 };
 
 /// Calls at a time; the tunnels start their sessions meanwhile.
@@ -62,7 +62,7 @@ pub(crate) async fn end_as_any(identities: &[Identity], orphan: &Entry) -> Resul
         identities.iter().filter(is_of_account).partition(|identity| identity.aws.region() == orphan.region);
     let mut outcome = Err(NotEnded::OtherAccount { account: orphan.account.clone().unwrap_or_default() });
     for identity in near.into_iter().chain(far) {
-        match end_session(&identity.aws, &orphan.session, &orphan.region).await {
+        match list::end(&identity.aws, orphan).await {
             Ok(()) => return Ok(()),
             // One who could not ask may be the one who is allowed to.
             Err(error) if outcome.as_ref().is_err_and(NotEnded::is_final) => outcome = Err(error.into()),

@@ -4,10 +4,39 @@ use std::sync::Arc;
 
 use super::{Route, direct, ssm};
 use crate::{
-    aws::{Aws, Caller},
-    bastion::Bastion,
-    journal::Journal,
+    aws::{Aws, AwsError, Caller},
+    bastion::{Bastion, Target},
+    iam::{Document, Grant},
+    journal::{Entry, Journal},
 };
+
+/// Returns the IAM policy for clusters and the routes to them; without a bastion, one for sessions on none yet.
+#[must_use]
+pub fn policy(grant: &Grant) -> Document {
+    let mut statements = Vec::new();
+    if grant.bastions.is_empty() || targets(grant).next().is_some() {
+        statements.extend(ssm::statements::statements(grant, targets(grant)));
+    }
+    grant.document(statements)
+}
+
+/// Returns what to know of the policy.
+#[must_use]
+pub fn notes(grant: &Grant) -> Vec<String> {
+    targets(grant).find_map(ssm::statements::note).into_iter().collect()
+}
+
+fn targets(grant: &Grant) -> impl Iterator<Item = &Target> + Clone {
+    grant.bastions.iter().filter_map(Bastion::target)
+}
+
+/// Ends what a route has left behind when its process was killed.
+///
+/// # Errors
+/// See [`AwsError`].
+pub async fn end(aws: &Aws, left: &Entry) -> Result<(), AwsError> {
+    ssm::service::end_session(aws, &left.session, &left.region).await
+}
 
 /// Makes the routes of one identity in one region. Cheap to clone; all clones share what is found out about it.
 #[derive(Clone)]
@@ -43,3 +72,6 @@ impl Routes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

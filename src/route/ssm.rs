@@ -22,6 +22,7 @@ mod recovery;
 pub mod service;
 mod session;
 mod solo;
+pub mod statements;
 pub mod targets;
 #[cfg(test)]
 mod tests;

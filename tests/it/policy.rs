@@ -7,6 +7,7 @@ use autoheal_pa::{
     bastion::Target,
     emulator::{Config, Event, Identity},
     iam::{Grant, Principal},
+    route::list,
 };
 use serde_json::Value;
 
@@ -129,7 +130,7 @@ fn resources_of(action: &str, bastion: &str, session: &Session) -> Option<Vec<St
             "arn:aws:ssm:us-east-1::document/AWS-StartPortForwardingSessionToRemoteHost".to_owned(),
         ]),
         "ssm:ResumeSession" | "ssm:TerminateSession" | "ssmmessages:OpenDataChannel" => Some(vec![session.arn.clone()]),
-        _ => panic!("`{action}` is called: say here what AWS checks it against, and allow it in `src/iam.rs`"),
+        _ => panic!("`{action}` is called: say here what AWS checks it against, and allow it in its route"),
     }
 }
 
@@ -141,7 +142,7 @@ fn grant(bastion: &Target, principal: Option<&str>, clusters: &[&str]) -> Value 
         bastions: vec![Bastion::Target(bastion.clone())],
         clusters: clusters.iter().map(|&name| name.to_owned()).collect(),
     };
-    serde_json::from_str(&grant.document().to_json()).unwrap()
+    serde_json::from_str(&list::policy(&grant).to_json()).unwrap()
 }
 
 const ROLE: Option<&str> = Some("arn:aws:iam::123456789012:role/ReadOnly");

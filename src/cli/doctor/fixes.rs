@@ -12,13 +12,14 @@ use crate::{
     },
     bastion::Target,
     doctor::{Check, Place, Trouble},
-    iam::{DOCUMENT, Principal, session_statement},
+    iam::Principal,
     route::ssm::proto::CloseReason,
     route::{
         ProbeError,
         ssm::{
             DialError, SessionFault,
             hints::{not_connected, not_found, refused},
+            statements::{DOCUMENT, session_statement},
         },
     },
     util::{

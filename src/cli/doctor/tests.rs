@@ -8,11 +8,11 @@ use crate::{
     cli::output::Captured,
     cluster::{Cluster, Destination},
     doctor::{Fact, Finding, Outcome, Place, Reason, Trouble},
-    iam::{Principal, session_statement},
+    iam::Principal,
     route::ssm::proto::CloseReason,
     route::{
         ProbeError,
-        ssm::{DialError, SessionFault, SessionId},
+        ssm::{DialError, SessionFault, SessionId, statements::session_statement},
     },
 };
 

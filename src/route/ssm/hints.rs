@@ -3,6 +3,7 @@
 use super::{
     DialError, SessionFault,
     proto::CloseReason,
+    statements::data_channels,
     targets::{NotConnected, Sighting},
 };
 use crate::{
@@ -85,7 +86,7 @@ fn dial(cluster: &Cluster, error: &DialError) -> Vec<String> {
                 .to_owned(),
         ],
         DialError::UpgradeRefused { status: 401 | 403, detail, .. } => {
-            let sessions = iam::data_channels(iam::partition(region));
+            let sessions = data_channels(iam::partition(region));
             match blame(detail) {
                 Some(blame @ (Blame::Clock | Blame::Expired | Blame::Keys)) => advice::of_blame(blame),
                 Some(Blame::Permission) => vec![advice::allow("ssmmessages:OpenDataChannel", &sessions)],

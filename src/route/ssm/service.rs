@@ -41,6 +41,7 @@ use self::errors::{dial_error, foreign, lacking, late, unreachable};
 use super::{
     Dial, DialError, SessionHandle, SessionId, Transport,
     proto::handshake::CLIENT_VERSION,
+    statements::DOCUMENT,
     targets::{Knowledge, NotConnected, Targets},
 };
 use crate::{
@@ -54,7 +55,6 @@ use crate::{
     bastion::Target,
     clock,
     cluster::Destination,
-    iam::DOCUMENT,
     journal::{Entry, Journal},
     overlap::overlap,
     secret::Secret,

@@ -9,8 +9,7 @@ use crate::{
     },
     bastion::Target,
     fault::BoxError,
-    iam::DOCUMENT,
-    route::ssm::DialError,
+    route::ssm::{DialError, statements::DOCUMENT},
 };
 
 /// Says what an error means to a tunnel.

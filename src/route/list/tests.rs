@@ -1,6 +1,10 @@
 //! Policies for every kind of bastion, partition and identity, as they are printed.
 
 use super::*;
+use crate::{
+    iam::{Principal, access_entry_commands, partition, terraform},
+    route::ssm::statements::data_channels,
+};
 
 fn bastion(id: &str) -> Bastion {
     id.parse().unwrap()
@@ -30,35 +34,35 @@ fn grant(region: &str, bastions: Vec<Bastion>, clusters: &[&str]) -> Grant {
 
 #[test]
 fn an_instance_and_all_clusters() {
-    insta::assert_snapshot!(grant("us-east-1", vec![instance()], &[]).document().to_json());
+    insta::assert_snapshot!(policy(&grant("us-east-1", vec![instance()], &[])).to_json());
 }
 
 #[test]
 fn chosen_clusters_and_two_bastions() {
     let bastions = vec![instance(), bastion("mi-0dc03fbcae2a87472")];
-    insta::assert_snapshot!(grant("eu-west-1", bastions, &["payments", "search"]).document().to_json());
+    insta::assert_snapshot!(policy(&grant("eu-west-1", bastions, &["payments", "search"])).to_json());
 }
 
 #[test]
 fn a_managed_node_in_gov_cloud() {
     let node = bastion("mi-0dc03fbcae2a87472");
-    insta::assert_snapshot!(grant("us-gov-west-1", vec![node], &["payments"]).document().to_json());
+    insta::assert_snapshot!(policy(&grant("us-gov-west-1", vec![node], &["payments"])).to_json());
 }
 
 #[test]
 fn a_container_in_china() {
     let container = bastion("ecs:my_tools_0f9de17a6465404e8b1b2356dc13c2f8_0f9de17a6465404e8b1b2356dc13c2f8-1234");
-    insta::assert_snapshot!(grant("cn-north-1", vec![container], &[]).document().to_json());
+    insta::assert_snapshot!(policy(&grant("cn-north-1", vec![container], &[])).to_json());
 }
 
 #[test]
 fn a_user_is_told_from_a_role() {
     let for_user = Grant { principal: Some(user()), ..grant("us-east-1", vec![instance()], &["payments"]) };
-    insta::assert_snapshot!(for_user.document().to_json());
+    insta::assert_snapshot!(policy(&for_user).to_json());
     // Whoever it is, the tag is right for both.
     let for_anybody = Grant { principal: None, ..for_user.clone() };
     let for_role = Grant { principal: Some(role("aws")), ..for_user };
-    assert_eq!(for_anybody.document(), for_role.document());
+    assert_eq!(policy(&for_anybody), policy(&for_role));
 }
 
 #[test]
@@ -75,16 +79,14 @@ fn access_entries_for_all_clusters() {
 
 #[test]
 fn terraform_for_a_role_and_chosen_clusters() {
-    insta::assert_snapshot!(terraform(
-        &grant("us-gov-west-1", vec![instance()], &["payments", "search"]),
-        &role("aws-us-gov")
-    ));
+    let grant = grant("us-gov-west-1", vec![instance()], &["payments", "search"]);
+    insta::assert_snapshot!(terraform(&grant, &policy(&grant), &role("aws-us-gov")));
 }
 
 #[test]
 fn terraform_for_a_user_and_all_clusters() {
     let grant = Grant { principal: Some(user()), ..grant("us-east-1", vec![instance()], &[]) };
-    let text = terraform(&grant, &user());
+    let text = terraform(&grant, &policy(&grant), &user());
     // What IAM is to replace, Terraform must not.
     assert!(text.contains("session/$${aws:username}-*"), "{text}");
     insta::assert_snapshot!(text);
