@@ -20,7 +20,7 @@ use crate::{
     clock,
     manager::control::{self, ANSWER_LIMIT, Answer, Client, ManagerStatus, Request, SessionReport, TunnelReport},
     settings::{Environment, Settings},
-    util::written::{in_words, read_rfc3339},
+    util::written::{Timestamp, in_words},
 };
 
 /// Longest time between two pictures: ages move on when nothing else does.
@@ -150,9 +150,9 @@ fn text(status: &ManagerStatus, now: SystemTime, paint: Paint) -> String {
         let _infallible = writeln!(text, "{label:<11} {value}");
     };
     let state = paint.state(&status.state, &status.state);
-    head("manager", &format!("{}, process {}, {state} since {}", status.name, status.pid, ago(&status.since, now)));
+    head("manager", &format!("{}, process {}, {state} since {}", status.name, status.pid, ago(status.since, now)));
     for access in &status.access {
-        let expire = match (&access.credentials_expire, &access.credentials_error) {
+        let expire = match (access.credentials_expire, &access.credentials_error) {
             (None, _) => String::new(),
             (Some(at), None) => format!(", credentials renewed before {at}"),
             (Some(at), Some(error)) => format!(", credentials {}: cannot be renewed: {error}", left(at, now)),
@@ -215,7 +215,7 @@ fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
             text.push_str(&format!("  waiting for the agent on `{target}`\n"));
         }
         let Some(error) = &tunnel.last_error else { continue };
-        let at = tunnel.last_error_at.as_deref().map(|at| ago(at, now)).unwrap_or_default();
+        let at = tunnel.last_error_at.map(|at| ago(at, now)).unwrap_or_default();
         text.push_str(&format!("  {at} ago: {error}\n"));
         if let Some(hint) = tunnel.hint.as_ref().filter(|_| tunnel.state != "active") {
             text.push_str(&format!("  hint: {hint}\n"));
@@ -241,7 +241,7 @@ fn row(tunnel: &TunnelReport, now: SystemTime) -> [String; COLUMNS] {
     [
         tunnel.context.clone(),
         tunnel.state.clone(),
-        ago(&tunnel.since, now),
+        ago(tunnel.since, now),
         tunnel.port.to_string(),
         round_trip(tunnel.probe_rtt_ms),
         tunnel.open_connections.to_string(),
@@ -260,7 +260,7 @@ fn session_row(number: usize, session: &SessionReport, now: SystemTime) -> [Stri
     [
         format!("  session {number}"),
         session.state.clone(),
-        ago(&session.since, now),
+        ago(session.since, now),
         String::new(),
         round_trip(session.probe_rtt_ms),
         session.open_connections.to_string(),
@@ -283,19 +283,16 @@ fn notes(session: &SessionReport) -> impl Iterator<Item = String> {
 }
 
 /// How long ago something was.
-fn ago(at: &str, now: SystemTime) -> String {
-    match read_rfc3339(at).map(|at| now.duration_since(at).unwrap_or_default()) {
-        Some(time) => in_words(Duration::from_secs(time.as_secs())),
-        None => at.to_owned(),
-    }
+fn ago(at: Timestamp, now: SystemTime) -> String {
+    let time = now.duration_since(at.time()).unwrap_or_default();
+    in_words(Duration::from_secs(time.as_secs()))
 }
 
 /// How long something lasts, or that it is over.
-fn left(at: &str, now: SystemTime) -> String {
-    match read_rfc3339(at).map(|at| at.duration_since(now)) {
-        Some(Ok(time)) => format!("expire in {}", in_words(time)),
-        Some(Err(_)) => format!("have expired at {at}"),
-        None => format!("expire at {at}"),
+fn left(at: Timestamp, now: SystemTime) -> String {
+    match at.time().duration_since(now) {
+        Ok(time) => format!("expire in {}", in_words(time)),
+        Err(_) => format!("have expired at {at}"),
     }
 }
 
@@ -325,7 +322,7 @@ mod tests {
             account: "123456789012".to_owned(),
             port,
             state: state.to_owned(),
-            since: "2026-11-22T03:00:00Z".to_owned(),
+            since: stamp("2026-11-22T03:00:00Z"),
             session_id: Some("ann-0123456789abcdef0".to_owned()),
             target: Some("i-0dc03fbcae2a87472".to_owned()),
             agent_version: Some("3.3.1142.0".to_owned()),
@@ -336,7 +333,7 @@ mod tests {
             resumes: 2,
             restarts: 1,
             probe_rtt_ms: Some(28),
-            probed_at: Some("2026-11-22T03:04:00Z".to_owned()),
+            probed_at: Some(stamp("2026-11-22T03:04:00Z")),
             last_error: None,
             last_error_at: None,
             hint: None,
@@ -350,7 +347,7 @@ mod tests {
             target: "i-0dc03fbcae2a87472".to_owned(),
             agent_version: Some("3.3.1142.0".to_owned()),
             state: "active".to_owned(),
-            since: "2026-11-22T03:00:00Z".to_owned(),
+            since: stamp("2026-11-22T03:00:00Z"),
             open_connections: open,
             bytes_sent: 900,
             bytes_received: 12_000_000,
@@ -363,11 +360,11 @@ mod tests {
     fn status() -> ManagerStatus {
         let mut active = tunnel("payments", 10100, "active");
         active.last_error = Some("the WebSocket was closed with code 1000: `Bye`".to_owned());
-        active.last_error_at = Some("2026-11-22T02:04:05Z".to_owned());
+        active.last_error_at = Some(stamp("2026-11-22T02:04:05Z"));
         let mut starting = session("", 0);
         (starting.session_id, starting.agent_version, starting.probe_rtt_ms) = (None, None, None);
         (starting.bytes_sent, starting.bytes_received) = (0, 0);
-        (starting.state, starting.since) = ("starting".to_owned(), "2026-11-22T03:04:04Z".to_owned());
+        (starting.state, starting.since) = ("starting".to_owned(), stamp("2026-11-22T03:04:04Z"));
         active.sessions[0].messages_behind = 1234;
         active.sessions.extend([session("ann-0fedcba9876543210", 1), starting]);
         active.sessions[1].held_back = true;
@@ -378,17 +375,17 @@ mod tests {
         failed.probe_rtt_ms = None;
         failed.probed_at = None;
         failed.last_error = Some("target `i-0dc03fbcae2a87472` is not connected to Systems Manager".to_owned());
-        failed.last_error_at = Some("2026-11-22T03:00:00Z".to_owned());
+        failed.last_error_at = Some(stamp("2026-11-22T03:00:00Z"));
         failed.hint = Some("`i-0dc03fbcae2a87472` has to run".to_owned());
         ManagerStatus {
             version: 1,
             name: "default".to_owned(),
             state: "degraded".to_owned(),
             pid: 4711,
-            since: "2026-11-22T03:00:00Z".to_owned(),
-            started_at: "2026-11-22T02:00:00Z".to_owned(),
+            since: stamp("2026-11-22T03:00:00Z"),
+            started_at: stamp("2026-11-22T02:00:00Z"),
             identity: Some("arn:aws:sts::123456789012:assumed-role/ReadOnly/ann".to_owned()),
-            credentials_expire: Some("2026-11-22T03:30:00Z".to_owned()),
+            credentials_expire: Some(stamp("2026-11-22T03:30:00Z")),
             kubeconfig: Some("/home/ann/.kube/autoheal-pa.yaml".to_owned()),
             log: Some("/home/ann/.local/state/autoheal-pa/default.log".to_owned()),
             access: vec![AccessStatus {
@@ -398,7 +395,7 @@ mod tests {
                 source: "role `ReadOnly`".to_owned(),
                 passed_over: vec!["keys in the environment: a profile was named".to_owned()],
                 clock: Some("2 h 1 min ahead of that of AWS".to_owned()),
-                credentials_expire: Some("2026-11-22T03:30:00Z".to_owned()),
+                credentials_expire: Some(stamp("2026-11-22T03:30:00Z")),
                 credentials_error: None,
                 bastions: vec!["i-0dc03fbcae2a87472".to_owned()],
             }],
@@ -406,8 +403,12 @@ mod tests {
         }
     }
 
+    fn stamp(text: &str) -> Timestamp {
+        serde_json::from_value(text.into()).unwrap()
+    }
+
     fn at(text: &str) -> SystemTime {
-        read_rfc3339(text).unwrap()
+        stamp(text).time()
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::{
     clock,
     doctor::{self, Finding, Limits, Subject},
     tunnel::{LinkStatus, TunnelStatus},
-    util::{peer_text::sentence, written::rfc3339},
+    util::{peer_text::sentence, written::Timestamp},
 };
 
 /// Shortest time between two lines to somebody who follows the status.
@@ -167,10 +167,10 @@ impl View {
             name: self.name.clone(),
             state: if opening { "starting" } else { board.overall().as_str() }.to_owned(),
             pid: std::process::id(),
-            since: rfc3339(board.since),
-            started_at: rfc3339(self.started_at),
+            since: board.since.into(),
+            started_at: self.started_at.into(),
             identity: access.first().map(|access| access.identity.clone()),
-            credentials_expire: expire.map(rfc3339),
+            credentials_expire: expire.map(Timestamp::from),
             // Whoever sees it sees all tunnels.
             kubeconfig: state.kubeconfig.as_ref().filter(|_| state.opened).map(|path| path.display().to_string()),
             log: self.log.as_ref().map(|path| path.display().to_string()),
@@ -273,7 +273,7 @@ fn access_status(access: &OpenAccess, credentials: &CredentialStatus) -> AccessS
         source: access.caller.source.clone(),
         passed_over: access.aws.passed_over().iter().map(ToString::to_string).collect(),
         clock: access.aws.clock_off().map(|off| off.to_string()),
-        credentials_expire: credentials.expires.map(rfc3339),
+        credentials_expire: credentials.expires.map(Timestamp::from),
         credentials_error: credentials.failure.as_ref().map(|failure| sentence(&failure.error)),
         bastions: access.settings.bastion.iter().map(ToString::to_string).collect(),
     }
@@ -290,7 +290,7 @@ fn report(tunnel: &TunnelStatus, entry: Option<&TunnelEntry>) -> TunnelReport {
         account: cluster.account.clone(),
         port: tunnel.port,
         state: tunnel.state.to_string(),
-        since: rfc3339(tunnel.since),
+        since: tunnel.since.into(),
         session_id: base.and_then(|link| link.id.clone()),
         target: base.map(|link| link.route.clone()),
         agent_version: base.and_then(|link| link.peer_version.clone()),
@@ -301,9 +301,9 @@ fn report(tunnel: &TunnelStatus, entry: Option<&TunnelEntry>) -> TunnelReport {
         resumes: tunnel.resumes,
         restarts: tunnel.restarts,
         probe_rtt_ms: tunnel.last_probe.map(|probe| millis(probe.round_trip)),
-        probed_at: tunnel.last_probe.map(|probe| rfc3339(probe.at)),
+        probed_at: tunnel.last_probe.map(|probe| probe.at.into()),
         last_error: tunnel.last_error.as_ref().map(ToString::to_string),
-        last_error_at: tunnel.last_error.as_ref().map(|error| rfc3339(error.at)),
+        last_error_at: tunnel.last_error.as_ref().map(|error| error.at.into()),
         hint: hints,
         sessions: tunnel.links.iter().map(session_report).collect(),
     }
@@ -315,7 +315,7 @@ fn session_report(link: &LinkStatus) -> SessionReport {
         target: link.route.clone(),
         agent_version: link.peer_version.clone(),
         state: link.state.to_string(),
-        since: rfc3339(link.since),
+        since: link.since.into(),
         open_connections: link.open_connections,
         bytes_sent: link.bytes_sent,
         bytes_received: link.bytes_received,

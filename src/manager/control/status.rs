@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::util::written::Timestamp;
+
 /// A manager at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManagerStatus {
@@ -17,13 +19,13 @@ pub struct ManagerStatus {
     /// The manager's process id.
     pub pid: u32,
     /// Since when it has been in this state.
-    pub since: String,
+    pub since: Timestamp,
     /// When it was started.
-    pub started_at: String,
+    pub started_at: Timestamp,
     /// The ARN of the user or assumed role; with several accesses, of the first; `null` until it is known.
     pub identity: Option<String>,
     /// When the credentials expire, the first of them if there are several; `null`: never, or not known yet.
-    pub credentials_expire: Option<String>,
+    pub credentials_expire: Option<Timestamp>,
     /// The path of the kubeconfig; `null` until it has been written and every tunnel is listed.
     pub kubeconfig: Option<String>,
     /// The path of the log; `null`: it goes to the manager's stderr.
@@ -52,7 +54,7 @@ pub struct AccessStatus {
     #[serde(default)]
     pub clock: Option<String>,
     /// When the credentials expire; `null`: never.
-    pub credentials_expire: Option<String>,
+    pub credentials_expire: Option<Timestamp>,
     /// Why they cannot be renewed; `null`: they can, or it is not time yet.
     pub credentials_error: Option<String>,
     /// The bastions in order of preference.
@@ -75,7 +77,7 @@ pub struct TunnelReport {
     /// `starting`, `active`, `reconnecting`, `degraded`, `failed` or `stopped`.
     pub state: String,
     /// Since when it has been in this state.
-    pub since: String,
+    pub since: Timestamp,
     /// The id of the session that is always there, by which CloudTrail knows it; `null` while there is none.
     pub session_id: Option<String>,
     /// The target that this session runs on, or is being started on.
@@ -97,11 +99,11 @@ pub struct TunnelReport {
     /// Round trip of the last successful probe, in milliseconds: a stream opened and a TLS handshake.
     pub probe_rtt_ms: Option<u64>,
     /// When that probe ended.
-    pub probed_at: Option<String>,
+    pub probed_at: Option<Timestamp>,
     /// The last thing that went wrong, in one sentence. It stays when it is over.
     pub last_error: Option<String>,
     /// When it went wrong.
-    pub last_error_at: Option<String>,
+    pub last_error_at: Option<Timestamp>,
     /// What to do about it.
     pub hint: Option<String>,
     /// All sessions: the one that is always there, then others in the order of their starts. Connections that are open,
@@ -123,7 +125,7 @@ pub struct SessionReport {
     /// `starting`, `active`, `reconnecting`, `degraded` or `failed`.
     pub state: String,
     /// Since when it has been in this state.
-    pub since: String,
+    pub since: Timestamp,
     /// Local connections that it carries.
     pub open_connections: usize,
     /// Bytes from local programs, through this session and those that it has replaced.
