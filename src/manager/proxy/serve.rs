@@ -35,6 +35,9 @@ mod tests;
 /// clients have some 200.
 const MAX_HEAD_LEN: usize = 8 << 10;
 
+/// Most headers of a request. Kubernetes clients send five.
+const MAX_HEADERS: usize = 64;
+
 /// Time for the whole head: a client that sends a byte now and then holds a place for no longer than this.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
@@ -159,50 +162,39 @@ async fn open(client: &mut TcpStream, routes: &watch::Receiver<Routes>) -> Resul
 /// Reads the head of a request. Returns where it wants to go, and what comes after the head.
 async fn read_head(client: &mut TcpStream) -> Result<(Destination, BytesMut), Refusal> {
     let mut buffer = BytesMut::with_capacity(1 << 10);
-    let mut searched = 0_usize;
     loop {
         if client.read_buf(&mut buffer).await.map_err(|_| Refusal::Gone)? == 0 {
             return Err(Refusal::Gone);
         }
+        let head = buffer.get(..MAX_HEAD_LEN).unwrap_or(&buffer);
         // Another protocol, TLS for one, would let both sides wait for the end of a head that never comes.
-        if !buffer[0].is_ascii_uppercase() {
-            return Err(Refusal::NotHttp);
-        }
-        if let Some(at) = find(&buffer[searched..], b"\r\n\r\n") {
-            let end = searched + at + 4;
-            if end > MAX_HEAD_LEN {
-                return Err(Refusal::TooLong);
+        match parse(head)? {
+            Some((endpoint, len)) => {
+                let early = buffer.split_off(len);
+                return Ok((endpoint, early));
             }
-            let head = buffer.split_to(end);
-            return Ok((parse(&head)?, buffer));
+            None if buffer.len() >= MAX_HEAD_LEN => return Err(Refusal::TooLong),
+            None => {}
         }
-        if buffer.len() >= MAX_HEAD_LEN {
-            return Err(Refusal::TooLong);
-        }
-        searched = buffer.len().saturating_sub(3);
     }
 }
 
-fn find(text: &[u8], part: &[u8]) -> Option<usize> {
-    text.windows(part.len()).position(|window| window == part)
-}
-
-/// Reads a request's first line. What the headers say is of no matter.
-fn parse(head: &[u8]) -> Result<Destination, Refusal> {
-    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let line = std::str::from_utf8(line).map_err(|_| Refusal::NotHttp)?;
-    let mut words = line.split(' ');
-    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
-    else {
-        return Err(Refusal::NotHttp);
+/// Reads a request's head, of which there may be more to come. What the headers say is of no matter. Returns where it wants
+/// to go, and the length of the head.
+fn parse(head: &[u8]) -> Result<Option<(Destination, usize)>, Refusal> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    let len = match request.parse(head) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TooLong),
+        Err(_) => return Err(Refusal::NotHttp),
     };
-    if !matches!(version, "HTTP/1.1" | "HTTP/1.0") {
-        return Err(Refusal::NotHttp);
-    }
-    if method != "CONNECT" {
+    if request.method != Some("CONNECT") {
         return Err(Refusal::Method);
     }
-    authority(target).ok_or(Refusal::Target)
+    let endpoint = request.path.and_then(authority).ok_or(Refusal::Target)?;
+    Ok(Some((endpoint, len)))
 }
 
 /// Reads `host:port`, with brackets around an IPv6 address and only there.
@@ -294,7 +286,9 @@ impl fmt::Display for Refusal {
             Self::Foreign(endpoint) => {
                 write!(f, "`{endpoint}` is not the endpoint of a cluster that autoheal-pa has a tunnel to")
             }
-            Self::TooLong => write!(f, "the head of the request has more than {MAX_HEAD_LEN} bytes"),
+            Self::TooLong => {
+                write!(f, "the head of the request has more than {MAX_HEAD_LEN} bytes or {MAX_HEADERS} headers")
+            }
             Self::Late => write!(f, "the head of the request was not complete within {} s", HEAD_LIMIT.as_secs()),
             Self::TooMany => write!(f, "this proxy has {MAX_CONNECTIONS} connections already"),
             Self::NoTunnel { endpoint, source } => {
