@@ -117,7 +117,6 @@ struct Inner {
 struct Signed {
     key: String,
     token: BearerToken,
-    /// When that was.
     at: Now,
 }
 
@@ -131,7 +130,6 @@ pub(crate) struct Api<C> {
 /// Whose credentials are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The account id.
     pub account: String,
     /// The ARN of the user or the assumed role.
     pub arn: String,
@@ -146,7 +144,6 @@ pub struct Caller {
 /// What authenticates to the API server of a cluster.
 #[derive(Debug, Clone)]
 pub struct BearerToken {
-    /// The token itself.
     pub token: Secret<String>,
     /// When to ask for another; in whole seconds, and never after the credentials behind it.
     pub expires: SystemTime,
@@ -251,7 +248,6 @@ impl Aws {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Returns the region.
     #[must_use]
     pub fn region(&self) -> &str {
         &self.inner.region

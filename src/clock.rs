@@ -17,7 +17,6 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Starts a clock.
     #[must_use]
     pub fn start() -> Self {
         Self::with_wall(wall)

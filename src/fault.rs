@@ -31,7 +31,6 @@ pub enum Class {
     Identity,
     /// The link has ended, as links do.
     Over,
-    /// This program has a bug.
     Bug,
 }
 
@@ -67,7 +66,6 @@ impl Class {
 /// Something that went wrong.
 #[derive(Debug)]
 pub struct Fault {
-    /// What it means.
     pub class: Class,
     /// What to do about it: sentences without full stop, commands in backticks.
     pub hints: Vec<String>,

@@ -68,7 +68,6 @@ pub struct Exec {
 pub struct ContextEntry {
     /// The name, from [`context_names`].
     pub name: String,
-    /// The cluster.
     pub cluster: Cluster,
     /// Which server a client is told of.
     pub server: Server,
@@ -265,7 +264,6 @@ pub enum KubeconfigError {
     /// The file is there and cannot be read.
     #[error("cannot read the kubeconfig `{}`", path.display())]
     Unreadable {
-        /// The kubeconfig.
         path: PathBuf,
         /// What the system says.
         #[source]
@@ -274,7 +272,6 @@ pub enum KubeconfigError {
     /// The file, its folder or its lock cannot be written.
     #[error("cannot write the kubeconfig `{}`", path.display())]
     Unwritable {
-        /// The kubeconfig.
         path: PathBuf,
         /// What the system says.
         #[source]
@@ -282,14 +279,10 @@ pub enum KubeconfigError {
     },
     /// The file is larger than any kubeconfig should be, or would be with what is to be added.
     #[error("`{}` is or would be larger than {MAX_LEN} bytes, which no kubeconfig should be", path.display())]
-    TooLarge {
-        /// The kubeconfig.
-        path: PathBuf,
-    },
+    TooLarge { path: PathBuf },
     /// The file is neither YAML nor JSON.
     #[error("cannot understand the kubeconfig `{}`", path.display())]
     Syntax {
-        /// The kubeconfig.
         path: PathBuf,
         /// What the parser says, with line and column.
         #[source]
@@ -297,20 +290,13 @@ pub enum KubeconfigError {
     },
     /// The file is not a kubeconfig, so nothing is written over it.
     #[error("`{}` is not a kubeconfig: {reason}", path.display())]
-    NotAKubeconfig {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    NotAKubeconfig { path: PathBuf, reason: String },
     /// There is an entry of this name that is not this manager's.
     #[error("the kubeconfig `{}` has an entry `{name}` in `{section}` that belongs to {}", path.display(), owner_text(owner.as_deref()))]
     NameTaken {
-        /// The kubeconfig.
         path: PathBuf,
         /// `clusters`, `users` or `contexts`.
         section: &'static str,
-        /// The name.
         name: String,
         /// The manager that it belongs to; `None`: it is not of this program.
         owner: Option<String>,
@@ -318,9 +304,7 @@ pub enum KubeconfigError {
     /// Another process holds the lock file, or has left it behind.
     #[error("the kubeconfig `{}` is locked by `{}`{}", path.display(), lock.display(), holder_text(holder.as_deref()))]
     Locked {
-        /// The kubeconfig.
         path: PathBuf,
-        /// The lock file.
         lock: PathBuf,
         /// Who has made it, if it was this program.
         holder: Option<Box<Holder>>,

@@ -304,12 +304,10 @@ impl Manager {
         Hope::new(self.state.subscribe())
     }
 
-    /// Returns the settings.
     pub(crate) fn settings(&self) -> &UpSettings {
         &self.settings
     }
 
-    /// Returns the path of the kubeconfig.
     pub(crate) fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }

@@ -102,7 +102,6 @@ impl Bundle {
         }
     }
 
-    /// Returns the certificates.
     pub(super) fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.certificates
     }

@@ -69,7 +69,6 @@ pub struct CredentialStatus {
 /// Why credentials cannot be renewed.
 #[derive(Debug, Clone)]
 pub struct RenewalFailure {
-    /// Since when.
     pub since: SystemTime,
     /// What went wrong the last time.
     pub error: AwsError,

@@ -34,7 +34,6 @@ const LIST_LIMIT: Duration = Duration::from_secs(120);
 /// Longest name of a cluster, in characters.
 const MAX_NAME_LEN: usize = 100;
 
-/// What discovery found.
 #[derive(Debug, Clone, Default)]
 pub struct Discovery {
     /// In the order in which EKS lists them, or in which they were asked for.
@@ -44,9 +43,7 @@ pub struct Discovery {
 /// What EKS says of a cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterDescription {
-    /// The name.
     pub name: String,
-    /// The region.
     pub region: String,
     /// The ARN; empty if the cluster may not be described.
     pub arn: String,
@@ -60,7 +57,6 @@ pub struct ClusterDescription {
     pub endpoint_private: bool,
     /// How IAM identities are admitted: `API`, `API_AND_CONFIG_MAP` or `CONFIG_MAP`.
     pub authentication_mode: Option<PeerText>,
-    /// The VPC of the cluster.
     pub vpc_id: Option<String>,
     /// The security group that must admit the bastion on port 443.
     pub security_group: Option<String>,
@@ -88,12 +84,7 @@ pub enum SkipReason {
     NoCertificateAuthority,
     /// The identity may list it but not describe it.
     #[error("not authorized to perform `{action}` on `{resource}`")]
-    AccessDenied {
-        /// The IAM action.
-        action: String,
-        /// The resource.
-        resource: String,
-    },
+    AccessDenied { action: String, resource: String },
 }
 
 impl Aws {

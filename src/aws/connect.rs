@@ -71,7 +71,6 @@ pub(crate) enum ConnectError {
     /// The peer's certificate is not trusted, or the peer does not speak TLS.
     #[error("no TLS connection to `{peer}`")]
     Tls {
-        /// The host.
         peer: String,
         #[source]
         source: BoxError,

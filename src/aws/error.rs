@@ -41,16 +41,12 @@ pub enum AwsError {
     NoRegion,
     /// The region is not a name that a region can have.
     #[error("`{}` is not an AWS region", shown(region))]
-    InvalidRegion {
-        /// What was given.
-        region: String,
-    },
+    InvalidRegion { region: String },
     /// The profile that was asked for is in none of the profile files.
     #[error("there is no AWS profile `{name}` in {}", join(files))]
     UnknownProfile {
         /// The profile's name.
         name: String,
-        /// The files that were looked at.
         files: Vec<PathBuf>,
     },
     /// A profile file cannot be read or is not in the format of such files.
@@ -65,16 +61,13 @@ pub enum AwsError {
     Profile {
         /// The profile's name.
         name: String,
-        /// What is wrong with it.
         #[source]
         fault: Arc<ProfileFault>,
     },
     /// The file of additional certificate authorities cannot be read, or holds no certificates.
     #[error("the CA bundle `{}` cannot be used", path.display())]
     CaBundle {
-        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
         #[source]
         source: Cause,
     },
@@ -83,7 +76,6 @@ pub enum AwsError {
     NoGateway {
         /// What was given, as far as it may be shown.
         given: String,
-        /// The region.
         region: String,
     },
     /// No source of credentials has any.
@@ -98,7 +90,6 @@ pub enum AwsError {
     /// A source of credentials is there, but does not give any.
     #[error("AWS credentials could not be loaded")]
     CredentialSource {
-        /// What the source says.
         #[source]
         source: Cause,
     },
@@ -111,7 +102,6 @@ pub enum AwsError {
     /// The web identity token file cannot be read.
     #[error("the web identity token file `{}` cannot be read", path.display())]
     TokenFile {
-        /// The file.
         path: PathBuf,
         /// What went wrong.
         #[source]
@@ -129,7 +119,6 @@ pub enum AwsError {
     TokenMalformed {
         /// Where the token comes from.
         origin: TokenOrigin,
-        /// What is wrong with it.
         reason: &'static str,
     },
     /// The web identity token is no longer valid.
@@ -146,7 +135,6 @@ pub enum AwsError {
     InvalidIdentityToken {
         /// Where the token comes from.
         origin: TokenOrigin,
-        /// The role that was to be assumed.
         role: String,
         /// What STS answered.
         #[source]
@@ -155,7 +143,6 @@ pub enum AwsError {
     /// The role may not be assumed: its trust policy does not match, or it does not exist.
     #[error("not authorized to assume `{role}`")]
     RoleDenied {
-        /// The role that was to be assumed.
         role: String,
         /// What else it might have been assumed with.
         passed_over: Vec<PassedOver>,
@@ -166,7 +153,6 @@ pub enum AwsError {
     /// The role's sessions may not last as long as was asked for.
     #[error("`{role}` cannot be assumed for {seconds} s")]
     DurationTooLong {
-        /// The role that was to be assumed.
         role: String,
         /// The duration that was asked for, in seconds.
         seconds: u64,
@@ -215,7 +201,6 @@ pub enum AwsError {
     /// The service asks for fewer calls.
     #[error("the service throttles `{action}`")]
     Throttled {
-        /// The IAM action.
         action: &'static str,
         /// What the service answered.
         #[source]
@@ -224,7 +209,6 @@ pub enum AwsError {
     /// The region is not enabled in the account.
     #[error("region `{region}` is not enabled for this account")]
     RegionDisabled {
-        /// The region.
         region: String,
         /// What the service answered.
         #[source]
@@ -233,7 +217,6 @@ pub enum AwsError {
     /// The endpoint could not be reached: name, route, proxy, TLS, or no answer in time.
     #[error("cannot reach `{host}`")]
     Unreachable {
-        /// The host that was called.
         host: String,
         /// What went wrong.
         #[source]
@@ -242,9 +225,7 @@ pub enum AwsError {
     /// There is no cluster of this name in the account and region.
     #[error("there is no cluster `{name}` in {region}")]
     ClusterNotFound {
-        /// The name that was asked for.
         name: String,
-        /// The region.
         region: String,
         /// The clusters that are there, as far as they may be listed.
         known: Vec<String>,
@@ -267,9 +248,7 @@ pub enum AwsError {
     /// The service refuses the request itself: the same one would be answered the same again.
     #[error("`{action}` on `{resource}` was refused")]
     Refused {
-        /// The IAM action.
         action: &'static str,
-        /// What it was to act on.
         resource: String,
         /// What it is about the request.
         refusal: Refusal,
@@ -280,7 +259,6 @@ pub enum AwsError {
     /// What has come is no answer to the question: a value that no such value can be, or no end. It is not shown.
     #[error("the answer to `{action}` has no {wanted}")]
     Malformed {
-        /// The IAM action.
         action: &'static str,
         /// What was to come.
         wanted: &'static str,
@@ -288,7 +266,6 @@ pub enum AwsError {
     /// The service has trouble of its own, or what has answered is no service: later it may go well.
     #[error("`{action}` failed")]
     Service {
-        /// The IAM action.
         action: &'static str,
         /// What the service answered.
         #[source]
@@ -394,9 +371,7 @@ pub enum Refusal {
 /// What a refusal is about that comes in words alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
-    /// The clock of this machine.
     Clock,
-    /// The credentials, which have expired.
     Expired,
     /// The credentials, which are not known or do not belong together.
     Keys,
@@ -419,13 +394,10 @@ pub fn blame(words: &str) -> Option<Blame> {
 /// The call that an error belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Call<'a> {
-    /// The IAM action.
     pub(crate) action: &'static str,
     /// What it acts on, for when the service does not name it.
     pub(crate) resource: &'a str,
-    /// The region.
     pub(crate) region: &'a str,
-    /// The host that was called.
     pub(crate) host: &'a HostSeen,
 }
 

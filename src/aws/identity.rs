@@ -41,10 +41,15 @@ const DEFAULT_SESSION_SECONDS: u64 = 3600;
 /// What the settings choose, with what it takes.
 #[derive(Debug)]
 pub(super) enum Choice {
-    /// A role, assumed with a web identity token.
-    WebIdentity { role: String, tokens: TokenSource },
+    WebIdentity {
+        role: String,
+        tokens: TokenSource,
+    },
     /// A role, assumed with what the default chain gives, which is this source.
-    Role { role: String, from: Source },
+    Role {
+        role: String,
+        from: Source,
+    },
     /// What the default chain gives.
     Ambient,
 }

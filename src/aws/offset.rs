@@ -40,7 +40,6 @@ pub(crate) struct ClockOffset {
 struct Learned {
     /// How far AWS is ahead, in milliseconds.
     ahead_ms: i64,
-    /// When that was.
     at: Now,
 }
 

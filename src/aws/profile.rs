@@ -412,7 +412,6 @@ impl Entry {
         self.find(key).is_some()
     }
 
-    /// Reads the value of a key.
     fn value(&self, key: &'static str) -> Result<Option<String>, ProfileFault> {
         let Some((place, value)) = self.find(key) else { return Ok(None) };
         let takes = inputs::of_key(key).map_or(Takes::Text, |input| input.takes);
@@ -448,7 +447,6 @@ impl Entry {
     }
 }
 
-/// Reads a value.
 fn read(takes: Takes, key: &'static str, place: Place, text: &str) -> Result<Option<String>, ProfileFault> {
     let text = text.trim();
     // Other tools take this for a comment. In a value that has no blanks it cannot be anything else.

@@ -25,7 +25,6 @@ pub(super) struct Routes {
 pub(super) struct Way<'a> {
     /// What the settings say of it.
     pub(super) proxy: &'a Proxy,
-    /// Where it is.
     pub(super) intercept: Intercept,
 }
 
@@ -37,7 +36,6 @@ pub enum ProxyError {
     Asks {
         /// Host and port.
         proxy: String,
-        /// The variable that names it.
         variable: &'static str,
         /// What it says it takes, if it does.
         schemes: Vec<String>,
@@ -47,7 +45,6 @@ pub enum ProxyError {
     Refuses {
         /// Host and port.
         proxy: String,
-        /// The variable that names it.
         variable: &'static str,
         /// What it says it takes, if it does.
         schemes: Vec<String>,

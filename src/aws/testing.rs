@@ -50,7 +50,6 @@ impl Request {
     }
 }
 
-/// What the server answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     status: u16,
@@ -266,7 +265,6 @@ pub(crate) async fn aws(fake: &Fake) -> Aws {
     aws_with(fake, &settings).await
 }
 
-/// As [`aws`], with other settings.
 pub(crate) async fn aws_with(fake: &Fake, settings: &AwsSettings) -> Aws {
     let keys = Credentials::new("AKIDEXAMPLE", "secret", Some("session".into()), None, "test");
     let surroundings = Surroundings {

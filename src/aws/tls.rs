@@ -24,7 +24,6 @@ use super::{
     routes::{Routes, Way},
 };
 
-/// Makes the HTTP client of the SDK.
 pub(super) fn http_client(bundle: Option<&Bundle>, routes: Arc<Routes>, offset: ClockOffset) -> SharedHttpClient {
     let trust = trust(bundle);
     let make = move |way: Option<&Way<'_>>| {

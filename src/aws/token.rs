@@ -55,7 +55,6 @@ pub(super) enum TokenSource {
         oidc: CiOidc,
         /// Whom the token is to be for.
         audience: String,
-        /// What makes the requests.
         http: Arc<dyn HttpConnector>,
     },
 }

@@ -15,7 +15,6 @@ use crate::{
 /// The version of the JSON. Another one means that old fields have changed their meaning.
 const JSON_VERSION: u32 = 1;
 
-/// Options of `clusters`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ClustersArgs {
     /// Prints JSON

@@ -7,7 +7,6 @@ use clap_complete::Shell;
 
 use super::{Cli, error::CommandError, output::Printer};
 
-/// Options of `completions`.
 #[derive(Debug, Clone, Args)]
 pub struct CompletionsArgs {
     /// Shell to write for

@@ -18,7 +18,6 @@ use super::{
 };
 use crate::settings::{Access, AwsSettings, Chosen, Environment, Source, UpArgs, UpSettings, schema};
 
-/// Options of `config`.
 #[derive(Debug, Clone, Args)]
 pub struct ConfigArgs {
     /// What to do with the file.

@@ -38,7 +38,6 @@ use crate::{
 /// How long `up` may take to end its sessions.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
-/// Options of `demo`.
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
     /// Number of clusters; the first two are called `payments` and `search` [1 to 100]

@@ -25,7 +25,6 @@ use crate::{
     util::{folder::Missing, quote::command},
 };
 
-/// Options of `down`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct DownArgs {
     /// Kubeconfig to remove the contexts from, if the manager has been killed [default: ~/.kube/autoheal-pa.yaml]

@@ -32,7 +32,6 @@ const MANAGER_DEADLINE: Duration = Duration::from_secs(2);
 const POSIX_SHELLS: [&str; 11] =
     ["sh", "bash", "rbash", "dash", "ash", "busybox", "ksh", "ksh93", "mksh", "oksh", "yash"];
 
-/// Options of `env`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct EnvArgs {
     /// Shell to write for [default: that of the variable SHELL]

@@ -62,7 +62,6 @@ impl Kind {
         Self::Terminated,
     ];
 
-    /// Returns the exit code.
     #[must_use]
     pub fn exit_code(self) -> ExitCode {
         ExitCode::from(self as u8)
@@ -150,7 +149,6 @@ impl CommandError {
         }
     }
 
-    /// Returns what to do next.
     #[must_use]
     pub fn next_steps(&self) -> &[String] {
         &self.hints

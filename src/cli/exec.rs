@@ -46,7 +46,6 @@ use crate::{
 /// How many commands run side by side under tunnels of their own.
 const MAX_SLOTS: u32 = 1000;
 
-/// Options of `exec`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ExecArgs {
     /// Options of the tunnels.

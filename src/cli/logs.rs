@@ -32,7 +32,6 @@ const MANAGER_DEADLINE: Duration = Duration::from_secs(2);
 /// How often a file that is followed is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Options of `logs`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct LogsArgs {
     /// Goes on until Ctrl-C or the manager's end

@@ -38,7 +38,6 @@ mod chapters;
 mod markdown;
 mod plain;
 
-/// Options of `man`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ManArgs {
     /// Chapter, shown as text, or command, whose page is for `man -l` [default: a list on a terminal, else the program's page]

@@ -132,12 +132,10 @@ impl Printer {
         }
     }
 
-    /// Writes a line of progress.
     pub fn progress(&self, text: &str) {
         self.stderr(text);
     }
 
-    /// Writes a warning.
     pub fn warning(&self, text: &str) {
         let label = self.painted("33;1", "warning:");
         self.stderr(&format!("{label} {text}"));
@@ -238,7 +236,6 @@ impl std::fmt::Debug for Line {
 }
 
 impl Line {
-    /// Changes the text.
     pub fn set(&mut self, text: &str) {
         if self.last == text {
             return;
@@ -276,9 +273,7 @@ impl Drop for Line {
 /// What is put before a line that has come to rest on a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mark {
-    /// It has worked.
     Done,
-    /// It has not.
     Failed,
 }
 

@@ -24,7 +24,6 @@ use crate::{
 /// Time for the manager to answer. It has the token at hand, unless it is just renewing its credentials.
 const MANAGER_DEADLINE: Duration = Duration::from_secs(3);
 
-/// Options of `token`.
 #[derive(Debug, Clone, Args)]
 pub struct TokenArgs {
     /// Name of the cluster; for a local cluster on Outposts its id

@@ -204,7 +204,6 @@ impl Up {
     }
 }
 
-/// Waits until all tunnels are ready.
 async fn wait_ready(mut board: watch::Receiver<Board>) {
     if board.wait_for(Board::is_ready).await.is_err() {
         std::future::pending::<()>().await;

@@ -22,7 +22,6 @@ pub(super) const SECTIONS: [(&str, &str); 3] = [("clusters", "cluster"), ("users
 pub(super) struct Merged {
     /// The file's content, a mapping.
     pub(super) root: Node,
-    /// Its current context.
     pub(super) current: Option<String>,
 }
 
@@ -173,7 +172,6 @@ fn current_context(
     }
 }
 
-/// Returns the name of an entry.
 fn name(item: &Node) -> Option<&str> {
     item.get("name")?.as_str()
 }

@@ -27,22 +27,18 @@ const MERGE: &str = "<<";
 const AMBIGUOUS: [&str; 12] = ["y", "yes", "true", "on", "n", "no", "false", "off", "null", "~", "=", MERGE];
 
 impl Node {
-    /// A null.
     pub(super) fn null() -> Self {
         Self::bare("null")
     }
 
-    /// A bare scalar.
     pub(super) fn bare(text: &str) -> Self {
         Self::of(Content::Bare(text.to_owned()))
     }
 
-    /// A quoted string.
     pub(super) fn text(text: impl Into<String>) -> Self {
         Self::of(Content::Text(text.into()))
     }
 
-    /// A sequence.
     pub(super) fn sequence(items: impl IntoIterator<Item = Self>) -> Self {
         Self::of(Content::Sequence(items.into_iter().collect()))
     }
@@ -68,7 +64,6 @@ impl Node {
         }
     }
 
-    /// Tells whether this is a null.
     pub(super) fn is_null(&self) -> bool {
         self.tag.is_none() && self.content.is_null()
     }

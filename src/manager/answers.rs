@@ -32,7 +32,6 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Something that is asked of a manager at its control socket and that only its command can do.
 pub(crate) enum Asked {
-    /// To end.
     Stop,
     /// To look for clusters again.
     Reload {

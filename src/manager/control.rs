@@ -72,14 +72,12 @@ const MAX_SOCKET_PATH_LEN: usize = 103;
 pub enum Request {
     /// A bearer token for one of its clusters.
     Token(TokenRequest),
-    /// What it is doing.
     Status {
         /// Says it again whenever it changes.
         follow: bool,
     },
     /// To look for clusters again.
     Reload,
-    /// To end.
     Stop,
     /// To examine the ways to its clusters.
     Doctor {
@@ -99,16 +97,12 @@ pub struct TokenRequest {
     pub account: Option<String>,
 }
 
-/// What a manager answers.
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// A bearer token.
     Token(TokenAnswer),
-    /// What it is doing.
     Status(Box<ManagerStatus>),
     /// It has looked for clusters again.
     Reloaded(Reloaded),
-    /// It ends.
     Stopping,
     /// The outcome of a check; the examination knows its fields.
     Finding(serde_json::Value),
@@ -119,7 +113,6 @@ pub enum Answer {
 /// A bearer token for a cluster.
 #[derive(Debug, Clone)]
 pub struct TokenAnswer {
-    /// The token.
     pub token: Secret<String>,
     /// When the token or the credentials behind it expire; travels in whole seconds.
     pub expires: SystemTime,
@@ -149,7 +142,6 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Makes a refusal.
     #[must_use]
     pub fn new(code: &str, message: impl Into<String>) -> Self {
         Self { code: code.to_owned(), message: message.into() }
@@ -168,23 +160,16 @@ pub enum ControlError {
     /// A manager of this name runs already.
     #[error("a manager is already running{} in `{}`", pid.map(|pid| format!(" as process {pid}")).unwrap_or_default(), dir.display())]
     Running {
-        /// Its directory.
         dir: PathBuf,
         /// Its process id, if it has written that down.
         pid: Option<u32>,
     },
     /// The manager's directory cannot be trusted.
     #[error("cannot use the directory `{}` for the control socket: {reason}", dir.display())]
-    NotPrivate {
-        /// The directory.
-        dir: PathBuf,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
+    NotPrivate { dir: PathBuf, reason: &'static str },
     /// The manager's directory cannot be used.
     #[error("cannot use the directory `{}` for the control socket", dir.display())]
     Directory {
-        /// The directory.
         dir: PathBuf,
         /// What the system says.
         #[source]
@@ -192,28 +177,17 @@ pub enum ControlError {
     },
     /// The socket's path is longer than the system allows.
     #[error("the path of the control socket `{}` has more than {MAX_SOCKET_PATH_LEN} bytes", socket.display())]
-    PathTooLong {
-        /// The path.
-        socket: PathBuf,
-    },
+    PathTooLong { socket: PathBuf },
     /// No manager runs there.
     #[error("no manager is running in `{}`", dir.display())]
-    NotRunning {
-        /// Its directory.
-        dir: PathBuf,
-    },
+    NotRunning { dir: PathBuf },
     /// The socket is served by a process of another user.
     #[error("the manager in `{}` belongs to another user", dir.display())]
-    OtherUser {
-        /// Its directory.
-        dir: PathBuf,
-    },
+    OtherUser { dir: PathBuf },
     /// The manager did not answer in time.
     #[error("the manager in `{}` did not answer within {} s", dir.display(), deadline.as_secs_f32())]
     Timeout {
-        /// Its directory.
         dir: PathBuf,
-        /// The limit.
         deadline: Duration,
         /// The manager's process, if that is known.
         pid: Option<u32>,
@@ -221,7 +195,6 @@ pub enum ControlError {
     /// The connection to the manager failed.
     #[error("the connection to the manager in `{}` failed", dir.display())]
     Connection {
-        /// Its directory.
         dir: PathBuf,
         /// What the system says.
         #[source]
@@ -230,14 +203,11 @@ pub enum ControlError {
     /// The manager's answer cannot be understood: it may be of another version.
     #[error("cannot understand the answer of the manager")]
     Malformed {
-        /// What is wrong with it.
         #[source]
         source: serde_json::Error,
     },
-    /// The manager refuses.
     #[error("the manager has no answer")]
     Refused {
-        /// Its words.
         #[source]
         source: Refusal,
     },

@@ -37,7 +37,6 @@ pub enum EnvFileError {
     /// The file to source cannot be written.
     #[error("cannot write `{}`", path.display())]
     Unwritable {
-        /// The file.
         path: PathBuf,
         /// Why not.
         #[source]
@@ -46,7 +45,6 @@ pub enum EnvFileError {
     /// The file of the job cannot be added to.
     #[error("cannot add to `{}`, which `GITHUB_ENV` names", path.display())]
     Job {
-        /// The file.
         path: PathBuf,
         /// Why not.
         #[source]
@@ -97,7 +95,6 @@ impl Shell {
     }
 }
 
-/// The variables that are set.
 fn variables(kubeconfig: &Path, environment: &Environment) -> Result<Vec<(&'static str, String)>, EnvFileError> {
     // An argument or a variable cannot hold a zero, so no path that gets here has one.
     let path = kubeconfig.to_str().ok_or_else(|| EnvFileError::NotUtf8(kubeconfig.to_owned()))?;

@@ -40,9 +40,7 @@ pub(crate) enum ManagerError {
     /// A cluster that was asked for by name cannot be had.
     #[error("cannot open a tunnel to `{name}`")]
     ClusterUnusable {
-        /// The cluster.
         name: String,
-        /// Its region.
         region: String,
         /// Why not.
         #[source]

@@ -23,23 +23,17 @@ pub(crate) enum Event {
     Identified(Caller),
     /// A cluster gets no tunnel.
     ClusterSkipped {
-        /// Its name.
         name: String,
-        /// Why.
         reason: SkipReason,
     },
     /// A local port is not taken, as somebody else has it.
     PortSkipped(PortTaken),
-    /// The CONNECT proxy serves.
     ProxyServes {
-        /// Its port.
         port: u16,
     },
     /// The kubeconfig is written elsewhere than by default, which cannot be written.
     KubeconfigElsewhere(KubeconfigError),
-    /// The kubeconfig has the contexts.
     KubeconfigWritten {
-        /// The file.
         path: PathBuf,
         /// The context that is now the current one.
         current: Option<String>,
@@ -59,26 +53,21 @@ pub(crate) enum Event {
     },
     /// A session of an earlier run goes on.
     SessionLeft {
-        /// The session.
         session: Entry,
-        /// Why.
         error: NotEnded,
     },
     /// Sessions of an earlier run have been ended, as many as this.
     SessionsEnded(usize),
     /// Credentials expire soon and cannot be renewed.
     CredentialsExpire {
-        /// The time that is left.
         left: Duration,
         /// Why they cannot be renewed.
         error: AwsError,
     },
-    /// Credentials have expired.
     CredentialsExpired {
         /// Why they could not be renewed.
         error: AwsError,
     },
-    /// There are credentials again.
     CredentialsRenewed {
         /// When these expire.
         until: Option<SystemTime>,
@@ -92,12 +81,10 @@ pub(crate) enum Event {
 pub(crate) struct Listener(Arc<dyn Fn(Event) + Send + Sync>);
 
 impl Listener {
-    /// Makes one of a function.
     pub(crate) fn new(take: impl Fn(Event) + Send + Sync + 'static) -> Self {
         Self(Arc::new(take))
     }
 
-    /// Tells of an event.
     pub(crate) fn tell(&self, event: Event) {
         (self.0)(event);
     }

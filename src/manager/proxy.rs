@@ -51,7 +51,6 @@ impl Proxy {
         self.routes.send_replace(routes);
     }
 
-    /// Returns the port that it serves at.
     pub(super) fn port(&self) -> u16 {
         self.port
     }

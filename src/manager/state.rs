@@ -12,7 +12,6 @@ use crate::{
     tunnel::Common,
 };
 
-/// What a manager has.
 #[derive(Clone, Default)]
 pub(crate) struct ManagerState {
     /// The accesses, in their order.
@@ -30,7 +29,6 @@ pub(crate) struct ManagerState {
 pub(crate) struct TunnelEntry {
     /// The local port, by which a tunnel is known.
     pub(crate) port: u16,
-    /// The name of its context.
     pub(crate) context: String,
     pub(crate) cluster: Cluster,
     pub(crate) access: Arc<OpenAccess>,

@@ -26,13 +26,11 @@ const STOP_LIMIT: Duration = Duration::from_secs(8);
 pub enum Overall {
     /// None has failed, and not all work yet.
     Starting,
-    /// All work.
     Active,
     /// Some work.
     Degraded,
     /// None works, and at least one needs a human.
     Failed,
-    /// They are being stopped.
     Stopping,
 }
 
@@ -146,7 +144,6 @@ impl Supervisor {
         Arc::clone(&self.common)
     }
 
-    /// Returns the clock.
     #[must_use]
     pub fn clock(&self) -> Clock {
         self.common.clock()

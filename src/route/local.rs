@@ -16,7 +16,6 @@ use tokio::{
 /// A local connection that waits to be carried.
 #[derive(Debug)]
 pub struct Held {
-    /// The connection.
     pub io: Io,
     /// When it is reset if it still waits, as [`Now::mono`](crate::util::time::Now::mono).
     pub deadline: Duration,
@@ -27,7 +26,6 @@ pub struct Held {
 pub enum PipeEnd {
     /// The destination could not be connected to from the other end of the link.
     Refused,
-    /// The link was lost.
     Lost,
 }
 

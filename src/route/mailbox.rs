@@ -40,7 +40,6 @@ pub enum Report {
     Backlog(Duration),
     /// Something is heard, and an answer stays away.
     Suspect,
-    /// The machine has slept.
     Slept,
     /// It carries nothing for now, and is being resumed; connections stay open.
     Lost(Arc<Fault>),
@@ -58,10 +57,8 @@ pub enum Report {
     Ended(End),
 }
 
-/// The end of a link.
 #[derive(Debug)]
 pub struct End {
-    /// Why.
     pub fault: Arc<Fault>,
     /// Something had come from the destination.
     pub served: bool,
@@ -72,7 +69,6 @@ pub struct End {
 /// Something that works for now and that the user has to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caution {
-    /// What it is about.
     pub class: Class,
     /// One sentence without full stop. The same is said once.
     pub message: String,
@@ -94,7 +90,6 @@ impl Reporter {
         Self { link, sender }
     }
 
-    /// Sends one report.
     pub fn send(&self, report: Report) {
         // A tunnel that is gone does not need it.
         let _outcome = self.sender.send((self.link, report));
@@ -121,7 +116,6 @@ impl RetryNow {
 /// What a link has to go by.
 #[derive(Debug, Clone)]
 pub struct Terms {
-    /// What time it is.
     pub clock: Clock,
     /// Seed of delays and ids.
     pub seed: u64,
@@ -136,7 +130,6 @@ pub struct Terms {
 pub struct Mailbox {
     /// What it is told. A link that takes no more connections closes this and returns what is in it.
     pub commands: mpsc::UnboundedReceiver<Command>,
-    /// Where it reports.
     pub reports: Reporter,
     /// What others may read of it at any time; the link is the only writer.
     pub meter: Arc<Meter>,
@@ -148,7 +141,6 @@ pub struct Mailbox {
     pub stop: CancellationToken,
     /// Ends pauses.
     pub retry_now: RetryNow,
-    /// What to go by.
     pub terms: Terms,
     /// Leave to start a link, which few have at a time: dropped when the link is there, or is not to be had.
     pub permit: Option<OwnedSemaphorePermit>,

@@ -13,7 +13,6 @@ pub enum ProbeError {
     /// The cluster's certificate authority or endpoint name cannot be read. No probe can succeed.
     #[error("the cluster's certificate authority cannot be used")]
     Authority {
-        /// What is wrong with it.
         #[source]
         source: BoxError,
     },
@@ -34,7 +33,6 @@ pub enum ProbeError {
     Certificate {
         /// The name that was expected.
         host: String,
-        /// How it failed.
         #[source]
         source: rustls::Error,
     },

@@ -85,7 +85,6 @@ impl Targets {
         Self { config, ..self.clone() }
     }
 
-    /// Returns the route to a target.
     #[must_use]
     pub fn route(&self, target: Target) -> Arc<dyn Route> {
         let Self { dial, config, resumes } = self.clone();

@@ -30,7 +30,6 @@ pub struct Environment {
     pub executable: Option<PathBuf>,
     /// The user id.
     pub uid: u32,
-    /// The name of this machine.
     pub host_name: Option<String>,
 }
 

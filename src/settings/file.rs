@@ -57,10 +57,8 @@ pub(super) const ACCESS: &str = "access";
 /// What is wrong with a file's form.
 #[derive(Debug, thiserror::Error)]
 pub enum FileProblem {
-    /// It cannot be read.
     #[error("cannot read the configuration file `{}`", path.display())]
     Unreadable {
-        /// The file.
         path: PathBuf,
         /// What the system says.
         #[source]
@@ -69,25 +67,16 @@ pub enum FileProblem {
     /// It cannot be a configuration file.
     #[error("`{}` is no configuration file: {reason}", path.display())]
     NotText {
-        /// The file.
         path: PathBuf,
         /// Why not.
         reason: &'static str,
     },
     /// It is not YAML, or more than is needed of it.
     #[error("{place}: {message}")]
-    Syntax {
-        /// Where.
-        place: Place,
-        /// What.
-        message: String,
-    },
-    /// A key that there is not.
+    Syntax { place: Place, message: String },
     #[error("{place}: unknown key `{key}`: {advice}")]
     UnknownKey {
-        /// Where.
         place: Place,
-        /// The key.
         key: String,
         /// What may have been meant.
         advice: String,
@@ -97,39 +86,23 @@ pub enum FileProblem {
     Twice {
         /// Where it is again.
         place: Place,
-        /// The key.
         key: &'static str,
         /// The line where it is first.
         first: usize,
     },
     /// A key without a value.
     #[error("{place}: `{key}` has no value: give one, or leave the key out")]
-    NoValue {
-        /// Where.
-        place: Place,
-        /// The key.
-        key: &'static str,
-    },
+    NoValue { place: Place, key: &'static str },
     /// More than there can be any use for.
     #[error("{place}: `{key}` has {count} items, but takes {MAX_ITEMS} at most")]
-    TooMany {
-        /// Where.
-        place: Place,
-        /// The key.
-        key: &'static str,
-        /// How many there are.
-        count: usize,
-    },
+    TooMany { place: Place, key: &'static str, count: usize },
     /// A value of another form.
     #[error("{place}: {what} is {found}, but takes {expected}")]
     Shape {
-        /// Where.
         place: Place,
         /// What has the value.
         what: String,
-        /// What it is.
         found: &'static str,
-        /// What is expected.
         expected: &'static str,
     },
 }
@@ -158,12 +131,10 @@ pub(super) struct File {
     pub(super) entries: Vec<Entry>,
 }
 
-/// An entry of `access`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Entry {
     /// Where it starts.
     pub(super) place: Place,
-    /// What it gives.
     pub(super) layer: Layer,
 }
 
@@ -335,7 +306,6 @@ impl Reader {
         found
     }
 
-    /// Reads the value of a setting.
     fn setting(&mut self, layer: &mut Layer, setting: &'static Row, key: Mark, value: &Node) {
         let what = || format!("`{}`", setting.name);
         match &value.content {

@@ -142,7 +142,6 @@ impl Value for KubeconfigMode {
     }
 }
 
-/// Options of `up`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct UpArgs {
     /// Where to, and through what.

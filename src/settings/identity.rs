@@ -128,7 +128,6 @@ impl CiOidc {
 /// Which of the values count.
 struct Counts<'a> {
     stack: &'a Stack<'a>,
-    /// The role to assume.
     role: &'a [Given],
     /// A role with its web identity that is only in the environment gives way to whatever is nearer to the user: keys, as in
     /// every AWS SDK, or a profile that a flag or an entry names.

@@ -33,7 +33,6 @@ pub struct Input {
     pub variable: Option<&'static str>,
     /// In a profile.
     pub key: Option<&'static str>,
-    /// What its value has to be.
     pub takes: Takes,
     /// The SDK is given it by its variable.
     to_sdk: bool,
@@ -46,17 +45,14 @@ pub enum Takes {
     Text,
     /// A word without blanks.
     Word,
-    /// The name of a region.
     Region,
     /// A secret without blanks.
     Secret,
-    /// The path of a file.
     Path,
     /// The path of a file with a token: often the token itself is given.
     TokenFile,
     /// An `http` or `https` URL.
     Url,
-    /// The path part of a URL.
     UrlPath,
     /// A whole number from 1 on.
     Number,
@@ -71,7 +67,6 @@ pub enum Takes {
 /// What is wrong with a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wrong {
-    /// It is not this.
     Not(&'static str),
     /// This is the matter, whatever the rest of it is.
     Is(&'static str),
@@ -179,7 +174,6 @@ pub static INPUTS: [Input; 80] = [
     variable("LC_ALL", Takes::Text),
 ];
 
-/// Returns all variables, and what each takes.
 pub fn variables() -> impl Iterator<Item = (&'static str, Takes)> {
     let inputs = || INPUTS.iter().filter_map(|input| Some((input.variable?, input.takes)));
     let of_rows = rows::all().into_iter().flat_map(|row| row.variables);
@@ -280,7 +274,6 @@ impl SdkVariables {
         Self(taken)
     }
 
-    /// Returns a value.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }

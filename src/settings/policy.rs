@@ -9,7 +9,6 @@ use super::{
 
 use crate::util::arn::Arn;
 
-/// Options of `policy`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct PolicyArgs {
     /// Bastion that sessions may be started on; repeat it for more [env: AUTOHEAL_PA_BASTION, separated by commas]
@@ -29,7 +28,6 @@ pub struct PolicyArgs {
     pub terraform: bool,
 }
 
-/// What `policy` works with.
 #[derive(Debug, Clone)]
 pub struct PolicySettings {
     /// The accesses that the policy is for; never empty. Bastions are missing only where just access entries are wanted.

@@ -17,29 +17,19 @@ pub enum Problem {
     /// A value is not of the form that it must have.
     #[error("{origin}: `{value}` is not {expected}")]
     Malformed {
-        /// Who gave it.
         origin: Origin,
-        /// What was given.
         value: String,
         /// What is expected, with an article.
         expected: Cow<'static, str>,
     },
     /// A value cannot be used, whatever it was to be.
     #[error("{origin}: the value {reason}")]
-    Unusable {
-        /// Who gave it.
-        origin: Origin,
-        /// What is the matter with it.
-        reason: &'static str,
-    },
+    Unusable { origin: Origin, reason: &'static str },
     /// A value is not a duration.
     #[error("{origin}: `{value}` is not a duration")]
     Duration {
-        /// Who gave it.
         origin: Origin,
-        /// What was given.
         value: String,
-        /// What is wrong with it.
         #[source]
         source: DurationError,
     },
@@ -48,27 +38,19 @@ pub enum Problem {
     NoBastion,
     /// An entry of the configuration file has no bastion.
     #[error("{entry}: the entry has no bastion: add `bastion` to it or to the top level")]
-    NoBastionInEntry {
-        /// The entry.
-        entry: Place,
-    },
+    NoBastionInEntry { entry: Place },
     /// A setting means nothing without a role.
     #[error("{origin} needs a role: {}", match origin {
         Origin::Flag(_) | Origin::Variable(_) => "add `--role-arn` or set `AWS_ROLE_ARN`",
         Origin::File(..) => "add `role_arn`",
     })]
-    NeedsRole {
-        /// Who gave it.
-        origin: Origin,
-    },
+    NeedsRole { origin: Origin },
     /// A flag would be for all entries, and one of them says something else.
     #[error(
         "{origin} and {entry} contradict each other, as there are {entries} entries of `access`: leave one of them out"
     )]
     ForOneEntry {
-        /// The flag.
         origin: Origin,
-        /// How many entries there are.
         entries: usize,
         /// The key of an entry that says something else.
         entry: Origin,
@@ -86,13 +68,11 @@ pub enum Problem {
     /// There are not enough ports.
     #[error("{origin}: {clusters} clusters need {clusters} ports, but from `{port}` to 65535 there is room for {left}")]
     BasePortTooHigh {
-        /// Who gave it.
         origin: Origin,
         /// The first port.
         port: u16,
         /// How many ports are needed.
         clusters: usize,
-        /// How many there are.
         left: usize,
     },
     /// `--github-env` is given outside of GitHub Actions.
@@ -100,18 +80,10 @@ pub enum Problem {
     NoGithubEnv,
     /// A variable's value cannot be read.
     #[error("the value of `{variable}` is not UTF-8")]
-    NotUtf8 {
-        /// The variable.
-        variable: String,
-    },
+    NotUtf8 { variable: String },
     /// A variable names a proxy that cannot be used. Its value may hold a password.
     #[error("`{variable}` cannot be used: {reason}")]
-    Proxy {
-        /// The variable.
-        variable: &'static str,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
+    Proxy { variable: &'static str, reason: &'static str },
     /// The configuration file is not of the form that it must have.
     #[error(transparent)]
     File(#[from] FileProblem),

@@ -17,14 +17,12 @@ pub struct Proxies {
     pub except: String,
 }
 
-/// An HTTP proxy.
 #[derive(Debug, Clone)]
 pub struct Proxy {
     /// Its URL, with user name and password in it, of such characters as may stand in a URL.
     pub url: Secret<String>,
     /// The URL holds a user name.
     pub has_user: bool,
-    /// The variable that names it.
     pub variable: &'static str,
 }
 

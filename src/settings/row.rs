@@ -27,7 +27,6 @@ pub struct Row {
     pub name: &'static str,
     /// In the environment; the first that is set counts.
     pub variables: &'static [&'static str],
-    /// What a value has to be.
     pub kind: Kind,
     /// It has several values; one text may have more than one, separated by commas.
     pub is_list: bool,
@@ -44,36 +43,27 @@ pub struct Row {
     help: &'static str,
 }
 
-/// What a value has to be.
 #[derive(Debug, Clone, Copy)]
 pub enum Kind {
     /// `true` or `false`; on the command line it takes no value.
     Switch,
-    /// A whole number.
     Number {
         /// What it is a number of, with an article.
         what: &'static str,
-        /// The least.
         min: u64,
-        /// The most.
         max: u64,
     },
-    /// A duration.
     Duration {
-        /// The shortest.
         min: &'static str,
-        /// The longest.
         max: &'static str,
         /// None at all will do as well.
         or_zero: bool,
     },
-    /// The path of a file.
     Path,
     /// One of a few words.
     Choice(fn() -> Vec<PossibleValue>),
     /// A text for which a rule holds. Blanks around it do not belong to it.
     Text {
-        /// The rule.
         is_right: fn(&str) -> bool,
         /// What it asks for, with an article.
         expected: &'static str,
@@ -158,7 +148,6 @@ impl Row {
         Self { otherwise: Some(otherwise), ..self }
     }
 
-    /// Makes it a list.
     pub(super) const fn list(self) -> Self {
         Self { is_list: true, ..self }
     }
@@ -320,7 +309,6 @@ impl Row {
 
 /// What a field of a table may be: a value, which has a default, an optional one, or several, each once.
 pub(super) trait Field {
-    /// Reads what was given.
     fn read(row: &Row, given: &[Given], environment: &Environment, problems: &mut Vec<Problem>) -> Self;
 
     /// Writes the values as they can be given again, if they are text.
@@ -364,7 +352,6 @@ impl<T: Value + PartialEq> Field for Vec<T> {
     }
 }
 
-/// The type of a value.
 pub(super) trait Value: Sized {
     /// Reads a text; `None` if there is no such value.
     fn read(text: &str, given: &Given, environment: &Environment) -> Option<Self>;
@@ -415,7 +402,6 @@ pub trait Table {
     /// Every command takes its flags.
     const GLOBAL: bool;
 
-    /// Its rows.
     fn rows() -> Vec<&'static Row>;
 
     /// The values of its fields, as they can be given again.

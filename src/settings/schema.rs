@@ -11,7 +11,6 @@ use super::{
     rows,
 };
 
-/// Returns the schema.
 #[must_use]
 pub fn schema() -> Value {
     let mut top = properties(|_| true);

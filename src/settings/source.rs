@@ -34,9 +34,7 @@ impl fmt::Display for Place {
 /// Who gave a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// A flag.
     Flag(Cow<'static, str>),
-    /// An environment variable.
     Variable(&'static str),
     /// The configuration file, under this key.
     File(Place, &'static str),
@@ -96,7 +94,6 @@ impl Given {
 pub(super) struct Layer(BTreeMap<&'static str, Vec<Given>>);
 
 impl Layer {
-    /// Reads the environment.
     pub(super) fn of_environment(environment: &Environment) -> Self {
         let mut layer = Self::default();
         for setting in rows::all() {
@@ -108,13 +105,11 @@ impl Layer {
         layer
     }
 
-    /// Adds a value of a setting.
     pub(super) fn add(&mut self, setting: &Row, origin: Origin, value: impl AsRef<OsStr>) {
         let given = Given { origin, value: value.as_ref().to_owned() };
         self.0.entry(setting.name).or_default().push(given);
     }
 
-    /// Adds the values of a flag.
     pub(super) fn add_flag<V: AsRef<OsStr>>(&mut self, setting: &Row, values: impl IntoIterator<Item = V>) {
         values.into_iter().for_each(|value| self.add(setting, Origin::Flag(setting.flag().into()), value));
     }
@@ -126,7 +121,6 @@ impl Layer {
         }
     }
 
-    /// Returns the values of a setting.
     pub(super) fn get(&self, setting: &Row) -> &[Given] {
         self.0.get(setting.name).map_or(&[], Vec::as_slice)
     }
@@ -150,7 +144,6 @@ impl<'a> Stack<'a> {
         layers.into_iter().map(|layer| layer.get(setting)).find(|values| !values.is_empty()).unwrap_or_default()
     }
 
-    /// Returns the values of a setting.
     pub(super) fn all(&self, setting: &Row) -> &'a [Given] {
         Self::first([self.flags].into_iter().chain(self.entry).chain([self.environment, self.top]), setting)
     }

@@ -22,12 +22,10 @@ pub enum Source {
     Chain,
 }
 
-/// What is taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chosen {
     /// The role to assume; `None`: the source's own credentials will do.
     pub role: Option<String>,
-    /// The source.
     pub source: Source,
     /// What else there was.
     pub passed_over: Vec<PassedOver>,

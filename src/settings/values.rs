@@ -36,7 +36,6 @@ pub(super) fn is_reason(text: &str) -> bool {
     !text.is_empty() && text.chars().count() <= MAX_REASON_LEN && !text.contains(char::is_control)
 }
 
-/// Tells whether a manager may have this name.
 pub(super) fn is_manager_name(text: &str) -> bool {
     text.len() <= MAX_NAME_LEN
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())

@@ -41,7 +41,6 @@ impl Common {
         })
     }
 
-    /// Returns the clock.
     #[must_use]
     pub fn clock(&self) -> Clock {
         self.clock

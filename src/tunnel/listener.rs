@@ -48,14 +48,12 @@ enum Source {
 pub struct Bound {
     /// As many as were asked for, ports rising.
     pub listeners: Vec<Listeners>,
-    /// Ports that were skipped since they are taken.
     pub skipped: Vec<PortTaken>,
 }
 
 /// A port that another process, or this one, has already.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortTaken {
-    /// The port.
     pub port: u16,
     /// Who has it, where the system tells.
     pub owner: Option<PortOwner>,
@@ -90,13 +88,11 @@ pub enum BindError {
     Exhausted {
         /// The first port.
         base_port: u16,
-        /// How many were wanted.
         count: usize,
     },
     /// The system does not let this process listen there.
     #[error("cannot listen on port {port}")]
     Io {
-        /// The port.
         port: u16,
         /// What the system says.
         #[source]
@@ -224,7 +220,6 @@ impl Listeners {
         (Self { port, admission: Admission::everyone(), source: Source::Memory(connections) }, way)
     }
 
-    /// Returns the port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port

@@ -28,7 +28,6 @@ struct Mark {
     moved: u64,
 }
 
-/// The load of one link.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Load {
     older: Mark,
@@ -47,7 +46,6 @@ pub(super) struct Rank {
     /// They do, or others have that are gone and what has been queued for them is not. All that move anything move
     /// about the same, as each is paced alike, so more bytes are no more load.
     moving: bool,
-    /// Connections that are open.
     pub(super) open: usize,
 }
 

@@ -216,7 +216,6 @@ enum Due {
     Unless(Duration),
     /// At this time, or soon after the destination has sent something to a connection.
     Retry {
-        /// The time.
         at: Duration,
         /// From when on what the destination sends counts.
         since: Duration,

@@ -76,14 +76,10 @@ pub(super) enum Step {
     SlowRetry {
         /// How long to wait first.
         after: Duration,
-        /// Which route to take.
         route: usize,
     },
     /// Start another when the next local connection comes.
-    OnDemand {
-        /// Which route to take.
-        route: usize,
-    },
+    OnDemand { route: usize },
 }
 
 /// What went before the end of a link.
@@ -95,7 +91,6 @@ pub(super) struct History {
     pub(super) useful_before: Option<Duration>,
     /// The route of this link, by its place in the list.
     pub(super) route: usize,
-    /// How many routes there are.
     pub(super) routes: usize,
     /// Nobody misses a link that ends now: no connection is open, and nothing is to keep it warm.
     pub(super) idle: bool,
@@ -180,7 +175,6 @@ pub(super) fn is_behind(backlog: Duration, was_behind: bool, start_time: Duratio
 /// What to do after a probe that has not succeeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AfterProbe {
-    /// Probe again.
     Again {
         /// How long to wait first.
         after: Duration,

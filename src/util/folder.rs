@@ -35,7 +35,6 @@ use rustix::{
 /// Most symbolic links that are followed on one way, the same as Linux's own limit.
 const MAX_LINKS: u32 = 40;
 
-/// Mode of folders that are made.
 const FOLDER_MODE: Mode = Mode::RWXU;
 
 /// Mode of files that are made.
@@ -87,7 +86,6 @@ impl From<Refusal> for io::Error {
     }
 }
 
-/// Tells whether an error is a [`Refusal`].
 pub fn is_refusal(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|error| error.is::<Refusal>())
 }
@@ -97,16 +95,10 @@ pub fn is_refusal(error: &io::Error) -> bool {
 pub enum PrivateError {
     /// Others have a hand in it.
     #[error("cannot use the folder `{}`: {reason}", path.display())]
-    NotPrivate {
-        /// The folder.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
+    NotPrivate { path: PathBuf, reason: &'static str },
     /// The system refuses.
     #[error("cannot use the folder `{}`", path.display())]
     Io {
-        /// The folder.
         path: PathBuf,
         /// What the system says.
         #[source]
@@ -260,7 +252,6 @@ impl Place {
         }
     }
 
-    /// Returns the folder.
     #[must_use]
     pub fn folder(&self) -> &Folder {
         &self.folder
@@ -280,7 +271,6 @@ impl Place {
         self.folder.place(name)
     }
 
-    /// Looks at what is there.
     fn stat(&self) -> io::Result<Option<Stat>> {
         match fs::statat(&*self.folder.handle, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),

@@ -15,11 +15,9 @@ const REFUSED: &str = "NAME_THAT_CANNOT_BE_SHOWN";
 pub(crate) enum Language {
     /// That of bash, zsh and every other shell that reads POSIX's.
     Posix,
-    /// fish.
     Fish,
     /// csh and tcsh.
     Csh,
-    /// PowerShell.
     PowerShell,
 }
 

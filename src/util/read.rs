@@ -16,7 +16,6 @@ pub enum ReadError {
     /// It cannot be what it should be.
     #[error("it has more than {0} bytes")]
     TooLong(u64),
-    /// It is not text.
     #[error("it is not UTF-8")]
     NotText,
     /// The system refuses.

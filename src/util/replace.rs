@@ -106,7 +106,6 @@ fn has_no_modes(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|error| without.contains(&error))
 }
 
-/// Writes a file in place.
 fn overwrite(file: &File, contents: &[u8]) -> io::Result<()> {
     let old_len = file.metadata()?.len();
     let (over, beyond) = contents.split_at(contents.len().min(usize::try_from(old_len).unwrap_or(usize::MAX)));
@@ -125,7 +124,6 @@ fn overwrite(file: &File, contents: &[u8]) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Temporary {
     name: Name,
-    /// The file.
     pub file: File,
 }
 

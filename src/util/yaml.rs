@@ -42,7 +42,6 @@ pub(crate) enum Content {
     Bare(String),
     /// A quoted scalar or a block of text: always a string, unless it has a tag.
     Text(String),
-    /// A sequence.
     Sequence(Vec<Node>),
     /// A mapping, in its order; a key may be there twice, and may be anything.
     Mapping(Vec<(Node, Node)>),

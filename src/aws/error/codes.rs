@@ -13,7 +13,6 @@ use super::Refusal;
 pub(super) enum Class {
     /// The identity may not do this.
     Denied,
-    /// The credentials have expired.
     Expired,
     /// The clock of this machine is wrong.
     ClockSkew,

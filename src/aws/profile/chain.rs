@@ -42,10 +42,8 @@ pub(super) struct Chain {
 /// Credentials that need no others.
 enum Base {
     Keys(Keys),
-    /// The command.
     Process(String),
     Sso {
-        /// The profile that is signed in.
         profile: String,
         keys: Keys,
         session: Option<(String, Keys)>,
@@ -139,7 +137,6 @@ impl Chain {
         Ok(None)
     }
 
-    /// Tells whether a source needs this variable.
     pub(super) fn needs(&self, variable: &str) -> bool {
         match self.base {
             Base::Named(EC2) => variable == "AWS_EC2_METADATA_DISABLED",

@@ -15,7 +15,6 @@ use crate::{
 /// A line of a profile file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The file.
     pub path: Arc<Path>,
     /// From 1.
     pub line: usize,
@@ -30,10 +29,8 @@ impl fmt::Display for Place {
 /// What is wrong with a file, outside of the sections that are used.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum FileFault {
-    /// It cannot be read.
     #[error("`{}` cannot be read", path.display())]
     Unreadable {
-        /// The file.
         path: PathBuf,
         /// What the system says.
         #[source]
@@ -41,12 +38,7 @@ pub(super) enum FileFault {
     },
     /// A line means nothing.
     #[error("{place} {what}")]
-    Line {
-        /// The line.
-        place: Place,
-        /// What is wrong with it.
-        what: &'static str,
-    },
+    Line { place: Place, what: &'static str },
 }
 
 impl FileFault {
@@ -68,18 +60,11 @@ impl FileFault {
 pub enum ProfileFault {
     /// A line of it means nothing.
     #[error("{place} {what}")]
-    Line {
-        /// The line.
-        place: Place,
-        /// What is wrong with it.
-        what: &'static str,
-    },
+    Line { place: Place, what: &'static str },
     /// A value is not of the form that it must have.
     #[error("{place}: `{key}` {what}")]
     Value {
-        /// The line.
         place: Place,
-        /// The key.
         key: &'static str,
         /// What is wrong with the value, which is in it if it may be shown.
         what: String,
@@ -89,7 +74,6 @@ pub enum ProfileFault {
     NoSuchSection {
         /// The key: `source_profile`, `sso_session` or `services`.
         key: &'static str,
-        /// The name of the section.
         name: String,
     },
     /// Profiles name each other as their sources.
@@ -103,56 +87,32 @@ pub enum ProfileFault {
     Lacks {
         /// The profile or section, which may be that of a source.
         profile: String,
-        /// What it has.
         has: &'static str,
-        /// What it lacks.
         lacks: Vec<&'static str>,
     },
     /// Two keys say different things.
     #[error("`{profile}` has both `{one}` and `{other}`: only one of them can be meant")]
-    Contradiction {
-        /// The profile.
-        profile: String,
-        /// A key.
-        one: &'static str,
-        /// Another.
-        other: &'static str,
-    },
+    Contradiction { profile: String, one: &'static str, other: &'static str },
     /// An IAM Identity Center session is described twice, and differently.
     #[error("its `{key}` differs from that of `[sso-session {session}]`")]
-    SessionDiffers {
-        /// The key.
-        key: &'static str,
-        /// The session.
-        session: String,
-    },
+    SessionDiffers { key: &'static str, session: String },
     /// The source of its credentials is of a kind that there is not.
     #[error(
         "its `credential_source` is `{source_name}`, which is none of `Environment`, `Ec2InstanceMetadata`, `EcsContainer`"
     )]
-    UnknownSource {
-        /// The value.
-        source_name: String,
-    },
+    UnknownSource { source_name: String },
     /// The keys that it wants from the environment are not there.
     #[error("its `credential_source` is `Environment`, and `AWS_ACCESS_KEY_ID` or `AWS_SECRET_ACCESS_KEY` is not set")]
     NoKeysInEnvironment,
     /// A source has no credentials.
     #[error("its `source_profile` `{source_profile}` has no credentials")]
-    EmptySource {
-        /// The source.
-        source_profile: String,
-    },
+    EmptySource { source_profile: String },
     /// It is signed in with `aws login`.
     #[error("it is signed in with `aws login`, whose sessions only the AWS CLI can read")]
-    Login {
-        /// The profile that is signed in.
-        profile: String,
-    },
+    Login { profile: String },
     /// Its role is not given without a code from a device.
     #[error("its role is given only with a code from the MFA device `{serial}`, which cannot be asked for here")]
     Mfa {
-        /// The device.
         serial: String,
         /// What AWS said.
         #[source]
@@ -173,7 +133,6 @@ pub enum ProfileFault {
     /// writer of a pipe.
     #[error("its `web_identity_token_file` `{}` cannot be read", path.display())]
     TokenFile {
-        /// The file.
         path: PathBuf,
         /// What the system says, or why it is not tried.
         #[source]
@@ -181,16 +140,10 @@ pub enum ProfileFault {
     },
     /// Its program gives no credentials.
     #[error("its `credential_process` {what}")]
-    Process {
-        /// What became of it.
-        what: String,
-    },
+    Process { what: String },
     /// It has no credentials, and neither has anything else.
     #[error("it has no credentials: {}", if keys.is_empty() { "it is empty".to_owned() } else { format!("there is only {}", list(keys)) })]
-    NoCredentials {
-        /// The keys that it has.
-        keys: Vec<String>,
-    },
+    NoCredentials { keys: Vec<String> },
 }
 
 impl ProfileFault {

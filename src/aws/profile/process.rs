@@ -18,7 +18,6 @@ use crate::util::{peer_text::PeerText, read::read_pipe};
 /// Most that is read of what the program writes, in bytes.
 const MAX_OUTPUT_LEN: u64 = 256 << 10;
 
-/// What the program writes.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Output {

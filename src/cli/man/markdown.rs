@@ -29,7 +29,6 @@ pub(super) enum Span {
     Chapter(String, String),
 }
 
-/// Reads a chapter.
 pub(super) fn blocks(page: &str) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut lines = page.lines().peekable();

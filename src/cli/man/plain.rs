@@ -12,7 +12,6 @@ const INDENT: &str = "    ";
 /// Widest first column that has the second one beside it.
 const NARROW: usize = 18;
 
-/// Renders a chapter.
 pub(super) fn render(page: &str) -> String {
     let mut text = String::new();
     let mut after_item = false;

@@ -16,7 +16,6 @@ use crate::util::folder::{Folder, Missing, OTHER_USER, Place, PrivateError};
 /// Name of the file that a running manager has locked.
 const LOCK: &str = "lock";
 
-/// Name of the socket.
 pub(super) const SOCKET: &str = "control.sock";
 
 /// Who has a directory.
@@ -69,7 +68,6 @@ impl From<PrivateError> for ControlError {
     }
 }
 
-/// Returns the path of the socket in a directory.
 pub(super) fn socket_path(dir: &Path) -> Result<PathBuf, ControlError> {
     let socket = dir.join(SOCKET);
     if socket.as_os_str().len() > MAX_SOCKET_PATH_LEN {

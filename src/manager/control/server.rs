@@ -72,7 +72,6 @@ impl Server {
         Ok(Self { listener, folder, socket, uid: own_uid(), _lock: lock })
     }
 
-    /// Returns the directory.
     #[must_use]
     pub fn folder(&self) -> &Folder {
         &self.folder

@@ -20,7 +20,6 @@ pub struct ManagerStatus {
     pub pid: u32,
     /// Since when it has been in this state.
     pub since: Timestamp,
-    /// When it was started.
     pub started_at: Timestamp,
     /// The ARN of the user or assumed role; with several accesses, of the first; `null` until it is known.
     pub identity: Option<String>,
@@ -39,9 +38,7 @@ pub struct ManagerStatus {
 /// An access: an identity in a region.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccessStatus {
-    /// The region.
     pub region: String,
-    /// The account id.
     pub account: String,
     /// The ARN of the user or assumed role.
     pub identity: String,
@@ -61,10 +58,8 @@ pub struct AccessStatus {
     pub bastions: Vec<String>,
 }
 
-/// A tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelReport {
-    /// The context in the kubeconfig.
     pub context: String,
     /// The cluster's name.
     pub cluster: String,
@@ -113,7 +108,6 @@ pub struct TunnelReport {
     pub sessions: Vec<SessionReport>,
 }
 
-/// A session of a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionReport {
     /// The session's id, by which CloudTrail knows it; `null` while there is none.

@@ -66,7 +66,6 @@ enum AnswerLine {
     },
 }
 
-/// Reads a request.
 pub(super) fn decode_request(line: &str) -> Result<Request, Refusal> {
     #[derive(Deserialize)]
     struct Head {
@@ -93,7 +92,6 @@ pub(super) fn decode_request(line: &str) -> Result<Request, Refusal> {
     })
 }
 
-/// Writes a request.
 pub(super) fn encode_request(request: &Request) -> String {
     line(match request.clone() {
         Request::Token(TokenRequest { cluster, region, account }) => RequestLine::Token { cluster, region, account },
@@ -104,7 +102,6 @@ pub(super) fn encode_request(request: &Request) -> String {
     })
 }
 
-/// Writes an answer.
 pub(super) fn encode_answer(answer: &Answer) -> Secret<String> {
     Secret::new(line(match answer {
         Answer::Token(TokenAnswer { token, expires }) => {
@@ -119,13 +116,11 @@ pub(super) fn encode_answer(answer: &Answer) -> Secret<String> {
     }))
 }
 
-/// Writes a refusal.
 pub(super) fn encode_refusal(refusal: &Refusal) -> Secret<String> {
     let Refusal { code, message } = refusal.clone();
     Secret::new(line(AnswerLine::Error { code, message }))
 }
 
-/// Reads an answer.
 pub(super) fn decode_answer(line: &str) -> Result<Answer, ControlError> {
     let malformed = |source| ControlError::Malformed { source };
     let Line { version, content } = serde_json::from_str(line).map_err(malformed)?;

@@ -251,8 +251,10 @@ enum Refusal {
     /// Too many connections are open.
     TooMany,
     /// The tunnel's port takes no connection.
-    NoTunnel { endpoint: Destination, source: io::Error },
-    /// The client has gone.
+    NoTunnel {
+        endpoint: Destination,
+        source: io::Error,
+    },
     Gone,
 }
 

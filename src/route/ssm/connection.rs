@@ -51,7 +51,6 @@ pub(super) enum Stage {
     Lingering,
 }
 
-/// One local connection.
 #[derive(Debug)]
 pub(super) struct Connection<K> {
     io: Io,

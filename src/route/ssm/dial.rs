@@ -23,7 +23,6 @@ impl std::fmt::Display for SessionId {
 pub struct SessionHandle {
     /// The session's id, by which CloudTrail knows it.
     pub id: SessionId,
-    /// The target that it was started on.
     pub target: Target,
     /// Chosen once per session, and kept over resumes.
     pub client_id: Uuid,
@@ -73,7 +72,6 @@ pub enum DialError {
     /// The target's agent is not connected; whether there is such a target may not be known.
     #[error("target `{target}` is not connected to Systems Manager")]
     TargetNotConnected {
-        /// The target that was asked for.
         target: Target,
         /// What the service answered.
         #[source]
@@ -84,7 +82,6 @@ pub enum DialError {
         "target `{target}` does not exist, is terminated, or has never registered with Systems Manager in {region} of this account"
     )]
     TargetNotFound {
-        /// The target that was asked for.
         target: Target,
         /// Where it was looked for.
         region: String,
@@ -114,14 +111,10 @@ pub enum DialError {
     },
     /// There is no session to resume: it has timed out or been terminated.
     #[error("session `{id}` has ended")]
-    SessionEnded {
-        /// The session that was to be resumed.
-        id: SessionId,
-    },
+    SessionEnded { id: SessionId },
     /// The service asks for fewer calls.
     #[error("the service throttles `{action}`")]
     Throttled {
-        /// The IAM action.
         action: &'static str,
         /// What the service answered.
         #[source]
@@ -139,7 +132,6 @@ pub enum DialError {
     /// The endpoint could not be reached: name, route, proxy or TLS.
     #[error("cannot reach `{host}`")]
     Unreachable {
-        /// The host that was dialled.
         host: String,
         /// What went wrong.
         #[source]
@@ -147,19 +139,14 @@ pub enum DialError {
     },
     /// The service names a WebSocket host that is not its own. Nothing was sent to it.
     #[error("the stream URL points at `{host}`, which is not the message gateway of this region")]
-    ForeignStreamUrl {
-        /// The host of the URL.
-        host: PeerText,
-    },
+    ForeignStreamUrl { host: PeerText },
     /// The gateway answered the upgrade with another status than 101.
     #[error(
         "the message gateway `{host}` refused the WebSocket upgrade with status {status}{}",
         if detail.is_empty() { String::new() } else { format!(": {detail}") }
     )]
     UpgradeRefused {
-        /// The host that was dialled.
         host: String,
-        /// The HTTP status.
         status: u16,
         /// The start of the answer's body, or the reason that the gateway gave.
         detail: PeerText,
@@ -167,7 +154,6 @@ pub enum DialError {
     /// The service refuses the request itself, and would refuse the same one again.
     #[error("`{action}` on `{resource}` was refused")]
     Refused {
-        /// The IAM action.
         action: &'static str,
         /// The target or the session.
         resource: String,
@@ -178,7 +164,6 @@ pub enum DialError {
     /// Trouble of the service, which may pass.
     #[error("`{action}` failed")]
     Service {
-        /// The IAM action.
         action: &'static str,
         /// What the service answered.
         #[source]

@@ -142,7 +142,6 @@ pub(super) struct Driver {
     served: bool,
     gauge: Gauge,
     state: watch::Sender<LinkState>,
-    /// Counts transports.
     transports: u32,
     /// What local programs have not taken.
     share: Share,

@@ -55,9 +55,7 @@ const SLEEP_THRESHOLD: Duration = Duration::from_secs(5);
 /// What is due on a transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
-    /// Nothing yet.
     Nothing,
-    /// Send a ping.
     Ping,
     /// Send a ping: an acknowledgement stays away.
     Suspect,

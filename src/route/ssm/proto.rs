@@ -19,6 +19,8 @@
 //! Layers, from the wire up: [`message`] (one message), [`channel`] (numbers, acknowledgements,
 //! retransmission, order), [`smux`] (streams), [`handshake`] and [`session`] (all of it together).
 
+#![warn(missing_docs)]
+
 pub mod channel;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;

@@ -73,7 +73,6 @@ impl<K: Copy + Send + Sync + 'static> Ready<K> {
         self.node.enqueue();
     }
 
-    /// Returns the waker to poll with.
     pub(super) fn waker(&self) -> &Waker {
         &self.waker
     }

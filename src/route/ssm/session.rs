@@ -71,7 +71,6 @@ enum Stage {
     Stopped,
 }
 
-/// One session's task.
 pub(super) struct SessionTask {
     route: Arc<SsmRoute>,
     to: Arc<Cluster>,

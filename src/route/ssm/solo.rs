@@ -87,7 +87,6 @@ impl SoloSession {
         Ok(Self { dial, clock, handle, driver, attachment, commands, reports, over: false })
     }
 
-    /// Returns the session's id.
     #[must_use]
     pub fn id(&self) -> &SessionId {
         &self.handle.id

@@ -50,7 +50,6 @@ pub enum Knowledge {
     Unknown,
     /// It is not a managed node of this account in this region.
     Absent,
-    /// It is one.
     Seen(Sighting),
 }
 
@@ -59,9 +58,7 @@ pub enum Knowledge {
 pub struct Sighting {
     /// Whether the agent is in contact with Systems Manager, sessions apart.
     pub in_contact: bool,
-    /// When it last was.
     pub last_contact: Option<DateTime>,
-    /// Its version.
     pub agent_version: Option<PeerText>,
 }
 

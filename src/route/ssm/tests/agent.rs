@@ -87,7 +87,6 @@ pub(super) enum Note {
     Terminated,
     /// The WebSocket ended with a close frame.
     Goodbye,
-    /// A stream was opened.
     Opened,
     /// A stream was closed by the client.
     Closed,

@@ -55,7 +55,6 @@ impl Stopwatch {
     }
 }
 
-/// A call of [`Dial`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Call {
     Start(String),
@@ -350,7 +349,6 @@ impl World {
         Self { network, common, status, notes, calls, local, stop, tunnel: tasks }
     }
 
-    /// Waits for a status.
     pub(super) async fn until(&mut self, wanted: impl FnMut(&TunnelStatus) -> bool) -> TunnelStatus {
         within(self.status.wait_for(wanted)).await.unwrap().clone()
     }
@@ -402,7 +400,6 @@ impl Local {
         assert!(buffer == data, "the bytes that were sent");
     }
 
-    /// Reads to the end.
     pub(super) async fn read_all(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         within(self.stream.read_to_end(&mut bytes)).await.unwrap();
