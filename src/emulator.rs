@@ -1,4 +1,4 @@
-//! An emulated AWS on loopback, or in memory: STS, EKS and Systems Manager behind one port, the message gateway with
+//! An emulated AWS on loopback, or in memory: STS, EKS, Systems Manager, ECS and EC2 behind one port, the message gateway with
 //! an agent for each session, and a small Kubernetes API for each cluster.
 //!
 //! It is what the `demo` command, the tests and the `emulator` example run against. The program reaches
@@ -20,8 +20,11 @@ mod api;
 mod clock;
 mod config;
 mod credentials;
+mod ec2;
+mod ecs;
 mod eks;
 mod faults;
+mod fleet;
 mod gateway;
 mod http;
 mod inject;
@@ -39,6 +42,7 @@ mod ssm;
 mod sts;
 #[cfg(test)]
 mod tests;
+mod vpc;
 mod world;
 
 use std::{
@@ -59,6 +63,9 @@ pub use self::{
     api::ApiError,
     config::{AbsentClient, AgentConfig, AgentStart, BastionConfig, ClusterConfig, Config, Identity, StreamScheme},
     credentials::{OIDC_AUDIENCE, OIDC_ISSUER, OidcClaims},
+    ecs::{
+        AgentOutcome, EcsConfig, LaunchType, ServiceConfig, StartFailure, TaskEnd, TaskInfo, TaskTimes, TaskTrouble,
+    },
     faults::{FAULTS, Fault, FaultError, Matrix, Row, Trial},
     journal::Event,
     kube::ApiServer,
@@ -68,6 +75,7 @@ pub use self::{
         AgentQuirks, Command, Destination, DialFailure, ExtraAction, Failure, Line, Link, Resume, Settings, Upgrade,
     },
     session::{SessionInfo, SessionState},
+    vpc::{ConnectEndpointConfig, SubnetConfig, VpcConfig},
 };
 use self::{
     credentials::{Caller, Keys},
@@ -178,6 +186,7 @@ impl Emulator {
         for server in servers {
             emulator.world.tasks.spawn(server.serve(emulator.world.clone()));
         }
+        ecs::begin(&emulator.world);
         emulator.world.tasks.spawn(serve_api(emulator.world.clone(), api_listener));
         emulator.world.tasks.spawn(serve_gateway(emulator.world.clone(), gateway_listener, acceptor));
         emulator.world.tasks.spawn(rotate_token(emulator.world.clone(), emulator.token_file()));
@@ -195,7 +204,7 @@ impl Emulator {
 
     // Where things are.
 
-    /// URL of STS, EKS and Systems Manager.
+    /// URL of STS, EKS, Systems Manager, ECS and EC2.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", host_of(&self.api))
@@ -210,16 +219,19 @@ impl Emulator {
             Identity::WebIdentity => self.web_identity_environment(),
             Identity::StaticKeys => self.static_environment(),
         });
-        if let Some(bastion) = self.world.config.bastions.first() {
-            variables.push(("AUTOHEAL_PA_BASTION".to_owned(), bastion.id.clone()));
+        let config = &self.world.config;
+        let bastion = config.named_bastion.as_ref().or_else(|| config.bastions.first().map(|bastion| &bastion.id));
+        if let Some(bastion) = bastion {
+            variables.push(("AUTOHEAL_PA_BASTION".to_owned(), bastion.clone()));
         }
         variables
     }
 
     /// Endpoints and region.
     fn base_environment(&self) -> Vec<(String, String)> {
-        let mut variables: Vec<(String, String)> =
-            ["STS", "EKS", "SSM"].map(|service| (format!("AWS_ENDPOINT_URL_{service}"), self.endpoint())).into();
+        let mut variables: Vec<(String, String)> = ["STS", "EKS", "SSM", "ECS", "EC2"]
+            .map(|service| (format!("AWS_ENDPOINT_URL_{service}"), self.endpoint()))
+            .into();
         variables.push(("AWS_REGION".to_owned(), self.world.config.region.clone()));
         variables.push(("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned()));
         if let Some(path) = self.gateway_authority() {
@@ -368,6 +380,29 @@ impl Emulator {
                 return;
             }
         }
+    }
+
+    /// All tasks of Elastic Container Service that are told of, oldest first.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<TaskInfo> {
+        ecs::infos(&self.world)
+    }
+
+    /// Deploys a service anew, or all of them: other tasks start, and when they run the old ones stop. Returns how many
+    /// services it is.
+    pub fn deploy(&self, service: Option<&str>) -> usize {
+        ecs::deploy(&self.world, service)
+    }
+
+    /// Stops a task, by its ARN or id, with a code such as `UserInitiated` or `TerminationNotice`; returns whether there is
+    /// one.
+    pub fn stop_task(&self, task: &str, code: &str, reason: &str) -> bool {
+        ecs::stop_one(&self.world, task, code, reason)
+    }
+
+    /// Lets Auto Scaling replace an instance; returns the id of the new one, or `None` if there is no such instance.
+    pub fn replace_instance(&self, id: &str) -> Option<String> {
+        fleet::replace(&self.world, id)
     }
 
     // What goes wrong.

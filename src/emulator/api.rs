@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     credentials::{Caller, OIDC_ISSUER, OidcClaims},
-    eks,
+    ec2, ecs, eks,
     http::{FullRequest, Response, json, response, text},
     journal::Event,
     script::Failure,
@@ -26,11 +26,13 @@ pub struct ApiError {
     pub code: String,
     /// The error's message.
     pub message: String,
+    /// What is in the way, if that is said apart: ARNs.
+    pub resource_ids: Vec<String>,
 }
 
 impl ApiError {
     pub(super) fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.to_owned(), message: message.into() }
+        Self { status, code: code.to_owned(), message: message.into(), resource_ids: Vec::new() }
     }
 }
 
@@ -43,6 +45,10 @@ enum Service {
     Eks,
     /// JSON 1.1.
     Ssm,
+    /// JSON 1.1.
+    Ecs,
+    /// Query protocol, in a form of its own.
+    Ec2,
 }
 
 impl Service {
@@ -52,51 +58,39 @@ impl Service {
             Self::Sts => "sts",
             Self::Eks => "eks",
             Self::Ssm => "ssm",
+            Self::Ecs => "ecs",
+            Self::Ec2 => "ec2",
         }
     }
 
     fn signature_error(self, error: &SignatureError) -> ApiError {
-        let code = match (self, error) {
-            (Self::Sts, SignatureError::UnknownKey) => "InvalidClientTokenId",
-            (Self::Eks | Self::Ssm, SignatureError::UnknownKey) => "UnrecognizedClientException",
-            (Self::Sts, SignatureError::ExpiredToken) => "ExpiredToken",
-            (Self::Eks | Self::Ssm, SignatureError::ExpiredToken) => "ExpiredTokenException",
-            (Self::Sts, SignatureError::Missing) => "MissingAuthenticationToken",
-            (Self::Eks | Self::Ssm, SignatureError::Missing) => "MissingAuthenticationTokenException",
-            (Self::Sts, SignatureError::Incomplete(_)) => "IncompleteSignature",
-            (Self::Eks | Self::Ssm, SignatureError::Incomplete(_)) => "IncompleteSignatureException",
-            (
-                Self::Sts,
-                SignatureError::Expired { .. }
-                | SignatureError::NotYetCurrent { .. }
-                | SignatureError::Scope { .. }
-                | SignatureError::Mismatch,
-            ) => "SignatureDoesNotMatch",
-            (
-                Self::Eks | Self::Ssm,
-                SignatureError::Expired { .. }
-                | SignatureError::NotYetCurrent { .. }
-                | SignatureError::Scope { .. }
-                | SignatureError::Mismatch,
-            ) => "InvalidSignatureException",
+        let (of_query, of_json) = match error {
+            SignatureError::UnknownKey => ("InvalidClientTokenId", "UnrecognizedClientException"),
+            SignatureError::ExpiredToken => ("ExpiredToken", "ExpiredTokenException"),
+            SignatureError::Missing => ("MissingAuthenticationToken", "MissingAuthenticationTokenException"),
+            SignatureError::Incomplete(_) => ("IncompleteSignature", "IncompleteSignatureException"),
+            SignatureError::Expired { .. }
+            | SignatureError::NotYetCurrent { .. }
+            | SignatureError::Scope { .. }
+            | SignatureError::Mismatch => ("SignatureDoesNotMatch", "InvalidSignatureException"),
         };
-        ApiError::new(self.denied_status(), code, error.to_string())
-    }
-
-    /// Services with JSON 1.1 answer 400 where others answer 403.
-    fn denied_status(self) -> u16 {
         match self {
-            Self::Sts | Self::Eks => 403,
-            Self::Ssm => 400,
+            Self::Ec2 => ec2::signature_error(error),
+            Self::Sts => ApiError::new(403, of_query, error.to_string()),
+            Self::Eks => ApiError::new(403, of_json, error.to_string()),
+            Self::Ssm | Self::Ecs => ApiError::new(400, of_json, error.to_string()),
         }
     }
 
+    /// Services with JSON 1.1 answer 400 where others answer 403.
     fn access_denied(self, caller: &Caller, action: &str, resource: &str) -> ApiError {
-        let code = match self {
-            Self::Sts => "AccessDenied",
-            Self::Eks | Self::Ssm => "AccessDeniedException",
-        };
-        ApiError::new(self.denied_status(), code, denial(&caller.arn, action, resource))
+        let message = denial(&caller.arn, action, resource);
+        match self {
+            Self::Ec2 => ec2::access_denied(caller, action),
+            Self::Sts => ApiError::new(403, "AccessDenied", message),
+            Self::Eks => ApiError::new(403, "AccessDeniedException", message),
+            Self::Ssm | Self::Ecs => ApiError::new(400, "AccessDeniedException", message),
+        }
     }
 
     fn render(self, error: &ApiError, request_id: &str) -> Response {
@@ -104,6 +98,8 @@ impl Service {
             Self::Sts => response(error.status, "text/xml", sts::error_document(error, request_id)),
             Self::Eks => json(error.status, &json!({"message": error.message})),
             Self::Ssm => response(error.status, "application/x-amz-json-1.1", ssm::error_document(error).to_string()),
+            Self::Ecs => response(error.status, "application/x-amz-json-1.1", ecs::error_document(error).to_string()),
+            Self::Ec2 => response(error.status, "text/xml;charset=UTF-8", ec2::error_document(error, request_id)),
         };
         if let (Self::Eks, Ok(code)) = (self, error.code.parse()) {
             rendered.headers_mut().insert("x-amzn-errortype", code);
@@ -209,7 +205,7 @@ async fn hold(world: &World, action: &str) {
 
 fn scripted_failure(world: &World, action: &str) -> Result<(), ApiError> {
     match world.take_failure(action) {
-        Some(Failure { status, code, message, calls: _ }) => Err(ApiError { status, code, message }),
+        Some(Failure { status, code, message, calls: _ }) => Err(ApiError::new(status, &code, message)),
         None => Ok(()),
     }
 }
@@ -217,6 +213,9 @@ fn scripted_failure(world: &World, action: &str) -> Result<(), ApiError> {
 fn recognize(request: &FullRequest) -> Option<(Service, String)> {
     if let Some(operation) = request.header("x-amz-target").strip_prefix("AmazonSSM.") {
         return Some((Service::Ssm, operation.to_owned()));
+    }
+    if let Some(operation) = request.header("x-amz-target").strip_prefix(ecs::TARGET_PREFIX) {
+        return Some((Service::Ecs, operation.to_owned()));
     }
     let method = request.head.method.as_str();
     if let Some(operation) = eks::operation(method, request.path()) {
@@ -227,7 +226,10 @@ fn recognize(request: &FullRequest) -> Option<(Service, String)> {
     }
     let form =
         if method == "POST" { String::from_utf8_lossy(&request.body).into_owned() } else { request.query().to_owned() };
-    parse_query(&form).into_iter().find(|(name, _)| name == "Action").map(|(_, action)| (Service::Sts, action))
+    let form = parse_query(&form);
+    let is_ec2 = form.iter().any(|(name, value)| name == "Version" && value == ec2::VERSION);
+    let service = if is_ec2 { Service::Ec2 } else { Service::Sts };
+    form.into_iter().find(|(name, _)| name == "Action").map(|(_, action)| (service, action))
 }
 
 fn dispatch(
@@ -247,6 +249,8 @@ fn dispatch(
         Service::Sts => sts::answer(&call, operation, request),
         Service::Eks => eks::answer(&call, request),
         Service::Ssm => ssm::answer(&call, operation, request),
+        Service::Ecs => ecs::answer(&call, operation, request),
+        Service::Ec2 => ec2::answer(&call, operation, request),
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! What may change while it runs is in [`Settings`].
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use super::Settings;
+use super::{ConnectEndpointConfig, EcsConfig, Settings, VpcConfig, vpc::DEFAULT_VPC};
 
 /// Everything that an emulator is started with. The default is one account in `us-east-1` with two
 /// private clusters and one bastion.
@@ -20,6 +20,15 @@ pub struct Config {
     pub clusters: Vec<ClusterConfig>,
     /// What Systems Manager can connect to; the first is the one that the environment names.
     pub bastions: Vec<BastionConfig>,
+    /// What the environment names as the bastion; `None`: the first of the bastions.
+    pub named_bastion: Option<String>,
+    pub ecs: EcsConfig,
+    /// How long an instance that Auto Scaling starts takes until its agent is connected.
+    pub instance_start: Duration,
+    /// The endpoints of EC2 Instance Connect.
+    pub connect_endpoints: Vec<ConnectEndpointConfig>,
+    /// The networks; services run in the first.
+    pub vpcs: Vec<VpcConfig>,
     /// Which credentials the environment names.
     pub identity: Identity,
     /// Names of the roles that can be assumed; the first is the one that the environment names.
@@ -69,6 +78,11 @@ impl Default for Config {
             account: "123456789012".to_owned(),
             clusters: vec![ClusterConfig::new("payments"), ClusterConfig::new("search")],
             bastions: vec![BastionConfig::new("i-0dc03fbcae2a87472")],
+            named_bastion: None,
+            ecs: EcsConfig::default(),
+            instance_start: Duration::from_secs(1),
+            connect_endpoints: Vec::new(),
+            vpcs: vec![VpcConfig::default()],
             identity: Identity::WebIdentity,
             roles: vec!["AutohealReadOnlyRole".to_owned(), "AutohealAdminRole".to_owned()],
             role_max_duration: Duration::from_secs(43_200),
@@ -144,6 +158,8 @@ pub struct ClusterConfig {
     pub ipv6: bool,
     /// Whether the roles of the account have an access entry; without it the API server answers 401.
     pub access_entry: bool,
+    /// Id of its VPC.
+    pub vpc: String,
 }
 
 impl ClusterConfig {
@@ -163,6 +179,7 @@ impl ClusterConfig {
             outpost: false,
             ipv6: false,
             access_entry: true,
+            vpc: DEFAULT_VPC.to_owned(),
         }
     }
 
@@ -190,7 +207,24 @@ pub struct BastionConfig {
     pub agent_version: String,
     /// Session documents that may be used with it.
     pub documents: Vec<String>,
+    /// Its tags, `Name` among them.
+    pub tags: BTreeMap<String, String>,
+    /// Id of its VPC.
+    pub vpc: String,
+    /// Its private IPv4 address; `None`: one that is free.
+    pub private_address: Option<String>,
+    /// Its public IPv4 address, if it has one.
+    pub public_address: Option<String>,
+    /// Its operating system, `Amazon Linux` and the like; Windows is known by its name.
+    pub platform: String,
+    /// Whether Systems Manager knows it at all; other instances are EC2's only.
+    pub managed: bool,
+    /// What it has written to its console.
+    pub console: Option<String>,
 }
+
+/// What Auto Scaling tags its instances with.
+const GROUP_TAG: &str = "aws:autoscaling:groupName";
 
 impl BastionConfig {
     /// A bastion that is online, with a recent agent and both port forwarding documents.
@@ -201,7 +235,27 @@ impl BastionConfig {
             online: true,
             agent_version: "3.3.1142.0".to_owned(),
             documents: vec![REMOTE_HOST_DOCUMENT.to_owned(), PORT_DOCUMENT.to_owned()],
+            tags: BTreeMap::new(),
+            vpc: DEFAULT_VPC.to_owned(),
+            private_address: None,
+            public_address: None,
+            platform: "Amazon Linux".to_owned(),
+            managed: true,
+            console: None,
         }
+    }
+
+    /// The same with a tag more.
+    #[must_use]
+    pub fn tagged(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.tags.insert(key.into(), value.into());
+        self
+    }
+
+    /// The same as a member of an Auto Scaling group.
+    #[must_use]
+    pub fn in_group(self, group: impl Into<String>) -> Self {
+        self.tagged(GROUP_TAG, group)
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     api::{ApiError, Call},
     http::{FullRequest, Response, json},
     sigv4::parse_query,
+    vpc::VpcConfig,
     world::Cluster,
 };
 
@@ -76,11 +77,13 @@ fn describe(call: &Call<'_>, name: &str) -> Result<Response, ApiError> {
     let cluster = found.ok_or_else(|| {
         ApiError::new(404, "ResourceNotFoundException", format!("No cluster found for name: {name}."))
     })?;
-    Ok(json(200, &json!({ "cluster": description(cluster) })))
+    Ok(json(200, &json!({ "cluster": description(cluster, &call.world.config.vpcs) })))
 }
 
-fn description(cluster: &Cluster) -> Value {
+fn description(cluster: &Cluster, vpcs: &[VpcConfig]) -> Value {
     let config = &cluster.config;
+    let vpc = vpcs.iter().find(|vpc| vpc.id == config.vpc);
+    let subnets: Vec<&str> = vpc.into_iter().flat_map(|vpc| &vpc.subnets).map(|subnet| subnet.id.as_str()).collect();
     let mut value = json!({
         "name": config.name,
         "arn": cluster.arn(),
@@ -95,10 +98,10 @@ fn description(cluster: &Cluster) -> Value {
         "tags": {"emulated": "true"},
         "health": {"issues": []},
         "resourcesVpcConfig": {
-            "subnetIds": ["subnet-0a1b2c3d4e5f60718", "subnet-08f7e6d5c4b3a2910"],
+            "subnetIds": subnets,
             "securityGroupIds": [],
-            "clusterSecurityGroupId": "sg-0c0ffee0c0ffee0c0",
-            "vpcId": "vpc-0a0b0c0d0e0f01020",
+            "clusterSecurityGroupId": vpc.and_then(|vpc| vpc.security_groups.first()),
+            "vpcId": config.vpc,
             "endpointPublicAccess": config.public_access,
             "endpointPrivateAccess": config.private_access,
             "publicAccessCidrs": if config.public_access { json!(["0.0.0.0/0"]) } else { json!([]) },

@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use super::ecs::TaskTrouble;
+
 /// What is wrong at the moment; the default is nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
@@ -77,6 +79,8 @@ pub struct Settings {
     /// Most messages a second that a client may send, acknowledgements included, for 2 s in a row;
     /// above it the service pauses and then closes the channel. `None`: no limit.
     pub max_message_rate: Option<u32>,
+    /// What is wrong with tasks of Elastic Container Service.
+    pub tasks: TaskTrouble,
 }
 
 impl Settings {

@@ -48,6 +48,22 @@ pub(super) struct SessionStart {
     pub(super) parameters: Parameters,
     pub(super) reason: Option<String>,
     pub(super) stream_url: String,
+    /// How many sessions run with the target at a time; `None`: no matter.
+    pub(super) limit: Option<usize>,
+}
+
+/// Starts that wait for their turn on a target with a limit: amazon-ssm-agent's pool of session workers has a buffer of one.
+const WAITING_STARTS: usize = 1;
+
+/// What a target's agent makes of a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    /// A worker runs for it.
+    Running,
+    /// It is the next to get one.
+    Waiting,
+    /// The agent has dropped it without a word.
+    Dropped,
 }
 
 /// Where a session is in its life.
@@ -148,6 +164,8 @@ pub(super) enum Control {
     },
     Resumed,
     Terminate,
+    /// Its turn has come.
+    Begin,
     Command(Command),
     /// Settings have changed.
     Settings,
@@ -169,6 +187,7 @@ pub(super) struct Session {
 
 struct State {
     phase: SessionState,
+    slot: Slot,
     /// Tokens that have not been used, and until when they are good.
     tokens: BTreeMap<String, Instant>,
     spent: BTreeSet<String>,
@@ -208,6 +227,7 @@ impl Session {
             counters: Counters::default(),
             state: Mutex::new(State {
                 phase: SessionState::Waiting,
+                slot: slot_for(&sessions, &start),
                 tokens: BTreeMap::new(),
                 spent: BTreeSet::new(),
                 client_id: None,
@@ -227,6 +247,11 @@ impl Session {
 
     pub(super) fn state(&self) -> SessionState {
         lock(&self.state).phase
+    }
+
+    /// Whether the agent has a worker for it.
+    pub(super) fn is_running(&self) -> bool {
+        lock(&self.state).slot == Slot::Running
     }
 
     pub(super) fn set_token(&self, token: String, until: Instant) {
@@ -324,6 +349,42 @@ impl Session {
         if state.phase != SessionState::Ended {
             state.phase = phase;
         }
+    }
+}
+
+/// The sessions with a target that are not over, with what the agent makes of them.
+fn slots<'a>(
+    sessions: &'a BTreeMap<String, Arc<Session>>,
+    target: &'a str,
+) -> impl Iterator<Item = (&'a Arc<Session>, Slot)> {
+    sessions.values().filter(move |session| session.start.target == target).filter_map(|session| {
+        let state = lock(&session.state);
+        (state.phase != SessionState::Ended).then_some((session, state.slot))
+    })
+}
+
+fn slot_for(sessions: &BTreeMap<String, Arc<Session>>, start: &SessionStart) -> Slot {
+    let Some(limit) = start.limit else { return Slot::Running };
+    let count = |wanted: Slot| slots(sessions, &start.target).filter(|(_, slot)| *slot == wanted).count();
+    if count(Slot::Running) < limit {
+        Slot::Running
+    } else if count(Slot::Waiting) < WAITING_STARTS {
+        Slot::Waiting
+    } else {
+        Slot::Dropped
+    }
+}
+
+/// Gives the worker of a session that has ended to the one that waits.
+fn give_turn(world: &World, target: &str) {
+    let sessions = lock(&world.sessions);
+    let running = slots(&sessions, target).filter(|(_, slot)| *slot == Slot::Running).count();
+    let waiting = slots(&sessions, target).filter(|(_, slot)| *slot == Slot::Waiting);
+    // They are counted in the order of their starts.
+    let Some((next, _)) = waiting.min_by_key(|(session, _)| session.seed) else { return };
+    if next.start.limit.is_none_or(|limit| running < limit) {
+        lock(&next.state).slot = Slot::Running;
+        next.control(Control::Begin);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Systems Manager: sessions and what is known of bastions.
 
+mod inventory;
+
 use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -9,11 +11,13 @@ use uuid::Uuid;
 use super::{
     api::{ApiError, Call},
     config::{BastionConfig, PORT_DOCUMENT, REMOTE_HOST_DOCUMENT},
+    ecs::{self, EcsConfig},
+    fleet::is_online,
     http::{FullRequest, Response, response},
     journal::Event,
     script::Resume,
     session::{Parameters, Session, SessionStart, SessionState},
-    world::lock,
+    world::{World, lock},
 };
 
 /// Bytes of a `cell-number`, chosen so that its base64 form has `+`, `/` and `=`.
@@ -38,20 +42,21 @@ pub(super) fn output(call: &Call<'_>, operation: &str, input: &Value) -> Result<
         "ResumeSession" => resume(call, input),
         "TerminateSession" => terminate(call, input),
         "DescribeSessions" => describe_sessions(call, input),
-        "DescribeInstanceInformation" => describe_instances(call, input),
-        "GetConnectionStatus" => connection_status(call, input),
+        "DescribeInstanceInformation" => inventory::describe_instances(call, input),
+        "GetConnectionStatus" => inventory::connection_status(call, input),
         other => Err(ApiError::new(400, "UnknownOperationException", format!("no operation {other}"))),
     }
 }
 
 /// Errors whose shapes in the API model have a member `Message`; so has the one that IAM makes. Those of the front end,
 /// which come before the service is asked, have `message`.
-const WITH_UPPER_CASE_MESSAGE: [&str; 9] = [
+const WITH_UPPER_CASE_MESSAGE: [&str; 10] = [
     "AccessDeniedException",
     "DoesNotExistException",
     "InternalServerError",
     "InvalidDocument",
     "InvalidInstanceId",
+    "InvalidInstanceInformationFilterValue",
     "InvalidNextToken",
     "InvalidParameters",
     "InvalidTarget",
@@ -112,12 +117,20 @@ fn start(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
         None | Some(Value::Null) => None,
         Some(_) => Some(text(input, "Reason", 256)?.to_owned()),
     };
-    let bastion = world.config.bastions.iter().find(|bastion| bastion.id == target);
-    let Some(bastion) = bastion.filter(|bastion| is_online(call, bastion)) else {
+    if target.starts_with("ecs:") && world.settings().tasks.sessions_denied {
+        let message = format!(
+            "User: {} is not authorized to perform: ssm:StartSession on resource: {} with an explicit deny in an \
+             identity-based policy",
+            call.caller.arn,
+            target_arn(call, target)
+        );
+        return Err(ApiError::new(400, "AccessDeniedException", message));
+    }
+    let Some(node) = node(world, target) else {
         return Err(ApiError::new(400, "TargetNotConnected", format!("{target} is not connected.")));
     };
     if ![REMOTE_HOST_DOCUMENT, PORT_DOCUMENT].contains(&document)
-        || !bastion.documents.iter().any(|known| known == document)
+        || !node.documents.iter().any(|known| known == document)
     {
         return Err(ApiError::new(400, "InvalidDocument", format!("Document with name {document} does not exist.")));
     }
@@ -138,13 +151,14 @@ fn start(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
         SessionStart {
             id: id.clone(),
             target: target.to_owned(),
-            agent_version: bastion.agent_version.clone(),
+            agent_version: node.agent_version,
             document: document.to_owned(),
             region: call.region.clone(),
             owner: call.caller.clone(),
             parameters,
             reason,
             stream_url: stream_url.clone(),
+            limit: node.limit,
         },
     );
     session.set_token(token.clone(), world.clock.instant() + world.config.stream_token_lifetime);
@@ -164,8 +178,25 @@ fn new_token() -> String {
     )
 }
 
-fn is_online(call: &Call<'_>, bastion: &BastionConfig) -> bool {
-    !call.world.settings().offline_bastions.contains(&bastion.id)
+/// What has an agent that is connected.
+struct Node {
+    agent_version: String,
+    documents: Vec<String>,
+    /// Sessions that run with it at a time.
+    limit: Option<usize>,
+}
+
+fn node(world: &World, target: &str) -> Option<Node> {
+    if let Some(instance) = world.fleet.find(target) {
+        let BastionConfig { agent_version, documents, .. } = instance.config.clone();
+        return is_online(world, &instance).then_some(Node { agent_version, documents, limit: None });
+    }
+    let EcsConfig { session_limit, agent_version, .. } = &world.config.ecs;
+    ecs::connected(world, target).then(|| Node {
+        agent_version: agent_version.clone(),
+        documents: vec![REMOTE_HOST_DOCUMENT.to_owned(), PORT_DOCUMENT.to_owned()],
+        limit: Some(world.settings().tasks.session_limit.unwrap_or(*session_limit)),
+    })
 }
 
 /// Reads `Parameters` as the documents declare them.
@@ -310,52 +341,12 @@ fn filters(input: &Value, known: &[&str], key: &str, value: &str) -> Result<Vec<
                 Some(Value::Array(values)) => values.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
                 _ => Vec::new(),
             };
-            if !known.contains(&name) || wanted.is_empty() {
+            let is_known =
+                known.contains(&name) || (known.contains(&"tag-key") && name.len() > 4 && name.starts_with("tag:"));
+            if !is_known || wanted.is_empty() {
                 return Err(ApiError::new(400, "InvalidFilterKey", format!("the filter {name} is not known")));
             }
             Ok((name.to_owned(), wanted))
         })
         .collect()
-}
-
-fn describe_instances(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
-    call.authorize("*")?;
-    if input.get("MaxResults").and_then(Value::as_u64).is_some_and(|results| !(5..=50).contains(&results)) {
-        return Err(invalid("MaxResults must be between 5 and 50"));
-    }
-    // There is one page.
-    if input.get("NextToken").is_some_and(|token| !token.is_null()) {
-        return Err(ApiError::new(400, "InvalidNextToken", "The specified token is not valid."));
-    }
-    let filters = filters(input, &["InstanceIds"], "Key", "Values")?;
-    let version = call.world.settings().agent.version.clone();
-    let bastions = call.world.config.bastions.iter();
-    let list: Vec<Value> = bastions
-        .filter(|bastion| {
-            !bastion.id.starts_with("ecs:") && filters.iter().all(|(_, wanted)| wanted.contains(&bastion.id))
-        })
-        .map(|bastion| {
-            json!({
-                "InstanceId": bastion.id,
-                "PingStatus": if is_online(call, bastion) { "Online" } else { "ConnectionLost" },
-                "LastPingDateTime": call.world.clock.wall().as_secs(),
-                "AgentVersion": version.as_deref().unwrap_or(&bastion.agent_version),
-                "IsLatestVersion": false,
-                "PlatformType": "Linux",
-                "PlatformName": "Amazon Linux",
-                "PlatformVersion": "2023",
-                "ResourceType": if bastion.id.starts_with("mi-") { "ManagedInstance" } else { "EC2Instance" },
-                "ComputerName": "bastion",
-            })
-        })
-        .collect();
-    Ok(json!({ "InstanceInformationList": list }))
-}
-
-fn connection_status(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
-    let target = text(input, "Target", 400)?;
-    call.authorize(&target_arn(call, target))?;
-    let known = call.world.config.bastions.iter().find(|bastion| bastion.id == target);
-    let status = if known.is_some_and(|bastion| is_online(call, bastion)) { "connected" } else { "notconnected" };
-    Ok(json!({"Target": target, "Status": status}))
 }

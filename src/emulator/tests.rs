@@ -3,7 +3,9 @@
 
 mod agent;
 mod api;
+mod bastions;
 mod channel;
+mod ecs;
 mod kube;
 mod memory;
 mod support;

@@ -13,6 +13,8 @@ use super::{
     clock::Clock,
     config::{ClusterConfig, Config},
     credentials::{Caller, Credentials, Oidc, upper_alphanumeric},
+    ecs::Ecs,
+    fleet::Fleet,
     journal::Journal,
     place::Place,
     script::{Command, Failure, Settings},
@@ -69,6 +71,8 @@ pub(super) struct World {
     /// Part of the user id of each role, by name.
     role_ids: BTreeMap<String, String>,
     pub(super) clusters: Vec<Arc<Cluster>>,
+    pub(super) ecs: Ecs,
+    pub(super) fleet: Fleet,
     /// Where the message gateway listens.
     pub(super) gateway: Place,
     /// The same as a URL: scheme, host and port.
@@ -103,7 +107,6 @@ impl World {
             routes.insert(format!("{}:443", cluster.endpoint_host()), cluster.place.clone());
         }
         Self {
-            clock,
             journal: Journal::new(),
             settings: Mutex::new(settings),
             settings_version: watch::Sender::new(0),
@@ -116,12 +119,15 @@ impl World {
                 .map(|role| (role.clone(), format!("AROA{}", upper_alphanumeric(17))))
                 .collect(),
             clusters: places.clusters,
+            ecs: Ecs::new(&config),
+            fleet: Fleet::new(&config, clock.wall()),
             gateway: places.gateway,
             gateway_url: places.gateway_url,
             sessions: Mutex::default(),
             sessions_started: AtomicU64::new(0),
             transports: AtomicU64::new(0),
             routes: Mutex::new(routes),
+            clock,
             stop,
             tasks,
             config,

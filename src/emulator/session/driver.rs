@@ -22,6 +22,7 @@ use tokio::{
 use super::{
     super::{
         agent::{Agent, AgentEvent, AgentSetup},
+        clock::Now,
         config::{AbsentClient, AgentStart},
         journal::Event,
         script::Command,
@@ -29,6 +30,7 @@ use super::{
     },
     Control, Parameters, QUEUE_LEN, Session, SessionStart, SessionState, TransportCommand, TransportHandle,
     destination::{Destinations, FromDestination},
+    give_turn,
 };
 use crate::route::ssm::proto::message::{MessageType, SERVICE_HEADER_LENGTH_FIELD};
 
@@ -58,6 +60,8 @@ pub(super) struct Driver {
     idle_since: Instant,
     started: Instant,
     rate: Rate,
+    /// The agent has no worker for the session, and may never have.
+    is_held: bool,
     agent_dead: bool,
     agent_away_until: Option<Instant>,
     start_publication_at: Option<Instant>,
@@ -91,6 +95,7 @@ impl Driver {
         }
         Self {
             destinations: Destinations::new(world.clone(), session.clone()),
+            is_held: !session.is_running(),
             world,
             session,
             control,
@@ -162,6 +167,7 @@ impl Driver {
                 }
             }
             Control::Resumed => self.idle_since = now.instant,
+            Control::Begin => self.begin(now),
             Control::Terminate => self.end("TerminateSession", Some("")),
             Control::Settings => {
                 let (quirks, lossy) = {
@@ -231,10 +237,18 @@ impl Driver {
             self.outbox.push_front(publication(&MessageType::StartPublication));
         }
         self.agent.unpause(now);
-        if self.world.config.agent.start == AgentStart::WithClient {
+        if self.world.config.agent.start == AgentStart::WithClient && !self.is_held {
             self.agent.start(now);
         }
         self.world.journal.touch();
+    }
+
+    /// The session has got its worker.
+    fn begin(&mut self, now: Now) {
+        self.is_held = false;
+        if self.world.config.agent.start == AgentStart::WithClient && self.transport.is_some() {
+            self.agent.start(now);
+        }
     }
 
     fn lose_transport(&mut self) {
@@ -271,7 +285,7 @@ impl Driver {
         if self.agent_away_until.is_some() {
             self.agent.expect_gaps();
             self.outbox.push_back(publication(&MessageType::PausePublication));
-        } else if !self.agent_dead {
+        } else if !self.agent_dead && !self.is_held {
             self.agent.handle_message(now, message);
         }
     }
@@ -327,6 +341,7 @@ impl Driver {
             return self.end("maximum duration", Some("Your session has reached its maximum duration."));
         }
         if let AgentStart::After(delay) = self.world.config.agent.start
+            && !self.is_held
             && self.started + delay <= now.instant
         {
             self.agent.start(now);
@@ -338,7 +353,7 @@ impl Driver {
 
     fn next_timer(&self) -> Instant {
         let start = match self.world.config.agent.start {
-            AgentStart::After(delay) if !self.agent.has_started() => Some(self.started + delay),
+            AgentStart::After(delay) if !self.agent.has_started() && !self.is_held => Some(self.started + delay),
             AgentStart::After(_) | AgentStart::WithClient => None,
         };
         let agent = self.agent.poll_timeout().filter(|_| !self.agent_dead);
@@ -413,6 +428,7 @@ impl Driver {
         self.session.set_phase(SessionState::Ended);
         let session = self.session.start.id.clone();
         self.world.journal.record(Event::SessionEnded { session, reason: reason.to_owned() });
+        give_turn(&self.world, &self.session.start.target);
     }
 }
 

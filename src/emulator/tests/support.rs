@@ -12,7 +12,11 @@ use tokio::{
 };
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite};
 
-use super::super::{Config, Emulator, clock::Clock, sigv4::tests::Signer};
+use super::super::{
+    Config, Emulator,
+    clock::Clock,
+    sigv4::{encode, tests::Signer},
+};
 use crate::route::ssm::proto::{
     handshake::{self, HandshakeRequest},
     message::{Acknowledgement, ChannelClosed, Flags, Header, Message, MessageIds, MessageType, PayloadType},
@@ -155,14 +159,34 @@ impl From<&Answer> for Granted {
     }
 }
 
+pub(super) async fn ecs(emulator: &Emulator, operation: &str, input: Value) -> Answer {
+    let keys = TestKeys::of(emulator);
+    let target = format!("AmazonEC2ContainerServiceV20141113.{operation}");
+    call(emulator, &keys.signer("ecs"), "POST", "/", &[("x-amz-target", &target)], &input.to_string()).await
+}
+
+/// Calls EC2 with these parameters besides the version.
+pub(super) async fn ec2(emulator: &Emulator, action: &str, parameters: &[(&str, &str)]) -> Answer {
+    let keys = TestKeys::of(emulator);
+    let mut form = format!("Action={action}&Version=2016-11-15");
+    for (name, value) in parameters {
+        form.push_str(&format!("&{name}={}", encode(value.as_bytes())));
+    }
+    call(emulator, &keys.signer("ec2"), "POST", "/", &[], &form).await
+}
+
 pub(super) async fn start_session(emulator: &Emulator, host: &str, port: u16) -> Granted {
-    let input = json!({
-        "Target": "i-0dc03fbcae2a87472", "DocumentName": "AWS-StartPortForwardingSessionToRemoteHost",
-        "Parameters": {"host": [host], "portNumber": [port.to_string()], "localPortNumber": ["0"]},
-    });
-    let answer = ssm(emulator, "StartSession", input).await;
+    let answer = start_session_with(emulator, "i-0dc03fbcae2a87472", host, port).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     (&answer).into()
+}
+
+pub(super) async fn start_session_with(emulator: &Emulator, target: &str, host: &str, port: u16) -> Answer {
+    let input = json!({
+        "Target": target, "DocumentName": "AWS-StartPortForwardingSessionToRemoteHost",
+        "Parameters": {"host": [host], "portNumber": [port.to_string()], "localPortNumber": ["0"]},
+    });
+    ssm(emulator, "StartSession", input).await
 }
 
 pub(super) async fn resume_session(emulator: &Emulator, id: &str) -> Granted {
