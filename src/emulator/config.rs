@@ -224,7 +224,7 @@ pub struct BastionConfig {
 }
 
 /// What Auto Scaling tags its instances with.
-const GROUP_TAG: &str = "aws:autoscaling:groupName";
+pub(super) const GROUP_TAG: &str = "aws:autoscaling:groupName";
 
 impl BastionConfig {
     /// A bastion that is online, with a recent agent and both port forwarding documents.

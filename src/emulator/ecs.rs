@@ -29,7 +29,7 @@ use self::{definitions::Definition, run::Tokens, services::Service, task::Task};
 pub(super) use self::{
     services::{begin, deploy},
     target::connected,
-    tasks::{infos, stop_one},
+    tasks::{infos, stop_all, stop_one},
 };
 use super::{
     api::{ApiError, Call, denial},

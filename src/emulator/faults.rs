@@ -6,13 +6,14 @@
 
 mod table;
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
-use self::Effect::{Always, Counted, Every, For, Lined, Named, NamedAs, Partly, Timed};
+use self::Effect::{Acts, Always, Counted, Every, For, Lined, Named, NamedAs, Partly, Timed};
 pub use self::table::FAULTS;
 use super::{
     Command, Config, Line, Settings,
     script::{parse_duration, parse_fraction},
+    world::World,
 };
 
 /// A fault as it was written: a row of [`FAULTS`], and its value.
@@ -59,6 +60,8 @@ pub(super) enum Effect {
     NamedAs(fn(&str) -> bool, fn(&mut Settings, &str)),
     /// Happens to every session, again and again after this time.
     Every(fn(Duration) -> Command),
+    /// Happens to what sessions are with, again and again after this time.
+    Acts(fn(&Arc<World>)),
     /// Is in force for so long, and begins with something that happens to every session.
     For {
         begin: fn(&mut Settings, &Config),
@@ -225,7 +228,7 @@ impl Effect {
     fn read(self, text: Option<&str>) -> Option<Value> {
         match (self, text) {
             (Always(_), None) => Some(Value::Nothing),
-            (Timed(_) | Every(_) | For { .. }, Some(text)) => parse_duration(text).map(Value::Time),
+            (Timed(_) | Every(_) | Acts(_) | For { .. }, Some(text)) => parse_duration(text).map(Value::Time),
             (Counted(_), Some(text)) => text.parse().ok().filter(|count| *count > 0).map(Value::Count),
             (Partly(_), Some(text)) => parse_fraction(text).map(Value::Fraction),
             (Lined(_), Some(text)) => text.parse().ok().map(Value::Line),

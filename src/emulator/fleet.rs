@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
-    config::{BastionConfig, Config},
+    config::{BastionConfig, Config, GROUP_TAG},
     script::Command,
     session::{Control, SessionState},
     world::{World, lock},
@@ -125,4 +125,16 @@ pub(super) fn replace(world: &Arc<World>, id: &str) -> Option<String> {
     });
     owner.journal.touch();
     Some(new)
+}
+
+/// Replaces the oldest instance of each Auto Scaling group.
+pub(super) fn replace_oldest(world: &Arc<World>) {
+    let mut groups = Vec::new();
+    for instance in world.fleet.all() {
+        let Some(group) = instance.config.tags.get(GROUP_TAG) else { continue };
+        if instance.state == InstanceState::Running && !groups.contains(group) {
+            groups.push(group.clone());
+            replace(world, &instance.config.id);
+        }
+    }
 }

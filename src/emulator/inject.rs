@@ -1,17 +1,24 @@
 //! Puts a [`Fault`] in force: as a setting, as a command that is given again and again, or as an outage that ends.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
-    Command, Emulator, Fault, Settings,
+    Emulator, Fault, Settings,
     faults::{Effect, Value},
+    world::World,
 };
 
 impl Emulator {
     /// Puts a fault in force until the emulator stops.
     pub fn inject(&self, fault: &Fault) {
         match (fault.row.effect, &fault.value) {
-            (Effect::Every(command), Value::Time(every)) => self.repeat(*every, command(*every)),
+            (Effect::Every(command), Value::Time(every)) => {
+                let command = command(*every);
+                self.repeat(*every, move |world| {
+                    world.command(&command);
+                });
+            }
+            (Effect::Acts(act), Value::Time(every)) => self.repeat(*every, act),
             _ => self.inject_once(fault),
         }
     }
@@ -20,6 +27,7 @@ impl Emulator {
     pub fn inject_once(&self, fault: &Fault) {
         match (fault.row.effect, &fault.value) {
             (Effect::Every(command), Value::Time(every)) => drop(self.command(&command(*every))),
+            (Effect::Acts(act), Value::Time(_)) => act(&self.world),
             (Effect::For { begin, with, end }, Value::Time(time)) => {
                 let world = self.world.clone();
                 self.update(|settings| begin(settings, &world.config));
@@ -30,7 +38,7 @@ impl Emulator {
         }
     }
 
-    fn repeat(&self, every: Duration, command: Command) {
+    fn repeat(&self, every: Duration, act: impl Fn(&Arc<World>) + Send + 'static) {
         let world = self.world.clone();
         self.world.tasks.spawn(async move {
             loop {
@@ -39,7 +47,7 @@ impl Emulator {
                     () = world.stop.cancelled() => return,
                     () = tokio::time::sleep(every) => {}
                 }
-                world.command(&command);
+                act(&world);
             }
         });
     }

@@ -9,3 +9,4 @@ mod ecs;
 mod kube;
 mod memory;
 mod support;
+mod trouble;

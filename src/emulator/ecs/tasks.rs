@@ -1,5 +1,7 @@
 //! `ListTasks`, `DescribeTasks`, `StopTask` and `TagResource`.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -64,6 +66,14 @@ pub(in crate::emulator) fn stop_one(world: &World, task: &str, code: &str, reaso
     world.ecs.changed();
     world.journal.touch();
     found
+}
+
+/// Asks all tasks to stop.
+pub(in crate::emulator) fn stop_all(world: &Arc<World>, code: &str, reason: &str) {
+    let tasks: Vec<String> = lock(&world.ecs.store).tasks.keys().cloned().collect();
+    for task in tasks {
+        stop_one(world, &task, code, reason);
+    }
 }
 
 /// Forgets tasks that have been stopped for long enough.

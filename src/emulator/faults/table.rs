@@ -3,17 +3,27 @@
 use std::time::Duration;
 
 use super::{
-    super::{Command, Destination, Failure, Resume, Settings, Upgrade},
-    Effect::{Always, Counted, Every, For, Lined, Named, NamedAs, Partly, Timed},
-    Matrix::{Elsewhere, Trials},
+    super::{AgentOutcome, Command, Destination, Failure, Resume, Settings, StartFailure, Upgrade, ecs, fleet},
+    Effect::{Acts, Always, Counted, Every, For, Lined, Named, NamedAs, Partly, Timed},
+    Matrix::{self, Elsewhere, Trials},
     Row, Trial,
 };
+
+/// Where the faults of tasks and instances are looked at.
+const BASTIONS: Matrix = Elsewhere("src/emulator/tests/trouble.rs");
 
 /// Pauses that a burst of them has.
 const PAUSE_BURST: u32 = 20;
 
 /// Longer than any session waits for its handshake.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
+
+/// Tasks that are made from now on stop before they run, for this reason.
+macro_rules! start_failure {
+    ($failure:ident) => {
+        Always(|settings| settings.tasks.start = Some(StartFailure::$failure))
+    };
+}
 
 /// The faults.
 pub static FAULTS: &[Row] = &[
@@ -324,7 +334,140 @@ pub static FAULTS: &[Row] = &[
         Timed(|settings, time| settings.clock_skew_ms = i64::try_from(time.as_millis()).unwrap_or(i64::MAX)),
         Elsewhere("tests/it/refusals.rs"),
     ),
+    Row::new(
+        "redeploy=30s",
+        "deploy every ECS service anew, again and again",
+        Acts(|world| {
+            ecs::deploy(world, None);
+        }),
+        BASTIONS,
+    ),
+    Row::new(
+        "stop-tasks=60s",
+        "stop every task of ECS, as somebody would, again and again",
+        Acts(|world| ecs::stop_all(world, "UserInitiated", "Task stopped by user")),
+        BASTIONS,
+    ),
+    Row::new(
+        "retire-tasks=60s",
+        "stop every task of ECS, as AWS does for maintenance, again and again",
+        Acts(|world| ecs::stop_all(world, "TerminationNotice", "Your task is being stopped for maintenance.")),
+        BASTIONS,
+    ),
+    Row::new(
+        "replace-instance=30s",
+        "let Auto Scaling replace an instance of each group, again and again",
+        Acts(fleet::replace_oldest),
+        BASTIONS,
+    ),
+    Row::new(
+        "no-capacity=3",
+        "let Fargate have no capacity for so many RunTask calls",
+        Counted(|settings, calls| {
+            let text =
+                "Capacity is unavailable at this time. Please try again later or in a different availability zone";
+            run_fails(settings, text, calls);
+        }),
+        BASTIONS,
+    ),
+    Row::new(
+        "run-task-fails=RESOURCE:ENI",
+        "answer every RunTask with this reason of a failure",
+        Named(|settings, reason| run_fails(settings, reason, u32::MAX)),
+        BASTIONS,
+    ),
+    Row::new(
+        "no-service-role=1",
+        "let ECS not have its service linked role for so many RunTask calls",
+        Counted(|settings, calls| {
+            let text =
+                "Unable to assume the service linked role. Please verify that the ECS service linked role exists.";
+            let failure = Failure::refused("InvalidParameterException", text);
+            fail(settings, "ecs:RunTask", Failure { calls, ..failure });
+        }),
+        BASTIONS,
+    ),
+    Row::new(
+        "role-not-trusted",
+        "let the task role not trust ECS",
+        Always(|settings| settings.tasks.role_untrusted = true),
+        BASTIONS,
+    ),
+    Row::new(
+        "vcpu-limit",
+        "let the account have no vCPUs left for Fargate",
+        Always(|settings| {
+            let text = "You've reached the limit on the number of vCPUs you can run concurrently";
+            fail(settings, "ecs:RunTask", Failure::refused("ClientException", text));
+        }),
+        BASTIONS,
+    ),
+    Row::new(
+        "image-timeout",
+        "let tasks not reach the registry of their image",
+        start_failure!(ImageTimeout),
+        BASTIONS,
+    ),
+    Row::new("image-missing", "let there be no image for tasks", start_failure!(ImageMissing), BASTIONS),
+    Row::new("image-limited", "let the registry have too many requests", start_failure!(ImageLimited), BASTIONS),
+    Row::new("no-registry-auth", "let tasks get no token for their registry", start_failure!(RegistryAuth), BASTIONS),
+    Row::new("interface-timeout", "let tasks get no network interface", start_failure!(InterfaceTimeout), BASTIONS),
+    Row::new("subnet-full", "let subnets have no free address for tasks", start_failure!(SubnetFull), BASTIONS),
+    Row::new("no-shell", "let the image of tasks have no shell", start_failure!(NoShell), BASTIONS),
+    Row::new(
+        "out-of-memory=30s",
+        "let containers of new tasks run out of memory after so long",
+        Timed(|settings, time| settings.tasks.out_of_memory = Some(time)),
+        BASTIONS,
+    ),
+    Row::new(
+        "agent-stopped",
+        "let the agents of new tasks end at once",
+        Always(|settings| settings.tasks.agent = AgentOutcome::Stopped),
+        BASTIONS,
+    ),
+    Row::new(
+        "agent-pending",
+        "let the agents of new tasks never be heard of",
+        Always(|settings| settings.tasks.agent = AgentOutcome::Pending),
+        BASTIONS,
+    ),
+    Row::new(
+        "exec-disabled",
+        "let tasks and services be without ECS Exec",
+        Always(|settings| settings.tasks.no_exec = true),
+        BASTIONS,
+    ),
+    Row::new(
+        "slow-tasks=60s",
+        "let new tasks take so much longer until they run",
+        Timed(|settings, time| settings.tasks.delay = time),
+        BASTIONS,
+    ),
+    Row::new(
+        "unseen-tasks=5s",
+        "let new tasks not be seen for so long",
+        Timed(|settings, time| settings.tasks.unseen = Some(time)),
+        BASTIONS,
+    ),
+    Row::new(
+        "session-limit=1",
+        "let containers have so many sessions at a time",
+        Counted(|settings, limit| settings.tasks.session_limit = usize::try_from(limit).ok()),
+        BASTIONS,
+    ),
+    Row::new(
+        "deny-task-sessions",
+        "deny sessions with tasks explicitly, as the guide of ECS Exec recommends",
+        Always(|settings| settings.tasks.sessions_denied = true),
+        BASTIONS,
+    ),
 ];
+
+fn run_fails(settings: &mut Settings, reason: &str, calls: u32) {
+    settings.tasks.run_failure = Some(reason.to_owned());
+    settings.tasks.run_failures = calls;
+}
 
 fn all_destinations(settings: &mut Settings, destination: Destination) {
     settings.destinations.insert(Settings::ALL.to_owned(), destination);
