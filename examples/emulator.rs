@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use autoheal_pa::emulator::{Config, Emulator, FAULTS, Fault, Identity, Upgrade};
+use autoheal_pa::emulator::{Config, Emulator, FAULTS, Fault, Identity, ServiceConfig, Upgrade};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -38,6 +38,9 @@ struct Args {
     /// Pause of the agents after each message of 1 KiB; real ones ask for 1 ms and sleep 1.4 ms on average
     #[arg(long, value_name = "MS")]
     pace_ms: Option<u64>,
+    /// A service of ECS with one task, as bastion; can be repeated
+    #[arg(long, value_name = "CLUSTER/SERVICE")]
+    service: Vec<String>,
     /// Something that goes wrong, from the list below; can be repeated
     #[arg(long, value_name = "FAULT")]
     fault: Vec<Fault>,
@@ -60,6 +63,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     if args.static_keys {
         config.identity = Identity::StaticKeys;
     }
+    config.ecs.services = args.service.iter().map(|service| named(service)).collect::<Result<_, _>>()?;
+    config.named_bastion = args.service.first().map(|service| format!("ecs:{service}"));
     config.agent.pace = args.pace_ms.map(Duration::from_millis);
     let emulator = Emulator::start(config).await?;
     if args.unsigned {
@@ -80,6 +85,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     emulator.stop().await;
     Ok(())
+}
+
+/// Reads `CLUSTER/SERVICE`.
+fn named(service: &str) -> Result<ServiceConfig, String> {
+    let (cluster, name) = service.split_once('/').ok_or_else(|| format!("`{service}` is not `CLUSTER/SERVICE`"))?;
+    Ok(ServiceConfig::new(cluster, name))
 }
 
 /// A word that a POSIX shell reads as it is.

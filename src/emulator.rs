@@ -323,6 +323,14 @@ impl Emulator {
         api::call_ssm(&self.world, access_key, operation, input).await
     }
 
+    /// Calls an operation of Elastic Container Service, as [`call`](Self::call) does one of Systems Manager.
+    ///
+    /// # Errors
+    /// What the service answers instead.
+    pub async fn call_ecs(&self, access_key: &str, operation: &str, input: &Value) -> Result<Value, ApiError> {
+        api::call_ecs(&self.world, access_key, operation, input).await
+    }
+
     /// Makes an OIDC token.
     #[must_use]
     pub fn mint_oidc_token(&self, claims: &OidcClaims) -> String {

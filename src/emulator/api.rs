@@ -164,16 +164,37 @@ pub(super) async fn answer(world: &Arc<World>, request: FullRequest) -> Response
     answer
 }
 
-/// Answers a call of Systems Manager that comes without HTTP: the operation's input in, its output out. The caller
-/// proves itself by the access key alone.
+/// A call of Systems Manager, see [`call_json`].
 pub(super) async fn call_ssm(
     world: &Arc<World>,
     access_key: &str,
     operation: &str,
     input: &Value,
 ) -> Result<Value, ApiError> {
+    call_json(world, Service::Ssm, ssm::output, access_key, operation, input).await
+}
+
+/// A call of Elastic Container Service, see [`call_json`].
+pub(super) async fn call_ecs(
+    world: &Arc<World>,
+    access_key: &str,
+    operation: &str,
+    input: &Value,
+) -> Result<Value, ApiError> {
+    call_json(world, Service::Ecs, ecs::output, access_key, operation, input).await
+}
+
+/// Answers a call that comes without HTTP: the operation's input in, its output out. The caller proves itself by the
+/// access key alone.
+async fn call_json(
+    world: &Arc<World>,
+    service: Service,
+    output: fn(&Call<'_>, &str, &Value) -> Result<Value, ApiError>,
+    access_key: &str,
+    operation: &str,
+    input: &Value,
+) -> Result<Value, ApiError> {
     delay(world).await;
-    let service = Service::Ssm;
     let action = format!("{}:{operation}", service.name());
     hold(world, &action).await;
     let outcome = scripted_failure(world, &action).and_then(|()| {
@@ -181,7 +202,7 @@ pub(super) async fn call_ssm(
             .caller(access_key, world.clock.wall())
             .map_err(|error| service.signature_error(&error))?;
         let region = world.config.region.clone();
-        ssm::output(&Call { world, caller, region, action: action.clone(), service }, operation, input)
+        output(&Call { world, caller, region, action: action.clone(), service }, operation, input)
     });
     world.journal.record(Event::Api { action, error: outcome.as_ref().err().map(|error| error.code.clone()) });
     outcome

@@ -41,6 +41,8 @@ pub struct Settings {
     pub rejected_tokens: u32,
     /// Bastions whose agent is not connected.
     pub offline_bastions: BTreeSet<String>,
+    /// Systems Manager tells of every node as online, whatever its agent is: it learns of a loss minutes later.
+    pub stale_pings: bool,
     /// Which WebSocket upgrades are accepted.
     pub upgrade: Upgrade,
     /// Host that stream URLs name instead of the emulator's.

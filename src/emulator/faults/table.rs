@@ -361,6 +361,12 @@ pub static FAULTS: &[Row] = &[
         BASTIONS,
     ),
     Row::new(
+        "stale-pings",
+        "let Systems Manager tell of every node as online, whatever its agent is",
+        Always(|settings| settings.stale_pings = true),
+        BASTIONS,
+    ),
+    Row::new(
         "no-capacity=3",
         "let Fargate have no capacity for so many RunTask calls",
         Counted(|settings, calls| {

@@ -89,7 +89,7 @@ fn matches(call: &Call<'_>, instance: &Instance, (key, wanted): &Filter) -> bool
 fn description(call: &Call<'_>, instance: &Instance) -> Value {
     let config = &instance.config;
     let version = call.world.settings().agent.version.clone();
-    let online = is_online(call.world, instance);
+    let online = is_online(call.world, instance) || call.world.settings().stale_pings;
     let now = call.world.clock.wall().as_secs();
     let address = config.private_address.clone().unwrap_or_else(|| private_address(instance.number));
     json!({

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::{
-    super::{BastionConfig, Config, EcsConfig, Emulator, Fault},
+    super::{BastionConfig, Config, EcsConfig, Emulator, Fault, TaskTimes},
     ecs::{agent_runs, describe, is_stopped, prepared, run, run_input, until},
-    support::{ecs, quick, start, start_session_with, within},
+    support::{ecs, quick, ssm, start, start_session_with, within},
 };
 
 fn inject(emulator: &Emulator, fault: &str) {
@@ -165,5 +165,37 @@ async fn bastions_are_replaced() {
     inject(&emulator, "replace-instance=30s");
     let old = start_session_with(&emulator, "i-0dc03fbcae2a80001", "h", 443).await;
     assert_eq!(old.json()["__type"], "TargetNotConnected");
+    emulator.stop().await;
+}
+
+#[tokio::test]
+async fn nodes_are_told_of_as_online_that_are_not() {
+    let node = "i-0dc03fbcae2a80001";
+    let bastions = vec![BastionConfig { online: false, ..BastionConfig::new(node) }];
+    let emulator = start(Config { bastions, ..quick() }).await;
+    let status = async || {
+        let nodes = ssm(&emulator, "DescribeInstanceInformation", json!({})).await.json();
+        nodes["InstanceInformationList"][0]["PingStatus"].clone()
+    };
+    assert_eq!(status().await, "ConnectionLost");
+    inject(&emulator, "stale-pings");
+    assert_eq!(status().await, "Online");
+    assert_eq!(start_session_with(&emulator, node, "h", 443).await.json()["__type"], "TargetNotConnected");
+    emulator.stop().await;
+}
+
+#[tokio::test]
+async fn tasks_live_without_sockets_too() {
+    let config = Config {
+        ecs: EcsConfig { times: TaskTimes::real(), ..EcsConfig::with_service("tools", "bastion", 1) },
+        ..quick()
+    };
+    let emulator = Emulator::in_memory(config).await.unwrap();
+    let key = emulator.new_access_key();
+    let input = json!({"cluster": "tools", "serviceName": "bastion"});
+    let tasks = emulator.call_ecs(&key, "ListTasks", &input).await.unwrap();
+    assert_eq!(tasks["taskArns"].as_array().unwrap().len(), 1);
+    let unknown = emulator.call_ecs(&key, "ListTasks", &json!({"cluster": "other"})).await.unwrap_err();
+    assert_eq!(unknown.code, "ClusterNotFoundException");
     emulator.stop().await;
 }
