@@ -47,6 +47,8 @@ const MAX_TAGS: usize = 50;
 /// Everything of the service.
 pub(super) struct Ecs {
     store: Mutex<Store>,
+    /// Held while a call of `RunTask` is answered: two with one token make one task.
+    running: Mutex<()>,
     /// Changes with tasks and services.
     version: watch::Sender<u64>,
 }
@@ -68,7 +70,8 @@ impl Ecs {
         let services = config.ecs.services.iter();
         let names = config.ecs.clusters.iter().chain(services.map(|service| &service.cluster));
         let clusters = names.map(|name| (config.region.clone(), name.clone())).collect();
-        Self { store: Mutex::new(Store { clusters, ..Store::default() }), version: watch::Sender::new(0) }
+        let store = Mutex::new(Store { clusters, ..Store::default() });
+        Self { store, running: Mutex::default(), version: watch::Sender::new(0) }
     }
 
     /// Looks at a task, or changes it.

@@ -70,14 +70,6 @@ impl Life {
     async fn start(&self) -> bool {
         let times = self.world.config.ecs.times;
         if self.plan.is_running {
-            let (wall, since) = (self.world.clock.wall(), self.world.clock.instant());
-            self.change(|task| {
-                task.set(Status::Running);
-                task.started = Some(wall);
-                if self.plan.agent == AgentOutcome::Running {
-                    task.agent = AgentStatus::Running { since };
-                }
-            });
             return true;
         }
         let stages = [

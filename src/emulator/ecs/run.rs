@@ -115,6 +115,7 @@ pub(super) fn run(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
     if token.is_some_and(|token| token.len() > 64 || !token.bytes().all(|byte| byte.is_ascii_graphic())) {
         return Err(invalid("clientToken must have at most 64 characters of ASCII 33-126."));
     }
+    let _turn = lock(&call.world.ecs.running);
     if let Some(answer) = repeated(call, input, token)? {
         return Ok(answer);
     }

@@ -138,6 +138,7 @@ pub(super) struct Task {
 impl Task {
     pub(super) fn new(making: Making, number: u32, created: Duration, seen_at: Instant) -> Self {
         let id = Uuid::new_v4().simple().to_string();
+        let is_running = making.plan.is_running;
         let containers = making.definition.containers();
         let containers = containers.map(|(name, image)| Container {
             runtime_id: match making.launch_type {
@@ -154,9 +155,12 @@ impl Task {
             number,
             created,
             seen_at,
-            status: Status::Provisioning,
-            agent: AgentStatus::Pending,
-            started: None,
+            status: if is_running { Status::Running } else { Status::Provisioning },
+            agent: match making.plan.agent {
+                AgentOutcome::Running if is_running => AgentStatus::Running { since: seen_at },
+                AgentOutcome::Running | AgentOutcome::Pending | AgentOutcome::Stopped => AgentStatus::Pending,
+            },
+            started: is_running.then_some(created),
             stopping: None,
             stopped: None,
             forgotten_at: None,

@@ -59,6 +59,16 @@ async fn a_container_is_a_target_while_its_agent_runs() {
 }
 
 #[tokio::test]
+async fn tasks_of_services_run_when_the_emulator_has_started() {
+    let emulator = start(with_service(2)).await;
+    // Nothing is awaited in between.
+    let tasks = emulator.tasks();
+    assert_eq!(tasks.iter().map(|task| task.status).collect::<Vec<_>>(), ["RUNNING", "RUNNING"]);
+    session_with(&emulator, &tasks[1].targets[0]).await;
+    emulator.stop().await;
+}
+
+#[tokio::test]
 async fn a_container_has_few_sessions_and_says_nothing_to_more() {
     let emulator = start(with_service(1)).await;
     let target = emulator.tasks()[0].targets[0].clone();
