@@ -289,7 +289,7 @@ impl Aws {
         let [account, arn, user_id] = [answer.account, answer.arn, answer.user_id].map(Option::unwrap_or_default);
         let are_plain = [&account, &user_id].into_iter().all(|value| value.is_empty() || values::is_plain(value));
         if !are_plain || !(arn.is_empty() || values::is_caller_arn(&arn)) {
-            return Err(AwsError::malformed(call.action, "description that a caller can have"));
+            return Err(AwsError::malformed(call.action, "valid description of the caller"));
         }
         Ok(Caller {
             account,

@@ -67,7 +67,7 @@ pub struct Cli {
 pub enum Command {
     /// Opens the tunnels and keeps them open until it is stopped
     ///
-    /// Prints `tunnel ready` on a line of its own on stdout when every tunnel is proved to work. Ctrl-C stops it.
+    /// Prints `tunnel ready` on a line of its own on stdout once every tunnel is proved to work. Ctrl-C stops it.
     #[command(after_help = "Examples:\n  autoheal-pa up --bastion i-0dc03fbcae2a87472\n  \
                             autoheal-pa up --bastion i-0dc03fbcae2a87472 --cluster payments --cluster search --region us-east-1 \\\n    \
                             --role-arn arn:aws:iam::123456789012:role/AutohealReadOnlyRole --web-identity-token-file /var/run/token")]
@@ -75,11 +75,11 @@ pub enum Command {
     /// Stops the running manager, ends its sessions and removes its contexts
     #[command(after_help = "Examples:\n  autoheal-pa down\n  autoheal-pa down --name ci")]
     Down(down::DownArgs),
-    /// Shows what the running manager is doing: each tunnel's state, session, traffic and trouble
+    /// Shows what the running manager is doing: each tunnel's state, session, traffic and problems
     #[command(after_help = "Examples:\n  autoheal-pa status\n  autoheal-pa status --watch\n  \
                             autoheal-pa status --json | jq -r '.tunnels[] | select(.state != \"active\") | .context'")]
     Status(status::StatusArgs),
-    /// Runs a command under tunnels, and exits with its status
+    /// Runs a command with tunnels open, and exits with its status
     ///
     /// Uses the running manager if there is one. Otherwise it opens the tunnels, runs the command with KUBECONFIG set
     /// when they are ready, and closes them again.
@@ -94,7 +94,7 @@ pub enum Command {
     /// Shows the log of the manager in the background
     #[command(after_help = "Examples:\n  autoheal-pa logs\n  autoheal-pa logs -f -n 20")]
     Logs(logs::LogsArgs),
-    /// Has the running manager look for clusters again; tunnels that stay are not touched
+    /// Makes the running manager look for clusters again, without touching the tunnels that stay
     #[command(after_help = "Example:\n  autoheal-pa reload")]
     Reload,
     /// Lists the EKS clusters that the credentials can see
@@ -102,7 +102,7 @@ pub enum Command {
         after_help = "Examples:\n  autoheal-pa clusters --region us-east-1\n  autoheal-pa clusters --json | jq -r '.clusters[].name'"
     )]
     Clusters(clusters::ClustersArgs),
-    /// Checks the configuration file, or says what one may be
+    /// Checks the configuration file, or prints its schema
     #[command(after_help = "Examples:\n  autoheal-pa config check ./autoheal-pa.yaml\n  autoheal-pa config schema")]
     Config(config::ConfigArgs),
     /// Prints lines that set KUBECONFIG, for a shell to evaluate
@@ -112,7 +112,7 @@ pub enum Command {
     /// Prints a token for a cluster as an ExecCredential; kubectl runs this itself
     #[command(after_help = "Example:\n  autoheal-pa token --cluster-name payments --region us-east-1")]
     Token(token::TokenArgs),
-    /// Checks every link from the credentials to the API servers, and says how to mend what is broken
+    /// Checks every link from the credentials to the API servers, and says how to fix what is broken
     ///
     /// Starts, resumes and ends a session of its own for each cluster, so that every permission is proved. Exits with
     /// 0 if nothing has failed, and with 6 otherwise.
@@ -120,9 +120,9 @@ pub enum Command {
                             autoheal-pa doctor --bastion i-0dc03fbcae2a87472 --cluster payments --json | \
                             jq -r '.checks[] | select(.status == \"failed\") | .fixes[]'")]
     Doctor(doctor::DoctorArgs),
-    /// Prints the IAM policy that all this needs, or the commands that make Kubernetes know the identity
+    /// Prints the IAM policy that is needed, or the commands that give the identity access to Kubernetes
     ///
-    /// AWS is asked only for what is not given: with a region, an account (or a role) and a bastion it needs no credentials.
+    /// AWS is asked only for what is missing: with a region, an account (or a role) and a bastion it needs no credentials.
     #[command(
         after_help = "Examples:\n  autoheal-pa policy --bastion i-0dc03fbcae2a87472 --region us-east-1 --account-id 123456789012 \\\n    \
                             > autoheal-pa-policy.json\n  \
@@ -132,7 +132,7 @@ pub enum Command {
                             --role-arn arn:aws:iam::123456789012:role/AutohealReadOnlyRole"
     )]
     Policy(PolicyArgs),
-    /// Prints a script that makes a shell complete this program's options
+    /// Prints a completion script for a shell
     #[command(after_help = "Examples:\n  eval \"$(autoheal-pa completions bash)\"\n  \
                             autoheal-pa completions zsh > ~/.zfunc/_autoheal-pa\n  \
                             autoheal-pa completions fish > ~/.config/fish/completions/autoheal-pa.fish")]
@@ -141,10 +141,10 @@ pub enum Command {
     #[command(after_help = "Examples:\n  autoheal-pa man\n  autoheal-pa man troubleshooting | less\n  \
                             autoheal-pa man up | man -l -\n  autoheal-pa man --out /usr/local/share/man/man1")]
     Man(man::ManArgs),
-    /// Tries everything on this machine, with an emulated AWS
+    /// Runs everything on this machine, against an emulated AWS
     ///
-    /// Starts an AWS of its own on loopback and `up` against it. With a command, runs that under the tunnels and
-    /// exits with its status; without, keeps running until it is stopped.
+    /// Starts an AWS of its own on loopback and `up` against it. With a command, runs it with the tunnels open
+    /// and exits with its status; without, keeps running until it is stopped.
     #[cfg(feature = "demo")]
     #[command(
         after_help = "Examples:\n  autoheal-pa demo\n  autoheal-pa demo -- kubectl --context pa-payments get pods -A"

@@ -278,10 +278,10 @@ pub enum KubeconfigError {
         source: io::Error,
     },
     /// The file is larger than any kubeconfig should be, or would be with what is to be added.
-    #[error("`{}` is or would be larger than {MAX_LEN} bytes, which no kubeconfig should be", path.display())]
+    #[error("`{}` is, or would become, larger than {MAX_LEN} bytes, which is too large for a kubeconfig", path.display())]
     TooLarge { path: PathBuf },
     /// The file is neither YAML nor JSON.
-    #[error("cannot understand the kubeconfig `{}`", path.display())]
+    #[error("cannot parse the kubeconfig `{}`", path.display())]
     Syntax {
         path: PathBuf,
         /// What the parser says, with line and column.
@@ -316,8 +316,8 @@ pub enum KubeconfigError {
 fn holder_text(holder: Option<&Holder>) -> String {
     match holder {
         None => String::new(),
-        Some(holder) if holder.is_here() => format!(", which process {} has made", holder.pid),
-        Some(holder) => format!(", which process {} on `{}` has made", holder.pid, holder.host),
+        Some(holder) if holder.is_here() => format!(", made by process {}", holder.pid),
+        Some(holder) => format!(", made by process {} on `{}`", holder.pid, holder.host),
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! cli ─┬─ settings    flags, environment and configuration file, read once
 //!      ├─ manager     what runs while tunnels are open, and the socket at which kubectl's plugin asks it; tells what happens
-//!      │    └─ tunnel ── route      listeners and the pool of links; the ways in, of which each has a folder
+//!      │    └─ tunnel ── route      listeners and the pool of links; the routes, each in a folder of its own
 //!      │                   └─ ssm   sessions, transports, recovery; the protocol as values
 //!      ├─ aws         credentials, clients, endpoints, errors, clusters
 //!      ├─ kubeconfig  contexts and exec credentials

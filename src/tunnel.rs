@@ -306,7 +306,7 @@ impl Running {
         let limit = self.shared.config.max_connections;
         if self.links.open_connections() + self.held.len() >= limit {
             if !std::mem::replace(&mut self.overrun, true) {
-                warn!(limit, "too many connections are open: further ones are reset until some of them end");
+                warn!(limit, "too many connections are open: further ones are reset until some end");
             }
             io.abort(PipeEnd::Lost);
             return;

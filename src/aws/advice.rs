@@ -34,7 +34,7 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
         AwsError::InvalidRegion { .. } => one(Concern::Settings, "regions look like `us-east-1`"),
         AwsError::UnknownProfile { .. } => one(
             Concern::Settings,
-            "check `--profile` and `AWS_PROFILE`: a profile starts with its name in brackets in these files",
+            "check `--profile` and `AWS_PROFILE`: in these files a profile starts with its name in brackets",
         ),
         AwsError::HalfKeys => one(Concern::Identity, "set both, or neither"),
         AwsError::Profile { name, fault } => {
@@ -42,23 +42,23 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
             (concern, vec![hint])
         }
         AwsError::ProfileFiles { .. } => {
-            one(Concern::Settings, "mend the file, or name another with `AWS_CONFIG_FILE`")
+            one(Concern::Settings, "fix the file, or set `AWS_CONFIG_FILE` to another one")
         }
         AwsError::NoGateway { region, .. } => (
             Concern::Settings,
             vec![command!(
-                "`--endpoint-ssmmessages` and `AWS_ENDPOINT_URL_SSMMESSAGES` name the host of a VPC endpoint, such as \
-                 `https://vpce-0123456789abcdef0-abcdefgh.ssmmessages.{}.vpce.amazonaws.com`; it lists with `aws ec2 \
+                "set `--endpoint-ssmmessages` or `AWS_ENDPOINT_URL_SSMMESSAGES` to the host of a VPC endpoint, such as \
+                 `https://vpce-0123456789abcdef0-abcdefgh.ssmmessages.{}.vpce.amazonaws.com`; list them with `aws ec2 \
                  describe-vpc-endpoints --region {} --query 'VpcEndpoints[].DnsEntries[].DnsName'`",
                 region,
                 region
             )],
         ),
         AwsError::CaBundle { .. } => {
-            one(Concern::Settings, "`--ca-bundle` and `AWS_CA_BUNDLE` name a file with certificates in PEM")
+            one(Concern::Settings, "set `--ca-bundle` or `AWS_CA_BUNDLE` to a file of PEM certificates")
         }
         AwsError::NoCredentials { attempted } => {
-            tracing::debug!(attempted, "no source of credentials has any");
+            tracing::debug!(attempted, "no source has credentials");
             (
                 Concern::Identity,
                 vec![
@@ -80,21 +80,24 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
         ),
         AwsError::TokenFile { .. } => one(
             Concern::Identity,
-            "check `--web-identity-token-file` and `AWS_WEB_IDENTITY_TOKEN_FILE`, and who writes that file",
+            "check `--web-identity-token-file` and `AWS_WEB_IDENTITY_TOKEN_FILE`, and whatever writes that file",
         ),
         AwsError::TokenEndpoint { .. } => {
             one(Concern::Identity, "the job needs `permissions: id-token: write`, and network access to its CI system")
         }
         AwsError::TokenMalformed { .. } => {
-            one(Concern::Identity, "the token has to be a JSON Web Token: three parts with dots between them")
+            one(Concern::Identity, "the token must be a JSON Web Token: three parts separated by dots")
         }
         AwsError::TokenExpired { origin, .. } => match origin {
             TokenOrigin::File(path) => (
                 Concern::Identity,
-                vec![format!("whoever writes `{}` has to renew it; it is read again at each renewal", path.display())],
+                vec![format!(
+                    "have whatever writes `{}` renew it; the file is read again at each renewal",
+                    path.display()
+                )],
             ),
             TokenOrigin::CiJob => {
-                one(Concern::Identity, "check the clock of this machine: the token was made a moment ago")
+                one(Concern::Identity, "check this machine's clock: the token was issued a moment ago")
             }
         },
         AwsError::InvalidIdentityToken { role, .. } => (
@@ -110,8 +113,8 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
         ),
         AwsError::RoleDenied { role, passed_over, .. } => {
             let trust = command!(
-                "the role has to exist and its trust policy has to match this identity: `aws iam get-role --role-name {} --query \
-                 Role.AssumeRolePolicyDocument`",
+                "the role must exist, and its trust policy must match this identity: check with `aws iam get-role \
+                 --role-name {} --query Role.AssumeRolePolicyDocument`",
                 role_name(role)
             );
             let others = passed_over.iter().map(|other| format!("passed over {other}"));
@@ -120,10 +123,9 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
         AwsError::DurationTooLong { role, seconds, .. } => (
             Concern::Identity,
             vec![
-                "ask for less with `--duration 1h`, which is also all that a role gets that is assumed by another role"
-                    .to_owned(),
+                "use a shorter `--duration`; `1h` is the longest for a role that is assumed by another role".to_owned(),
                 command!(
-                    "or allow the role more: `aws iam update-role --role-name {} --max-session-duration {}`",
+                    "or raise the role's limit: `aws iam update-role --role-name {} --max-session-duration {}`",
                     role_name(role),
                     seconds
                 ),
@@ -131,8 +133,9 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
         ),
         AwsError::NotRenewed { .. } => one(
             Concern::Identity,
-            "start again with new ones, or with a source that can be renewed: `--role-arn ARN --web-identity-token-file PATH`, or \
-             `--profile NAME` of a profile with `role_arn`, `sso_session` or `credential_process`",
+            "start again with new credentials, or use a source that can be renewed: `--role-arn ARN \
+             --web-identity-token-file PATH`, or `--profile NAME` of a profile with `role_arn`, `sso_session` or \
+             `credential_process`",
         ),
         AwsError::ExpiredCredentials { .. } => one(Concern::Identity, NEW_CREDENTIALS),
         AwsError::BadKeys { .. } => one(Concern::Identity, MATCHING_KEYS),
@@ -148,18 +151,14 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
         ),
         AwsError::Unreachable { host, .. } => (Concern::Service, network(host, error)),
         AwsError::ClusterNotFound { region, known, .. } => (Concern::Missing, vec![clusters_there(region, known)]),
-        AwsError::Signing { .. } => {
-            one(Concern::Identity, "look for stray characters in the keys, such as a line feed")
-        }
+        AwsError::Signing { .. } => one(Concern::Identity, "check the keys for stray characters, such as a line break"),
         AwsError::BearerTokenTooLong { .. } => {
-            one(Concern::Identity, "use fewer or shorter session tags, or a session policy by ARN")
+            one(Concern::Identity, "use fewer or shorter session tags, or give the session policy by its ARN")
         }
-        AwsError::Refused { .. } => {
-            one(Concern::Service, "the same would be answered again: what AWS says of it has to be mended first")
-        }
+        AwsError::Refused { .. } => one(Concern::Service, "trying again will not help: fix what AWS reports first"),
         AwsError::Malformed { .. } => one(
             Concern::Service,
-            "what has answered may not be AWS: look at `AWS_ENDPOINT_URL` and its like, and at the proxy",
+            "the answer may not come from AWS: check `AWS_ENDPOINT_URL` and similar variables, and the proxy",
         ),
         AwsError::Service { source, .. } if is_foreign(&**source) => one(Concern::Service, NOT_AWS),
         AwsError::Service { .. } => one(Concern::Service, "run with `-vv` to see the calls"),
@@ -172,17 +171,15 @@ pub(crate) fn is_foreign(source: &(dyn Error + 'static)) -> bool {
 }
 
 /// What to do where something else answers in place of AWS.
-const NOT_AWS: &str = "what has answered is not AWS: open any web page in a browser to see whether the network wants a \
-    sign-in first, and look at the proxy, and at `AWS_ENDPOINT_URL` and its like";
+const NOT_AWS: &str = "the answer does not come from AWS: open any web page in a browser to see whether the network wants \
+                       you to sign in first, and check the proxy, `AWS_ENDPOINT_URL` and similar variables";
 
 /// What to do about a wrong clock.
-pub(crate) const SET_CLOCK: &str = "set the clock of this machine, for instance with NTP: `timedatectl set-ntp true`";
+pub(crate) const SET_CLOCK: &str = "set this machine's clock, for example with NTP: `timedatectl set-ntp true`";
 
-const NEW_CREDENTIALS: &str =
-    "get new ones: keys in the environment cannot be renewed, `--role-arn` with a token file or a profile can";
+const NEW_CREDENTIALS: &str = "get new credentials: keys in the environment cannot be renewed, but a profile, or `--role-arn` with a token file, can";
 
-const MATCHING_KEYS: &str =
-    "access key, secret key and session token have to be of one set and of this partition of AWS";
+const MATCHING_KEYS: &str = "access key, secret key and session token must belong together, and to this AWS partition";
 
 /// What to do about a refusal that is known by its words.
 pub(crate) fn of_blame(blame: Blame) -> Vec<String> {
@@ -200,29 +197,29 @@ fn profile(name: &str, fault: &ProfileFault) -> (Concern, String) {
     let usage = |hint: &str| (Concern::Settings, hint.to_owned());
     let login = || (Concern::Identity, command!("give the profile credentials: `aws configure --profile {}`", name));
     match fault {
-        ProfileFault::Line { .. } => usage("mend that line, or put a `#` before it"),
-        ProfileFault::Value { .. } => usage("mend that line: a value stands behind `=` as it is, without quotes"),
+        ProfileFault::Line { .. } => usage("fix that line, or comment it out with `#`"),
+        ProfileFault::Value { .. } => usage("fix that line: write the value after `=` as it is, without quotes"),
         ProfileFault::NoSuchSection { key: "source_profile", name } => (
             Concern::Settings,
-            command!("add it, as with `aws configure --profile {}`, or name another `source_profile`", name),
+            command!("add it, for example with `aws configure --profile {}`, or use another `source_profile`", name),
         ),
         ProfileFault::NoSuchSection { key: "sso_session", .. } => {
-            usage("add it, as with `aws configure sso-session`, or name another `sso_session`")
+            usage("add it, for example with `aws configure sso-session`, or use another `sso_session`")
         }
-        ProfileFault::NoSuchSection { .. } => usage("add that section, or name another"),
-        ProfileFault::Circle { .. } => usage("one of them has to have credentials of its own"),
+        ProfileFault::NoSuchSection { .. } => usage("add that section, or use another"),
+        ProfileFault::Circle { .. } => usage("give one of them credentials of its own"),
         ProfileFault::Lacks {
             has: "sso_account_id" | "sso_role_name" | "sso_session" | "sso_start_url",
             profile,
             ..
-        } => (Concern::Settings, command!("`aws configure sso --profile {}` asks for all of it", profile)),
+        } => (Concern::Settings, command!("run `aws configure sso --profile {}`, which asks for all of them", profile)),
         ProfileFault::Lacks { .. } => usage("add what is missing to that section"),
         ProfileFault::Contradiction { .. } => usage("leave one of them out"),
-        ProfileFault::SessionDiffers { .. } => usage("leave the key out of the profile: that of the session counts"),
-        ProfileFault::UnknownSource { .. } => usage("name one of them, in this spelling"),
-        ProfileFault::NoKeysInEnvironment => (Concern::Identity, "set both, or name another source".to_owned()),
+        ProfileFault::SessionDiffers { .. } => usage("remove the key from the profile: the session's is used"),
+        ProfileFault::UnknownSource { .. } => usage("use one of these, spelled exactly like this"),
+        ProfileFault::NoKeysInEnvironment => (Concern::Identity, "set both, or use another source".to_owned()),
         ProfileFault::EmptySource { source_profile } => {
-            (Concern::Identity, command!("give it some: `aws configure --profile {}`", source_profile))
+            (Concern::Identity, command!("add them: `aws configure --profile {}`", source_profile))
         }
         ProfileFault::Login { profile } => (
             Concern::Identity,
@@ -235,8 +232,8 @@ fn profile(name: &str, fault: &ProfileFault) -> (Concern, String) {
         ProfileFault::Mfa { .. } => (
             Concern::Identity,
             command!(
-                "let the AWS CLI ask for the code: `eval \"$(aws configure export-credentials --profile {} --format env)\"`, \
-                 then start this without the profile",
+                "let the AWS CLI ask for the code: `eval \"$(aws configure export-credentials --profile {} --format \
+                 env)\"`, then run this again without the profile",
                 name
             ),
         ),
@@ -246,12 +243,12 @@ fn profile(name: &str, fault: &ProfileFault) -> (Concern, String) {
         ProfileFault::Process { .. } => (
             Concern::Identity,
             command!(
-                "try the program by hand, or as the AWS CLI does: `aws configure export-credentials --profile {}`",
+                "run the program by hand, or as the AWS CLI does: `aws configure export-credentials --profile {}`",
                 name
             ),
         ),
         ProfileFault::TokenFile { .. } => {
-            (Concern::Identity, "let whatever makes the token write it there, or name another profile".to_owned())
+            (Concern::Identity, "have whatever issues the token write it there, or use another profile".to_owned())
         }
         ProfileFault::NoCredentials { .. } => login(),
     }
@@ -261,11 +258,11 @@ fn profile(name: &str, fault: &ProfileFault) -> (Concern, String) {
 pub(crate) fn allow(action: &str, resource: &str) -> String {
     if resource.contains(":document/") || resource.starts_with("document/") {
         format!(
-            "what is not allowed is the document, not the bastion: the policy has to allow `{action}` on `{resource}` in a \
-             statement without conditions on instance tags"
+            "it is the document that is not allowed, not the bastion: the IAM policy must allow `{action}` on \
+             `{resource}` in a statement without conditions on instance tags"
         )
     } else {
-        format!("the policy of this identity has to allow `{action}` on `{resource}`")
+        format!("this identity's IAM policy must allow `{action}` on `{resource}`")
     }
 }
 
@@ -275,11 +272,11 @@ pub(crate) fn network(host: &str, error: &(dyn Error + 'static)) -> Vec<String> 
     if let Some(ProxyError::Asks { variable, .. } | ProxyError::Refuses { variable, .. }) = proxy {
         return vec![
             format!(
-                "set `{variable}=http://USER:PASSWORD@HOST:PORT`, with percent-encoding for `@`, `:`, `/` and `%` in user name and \
-                 password"
+                "set `{variable}=http://USER:PASSWORD@HOST:PORT`, percent-encoding `@`, `:`, `/` and `%` in the user name \
+                 and password"
             ),
-            "a proxy that takes only NTLM or Kerberos needs a helper on this machine that speaks it, such as `cntlm` or `px`, whose \
-             address then goes into the variable"
+            "a proxy that accepts only NTLM or Kerberos needs a local helper that speaks it, such as `cntlm` or `px`: set \
+             the variable to the helper's address"
                 .to_owned(),
         ];
     }
@@ -287,21 +284,21 @@ pub(crate) fn network(host: &str, error: &(dyn Error + 'static)) -> Vec<String> 
     // Words of rustls about certificates, and of hyper about proxies.
     let hint = if text.contains("UnknownIssuer") {
         format!(
-            "this machine does not trust the certificate that `{host}` shows: install the certificate authorities of the system \
-             (package `ca-certificates`), or name that of a proxy that opens TLS connections with `--ca-bundle`"
+            "this machine does not trust the certificate of `{host}`: install the system's certificate authorities \
+             (package `ca-certificates`), or if a proxy intercepts TLS, give its authority with `--ca-bundle`"
         )
     } else if text.contains("certificate expired") || text.contains("certificate not valid yet") {
-        format!("set the clock of this machine if it is wrong; else whoever runs `{host}` has to renew its certificate")
+        format!("set this machine's clock if it is wrong; otherwise whoever runs `{host}` must renew its certificate")
     } else if text.contains("tunnel error") {
         format!(
-            "the proxy that `HTTPS_PROXY` names has to be an HTTP proxy that answers and may connect to `{host}`; `NO_PROXY` names \
-             hosts that need none"
+            "check that the proxy in `HTTPS_PROXY` is an HTTP proxy, is up, and may connect to `{host}`; list hosts that \
+             need no proxy in `NO_PROXY`"
         )
     } else {
         let port = if host.contains(':') { "" } else { " on port 443" };
         format!(
-            "check that this machine may connect to `{host}`{port}; proxies are taken from `HTTPS_PROXY` and `NO_PROXY`, \
-             additional certificate authorities from `--ca-bundle`"
+            "check that this machine can connect to `{host}`{port}; set a proxy with `HTTPS_PROXY` and `NO_PROXY`, and \
+             extra certificate authorities with `--ca-bundle`"
         )
     };
     vec![hint]

@@ -25,19 +25,17 @@ pub(super) struct Bundle {
 /// What is wrong with a bundle that can be read.
 #[derive(Debug, thiserror::Error)]
 enum BundleError {
-    #[error("it is in DER format, and has to be in PEM: `openssl x509 -inform DER -in FILE -out FILE.pem`")]
+    #[error("it is in DER format, but must be PEM: convert it with `openssl x509 -inform DER -in FILE -out FILE.pem`")]
     Der,
     #[error("it has no certificates")]
     Empty,
-    #[error(
-        "line {line} is neither the beginning nor the end of a block, and looks like one: it needs five dashes on both sides"
-    )]
+    #[error("line {line} looks like the beginning or end of a block, but does not have five dashes on both sides")]
     Header { line: usize },
-    #[error("the block `{kind}` that begins in line {line} has no end")]
+    #[error("the block `{kind}` that begins on line {line} has no end")]
     Endless { kind: String, line: usize },
-    #[error("the certificate that begins in line {line} is not base64")]
+    #[error("the certificate that begins on line {line} is not base64")]
     Base64 { line: usize },
-    #[error("the certificate that begins in line {line} cannot be parsed")]
+    #[error("the certificate that begins on line {line} cannot be parsed")]
     Certificate {
         line: usize,
         #[source]
@@ -70,7 +68,7 @@ impl Bundle {
             let Block { kind, line, body } = match block {
                 // A sentence between the blocks may have such words in it.
                 Err(error @ BundleError::Header { .. }) => {
-                    left_out.push(format!("{error}: left out"));
+                    left_out.push(format!("{error}: ignored"));
                     unusable.get_or_insert(error);
                     continue;
                 }
@@ -81,7 +79,7 @@ impl Bundle {
                 // What OpenSSL trusts it for stands behind the certificate itself.
                 "TRUSTED CERTIFICATE" => decode(body).map(first_value),
                 _ => {
-                    left_out.push(format!("the block `{}` in line {line} is no certificate: left out", shown(kind)));
+                    left_out.push(format!("the block `{}` on line {line} is not a certificate: ignored", shown(kind)));
                     continue;
                 }
             };
@@ -89,7 +87,7 @@ impl Bundle {
             match RootCertStore::empty().add(der.clone()) {
                 Ok(()) => certificates.push(der),
                 Err(source) => {
-                    left_out.push(format!("the certificate in line {line} cannot be used: {source}: left out"));
+                    left_out.push(format!("the certificate on line {line} cannot be used: {source}: ignored"));
                     unusable.get_or_insert(BundleError::Certificate { line, source });
                 }
             }
@@ -250,11 +248,11 @@ mod tests {
         assert!(error(None).await.contains("No such file"));
         assert_eq!(error(Some(b"hello")).await, "it has no certificates");
         let damaged = b"# x\n-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n";
-        assert_eq!(error(Some(damaged)).await, "the certificate that begins in line 2 is not base64");
+        assert_eq!(error(Some(damaged)).await, "the certificate that begins on line 2 is not base64");
         let short = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        assert!(error(Some(short)).await.starts_with("the certificate that begins in line 1 cannot be parsed: "));
+        assert!(error(Some(short)).await.starts_with("the certificate that begins on line 1 cannot be parsed: "));
         let endless = b"-----BEGIN CERTIFICATE-----\nAAAA\n";
-        assert_eq!(error(Some(endless)).await, "the block `CERTIFICATE` that begins in line 1 has no end");
+        assert_eq!(error(Some(endless)).await, "the block `CERTIFICATE` that begins on line 1 has no end");
         assert!(error(Some(&certificate())).await.starts_with("it is in DER format"));
         let folder = sentence(&Bundle::read(folder.path()).await.unwrap_err());
         assert!(folder.ends_with("cannot be used: it is not a regular file"), "{folder}");
@@ -274,7 +272,7 @@ mod tests {
         ];
         let (count, left_out) = parsed(&bundle.concat());
         assert_eq!(count, 3);
-        assert_eq!(left_out, ["the block `PRIVATE KEY` in line 9 is no certificate: left out"]);
+        assert_eq!(left_out, ["the block `PRIVATE KEY` on line 9 is not a certificate: ignored"]);
         // On one line, with line ends written out, and with line ends of another system.
         let plain = block("CERTIFICATE", &two);
         for text in
@@ -285,7 +283,7 @@ mod tests {
         // One that cannot be used takes nothing away from the others.
         let (count, left_out) = parsed(&(block("CERTIFICATE", b"no") + &plain));
         assert_eq!(count, 1);
-        assert!(left_out[0].starts_with("the certificate in line 1 cannot be used: "), "{left_out:?}");
+        assert!(left_out[0].starts_with("the certificate on line 1 cannot be used: "), "{left_out:?}");
     }
 
     #[test]
@@ -299,12 +297,12 @@ mod tests {
         ] {
             let (count, left_out) = parsed(&format!("# x\n{damaged}{good}"));
             assert_eq!((count, left_out.len()), (1, 1), "{left_out:?}");
-            assert!(left_out[0].ends_with("five dashes on both sides: left out"), "{left_out:?}");
+            assert!(left_out[0].ends_with("five dashes on both sides: ignored"), "{left_out:?}");
             let alone = Bundle::parse(damaged.as_bytes()).unwrap_err();
             assert!(matches!(alone, BundleError::Header { .. }), "{alone}");
         }
         let (_, left_out) = parsed(&format!("{good}{}", shorter("CERTIFICATE-----\nM", "CERTIFICATE----\nM")));
-        assert!(left_out[0].starts_with("line 4 is neither"), "{left_out:?}");
+        assert!(left_out[0].starts_with("line 4 looks like"), "{left_out:?}");
     }
 
     #[test]

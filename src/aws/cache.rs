@@ -301,7 +301,7 @@ impl CredentialCache {
                 tracing::info!(
                     error = %sentence(&error),
                     left_seconds = left,
-                    "AWS credentials could not be renewed: the old ones are used while they last"
+                    "cannot renew the AWS credentials: using the old ones until they expire"
                 );
                 Ok(old.credentials)
             }
@@ -357,7 +357,7 @@ impl CredentialCache {
         let State { current: Some(current), doubted, .. } = &mut *state else { return };
         let keys = keys(&current.credentials);
         if doubted.as_ref() != Some(&keys) {
-            tracing::info!("AWS does not know the credentials: their source is asked again");
+            tracing::info!("AWS does not recognise the credentials: asking their source again");
             current.discarded = true;
             *doubted = Some(keys);
         }

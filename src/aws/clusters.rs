@@ -68,7 +68,7 @@ pub struct ClusterDescription {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SkipReason {
     /// It runs elsewhere and is only registered with EKS.
-    #[error("it is a connected cluster, which EKS gives no endpoint for")]
+    #[error("it is a connected cluster, for which EKS has no endpoint")]
     Connected,
     /// It is being made, being deleted, or has failed.
     #[error("its status is {0}")]
@@ -77,7 +77,7 @@ pub enum SkipReason {
     #[error("it has no endpoint")]
     NoEndpoint,
     /// Its endpoint is not what endpoints are. It is not shown, as it may be anything.
-    #[error("its endpoint is not an https URL with the name of a host")]
+    #[error("its endpoint is not an https URL with a host name")]
     Endpoint,
     /// It has no certificate authority yet.
     #[error("it has no certificate authority")]
@@ -120,7 +120,7 @@ impl Aws {
                 Ok(Some(description)) => description,
                 // It was deleted since it was listed.
                 Ok(None) if wanted.is_empty() => {
-                    tracing::debug!(cluster = name, "cluster has gone");
+                    tracing::debug!(cluster = name, "cluster is gone");
                     continue;
                 }
                 Ok(None) => {
@@ -151,7 +151,7 @@ impl Aws {
     pub async fn list_clusters(&self) -> Result<Vec<String>, AwsError> {
         match timeout(LIST_LIMIT, self.all_pages()).await {
             Ok(names) => names,
-            Err(_) => Err(AwsError::malformed(LIST_CLUSTERS, "list that comes to an end")),
+            Err(_) => Err(AwsError::malformed(LIST_CLUSTERS, "last page")),
         }
     }
 
@@ -165,10 +165,10 @@ impl Aws {
             count += 1;
             let page = page.map_err(|error| self.failed(call, error))?.clusters.unwrap_or_default();
             if count > MAX_PAGES || names.len() + page.len() > MAX_CLUSTERS {
-                return Err(AwsError::malformed(LIST_CLUSTERS, "list that comes to an end"));
+                return Err(AwsError::malformed(LIST_CLUSTERS, "last page"));
             }
             if !page.iter().all(|name| is_cluster_name(name)) {
-                return Err(AwsError::malformed(LIST_CLUSTERS, "name that a cluster can have"));
+                return Err(AwsError::malformed(LIST_CLUSTERS, "valid cluster name"));
             }
             names.extend(page);
         }
@@ -295,7 +295,7 @@ fn believable(cluster: aws_sdk_eks::types::Cluster) -> Option<aws_sdk_eks::types
 }
 
 fn cluster_is_odd() -> AwsError {
-    AwsError::malformed("eks:DescribeCluster", "description that a cluster can have")
+    AwsError::malformed("eks:DescribeCluster", "valid description of a cluster")
 }
 
 fn is_cluster_name(name: &str) -> bool {
@@ -405,11 +405,11 @@ mod tests {
             (
                 "far",
                 r#","connectorConfig":{"provider":"OTHER"}"#,
-                Some("it is a connected cluster, which EKS gives no endpoint for"),
+                Some("it is a connected cluster, for which EKS has no endpoint"),
             ),
             ("bare", r#","endpoint":null"#, Some("it has no endpoint")),
             ("void", r#","endpoint":"""#, Some("it has no endpoint")),
-            ("plain", r#","endpoint":"http://h""#, Some("its endpoint is not an https URL with the name of a host")),
+            ("plain", r#","endpoint":"http://h""#, Some("its endpoint is not an https URL with a host name")),
             ("anon", r#","certificateAuthority":{}"#, Some("it has no certificate authority")),
         ];
         let fake = Fake::start(move |request: &Request| match request.target.strip_prefix("/clusters/") {

@@ -317,8 +317,8 @@ mod tests {
     async fn names_the_proxy_that_fails() {
         let mut tasks = JoinSet::new();
         for (user, status, expected) in [
-            ("", "407 No", "asks for a user name and a password, and `HTTPS_PROXY` has none"),
-            ("u:secret@", "407 No", "does not take the user name and the password in `HTTPS_PROXY`"),
+            ("", "407 No", "requires a user name and password, but `HTTPS_PROXY` has none"),
+            ("u:secret@", "407 No", "rejects the user name and password in `HTTPS_PROXY`"),
             ("u:secret@", "403 No", "tunnel error: unsuccessful"),
         ] {
             let (port, _) = proxy(&mut tasks, status).await;

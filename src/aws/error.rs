@@ -85,7 +85,7 @@ pub enum AwsError {
         attempted: String,
     },
     /// One of two keys in the environment is there. The AWS CLI refuses that as well, whatever other sources there are.
-    #[error("`AWS_ACCESS_KEY_ID` is set, and `AWS_SECRET_ACCESS_KEY` is not")]
+    #[error("`AWS_ACCESS_KEY_ID` is set, but `AWS_SECRET_ACCESS_KEY` is not")]
     HalfKeys,
     /// A source of credentials is there, but does not give any.
     #[error("AWS credentials could not be loaded")]
@@ -161,7 +161,7 @@ pub enum AwsError {
         source: Cause,
     },
     /// The source gives the same credentials again, which are about to expire or have expired.
-    #[error("no newer AWS credentials come from {origin}")]
+    #[error("got no newer AWS credentials from {origin}")]
     NotRenewed {
         /// The source, in words.
         origin: String,
@@ -181,7 +181,7 @@ pub enum AwsError {
         source: Cause,
     },
     /// The clock of this machine is wrong by more than AWS tolerates.
-    #[error("the clock of this machine differs too much from that of AWS")]
+    #[error("this machine's clock differs too much from AWS's")]
     ClockSkew {
         /// What the service answered.
         #[source]
@@ -239,7 +239,8 @@ pub enum AwsError {
     },
     /// The bearer token would be refused by the API server for its length.
     #[error(
-        "the bearer token would be {len} bytes long, and API servers take {MAX_BEARER_TOKEN_LEN}: the session of the credentials carries too many tags"
+        "the bearer token would be {len} bytes long, more than the {MAX_BEARER_TOKEN_LEN} that API servers accept: the \
+         session of the credentials carries too many tags"
     )]
     BearerTokenTooLong {
         /// Its length, in bytes.
@@ -340,7 +341,7 @@ impl std::fmt::Display for ServiceAnswer {
         match (&self.code, &self.message) {
             (Some(code), Some(message)) => write!(f, "{code}: {message}")?,
             (Some(text), None) | (None, Some(text)) => f.write_str(text)?,
-            (None, None) if self.is_foreign() => f.write_str("an answer that no service of AWS gives")?,
+            (None, None) if self.is_foreign() => f.write_str("an answer that no AWS service gives")?,
             (None, None) => f.write_str("an answer without an error code")?,
         }
         match (self.status, &self.request_id) {

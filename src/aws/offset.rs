@@ -81,7 +81,7 @@ impl ClockOffset {
         if matters(measured) && is_news {
             let off = Off { ahead_ms: measured };
             tracing::warn!(
-                "the clock of this machine is {off}: set it, for instance with NTP; signatures follow AWS meanwhile"
+                "this machine's clock is {off}: set it, for example with NTP; until then requests are signed with AWS's time"
             );
         }
     }
@@ -139,7 +139,7 @@ impl std::fmt::Display for Off {
             (0, hours, minutes) => write!(f, "{hours} h {minutes} min")?,
             (days, hours, _) => write!(f, "{days} d {hours} h")?,
         }
-        f.write_str(if self.ahead_ms < 0 { " ahead of that of AWS" } else { " behind that of AWS" })
+        f.write_str(if self.ahead_ms < 0 { " ahead of AWS's" } else { " behind AWS's" })
     }
 }
 
@@ -161,9 +161,9 @@ mod tests {
     #[test]
     fn the_offset_is_that_of_the_middle_of_the_call_and_only_a_large_one_counts() {
         let seconds = Duration::from_secs;
-        assert_eq!(learned(AT - seconds(400), AT - seconds(400)).unwrap(), "6 min 40 s behind that of AWS");
-        assert_eq!(learned(AT + seconds(7260), AT + seconds(7262)).unwrap(), "2 h 1 min ahead of that of AWS");
-        assert_eq!(learned(AT + seconds(200_000), AT + seconds(200_000)).unwrap(), "2 d 7 h ahead of that of AWS");
+        assert_eq!(learned(AT - seconds(400), AT - seconds(400)).unwrap(), "6 min 40 s behind AWS's");
+        assert_eq!(learned(AT + seconds(7260), AT + seconds(7262)).unwrap(), "2 h 1 min ahead of AWS's");
+        assert_eq!(learned(AT + seconds(200_000), AT + seconds(200_000)).unwrap(), "2 d 7 h ahead of AWS's");
         for tolerated in [0, 30, 59] {
             assert_eq!(learned(AT + seconds(tolerated), AT + seconds(tolerated)), None);
         }

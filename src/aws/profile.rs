@@ -390,10 +390,10 @@ impl Files {
         let sentence = |faults: BTreeMap<usize, String>| {
             let more = match faults.len() - 1 {
                 0 => String::new(),
-                1 => ", as is one more line of it".to_owned(),
-                more => format!(", as are {more} more lines of it"),
+                1 => ", and one more line".to_owned(),
+                more => format!(", and {more} more lines"),
             };
-            Some(format!("{}: passed over{more}", faults.into_values().next()?))
+            Some(format!("{}: ignored{more}", faults.into_values().next()?))
         };
         by_file.into_values().filter_map(sentence).collect()
     }

@@ -32,7 +32,7 @@ pub(super) struct Way<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
     /// There is no user name in the variable.
-    #[error("the proxy `{proxy}` asks for a user name and a password, and `{variable}` has none{}", offers(schemes))]
+    #[error("the proxy `{proxy}` requires a user name and password, but `{variable}` has none{}", offers(schemes))]
     Asks {
         /// Host and port.
         proxy: String,
@@ -41,7 +41,7 @@ pub enum ProxyError {
         schemes: Vec<String>,
     },
     /// Those in the variable are not taken.
-    #[error("the proxy `{proxy}` does not take the user name and the password in `{variable}`{}", offers(schemes))]
+    #[error("the proxy `{proxy}` rejects the user name and password in `{variable}`{}", offers(schemes))]
     Refuses {
         /// Host and port.
         proxy: String,
@@ -52,7 +52,7 @@ pub enum ProxyError {
 }
 
 fn offers(schemes: &[String]) -> String {
-    if schemes.is_empty() { String::new() } else { format!(" (it takes {})", schemes.join(", ")) }
+    if schemes.is_empty() { String::new() } else { format!(" (it accepts {})", schemes.join(", ")) }
 }
 
 impl Routes {

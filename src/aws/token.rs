@@ -121,7 +121,7 @@ fn check(origin: TokenOrigin, token: &str, now: Duration, leeway: u64) -> Result
     }
     let parts: Vec<_> = token.split('.').collect();
     let [_, claims, _] = parts[..] else {
-        return Err(malformed("it does not have three parts with dots between them"));
+        return Err(malformed("it does not have three parts separated by dots"));
     };
     let base64url = |part: &&str| {
         !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'='))
@@ -318,7 +318,7 @@ pub(super) mod tests {
             (
                 200,
                 r#"{"value":"x"}"#,
-                "the OIDC token of the CI job is not a JSON Web Token: it does not have three parts with dots between them",
+                "the OIDC token of the CI job is not a JSON Web Token: it does not have three parts separated by dots",
             ),
         ] {
             let fake = Fake::start(move |_| Answer::json(status, body)).await;

@@ -33,7 +33,7 @@ pub enum ConfigCommand {
     /// Says everything that is wrong at once, each with line and column, and exits with 2 then.
     #[command(after_help = "Examples:\n  autoheal-pa config check\n  autoheal-pa config check ./autoheal-pa.yaml")]
     Check(CheckArgs),
-    /// Prints the JSON schema of the configuration file, by which editors complete and check it
+    /// Prints the JSON schema of the configuration file, which editors use to complete and check it
     #[command(after_help = "Example:\n  autoheal-pa config schema > autoheal-pa.schema.json")]
     Schema,
 }
@@ -67,8 +67,8 @@ fn check(
     printer: &Printer,
 ) -> Result<ExitCode, CommandError> {
     let Some(path) = args.file.or(global.config).or_else(|| environment.config_file()) else {
-        let message = "there is no home directory, and so no configuration file in it";
-        return Err(CommandError::new(Kind::Usage, message).hint("name one: `autoheal-pa config check FILE`"));
+        let message = "there is no home directory to find the configuration file in";
+        return Err(CommandError::new(Kind::Usage, message).hint("give its path: `autoheal-pa config check FILE`"));
     };
     // A file that is named has to be there.
     global.config = Some(path.clone());
@@ -78,10 +78,10 @@ fn check(
 }
 
 fn summary(path: &Path, settings: &UpSettings) -> String {
-    let mut text = format!("`{}` is right; `up` would open tunnels\n", path.display());
+    let mut text = format!("`{}` is valid; `up` would open tunnels\n", path.display());
     for Access { aws, bastion, clusters, reason, identity: _ } in &settings.access {
         let bastions: Vec<_> = bastion.iter().map(ToString::to_string).collect();
-        let clusters = if clusters.is_empty() { "all that are active".to_owned() } else { clusters.join(", ") };
+        let clusters = if clusters.is_empty() { "all active ones".to_owned() } else { clusters.join(", ") };
         let mut line = |name: &str, value: &str| write_line(&mut text, "  ", name, value);
         line("region", aws.region.as_deref().unwrap_or("that of the profile"));
         line("identity", &identity(aws));
@@ -93,9 +93,9 @@ fn summary(path: &Path, settings: &UpSettings) -> String {
         text.push('\n');
     }
     let ports = match settings.base_port {
-        0 => "any that are free".to_owned(),
-        port if settings.strict_ports => format!("from {port}, and only those"),
-        port => format!("from {port}, skipping those that are taken"),
+        0 => "any free ones".to_owned(),
+        port if settings.strict_ports => format!("from {port}, or fails if one is taken"),
+        port => format!("from {port}, skipping taken ones"),
     };
     write_line(&mut text, "", "manager", &settings.common.name);
     write_line(&mut text, "", "ports", &ports);

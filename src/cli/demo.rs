@@ -46,17 +46,17 @@ pub struct DemoArgs {
     /// First local port; taken ones are skipped
     #[arg(long, value_name = "PORT", default_value_t = 10100)]
     pub base_port: u16,
-    /// What goes wrong in the emulated AWS, such as `drop-websocket=30s`; repeat it for more
+    /// Fault of the emulated AWS, such as `drop-websocket=30s`; repeat it for more
     #[arg(long, value_name = "FAULT", long_help = fault_help())]
     pub fault: Vec<Fault>,
-    /// A command to run under the tunnels, with KUBECONFIG set; the demo ends with its status
+    /// A command to run with the tunnels open and KUBECONFIG set; the demo ends with its status
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<OsString>,
 }
 
 fn fault_help() -> String {
     let faults = FAULTS.iter().map(|row| format!("  {:<26} {}\n", row.form, row.help));
-    std::iter::once("What goes wrong in the emulated AWS; repeat it for more:\n\n".to_owned()).chain(faults).collect()
+    std::iter::once("Fault of the emulated AWS; repeat it for more:\n\n".to_owned()).chain(faults).collect()
 }
 
 /// Runs the demo until its command ends, or until a signal.
@@ -78,7 +78,7 @@ pub async fn run(args: DemoArgs, global: &GlobalArgs, printer: &Printer) -> Resu
     for fault in &args.fault {
         emulator.inject(fault);
     }
-    printer.progress(&format!("an emulated AWS answers at {}", emulator.endpoint()));
+    printer.progress(&format!("the emulated AWS listens at {}", emulator.endpoint()));
 
     let mut up = start_up(&args, global, &emulator, &dir)?;
     let outcome = tokio::select! {
@@ -110,8 +110,8 @@ fn refuse_aws(global: &GlobalArgs) -> Result<(), CommandError> {
     let own = own.into_iter().find_map(|(flag, given)| given.then(|| flag.to_owned()));
     match global.aws.first().or(own) {
         Some(flag) => {
-            let message = format!("`{flag}` means nothing to `demo`, which has an AWS of its own");
-            Err(CommandError::new(Kind::Usage, message).hint("`autoheal-pa up` takes it"))
+            let message = format!("`{flag}` cannot be used with `demo`, which brings an AWS of its own");
+            Err(CommandError::new(Kind::Usage, message).hint("use it with `autoheal-pa up`"))
         }
         None => Ok(()),
     }
@@ -139,7 +139,7 @@ fn kubeconfig(dir: &TempDir) -> PathBuf {
 fn start_up(args: &DemoArgs, global: &GlobalArgs, emulator: &Emulator, dir: &TempDir) -> Result<Child, CommandError> {
     let program = Environment::read()
         .executable
-        .ok_or_else(|| CommandError::new(Kind::Unexpected, "the system does not tell the path of this program"))?;
+        .ok_or_else(|| CommandError::new(Kind::Unexpected, "cannot find the path of this program"))?;
     let kept = std::env::vars_os()
         .filter(|(name, _)| ["PATH", "TERM", "NO_COLOR", "LANG", "LC_ALL"].iter().any(|kept| name == kept));
     Command::new(&program)

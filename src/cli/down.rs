@@ -74,7 +74,7 @@ async fn stop(mut client: Client, settings: &Settings, printer: &Printer) -> Res
     };
     match tokio::time::timeout(STOP_LIMIT, stopped).await {
         Ok(outcome) => outcome?,
-        Err(_) => tracing::debug!("the manager has not closed the connection"),
+        Err(_) => tracing::debug!("the manager did not close the connection"),
     }
     match control::until_free(dir, STOP_LIMIT).await? {
         None => {
@@ -83,7 +83,7 @@ async fn stop(mut client: Client, settings: &Settings, printer: &Printer) -> Res
         }
         Some(holder) => {
             let name = &settings.name;
-            let message = format!("the manager `{name}` has not stopped within {} s", STOP_LIMIT.as_secs());
+            let message = format!("the manager `{name}` did not stop within {} s", STOP_LIMIT.as_secs());
             let error = CommandError::new(Kind::Unexpected, message);
             Err(match holder.pid {
                 Some(pid) => {
@@ -144,9 +144,9 @@ impl Before {
         let Ok(Ok(left)) = left else { return };
         let Some(first) = left.first() else { return };
         let names = left.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        let message = format!("still in `{}`, and of no use without the manager: {names}", kubeconfig.display());
+        let message = format!("contexts left in `{}` do not work without the manager: {names}", kubeconfig.display());
         let hint =
-            command!("`kubectl --kubeconfig {} config delete-context {}` removes one", kubeconfig.as_path(), first);
+            command!("remove one with `kubectl --kubeconfig {} config delete-context {}`", kubeconfig.as_path(), first);
         printer.caution(&CommandError::new(Kind::Unexpected, message).hint(hint));
     }
 }
@@ -189,12 +189,12 @@ async fn identity(settings: &AwsSettings) -> Result<orphans::Identity, AwsError>
 
 fn not_ended(sessions: usize, error: AwsError) -> CommandError {
     let message = match sessions {
-        1 => "cannot end the session that an earlier run had left behind".to_owned(),
-        number => format!("cannot end {number} sessions that an earlier run had left behind"),
+        1 => "cannot end the session left behind by an earlier run".to_owned(),
+        number => format!("cannot end {number} sessions left behind by an earlier run"),
     };
     CommandError::new(Kind::Credentials, message)
         .with_source(error)
-        .hint("sessions end by themselves when they have been idle, or with the next `autoheal-pa up`")
+        .hint("sessions end by themselves once they have been idle long enough, or with the next `autoheal-pa up`")
 }
 
 #[cfg(test)]
@@ -212,6 +212,6 @@ mod tests {
         std::fs::write(&settings.kubeconfig, "kind: Config\nusers: [\n").unwrap();
         let (printer, _, err) = Captured::printer();
         clean_up(&settings, Vec::new(), &printer).await.unwrap();
-        assert_eq!(err.text().matches("cannot understand the kubeconfig").count(), 1, "{}", err.text());
+        assert_eq!(err.text().matches("cannot parse the kubeconfig").count(), 1, "{}", err.text());
     }
 }

@@ -40,7 +40,7 @@ pub struct EnvArgs {
     /// Kubeconfig that `up` was given [default: the running manager's, else ~/.kube/autoheal-pa.yaml]
     #[arg(long, value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
-    /// Writes nothing to stdout, but adds KUBECONFIG to the file of GITHUB_ENV, for later steps of a GitHub Actions job
+    /// Writes nothing to stdout, but adds KUBECONFIG to the GITHUB_ENV file, for later steps of a GitHub Actions job
     #[arg(long, conflicts_with = "shell")]
     pub github_env: bool,
 }
@@ -57,9 +57,9 @@ pub(super) fn shell_of(environment: &Environment) -> Result<Shell, CommandError>
         Some("csh" | "tcsh") => Ok(Shell::Csh),
         Some("pwsh" | "powershell") => Ok(Shell::Powershell),
         Some(name) if !POSIX_SHELLS.contains(&name) => {
-            let message = format!("the variable `SHELL` names `{name}`, whose language is not known here");
+            let message = format!("`SHELL` is `{name}`, which is not a supported shell");
             Err(CommandError::new(Kind::Usage, message)
-                .hint("name a language that it can read, such as `--shell bash`; or set `KUBECONFIG` by hand"))
+                .hint("choose a syntax that it can read, such as `--shell bash`, or set `KUBECONFIG` by hand"))
         }
         _ => Ok(Shell::Bash),
     }
@@ -98,7 +98,7 @@ async fn print(
         None => of_settings(&Settings::load(global, args.kubeconfig.as_deref(), environment)?, printer)?,
     };
     if !kubeconfig.exists() {
-        printer.warning(&format!("`{}` is not there yet: `autoheal-pa up` writes it", kubeconfig.display()));
+        printer.warning(&format!("`{}` does not exist yet: `autoheal-pa up` writes it", kubeconfig.display()));
     }
     if let Some(path) = settings::github_env(args.github_env, environment)? {
         write_github(&path, &kubeconfig, environment)?;
@@ -118,7 +118,7 @@ pub(super) fn of_settings(settings: &Settings, printer: &Printer) -> Result<Path
         if let Some(folder) = control::open_to_swaps(&settings.control_dir) {
             let folder = folder.display();
             printer.warning(&format!(
-                "whoever may write `{folder}` can put another kubeconfig there: set `XDG_RUNTIME_DIR`"
+                "anyone who can write to `{folder}` can put another kubeconfig there: set `XDG_RUNTIME_DIR`"
             ));
         }
     }
@@ -183,7 +183,10 @@ mod tests {
         let (printer, out, err) = Captured::printer();
         print(&args, &GlobalArgs::default(), &Environment::default(), &printer).await.unwrap();
         assert_eq!(out.text(), format!("export KUBECONFIG='{}'\n", path.display()));
-        assert_eq!(err.text(), format!("warning: `{}` is not there yet: `autoheal-pa up` writes it\n", path.display()));
+        assert_eq!(
+            err.text(),
+            format!("warning: `{}` does not exist yet: `autoheal-pa up` writes it\n", path.display())
+        );
         std::fs::write(&path, "").unwrap();
         let (printer, _, err) = Captured::printer();
         print(&args, &GlobalArgs::default(), &Environment::default(), &printer).await.unwrap();

@@ -199,7 +199,7 @@ impl CommandError {
     /// Says that the other end of a link has not answered yet.
     #[must_use]
     pub fn peer_awaited(cluster: &Cluster, link: &LinkStatus) -> Self {
-        let message = format!("the tunnel to `{}` still waits for the agent on `{}`", cluster.name, link.route);
+        let message = format!("the tunnel to `{}` is still waiting for the agent on `{}`", cluster.name, link.route);
         Self::new(Kind::Tunnel, message).hints(link.silence_hints.iter().cloned())
     }
 
@@ -232,11 +232,11 @@ pub(super) fn cannot_use(what: &str, path: &Path, source: io::Error) -> CommandE
 impl From<SettingsError> for CommandError {
     fn from(error: SettingsError) -> Self {
         let needs_bastion = error.problems.iter().any(|problem| matches!(problem, Problem::NoBastion));
-        let hint = "the bastion is a machine that Systems Manager knows and that reaches the clusters' endpoints, such as \
+        let hint = "give a machine that is registered with Systems Manager and reaches the clusters' endpoints, such as \
                     `--bastion i-0123456789abcdef0`";
         let is_token =
             |problem: &Problem| matches!(problem, Problem::Unusable { reason, .. } if *reason == TOKEN_ITSELF);
-        let token = "write the token to a file and name that: `printf %s \"$TOKEN\" >token; export \
+        let token = "write the token to a file and give its path: `printf %s \"$TOKEN\" >token; export \
                      AWS_WEB_IDENTITY_TOKEN_FILE=$PWD/token`";
         let is_token = error.problems.iter().any(is_token);
         let hints = [needs_bastion.then_some(hint), is_token.then_some(token)];
@@ -248,13 +248,13 @@ impl From<SettingsError> for CommandError {
 impl From<BindError> for CommandError {
     fn from(error: BindError) -> Self {
         let hint = match &error {
-            BindError::Taken(_) => {
-                "choose others with `--base-port`, or leave out `--strict-ports` to skip what is taken"
-            }
+            BindError::Taken(_) => "choose other ports with `--base-port`, or drop `--strict-ports` to skip taken ones",
             BindError::Exhausted { .. } => {
-                "choose lower ones with `--base-port`, or any free ones with `--base-port 0`"
+                "choose lower ports with `--base-port`, or any free ones with `--base-port 0`"
             }
-            BindError::Io { .. } => "choose others with `--base-port`; ports below 1024 are reserved for the system",
+            BindError::Io { .. } => {
+                "choose other ports with `--base-port`; ports below 1024 are reserved for the system"
+            }
         };
         Self::of(Kind::Tunnel, error).hint(hint)
     }
@@ -266,13 +266,13 @@ impl From<KubeconfigError> for CommandError {
         let (kind, hint) = match &error {
             KubeconfigError::Unwritable { path, source } if is_full(source) => {
                 let folder = path.parent().unwrap_or(path);
-                (Kind::Usage, format!("make room where `{}` is, or {another}; nothing was changed", folder.display()))
+                (Kind::Usage, format!("free some space for `{}`, or {another}; nothing was changed", folder.display()))
             }
             KubeconfigError::Unreadable { .. }
             | KubeconfigError::Unwritable { .. }
             | KubeconfigError::TooLarge { .. } => (Kind::Usage, another.to_owned()),
             KubeconfigError::Syntax { path, .. } => {
-                (Kind::Usage, format!("mend `{}`, or {another}; nothing was changed in it", path.display()))
+                (Kind::Usage, format!("fix `{}`, or {another}; nothing was changed in it", path.display()))
             }
             KubeconfigError::NotAKubeconfig { .. } => {
                 (Kind::Usage, format!("{another}; nothing was changed in this one"))
@@ -288,9 +288,17 @@ impl From<KubeconfigError> for CommandError {
                 let age = age.map(|age| format!("it was made {} ago; ", in_words(age))).unwrap_or_default();
                 let age = Word::raw(age);
                 let hint = match holder {
-                    None => command!("{}if no kubectl is running, it was left behind: `rm {}`", age, lock.as_path()),
+                    None => command!(
+                        "{}if no kubectl is running, it was left behind: remove it with `rm {}`",
+                        age,
+                        lock.as_path()
+                    ),
                     Some(holder) if holder.is_here() => format!("{age}wait for process {} to end", holder.pid),
-                    Some(_) => command!("{}if that process is gone, it was left behind: `rm {}`", age, lock.as_path()),
+                    Some(_) => command!(
+                        "{}if that process is gone, it was left behind: remove it with `rm {}`",
+                        age,
+                        lock.as_path()
+                    ),
                 };
                 (Kind::Unexpected, hint)
             }
@@ -300,12 +308,12 @@ impl From<KubeconfigError> for CommandError {
 }
 
 /// What to do about a manager's directory that cannot be used.
-const OWN_DIRECTORY: &str = "set `XDG_RUNTIME_DIR` to a directory of your own that nobody else may write";
+const OWN_DIRECTORY: &str = "set `XDG_RUNTIME_DIR` to a directory of your own that nobody else can write to";
 
 /// How to stop the manager in a directory, which is called as it is.
 fn stop_hint(dir: &Path) -> String {
     let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    command!("`autoheal-pa down{}` stops it; or give this one another `--name`", name_option(&name))
+    command!("stop it with `autoheal-pa down{}`, or give this one another `--name`", name_option(&name))
 }
 
 /// The option that names a manager, with a blank before it, where it has to be given.
@@ -328,7 +336,7 @@ impl From<ControlError> for CommandError {
             ControlError::NotPrivate { dir, .. } => (
                 Kind::Usage,
                 Some(command!(
-                    "look at what is in it, then remove it with `rm -r {}`, or {}",
+                    "check what is in it, then remove it with `rm -r {}`, or {}",
                     dir.as_path(),
                     Word::raw(OWN_DIRECTORY)
                 )),

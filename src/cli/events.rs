@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// What expired credentials mean to whoever uses the tunnels.
-const CONSEQUENCES: &str = "open connections go on; until there are credentials, lost sessions cannot be resumed, new \
-                            ones cannot be started, and kubectl gets no tokens";
+const CONSEQUENCES: &str = "open connections go on, but until there are new credentials lost sessions cannot be resumed, \
+                            new ones cannot be started, and kubectl gets no tokens";
 
 /// Returns what says all that happens.
 pub(super) fn shown(printer: &Printer) -> Listener {
@@ -37,16 +37,16 @@ fn show(event: Event, printer: &Printer) {
         }
         Event::ContextsLeft(error) => printer.caution(&error.into()),
         Event::EnvFileWritten(path) => printer.progress(&format!("wrote `{}`", path.display())),
-        Event::JobTold => printer.progress("later steps of the job have `KUBECONFIG` set"),
+        Event::JobTold => printer.progress("set `KUBECONFIG` for later steps of the job"),
         Event::NoJournal { folder, source } => {
             let message = format!("cannot keep a journal of sessions in `{}`", folder.display());
-            let hint = "if this process is killed, its sessions end when they have been idle";
+            let hint = "if this process is killed, its sessions end only when they time out";
             printer.caution(&CommandError::new(Kind::Unexpected, message).with_source(source).hint(hint));
         }
         Event::SessionLeft { session, error } => printer.caution(&session_left(session, error)),
-        Event::SessionsEnded(1) => printer.progress("ended a session that an earlier run had left behind"),
+        Event::SessionsEnded(1) => printer.progress("ended a session left behind by an earlier run"),
         Event::SessionsEnded(number) => {
-            printer.progress(&format!("ended {number} sessions that an earlier run had left behind"));
+            printer.progress(&format!("ended {number} sessions left behind by an earlier run"));
         }
         Event::CredentialsExpire { left, error } => {
             let message = format!("the AWS credentials expire in {} and cannot be renewed", in_words(left));
@@ -58,7 +58,7 @@ fn show(event: Event, printer: &Printer) {
         }
         Event::CredentialsRenewed { until } => {
             let until = until.map(|end| format!(", until {}", rfc3339(end))).unwrap_or_default();
-            printer.progress(&format!("there are AWS credentials again{until}"));
+            printer.progress(&format!("the AWS credentials are valid again{until}"));
         }
         Event::Caution(caution) => printer.caution(&caution.into()),
     }
@@ -72,14 +72,14 @@ fn identity(caller: &Caller) -> String {
 
 fn session_left(session: Entry, error: NotEnded) -> CommandError {
     let Entry { session, region, target, .. } = session;
-    let message = format!("cannot end the session `{session}` on `{target}` that an earlier run had left behind");
+    let message = format!("cannot end the session `{session}` on `{target}`, left behind by an earlier run");
     let then = Word::raw(if error.is_final() {
-        "as the identity that started it, or wait for its idle timeout"
+        " as the identity that started it, or wait for its idle timeout"
     } else {
-        "or let the next `up` try again"
+        ", or let the next `up` try again"
     });
     CommandError::new(Kind::Unexpected, message).with_source(error).hint(command!(
-        "`aws ssm terminate-session --session-id={} --region {}`, {}",
+        "run `aws ssm terminate-session --session-id={} --region {}`{}",
         session,
         region,
         then
@@ -115,12 +115,13 @@ mod tests {
             Event::CredentialsRenewed { until: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(30_000)) },
             Event::CredentialsRenewed { until: None },
         ]);
-        let because = "no newer AWS credentials come from x\nhint: start again with new ones";
+        let because = "got no newer AWS credentials from x\nhint: start again with new credentials";
         let expire = format!("warning: the AWS credentials expire in 4 min 30 s and cannot be renewed: {because}");
         assert!(said.starts_with(&expire), "{said}");
         assert!(said.contains(&format!("\nwarning: the AWS credentials have expired: {because}")), "{said}");
         let end = format!(
-            "\n{CONSEQUENCES}\nthere are AWS credentials again, until 1970-01-01T08:20:00Z\nthere are AWS credentials again\n"
+            "\n{CONSEQUENCES}\nthe AWS credentials are valid again, until 1970-01-01T08:20:00Z\nthe AWS credentials are \
+             valid again\n"
         );
         assert!(said.ends_with(&end), "{said}");
     }
@@ -147,14 +148,15 @@ mod tests {
         ]);
         assert!(
             said.contains(
-                "warning: cannot end the session `denied-1` on `i-0abcdef1` that an earlier run had left behind: not authorized to \
-                 perform `ssm:TerminateSession` on `denied-1`: because\nhint: `aws ssm terminate-session --session-id=denied-1 \
-                 --region us-east-1`, as the identity that started it, or wait for its idle timeout\n"
+                "warning: cannot end the session `denied-1` on `i-0abcdef1`, left behind by an earlier run: not \
+                 authorized to perform `ssm:TerminateSession` on `denied-1`: because\nhint: run `aws ssm terminate-session \
+                 --session-id=denied-1 --region us-east-1` as the identity that started it, or wait for its idle \
+                 timeout\n"
             ),
             "{said}"
         );
         assert!(said.contains("--session-id=never-1 --region us-east-1`, or let the next `up` try again\n"), "{said}");
-        let ended = "ended a session that an earlier run had left behind\nended 6 sessions that an earlier run had left behind\n";
+        let ended = "ended a session left behind by an earlier run\nended 6 sessions left behind by an earlier run\n";
         assert!(said.ends_with(ended), "{said}");
     }
 }

@@ -93,8 +93,8 @@ fn refuse(up: &UpArgs) -> Result<(), CommandError> {
     let given = [("--detach", up.detach), ("--github-env", up.github_env), ("--env-file", up.has_env_file())];
     match given.iter().find(|(_, given)| *given) {
         Some((option, _)) => {
-            let message = format!("`{option}` means nothing to `exec`, whose tunnels end with the command");
-            Err(CommandError::new(Kind::Usage, message).hint("`autoheal-pa up` takes it"))
+            let message = format!("`{option}` cannot be used with `exec`, whose tunnels close with the command");
+            Err(CommandError::new(Kind::Usage, message).hint("use it with `autoheal-pa up`"))
         }
         None => Ok(()),
     }
@@ -122,7 +122,7 @@ async fn running(
                 if let Some(unknown) = clusters.iter().find(|name| !knows(name)) {
                     let message = format!("the running manager `{}` has no tunnel to `{unknown}`", status.name);
                     return Err(CommandError::new(Kind::NotFound, message)
-                        .hint("have it look for clusters again with `autoheal-pa reload`, or give another `--name`"));
+                        .hint("make it look for clusters again with `autoheal-pa reload`, or give another `--name`"));
                 }
                 if waiting(&status, clusters).next().is_none() {
                     return Ok(PathBuf::from(path));
@@ -130,7 +130,7 @@ async fn running(
             }
             last = Some(status);
         }
-        Err(CommandError::new(Kind::Tunnel, "the running manager is ending").hint("run it again"))
+        Err(CommandError::new(Kind::Tunnel, "the running manager is stopping").hint("run it again"))
     };
     match timeout(*limit, ready).await {
         Ok(kubeconfig) => kubeconfig,
@@ -159,13 +159,13 @@ fn not_active(status: Option<&ManagerStatus>, clusters: &[String]) -> CommandErr
             // A session without a version has an agent that has not spoken yet.
             let mut silent = waiting(status, clusters).filter(|tunnel| tunnel.agent_version.is_none());
             let target = silent.find_map(|tunnel| tunnel.session_id.as_ref().and(tunnel.target.as_ref()));
-            let what = target.map(|target| format!(": it waits for the agent on `{target}`")).unwrap_or_default();
+            let what = target.map(|target| format!(": it is waiting for the agent on `{target}`")).unwrap_or_default();
             format!("the running manager `{name}` is {} and not ready in time{what}", status.state)
         }
     };
     let option = name_option(name);
     CommandError::new(Kind::Tunnel, message).hint(command!(
-        "`autoheal-pa status{}` shows all, `autoheal-pa doctor{}` why",
+        "`autoheal-pa status{}` shows every tunnel, `autoheal-pa doctor{}` says why",
         option,
         option
     ))
@@ -180,7 +180,10 @@ fn bind(mut settings: UpSettings, printer: &Printer) -> Result<(Manager, Request
             outcome => return Ok(outcome?),
         }
     }
-    Err(CommandError::new(Kind::Unexpected, format!("{MAX_SLOTS} commands run under tunnels of their own already")))
+    Err(CommandError::new(
+        Kind::Unexpected,
+        format!("{MAX_SLOTS} commands with tunnels of their own are already running"),
+    ))
 }
 
 /// Runs the command under tunnels of its own.
@@ -296,5 +299,5 @@ fn is_in_foreground() -> bool {
 pub(super) fn not_run(program: &std::ffi::OsStr, error: std::io::Error) -> CommandError {
     let found = error.kind() != std::io::ErrorKind::NotFound;
     let error = CommandError::new(Kind::Usage, format!("cannot run `{}`", program.display())).with_source(error);
-    if found { error } else { error.hint("there is no such program on the `PATH`") }
+    if found { error } else { error.hint("no such program on the `PATH`") }
 }

@@ -32,10 +32,10 @@ pub(super) fn raise_open_files() {
     for goal in WANTED.into_iter().filter_map(|wanted| goal(&limit, wanted)) {
         match setrlimit(Resource::Nofile, Rlimit { current: Some(goal), ..limit }) {
             Ok(()) => {
-                tracing::debug!(from = limit.current, to = goal, "raised the limit of open files");
+                tracing::debug!(from = limit.current, to = goal, "raised the limit on open files");
                 return;
             }
-            Err(error) => tracing::debug!(%error, goal, "cannot raise the limit of open files"),
+            Err(error) => tracing::debug!(%error, goal, "cannot raise the limit on open files"),
         }
     }
 }

@@ -34,7 +34,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Clone, Default, Args)]
 pub struct LogsArgs {
-    /// Goes on until Ctrl-C or the manager's end
+    /// Follows the log until Ctrl-C or until the manager ends
     #[arg(long, short)]
     pub follow: bool,
     /// Number of lines to begin with, counted from the end [default: all of the current file]
@@ -95,7 +95,7 @@ async fn find(settings: &Settings) -> Result<Place, CommandError> {
             None => {
                 let message = format!("the manager `{name}` runs in the foreground, as process {}", status.pid);
                 Err(CommandError::new(Kind::NotFound, message)
-                    .hint("its log goes to its own stderr; `autoheal-pa up --detach` writes one to a file"))
+                    .hint("its log goes to its own stderr; use `autoheal-pa up --detach` for a log file"))
             }
         },
         Ok(Answer::Token(_) | Answer::Reloaded(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done) | Err(_) => {
@@ -109,7 +109,7 @@ async fn find(settings: &Settings) -> Result<Place, CommandError> {
                 }
             }
             Err(refused.unwrap_or_else(|| {
-                CommandError::new(Kind::NotFound, format!("there is no log of a manager `{name}`"))
+                CommandError::new(Kind::NotFound, format!("there is no log of the manager `{name}`"))
                     .hint("`autoheal-pa up --detach` writes one")
             }))
         }

@@ -53,20 +53,20 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
     (&["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"], "Where the AWS configuration files are."),
     (
         &["ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN"],
-        "Where a job of GitHub Actions with `id-token: write` gets an OIDC token; set by GitHub. It is taken where a role is given, and \
-         neither a profile nor keys.",
+        "Where a GitHub Actions job with `id-token: write` gets an OIDC token; set by GitHub. It is used when a role is \
+         given, but no profile and no keys.",
     ),
     (
         &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"],
-        "Keys, as every AWS tool takes them.",
+        "Access keys, as for every AWS tool.",
     ),
-    (&["AWS_CREDENTIAL_EXPIRATION"], "When these keys expire; `up` warns ahead of it."),
+    (&["AWS_CREDENTIAL_EXPIRATION"], "When these keys expire; `up` warns in advance."),
     (&["SSL_CERT_FILE"], "Certificate authorities to trust instead of the system's."),
     (
         &["HTTPS_PROXY", "NO_PROXY"],
-        "The HTTP proxy for API calls and WebSockets, with user name and password if need be, and the hosts that are called without \
-         it. This machine, and metadata of the machine, are never called through it. Clients other than kubectl may ask the proxy for \
-         the local ports, unless NO_PROXY has 127.0.0.1: `env`, `exec` and `up --env-file` add that.",
+        "The HTTP proxy for API calls and WebSockets, with user name and password if needed, and the hosts that are \
+         reached without it. Loopback and instance metadata are never reached through it. Clients other than kubectl may \
+         ask the proxy for the local ports unless NO_PROXY has 127.0.0.1: `env`, `exec` and `up --env-file` add that.",
     ),
     (
         &[
@@ -78,13 +78,13 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
             "AWS_ENDPOINT_URL_SSO_OIDC",
             "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS",
         ],
-        "Endpoints of your own; message gateways on the host that SSM is pointed to are trusted then.",
+        "Endpoints of your own; a message gateway on the host of the SSM endpoint is then trusted.",
     ),
-    (&["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"], "`true`: endpoints of this kind."),
-    (&["AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"], "How and how often calls are repeated, as the AWS CLI takes it."),
+    (&["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"], "`true` selects endpoints of this kind."),
+    (&["AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"], "How and how often calls are retried, as in the AWS CLI."),
     (
         &["AWS_EC2_METADATA_DISABLED", "AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE"],
-        "Whether and where an instance is asked for credentials.",
+        "Whether and where to ask for an instance's credentials.",
     ),
     (
         &[
@@ -96,19 +96,22 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
         "Where a container gets credentials; set by ECS and EKS.",
     ),
     (&["GITHUB_ENV"], "The file that `--github-env` adds KUBECONFIG to; set by GitHub."),
-    (&["KUBERNETES_EXEC_INFO"], "What kubectl wants of `token`; set by kubectl."),
-    (&["NOTIFY_SOCKET"], "Where systemd is told when the tunnels are ready and how they are; set by systemd."),
-    (&["HOME"], "Where `~/.kube` is; else the user database says it."),
+    (&["KUBERNETES_EXEC_INFO"], "What kubectl asks `token` for; set by kubectl."),
+    (
+        &["NOTIFY_SOCKET"],
+        "Where to tell systemd when the tunnels are ready and what state they are in; set by systemd.",
+    ),
+    (&["HOME"], "Where `~/.kube` is; otherwise taken from the user database."),
     (
         &["XDG_RUNTIME_DIR"],
-        "Where the manager's lock and control socket are; else in a private folder among the temporary files.",
+        "Where the manager's lock and control socket are; otherwise in a private folder below the temporary directory.",
     ),
-    (&["XDG_STATE_HOME"], "Where the log of a manager in the background is; else `~/.local/state`."),
-    (&["XDG_CONFIG_HOME"], "Where the configuration file is looked for; else `~/.config`."),
+    (&["XDG_STATE_HOME"], "Where the log of a manager in the background is; otherwise `~/.local/state`."),
+    (&["XDG_CONFIG_HOME"], "Where to look for the configuration file; otherwise `~/.config`."),
     (&["USER", "LOGNAME"], "The name of the user, for the name of the role's session."),
-    (&["PATH"], "Where this program is, if it was started by its name: kubeconfigs name it by that path."),
-    (&["SHELL"], "The shell that `env` writes for, if there is no `--shell`."),
-    (&["NO_COLOR", "TERM"], "With `NO_COLOR`, or the terminal `dumb`, there are neither colours nor moving lines."),
+    (&["PATH"], "Where to find this program if it was started by name: kubeconfigs refer to it by its path."),
+    (&["SHELL"], "The shell that `env` writes for without `--shell`."),
+    (&["NO_COLOR", "TERM"], "With `NO_COLOR`, or on a `dumb` terminal, there are no colours and no animation."),
 ];
 
 /// Files, and what is in them. `<name>` is the manager's, `default` unless `--name` says another.
@@ -117,7 +120,7 @@ const FILES: &[(&str, &str)] = &[
     ("~/.kube/autoheal-pa-<name>.yaml", "The kubeconfig of another manager."),
     ("$XDG_RUNTIME_DIR/autoheal-pa/<name>/", "Lock, control socket, and the journal of live sessions."),
     ("$XDG_STATE_HOME/autoheal-pa/<name>.log", "The log of a manager in the background."),
-    ("$XDG_CONFIG_HOME/autoheal-pa/config.yaml", "The configuration file, if `--config` names no other."),
+    ("$XDG_CONFIG_HOME/autoheal-pa/config.yaml", "The configuration file, unless `--config` gives another."),
 ];
 
 /// Prints a page, or writes all.
@@ -288,14 +291,14 @@ fn exit_status(roff: &mut Roff) {
 
 fn configuration(roff: &mut Roff) {
     roff.control("SH", ["CONFIGURATION FILE"]);
-    let keys = "A YAML file with these keys. Flags win over variables, and these over the file.";
+    let keys = "A YAML file with these keys. Flags override variables, and variables override the file.";
     roff.text([roman(keys)]);
     for row in rows::all() {
-        let in_entry = if row.in_entry { " May be in an entry of `access`." } else { "" };
+        let in_entry = if row.in_entry { " Allowed in an entry of `access`." } else { "" };
         entry(roff, vec![bold(row.name)], &format!("{}{in_entry}", row.summary()));
     }
-    let access = "A list of entries, one for each identity in a region, with its bastions and clusters. An entry wins over \
-                  variables; what it leaves out is as at the top level.";
+    let access = "A list of entries, one for each identity in a region, with its bastions and clusters. An entry \
+                  overrides variables; what it leaves out comes from the top level.";
     entry(roff, vec![bold("access")], access);
 }
 

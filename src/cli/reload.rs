@@ -24,7 +24,7 @@ pub async fn run(global: GlobalArgs, printer: &Printer) -> Result<ExitCode, Comm
     let changes = match control::ask(&settings.control_dir, &Request::Reload, DEADLINE).await? {
         Answer::Reloaded(changes) => changes,
         Answer::Token(_) | Answer::Status(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done => {
-            return Err(CommandError::new(Kind::Unexpected, "the manager answers something else"));
+            return Err(CommandError::new(Kind::Unexpected, "the manager gave an unexpected answer"));
         }
     };
     for context in &changes.added {

@@ -394,7 +394,7 @@ mod tests {
                 identity: "arn:aws:sts::123456789012:assumed-role/ReadOnly/ann".to_owned(),
                 source: "role `ReadOnly`".to_owned(),
                 passed_over: vec!["keys in the environment: a profile was named".to_owned()],
-                clock: Some("2 h 1 min ahead of that of AWS".to_owned()),
+                clock: Some("2 h 1 min ahead of AWS's".to_owned()),
                 credentials_expire: Some(stamp("2026-11-22T03:30:00Z")),
                 credentials_error: None,
                 bastions: vec!["i-0dc03fbcae2a87472".to_owned()],
@@ -427,11 +427,11 @@ mod tests {
     #[test]
     fn credentials_that_cannot_be_renewed_are_told() {
         let mut status = status();
-        status.access[0].credentials_error = Some("no newer AWS credentials come from x".to_owned());
+        status.access[0].credentials_error = Some("got no newer AWS credentials from x".to_owned());
         let line = |now| text(&status, at(now), Paint::plain()).lines().nth(1).unwrap().to_owned();
         assert!(
             line("2026-11-22T03:04:00Z")
-                .ends_with("credentials expire in 26 min: cannot be renewed: no newer AWS credentials come from x")
+                .ends_with("credentials expire in 26 min: cannot be renewed: got no newer AWS credentials from x")
         );
         assert!(line("2026-11-22T03:31:00Z").contains("credentials have expired at 2026-11-22T03:30:00Z"));
     }

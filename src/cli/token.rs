@@ -218,7 +218,7 @@ mod tests {
             let (unknown, global) = args("yes", &dir);
             let error = super::token(&unknown, &global, &environment).await.unwrap_err();
             assert!(error.sentence().starts_with("the CA bundle `/does/not/exist` cannot be used"), "{error}");
-            assert_eq!(error.next_steps().last().unwrap(), "the manager has no answer: there is no tunnel to it");
+            assert_eq!(error.next_steps().last().unwrap(), "the manager refused: there is no tunnel to it");
             stop.cancel();
         };
         let both = async { tokio::join!(server.serve(Arc::new(OneCluster), stop.clone()), client) };
@@ -248,7 +248,7 @@ mod tests {
                 }
                 let error = token(&unknown, &global, &environment).await.unwrap_err();
                 assert_eq!((error.kind, error.to_string().contains(variable)), (Kind::Usage, true), "{error}");
-                assert_eq!(error.next_steps().last().unwrap(), "the manager has no answer: there is no tunnel to it");
+                assert_eq!(error.next_steps().last().unwrap(), "the manager refused: there is no tunnel to it");
             }
             stop.cancel();
         };

@@ -84,7 +84,7 @@ impl Up {
                     (CommandError::new(Kind::Terminated, message), true)
                 }
                 () = Attended::abandoned(attended.as_mut()) => {
-                    let message = "nobody waits any more for the tunnels to be ready";
+                    let message = "the process that waited for the tunnels is gone";
                     (CommandError::new(Kind::Terminated, message), true)
                 }
             };
@@ -112,7 +112,7 @@ impl Up {
                     return Err(failure(&now, printer));
                 }
                 report_unready(&now, limit.as_secs(), printer);
-                printer.progress("trying on: Ctrl-C stops");
+                printer.progress("still trying: Ctrl-C stops");
                 // A unit that waited any longer would be restarted, with all that works.
                 notify(&[NotifyState::Ready, NotifyState::Status(&summary(&now))]);
                 drop(early);
@@ -124,7 +124,7 @@ impl Up {
         if let Some(attended) = self.attended.take()
             && let Err(error) = attended.release()
         {
-            printer.warning(&format!("cannot part from whoever waits for this process: {error}"));
+            printer.warning(&format!("cannot detach from the process that waits for this one: {error}"));
         }
         self.serve(signals, board, true, printer).await
     }
@@ -173,7 +173,7 @@ impl Up {
                     signal = signals.next() => return end(signal, ready),
                     asked = requests.recv() => match asked {
                         Some(Asked::Reload { reply }) => {
-                            let refusal = Refusal::new("reloading", "the manager is looking for clusters already");
+                            let refusal = Refusal::new("reloading", "the manager is already looking for clusters");
                             let _unsent = reply.send(Err(refusal));
                         }
                         Some(Asked::Stop) | None => {
@@ -188,7 +188,7 @@ impl Up {
             match &outcome {
                 Ok(changes) => {
                     let (added, removed) = (changes.added.len(), changes.removed.len());
-                    printer.progress(&format!("{added} tunnels are new, {removed} are closed, {} stay", changes.kept));
+                    printer.progress(&format!("tunnels: {added} added, {removed} removed, {} kept", changes.kept));
                     for problem in &changes.problems {
                         printer.warning(problem);
                     }
@@ -252,7 +252,7 @@ fn summary(board: &Board) -> String {
 /// Tells systemd, if this is one of its services.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "systemd could not be told");
+        tracing::debug!(%error, "cannot notify systemd");
     }
 }
 

@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(place.names(), ["config.lock"], "the temporary file is gone");
         let error = place.acquire().unwrap_err();
         let expected = format!(
-            "the kubeconfig `{}` is locked by `{}`, which process {} has made",
+            "the kubeconfig `{}` is locked by `{}`, made by process {}",
             place.kubeconfig().display(),
             place.lock().display(),
             std::process::id()

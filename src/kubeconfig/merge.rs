@@ -128,7 +128,7 @@ fn kubeconfig(root: Node) -> Result<Node, Refusal> {
     let entries = root.as_mapping().ok_or_else(|| refusal("it does not hold a mapping"))?;
     // What stands behind it would win over what is set, to some readers.
     if root.merged().next().is_some() {
-        return Err(refusal("its top level has `<<`, so that readers do not agree about it"));
+        return Err(refusal("its top level has `<<`, which not every reader understands in the same way"));
     }
     let is_known = entries.is_empty()
         || root.get("kind").is_some()

@@ -119,14 +119,13 @@ impl Node {
 /// What is wrong, with line and column.
 pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
     if let Some(mark) = odd_line_break(text) {
-        let message =
-            "there is a line break of Unicode, which not every reader takes for one: write `\\u2028` and the like";
+        let message = "it has a Unicode line break, which not every reader takes as one: write `\\u2028` or the like";
         return Err(SyntaxError::new(mark, message));
     }
     let mut root = yaml::parse(text, MAX_COPIES)?.unwrap_or_else(Node::null);
     settle(&mut root)?;
     let Some(written) = emit(&root) else {
-        let message = "written out, what its aliases stand for would make it larger than any kubeconfig should be";
+        let message = "with its aliases written out it would be too large for a kubeconfig";
         return Err(SyntaxError::new(root.mark, message));
     };
     // Text alone, which is no kubeconfig to anybody, may be another text to another reader.
@@ -138,7 +137,8 @@ pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
 }
 
 /// What is said of a place that is not the same to all.
-pub(super) const READ_OTHERWISE: &str = "not every reader takes this for the same: write anchors with letters and digits only, and quote what has odd characters";
+pub(super) const READ_OTHERWISE: &str = "not every reader understands this in the same way: write anchors with letters \
+                                         and digits only, and quote values with unusual characters";
 
 /// Finds where a reader that goes back to the same library as kubectl's, libyaml, would find another meaning in what is
 /// written than in what was read. What it cannot read at all is no evidence: it takes fewer numbers, and no keys twice.

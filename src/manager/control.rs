@@ -176,7 +176,7 @@ pub enum ControlError {
         source: io::Error,
     },
     /// The socket's path is longer than the system allows.
-    #[error("the path of the control socket `{}` has more than {MAX_SOCKET_PATH_LEN} bytes", socket.display())]
+    #[error("the path of the control socket `{}` is longer than {MAX_SOCKET_PATH_LEN} bytes", socket.display())]
     PathTooLong { socket: PathBuf },
     /// No manager runs there.
     #[error("no manager is running in `{}`", dir.display())]
@@ -201,12 +201,12 @@ pub enum ControlError {
         source: io::Error,
     },
     /// The manager's answer cannot be understood: it may be of another version.
-    #[error("cannot understand the answer of the manager")]
+    #[error("cannot understand the manager's answer")]
     Malformed {
         #[source]
         source: serde_json::Error,
     },
-    #[error("the manager has no answer")]
+    #[error("the manager refused")]
     Refused {
         #[source]
         source: Refusal,

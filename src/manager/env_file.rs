@@ -32,7 +32,7 @@ const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
 #[derive(Debug, thiserror::Error)]
 pub enum EnvFileError {
     /// No line can name the kubeconfig.
-    #[error("the path `{}` is not UTF-8, so no shell line can name it", .0.display())]
+    #[error("the path `{}` is not UTF-8, so it cannot be written as a line of shell", .0.display())]
     NotUtf8(PathBuf),
     /// The file to source cannot be written.
     #[error("cannot write `{}`", path.display())]
@@ -43,7 +43,7 @@ pub enum EnvFileError {
         source: io::Error,
     },
     /// The file of the job cannot be added to.
-    #[error("cannot add to `{}`, which `GITHUB_ENV` names", path.display())]
+    #[error("cannot append to `{}`, the file of `GITHUB_ENV`", path.display())]
     Job {
         path: PathBuf,
         /// Why not.
@@ -149,7 +149,7 @@ fn add_to_github(
     let failed = |source: io::Error| EnvFileError::Job { path: path.to_owned(), source };
     let variables = variables(kubeconfig, environment)?;
     if variables.iter().any(|(_, value)| value.contains(['\n', '\r'])) {
-        return Err(failed(io::Error::other("no line of it can name the path of the kubeconfig")));
+        return Err(failed(io::Error::other("the path of the kubeconfig has a line break")));
     }
     let lines = variables.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
     let file = Place::behind(path, Missing::Fail).and_then(|place| place.append());

@@ -23,7 +23,7 @@ pub(crate) enum ManagerError {
     #[error(transparent)]
     Ports(#[from] BindError),
     /// There is no port for the CONNECT proxy.
-    #[error("the CONNECT proxy has no port")]
+    #[error("cannot open a port for the CONNECT proxy")]
     ProxyPort(#[source] BindError),
     /// The kubeconfig cannot be written.
     #[error(transparent)]
@@ -47,10 +47,10 @@ pub(crate) enum ManagerError {
         reason: SkipReason,
     },
     /// kubectl cannot be told what to run.
-    #[error("the system does not tell the path of this program")]
+    #[error("cannot find the path of this program")]
     NoExecutable,
     /// A kubeconfig cannot name a path.
-    #[error("the path `{}` is not UTF-8, so kubeconfigs cannot name it", .0.display())]
+    #[error("the path `{}` is not UTF-8, so a kubeconfig cannot refer to it", .0.display())]
     PathNotUtf8(PathBuf),
     /// This program has a bug.
     #[error(transparent)]

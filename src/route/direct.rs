@@ -80,8 +80,8 @@ impl Direct {
     /// Says what else may lead to a cluster.
     fn elsewhere(to: &Cluster) -> String {
         command!(
-            "`aws eks describe-cluster --name {} --region {} --query cluster.resourcesVpcConfig` shows whether the endpoint is \
-             public, and to which addresses; else a VPN has to lead there, or another `--bastion`",
+            "`aws eks describe-cluster --name {} --region {} --query cluster.resourcesVpcConfig` shows whether the \
+             endpoint is public, and to which addresses; if it is not, connect through a VPN or another `--bastion`",
             to.name,
             to.region
         )
@@ -101,7 +101,8 @@ impl Route for Direct {
         match error {
             ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![Self::elsewhere(to)],
             ProbeError::Certificate { host, .. } => vec![format!(
-                "what answers here is not the API server of `{}`: look at what `{host}` resolves to, and at proxies that open TLS",
+                "what answers here is not the API server of `{}`: check what `{host}` resolves to, and whether a proxy \
+                 intercepts TLS",
                 to.name
             )],
             ProbeError::Authority { .. } | ProbeError::Tls { .. } | ProbeError::NotHttp | ProbeError::LinkLost => {

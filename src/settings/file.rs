@@ -11,8 +11,8 @@
 //!     bastion: ecs:tools_0f9d1c2b3a4e5f60718293a4b5c6d7e8_0f9d1c2b3a4e5f607182-265927825
 //! ```
 //!
-//! Every key is the name of a [row](Row): a flag's with `_` for `-`, but `clusters`, which has them all. Each entry of `access` is one way
-//! in. What it leaves out comes from flags, from the environment, and last from the same key at the top level.
+//! Every key is the name of a [row](Row): a flag's with `_` for `-`, but `clusters`, which has them all. Each entry of `access` is one
+//! access. What it leaves out comes from flags, from the environment, and last from the same key at the top level.
 //!
 //! Here only the form of the file is judged: keys, lists and single values. Values stay text, each with its place, and
 //! are read by the functions that read flags and variables. Everything that is wrong is collected.
@@ -65,7 +65,7 @@ pub enum FileProblem {
         source: io::Error,
     },
     /// It cannot be a configuration file.
-    #[error("`{}` is no configuration file: {reason}", path.display())]
+    #[error("`{}` is not a configuration file: {reason}", path.display())]
     NotText {
         path: PathBuf,
         /// Why not.
@@ -82,7 +82,7 @@ pub enum FileProblem {
         advice: String,
     },
     /// A key that is there already.
-    #[error("{place}: `{key}` is there twice: first on line {first}")]
+    #[error("{place}: `{key}` appears twice: first on line {first}")]
     Twice {
         /// Where it is again.
         place: Place,
@@ -91,7 +91,7 @@ pub enum FileProblem {
         first: usize,
     },
     /// A key without a value.
-    #[error("{place}: `{key}` has no value: give one, or leave the key out")]
+    #[error("{place}: `{key}` has no value: give one, or remove the key")]
     NoValue { place: Place, key: &'static str },
     /// More than there can be any use for.
     #[error("{place}: `{key}` has {count} items, but takes {MAX_ITEMS} at most")]
@@ -188,7 +188,7 @@ impl File {
 fn parse(text: &str) -> Result<Option<Node>, SyntaxError> {
     let root = yaml::parse(text, MAX_COPIES)?;
     match root.as_ref().and_then(tagged) {
-        Some(mark) => Err(SyntaxError::new(mark, "there is a tag, which means nothing here: leave it out")),
+        Some(mark) => Err(SyntaxError::new(mark, "there is a tag, which has no meaning here: remove it")),
         None => Ok(root),
     }
 }
@@ -369,7 +369,7 @@ fn advice(key: &str, in_entry: bool) -> String {
     let word = key.to_ascii_lowercase().replace('-', "_");
     let word = word.trim_start_matches('_');
     if without_row().iter().any(|name| name == word) {
-        return format!("only the command line has `--{}`", word.replace('_', "-"));
+        return format!("`--{}` exists only on the command line", word.replace('_', "-"));
     }
     if in_entry && (word == ACCESS || rows::all().iter().any(|row| row.name == word && !row.in_entry)) {
         return "it is for all entries: move it to the top level".to_owned();

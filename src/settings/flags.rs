@@ -89,7 +89,7 @@ pub struct GlobalArgs {
     /// How to reach AWS, and as whom.
     #[command(flatten)]
     pub aws: Flags<AwsSettings>,
-    /// Configuration file, for everything that flags say and for several regions or accounts; /dev/null for none
+    /// Configuration file, for the same settings as the flags and for several regions or accounts; /dev/null for none
     /// [default: ~/.config/autoheal-pa/config.yaml]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -125,10 +125,10 @@ pub enum LogFormat {
 /// How the contexts of a kubeconfig lead to the clusters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum KubeconfigMode {
-    /// Each by the local port of its tunnel, with the name for TLS beside it.
+    /// By the local ports of the tunnels, with the clusters' names for TLS.
     #[default]
     Direct,
-    /// By their own addresses, through a CONNECT proxy on this machine, for clients that ignore `tls-server-name`.
+    /// By the clusters' own addresses, through a CONNECT proxy on this machine, for clients that ignore `tls-server-name`.
     Proxy,
 }
 
@@ -150,7 +150,7 @@ pub struct UpArgs {
     /// The tunnels, their ports and contexts.
     #[command(flatten)]
     pub up: Flags<UpSettings>,
-    /// Makes later steps of this GitHub Actions job use the kubeconfig: adds KUBECONFIG to the file of GITHUB_ENV
+    /// Makes later steps of this GitHub Actions job use the kubeconfig: adds KUBECONFIG to the GITHUB_ENV file
     #[arg(long)]
     pub github_env: bool,
     /// Runs in the background: returns when the tunnels are ready, or fails; `autoheal-pa down` stops it

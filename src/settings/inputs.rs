@@ -24,7 +24,7 @@ const MAX_LEN: usize = 32 << 10;
 const MAX_SHOWN: usize = 120;
 
 /// What is said of a token where the path of its file belongs.
-pub(crate) const TOKEN_ITSELF: &str = "is a token itself, where the path of a file with the token is expected";
+pub(crate) const TOKEN_ITSELF: &str = "is a token, not the path of a file with one";
 
 /// A variable, a profile key, or one that has both.
 #[derive(Debug)]
@@ -200,20 +200,20 @@ impl Takes {
         let is_quoted =
             ['"', '\''].iter().any(|quote| text.len() > 1 && text.starts_with(*quote) && text.ends_with(*quote));
         if is_quoted && self != Self::Text {
-            return Err(Is("is in quotes, which no shell has taken away: leave them out"));
+            return Err(Is("is in quotes: remove them"));
         }
         let has_blank = text.contains(char::is_whitespace);
         match self {
             Self::Text | Self::Path => same(),
-            Self::Word if has_blank => Err(Not("a word without blanks")),
-            Self::Secret if has_blank || !text.is_ascii() => Err(Is("has blanks, or characters that no key has")),
+            Self::Word if has_blank => Err(Not("a word without spaces")),
+            Self::Secret if has_blank || !text.is_ascii() => Err(Is("has spaces, or characters that no key has")),
             Self::Word | Self::Secret => same(),
             Self::Region if is_region(text) => same(),
             Self::Region => Err(Not("a region, such as `us-east-1`")),
             Self::TokenFile if is_token(text) => Err(Is(TOKEN_ITSELF)),
             Self::TokenFile => same(),
             Self::Url if text.contains('@') => {
-                Err(Is("has a user name or a password in it, which calls of AWS do not take"))
+                Err(Is("has a user name or password in it, which AWS calls do not accept"))
             }
             Self::Url if is_url(text) => same(),
             Self::Url => Err(Not("a URL, such as `https://localhost:4566`")),
@@ -221,7 +221,7 @@ impl Takes {
             Self::UrlPath => Err(Not("the path of a URL, such as `/v2/credentials`")),
             Self::Number => match text.parse::<u32>() {
                 Ok(number @ 1..) => Ok(number.to_string().into()),
-                Ok(0) | Err(_) => Err(Not("a whole number from 1 on")),
+                Ok(0) | Err(_) => Err(Not("a whole number of at least 1")),
             },
             Self::Switch => match () {
                 () if text.eq_ignore_ascii_case("true") || text == "1" => Ok("true".into()),

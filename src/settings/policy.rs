@@ -20,10 +20,10 @@ pub struct PolicyArgs {
     /// Account of bastions and clusters [default: the role's, else that of the credentials]
     #[arg(long, value_name = "ID")]
     pub account_id: Option<String>,
-    /// Prints the commands that make Kubernetes know the identity, instead of the policy
+    /// Prints the commands that give the identity access to Kubernetes, instead of the policy
     #[arg(long, conflicts_with = "terraform")]
     pub access_entry: bool,
-    /// Prints policy and access entries as resources of Terraform
+    /// Prints policy and access entries as Terraform resources
     #[arg(long)]
     pub terraform: bool,
 }

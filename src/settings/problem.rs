@@ -47,7 +47,7 @@ pub enum Problem {
     NeedsRole { origin: Origin },
     /// A flag would be for all entries, and one of them says something else.
     #[error(
-        "{origin} and {entry} contradict each other, as there are {entries} entries of `access`: leave one of them out"
+        "{origin} and {entry} contradict each other, as there are {entries} entries of `access`: remove one of them"
     )]
     ForOneEntry {
         origin: Origin,

@@ -97,7 +97,7 @@ fn parse(text: &str) -> Result<(String, bool), &'static str> {
         None => !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)),
     };
     if !is_host {
-        return Err("it has no host where one has to be: `http://HOST:PORT`, or `http://USER:PASSWORD@HOST:PORT`");
+        return Err("it has no host: write `http://HOST:PORT`, or `http://USER:PASSWORD@HOST:PORT`");
     }
     let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse().is_ok_and(|port: u16| port > 0);
     if port.is_some_and(|port| !is_port(port)) {

@@ -41,12 +41,12 @@ table! {
             text("ARN", is_role_arn, "the ARN of a role, such as `arn:aws:iam::123456789012:role/ReadOnly`")
             .variables(&["AWS_ROLE_ARN"])
             .in_entry(),
-        /// Name of the role's session, which CloudTrail shows; an e-mail address will do
+        /// Name of the role's session, shown in CloudTrail, such as an e-mail address
         role_session_name: Option<String> = text("NAME", is_session_name, "a name or an e-mail address")
             .variables(&["AWS_ROLE_SESSION_NAME"])
             .of_role()
             .in_entry(),
-        /// External id, which the role's trust policy may ask for where the role is assumed from other credentials
+        /// External id, if the role's trust policy requires one; only for a role that is assumed from other credentials
         external_id: Option<String> =
             text("ID", is_external_id, "an external id: 2 to 1224 letters, digits and any of `_+=,.@:/-`")
             .of_role()
@@ -66,7 +66,7 @@ table! {
         duration: Option<Duration> = duration("15m", "12h").otherwise("1h").of_role().in_entry(),
         /// PEM file with certificate authorities to trust besides the system's
         ca_bundle: Option<PathBuf> = path().variables(&["AWS_CA_BUNDLE"]),
-        /// Host of the message gateway that sessions are connected to, where only a VPC endpoint's own name leads to it
+        /// Host of the message gateway, if it can only be reached by a VPC endpoint's own name
         endpoint_ssmmessages: Option<String> = text("URL", |_| true, "a URL or a host")
             .variables(&["AWS_ENDPOINT_URL_SSMMESSAGES"])
             .in_entry(),
@@ -110,8 +110,8 @@ table! {
     ///
     /// `bastion` has those in order of preference and is never empty for `up`; `clusters` is empty for all that are active.
     pub struct Access, global: false, rows ACCESS: AccessRows {
-        /// Bastion to connect through: an instance, managed node or ECS container, or `direct` for none where the API server
-        /// answers from here; repeat it for others to fall back to, in this order
+        /// Bastion to connect through: an instance, managed node or ECS container, or `direct` for none, if the API server
+        /// can be reached from here; repeat it for fallbacks, in order of preference
         bastion: Vec<Bastion> = text("TARGET", is_bastion, Bastion::EXPECTED)
             .variables(&["AUTOHEAL_PA_BASTION"])
             .list()
@@ -120,12 +120,12 @@ table! {
         clusters: Vec<String> =
             text("NAME", is_cluster_name, "the name of a cluster: at most 100 letters, digits, `-` and `_`")
             .flag_for_one("cluster")
-            .otherwise("all that are active")
+            .otherwise("all active ones")
             .list()
             .in_entry(),
-        /// Reason for the sessions, which CloudTrail and Session Manager's history show
+        /// Reason for the sessions, shown in CloudTrail and in Session Manager's history
         reason: Option<String> =
-            text("TEXT", is_reason, "a reason that Session Manager takes: 1 to 256 characters on one line")
+            text("TEXT", is_reason, "a reason that Session Manager accepts: 1 to 256 characters on one line")
             .in_entry(),
     } {
         /// How to reach AWS, and as whom.
@@ -138,46 +138,46 @@ table! {
 table! {
     /// What `up` works with.
     pub struct UpSettings, global: false, rows UP: UpRows {
-        /// First local port; clusters take this and the following ones, 0 any free ones
+        /// First local port; clusters use this one and the following; 0: any free ones
         base_port: u16 = port().default("10100"),
         /// Fails when a port is taken, instead of skipping it
         strict_ports: bool = switch(),
-        /// Lets programs of other users of this machine connect to the local ports; on Linux only programs of this user and of
-        /// root get through otherwise, elsewhere all do
+        /// Lets programs of other users connect to the local ports; otherwise, on Linux, only this user's and root's can, and
+        /// elsewhere everybody's can anyway
         allow_other_users: bool = switch(),
         /// Kubeconfig to write the contexts to
         kubeconfig = path().otherwise("~/.kube/autoheal-pa.yaml, with --name x autoheal-pa-x.yaml"),
-        /// Makes the first cluster the current context, also in a kubeconfig that has contexts of others
+        /// Makes the first cluster the current context, even in a kubeconfig that has other contexts
         set_current: bool = switch(),
-        /// How the contexts lead to the clusters
+        /// How the contexts reach the clusters
         kubeconfig_mode: KubeconfigMode = choice::<KubeconfigMode>("MODE").default("direct"),
         /// Port of the CONNECT proxy with `--kubeconfig-mode proxy`; 0: any free one
         proxy_port: Option<u16> = port()
             .otherwise("the one before the first local port, 10099, or the next that is free"),
-        /// What context names start with
+        /// Prefix of the context names
         context_prefix: String =
             text("PREFIX", is_context_prefix, "a prefix: at most 64 characters without spaces").default("pa-"),
-        /// How long the tunnels may take until all are ready
+        /// How long to wait until all tunnels are ready
         timeout: Duration = duration("1s", "24h").default("60s"),
         // The default is several in each minute in which a session may idle out.
         /// How often each tunnel is proved to work, which also keeps its session from idling out; 0: only once
         probe_interval: Duration = duration_or_zero("1s", "1h").default("30s"),
-        /// How long a lost session is tried to be resumed, which keeps open connections, before a new one is started
+        /// How long to try to resume a lost session, which keeps open connections, before starting a new one
         reconnect_timeout: Duration = duration("1s", "1h").default("90s"),
         // One is enough for kubectl, and each costs a call and a line in CloudTrail. In parallel they were observed to carry up
         // to about 10 MB/s together, which eleven reach.
-        /// Most sessions of a cluster. An agent sends 0.6 to 0.8 MB/s through one, and small requests queue behind large ones.
-        /// Further ones are started when connections come while others carry data, which then wait up to 2 s for them, and end
-        /// after a minute without connections
+        /// Maximum number of sessions for a cluster. An agent sends 0.6 to 0.8 MB/s through one, and small requests queue behind
+        /// large ones. More are started when connections come while the others carry data; these connections wait up to 2 s
+        /// for them. An additional session ends after a minute without connections
         sessions: usize = number("N", "a number of sessions", 1, 16).default("1"),
         // Agents took 32 KiB in one message (`StreamDataPayloadSize` of the official client is 1024, and agents have no limit of
         // their own); less than 256 would be mostly headers.
-        /// Payload of a message that is sent, in bytes: larger ones carry more, which not every agent takes well
+        /// Payload of each message that is sent, in bytes: larger ones carry more, but not every agent handles them well
         payload_size: Option<usize> = number("BYTES", "a number of bytes", 256, 32768).otherwise("1024"),
-        /// Sends as fast as the agent takes it. AWS pauses, then closes sessions with more than about 1000 messages a second: for
-        /// endpoints of your own
+        /// Sends as fast as the agent accepts data. AWS pauses, then closes sessions with more than about 1000 messages a second,
+        /// so this is only for endpoints of your own
         no_rate_limit: bool = switch(),
-        /// File to write shell lines to that set KUBECONFIG, to source when the tunnels are ready
+        /// File to write shell lines to that set KUBECONFIG, for sourcing when the tunnels are ready
         env_file: Option<PathBuf> = path(),
     } {
         /// What all commands share.

@@ -16,8 +16,8 @@ pub fn schema() -> Value {
     let mut top = properties(|_| true);
     let entry = json!({"type": "object", "additionalProperties": false, "properties": properties(|row| row.in_entry)});
     let access = json!({
-        "description": "One entry for each identity in a region, with its bastions and clusters; what an entry leaves out is as \
-                        at the top level.",
+        "description": "One entry for each identity in a region, with its bastions and clusters; what an entry leaves out \
+                        comes from the top level.",
         "type": "array",
         "items": entry,
         "minItems": 1,

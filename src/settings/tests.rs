@@ -333,9 +333,9 @@ fn a_flag_wins_over_one_entry_and_contradicts_several() {
     let error = with_file(SEVERAL, &flags, &bastion("i-0abcdef2"), &environment([])).unwrap_err();
     assert_eq!(
         error,
-        "there are 2 problems with the settings\n  \
-         `--region` and /work/conf/config.yaml:6:11: `region` contradict each other, as there are 2 entries of `access`: leave one of them out\n  \
-         `--bastion` and /work/conf/config.yaml:7:13: `bastion` contradict each other, as there are 2 entries of `access`: leave one of them out"
+        "there are 2 problems with the settings\n  `--region` and /work/conf/config.yaml:6:11: `region` contradict each \
+         other, as there are 2 entries of `access`: remove one of them\n  `--bastion` and /work/conf/config.yaml:7:13: \
+         `bastion` contradict each other, as there are 2 entries of `access`: remove one of them"
     );
     // What no entry says is for all of them.
     let flags = typed(&["--duration", "1h", "--ca-bundle", "ca"]);

@@ -95,20 +95,22 @@ impl Users {
                 if named.len() < MAX_NAMED && named.insert(user) {
                     warn!(
                         port = local.port(),
-                        user, "a program of another user was turned away; `--allow-other-users` would let it in"
+                        user, "rejected a connection from another user's program; `--allow-other-users` would allow it"
                     );
                 } else {
-                    debug!(port = local.port(), user, "a program of another user was turned away");
+                    debug!(port = local.port(), user, "rejected a connection from another user's program");
                 }
                 false
             }
             User::Gone => {
-                debug!(port = local.port(), "a connection was closed before it was known whose it is");
+                debug!(port = local.port(), "a connection was closed before its user was known");
                 false
             }
             User::Untold => {
                 if !self.untold.swap(true, std::sync::atomic::Ordering::Relaxed) {
-                    warn!("this system does not tell whose connections are: other users get through the local ports");
+                    warn!(
+                        "this system does not tell which user a connection is from: other users can use the local ports"
+                    );
                 }
                 true
             }

@@ -84,7 +84,7 @@ pub enum BindError {
     #[error("{0}")]
     Taken(PortTaken),
     /// There are not enough free ports above the first.
-    #[error("there are no {count} free ports from {base_port} on")]
+    #[error("there are not {count} free ports from {base_port} on")]
     Exhausted {
         /// The first port.
         base_port: u16,

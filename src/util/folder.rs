@@ -63,13 +63,13 @@ pub enum Missing {
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// Somebody else decides where it leads.
-    #[error("`{}` is a symbolic link of another user, in a folder that others may write", .0.display())]
+    #[error("`{}` is a symbolic link of another user, in a folder that others can write to", .0.display())]
     Link(PathBuf),
     /// Somebody else decides what is in it, or reads it.
-    #[error("`{}` belongs to another user, in a folder that others may write", .0.display())]
+    #[error("`{}` belongs to another user, in a folder that others can write to", .0.display())]
     Owner(PathBuf),
     /// It may be a file from elsewhere.
-    #[error("`{}` has a second name, in a folder that others may write", .0.display())]
+    #[error("`{}` has a second hard link, in a folder that others can write to", .0.display())]
     SecondName(PathBuf),
     /// It may never end, or be no file at all.
     #[error("`{}` is not a regular file", .0.display())]

@@ -157,7 +157,7 @@ impl Temporary {
                 Err(TryLockError::WouldBlock) => {}
             }
         }
-        Err(io::Error::other("temporary files are removed by somebody else as soon as they are made"))
+        Err(io::Error::other("somebody else removes temporary files as soon as they are made"))
     }
 
     /// Gives it its name; what is there is replaced.

@@ -180,7 +180,7 @@ impl Builder {
             Event::Alias(anchor) => {
                 self.check_first()?;
                 let Some(node) = self.anchors.get(&anchor) else {
-                    return Err(SyntaxError::new(mark, "the alias is a part of what it stands for"));
+                    return Err(SyntaxError::new(mark, "the alias is part of what it refers to"));
                 };
                 // First, as a copy may be too large already.
                 self.copies.add(node);
@@ -199,7 +199,7 @@ impl Builder {
 
     /// Makes sure that what comes is of the first document.
     fn check_first(&self) -> Result<(), SyntaxError> {
-        let message = "a second document starts here, but a file has one";
+        let message = "a second document starts here, but only one is allowed";
         self.second.map_or(Ok(()), |mark| Err(SyntaxError::new(mark, message)))
     }
 
@@ -233,7 +233,10 @@ fn written_tag(tag: Option<&Tag>, span: &Span) -> Result<Option<String>, SyntaxE
         (_, Some(name)) if is_word(name) => format!("!{name}"),
         (None, None) if !name.is_empty() && is_plain(&name) => format!("!<{name}>"),
         _ => {
-            return Err(SyntaxError::new(mark(span), "there is a tag that not every reader takes in the same way"));
+            return Err(SyntaxError::new(
+                mark(span),
+                "there is a tag that not every reader understands in the same way",
+            ));
         }
     };
     Ok(Some(written))
@@ -261,7 +264,7 @@ impl Size {
 
     fn check(&self, max_nodes: usize, mark: Mark) -> Result<(), SyntaxError> {
         if self.nodes > max_nodes || self.len > MAX_COPIED_LEN {
-            return Err(SyntaxError::new(mark, "the aliases stand for too much"));
+            return Err(SyntaxError::new(mark, "the aliases expand to too much"));
         }
         Ok(())
     }

@@ -59,7 +59,7 @@ async fn the_next_manager_ends_the_sessions_of_a_killed_one() {
 
     kill(killed).await;
     let mut up = lab.up(&[]).await;
-    assert!(up.says("ended 3 sessions that an earlier run had left behind").await, "{}", up.stderr_so_far());
+    assert!(up.says("ended 3 sessions left behind by an earlier run").await, "{}", up.stderr_so_far());
     all_ended(&lab, orphans.clone()).await;
     assert_eq!(live(&lab).len(), 3, "those of the new one go on");
     let by_call =
@@ -92,14 +92,15 @@ async fn orphans_of_another_region_and_of_another_identity() {
     kill(lab.up(&[]).await).await;
     let orphans = live(&lab);
     let mut up = lab.up(&["--region", "eu-west-1"]).await;
-    assert!(up.says("ended a session that an earlier run had left behind").await, "{}", up.stderr_so_far());
+    assert!(up.says("ended a session left behind by an earlier run").await, "{}", up.stderr_so_far());
     all_ended(&lab, orphans).await;
 
     kill(up).await;
     let orphan = live(&lab).pop_first().expect("one is live");
     let role = lab.emulator.role_arn().replace("AutohealReadOnlyRole", "AutohealAdminRole");
     let mut up = lab.up(&["--role-arn", &role]).await;
-    let hint = format!("\nhint: `aws ssm terminate-session --session-id={orphan} --region eu-west-1`, as the identity");
+    let hint =
+        format!("\nhint: run `aws ssm terminate-session --session-id={orphan} --region eu-west-1` as the identity");
     assert!(up.says(&hint).await, "{}", up.stderr_so_far());
     assert!(up.stderr_so_far().contains(&format!("cannot end the session `{orphan}`")), "{}", up.stderr_so_far());
     assert_eq!(up.stop().await.code(), Some(0));
@@ -120,7 +121,8 @@ async fn orphans_of_another_account() {
     let down = lab.run(&["down"]).await;
     assert_eq!(down.code(), Some(0), "{down:#?}");
     let sentence = format!(
-        "cannot end the session `{orphan}` on `i-0dc03fbcae2a87472` that an earlier run had left behind: it belongs to the account 210987654321"
+        "cannot end the session `{orphan}` on `i-0dc03fbcae2a87472`, left behind by an earlier run: it belongs to the \
+         account 210987654321"
     );
     assert!(down.stderr.contains(&sentence), "{}", down.stderr);
     // AWS would have said that there is no such session.
@@ -149,7 +151,7 @@ async fn down_ends_orphans_of_every_identity_of_the_configuration_file() {
     let mut command = lab.program(&["down"]);
     let down = Running::start(command.args(config).env_remove("AWS_ROLE_ARN")).ended().await;
     assert_eq!(down.code(), Some(0), "{down:#?}");
-    assert!(down.stderr.contains("ended 2 sessions that an earlier run had left behind"), "{}", down.stderr);
+    assert!(down.stderr.contains("ended 2 sessions left behind by an earlier run"), "{}", down.stderr);
     all_ended(&lab, orphans).await;
 
     // One that cannot be had is no reason not to try the other.
@@ -160,7 +162,7 @@ async fn down_ends_orphans_of_every_identity_of_the_configuration_file() {
     let down = Running::start(command.args(config).env_remove("AWS_ROLE_ARN")).ended().await;
     assert_eq!(down.code(), Some(0), "{down:#?}");
     assert!(down.stderr.contains("warning: ") && down.stderr.contains("AutohealGoneRole"), "{}", down.stderr);
-    assert!(down.stderr.contains("ended a session that an earlier run had left behind"), "{}", down.stderr);
+    assert!(down.stderr.contains("ended a session left behind by an earlier run"), "{}", down.stderr);
     lab.assert_clean().await;
 }
 

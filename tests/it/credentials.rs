@@ -65,7 +65,7 @@ async fn open_connections_outlive_credentials_and_everything_works_when_there_ar
     let claims = lab.emulator.oidc_claims(Duration::from_secs(3600));
     fs::write(&token_file, lab.emulator.mint_oidc_token(&claims)).unwrap();
     assert!(count_pods(&lab).await.unwrap() > 0);
-    assert!(up.says("there are AWS credentials again, until ").await, "{}", up.stderr_so_far());
+    assert!(up.says("the AWS credentials are valid again, until ").await, "{}", up.stderr_so_far());
     lab.emulator.command(&Command::CutTransport);
     lab.wait_until("the session to be resumed", |emulator| {
         emulator.events().iter().any(|event| matches!(event, Event::SessionResumed { .. }))
@@ -104,7 +104,7 @@ async fn keys_in_the_environment_are_said_to_be_of_no_duration() {
     command.env("AWS_CREDENTIAL_EXPIRATION", "2100-01-01T00:00:00+00:00");
     let mut up = Running::start(&mut command);
     up.ready().await;
-    assert!(up.says("cannot be renewed: no newer AWS credentials come from keys in the environment").await);
+    assert!(up.says("cannot be renewed: got no newer AWS credentials from keys in the environment").await);
     let ended = up.stop().await;
     assert!(
         ended.stderr.contains("from keys in the environment, credentials until 2100-01-01T00:00:00Z"),

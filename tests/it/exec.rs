@@ -76,7 +76,7 @@ async fn waits_only_for_the_clusters_that_it_is_for() {
         settings.destinations.extend([refused]);
     });
     let mut up = lab.start_up(&["--timeout", "2s"]);
-    assert!(up.says("trying on").await, "{}", up.stderr_so_far());
+    assert!(up.says("still trying").await, "{}", up.stderr_so_far());
     let ended = exec(&lab, &["--cluster", "payments"], &["true"]).ended().await;
     assert_eq!(ended.code(), Some(0), "{ended:#?}");
     let pid = format!("using the running manager `default`, process {}", up.pid());
@@ -129,7 +129,7 @@ async fn what_a_killed_one_has_left_is_ended_by_the_next() {
     let _ended = killed.ended().await;
     let mut next = exec(&lab, &[], &["sh", "-c", "echo started; while :; do sleep 0.05; done"]);
     assert!(next.prints("started").await);
-    assert!(next.says("ended 2 sessions that an earlier run had left behind").await, "{}", next.stderr_so_far());
+    assert!(next.says("ended 2 sessions left behind by an earlier run").await, "{}", next.stderr_so_far());
     next.signal(Signal::TERM);
     assert_eq!(next.ended().await.code(), Some(143));
     assert_nothing_left(&lab).await;

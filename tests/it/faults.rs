@@ -266,9 +266,9 @@ async fn a_resume_that_is_not_allowed_is_tried_once_a_session_and_said_once() {
         settings.denied_actions.insert("ssm:ResumeSession".to_owned());
     });
     let mut up = lab.up(&[]).await;
-    let warning = "warning: sessions may not be resumed: open connections are cut whenever AWS closes a WebSocket, about hourly\n\
-                   hint: the policy of this identity has to allow `ssm:ResumeSession` on its own sessions, as the one does that \
-                   `autoheal-pa policy --bastion TARGET --region us-east-1` prints";
+    let warning = "warning: not allowed to resume sessions: open connections are cut whenever AWS closes a WebSocket, \
+                   about hourly\nhint: this identity's IAM policy must allow `ssm:ResumeSession` on its own sessions: \
+                   `autoheal-pa policy --bastion TARGET --region us-east-1` prints one that does";
     for sessions in [6, 9] {
         lab.emulator.command(&Command::CutTransport);
         lab.wait_until("new sessions", |emulator| {
@@ -282,7 +282,7 @@ async fn a_resume_that_is_not_allowed_is_tried_once_a_session_and_said_once() {
     assert_eq!(resumes, 6, "one for each session");
     let ended = up.stop().await;
     assert_eq!(ended.code(), Some(0));
-    assert_eq!(ended.stderr.matches("may not be resumed").count(), 1, "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("not allowed to resume sessions").count(), 1, "{}", ended.stderr);
     lab.assert_clean().await;
 }
 
@@ -317,7 +317,7 @@ async fn a_denial_about_a_session_that_has_ended_is_not_blamed_on_the_policy() {
     assert_eq!(lab.emulator.sessions().len(), 2);
     let ended = up.stop().await;
     assert_eq!(ended.code(), Some(0));
-    assert!(!ended.stderr.contains("may not be resumed"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("not allowed to resume sessions"), "{}", ended.stderr);
     assert!(!ended.stderr.contains("could not be ended"), "{}", ended.stderr);
     lab.assert_clean().await;
 }

@@ -22,10 +22,10 @@ use super::support::kubectl;
 /// Files that are left alone, and what is said about each.
 const REFUSED: [(&str, &str); 5] = [
     ("merged-top-level.yaml", "its top level has `<<`"),
-    ("non-specific-tag.yaml", "line 5, column 17: there is a tag that not every reader takes in the same way"),
+    ("non-specific-tag.yaml", "line 5, column 17: there is a tag that not every reader understands in the same way"),
     ("odd-key.yaml", "line 3, column 10: a key is not a short scalar"),
     ("two-documents.yaml", "line 6, column 1: a second document starts here"),
-    ("unicode-line-break.yaml", "line 5, column 19: there is a line break of Unicode"),
+    ("unicode-line-break.yaml", "line 5, column 19: it has a Unicode line break"),
 ];
 
 /// Time to merge into a file of ten thousand contexts in a debug build on a busy machine.

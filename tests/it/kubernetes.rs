@@ -209,7 +209,10 @@ async fn clients_that_need_the_real_names_come_through_the_proxy() {
     let options = ["--name", "other", "--kubeconfig", kubeconfig.to_str().unwrap(), "--kubeconfig-mode", "proxy"];
     let second = lab.start_up(&[&options[..], &["--proxy-port", port]].concat()).ended().await;
     assert_eq!(second.code(), Some(5), "{second:#?}");
-    assert!(second.stderr.contains(&format!("the CONNECT proxy has no port: port {port} is taken by ")), "{second:#?}");
+    assert!(
+        second.stderr.contains(&format!("cannot open a port for the CONNECT proxy: port {port} is taken by ")),
+        "{second:#?}"
+    );
 
     assert_eq!(up.stop().await.code(), Some(0));
     assert!(tokio::net::TcpStream::connect(address).await.is_err());

@@ -151,7 +151,7 @@ async fn the_background_says_what_the_foreground_says() {
 
     let second = lab.start_up(&["--detach"]).ended().await;
     assert_eq!(second.code(), Some(2), "{second:#?}");
-    assert!(second.stderr.contains("hint: `autoheal-pa down` stops it"), "{}", second.stderr);
+    assert!(second.stderr.contains("hint: stop it with `autoheal-pa down`"), "{}", second.stderr);
 
     let down = lab.run(&["down"]).await;
     assert_eq!(down.code(), Some(0), "{down:#?}");
@@ -198,7 +198,7 @@ async fn a_foreground_that_is_not_ready_can_be_reloaded() {
         settings.destinations.extend([destination]);
     });
     let mut up = lab.start_up(&["--timeout", "2s"]);
-    assert!(up.says("trying on").await, "{}", up.stderr_so_far());
+    assert!(up.says("still trying").await, "{}", up.stderr_so_far());
     let probe = lab.run(&["status", "--ready"]).await;
     assert_eq!(probe.code(), Some(5), "{probe:#?}");
     lab.emulator.update(|settings| settings.hidden_clusters = ["demo-2".to_owned()].into());
@@ -236,7 +236,7 @@ async fn a_killed_manager_leaves_nothing_that_matters() {
     assert_eq!(status.code(), Some(4), "{status:#?}");
     let down = lab.run(&["down"]).await;
     assert_eq!(down.code(), Some(0), "{down:#?}");
-    assert!(down.stderr.contains("ended 2 sessions that an earlier run had left behind"), "{}", down.stderr);
+    assert!(down.stderr.contains("ended 2 sessions left behind by an earlier run"), "{}", down.stderr);
     lab.assert_clean().await;
     assert!(!fs::read_to_string(lab.kubeconfig()).unwrap().contains("pa-payments"));
     let (again, _background) = lab.detach(&[]).await;
@@ -402,7 +402,7 @@ async fn a_log_is_followed_to_the_end_of_its_manager() {
     assert!(follow.prints("identity arn:aws:sts::").await, "it begins with what is there");
     let reload = lab.run(&["reload"]).await;
     assert_eq!(reload.code(), Some(0), "{reload:#?}");
-    assert!(follow.prints("2 stay").await, "{}", follow.stdout_so_far());
+    assert!(follow.prints("2 kept").await, "{}", follow.stdout_so_far());
     assert_eq!(lab.run(&["down"]).await.code(), Some(0));
     let followed = within("the end", follow.ended()).await;
     assert_eq!(followed.code(), Some(0));

@@ -243,7 +243,7 @@ async fn env_names_no_kubeconfig_that_somebody_else_can_make() {
     let kubeconfig = street.managers().join("default/kubeconfig");
     let env = street.run(&["env"]).await;
     assert_eq!(env.assert_success(), format!("export KUBECONFIG='{}'\n", kubeconfig.display()));
-    assert!(env.stderr.contains("is not there yet"), "{env:#?}");
+    assert!(env.stderr.contains("does not exist yet"), "{env:#?}");
     street.attack_in_vain(&["mkdir autoheal-pa-$V", "touch autoheal-pa-$V/default/kubeconfig"]).await;
 }
 
@@ -275,7 +275,7 @@ async fn a_temporary_folder_of_another_user_is_not_used_and_one_where_all_may_re
     };
     // As a volume of a pod, which root owns and everybody may write.
     let ended = env().await;
-    let warning = format!("warning: whoever may write `{}` can put another kubeconfig there", tmp.display());
+    let warning = format!("warning: anyone who can write to `{}` can put another kubeconfig there", tmp.display());
     assert!(ended.assert_success().starts_with("export ") && ended.stderr.contains(&warning), "{ended:#?}");
     chown(&tmp, Some(ATTACKER), Some(ATTACKER)).unwrap();
     let ended = env().await;

@@ -43,7 +43,7 @@ async fn only_the_owner_s_programs_get_through_a_local_port() {
         assert!(is_answered(0, port), "{port}: its own user's");
         assert!(!is_answered(STRANGER, port), "{port}: another user's");
     }
-    let text = "a program of another user was turned away; `--allow-other-users` would let it in";
+    let text = "rejected a connection from another user's program; `--allow-other-users` would allow it";
     assert!(up.says(text).await, "it is said in the log");
     assert_eq!(up.stop().await.code(), Some(0));
 

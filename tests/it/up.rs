@@ -18,16 +18,16 @@ async fn an_agent_that_is_slow_to_speak_is_waited_for_and_named() {
     assert!(up.says(&format!("starting: waiting for the agent on `{slow}`")).await, "{}", up.stderr_so_far());
     let status = Running::start(lab.bare_command(PROGRAM).args(["status"])).ended().await;
     assert!(status.assert_success().contains(&format!("\n  waiting for the agent on `{slow}`\n")), "{}", status.stdout);
-    let message = format!("error: the tunnel to `payments` still waits for the agent on `{slow}`");
+    let message = format!("error: the tunnel to `payments` is still waiting for the agent on `{slow}`");
     assert!(up.says(&message).await, "{}", up.stderr_so_far());
-    assert!(up.says("is waited for as long as `--timeout` says").await, "{}", up.stderr_so_far());
+    assert!(up.says("`--timeout` sets how long to wait for an agent").await, "{}", up.stderr_so_far());
     up.ready().await;
     let ended = up.stop().await;
     assert!(!ended.stderr.contains("did not complete the handshake"), "{}", ended.stderr);
 
     // A time that is too short for it: each gives way to the other, and then it is waited for all the same.
     let mut up = lab.start_up(&["--bastion", slow, "--bastion", other, "--timeout", "3s"]);
-    assert!(up.says("is waited for as long as `--timeout` says").await, "{}", up.stderr_so_far());
+    assert!(up.says("`--timeout` sets how long to wait for an agent").await, "{}", up.stderr_so_far());
     up.ready().await;
     assert_eq!(up.stop().await.code(), Some(0));
     let on = |target: &str| lab.emulator.sessions().iter().filter(|session| session.target == target).count();
@@ -121,7 +121,7 @@ async fn one_failing_cluster_does_not_stop_the_others() {
         settings.destinations.insert("*".to_owned(), autoheal_pa::emulator::Destination::Refused);
     });
     let mut up = lab.start_up(&["--timeout", "2s", "--cluster", "payments", "--cluster", &refused]);
-    assert!(up.says("trying on").await, "{}", up.stderr_so_far());
+    assert!(up.says("still trying").await, "{}", up.stderr_so_far());
     lab.emulator.update(|settings| settings.destinations.clear());
     up.ready().await;
     assert_eq!(up.stop().await.code(), Some(0));
@@ -264,7 +264,7 @@ async fn a_second_up_of_the_same_name_is_refused_and_of_another_is_not() {
     let refused = lab.start_up(&[]).ended().await;
     assert_eq!(refused.code(), Some(2), "{refused:#?}");
     assert!(refused.stderr.contains(&format!("as process {}", first.pid())), "{}", refused.stderr);
-    assert!(refused.stderr.contains("hint: `autoheal-pa down` stops it"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("hint: stop it with `autoheal-pa down`"), "{}", refused.stderr);
     let second = lab.up(&["--name", "other"]).await;
     assert!(lab.path(".kube/autoheal-pa-other.yaml").exists());
     assert_eq!(second.stop().await.code(), Some(0));

@@ -331,7 +331,7 @@ async fn a_full_disk_changes_nothing() {
             let parts = [
                 &format!("cannot write the kubeconfig `{path}`: "),
                 "too large",
-                "\nhint: make room where ",
+                "\nhint: free some space for ",
                 "--kubeconfig",
             ];
             assert_fails(&lab, &ended, 2, &parts).await;

@@ -278,7 +278,7 @@ async fn the_same_credentials_again_are_no_renewal() {
     keep_for(&cache, 3255).await;
     assert!(source.loads().len() > 1 && failure(&cache).is_none(), "there is time for newer ones");
     keep_for(&cache, 60).await;
-    assert_eq!(failure(&cache).unwrap(), "no newer AWS credentials come from a test");
+    assert_eq!(failure(&cache).unwrap(), "got no newer AWS credentials from a test");
     assert_eq!(key(&cache).await, "1");
     let loads = source.loads().len();
     assert_eq!(key(&cache).await, "1");
@@ -295,7 +295,7 @@ async fn that_keys_cannot_be_renewed_is_known_from_the_start() {
     let (source, cache) = Source::start();
     source.script().fixed = true;
     assert_eq!(key(&cache).await, "1");
-    assert_eq!(failure(&cache).unwrap(), "no newer AWS credentials come from a test");
+    assert_eq!(failure(&cache).unwrap(), "got no newer AWS credentials from a test");
 }
 
 #[tokio::test(start_paused = true)]

@@ -131,7 +131,7 @@ impl Chain {
         ];
         keys.extend(credentials.session_token().map(|token| ("aws_session_token", token.to_owned())));
         if keys.iter().any(|(_, value)| value.contains(char::is_whitespace)) {
-            return Err(ProfileFault::Process { what: "gave keys with blanks in them".to_owned() });
+            return Err(ProfileFault::Process { what: "gave keys with spaces in them".to_owned() });
         }
         self.base = Base::Keys(keys);
         Ok(None)
@@ -268,7 +268,7 @@ fn sso(files: &Files, profile: &Entry, name: &str) -> Result<Base, ProfileFault>
     }
     if !session.chars().all(|c| c.is_ascii_alphanumeric() || "_-/.%@:+".contains(c)) {
         let place = profile.find("sso_session").map(|(place, _)| place);
-        let expected = Wrong::Not("a name of letters, digits and `_-/.%@:+`, which is all that sessions may have here");
+        let expected = Wrong::Not("a name of letters, digits and `_-/.%@:+`");
         return Err(place.map_or(ProfileFault::NoSuchSection { key: "sso_session", name: session.clone() }, |place| {
             ProfileFault::value("sso_session", place, &session, expected)
         }));
@@ -312,7 +312,7 @@ fn keys(profile: &Entry, wanted: &[&'static str]) -> Result<Keys, ProfileFault> 
 fn check_for_sdk(profile: &Entry, key: &'static str, value: &str) -> Result<(), ProfileFault> {
     match profile.find(key) {
         Some((place, _)) if [" #", " ;", "\t#", "\t;"].iter().any(|comment| value.contains(comment)) => {
-            Err(ProfileFault::value(key, place, value, Wrong::Is("has a blank before `#` or `;`")))
+            Err(ProfileFault::value(key, place, value, Wrong::Is("has a space before `#` or `;`")))
         }
         _ => Ok(()),
     }

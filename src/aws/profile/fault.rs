@@ -77,13 +77,13 @@ pub enum ProfileFault {
         name: String,
     },
     /// Profiles name each other as their sources.
-    #[error("its sources go in a circle: {}", names.join(", "))]
+    #[error("its sources form a circle: {}", names.join(", "))]
     Circle {
         /// The profiles, in their order.
         names: Vec<String>,
     },
     /// A key needs others.
-    #[error("`{profile}` has `{has}` and lacks {}", list(lacks))]
+    #[error("`{profile}` has `{has}` but lacks {}", list(lacks))]
     Lacks {
         /// The profile or section, which may be that of a source.
         profile: String,
@@ -91,7 +91,7 @@ pub enum ProfileFault {
         lacks: Vec<&'static str>,
     },
     /// Two keys say different things.
-    #[error("`{profile}` has both `{one}` and `{other}`: only one of them can be meant")]
+    #[error("`{profile}` has both `{one}` and `{other}`: only one of them is allowed")]
     Contradiction { profile: String, one: &'static str, other: &'static str },
     /// An IAM Identity Center session is described twice, and differently.
     #[error("its `{key}` differs from that of `[sso-session {session}]`")]
@@ -102,7 +102,7 @@ pub enum ProfileFault {
     )]
     UnknownSource { source_name: String },
     /// The keys that it wants from the environment are not there.
-    #[error("its `credential_source` is `Environment`, and `AWS_ACCESS_KEY_ID` or `AWS_SECRET_ACCESS_KEY` is not set")]
+    #[error("its `credential_source` is `Environment`, but `AWS_ACCESS_KEY_ID` or `AWS_SECRET_ACCESS_KEY` is not set")]
     NoKeysInEnvironment,
     /// A source has no credentials.
     #[error("its `source_profile` `{source_profile}` has no credentials")]
@@ -111,7 +111,7 @@ pub enum ProfileFault {
     #[error("it is signed in with `aws login`, whose sessions only the AWS CLI can read")]
     Login { profile: String },
     /// Its role is not given without a code from a device.
-    #[error("its role is given only with a code from the MFA device `{serial}`, which cannot be asked for here")]
+    #[error("its role needs a code from the MFA device `{serial}`, which cannot be asked for here")]
     Mfa {
         serial: String,
         /// What AWS said.
@@ -119,11 +119,15 @@ pub enum ProfileFault {
         source: Cause,
     },
     /// Nobody is signed in to IAM Identity Center for it.
-    #[error("{}", if *expired { "its sign-in to IAM Identity Center has expired" } else { "nobody has signed in to IAM Identity Center for it here" })]
+    #[error("{}", if *expired {
+        "its sign-in to IAM Identity Center has expired"
+    } else {
+        "it is not signed in to IAM Identity Center"
+    })]
     SignedOut {
         /// The profile that has to be signed in, which may be that of a source.
         profile: String,
-        /// Somebody was.
+        /// Somebody has signed in before.
         expired: bool,
         /// What the SDK says.
         #[source]

@@ -116,7 +116,7 @@ impl Reader {
         }
         if text.starts_with('[') {
             self.start_nameless();
-            return self.fault(number, "starts with `[`, and is no name in brackets");
+            return self.fault(number, "starts with `[`, but is not a name in brackets");
         }
         self.property(number, text);
     }
@@ -153,7 +153,7 @@ impl Reader {
             return self.fault(number, "is before the first name in brackets");
         };
         if section.keys.get(&key).is_some_and(|other| other.text != value) {
-            return self.fault(number, "gives a key that is there already another value");
+            return self.fault(number, "repeats a key with another value");
         }
         section.keys.insert(key.clone(), Value { text: value.to_owned(), line: number });
         self.key = Some(key);

@@ -78,7 +78,7 @@ fn credentials(output: &[u8]) -> Result<Credentials, &'static str> {
         None => None,
         Some(text) => {
             let time = DateTime::from_str(text, Format::DateTimeWithOffset).ok().and_then(|time| time.try_into().ok());
-            Some(time.ok_or("gave an `Expiration` that is no time")?)
+            Some(time.ok_or("gave an `Expiration` that is not a time")?)
         }
     };
     let mut credentials = Credentials::new(
@@ -118,7 +118,7 @@ mod tests {
         for (output, said) in [
             (r#"{"AccessKeyId":"hunter2""#, "gave no JSON"),
             (r#"{"Version":2,"AccessKeyId":"hunter2","SecretAccessKey":"s"}"#, "`Version` is not 1"),
-            (r#"{"Version":1,"AccessKeyId":"hunter2","SecretAccessKey":"s","Expiration":"soon"}"#, "no time"),
+            (r#"{"Version":1,"AccessKeyId":"hunter2","SecretAccessKey":"s","Expiration":"soon"}"#, "not a time"),
         ] {
             let failure = failure(&format!("echo '{output}'")).await;
             assert!(failure.contains(said) && !failure.contains("hunter2"), "{failure}");

@@ -110,25 +110,25 @@ async fn says_what_of_a_profile_is_missing() {
     for (name, expected) in [
         ("role", "its `source_profile` names `gone`, and no file has a section `[profile gone]`"),
         ("spaced", "its `source_profile` names `Foo Bar`, and no file has a section `[profile 'Foo Bar']`"),
-        ("alone", "`alone` has `role_arn` and lacks `source_profile`, `credential_source`"),
-        ("both", "`both` has both `source_profile` and `credential_source`: only one of them can be meant"),
-        ("a", "its sources go in a circle: `a`, `b`, `a`"),
+        ("alone", "`alone` has `role_arn` but lacks `source_profile`, `credential_source`"),
+        ("both", "`both` has both `source_profile` and `credential_source`: only one of them is allowed"),
+        ("a", "its sources form a circle: `a`, `b`, `a`"),
         ("empty", "its `source_profile` `bare` has no credentials"),
         ("sso", "its `sso_session` names `corp`, and no file has a section `[sso-session corp]`"),
-        ("half", "`half` has `sso_account_id` and lacks `sso_role_name`, `sso_region`"),
-        ("begun", "`begun` has `sso_session` and lacks `sso_account_id`, `sso_role_name`"),
+        ("half", "`half` has `sso_account_id` but lacks `sso_role_name`, `sso_region`"),
+        ("begun", "`begun` has `sso_session` but lacks `sso_account_id`, `sso_role_name`"),
         ("differs", "its `sso_region` differs from that of `[sso-session there]`"),
-        ("web", "`web` has `web_identity_token_file` and lacks `role_arn`"),
+        ("web", "`web` has `web_identity_token_file` but lacks `role_arn`"),
         (
             "source",
             "its `credential_source` is `environment`, which is none of `Environment`, `Ec2InstanceMetadata`, `EcsContainer`",
         ),
         (
             "env",
-            "its `credential_source` is `Environment`, and `AWS_ACCESS_KEY_ID` or `AWS_SECRET_ACCESS_KEY` is not set",
+            "its `credential_source` is `Environment`, but `AWS_ACCESS_KEY_ID` or `AWS_SECRET_ACCESS_KEY` is not set",
         ),
-        ("half-keys", "`half-keys` has `aws_access_key_id` and lacks `aws_secret_access_key`"),
-        ("other-half", "`other-half` has `aws_secret_access_key` and lacks `aws_access_key_id`"),
+        ("half-keys", "`half-keys` has `aws_access_key_id` but lacks `aws_secret_access_key`"),
+        ("other-half", "`other-half` has `aws_secret_access_key` but lacks `aws_access_key_id`"),
         ("signed-in", "it is signed in with `aws login`, whose sessions only the AWS CLI can read"),
         ("services", "its `services` names `gone`, and no file has a section `[services gone]`"),
         ("region", "~/config:61: `region` is `US East`, which is not a region, such as `us-east-1`"),
@@ -181,7 +181,7 @@ async fn what_looks_like_a_comment_is_a_part_of_a_token_files_path() {
     fs::write(&path, "t").unwrap();
     let text = format!("[profile x]\nrole_arn = arn\nweb_identity_token_file = {}\n", path.display());
     let refusal = Home::new(text, "").refusal(Some("x")).await;
-    assert!(refusal.ends_with("~/config:3: `web_identity_token_file` has a blank before `#` or `;`"), "{refusal}");
+    assert!(refusal.ends_with("~/config:3: `web_identity_token_file` has a space before `#` or `;`"), "{refusal}");
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn a_header_that_cannot_be_read_adds_nothing_to_the_profile_before_it() {
     let unknown = home.refusal(Some("m\u{fc}ller")).await;
     assert_eq!(
         unknown,
-        "the AWS profile files cannot be used: ~/credentials:4 starts with `[`, and is no name in brackets"
+        "the AWS profile files cannot be used: ~/credentials:4 starts with `[`, but is not a name in brackets"
     );
 }
 
@@ -274,11 +274,11 @@ async fn a_file_with_faults_is_warned_of_once() {
         let folder = home.folder.path().display().to_string();
         files.passed_over(&used).into_iter().map(|text| text.replace(&folder, "~")).collect::<Vec<_>>()
     };
-    let what = "is neither a name in brackets nor a key with a value: passed over";
-    let others = [format!("~/config:1 {what}, as are 3 more lines of it"), format!("~/credentials:2 {what}")];
+    let what = "is neither a name in brackets nor a key with a value: ignored";
+    let others = [format!("~/config:1 {what}, and 3 more lines"), format!("~/credentials:2 {what}")];
     // One that nobody named is used as far as it can be.
     assert_eq!(warnings(None).await, others);
-    assert_eq!(warnings(Some("default")).await[0], format!("~/config:1 {what}, as are 2 more lines of it"));
+    assert_eq!(warnings(Some("default")).await[0], format!("~/config:1 {what}, and 2 more lines"));
     assert_eq!(warnings(Some("y")).await, others[..1]);
 }
 
@@ -380,7 +380,7 @@ async fn a_denied_role_that_wants_a_code_is_told_from_one_that_is_denied() {
     let refined = async |name| sentence(&home.profiles(Some(name)).credentials().await.unwrap().refine(denied()));
     assert_eq!(
         refined("mfa").await,
-        "the AWS profile `mfa` cannot be used: its role is given only with a code from the MFA device \
+        "the AWS profile `mfa` cannot be used: its role needs a code from the MFA device \
          `arn:aws:iam::123456789012:mfa/ann`, which cannot be asked for here: AccessDenied"
     );
     assert_eq!(refined("plain").await, "not authorized to assume `arn:1`: AccessDenied");
@@ -399,7 +399,7 @@ async fn says_who_has_to_sign_in() {
         credentials.refine(AwsError::CredentialSource { source: Arc::new(io::Error::other(said)) })
     };
     for (said, text) in [
-        ("failed to load the cached SSO token", "nobody has signed in to IAM Identity Center for it here"),
+        ("failed to load the cached SSO token", "it is not signed in to IAM Identity Center"),
         ("the SSO token has expired and cannot be refreshed", "its sign-in to IAM Identity Center has expired"),
         ("UnauthorizedException: Session token not found or invalid", "its sign-in to IAM Identity Center has expired"),
     ] {

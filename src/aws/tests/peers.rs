@@ -47,7 +47,7 @@ async fn bearer_tokens_are_signed_with_the_time_of_aws_and_end_by_this_machines(
     assert_eq!(aws.clock_off(), None);
     let caller = in_time(aws.caller()).await.unwrap();
     let off = aws.clock_off().unwrap().to_string();
-    assert!(["1 h 0 min ahead of that of AWS", "59 min 59 s ahead of that of AWS"].contains(&off.as_str()), "{off}");
+    assert!(["1 h 0 min ahead of AWS's", "59 min 59 s ahead of AWS's"].contains(&off.as_str()), "{off}");
 
     let token = in_time(aws.bearer_token("prod")).await.unwrap();
     let url = token.token.expose().strip_prefix("k8s-aws-v1.").unwrap();
@@ -181,7 +181,7 @@ async fn pages_without_end_are_not_read_to_their_end() {
     })
     .await;
     let error = in_time(aws(&fake).await.list_clusters()).await.unwrap_err();
-    assert_eq!(error.to_string(), "the answer to `eks:ListClusters` has no list that comes to an end");
+    assert_eq!(error.to_string(), "the answer to `eks:ListClusters` has no last page");
     assert_eq!(fake.requests().len(), 201);
 }
 
@@ -245,7 +245,7 @@ async fn a_sign_in_page_of_the_network_is_not_taken_for_aws() {
         let aws = aws(&fake).await;
         for error in [in_time(aws.list_clusters()).await.unwrap_err(), in_time(aws.caller()).await.unwrap_err()] {
             let text = sentence(&error);
-            let end = format!(" failed: an answer that no service of AWS gives (HTTP status {status})");
+            let end = format!(" failed: an answer that no AWS service gives (HTTP status {status})");
             assert!(text.ends_with(&end), "{text}");
         }
     }
@@ -291,8 +291,8 @@ async fn calling(endpoint: &str, settings: &AwsSettings) -> Aws {
 #[tokio::test]
 async fn a_proxy_that_asks_for_a_password_is_not_taken_for_aws() {
     for (user, said) in [
-        ("", "asks for a user name and a password, and `HTTP_PROXY` has none (it takes NTLM, Basic)"),
-        ("ann:hunter2@", "does not take the user name and the password in `HTTP_PROXY` (it takes NTLM, Basic)"),
+        ("", "requires a user name and password, but `HTTP_PROXY` has none (it accepts NTLM, Basic)"),
+        ("ann:hunter2@", "rejects the user name and password in `HTTP_PROXY` (it accepts NTLM, Basic)"),
     ] {
         let fake = Fake::start(|_| {
             let answer = Answer::json(407, "{}").with("proxy-authenticate", "NTLM");

@@ -16,7 +16,7 @@ impl From<ManagerError> for CommandError {
             ManagerError::Kubeconfig(error) => error.into(),
             ManagerError::EnvFile(error) => error.into(),
             error @ ManagerError::ProxyPort(_) => Self::of(Kind::Tunnel, error)
-                .hint("choose another with `--proxy-port`, or any free one with `--proxy-port 0`"),
+                .hint("choose another port with `--proxy-port`, or any free one with `--proxy-port 0`"),
             error @ ManagerError::NoClusters { .. } => Self::of(Kind::NotFound, error).hint(
                 "`autoheal-pa clusters` shows what these credentials can see; choose another region with `--region`",
             ),

@@ -117,7 +117,7 @@ fn a_bastion_that_is_not_connected() {
     );
     assert!(text.contains("`aws ec2 start-instances --instance-ids i-0abcdef1 --region eu-west-1`"), "{text}");
     let (_, text) = lost(true);
-    assert!(text.contains("has to reach `ssmmessages` of eu-west-1"), "{text}");
+    assert!(text.contains("must reach `ssmmessages` of eu-west-1"), "{text}");
 
     let target: Target = "ecs:my_tools_0123_4567".parse().unwrap();
     let source = io::Error::other("no").into();
@@ -155,10 +155,10 @@ fn what_is_not_allowed() {
     let document = "arn:aws:ssm:eu-west-1::document/AWS-StartPortForwardingSessionToRemoteHost";
     let (kind, text) = denied(document);
     assert_eq!(kind, Kind::Credentials);
-    assert!(text.contains("hint: what is not allowed is the document, not the bastion"), "{text}");
+    assert!(text.contains("hint: it is the document that is not allowed, not the bastion"), "{text}");
     let (_, text) = denied("arn:aws:ec2:eu-west-1:123456789012:instance/i-0abcdef1");
     assert!(
-        text.contains("has to allow `ssm:StartSession` on `arn:aws:ec2:eu-west-1:123456789012:instance/i-0abcdef1`"),
+        text.contains("must allow `ssm:StartSession` on `arn:aws:ec2:eu-west-1:123456789012:instance/i-0abcdef1`"),
         "{text}"
     );
     assert!(text.contains("nor on one that does not exist"), "{text}");
@@ -175,7 +175,7 @@ fn what_is_not_allowed() {
     let list = AwsError::AccessDenied { action: "eks:ListClusters".into(), resource: "*".into(), source: cause("no") };
     let (kind, text) = shown(list);
     assert_eq!(kind, Kind::Credentials);
-    assert!(text.ends_with("hint: the policy of this identity has to allow `eks:ListClusters` on `*`"), "{text}");
+    assert!(text.ends_with("hint: this identity's IAM policy must allow `eks:ListClusters` on `*`"), "{text}");
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn credentials_that_end_while_a_session_starts() {
     assert_eq!(
         text,
         "cannot open a tunnel to `prod-eu`: there are no valid credentials for `ssm:StartSession`: the web identity token in \
-         `/var/run/token` has expired: at noon\nhint: whoever writes `/var/run/token` has to renew it; it is read again at each \
+         `/var/run/token` has expired: at noon\nhint: have whatever writes `/var/run/token` renew it; the file is read again at each \
          renewal"
     );
 }
@@ -229,7 +229,7 @@ fn what_is_behind_the_tunnel() {
     assert!(
         text.starts_with(
             "cannot open a tunnel to `prod-eu`: the API server was not reached through the session: no connection to the API server \
-             could be made\nhint: the bastion has to resolve `x.eks.amazonaws.com`"
+             could be made\nhint: the bastion must resolve `x.eks.amazonaws.com`"
         ),
         "{text}"
     );
@@ -250,7 +250,7 @@ fn other_faults() {
     let (kind, text) = tunnel(SessionFault::Closed(reason));
     assert_eq!(kind, Kind::Tunnel);
     assert!(text.starts_with("cannot open a tunnel to `prod-eu`: the session is over: the agent did not"), "{text}");
-    assert!(text.contains("is waited for as long as `--timeout` says"), "{text}");
+    assert!(text.contains("`--timeout` sets how long to wait for an agent"), "{text}");
     let output = "Forwarding to IP address x.eks.amazonaws.com is forbidden.".to_owned();
     let (kind, text) = tunnel(SessionFault::Closed(CloseReason::ChannelClosed { output: output.into() }));
     assert_eq!(kind, Kind::Tunnel);
@@ -289,7 +289,7 @@ fn kinds_of_aws_errors() {
             "`aws configure sso --profile dev`",
         ),
         (AwsError::NoCredentials { attempted: String::new() }, Kind::Credentials, "--web-identity-token-file PATH"),
-        (AwsError::TokenExpired { origin: origin(), source: cause("") }, Kind::Credentials, "`/token` has to renew it"),
+        (AwsError::TokenExpired { origin: origin(), source: cause("") }, Kind::Credentials, "`/token` renew it"),
         (AwsError::TokenMalformed { origin: origin(), reason: "it is empty" }, Kind::Credentials, "JSON Web Token"),
         (
             AwsError::InvalidIdentityToken { origin: origin(), role: role(), source: cause("") },
@@ -306,17 +306,21 @@ fn kinds_of_aws_errors() {
             Kind::Credentials,
             "--role-name ReadOnly --max-session-duration 43200",
         ),
-        (AwsError::ExpiredCredentials { source: cause("") }, Kind::Credentials, "get new ones"),
+        (AwsError::ExpiredCredentials { source: cause("") }, Kind::Credentials, "get new credentials"),
         (
             AwsError::Service { action: "eks:ListClusters", source: page },
             Kind::Unexpected,
-            "the network wants a sign-in",
+            "the network wants you to sign in",
         ),
-        (AwsError::Unreachable { host: "sts.example".into(), source: cause("") }, Kind::Unexpected, "on port 443; pro"),
+        (
+            AwsError::Unreachable { host: "sts.example".into(), source: cause("") },
+            Kind::Unexpected,
+            "on port 443; set a pro",
+        ),
         (
             AwsError::Unreachable { host: "localhost:8443".into(), source: cause("") },
             Kind::Unexpected,
-            "to `localhost:8443`; proxies are taken from `HTTPS_PROXY`",
+            "to `localhost:8443`; set a proxy with `HTTPS_PROXY`",
         ),
         (
             AwsError::Unreachable {
@@ -332,7 +336,7 @@ fn kinds_of_aws_errors() {
                 source: cause("invalid peer certificate: certificate expired: verification time 1 (UNIX)"),
             },
             Kind::Unexpected,
-            "set the clock of this machine",
+            "set this machine's clock",
         ),
         (
             AwsError::Unreachable {
@@ -340,7 +344,7 @@ fn kinds_of_aws_errors() {
                 source: cause("tunnel error: failed to create underlying connection: unsupported scheme socks5"),
             },
             Kind::Unexpected,
-            "the proxy that `HTTPS_PROXY` names has to be an HTTP proxy",
+            "the proxy in `HTTPS_PROXY` is an HTTP proxy",
         ),
         (
             AwsError::ClusterNotFound {
@@ -370,7 +374,7 @@ fn settings_ports_files_and_managers() {
     let (kind, text) = shown(error);
     assert_eq!(kind, Kind::Usage);
     assert!(text.starts_with("no bastion is given: add `--bastion`"), "{text}");
-    assert!(text.contains("\nhint: the bastion is a machine"), "{text}");
+    assert!(text.contains("\nhint: give a machine"), "{text}");
 
     let (kind, text) = shown(BindError::Taken(PortTaken { port: 10100, owner: None }));
     assert_eq!(kind, Kind::Tunnel);
@@ -382,7 +386,8 @@ fn settings_ports_files_and_managers() {
     assert_eq!(kind, Kind::Unexpected);
     assert_eq!(
         text,
-        "the kubeconfig `/k` is locked by `/k.lock`\nhint: if no kubectl is running, it was left behind: `rm /k.lock`"
+        "the kubeconfig `/k` is locked by `/k.lock`\nhint: if no kubectl is running, it was left behind: remove it with \
+         `rm /k.lock`"
     );
     let (_, text) = shown(locked(Some(Duration::from_secs(190))));
     assert!(
@@ -394,7 +399,7 @@ fn settings_ports_files_and_managers() {
     assert_eq!(kind, Kind::Usage);
     assert_eq!(
         text,
-        "cannot write the kubeconfig `/a/k`: no storage space\nhint: make room where `/a` is, or give another file with \
+        "cannot write the kubeconfig `/a/k`: no storage space\nhint: free some space for `/a`, or give another file with \
          `--kubeconfig`; nothing was changed"
     );
     let (kind, text) = shown(KubeconfigError::Unwritable { path, source: io::ErrorKind::PermissionDenied.into() });
@@ -410,8 +415,8 @@ fn settings_ports_files_and_managers() {
     assert_eq!(kind, Kind::Usage);
     assert_eq!(
         text,
-        "a manager is already running as process 17 in `/run/x`\nhint: `autoheal-pa down --name x` stops it; or give this one \
-         another `--name`"
+        "a manager is already running as process 17 in `/run/x`\nhint: stop it with `autoheal-pa down --name x`, or give this \
+         one another `--name`"
     );
 }
 

@@ -205,7 +205,7 @@ fn what_would_be_written_too_large_to_be_read_is_refused() {
     // Each item is on a line of its own, which is indented.
     let deep = format!("{}[{}]{}", "{a: ".repeat(200), "b,".repeat(200_000), "}".repeat(200));
     let error = parse(&deep).unwrap_err().to_string();
-    assert!(error.contains("larger than any kubeconfig"), "{error}");
+    assert!(error.contains("too large for a kubeconfig"), "{error}");
     // Few nodes, and much text.
     let long = format!("a: &x {}\nb: [{}]\n", "y".repeat(1 << 20), vec!["*x"; 10_000].join(","));
     let error = parse(&long).unwrap_err();

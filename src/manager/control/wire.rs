@@ -146,7 +146,7 @@ pub(super) fn decode_answer(line: &str) -> Result<Answer, ControlError> {
 
 /// An answer to something else than what was asked.
 pub(super) fn unexpected() -> ControlError {
-    ControlError::Malformed { source: serde_json::Error::custom("it answers something else") }
+    ControlError::Malformed { source: serde_json::Error::custom("it is not the answer that was expected") }
 }
 
 fn line(content: impl Serialize) -> String {

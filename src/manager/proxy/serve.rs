@@ -120,7 +120,7 @@ async fn serve_up_to(
 
 /// Answers without waiting for anything.
 fn turn_away(client: TcpStream, refusal: &Refusal) {
-    debug!(%refusal, "the proxy turned a client away");
+    debug!(%refusal, "the proxy rejected a client");
     let answer = refusal.answer().unwrap_or_default();
     // Into an empty buffer the answer fits; a client that is gone by now needs none.
     let _outcome = client.into_std().and_then(|mut client| io::Write::write(&mut client, answer.as_bytes()));
@@ -294,7 +294,7 @@ impl fmt::Display for Refusal {
             Self::Late => write!(f, "the head of the request was not complete within {} s", HEAD_LIMIT.as_secs()),
             Self::TooMany => write!(f, "this proxy has {MAX_CONNECTIONS} connections already"),
             Self::NoTunnel { endpoint, source } => {
-                write!(f, "the tunnel to `{endpoint}` takes no connection: {source}")
+                write!(f, "the tunnel to `{endpoint}` accepts no connections: {source}")
             }
             Self::Gone => f.write_str("the client has gone"),
         }

@@ -125,7 +125,7 @@ async fn an_endpoint_that_does_not_answer_is_away() {
     let fault = status.last_error.unwrap().fault;
     assert_eq!(fault.class, Class::Away);
     assert!(fault.to_string().contains("does not answer from this machine"), "{fault}");
-    assert!(fault.hints[0].starts_with("check that this machine may connect to `127.0.0.1:"), "{:?}", fault.hints);
+    assert!(fault.hints[0].starts_with("check that this machine can connect to `127.0.0.1:"), "{:?}", fault.hints);
     assert!(fault.hints[1].contains("aws eks describe-cluster --name demo --region eu-west-1"), "{:?}", fault.hints);
     world.stop().await;
 }

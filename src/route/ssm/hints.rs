@@ -37,8 +37,9 @@ pub(super) fn of(fault: &SessionFault, to: &Cluster) -> Vec<String> {
 pub(super) fn resume_denied(region: &str) -> Caution {
     Caution {
         class: Class::Denied,
-        message: "sessions may not be resumed: open connections are cut whenever AWS closes a WebSocket, about hourly"
-            .to_owned(),
+        message:
+            "not allowed to resume sessions: open connections are cut whenever AWS closes a WebSocket, about hourly"
+                .to_owned(),
         hints: vec![allow_on_own_sessions("ssm:ResumeSession", region)],
     }
 }
@@ -46,8 +47,8 @@ pub(super) fn resume_denied(region: &str) -> Caution {
 /// What to do when an action is denied on a session: what the policy has to name is not the id of this one.
 fn allow_on_own_sessions(action: &str, region: &str) -> String {
     command!(
-        "the policy of this identity has to allow `{}` on its own sessions, as the one does that `autoheal-pa policy --bastion \
-         TARGET --region {}` prints",
+        "this identity's IAM policy must allow `{}` on its own sessions: `autoheal-pa policy --bastion TARGET --region \
+         {}` prints one that does",
         action,
         region
     )
@@ -67,7 +68,7 @@ fn dial(cluster: &Cluster, error: &DialError) -> Vec<String> {
         }
         DialError::AccessDenied { action, resource, .. } => denied(action, resource),
         DialError::DocumentRefused { document, .. } => vec![command!(
-            "look whether the document is there: `aws ssm describe-document --name {} --region {}`",
+            "check that the document exists: `aws ssm describe-document --name {} --region {}`",
             document,
             region
         )],
@@ -82,8 +83,7 @@ fn dial(cluster: &Cluster, error: &DialError) -> Vec<String> {
         }
         DialError::Unreachable { host, .. } => advice::network(host, error),
         DialError::ForeignStreamUrl { .. } => vec![
-            "if this is an endpoint of your own, name it in `AWS_ENDPOINT_URL_SSM`: its host is trusted then"
-                .to_owned(),
+            "if this is an endpoint of your own, set `AWS_ENDPOINT_URL_SSM` to it: its host is then trusted".to_owned(),
         ],
         DialError::UpgradeRefused { status: 401 | 403, detail, .. } => {
             let sessions = data_channels(iam::partition(region));
@@ -91,12 +91,12 @@ fn dial(cluster: &Cluster, error: &DialError) -> Vec<String> {
                 Some(blame @ (Blame::Clock | Blame::Expired | Blame::Keys)) => advice::of_blame(blame),
                 Some(Blame::Permission) => vec![advice::allow("ssmmessages:OpenDataChannel", &sessions)],
                 None => vec![format!(
-                    "if it is a matter of permission, {}",
+                    "if a permission is missing: {}",
                     advice::allow("ssmmessages:OpenDataChannel", &sessions)
                 )],
             }
         }
-        DialError::Throttled { .. } => vec!["it is tried again, each time later".to_owned()],
+        DialError::Throttled { .. } => vec!["it is tried again, at growing intervals".to_owned()],
         DialError::UpgradeRefused { .. }
         | DialError::SessionEnded { .. }
         | DialError::Refused { .. }
@@ -109,16 +109,18 @@ fn dial(cluster: &Cluster, error: &DialError) -> Vec<String> {
 pub(crate) fn not_connected(target: &Target, region: &str, sighting: Option<&Sighting>) -> Vec<String> {
     let reasons = match sighting {
         None => format!(
-            "`{target}` has to run, to be in this account and in {region}, and its agent has to reach Systems Manager with the \
-             permissions of `AmazonSSMManagedInstanceCore`"
+            "`{target}` must be running, in this account and in {region}, and its agent must reach Systems Manager with \
+             the permissions of `AmazonSSMManagedInstanceCore`"
         ),
         Some(Sighting { in_contact: true, .. }) => format!(
-            "the agent on `{target}` has to reach `ssmmessages` of {region} on port 443, and its instance profile has to allow \
-             `ssmmessages:CreateControlChannel`, `ssmmessages:OpenControlChannel`, `ssmmessages:CreateDataChannel` and \
-             `ssmmessages:OpenDataChannel`, as `AmazonSSMManagedInstanceCore` does"
+            "the agent on `{target}` must reach `ssmmessages` of {region} on port 443, and its instance profile must \
+             allow `ssmmessages:CreateControlChannel`, `ssmmessages:OpenControlChannel`, `ssmmessages:CreateDataChannel` \
+             and `ssmmessages:OpenDataChannel`, as `AmazonSSMManagedInstanceCore` does"
         ),
         Some(Sighting { in_contact: false, .. }) => {
-            format!("`{target}` has to run, and its agent to reach `ssm` and `ssmmessages` of {region} on port 443")
+            format!(
+                "`{target}` must be running, and its agent must reach `ssm` and `ssmmessages` of {region} on port 443"
+            )
         }
     };
     let mut hints = vec![reasons];
@@ -141,14 +143,18 @@ pub(crate) fn not_connected(target: &Target, region: &str, sighting: Option<&Sig
 pub(crate) fn not_found(target: &Target, region: &str) -> Vec<String> {
     let mut hints = vec![command!(
         "`aws ssm describe-instance-information --region {} --query \
-         'InstanceInformationList[].[InstanceId,PingStatus,ComputerName]' --output table` lists what can be given to `--bastion`; \
-         check `--region` and whose credentials these are, too",
+         'InstanceInformationList[].[InstanceId,PingStatus,ComputerName]' --output table` lists what `--bastion` accepts; \
+         also check `--region` and whose credentials these are",
         region
     )];
     if let Target::Instance(id) = target {
-        hints.push(command!("if it is there, it needs an instance profile with `AmazonSSMManagedInstanceCore`, and a minute or two after its first \
-             start: `aws ec2 describe-instances --instance-ids {} --region {} --query \
-             'Reservations[].Instances[].[State.Name,IamInstanceProfile.Arn]'`", id, region));
+        hints.push(command!(
+            "if it exists, it needs an instance profile with `AmazonSSMManagedInstanceCore`, and a minute \
+                             or two after its first start: `aws ec2 describe-instances --instance-ids {} --region {} \
+                             --query 'Reservations[].Instances[].[State.Name,IamInstanceProfile.Arn]'`",
+            id,
+            region
+        ));
     }
     hints
 }
@@ -170,10 +176,10 @@ pub(crate) fn refused(
         let partition = iam::partition(region);
         return vec![
             command!(
-                "this turns the advanced tier on, which managed nodes need for sessions and AWS charges for by the hour: `aws ssm \
-                 update-service-setting --setting-id \
-                 arn:{}:ssm:{}:{}:servicesetting/ssm/managed-instance/activation-tier --setting-value \
-                 advanced --region {}`",
+                "managed nodes need the advanced tier for sessions, which AWS charges for by the hour: turn it on with \
+                 `aws ssm update-service-setting --setting-id \
+                 arn:{}:ssm:{}:{}:servicesetting/ssm/managed-instance/activation-tier --setting-value advanced --region \
+                 {}`",
                 partition,
                 region,
                 account,
@@ -183,8 +189,7 @@ pub(crate) fn refused(
         ];
     }
     vec![
-        "the same would be answered again: what AWS says of it has to be mended first, or another `--bastion` given"
-            .to_owned(),
+        "trying again will not help: fix what AWS reports first, or use another `--bastion`".to_owned(),
         command!(
             "`autoheal-pa doctor --bastion {} --region {}` checks the bastion step by step",
             target.as_str(),
@@ -210,19 +215,19 @@ pub(super) fn probe(cluster: &Cluster, error: &ProbeError) -> Vec<String> {
     let Cluster { name, region, endpoint, .. } = cluster;
     match error {
         ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![
-            format!("the bastion has to resolve `{}` and to reach it on port {}", endpoint.host, endpoint.port),
+            format!("the bastion must resolve `{}` and reach it on port {}", endpoint.host, endpoint.port),
             command!(
-                "the cluster's security group has to admit the bastion: `aws eks describe-cluster --name {} --region {} \
+                "the cluster's security group must admit the bastion: `aws eks describe-cluster --name {} --region {} \
                  --query cluster.resourcesVpcConfig.clusterSecurityGroupId`",
                 name,
                 region
             ),
         ],
         ProbeError::Certificate { host, .. } => vec![format!(
-            "what answers on the bastion's side is not the API server of `{name}`: look at what `{host}` resolves to there"
+            "what answers on the bastion's side is not the API server of `{name}`: check what `{host}` resolves to there"
         )],
         ProbeError::Authority { .. } => vec![command!(
-            "look at what EKS says: `aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority`",
+            "check what EKS says: `aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority`",
             name,
             region
         )],
@@ -233,8 +238,8 @@ pub(super) fn probe(cluster: &Cluster, error: &ProbeError) -> Vec<String> {
 /// What to do about an agent that does not complete the handshake.
 pub(super) fn silent_agent() -> Vec<String> {
     vec![
-        "the agent on the bastion has to reach `ssmmessages` of this region; restarting it may help".to_owned(),
-        "an agent that is slow to start its worker is waited for as long as `--timeout` says".to_owned(),
+        "the agent on the bastion must reach `ssmmessages` of this region; restarting it may help".to_owned(),
+        "`--timeout` sets how long to wait for an agent that is slow to start its worker".to_owned(),
     ]
 }
 
@@ -244,20 +249,20 @@ fn closed(cluster: &Cluster, reason: &CloseReason) -> Vec<String> {
             let host = &cluster.endpoint.host;
             vec![
                 command!(
-                    "on the bastion `{}` leads to an address that its agent does not forward to, such as loopback or one where AWS gives \
-                     metadata or credentials: `getent ahosts {}` there shows it",
+                    "on the bastion `{}` resolves to an address that its agent does not forward to, such as loopback or \
+                     AWS's address for metadata or credentials: run `getent ahosts {}` there to see it",
                     host,
                     host
                 ),
                 command!(
-                    "it has to lead to the API server: look at `/etc/hosts`, at the resolver, and at private hosted zones of the VPC; \
-                     `autoheal-pa doctor --cluster {}` prints the commands",
+                    "it must resolve to the API server: check `/etc/hosts`, the resolver, and the private hosted zones of \
+                     the VPC; `autoheal-pa doctor --cluster {}` prints the commands",
                     cluster.name
                 ),
             ]
         }
         CloseReason::Handshake(_) => {
-            vec!["update the SSM agent on the bastion; 3.1.1374.0 is the oldest that will do".to_owned()]
+            vec!["update the SSM agent on the bastion; 3.1.1374.0 is the oldest that works".to_owned()]
         }
         CloseReason::HandshakeTimeout { .. } => silent_agent(),
         CloseReason::Misbehaved { .. } | CloseReason::Smux(_) => vec![

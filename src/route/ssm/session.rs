@@ -372,7 +372,7 @@ async fn call_terminate(dial: &dyn Dial, handle: &SessionHandle) {
 /// Says goodbye to the gateway.
 pub(super) async fn close(transport: Transport) {
     if timeout(CLOSE_LIMIT, transport.close()).await.is_err() {
-        debug!("the message gateway did not take the goodbye in time");
+        debug!("the message gateway did not take the close frame in time");
     }
 }
 

@@ -139,11 +139,11 @@ impl Targets {
         let knowledge = match timeout(ASK_LIMIT, ask(aws, id)).await {
             Ok(Ok(knowledge)) => knowledge,
             Ok(Err(error)) => {
-                tracing::debug!(id, error = %sentence(&error), "what is known of the target cannot be had");
+                tracing::debug!(id, error = %sentence(&error), "cannot look up the target");
                 Knowledge::Unknown
             }
             Err(_) => {
-                tracing::debug!(id, "Systems Manager did not say in time what it knows of the target");
+                tracing::debug!(id, "looking up the target took too long");
                 Knowledge::Unknown
             }
         };

@@ -212,13 +212,13 @@ fn a_file_that_cannot_be_read_is_the_only_problem() {
     rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("pipe"), rustix::fs::Mode::RWXU).unwrap();
     let load = |name: &str| File::load(Some(Path::new(name)), &environment, &mut Vec::new());
     for (name, expected) in [
-        ("latin", "`latin` is no configuration file: it is not UTF-8"),
-        ("large", "`large` is no configuration file: it has more than 1 MiB"),
-        ("folder", "`folder` is no configuration file: it is not a regular file"),
-        ("pipe", "`pipe` is no configuration file: it is not a regular file"),
+        ("latin", "`latin` is not a configuration file: it is not UTF-8"),
+        ("large", "`large` is not a configuration file: it has more than 1 MiB"),
+        ("folder", "`folder` is not a configuration file: it is not a regular file"),
+        ("pipe", "`pipe` is not a configuration file: it is not a regular file"),
         ("missing", "cannot read the configuration file `missing`"),
         ("latin/x", "cannot read the configuration file `latin/x`"),
-        ("", "`` is no configuration file: it is not a regular file"),
+        ("", "`` is not a configuration file: it is not a regular file"),
     ] {
         assert_eq!(load(name).unwrap_err().to_string(), expected);
     }
@@ -261,7 +261,7 @@ fn problems_and_aliases_have_an_end() {
     assert!(parse(&list(200)).is_ok());
     assert_eq!(parse(&list(201)).unwrap_err(), "config.yaml:1:11: `clusters` has 201 items, but takes 200 at most");
     assert!(parse(&format!("access: [{}]", vec!["{region: a-1}"; 201].join(", "))).is_err());
-    assert!(parse(&bomb).unwrap_err().contains("the aliases stand for too much"));
+    assert!(parse(&bomb).unwrap_err().contains("the aliases expand to too much"));
     assert!(parse(&"[".repeat(100_000)).is_err());
     assert!(parse(&"{a: ".repeat(100_000)).is_err());
     let long = parse(&format!("region: {}", "x".repeat(100_000)));

@@ -308,7 +308,7 @@ fn reads_when_the_keys_expire() {
 #[test]
 fn a_token_where_the_path_of_its_file_belongs_is_recognised_and_not_shown() {
     let token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl";
-    let reason = "the value is a token itself, where the path of a file with the token is expected";
+    let reason = "the value is a token, not the path of a file with one";
     let variables = environment([("AWS_WEB_IDENTITY_TOKEN_FILE", token)]);
     assert_eq!(problems(&GlobalArgs::default(), &variables), [format!("`AWS_WEB_IDENTITY_TOKEN_FILE`: {reason}")]);
     let flags = typed(&["--web-identity-token-file", token, "--role-arn", ROLE]);
@@ -356,17 +356,13 @@ fn what_the_sdk_would_panic_on_is_read_first() {
 
     let wrong = [
         ("AWS_RETRY_MODE", "no", "`AWS_RETRY_MODE`: `no` is not `legacy`, `standard` or `adaptive`"),
-        ("AWS_MAX_ATTEMPTS", "0", "`AWS_MAX_ATTEMPTS`: `0` is not a whole number from 1 on"),
+        ("AWS_MAX_ATTEMPTS", "0", "`AWS_MAX_ATTEMPTS`: `0` is not a whole number of at least 1"),
         (
             "AWS_ENDPOINT_URL",
             "localhost",
             "`AWS_ENDPOINT_URL`: `localhost` is not a URL, such as `https://localhost:4566`",
         ),
-        (
-            "AWS_SECRET_ACCESS_KEY",
-            "'a'",
-            "`AWS_SECRET_ACCESS_KEY`: the value is in quotes, which no shell has taken away: leave them out",
-        ),
+        ("AWS_SECRET_ACCESS_KEY", "'a'", "`AWS_SECRET_ACCESS_KEY`: the value is in quotes: remove them"),
         ("AWS_SESSION_TOKEN", "a\nb", "`AWS_SESSION_TOKEN`: the value has line breaks or other control characters"),
     ];
     for (name, value, expected) in wrong {

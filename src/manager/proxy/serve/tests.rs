@@ -230,7 +230,7 @@ async fn says_that_a_tunnel_is_closed() {
     lab.routes.send_replace([(destination("10.0.0.1", 6443), port)].into_iter().collect());
     let answer = in_time(lab.ask(connect("10.0.0.1", 6443))).await;
     assert!(answer.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{answer}");
-    assert!(answer.contains("the tunnel to `10.0.0.1:6443` takes no connection: "), "{answer}");
+    assert!(answer.contains("the tunnel to `10.0.0.1:6443` accepts no connections: "), "{answer}");
 }
 
 #[tokio::test]

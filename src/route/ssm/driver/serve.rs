@@ -154,7 +154,7 @@ impl Driver {
             let held = connection.backlog_len();
             warn!(
                 %stream, held,
-                "reset a connection whose program has taken nothing for {} s: there is no room for more", STALLED.as_secs()
+                "reset a connection whose program has read nothing for {} s: there is no room for more", STALLED.as_secs()
             );
             self.abort(stream, PipeEnd::Lost);
         }

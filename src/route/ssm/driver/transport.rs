@@ -75,8 +75,8 @@ impl Driver {
             if !self.is_held_back(now) {
                 info!(
                     held = self.share.held(),
-                    "a local program reads more slowly than its data comes: its session is held back, and new connections \
-                     go elsewhere"
+                    "a local program reads more slowly than its data arrives: its session is held back, and new \
+                     connections use another"
                 );
             }
             self.held_back_at = Some(now.mono);
@@ -110,7 +110,7 @@ impl Driver {
             Due::Suspect if self.session.as_ref().is_some_and(PortSession::is_paused) => {}
             Due::Suspect => self.reports.send(Report::Suspect),
             Due::Slept => {
-                info!("the machine has slept: looking whether the link is still there");
+                info!("the machine was asleep: checking whether the link still works");
                 self.reports.send(Report::Slept);
             }
             Due::Silent(time) => return Err(SessionFault::Silent { seconds: time.as_secs() }),
