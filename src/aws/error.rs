@@ -22,7 +22,7 @@ mod codes;
 mod host;
 
 use codes::Class;
-pub(crate) use host::HostSeen;
+pub(crate) use host::{HostSeen, place};
 
 use super::profile::fault::ProfileFault;
 use crate::{
@@ -275,6 +275,13 @@ pub enum AwsError {
 }
 
 impl AwsError {
+    /// Returns what the service answered, if it did: its words tell cases apart that share a code. They are reworded now and
+    /// then, so that no more than their beginning is worth a look.
+    #[must_use]
+    pub fn answer(&self) -> Option<&ServiceAnswer> {
+        super::advice::find(self)
+    }
+
     pub(crate) fn malformed(action: &'static str, wanted: &'static str) -> Self {
         Self::Malformed { action, wanted }
     }
@@ -365,6 +372,10 @@ pub enum Refusal {
     Document,
     /// What it names is not there.
     Absent,
+    /// The ECS cluster that it names is not there.
+    EcsCluster,
+    /// The ECS service that it names is not there.
+    EcsService,
     /// The web identity token that it carries.
     Token,
 }
@@ -550,14 +561,6 @@ pub(crate) fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item 
 fn join(files: &[PathBuf]) -> String {
     let names: Vec<_> = files.iter().map(|path| format!("`{}`", path.display())).collect();
     names.join(" or ")
-}
-
-/// Returns host and port of a URL, and never what may stand before them: an endpoint may be given with a password.
-pub(crate) fn place(authority: &http::uri::Authority) -> String {
-    match authority.port() {
-        Some(port) => format!("{}:{port}", authority.host()),
-        None => authority.host().to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -83,7 +83,12 @@ const CODES: &[(&str, Class)] = &[
     ("InvalidParameters", Class::Refused(Refusal::Document)),
     //
     ("DoesNotExistException", Class::Refused(Refusal::Absent)),
+    ("InvalidInstanceConnectEndpointId.NotFound", Class::Refused(Refusal::Absent)),
+    ("InvalidInstanceID.NotFound", Class::Refused(Refusal::Absent)),
     ("ResourceNotFoundException", Class::Refused(Refusal::Absent)),
+    //
+    ("ClusterNotFoundException", Class::Refused(Refusal::EcsCluster)),
+    ("ServiceNotFoundException", Class::Refused(Refusal::EcsService)),
     //
     ("IDPRejectedClaim", Class::Refused(Refusal::Token)),
     ("IDPRejectedClaimException", Class::Refused(Refusal::Token)),
@@ -92,14 +97,25 @@ const CODES: &[(&str, Class)] = &[
     // The first is in no model: a managed node of the standard tier is refused with it.
     ("BadRequest", Class::Refused(Refusal::Request)),
     ("BadRequestException", Class::Refused(Refusal::Request)),
+    ("Blocked", Class::Refused(Refusal::Request)),
+    ("BlockedException", Class::Refused(Refusal::Request)),
     ("ClientException", Class::Refused(Refusal::Request)),
+    ("ConflictException", Class::Refused(Refusal::Request)),
+    ("DryRunOperation", Class::Refused(Refusal::Request)),
     ("FeatureNotAvailableException", Class::Refused(Refusal::Request)),
+    ("FilterLimitExceeded", Class::Refused(Refusal::Request)),
+    ("IdempotentParameterMismatch", Class::Refused(Refusal::Request)),
+    ("IncorrectInstanceState", Class::Refused(Refusal::Request)),
     ("InvalidAction", Class::Refused(Refusal::Request)),
+    ("InvalidCharacter", Class::Refused(Refusal::Request)),
     ("InvalidContextAssertion", Class::Refused(Refusal::Request)),
     ("InvalidContextAssertionException", Class::Refused(Refusal::Request)),
     ("InvalidFilterKey", Class::Refused(Refusal::Request)),
+    ("InvalidInstanceID.Malformed", Class::Refused(Refusal::Request)),
     ("InvalidInstanceInformationFilterValue", Class::Refused(Refusal::Request)),
     ("InvalidNextToken", Class::Refused(Refusal::Request)),
+    ("InvalidPaginationToken", Class::Refused(Refusal::Request)),
+    ("InvalidParameter", Class::Refused(Refusal::Request)),
     ("InvalidParameterCombination", Class::Refused(Refusal::Request)),
     ("InvalidParameterException", Class::Refused(Refusal::Request)),
     ("InvalidParameterValue", Class::Refused(Refusal::Request)),
@@ -111,16 +127,25 @@ const CODES: &[(&str, Class)] = &[
     ("MalformedQueryString", Class::Refused(Refusal::Request)),
     ("MissingAction", Class::Refused(Refusal::Request)),
     ("MissingParameter", Class::Refused(Refusal::Request)),
+    ("NamespaceNotFoundException", Class::Refused(Refusal::Request)),
     ("PackedPolicyTooLarge", Class::Refused(Refusal::Request)),
     ("PackedPolicyTooLargeException", Class::Refused(Refusal::Request)),
+    ("PendingVerification", Class::Refused(Refusal::Request)),
+    ("PlatformTaskDefinitionIncompatibilityException", Class::Refused(Refusal::Request)),
+    ("PlatformUnknownException", Class::Refused(Refusal::Request)),
     ("RequestEntityTooLargeException", Class::Refused(Refusal::Request)),
+    ("RequestResourceCountExceeded", Class::Refused(Refusal::Request)),
     ("SerializationException", Class::Refused(Refusal::Request)),
     ("ServiceQuotaExceededException", Class::Refused(Refusal::Request)),
     ("UnknownOperationException", Class::Refused(Refusal::Request)),
+    ("UnknownParameter", Class::Refused(Refusal::Request)),
+    ("UnsupportedFeatureException", Class::Refused(Refusal::Request)),
     ("UnsupportedFeatureRequiredException", Class::Refused(Refusal::Request)),
+    ("UnsupportedInstanceAttribute", Class::Refused(Refusal::Request)),
     ("UnsupportedOperation", Class::Refused(Refusal::Request)),
     ("UnsupportedOperationException", Class::Refused(Refusal::Request)),
     ("UnsupportedPlatformType", Class::Refused(Refusal::Request)),
+    ("UnsupportedProtocol", Class::Refused(Refusal::Request)),
     ("ValidationError", Class::Refused(Refusal::Request)),
     ("ValidationException", Class::Refused(Refusal::Request)),
     // An identity provider that STS does not reach is asked again.
@@ -136,6 +161,7 @@ const CODES: &[(&str, Class)] = &[
     ("ServerException", Class::Transient),
     ("ServiceUnavailable", Class::Transient),
     ("ServiceUnavailableException", Class::Transient),
+    ("Unavailable", Class::Transient),
 ];
 
 /// Words by which a refusal is known that comes without a code, as the message gateway's do.
@@ -187,6 +213,7 @@ mod tests {
         throttled: Vec<String>,
         transient: Vec<String>,
         common: Vec<String>,
+        ec2: Vec<String>,
         undocumented: Vec<String>,
     }
 
@@ -196,9 +223,16 @@ mod tests {
             serde_json::from_str(include_str!("../../../tests/fixtures/aws-errors.json")).expect("the fixture is JSON");
         let known: BTreeSet<_> = CODES.iter().map(|(code, _)| *code).collect();
         assert_eq!(known.len(), CODES.len(), "no code stands in the table twice");
-        let Fixture { operations, throttled, transient, common, undocumented } = fixture;
+        let Fixture { operations, throttled, transient, common, ec2, undocumented } = fixture;
         assert!(operations.values().map(Vec::len).sum::<usize>() > 30, "the fixture has the codes");
-        let all = operations.values().flatten().chain(&throttled).chain(&transient).chain(&common).chain(&undocumented);
+        let all = operations
+            .values()
+            .flatten()
+            .chain(&throttled)
+            .chain(&transient)
+            .chain(&common)
+            .chain(&ec2)
+            .chain(&undocumented);
         let without: Vec<_> = all.filter(|code| !known.contains(code.as_str())).collect();
         assert!(without.is_empty(), "codes without a class: {without:?}");
         // What the official SDKs slow down for, or try again, is no refusal here.

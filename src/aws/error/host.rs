@@ -11,8 +11,6 @@ use aws_smithy_runtime_api::{
 };
 use aws_smithy_types::config_bag::ConfigBag;
 
-use super::place;
-
 /// Remembers the host that a client calls, which only the SDK knows before it calls it.
 #[derive(Debug, Clone)]
 pub(crate) struct HostSeen {
@@ -47,5 +45,13 @@ impl Intercept for HostSeen {
             self.host.get_or_init(|| place(authority));
         }
         Ok(())
+    }
+}
+
+/// Returns host and port of a URL, and never what may stand before them: an endpoint may be given with a password.
+pub(crate) fn place(authority: &http::uri::Authority) -> String {
+    match authority.port() {
+        Some(port) => format!("{}:{port}", authority.host()),
+        None => authority.host().to_owned(),
     }
 }

@@ -26,9 +26,15 @@ pub(super) fn dial_error(action: &'static str, target: Option<&Target>, error: A
                 DialError::TargetNotConnected { target: target.clone(), source: source.into() }
             }
             (Refusal::Document, _) => DialError::DocumentRefused { document: DOCUMENT, source: source.into() },
-            (Refusal::Target | Refusal::Request | Refusal::Absent | Refusal::Token, _) => {
-                DialError::Refused { action, resource, source: source.into() }
-            }
+            (
+                Refusal::Target
+                | Refusal::Request
+                | Refusal::Absent
+                | Refusal::Token
+                | Refusal::EcsCluster
+                | Refusal::EcsService,
+                _,
+            ) => DialError::Refused { action, resource, source: source.into() },
         },
         AwsError::AccessDenied { action: ref other, .. } if other.starts_with("sts:") => {
             DialError::Credentials { action, source: error.into() }
