@@ -49,8 +49,10 @@ const DEFAULT: &str = "default";
 const MAX_LEN: u64 = 64 << 20;
 
 /// Services whose endpoints a profile may name, as a `services` section calls them, and the variables for the same.
-const SERVICES: [(&str, &str); 5] = [
+const SERVICES: [(&str, &str); 7] = [
     ("sts", "AWS_ENDPOINT_URL_STS"),
+    ("ec2", "AWS_ENDPOINT_URL_EC2"),
+    ("ecs", "AWS_ENDPOINT_URL_ECS"),
     ("eks", "AWS_ENDPOINT_URL_EKS"),
     ("ssm", "AWS_ENDPOINT_URL_SSM"),
     ("sso", "AWS_ENDPOINT_URL_SSO"),

@@ -72,6 +72,8 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
         &[
             "AWS_ENDPOINT_URL",
             "AWS_ENDPOINT_URL_STS",
+            "AWS_ENDPOINT_URL_EC2",
+            "AWS_ENDPOINT_URL_ECS",
             "AWS_ENDPOINT_URL_EKS",
             "AWS_ENDPOINT_URL_SSM",
             "AWS_ENDPOINT_URL_SSO",

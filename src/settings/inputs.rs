@@ -89,7 +89,7 @@ const fn to_sdk(input: Input) -> Input {
 }
 
 /// All but the variables that only a setting has, see [`variables`].
-pub static INPUTS: [Input; 80] = [
+pub static INPUTS: [Input; 82] = [
     // Not a secret, and often a secret stands there by mistake.
     to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Secret)),
     to_sdk(both("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Takes::Secret)),
@@ -120,6 +120,8 @@ pub static INPUTS: [Input; 80] = [
     both("AWS_CA_BUNDLE", "ca_bundle", Takes::Path),
     to_sdk(both("AWS_ENDPOINT_URL", "endpoint_url", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_STS", Takes::Url)),
+    to_sdk(variable("AWS_ENDPOINT_URL_EC2", Takes::Url)),
+    to_sdk(variable("AWS_ENDPOINT_URL_ECS", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_EKS", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_SSM", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_SSO", Takes::Url)),
