@@ -8,7 +8,8 @@
 //! * A stream URL is dialled only if `endpoint` takes its host for the region's message gateway.
 //!
 //! Modules: `identity` (source of credentials, roles), `token` (web identity tokens), `cache`, `clusters`
-//! (EKS discovery), `connect` (TCP, proxy, TLS), `files` (that the SDK reads), `endpoint`, `sign`, `tls`, [`error`].
+//! (EKS discovery), [`nodes`] (of Systems Manager), `connect` (TCP, proxy, TLS), `files` (that the SDK reads),
+//! `endpoint`, `sign`, `tls`, [`error`].
 //! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
 
 pub mod advice;
@@ -22,6 +23,7 @@ mod files;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod identity;
+pub mod nodes;
 pub(crate) mod offset;
 mod outbound;
 mod profile;
