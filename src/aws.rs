@@ -8,7 +8,7 @@
 //! * A stream URL is dialled only if `endpoint` takes its host for the region's message gateway.
 //!
 //! Modules: `identity` (source of credentials, roles), `token` (web identity tokens), `cache`, `clusters`
-//! (EKS discovery), [`nodes`] (of Systems Manager), `connect` (TCP, proxy, TLS), `files` (that the SDK reads),
+//! (EKS discovery), [`ec2`], [`nodes`] (of Systems Manager), `connect` (TCP, proxy, TLS), `files` (that the SDK reads),
 //! `endpoint`, `sign`, `tls`, [`error`].
 //! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
 
@@ -17,6 +17,7 @@ mod bundle;
 mod cache;
 mod clusters;
 pub(crate) mod connect;
+pub mod ec2;
 pub(crate) mod endpoint;
 pub mod error;
 mod files;
@@ -63,6 +64,7 @@ pub use routes::ProxyError;
 use bundle::Bundle;
 use cache::{CredentialCache, Origin};
 use connect::Connector;
+use ec2::Ec2;
 use endpoint::GatewayPolicy;
 use error::{Blame, Call, HostSeen, ServiceAnswer, classify};
 use identity::{Ambient, Choice, Identity};
@@ -106,6 +108,7 @@ struct Inner {
     sts: Api<aws_sdk_sts::Client>,
     eks: Api<aws_sdk_eks::Client>,
     ssm: Api<aws_sdk_ssm::Client>,
+    ec2: Ec2,
     /// The host that bearer tokens name.
     sts_host: String,
     gateways: GatewayPolicy,
@@ -239,6 +242,7 @@ impl Aws {
             sts: sts(&sdk),
             eks: eks(&sdk),
             ssm: ssm(&sdk),
+            ec2: Ec2::new(sdk),
             region,
             sts_host,
             gateways: policy,

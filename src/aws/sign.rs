@@ -1,5 +1,5 @@
-//! Signature Version 4, for the two things that no client of the SDK signs: the WebSocket upgrade and the
-//! bearer token of EKS clusters.
+//! Signature Version 4, for what no client of the SDK signs: the WebSocket upgrade, the bearer token of EKS clusters, and
+//! calls of services that have no client here.
 //!
 //! Time comes in as a parameter: the same input gives the same signature.
 
@@ -10,7 +10,7 @@ use aws_sigv4::{
     http_request::{SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign},
     sign::v4::SigningParams,
 };
-use aws_smithy_runtime_api::client::identity::Identity;
+use aws_smithy_runtime_api::client::{identity::Identity, orchestrator::HttpRequest};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 
@@ -59,6 +59,40 @@ pub(crate) fn upgrade_headers(
         signed.insert(HeaderName::from_static(header.name()), value);
     }
     Ok(signed)
+}
+
+/// Signs a call: its host, its headers, the date and the session token, and the body, which is at hand.
+///
+/// # Errors
+/// When the credentials do not fit into headers, or the URL is none.
+pub(crate) fn call(
+    request: &mut HttpRequest,
+    service: &str,
+    region: &str,
+    credentials: &Credentials,
+    time: SystemTime,
+) -> Result<(), BoxError> {
+    let identity = Identity::from(credentials.clone());
+    let params = SigningParams::builder()
+        .identity(&identity)
+        .region(region)
+        .name(service)
+        .time(time)
+        .settings(SigningSettings::default())
+        .build()?;
+    let signable = SignableRequest::new(
+        request.method(),
+        request.uri(),
+        request.headers().iter(),
+        SignableBody::Bytes(request.body().bytes().unwrap_or_default()),
+    )?;
+    let (headers, _) = sign(signable, &params.into())?.into_parts().0.into_parts();
+    for header in headers {
+        let mut value = HeaderValue::from_str(header.value())?;
+        value.set_sensitive(header.sensitive() || header.name() == "authorization");
+        request.headers_mut().try_insert(header.name(), value)?;
+    }
+    Ok(())
 }
 
 /// Returns the bearer token of a cluster: a presigned call of GetCallerIdentity that the API server makes.
@@ -153,6 +187,34 @@ mod tests {
             &format!("{STREAM}&cell-number=AAEAAb+c/d=="),
             "cc84434823569df20d931bbe5c69a66cda022f71fc05cf084408fbdb4cf3843a",
         );
+    }
+
+    /// The expected values are those of botocore 1.43.11: `SigV4Auth(credentials, "ec2", "us-east-1")` with `add_auth`, its clock
+    /// stopped at the time above.
+    #[test]
+    fn signs_calls_as_botocore_does() {
+        for (token, headers, signature) in [
+            (None, "", "3cfeef7aefb7da8ae4517c6f787d963d3bb76920418f9fcf65063049c0fc6feb"),
+            (
+                Some(SESSION_TOKEN),
+                ";x-amz-security-token",
+                "43745e56260377754ab793ebfaeaee35fa0a32136b0f7ad431e6a345d5aa7b9b",
+            ),
+        ] {
+            let request = Request::post("https://ec2.us-east-1.amazonaws.com/")
+                .header("content-type", "application/x-www-form-urlencoded; charset=utf-8")
+                .header("user-agent", "x")
+                .body("Action=DescribeInstances&Version=2016-11-15&MaxResults=100".into());
+            let mut request: HttpRequest = request.unwrap().try_into().unwrap();
+            call(&mut request, "ec2", "us-east-1", &credentials(token), time()).unwrap();
+            assert_eq!(request.headers().get("x-amz-date"), Some("20261123T201530Z"));
+            assert_eq!(request.headers().get("x-amz-security-token"), token);
+            let expected = format!(
+                "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20261123/us-east-1/ec2/aws4_request, \
+                 SignedHeaders=content-type;host;x-amz-date{headers}, Signature={signature}"
+            );
+            assert_eq!(request.headers().get("authorization"), Some(expected.as_str()));
+        }
     }
 
     #[test]

@@ -89,6 +89,10 @@ fn is_allowed(policy: &Value, action: &str, resource: &str, owner: Option<&str>,
     })
 }
 
+/// Actions that bastions of other kinds need, and a target that is named does not: to find one, or to make one.
+const OF_OTHER_KINDS: [&str; 3] =
+    ["ec2:DescribeInstanceConnectEndpoints", "ec2:DescribeInstances", "ec2:GetConsoleOutput"];
+
 /// The actions that the sources name: every call has a constant or a `Call` with its name.
 fn actions_called() -> BTreeSet<String> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
@@ -124,6 +128,7 @@ fn resources_of(action: &str, bastion: &str, session: &Session) -> Option<Vec<St
         "sts:AssumeRole" | "sts:AssumeRoleWithWebIdentity" => None,
         // Asked where it happens to be allowed, and of no use but then: the policy is none the wider for it.
         "ssm:DescribeSessions" => None,
+        action if OF_OTHER_KINDS.contains(&action) => None,
         "eks:ListClusters" | "ssm:DescribeInstanceInformation" => Some(vec!["*".to_owned()]),
         "eks:DescribeCluster" => Some(arn("eks:us-east-1:123456789012:cluster/payments")),
         "ssm:StartSession" => Some(vec![
@@ -153,6 +158,7 @@ const USER: Option<&str> = Some("arn:aws:iam::123456789012:user/ann");
 fn everything_that_is_called_is_allowed_and_no_more() {
     let actions = actions_called();
     assert!(actions.len() >= 8, "{actions:?}");
+    assert!(OF_OTHER_KINDS.iter().all(|action| actions.contains(*action)), "{actions:?}");
     for (bastion, arn) in [
         ("i-0dc03fbcae2a87472", "arn:aws:ec2:us-east-1:123456789012:instance/i-0dc03fbcae2a87472"),
         ("mi-0dc03fbcae2a87472", "arn:aws:ssm:us-east-1:123456789012:managed-instance/mi-0dc03fbcae2a87472"),
