@@ -8,7 +8,7 @@
 //! * A stream URL is dialled only if `endpoint` takes its host for the region's message gateway.
 //!
 //! Modules: `identity` (source of credentials, roles), `token` (web identity tokens), `cache`, `clusters`
-//! (EKS discovery), [`ec2`], [`nodes`] (of Systems Manager), `connect` (TCP, proxy, TLS), `files` (that the SDK reads),
+//! (EKS discovery), [`ecs`], [`ec2`], [`nodes`] (of Systems Manager), `connect` (TCP, proxy, TLS), `files` (that the SDK reads),
 //! `endpoint`, `sign`, `tls`, [`error`].
 //! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
 
@@ -18,6 +18,7 @@ mod cache;
 mod clusters;
 pub(crate) mod connect;
 pub mod ec2;
+pub mod ecs;
 pub(crate) mod endpoint;
 pub mod error;
 mod files;
@@ -108,6 +109,7 @@ struct Inner {
     sts: Api<aws_sdk_sts::Client>,
     eks: Api<aws_sdk_eks::Client>,
     ssm: Api<aws_sdk_ssm::Client>,
+    ecs: Api<aws_sdk_ecs::Client>,
     ec2: Ec2,
     /// The host that bearer tokens name.
     sts_host: String,
@@ -242,6 +244,7 @@ impl Aws {
             sts: sts(&sdk),
             eks: eks(&sdk),
             ssm: ssm(&sdk),
+            ecs: ecs(&sdk),
             ec2: Ec2::new(sdk),
             region,
             sts_host,
@@ -399,6 +402,10 @@ impl Aws {
         &self.inner.ssm
     }
 
+    fn ecs(&self) -> &Api<aws_sdk_ecs::Client> {
+        &self.inner.ecs
+    }
+
     pub(crate) fn gateway_policy(&self) -> &GatewayPolicy {
         &self.inner.gateways
     }
@@ -485,6 +492,12 @@ fn ssm(sdk: &SdkConfig) -> Api<aws_sdk_ssm::Client> {
     let host = HostSeen::new("Systems Manager");
     let config = aws_sdk_ssm::config::Builder::from(sdk).interceptor(host.clone()).build();
     Api { client: aws_sdk_ssm::Client::from_conf(config), host }
+}
+
+fn ecs(sdk: &SdkConfig) -> Api<aws_sdk_ecs::Client> {
+    let host = HostSeen::new("ECS");
+    let config = aws_sdk_ecs::config::Builder::from(sdk).interceptor(host.clone()).build();
+    Api { client: aws_sdk_ecs::Client::from_conf(config), host }
 }
 
 async fn load(identity: Arc<Identity>) -> Result<Credentials, AwsError> {

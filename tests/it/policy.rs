@@ -90,8 +90,20 @@ fn is_allowed(policy: &Value, action: &str, resource: &str, owner: Option<&str>,
 }
 
 /// Actions that bastions of other kinds need, and a target that is named does not: to find one, or to make one.
-const OF_OTHER_KINDS: [&str; 3] =
-    ["ec2:DescribeInstanceConnectEndpoints", "ec2:DescribeInstances", "ec2:GetConsoleOutput"];
+const OF_OTHER_KINDS: [&str; 12] = [
+    "ec2:DescribeInstanceConnectEndpoints",
+    "ec2:DescribeInstances",
+    "ec2:GetConsoleOutput",
+    "ecs:CreateCluster",
+    "ecs:DescribeClusters",
+    "ecs:DescribeServices",
+    "ecs:DescribeTaskDefinition",
+    "ecs:DescribeTasks",
+    "ecs:ListTasks",
+    "ecs:RegisterTaskDefinition",
+    "ecs:RunTask",
+    "ecs:StopTask",
+];
 
 /// The actions that the sources name: every call has a constant or a `Call` with its name.
 fn actions_called() -> BTreeSet<String> {
