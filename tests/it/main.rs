@@ -23,6 +23,7 @@ mod lab;
 mod line;
 mod manager;
 mod matrix;
+mod moto;
 mod neighbours;
 mod odd_files;
 mod other_users;

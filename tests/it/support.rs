@@ -204,6 +204,19 @@ pub(crate) async fn aws_cli(version: &str) -> Option<PathBuf> {
     None
 }
 
+/// The server of moto, if there is one. In the gate there has to be.
+#[expect(clippy::disallowed_methods, reason = "the gate asks for it by a variable")]
+pub(crate) fn moto_server() -> Option<PathBuf> {
+    let found = std::env::split_paths(&path_variable()).map(|dir| dir.join("moto_server")).find(|path| path.is_file());
+    let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_MOTO").is_some();
+    assert!(found.is_some() || !required, "moto_server is not on the PATH");
+    if found.is_none() {
+        // Past the test runner, which keeps back what passing tests print.
+        let _written = writeln!(std::io::stderr(), "SKIPPED: there is no moto_server to call EC2 and ECS of");
+    }
+    found
+}
+
 /// Whether this can make programs of other users. In the gate it has to be.
 #[expect(clippy::disallowed_methods, reason = "the gate asks for it by a variable")]
 pub(crate) fn is_root() -> bool {
