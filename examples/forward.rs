@@ -134,5 +134,6 @@ fn destination(args: &Args, region: &str) -> Cluster {
         endpoint: Destination { host: args.host.clone(), port: args.port },
         certificate_authority: String::new(),
         token_name: String::new(),
+        vpc: None,
     }
 }

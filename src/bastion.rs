@@ -2,9 +2,15 @@
 //!
 //! [`route::list`](crate::route::list) makes routes of it.
 
+mod search;
+mod target;
+
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+pub use self::{
+    search::{EcsSearch, EcsWhat, Search},
+    target::{Target, TargetError},
+};
 
 /// The name of the route without a bastion.
 const DIRECT: &str = "direct";
@@ -14,6 +20,8 @@ const DIRECT: &str = "direct";
 pub enum Bastion {
     /// A target of Systems Manager as it is.
     Target(Target),
+    /// Targets of Systems Manager that are looked for.
+    Found(Search),
     /// None: straight to the endpoint.
     Direct,
 }
@@ -21,14 +29,15 @@ pub enum Bastion {
 impl Bastion {
     /// What a text has to be to be one.
     pub const EXPECTED: &str = "a bastion: expected an instance (`i-` and 8 or 17 hexadecimal digits), a managed node (`mi-` \
-                                and 17), an ECS container (`ecs:<cluster>_<task id>_<container runtime id>`), or `direct`";
+                                and 17), `ecs:<cluster>/<service or task>`, `tag:<key>=<value>`, `name:<value>`, \
+                                `asg:<group>`, `auto`, or `direct`";
 
-    /// Returns what Systems Manager connects to, if it is that.
+    /// Returns what Systems Manager connects to, if that is known from the start.
     #[must_use]
     pub fn target(&self) -> Option<&Target> {
         match self {
             Self::Target(target) => Some(target),
-            Self::Direct => None,
+            Self::Found(_) | Self::Direct => None,
         }
     }
 }
@@ -37,6 +46,7 @@ impl fmt::Display for Bastion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Target(target) => target.fmt(f),
+            Self::Found(search) => search.fmt(f),
             Self::Direct => f.write_str(DIRECT),
         }
     }
@@ -54,97 +64,9 @@ impl FromStr for Bastion {
         if text == DIRECT {
             return Ok(Self::Direct);
         }
-        text.parse().map(Self::Target).map_err(|_| BastionError(text.to_owned()))
-    }
-}
-
-/// What Systems Manager connects to: the bastion.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Target {
-    /// An EC2 instance, `i-` and 8 or 17 hexadecimal digits.
-    Instance(String),
-    /// A hybrid managed node, `mi-` and 17 hexadecimal digits.
-    ManagedNode(String),
-    /// A container of an ECS task: `ecs:<cluster>_<task id>_<container runtime id>`.
-    EcsTask(String),
-}
-
-impl Target {
-    /// What a text has to be to be one.
-    pub const EXPECTED: &str = "a bastion id: expected an instance (`i-` and 8 or 17 hexadecimal digits), a managed node \
-                                (`mi-` and 17), or an ECS container (`ecs:<cluster>_<task id>_<container runtime id>`)";
-
-    /// Returns the target as `StartSession` takes it.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        match self {
-            Self::Instance(id) | Self::ManagedNode(id) | Self::EcsTask(id) => id,
-        }
-    }
-
-    /// Returns the ECS cluster and the id of the task, if the target is one's container.
-    #[must_use]
-    pub fn ecs_task(&self) -> Option<(&str, &str)> {
-        let Self::EcsTask(id) = self else { return None };
-        // The cluster's name may itself hold underscores; the two ids never do.
-        let mut parts = id.strip_prefix("ecs:")?.rsplitn(3, '_').skip(1);
-        let task = parts.next()?;
-        Some((parts.next()?, task))
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl From<Target> for String {
-    fn from(target: Target) -> Self {
-        target.as_str().to_owned()
-    }
-}
-
-impl TryFrom<String> for Target {
-    type Error = TargetError;
-
-    fn try_from(text: String) -> Result<Self, TargetError> {
-        text.parse()
-    }
-}
-
-/// A bastion id of none of the known forms.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not {expected}", expected = Target::EXPECTED)]
-pub struct TargetError(String);
-
-impl FromStr for Target {
-    type Err = TargetError;
-
-    fn from_str(text: &str) -> Result<Self, TargetError> {
-        let hex = |digits: &str| digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if let Some(digits) = text.strip_prefix("mi-") {
-            if digits.len() == 17 && hex(digits) {
-                return Ok(Self::ManagedNode(text.to_owned()));
-            }
-        } else if let Some(digits) = text.strip_prefix("i-") {
-            if matches!(digits.len(), 8 | 17) && hex(digits) {
-                return Ok(Self::Instance(text.to_owned()));
-            }
-        } else if let Some(path) = text.strip_prefix("ecs:") {
-            // The cluster's name may itself hold underscores; the two ids never do.
-            let mut parts = path.rsplitn(3, '_');
-            let word = |part: Option<&str>| {
-                part.is_some_and(|p| {
-                    !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-                })
-            };
-            if word(parts.next()) && word(parts.next()) && word(parts.next()) && text.len() <= 400 {
-                return Ok(Self::EcsTask(text.to_owned()));
-            }
-        }
-        Err(TargetError(text.to_owned()))
+        let found = || Search::parse(text).map(Self::Found);
+        let read = text.parse().ok().map(Self::Target).or_else(found);
+        read.ok_or_else(|| BastionError(text.to_owned()))
     }
 }
 
@@ -154,48 +76,50 @@ mod tests {
 
     #[test]
     fn reads_what_it_writes() {
-        for text in ["i-0dc03fbcae2a87472", "mi-0dc03fbcae2a87472", "ecs:tools_a_b", "direct"] {
+        for text in [
+            "i-0dc03fbcae2a87472",
+            "mi-0dc03fbcae2a87472",
+            "ecs:tools_a_b",
+            "direct",
+            "ecs:tools/bastion",
+            "ecs:my_tools/bastion/agent",
+            "ecs:tools/0f9de17a6465404e8b1b2356dc13c2f8",
+            "arn:aws:ecs:us-east-1:123456789012:service/tools/bastion",
+            "arn:aws-cn:ecs:cn-north-1:123456789012:task/tools/0f9de17a6465404e8b1b2356dc13c2f8",
+            "tag:role=bastion host",
+            "tag:k8s.io/role/bastion=1",
+            "tag:empty=",
+            "name:bastion",
+            "asg:bastions-AB12",
+            "auto",
+            "auto:nodes",
+        ] {
             assert_eq!(text.parse::<Bastion>().unwrap().to_string(), text);
         }
-        for text in ["", "Direct", "direct ", "straight", "i-"] {
-            let error = text.parse::<Bastion>().unwrap_err().to_string();
-            assert!(error.starts_with(&format!("`{text}` is not a bastion: expected an instance")), "{error}");
-        }
-    }
-
-    #[test]
-    fn reads_every_kind_of_target() {
-        assert_eq!("i-0abcdef1".parse(), Ok(Target::Instance("i-0abcdef1".into())));
-        assert!("i-0dc03fbcae2a87472".parse::<Target>().is_ok());
-        assert!(matches!("mi-0dc03fbcae2a87472".parse(), Ok(Target::ManagedNode(_))));
-        assert!(matches!(
-            "ecs:my_tools_0f9de17a6465404e8b1b2356dc13c2f8_0f9de17a6465404e8b1b2356dc13c2f8-1234".parse(),
-            Ok(Target::EcsTask(_))
-        ));
-        let text = "ecs:tools_a_b";
-        assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
-        assert_eq!(text.parse::<Target>().unwrap().ecs_task(), Some(("tools", "a")));
-        assert_eq!("ecs:my_tools_a_b".parse::<Target>().unwrap().ecs_task(), Some(("my_tools", "a")));
-        assert_eq!(Target::Instance("i-0abcdef1".into()).ecs_task(), None);
-    }
-
-    #[test]
-    fn refuses_everything_else() {
         for text in [
             "",
+            "Direct",
+            "direct ",
+            "dirct",
+            "straight",
             "i-",
-            "i-123",
-            "i-0DC03FBCAE2A87472",
-            "i-0dc03fbcae2a8747g",
-            "mi-1",
-            "bastion",
-            "ecs:",
-            "ecs:a_b",
-            "ecs:a__b",
-            " i-0abcdef1",
+            "ecs:tools/",
+            "ecs:/bastion",
+            "ecs:tools/a/b/c",
+            "ecs:to ols/a",
+            "arn:aws:ecs:us-east-1:123456789012:service/bastion",
+            "arn:aws:ec2:us-east-1:123456789012:instance/i-0dc03fbcae2a87472",
+            "arn:aws:ecs:us-east-1:12:task/tools/0f9de17a6465404e8b1b2356dc13c2f8",
+            "tag:role",
+            "tag:=x",
+            "tag:a=b,c",
+            "name:",
+            "asg:",
+            "auto:",
+            "auto:all",
         ] {
-            let error = text.parse::<Target>().unwrap_err();
-            assert!(error.to_string().starts_with(&format!("`{text}` is not a bastion id")), "{error}");
+            let error = text.parse::<Bastion>().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("`{text}` is not a bastion: expected an instance")), "{error}");
         }
     }
 }

@@ -21,6 +21,19 @@ pub struct Cluster {
     pub certificate_authority: String,
     /// What the bearer token names: the cluster's name, or its id for a local cluster on Outposts.
     pub token_name: String,
+    /// The network that its endpoint is in, where EKS says it.
+    pub vpc: Option<Vpc>,
+}
+
+/// The network of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vpc {
+    /// Such as `vpc-0abc`.
+    pub id: String,
+    /// The subnets that the cluster was made in.
+    pub subnets: Vec<String>,
+    /// The cluster security group, which admits all that is in it; for clusters without one, the additional groups.
+    pub security_groups: Vec<String>,
 }
 
 /// A host and a port, as seen from the target.

@@ -45,16 +45,15 @@ pub use self::{
 };
 use crate::{
     aws::{Aws, AwsError, ClusterDescription},
-    bastion::Bastion,
-    bastion::Target,
+    bastion::{Bastion, Search, Target},
     clock::{self, Clock},
     cluster::Cluster,
     route::ssm::proto::Version,
     route::{
         ProbeError, Route, Routes,
         ssm::{
-            SessionFault, SoloSession,
-            targets::{Knowledge, managed_node},
+            Found, SessionFault, SoloSession,
+            targets::{Knowledge, Sighting, managed_node},
         },
     },
     tunnel::Probe,
@@ -116,6 +115,8 @@ struct Cut;
 enum Way {
     /// Through sessions with a target, against which nothing speaks.
     Sessions(Target),
+    /// Through sessions with one of the targets that were found for a cluster, by its ARN.
+    Found(BTreeMap<String, Vec<Target>>),
     /// By connections that need nothing before them.
     Straight(Arc<dyn Route>),
     /// This check has failed.
@@ -154,7 +155,8 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             clusters.push(self.cluster(aws, &name).await);
             (self.place.cluster, self.place.description) = (None, None);
         }
-        let bastions = self.bastions(aws).await;
+        let usable: Vec<&Cluster> = clusters.iter().flatten().map(|(_, cluster)| cluster).collect();
+        let bastions = self.bastions(aws, &usable).await;
         for outcome in clusters {
             let (description, cluster) = match outcome {
                 Ok(found) => found,
@@ -250,7 +252,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             }
         };
         self.passed(Check::ClusterStatus, Fact::Usable);
-        let goes_straight = |bastion: &Bastion| bastion.target().is_none();
+        let goes_straight = |bastion: &Bastion| matches!(bastion, Bastion::Direct);
         if description.endpoint_private {
             self.passed(Check::EndpointAccess, Fact::PrivateEndpoint);
         } else if self.subject.bastions.iter().any(goes_straight) {
@@ -268,7 +270,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     }
 
     /// Looks at what is known of the bastions.
-    async fn bastions(&mut self, aws: &Aws) -> Vec<Way> {
+    async fn bastions(&mut self, aws: &Aws, clusters: &[&Cluster]) -> Vec<Way> {
         let subject = self.subject;
         if subject.bastions.is_empty() {
             self.doubtful(Check::BastionKnown, Trouble::NoBastion);
@@ -279,12 +281,13 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         for bastion in &subject.bastions {
             self.place.route = Some(bastion.to_string());
             self.place.target = bastion.target().cloned();
-            ways.push(match bastion.target() {
-                Some(target) => match self.bastion(aws, target).await {
+            ways.push(match bastion {
+                Bastion::Target(target) => match self.bastion(aws, target).await {
                     Ok(()) => Way::Sessions(target.clone()),
                     Err(check) => Way::Broken(check),
                 },
-                None => {
+                Bastion::Found(search) => self.search(aws, &routes, search, clusters).await,
+                Bastion::Direct => {
                     self.skip_for(Check::OF_BASTION.iter().copied(), || Reason::NotNeeded);
                     Way::Straight(routes.route(bastion))
                 }
@@ -292,6 +295,41 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             (self.place.route, self.place.target) = (None, None);
         }
         ways
+    }
+
+    /// Looks for the targets of a bastion, which may be others for each cluster, and at the best of them.
+    async fn search(&mut self, aws: &Aws, routes: &Routes, search: &Search, clusters: &[&Cluster]) -> Way {
+        let mut by_cluster = BTreeMap::new();
+        let mut known: Vec<Target> = Vec::new();
+        let mut is_told = false;
+        for cluster in clusters {
+            let targets = match routes.find(search, cluster).await {
+                Ok(found) => found,
+                // The same is said once, whichever cluster it is about.
+                Err(fault) => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        self.failed(Check::BastionKnown, Trouble::NotFound(fault));
+                        self.skip([Check::BastionOnline, Check::AgentVersion], Check::BastionKnown);
+                    }
+                    continue;
+                }
+            };
+            let Found { targets, found } = targets;
+            if let Some(best) = targets.first().filter(|best| !known.contains(best)) {
+                is_told = true;
+                self.place.target = Some(best.clone());
+                self.passed(Check::BastionKnown, Fact::Chosen { target: best.clone(), found });
+                // What takes sessions is in contact; what else is known of it is looked at as of any other.
+                if self.online(aws, best).await.is_ok() {
+                    known.push(best.clone());
+                }
+            }
+            by_cluster.insert(cluster.arn.clone(), targets);
+        }
+        if clusters.is_empty() {
+            self.skip(Check::OF_BASTION.iter().copied(), Check::DescribeCluster);
+        }
+        Way::Found(by_cluster)
     }
 
     /// The error is the check that has failed.
@@ -313,6 +351,22 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             }
         };
         self.passed(Check::BastionKnown, Fact::Managed);
+        self.agent(sighting)
+    }
+
+    /// As [`bastion`](Self::bastion), of a target that is known.
+    async fn online(&mut self, aws: &Aws, target: &Target) -> Result<(), Check> {
+        match managed_node(aws, target).await {
+            Ok(Knowledge::Seen(sighting)) => self.agent(sighting),
+            Ok(Knowledge::Absent | Knowledge::Unknown) | Err(_) => {
+                self.passed(Check::BastionOnline, Fact::TakesSessions);
+                self.skip_for([Check::AgentVersion], || Reason::NotListed);
+                Ok(())
+            }
+        }
+    }
+
+    fn agent(&mut self, sighting: Sighting) -> Result<(), Check> {
         if !sighting.in_contact {
             self.failed(Check::BastionOnline, Trouble::Offline(sighting));
             self.skip([Check::AgentVersion], Check::BastionOnline);

@@ -17,6 +17,8 @@ pub enum Class {
     Throttled,
     /// The route leads nowhere at present, which may change by itself.
     Away,
+    /// What the route led through is gone, and is usually replaced within minutes.
+    Replaced,
     /// What the route leads through does not exist.
     Gone,
     /// This identity may not take this route. Another it may.
@@ -36,10 +38,11 @@ pub enum Class {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Transient,
         Self::Throttled,
         Self::Away,
+        Self::Replaced,
         Self::Gone,
         Self::Denied,
         Self::Refused,
@@ -53,7 +56,7 @@ impl Class {
     /// Whether it says that a route cannot be taken, and that another one should be at once.
     #[must_use]
     pub fn is_of_route(self) -> bool {
-        self == Self::Away || self.needs_another_route()
+        matches!(self, Self::Away | Self::Replaced) || self.needs_another_route()
     }
 
     /// Whether it says that a route cannot be taken until a human has done something.

@@ -53,23 +53,42 @@ pub struct Document {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Statement {
-    sid: &'static str,
+    sid: String,
     effect: &'static str,
     action: Vec<&'static str>,
     resource: Vec<String>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    condition: BTreeMap<&'static str, BTreeMap<&'static str, &'static str>>,
+    condition: BTreeMap<&'static str, BTreeMap<String, Values>>,
+}
+
+/// Values of a condition, of which one has to match.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Values(Vec<String>);
+
+impl Serialize for Values {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0[..] {
+            [one] => one.serialize(serializer),
+            several => several.serialize(serializer),
+        }
+    }
 }
 
 impl Statement {
     /// Allows actions on resources.
     pub(crate) fn allow<const N: usize>(sid: &'static str, action: [&'static str; N], resource: Vec<String>) -> Self {
-        Self { sid, effect: "Allow", action: action.into(), resource, condition: BTreeMap::new() }
+        Self { sid: sid.to_owned(), effect: "Allow", action: action.into(), resource, condition: BTreeMap::new() }
+    }
+
+    /// Whether it allows the same, whatever it is called.
+    fn is_same(&self, other: &Self) -> bool {
+        (&self.action, &self.resource, &self.condition) == (&other.action, &other.resource, &other.condition)
     }
 
     /// Adds a condition.
-    pub(crate) fn when(mut self, operator: &'static str, key: &'static str, value: &'static str) -> Self {
-        self.condition.entry(operator).or_default().insert(key, value);
+    pub(crate) fn when(mut self, operator: &'static str, key: impl Into<String>, value: impl Into<String>) -> Self {
+        let values = self.condition.entry(operator).or_default().entry(key.into()).or_default();
+        values.0.push(value.into());
         self
     }
 }
@@ -88,7 +107,16 @@ impl Grant {
             Statement::allow("ListClusters", ["eks:ListClusters"], every()),
             Statement::allow("DescribeClusters", ["eks:DescribeCluster"], self.cluster_arns()),
         ];
-        statement.extend(routes);
+        // IAM takes no two with one name.
+        for mut new in routes {
+            let namesakes = statement.iter().filter(|known| known.sid.trim_end_matches(char::is_numeric) == new.sid);
+            match namesakes.count() {
+                _ if statement.iter().any(|known| known.is_same(&new)) => continue,
+                0 => {}
+                count => new.sid = format!("{}{}", new.sid, count + 1),
+            }
+            statement.push(new);
+        }
         Document { version: "2012-10-17", statement }
     }
 

@@ -52,7 +52,7 @@ use crate::{
     overlap::overlap,
     route::{Routes, ssm},
     settings::{Access, Environment, UpSettings},
-    tunnel::{self, Admission, Common, Listeners, Ports, Tunnel},
+    tunnel::{self, Admission, Common, Listeners, News, Ports, Tunnel},
     util::folder::Folder,
 };
 
@@ -374,7 +374,7 @@ impl Manager {
         });
         let (listener, access) = (self.listener.clone(), Arc::clone(access));
         self.tasks.spawn(async move {
-            access.stop.run_until_cancelled(tell_cautions(&access.common, &listener)).await.unwrap_or_default();
+            access.stop.run_until_cancelled(tell_news(&access.common, &listener)).await.unwrap_or_default();
         });
     }
 
@@ -482,16 +482,19 @@ impl Manager {
 }
 
 /// Tells what tunnels have found that the user has to know. Never ends.
-async fn tell_cautions(common: &Common, listener: &Listener) {
-    let mut cautions = common.cautions();
+async fn tell_news(common: &Common, listener: &Listener) {
+    let mut news = common.news();
     let mut told = 0;
     loop {
-        let all = cautions.borrow_and_update().clone();
-        for caution in all.into_iter().skip(told) {
-            listener.tell(Event::Caution(caution));
+        let all = news.borrow_and_update().clone();
+        for news in all.into_iter().skip(told) {
+            listener.tell(match news {
+                News::Caution(caution) => Event::Caution(caution),
+                News::Notice(notice) => Event::Notice(notice),
+            });
             told += 1;
         }
-        if cautions.changed().await.is_err() {
+        if news.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }

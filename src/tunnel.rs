@@ -39,7 +39,7 @@ use uuid::Uuid;
 
 pub use self::{
     admission::Admission,
-    common::Common,
+    common::{Common, News},
     listener::{BindError, Bound, Listeners, PortOwner, PortTaken, Ports},
     memory::{MemoryConnection, MemoryPort},
     probe::Probe,
@@ -346,7 +346,8 @@ impl Running {
                     http_status: answer.status,
                 });
             }),
-            Report::Caution(caution) => return self.shared.common.caution(caution),
+            Report::Caution(caution) => return self.shared.common.tell(News::Caution(caution)),
+            Report::Notice(notice) => return self.shared.common.tell(News::Notice(notice)),
             Report::Established { ref message, .. } if !message.is_empty() => {
                 info!(%message, "the other end has a message");
             }
@@ -356,6 +357,8 @@ impl Running {
                 return;
             }
             Report::Connecting
+            | Report::Progress(_)
+            | Report::Leaving
             | Report::Started { .. }
             | Report::Established { .. }
             | Report::Alive

@@ -6,7 +6,10 @@ use super::{
     AwsError, ProfileFault, ProxyError,
     error::{Blame, Cause, ServiceAnswer, TokenOrigin},
 };
-use crate::util::{arn::Arn, peer_text::sentence, quote::command};
+use crate::{
+    fault::{Class, Fault},
+    util::{arn::Arn, peer_text::sentence, quote::command},
+};
 
 /// What an error of AWS is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +26,33 @@ pub enum Concern {
 
 /// Most names of clusters in a hint.
 const MAX_NAMES: usize = 10;
+
+impl Concern {
+    /// Returns what an error means for a route that cannot go on for it.
+    #[must_use]
+    pub fn class(self) -> Class {
+        match self {
+            Self::Settings => Class::Refused,
+            Self::Identity => Class::Identity,
+            Self::Missing => Class::Gone,
+            Self::Service => Class::Transient,
+        }
+    }
+}
+
+/// Makes a fault of an error that keeps a route from being taken.
+pub(crate) fn fault(error: AwsError) -> Fault {
+    let (concern, hints) = assess(&error);
+    let class = if matches!(error, AwsError::AccessDenied { .. }) {
+        // Another bastion may need no such permission.
+        Class::Denied
+    } else if matches!(error, AwsError::Throttled { .. }) {
+        Class::Throttled
+    } else {
+        concern.class()
+    };
+    Fault::new(class, error).with_hints(hints)
+}
 
 /// Finds what an error is about, and what to do about it.
 pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {

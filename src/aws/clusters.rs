@@ -16,7 +16,7 @@ use super::{
     values::{is_base64, is_host, is_plain},
 };
 use crate::{
-    cluster::{Cluster, Destination},
+    cluster::{Cluster, Destination, Vpc},
     util::{arn::Arn, peer_text::PeerText},
 };
 
@@ -260,7 +260,18 @@ fn access(name: &str, region: &str, cluster: &aws_sdk_eks::types::Cluster) -> Re
         endpoint,
         certificate_authority: authority,
         token_name: token_name.unwrap_or_else(|| name.to_owned()),
+        vpc: vpc(cluster),
     })
+}
+
+fn vpc(cluster: &aws_sdk_eks::types::Cluster) -> Option<Vpc> {
+    let vpc = cluster.resources_vpc_config.as_ref()?;
+    let groups = vpc.cluster_security_group_id.iter();
+    let security_groups = match groups.len() {
+        0 => vpc.security_group_ids().to_vec(),
+        _ => groups.cloned().collect(),
+    };
+    Some(Vpc { id: vpc.vpc_id.clone()?, subnets: vpc.subnet_ids().to_vec(), security_groups })
 }
 
 /// Reads an endpoint; names are never made up, as their forms differ.
@@ -289,6 +300,8 @@ fn believable(cluster: aws_sdk_eks::types::Cluster) -> Option<aws_sdk_eks::types
         vpc.and_then(|vpc| vpc.vpc_id.as_deref()),
         vpc.and_then(|vpc| vpc.cluster_security_group_id.as_deref()),
     ];
+    let lists = vpc.map(|vpc| [vpc.subnet_ids(), vpc.security_group_ids()]);
+    let values = values.into_iter().chain(lists.into_iter().flatten().flatten().map(|id| Some(id.as_str())));
     let authority = cluster.certificate_authority.as_ref().and_then(|authority| authority.data.as_deref());
     let are_plain = values.into_iter().flatten().all(|value| value.is_empty() || is_plain(value));
     (are_plain && authority.is_none_or(is_base64)).then_some(cluster)
@@ -358,6 +371,7 @@ mod tests {
                 endpoint: Destination { host: "ABC.gr7.us-east-1.eks.amazonaws.com".into(), port: 443 },
                 certificate_authority: "Q0E=".into(),
                 token_name: "c0".into(),
+                vpc: Some(Vpc { id: "vpc-1".into(), subnets: Vec::new(), security_groups: vec!["sg-1".into()] }),
             }
         );
         assert_eq!((first.endpoint_public, first.endpoint_private), (false, true));

@@ -166,6 +166,7 @@ mod tests {
                 endpoint: Destination { host: "x.eks.amazonaws.com".to_owned(), port: 443 },
                 certificate_authority: String::new(),
                 token_name: name.to_owned(),
+                vpc: None,
             }),
         }
     }

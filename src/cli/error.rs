@@ -165,7 +165,7 @@ impl From<Class> for Kind {
     fn from(class: Class) -> Self {
         match class {
             Class::Denied | Class::Identity => Self::Credentials,
-            Class::Away | Class::Gone => Self::NotFound,
+            Class::Away | Class::Replaced | Class::Gone => Self::NotFound,
             Class::Transient
             | Class::Throttled
             | Class::Refused
@@ -199,7 +199,7 @@ impl CommandError {
     /// Says that the other end of a link has not answered yet.
     #[must_use]
     pub fn peer_awaited(cluster: &Cluster, link: &LinkStatus) -> Self {
-        let message = format!("the tunnel to `{}` is still waiting for the agent on `{}`", cluster.name, link.route);
+        let message = format!("the tunnel to `{}` is still waiting for the agent on `{}`", cluster.name, link.place());
         Self::new(Kind::Tunnel, message).hints(link.silence_hints.iter().cloned())
     }
 

@@ -61,6 +61,7 @@ fn show(event: Event, printer: &Printer) {
             printer.progress(&format!("the AWS credentials are valid again{until}"));
         }
         Event::Caution(caution) => printer.caution(&caution.into()),
+        Event::Notice(notice) => printer.progress(&notice),
     }
 }
 

@@ -76,11 +76,19 @@ fn awaited(tunnel: &TunnelStatus, silence: Duration) -> Option<&LinkStatus> {
 fn progress_text(tunnel: &TunnelStatus) -> String {
     let place = format!("127.0.0.1:{}", tunnel.port);
     if let Some(link) = awaited(tunnel, SILENCE) {
-        return format!("{place} {}: waiting for the agent on `{}`", tunnel.state, link.route);
+        return format!("{place} {}: waiting for the agent on `{}`", tunnel.state, link.place());
+    }
+    let waits = tunnel.link().and_then(|link| link.progress.as_ref());
+    if let (Some(waits), State::Starting | State::Reconnecting) = (waits, tunnel.state) {
+        return format!("{place} {}: {waits}", tunnel.state);
     }
     match tunnel.state {
         State::Active => {
-            let through = tunnel.link().map(|link| format!(" through {}", link.route)).unwrap_or_default();
+            let through = tunnel.link().map(|link| match &link.through {
+                Some(target) => format!(" through {} ({target})", link.route),
+                None => format!(" through {}", link.route),
+            });
+            let through = through.unwrap_or_default();
             let probe =
                 tunnel.last_probe.map(|probe| format!(", {} ms", probe.round_trip.as_millis())).unwrap_or_default();
             format!("{place} active{through}{probe}")
@@ -126,7 +134,7 @@ pub(super) fn report_unready(board: &Board, seconds: u64, printer: &Printer) {
 
 /// Says what happens to tunnels. Never ends.
 pub(super) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Printer) {
-    let state = |tunnel: &TunnelStatus| (tunnel.state, awaited(tunnel, SILENCE).map(|link| link.route.clone()));
+    let state = |tunnel: &TunnelStatus| (tunnel.state, awaited(tunnel, SILENCE).map(|link| link.place().to_owned()));
     let states =
         |board: &Board| board.tunnels.iter().map(|tunnel| (tunnel.port, state(tunnel))).collect::<BTreeMap<_, _>>();
     let mut known = states(&board.borrow_and_update());

@@ -211,6 +211,14 @@ fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
                 text.push_str(&format!("  {name}{note}\n"));
             }
         }
+        if let Some(waits) = tunnel.progress.as_ref().filter(|_| tunnel.session_id.is_none()) {
+            text.push_str(&format!("  {waits}\n"));
+        }
+        if let (Some(asked), Some(target)) = (&tunnel.bastion, &tunnel.target)
+            && asked != target
+        {
+            text.push_str(&format!("  `{asked}` is `{target}` at present\n"));
+        }
         if let (true, Some(target)) = (awaits_agent(tunnel), &tunnel.target) {
             text.push_str(&format!("  waiting for the agent on `{target}`\n"));
         }
@@ -324,7 +332,9 @@ mod tests {
             state: state.to_owned(),
             since: stamp("2026-11-22T03:00:00Z"),
             session_id: Some("ann-0123456789abcdef0".to_owned()),
+            bastion: Some("i-0dc03fbcae2a87472".to_owned()),
             target: Some("i-0dc03fbcae2a87472".to_owned()),
+            progress: None,
             agent_version: Some("3.3.1142.0".to_owned()),
             open_connections: 3,
             connections_total: 1234,
@@ -344,6 +354,7 @@ mod tests {
     fn session(id: &str, open: usize) -> SessionReport {
         SessionReport {
             session_id: Some(id.to_owned()),
+            bastion: Some("i-0dc03fbcae2a87472".to_owned()),
             target: "i-0dc03fbcae2a87472".to_owned(),
             agent_version: Some("3.3.1142.0".to_owned()),
             state: "active".to_owned(),
@@ -490,7 +501,9 @@ mod tests {
         ("state", "string"),
         ("since", "string"),
         ("session_id", "string or null"),
+        ("bastion", "string or null"),
         ("target", "string or null"),
+        ("progress", "string or null"),
         ("agent_version", "string or null"),
         ("open_connections", "number"),
         ("connections_total", "number"),
@@ -507,6 +520,7 @@ mod tests {
     ];
     const SESSION: &[(&str, &str)] = &[
         ("session_id", "string or null"),
+        ("bastion", "string or null"),
         ("target", "string"),
         ("agent_version", "string or null"),
         ("state", "string"),

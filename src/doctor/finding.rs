@@ -207,6 +207,14 @@ pub enum Fact {
     },
     /// The names of all clusters.
     Clusters(Vec<String>),
+    /// What was looked for has been found, and this is the best of it.
+    Chosen {
+        target: Target,
+        /// How many there are.
+        found: usize,
+    },
+    /// The target takes sessions, as far as whoever runs it says.
+    TakesSessions,
     /// The place has the description.
     Described,
     /// There can be a tunnel to the cluster.
@@ -306,6 +314,8 @@ pub enum Trouble {
     },
     /// The API server is not reached, or not proved, on a route that knows why.
     NotReached(Arc<Fault>),
+    /// No target was found that takes sessions.
+    NotFound(Arc<Fault>),
     /// A request to the API server has failed.
     Api(ApiError),
     /// The API server does not know the caller.

@@ -22,6 +22,15 @@ use crate::{
     tunnel::Probe,
 };
 
+/// Most targets that are tried, of those that were found.
+const MAX_TARGETS: usize = 3;
+
+/// What may lead to a cluster.
+enum Step<'a> {
+    Session(&'a Target),
+    Straight(&'a dyn Route),
+}
+
 impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     /// Goes to the API server of a cluster on the first route that leads there.
     pub(super) async fn through(&mut self, aws: &Aws, cluster: &Cluster, ways: &[Way]) {
@@ -29,18 +38,23 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         let mut usable = Vec::new();
         for way in ways {
             match way {
-                Way::Sessions(_) | Way::Straight(_) => usable.push(way),
+                Way::Sessions(target) => usable.push(Step::Session(target)),
+                Way::Found(targets) => {
+                    let targets = targets.get(&cluster.arn).into_iter().flatten();
+                    usable.extend(targets.take(MAX_TARGETS).map(Step::Session));
+                }
+                Way::Straight(route) => usable.push(Step::Straight(&**route)),
                 Way::Broken(check) => broken = *check,
             }
         }
         if usable.is_empty() {
             return self.skip(Check::OF_SESSION.iter().copied(), broken);
         }
-        for (way, is_last) in usable.iter().enumerate().map(|(n, way)| (*way, n + 1 == usable.len())) {
-            let leads_there = match way {
-                Way::Sessions(target) => Box::pin(self.by_session(aws, cluster, target, is_last)).await,
-                Way::Straight(route) => Box::pin(self.straight(aws, cluster, &**route, is_last)).await,
-                Way::Broken(_) => false,
+        let last = usable.len() - 1;
+        for (number, step) in usable.into_iter().enumerate() {
+            let leads_there = match step {
+                Step::Session(target) => Box::pin(self.by_session(aws, cluster, target, number == last)).await,
+                Step::Straight(route) => Box::pin(self.straight(aws, cluster, route, number == last)).await,
             };
             if leads_there {
                 return;

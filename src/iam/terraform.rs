@@ -54,13 +54,19 @@ fn statements(document: &Document) -> String {
     let mut text = String::new();
     for statement in &document.statement {
         let mut fields = vec![
-            ("Sid", quoted(statement.sid)),
+            ("Sid", quoted(&statement.sid)),
             ("Effect", quoted(statement.effect)),
             ("Action", list(statement.action.iter().copied())),
             ("Resource", list(statement.resource.iter().map(String::as_str))),
         ];
         let conditions = statement.condition.iter().map(|(operator, keys)| {
-            let keys = keys.iter().map(|(key, value)| format!("{} = {}", quoted(key), quoted(value)));
+            let keys = keys.iter().map(|(key, values)| {
+                let values = match &values.0[..] {
+                    [one] => quoted(one),
+                    several => list(several.iter().map(String::as_str)),
+                };
+                format!("{} = {values}", quoted(key))
+            });
             format!("{operator} = {{ {} }}", keys.collect::<Vec<_>>().join(", "))
         });
         let conditions: Vec<_> = conditions.collect();

@@ -33,6 +33,7 @@ fn context(name: &str, port: u16) -> ContextEntry {
         endpoint: Destination { host: format!("{name}.gr7.us-east-1.eks.amazonaws.com"), port: 443 },
         certificate_authority: "TFMwdA==".to_owned(),
         token_name: name.to_owned(),
+        vpc: None,
     };
     let exec = Exec {
         command: "/opt/bin/autoheal-pa".to_owned(),

@@ -14,6 +14,7 @@ fn cluster(name: &str, region: &str, account: &str) -> Cluster {
         endpoint: Destination { host: format!("{name}.gr7.{region}.eks.amazonaws.com"), port: 443 },
         certificate_authority: "TFMwdA==".to_owned(),
         token_name: name.to_owned(),
+        vpc: None,
     }
 }
 

@@ -291,7 +291,9 @@ fn report(tunnel: &TunnelStatus, entry: Option<&TunnelEntry>) -> TunnelReport {
         state: tunnel.state.to_string(),
         since: tunnel.since.into(),
         session_id: base.and_then(|link| link.id.clone()),
-        target: base.map(|link| link.route.clone()),
+        bastion: base.map(|link| link.route.clone()),
+        target: base.map(|link| link.place().to_owned()),
+        progress: base.and_then(|link| link.progress.clone()),
         agent_version: base.and_then(|link| link.peer_version.clone()),
         open_connections: tunnel.open_connections,
         connections_total: tunnel.connections_total,
@@ -311,7 +313,8 @@ fn report(tunnel: &TunnelStatus, entry: Option<&TunnelEntry>) -> TunnelReport {
 fn session_report(link: &LinkStatus) -> SessionReport {
     SessionReport {
         session_id: link.id.clone(),
-        target: link.route.clone(),
+        bastion: Some(link.route.clone()),
+        target: link.place().to_owned(),
         agent_version: link.peer_version.clone(),
         state: link.state.to_string(),
         since: link.since.into(),

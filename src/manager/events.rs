@@ -74,6 +74,8 @@ pub(crate) enum Event {
     },
     /// A tunnel has found something that the user has to know.
     Caution(Caution),
+    /// A route has chosen, made or ended something on the user's behalf.
+    Notice(String),
 }
 
 /// Takes what happens, as it happens.

@@ -30,7 +30,8 @@ impl Hope {
     fn may_return(&self, tunnel: &TunnelStatus) -> bool {
         tunnel.last_error.as_ref().is_some_and(|error| {
             let class = error.fault.class;
-            class == Class::Away || (class.needs_another_route() && self.has_usable_bastion(tunnel))
+            matches!(class, Class::Away | Class::Replaced)
+                || (class.needs_another_route() && self.has_usable_bastion(tunnel))
         })
     }
 

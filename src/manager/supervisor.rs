@@ -321,6 +321,7 @@ mod tests {
             endpoint: Destination { host: "api.example".into(), port: 443 },
             certificate_authority: String::new(),
             token_name: name.into(),
+            vpc: None,
         };
         let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
         let routes = vec![Arc::new(Nowhere { panics }) as Arc<dyn Route>];

@@ -139,7 +139,7 @@ async fn run(route: Arc<Direct>, to: Arc<Cluster>, mut mailbox: Mailbox) {
         return over(Direct::unreachable(&to, source), false, 0);
     }
     info!("the endpoint answers from here");
-    reports.send(Report::Started { id: None });
+    reports.send(Report::Started { id: None, through: None });
     reports.send(Report::Established { peer_version: None, message: PeerText::default() });
     reports.send(Report::Alive);
     mailbox.state.send_replace(LinkState::Up { carrier: 1 });

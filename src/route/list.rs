@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Route, direct, ssm};
+use super::{Fault, Route, direct, ssm};
 use crate::{
     aws::{Aws, AwsError, Caller},
-    bastion::{Bastion, Target},
+    bastion::{Bastion, Search, Target},
+    cluster::Cluster,
     iam::{Document, Grant},
     journal::{Entry, Journal},
 };
@@ -14,8 +15,9 @@ use crate::{
 #[must_use]
 pub fn policy(grant: &Grant) -> Document {
     let mut statements = Vec::new();
-    if grant.bastions.is_empty() || targets(grant).next().is_some() {
-        statements.extend(ssm::statements::statements(grant, targets(grant)));
+    let is_by_session = |bastion: &Bastion| !matches!(bastion, Bastion::Direct);
+    if grant.bastions.is_empty() || grant.bastions.iter().any(is_by_session) {
+        statements.extend(ssm::statements::statements(grant, targets(grant), searches(grant)));
     }
     grant.document(statements)
 }
@@ -23,7 +25,17 @@ pub fn policy(grant: &Grant) -> Document {
 /// Returns what to know of the policy.
 #[must_use]
 pub fn notes(grant: &Grant) -> Vec<String> {
-    targets(grant).find_map(ssm::statements::note).into_iter().collect()
+    let of_targets = targets(grant).find_map(ssm::statements::note);
+    let is_of_service = |search: &Search| matches!(search, Search::Ecs(_));
+    let of_tasks = searches(grant).any(is_of_service).then(|| ssm::statements::TASKS_NOTE.to_owned());
+    of_targets.into_iter().chain(of_tasks).collect()
+}
+
+fn searches(grant: &Grant) -> impl Iterator<Item = &Search> + Clone {
+    grant.bastions.iter().filter_map(|bastion| match bastion {
+        Bastion::Found(search) => Some(search),
+        Bastion::Target(_) | Bastion::Direct => None,
+    })
 }
 
 fn targets(grant: &Grant) -> impl Iterator<Item = &Target> + Clone {
@@ -63,11 +75,20 @@ impl Routes {
         Self { aws: self.aws.clone(), sessions: self.sessions.with_config(config) }
     }
 
+    /// Looks for the targets that lead to a cluster, the best first.
+    ///
+    /// # Errors
+    /// There are none that take sessions, or it cannot be looked.
+    pub async fn find(&self, search: &Search, to: &Cluster) -> Result<ssm::Found, Arc<Fault>> {
+        self.sessions.find(search, &self.aws, to).await
+    }
+
     /// Returns the route that a bastion names.
     #[must_use]
     pub fn route(&self, bastion: &Bastion) -> Arc<dyn Route> {
         match bastion {
             Bastion::Target(target) => self.sessions.route(target.clone()),
+            Bastion::Found(search) => self.sessions.found(search, &self.aws),
             Bastion::Direct => direct::route(&self.aws),
         }
     }

@@ -22,10 +22,14 @@ pub enum Command {
 pub enum Report {
     /// It is being started: the pause before it is over.
     Connecting,
+    /// What it waits for before it is there, in words.
+    Progress(String),
     /// It is there. What carries it may still have to answer.
     Started {
         /// What audit trails call it, if they do.
         id: Option<String>,
+        /// What the route has chosen to lead through, where it has a choice.
+        through: Option<String>,
     },
     /// It takes connections.
     Established {
@@ -41,6 +45,8 @@ pub enum Report {
     /// Something is heard, and an answer stays away.
     Suspect,
     Slept,
+    /// What it leads through is about to go: another link should take new connections.
+    Leaving,
     /// It carries nothing for now, and is being resumed; connections stay open.
     Lost(Arc<Fault>),
     /// It carries again.
@@ -51,6 +57,8 @@ pub enum Report {
     Returned(Held),
     /// There is something that the user has to know.
     Caution(Caution),
+    /// Something was chosen, made or ended on the user's behalf: one sentence without full stop. The same is said once.
+    Notice(String),
     /// A probe through it has ended.
     Probed(Result<Answer, ProbeError>),
     /// It is over, or could not be had.

@@ -16,6 +16,24 @@ use crate::{
 /// together must not run into a service's throttling.
 const CONCURRENT_STARTS: usize = 4;
 
+/// What the user has to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum News {
+    /// Something works for now, and may not for long.
+    Caution(Caution),
+    /// Something was chosen, made or ended on the user's behalf.
+    Notice(String),
+}
+
+impl News {
+    fn text(&self) -> &str {
+        match self {
+            Self::Caution(caution) => &caution.message,
+            Self::Notice(notice) => notice,
+        }
+    }
+}
+
 /// What all tunnels of one identity share.
 #[derive(Debug)]
 pub struct Common {
@@ -23,7 +41,7 @@ pub struct Common {
     starts: Arc<Semaphore>,
     retry_now: RetryNow,
     /// What the user has to know, once.
-    cautions: watch::Sender<Vec<Caution>>,
+    news: watch::Sender<Vec<News>>,
     /// Why routes cannot be taken, by their labels.
     troubles: Mutex<BTreeMap<String, Class>>,
 }
@@ -36,7 +54,7 @@ impl Common {
             clock,
             starts: Arc::new(Semaphore::new(CONCURRENT_STARTS)),
             retry_now: RetryNow::default(),
-            cautions: watch::Sender::default(),
+            news: watch::Sender::default(),
             troubles: Mutex::default(),
         })
     }
@@ -64,11 +82,11 @@ impl Common {
     }
 
     /// Takes note of what the user has to know.
-    pub(super) fn caution(&self, caution: Caution) {
-        self.cautions.send_if_modified(|cautions| {
-            let is_new = cautions.iter().all(|known| known.message != caution.message);
+    pub(super) fn tell(&self, news: News) {
+        self.news.send_if_modified(|all| {
+            let is_new = all.iter().all(|known| known.text() != news.text());
             if is_new {
-                cautions.push(caution);
+                all.push(news);
             }
             is_new
         });
@@ -76,8 +94,8 @@ impl Common {
 
     /// Returns what the user has to know, each once, now and later.
     #[must_use]
-    pub fn cautions(&self) -> watch::Receiver<Vec<Caution>> {
-        self.cautions.subscribe()
+    pub fn news(&self) -> watch::Receiver<Vec<News>> {
+        self.news.subscribe()
     }
 
     /// Takes note of why no link could be started on a route. Returns whether that is news.
@@ -121,10 +139,11 @@ mod tests {
     }
 
     #[test]
-    fn a_caution_is_said_once() {
+    fn news_is_told_once() {
         let common = Common::new(Clock::start());
         let caution = |message: &str| Caution { class: Class::Denied, message: message.to_owned(), hints: Vec::new() };
-        ["one", "two", "one"].into_iter().for_each(|message| common.caution(caution(message)));
-        assert_eq!(common.cautions().borrow().len(), 2);
+        ["one", "two", "one"].into_iter().for_each(|message| common.tell(News::Caution(caution(message))));
+        ["three", "three"].into_iter().for_each(|notice| common.tell(News::Notice(notice.to_owned())));
+        assert_eq!(common.news().borrow().len(), 3);
     }
 }

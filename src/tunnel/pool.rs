@@ -7,9 +7,9 @@
 //! * **extra** links, up to the configured number together with the base, while there is something to share;
 //! * a **relief**, while every other link has lost so much that a new connection would wait longer for the
 //!   repeats than for a link of its own;
-//! * a **candidate**, on a route that comes before the present one in the list, to find out whether it is back.
-//!   Once proved it takes the place of the base, whose connections stay where they are until they end: then it is
-//!   **retired**.
+//! * a **candidate**, on a route that comes before the present one in the list, to find out whether it is back, or on the
+//!   present one when what the base leads through is about to go. Once proved it takes the place of the base, whose
+//!   connections stay where they are until they end: then it is **retired**.
 //!
 //! A connection gets the link with the least [load](super::load). If it has rivals even there and there may be more
 //! links, more are started, one for each connection that waits, and the connections wait for them, [`SHARE_PATIENCE`]
@@ -321,16 +321,22 @@ impl Pool {
                     self.start_time = now.mono.saturating_sub(since);
                 }
             }
+            Report::Leaving if member.role == Role::Base => {
+                (self.failbacks, self.failback_at) = (0, Some(now.mono));
+            }
             Report::Refused | Report::Suspect => link.suspicion.notify_one(),
             Report::Slept => self.shared.common.retry_now(),
             Report::Probed(Err(_)) if member.role == Role::Candidate => member.stop.cancel(),
             Report::Ended(end) => return self.end(place, end, now),
             Report::Alive
             | Report::Backlog(_)
+            | Report::Leaving
             | Report::Lost(_)
             | Report::Resumed
             | Report::Probed(_)
+            | Report::Progress(_)
             | Report::Caution(_)
+            | Report::Notice(_)
             | Report::Returned(_) => {}
         }
         let (in_use, is_coming) = (member.open() > 0, member.is_coming());
@@ -445,7 +451,9 @@ impl Pool {
         match member.role {
             Role::Candidate => {
                 self.failbacks += 1;
-                self.failback_at = Some(now.mono + recovery::failback(self.failbacks, &mut self.jitter));
+                let is_urgent = self.base().is_some_and(|(_, base)| base.slot.is_leaving());
+                let pause = recovery::failback(self.failbacks, is_urgent, &mut self.jitter);
+                self.failback_at = Some(now.mono + pause);
             }
             Role::Relief => self.relief_at = now.mono + RELIEF_PAUSE,
             // Several that fail together are one failure.

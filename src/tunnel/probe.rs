@@ -188,6 +188,7 @@ mod tests {
             endpoint: Destination { host: host.into(), port: 443 },
             certificate_authority: authority.into(),
             token_name: "c".into(),
+            vpc: None,
         };
         for authority in ["", "!", "aGVsbG8="] {
             let error = Probe::new(&cluster(authority, "h")).unwrap_err();

@@ -17,6 +17,9 @@ const RESTART: Backoff = Backoff { first: Duration::from_millis(500), cap: Durat
 /// Back-off before a route that worked a short while ago: what it leads through is most likely being started again.
 const RETURN: Backoff = Backoff { first: Duration::from_millis(500), cap: Duration::from_secs(5) };
 
+/// Back-off between looks for what replaces a route's other end. A look costs a call now and then only.
+const REPLACED: Backoff = Backoff { first: Duration::from_millis(500), cap: Duration::from_secs(2) };
+
 /// Back-off when the other side asks for fewer calls. The calls themselves have been tried several times by then.
 const THROTTLED: Backoff = Backoff { first: Duration::from_secs(2), cap: Duration::from_secs(30) };
 
@@ -108,7 +111,9 @@ pub(super) fn decide(class: Class, history: &History, jitter: &mut Jitter) -> St
     let lasts = history.starts >= USELESS_LINKS;
     match class {
         // Another route may be there, and what is not allowed or not taken on one may be on another.
-        Class::Away | Class::Gone | Class::Denied | Class::Refused if history.route + 1 < history.routes => {
+        Class::Away | Class::Replaced | Class::Gone | Class::Denied | Class::Refused
+            if history.route + 1 < history.routes =>
+        {
             Step::Restart { after: Duration::ZERO, route: history.route + 1 }
         }
         Class::Away | Class::Gone | Class::Denied | Class::Refused => {
@@ -120,6 +125,7 @@ pub(super) fn decide(class: Class, history: &History, jitter: &mut Jitter) -> St
                 slow(history, 0, jitter)
             }
         }
+        Class::Replaced => restart(REPLACED, history, 0, jitter),
         Class::Throttled => restart(THROTTLED, history, history.route, jitter),
         // Of trouble that does not pass, this route may be the reason, whatever it is called.
         Class::Transient if lasts => restart(RESTART, history, history.next(), jitter),
@@ -156,9 +162,10 @@ pub(super) fn up_within(limit: Duration, starts: u32, routes: usize) -> Duration
     (limit / routes).max(FIRST_UP.min(limit))
 }
 
-/// Returns how long to wait before the `attempt`-th look, counted from 1, whether a better route is back.
-pub(super) fn failback(attempt: u32, jitter: &mut Jitter) -> Duration {
-    FAILBACK.delay(attempt, jitter)
+/// Returns how long to wait before the `attempt`-th look, counted from 1, for a better link; `is_urgent`: what the present one
+/// leads through is about to go.
+pub(super) fn failback(attempt: u32, is_urgent: bool, jitter: &mut Jitter) -> Duration {
+    if is_urgent { REPLACED } else { FAILBACK }.delay(attempt, jitter)
 }
 
 /// Returns how long to wait before another extra link after so many in a row have never worked.

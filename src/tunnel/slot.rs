@@ -48,6 +48,12 @@ pub(super) struct Slot {
     started: Option<(Option<String>, Duration)>,
     /// The label of the route that it is on, or being started on.
     route: Option<String>,
+    /// What the link leads through, where the route has a choice.
+    through: Option<String>,
+    /// What a link that is being started waits for.
+    progress: Option<String>,
+    /// What the link leads through is about to go.
+    leaving: bool,
     established: bool,
     /// What to do if the other end does not answer.
     silence_hints: Vec<String>,
@@ -76,6 +82,9 @@ impl Slot {
             proof,
             started: None,
             route: None,
+            through: None,
+            progress: None,
+            leaving: false,
             established: false,
             silence_hints: Vec::new(),
             peer_version: None,
@@ -103,6 +112,16 @@ impl Slot {
     /// Whether the link has been established and goes on.
     pub(super) fn is_established(&self) -> bool {
         self.established
+    }
+
+    /// Returns what the link leads through, where the route has a choice.
+    pub(super) fn through(&self) -> Option<&str> {
+        self.through.as_deref()
+    }
+
+    /// Whether what the link leads through is about to go.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving
     }
 
     /// Whether there is a link that carries nothing for now.
@@ -150,6 +169,9 @@ impl Slot {
         let had_started = self.started.take().is_some();
         self.attached = false;
         self.established = false;
+        self.through = None;
+        self.progress = None;
+        self.leaving = false;
         self.peer_version = None;
         self.probe_round_trip = None;
         self.settles_at = None;
@@ -174,8 +196,11 @@ impl Slot {
     /// tells.
     pub(super) fn apply(&mut self, report: Report, in_use: bool, now: Now) -> Option<Wrong> {
         match report {
-            Report::Started { id } => {
+            Report::Progress(text) => self.progress = Some(text),
+            Report::Started { id, through } => {
                 self.started = Some((id, now.wall));
+                self.through = through;
+                self.progress = None;
                 self.attached = true;
             }
             Report::Established { peer_version, .. } => {
@@ -191,6 +216,7 @@ impl Slot {
                     self.set(State::Active, now);
                 }
             }
+            Report::Leaving => self.leaving = true,
             Report::Backlog(backlog) => self.backlog = backlog,
             Report::Lost(fault) => {
                 self.attached = false;
@@ -226,6 +252,7 @@ impl Slot {
             | Report::Slept
             | Report::Returned(_)
             | Report::Caution(_)
+            | Report::Notice(_)
             | Report::Ended(_) => {}
         }
         None
@@ -266,6 +293,8 @@ impl Slot {
             id: self.started.as_ref().and_then(|(id, _)| id.clone()),
             started_at: self.started.as_ref().map(|(_, started)| system_time(*started)),
             route: self.route.clone()?,
+            through: self.through.clone(),
+            progress: self.progress.clone(),
             is_established: self.established,
             silence_hints: self.silence_hints.clone(),
             peer_version: self.peer_version.clone(),

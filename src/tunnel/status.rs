@@ -132,6 +132,10 @@ pub struct LinkStatus {
     pub started_at: Option<SystemTime>,
     /// The label of the route that it is on, or is being started on.
     pub route: String,
+    /// What it leads through, where the route has a choice and has made it.
+    pub through: Option<String>,
+    /// What it waits for before it is there, in words.
+    pub progress: Option<String>,
     /// It takes connections, or has done so.
     pub is_established: bool,
     /// What to do if its other end does not answer; empty once it has.
@@ -160,6 +164,12 @@ pub struct LinkStatus {
 }
 
 impl LinkStatus {
+    /// Returns what it leads through: what the route has chosen, or the route itself.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        self.through.as_ref().unwrap_or(&self.route)
+    }
+
     /// Whether the link has been started and its other end has not answered yet, for at least `silence`.
     #[must_use]
     pub fn awaits_peer(&self, silence: Duration, now: SystemTime) -> bool {

@@ -15,6 +15,7 @@ mod environments;
 mod examples;
 mod exec;
 mod faults;
+mod found;
 mod kubeconfigs;
 mod kubernetes;
 #[expect(dead_code, reason = "the examples use the rest")]

@@ -113,6 +113,7 @@ impl Lab {
             endpoint: Destination { host: server.host.clone(), port: 443 },
             certificate_authority: server.certificate_authority.clone(),
             token_name: "payments".to_owned(),
+            vpc: None,
         };
         let (listeners, port) = Listeners::in_memory(10_100);
         let tunnel_config = tunnel::Config {

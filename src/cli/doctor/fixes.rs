@@ -74,7 +74,7 @@ impl<'a> Fixes<'a> {
             Trouble::Fault(fault) => self.fault(check, fault),
             Trouble::Unresolvable { .. } => self.unresolvable(),
             Trouble::Refused { .. } => self.refused(),
-            Trouble::NotReached(fault) => fault.hints.clone(),
+            Trouble::NotReached(fault) | Trouble::NotFound(fault) => fault.hints.clone(),
             Trouble::Api(_) | Trouble::Status(_) => {
                 vec![command!("aws eks describe-cluster --name {} --region {} --query cluster.health", cluster, region)]
             }
@@ -190,6 +190,8 @@ impl<'a> Fixes<'a> {
             | SessionFault::Transport(_)
             | SessionFault::Silent { .. }
             | SessionFault::Mute { .. }
+            | SessionFault::TargetGone { .. }
+            | SessionFault::Dropped { .. }
             | SessionFault::Exhausted
             | SessionFault::Abandoned(_) => vec!["autoheal-pa doctor -vv".to_owned()],
         }

@@ -142,6 +142,7 @@ mod tests {
             endpoint: Destination { host: "a.example".to_owned(), port: 443 },
             certificate_authority: "Q0E=".to_owned(),
             token_name: "a".to_owned(),
+            vpc: None,
         };
         let context = ContextEntry { name: "pa-a".to_owned(), cluster, server: Server::Tunnel(1), exec };
         let update = Update { manager: "default", contexts: &[context], set_current: false };

@@ -36,6 +36,7 @@ fn place(arn: &str, target: &str) -> Place {
         endpoint: Destination { host: "x.eks.amazonaws.com".to_owned(), port: 443 },
         certificate_authority: String::new(),
         token_name: "payments".to_owned(),
+        vpc: None,
     };
     let description = ClusterDescription {
         name: cluster.name.clone(),

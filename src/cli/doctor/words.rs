@@ -186,6 +186,9 @@ fn told(fact: &Fact, place: &Place) -> String {
         Fact::PrivateEndpoint => "private".to_owned(),
         Fact::PublicEndpoint => "public".to_owned(),
         Fact::LocalPort { port, status } => format!("127.0.0.1:{port} leads to the API server, which answers {status}"),
+        Fact::Chosen { target, found: 1 } => format!("found `{target}`"),
+        Fact::Chosen { target, found } => format!("found {found}, `{target}` first"),
+        Fact::TakesSessions => "its agent runs".to_owned(),
         Fact::Managed => "a managed node of this account".to_owned(),
         Fact::Online => "in contact with Systems Manager".to_owned(),
         Fact::AgentVersion(version) => version.to_string(),
@@ -270,7 +273,7 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
         Trouble::Fault(fault) => sentence(fault),
         Trouble::Unresolvable { said } => format!("the agent ended the session: {said}"),
         Trouble::Refused { said } => format!("the agent refuses this destination: {said}"),
-        Trouble::NotReached(fault) => sentence(&**fault),
+        Trouble::NotReached(fault) | Trouble::NotFound(fault) => sentence(&**fault),
         Trouble::Api(error) => sentence(error),
         Trouble::Unauthorized => "401 Unauthorized".to_owned(),
         Trouble::Status(status) => status.to_string(),
@@ -331,6 +334,8 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
             | SessionFault::Transport(_)
             | SessionFault::Silent { .. }
             | SessionFault::Mute { .. }
+            | SessionFault::TargetGone { .. }
+            | SessionFault::Dropped { .. }
             | SessionFault::Exhausted
             | SessionFault::Abandoned(_),
         ) => "the session was lost on the way to the message gateway: something between this machine and AWS cuts or \
@@ -347,6 +352,7 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
         Trouble::NotReached(_) if check == Check::Certificate => {
             format!("what answers is not the API server of `{cluster}`, or not to be told from another")
         }
+        Trouble::NotFound(_) => "there is nothing to start a session on".to_owned(),
         Trouble::NotReached(_) => format!("nothing leads from this machine to `{host}`"),
         Trouble::Api(_) => format!("the API server of `{cluster}` is there and does not answer as one"),
         Trouble::Unauthorized => unauthorized(place),

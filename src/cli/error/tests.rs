@@ -37,6 +37,7 @@ fn cluster() -> Cluster {
         endpoint: Destination { host: "x.eks.amazonaws.com".to_owned(), port: 443 },
         certificate_authority: String::new(),
         token_name: "prod-eu".to_owned(),
+        vpc: None,
     }
 }
 

@@ -75,8 +75,14 @@ pub struct TunnelReport {
     pub since: Timestamp,
     /// The id of the session that is always there, by which CloudTrail knows it; `null` while there is none.
     pub session_id: Option<String>,
+    /// The bastion that was asked for, of those that were named.
+    #[serde(default)]
+    pub bastion: Option<String>,
     /// The target that this session runs on, or is being started on.
     pub target: Option<String>,
+    /// What it waits for before there is a session, in words.
+    #[serde(default)]
+    pub progress: Option<String>,
     /// The version of the agent there, once it has spoken.
     pub agent_version: Option<String>,
     /// Local connections that are open, waiting ones included.
@@ -112,6 +118,9 @@ pub struct TunnelReport {
 pub struct SessionReport {
     /// The session's id, by which CloudTrail knows it; `null` while there is none.
     pub session_id: Option<String>,
+    /// The bastion that was asked for, of those that were named.
+    #[serde(default)]
+    pub bastion: Option<String>,
     /// The target that it runs on, or is being started on.
     pub target: String,
     /// The version of the agent there, once it has spoken.

@@ -36,6 +36,7 @@ impl World {
             endpoint: Destination { host: endpoint.ip().to_string(), port: endpoint.port() },
             certificate_authority: String::new(),
             token_name: "demo".into(),
+            vpc: None,
         };
         let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listeners.port()));

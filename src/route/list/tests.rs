@@ -109,3 +109,24 @@ fn knows_every_partition() {
         assert!(data_channels(partition(region)).starts_with(&format!("arn:{expected}:ssm:")));
     }
 }
+
+/// The policy for one bastion, as it is printed.
+fn policy_for(text: &str) -> String {
+    policy(&grant("us-east-1", vec![bastion(text)], &["payments"])).to_json()
+}
+
+#[test]
+fn bastions_that_are_found() {
+    insta::assert_snapshot!("service", policy_for("ecs:tools/bastion"));
+    insta::assert_snapshot!("task", policy_for("ecs:tools/0f9de17a6465404e8b1b2356dc13c2f8/agent"));
+    insta::assert_snapshot!("tag", policy_for("tag:role=bastion"));
+    insta::assert_snapshot!("group", policy_for("asg:bastions"));
+    insta::assert_snapshot!("auto", policy_for("auto:nodes"));
+    let mixed = vec![instance(), bastion("name:jump"), bastion("ecs:tools/bastion"), bastion("direct")];
+    let grant = grant("cn-north-1", mixed, &[]);
+    insta::assert_snapshot!("mixed", terraform(&grant, &policy(&grant), &role("aws-cn")));
+    assert!(notes(&grant)[0].contains("recommends to deny"));
+    let two = vec![bastion("tag:a=b"), bastion("tag:c=d"), bastion("ecs:tools/a"), bastion("ecs:tools/b")];
+    let text = policy(&self::grant("us-east-1", two, &[])).to_json();
+    assert!(text.contains("\"StartOnTagged2\"") && !text.contains("ListTasks2"), "{text}");
+}

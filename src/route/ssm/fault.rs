@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{DialError, TransportError, hints, proto::CloseReason};
 use crate::{
+    bastion::Target,
     cluster::Cluster,
     route::{Class, Fault, ProbeError},
 };
@@ -41,6 +42,25 @@ pub enum SessionFault {
     /// The API server was not reached through the session.
     #[error("the API server was not reached through the session")]
     Probe(#[source] ProbeError),
+    /// The target that the session ran on has gone.
+    #[error("`{target}` has stopped")]
+    TargetGone {
+        /// The target.
+        target: Target,
+    },
+    /// The agent has not taken up the session, on a target that takes a few only.
+    #[error(
+        "the agent on `{target}`, which has {sessions} other sessions of this program, has not taken up another within \
+         {seconds} s: perhaps it has as many as it takes"
+    )]
+    Dropped {
+        /// The target.
+        target: Target,
+        /// Sessions of this program that the target carries besides.
+        sessions: usize,
+        /// How long was waited, in seconds.
+        seconds: u64,
+    },
     /// The session has used up its stream ids.
     #[error("the session has carried as many connections as it can")]
     Exhausted,
@@ -54,7 +74,13 @@ impl SessionFault {
     pub(super) fn is_of_transport(&self) -> bool {
         match self {
             Self::Transport(_) | Self::Silent { .. } | Self::Mute { .. } | Self::Resume(_) => true,
-            Self::Start(_) | Self::Closed(_) | Self::Probe(_) | Self::Exhausted | Self::Abandoned(_) => false,
+            Self::Start(_)
+            | Self::Closed(_)
+            | Self::Probe(_)
+            | Self::TargetGone { .. }
+            | Self::Dropped { .. }
+            | Self::Exhausted
+            | Self::Abandoned(_) => false,
         }
     }
 
@@ -68,6 +94,8 @@ impl SessionFault {
             | Self::Silent { .. }
             | Self::Mute { .. }
             | Self::Probe(_)
+            | Self::TargetGone { .. }
+            | Self::Dropped { .. }
             | Self::Exhausted
             | Self::Abandoned(_) => false,
         }
@@ -80,10 +108,15 @@ impl SessionFault {
             Self::Closed(reason) => of_end(reason),
             Self::Probe(error) => error.class(),
             Self::Abandoned(fault) => fault.class,
+            // Another target may have room, and this one again later.
+            Self::Dropped { .. } => Class::Transient,
             // What would keep another session from being started is said by its start.
-            Self::Transport(_) | Self::Silent { .. } | Self::Mute { .. } | Self::Resume(_) | Self::Exhausted => {
-                Class::Over
-            }
+            Self::Transport(_)
+            | Self::Silent { .. }
+            | Self::Mute { .. }
+            | Self::Resume(_)
+            | Self::TargetGone { .. }
+            | Self::Exhausted => Class::Over,
         }
     }
 
@@ -101,6 +134,8 @@ impl SessionFault {
             | Self::Resume(_)
             | Self::Closed(_)
             | Self::Probe(_)
+            | Self::TargetGone { .. }
+            | Self::Dropped { .. }
             | Self::Exhausted => Fault::new(class, self).with_hints(hints),
         })
     }

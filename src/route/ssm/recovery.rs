@@ -37,6 +37,8 @@ pub(super) fn resume_after(fault: &SessionFault, history: &History, jitter: &mut
         SessionFault::Start(_)
         | SessionFault::Closed(_)
         | SessionFault::Probe(_)
+        | SessionFault::TargetGone { .. }
+        | SessionFault::Dropped { .. }
         | SessionFault::Exhausted
         | SessionFault::Abandoned(_) => return None,
     };

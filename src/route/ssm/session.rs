@@ -14,20 +14,22 @@ use std::{
 };
 
 use futures_util::future::maybe_done;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::{
-    Dial, DialError, SessionFault, SessionHandle, SsmRoute, Transport,
+    Dial, DialError, Goal, SessionFault, SessionHandle, SsmRoute, Transport,
     driver::{Attachment, Driver, DriverParts},
+    find::{Fate, Seat},
     hints,
-    proto::{MessageIds, Now, PortSession},
+    proto::{CloseReason, MessageIds, Now, PortSession},
     recovery::{self, Denial, History},
 };
 use crate::{
+    bastion::Target,
     cluster::Cluster,
-    route::{End, Mailbox, Report, Reporter, RetryNow, Terms},
+    route::{End, Fault, LinkState, Mailbox, Report, Reporter, RetryNow, Terms},
     util::{backoff::Jitter, peer_text::sentence},
 };
 
@@ -75,6 +77,11 @@ pub(super) struct SessionTask {
     route: Arc<SsmRoute>,
     to: Arc<Cluster>,
     handle: SessionHandle,
+    /// Its place on a target that was found, and what is known to become of that.
+    seat: Option<Seat>,
+    fate: Fate,
+    /// Tells when the session comes up; `None` once it has.
+    link: Option<watch::Receiver<LinkState>>,
     driver: Driver,
     reports: Reporter,
     retry_now: RetryNow,
@@ -88,10 +95,93 @@ pub(super) struct SessionTask {
     heard_at: Option<Now>,
 }
 
+/// How many targets are tried, of those that were found, before the link ends.
+const MAX_TRIES: usize = 5;
+
+/// How long a target that has just come up is tried again before another is, and the pause between.
+const FRESH_LIMIT: Duration = Duration::from_secs(30);
+const FRESH_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long the agent on a capped target has to speak. It does so at once, or never: what is over the cap is dropped.
+const CAPPED_HANDSHAKE: Duration = Duration::from_secs(15);
+
 /// Starts a session, and keeps it going until it is over or a stop is asked for.
 pub(super) async fn run(route: Arc<SsmRoute>, to: Arc<Cluster>, mut mailbox: Mailbox) {
     let permit = mailbox.permit.take();
-    let target = &route.target;
+    let Some(outcome) = find_and_start(&route, &to, &mailbox).await else { return };
+    drop(permit);
+    match outcome {
+        Ok(started) => {
+            let span = info_span!("session", id = %started.handle.id);
+            let task = SessionTask::new(route, to, started.handle, started.seat, mailbox);
+            task.run(started.transport).instrument(span).await;
+        }
+        Err(fault) => mailbox.reports.send(Report::Ended(End { fault, served: false, open: 0 })),
+    }
+}
+
+/// A session that has been started.
+struct Started {
+    handle: SessionHandle,
+    transport: Transport,
+    /// Its place on a target that was found.
+    seat: Option<Seat>,
+}
+
+/// Finds a target and starts a session on it. `None`: a stop was asked for.
+async fn find_and_start(route: &SsmRoute, to: &Cluster, mailbox: &Mailbox) -> Option<Result<Started, Arc<Fault>>> {
+    let finder = match &route.goal {
+        Goal::Fixed(target) => {
+            let outcome = start(route, target, to, mailbox).await?;
+            return Some(match outcome {
+                Ok((handle, transport)) => Ok(Started { handle, transport, seat: None }),
+                Err(error) => Err(SessionFault::Start(error).into_fault(to)),
+            });
+        }
+        Goal::Found { finder, .. } => finder,
+    };
+    let mut tries = 0;
+    loop {
+        let seat = match mailbox.stop.run_until_cancelled(finder.choose(to)).await? {
+            Ok(seat) => seat,
+            Err(fault) => return Some(Err(fault)),
+        };
+        tries += 1;
+        let began = mailbox.terms.clock.now().mono;
+        let error = loop {
+            match start(route, seat.target(), to, mailbox).await? {
+                Ok((handle, transport)) => {
+                    mailbox.reports.send(Report::Notice(seat.notice()));
+                    return Some(Ok(Started { handle, transport, seat: Some(seat) }));
+                }
+                Err(DialError::TargetNotConnected { .. })
+                    if seat.is_fresh() && mailbox.terms.clock.now().mono < began + FRESH_LIMIT =>
+                {
+                    let waits = format!("waiting for the agent on `{}`, which has just been started", seat.target());
+                    mailbox.reports.send(Report::Progress(waits));
+                    mailbox.stop.run_until_cancelled(tokio::time::sleep(FRESH_PAUSE)).await?;
+                }
+                Err(error) => break error,
+            }
+        };
+        let is_away = matches!(error, DialError::TargetNotConnected { .. } | DialError::TargetNotFound { .. });
+        if is_away {
+            seat.failed();
+        }
+        if !is_away || tries == MAX_TRIES {
+            return Some(Err(SessionFault::Start(error).into_fault(to)));
+        }
+        debug!(target = %seat.target(), error = sentence(&error), "a target takes no session, trying another");
+    }
+}
+
+/// Starts a session on a target. `None`: a stop was asked for.
+async fn start(
+    route: &SsmRoute,
+    target: &Target,
+    to: &Cluster,
+    mailbox: &Mailbox,
+) -> Option<Result<(SessionHandle, Transport), DialError>> {
     debug!(%target, "starting a session");
     let mut dial = Box::pin(timeout(START_LIMIT, route.dial.start(target, &to.endpoint)));
     let outcome = tokio::select! {
@@ -105,41 +195,50 @@ pub(super) async fn run(route: Arc<SsmRoute>, to: Arc<Cluster>, mut mailbox: Mai
             call_terminate(&*route.dial, &handle).await;
             close(transport).await;
         }
-        return;
+        return None;
     };
-    drop(dial);
-    drop(permit);
     let late = |_| DialError::Timeout { step: "start a session", seconds: START_LIMIT.as_secs() };
-    match outcome.map_err(late).and_then(|outcome| outcome) {
-        Ok((handle, transport)) => {
-            let span = info_span!("session", id = %handle.id);
-            let task = SessionTask::new(route, to, handle, mailbox);
-            task.run(transport).instrument(span).await;
-        }
-        Err(error) => {
-            let fault = SessionFault::Start(error).into_fault(&to);
-            mailbox.reports.send(Report::Ended(End { fault, served: false, open: 0 }));
-        }
-    }
+    Some(outcome.map_err(late).and_then(|outcome| outcome))
+}
+
+/// What ends the time that a session is driven, other than a fault.
+enum Event {
+    Stop,
+    Established,
+    Fate(Fate),
 }
 
 impl SessionTask {
     /// Takes a session that has just been started.
-    fn new(route: Arc<SsmRoute>, to: Arc<Cluster>, handle: SessionHandle, mailbox: Mailbox) -> Self {
+    fn new(
+        route: Arc<SsmRoute>,
+        to: Arc<Cluster>,
+        handle: SessionHandle,
+        seat: Option<Seat>,
+        mailbox: Mailbox,
+    ) -> Self {
         let Mailbox { commands, reports, meter, state, share, stop, retry_now, terms, permit: _ } = mailbox;
         info!(session = %handle.id, target = %handle.target, "session started");
         let mut jitter = Jitter::new(terms.seed);
         let ids = MessageIds::new(jitter.next_u64());
         let mut config = route.config.session.clone();
         config.handshake_timeout = terms.up_within;
+        if seat.as_ref().is_some_and(Seat::is_capped) {
+            config.handshake_timeout = config.handshake_timeout.min(CAPPED_HANDSHAKE);
+        }
         let session = PortSession::new(config, ids, terms.clock.now());
+        let link = state.subscribe();
         let parts = DriverParts { clock: terms.clock, inbox: commands, reports: reports.clone(), meter, state, share };
         let driver = Driver::new(parts, session);
-        reports.send(Report::Started { id: Some(handle.id.to_string()) });
+        let through = seat.as_ref().map(|seat| seat.target().to_string());
+        reports.send(Report::Started { id: Some(handle.id.to_string()), through });
         Self {
             route,
             to,
             handle,
+            seat,
+            fate: Fate::Stays,
+            link: Some(link),
             driver,
             reports,
             retry_now,
@@ -172,31 +271,75 @@ impl SessionTask {
         let stop = self.stop.clone();
         let attached_at = self.terms.clock.now();
         let mut attachment = Attachment::new(transport, attached_at);
-        match self.driver.drive(Some(&mut attachment), stop.cancelled()).await {
-            Ok(()) => {
-                self.stop_session(attachment).await;
-                Stage::Stopped
-            }
-            Err(fault) => {
-                self.heard_at = Some(attachment.heard_at());
-                let lived = self.terms.clock.now().mono.saturating_sub(attached_at.mono);
-                if self.driver.is_alive() || lived >= IDLE_PROOF {
-                    self.down_since = None;
+        loop {
+            let (link, seat, to, fate) = (&mut self.link, &self.seat, &*self.to, self.fate);
+            let event = async {
+                let established = async {
+                    let Some(link) = link else { return std::future::pending().await };
+                    // Without a sender the session is over, which is seen elsewhere.
+                    let _outcome = link.wait_for(|state| matches!(state, LinkState::Up { .. })).await;
+                };
+                let worse = async {
+                    match seat {
+                        Some(seat) if fate < Fate::Gone => seat.fate_after(to, fate).await,
+                        Some(_) | None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => Event::Stop,
+                    () = established => Event::Established,
+                    fate = worse => Event::Fate(fate),
                 }
-                if lived >= if self.driver.is_alive() { TRANSPORT_PROOF } else { IDLE_PROOF } {
-                    self.resumes = 0;
+            };
+            match self.driver.drive(Some(&mut attachment), event).await {
+                Ok(Event::Stop) => {
+                    self.stop_session(attachment).await;
+                    return Stage::Stopped;
                 }
-                self.driver.detach();
-                self.after_fault(fault)
+                Ok(Event::Established) => {
+                    self.link = None;
+                    self.seat.iter().for_each(Seat::established);
+                }
+                Ok(Event::Fate(Fate::Gone)) => {
+                    self.driver.detach();
+                    return Stage::Ended(SessionFault::TargetGone { target: self.handle.target.clone() });
+                }
+                Ok(Event::Fate(fate)) => {
+                    info!(target = %self.handle.target, "the target is about to go: new connections are to go elsewhere");
+                    self.fate = fate;
+                    self.reports.send(Report::Leaving);
+                }
+                Err(fault) => return self.lose(&attachment, attached_at, fault),
             }
         }
+    }
+
+    /// Takes note that the transport is lost.
+    fn lose(&mut self, attachment: &Attachment, attached_at: Now, fault: SessionFault) -> Stage {
+        self.heard_at = Some(attachment.heard_at());
+        let lived = self.terms.clock.now().mono.saturating_sub(attached_at.mono);
+        if self.driver.is_alive() || lived >= IDLE_PROOF {
+            self.down_since = None;
+        }
+        if lived >= if self.driver.is_alive() { TRANSPORT_PROOF } else { IDLE_PROOF } {
+            self.resumes = 0;
+        }
+        self.driver.detach();
+        self.after_fault(fault)
     }
 
     async fn resume(&mut self, after: Duration) -> Stage {
         let stop = self.stop.clone();
         let (route, retry_now, handle) = (Arc::clone(&self.route), self.retry_now.clone(), self.handle.clone());
+        let (seat, to) = (&self.seat, &*self.to);
         let attempt = async {
             retry_now.pause(after).await;
+            if let Some(seat) = seat
+                && seat.has_gone(to).await
+            {
+                return None;
+            }
             let outcome = timeout(RESUME_LIMIT, route.dial.resume(&handle)).await;
             let is_active = match &outcome {
                 Ok(Err(DialError::AccessDenied { .. })) => {
@@ -204,7 +347,7 @@ impl SessionTask {
                 }
                 Ok(_) | Err(_) => None,
             };
-            (outcome, is_active)
+            Some((outcome, is_active))
         };
         let error = match self.driver.drive(None, stop.run_until_cancelled(attempt)).await {
             Ok(None) => {
@@ -212,18 +355,23 @@ impl SessionTask {
                 call_terminate(&*self.route.dial, &self.handle).await;
                 return Stage::Stopped;
             }
-            Ok(Some((Ok(Ok(transport)), _))) => {
+            Ok(Some(Some((Ok(Ok(transport)), _)))) => {
                 info!("session resumed");
                 self.route.resumes.store(true, Ordering::Relaxed);
                 self.driver.reattach();
                 self.reports.send(Report::Resumed);
                 return Stage::Drive(Box::new(transport));
             }
-            Ok(Some((Ok(Err(error @ DialError::AccessDenied { .. })), is_active))) => {
+            Ok(Some(Some((Ok(Err(error @ DialError::AccessDenied { .. })), is_active)))) => {
                 self.judge_denial(error, is_active)
             }
-            Ok(Some((Ok(Err(error)), _))) => error,
-            Ok(Some((Err(_), _))) => DialError::Timeout { step: "resume a session", seconds: RESUME_LIMIT.as_secs() },
+            Ok(Some(Some((Ok(Err(error)), _)))) => error,
+            Ok(Some(None)) => {
+                return Stage::Ended(SessionFault::TargetGone { target: self.handle.target.clone() });
+            }
+            Ok(Some(Some((Err(_), _)))) => {
+                DialError::Timeout { step: "resume a session", seconds: RESUME_LIMIT.as_secs() }
+            }
             Err(fault) => return self.after_fault(fault),
         };
         self.after_fault(SessionFault::Resume(error))
@@ -251,6 +399,7 @@ impl SessionTask {
 
     /// Decides what follows a fault. The transport, if there was one, is gone.
     fn after_fault(&mut self, fault: SessionFault) -> Stage {
+        let fault = self.judge_silence(fault);
         let now = self.terms.clock.now().mono;
         if fault.is_of_transport() {
             self.resumes += 1;
@@ -274,6 +423,17 @@ impl SessionTask {
         self.reports.send(Report::Lost(fault.into_fault(&self.to)));
         self.driver.return_waiting();
         Stage::Resume { after }
+    }
+
+    /// Finds out what it says that the agent has not spoken.
+    fn judge_silence(&self, fault: SessionFault) -> SessionFault {
+        match (fault, &self.seat) {
+            (SessionFault::Closed(CloseReason::HandshakeTimeout { seconds, .. }), Some(seat)) if seat.is_capped() => {
+                let (target, sessions) = (self.handle.target.clone(), seat.dropped());
+                SessionFault::Dropped { target, sessions, seconds }
+            }
+            (fault, _) => fault,
+        }
     }
 
     /// Ends a session in good order: streams get a grace period, then the agent is told, and the

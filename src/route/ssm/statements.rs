@@ -10,8 +10,9 @@
 //! **The data channel.** `ssmmessages:OpenDataChannel` is allowed on every session, as AWS's own managed policies do: it is no use
 //! without the token, good for one time, that only StartSession and ResumeSession give.
 
+use super::find::nodes::{BASTION_NAME_PATTERNS, BASTION_TAG, GROUP_TAG, NODE_TAG};
 use crate::{
-    bastion::Target,
+    bastion::{EcsSearch, EcsWhat, Search, Target},
     iam::{Grant, Principal, Statement, every, partition},
 };
 
@@ -27,30 +28,91 @@ const OWN_SESSION_ACTIONS: [&str; 2] = ["ssm:ResumeSession", "ssm:TerminateSessi
 
 const OPEN_DATA_CHANNEL: &str = "ssmmessages:OpenDataChannel";
 
-/// Returns the statements for sessions on targets.
+/// The most that a session may be: a document that only forwards. A session that names none would be a shell on the bastion.
+const FORWARDS_ONLY: (&str, &str, &str) = ("BoolIfExists", "ssm:SessionDocumentAccessCheck", "true");
+
+/// Returns the statements for sessions on targets, and on those that are found.
 #[must_use]
-pub fn statements<'a>(grant: &Grant, targets: impl Iterator<Item = &'a Target> + Clone) -> Vec<Statement> {
-    let mut statements = vec![
-        // Without the condition a session that names no document would be a shell on the bastion.
-        Statement::allow("StartPortForwarding", ["ssm:StartSession"], resources(grant, targets.clone())).when(
-            "BoolIfExists",
-            "ssm:SessionDocumentAccessCheck",
-            "true",
-        ),
-        own_sessions(grant.principal.as_ref(), grant.partition()),
-    ];
+pub fn statements<'a>(
+    grant: &Grant,
+    targets: impl Iterator<Item = &'a Target> + Clone,
+    searches: impl Iterator<Item = &'a Search> + Clone,
+) -> Vec<Statement> {
+    let mut statements = vec![start("StartPortForwarding", resources(grant, targets.clone(), searches.clone()))];
+    for search in searches.clone() {
+        statements.extend(found(grant, search));
+    }
+    statements.push(own_sessions(grant.principal.as_ref(), grant.partition()));
     if !matches!(grant.principal, Some(Principal::User { .. })) {
         let own = format!("arn:{}:ssm:*:*:session/${{aws:userid}}-*", grant.partition());
         statements.push(Statement::allow("OwnSessionsById", OWN_SESSION_ACTIONS, vec![own]));
     }
     statements.push(open_data_channels(grant.partition()));
-    // Systems Manager does not list containers.
-    if targets.into_iter().any(|target| !matches!(target, Target::EcsTask(_))) {
-        let action = ["ssm:DescribeInstanceInformation"];
+    let action = ["ssm:DescribeInstanceInformation"];
+    if searches.clone().any(|search| !matches!(search, Search::Ecs(_))) {
+        statements.push(Statement::allow("FindManagedNodes", action, every()));
+    } else if targets.into_iter().any(|target| !matches!(target, Target::EcsTask(_))) {
+        // Systems Manager does not list containers.
         statements.push(Statement::allow("OptionalTellsWhyABastionIsAway", action, every()));
+    }
+    if searches.clone().any(|search| matches!(search, Search::Auto { .. })) {
+        statements.push(Statement::allow("FindInstances", ["ec2:DescribeInstances"], every()));
+    } else if searches.into_iter().any(|search| matches!(search, Search::Group(_))) {
+        let sid = "OptionalFindsInstancesOfGroups";
+        statements.push(Statement::allow(sid, ["ec2:DescribeInstances"], every()));
     }
     statements
 }
+
+fn start(sid: &'static str, resources: Vec<String>) -> Statement {
+    let (operator, key, value) = FORWARDS_ONLY;
+    Statement::allow(sid, ["ssm:StartSession"], resources).when(operator, key, value)
+}
+
+/// What it takes to find targets, and to start sessions on them as far as they are known by their tags.
+fn found(grant: &Grant, search: &Search) -> Vec<Statement> {
+    let nodes = || vec![grant.arn("ec2", "instance/*"), grant.arn("ssm", "managed-instance/*")];
+    let tagged = |sid, operator, key: &str, values: &[&str]| {
+        let statement = start(sid, nodes());
+        values.iter().fold(statement, |statement, value| {
+            statement.when(operator, format!("ssm:resourceTag/{key}"), (*value).to_owned())
+        })
+    };
+    match search {
+        Search::Ecs(EcsSearch { cluster, what: EcsWhat::Service(_), .. }) => {
+            let cluster_arn = grant.arn("ecs", &format!("cluster/{cluster}"));
+            vec![
+                Statement::allow("ListTasks", ["ecs:ListTasks"], every()).when("ArnEquals", "ecs:cluster", cluster_arn),
+                Statement::allow("DescribeTasks", ["ecs:DescribeTasks"], vec![tasks(grant, cluster, "*")]),
+            ]
+        }
+        Search::Ecs(EcsSearch { cluster, what: EcsWhat::Task(id), .. }) => {
+            vec![Statement::allow("DescribeTasks", ["ecs:DescribeTasks"], vec![tasks(grant, cluster, id)])]
+        }
+        Search::Tag { key, value } => vec![tagged("StartOnTagged", "StringEquals", key, &[value])],
+        Search::Name(name) => vec![tagged("StartOnNamed", "StringEquals", "Name", &[name])],
+        Search::Group(group) => vec![tagged("StartInGroup", "StringEquals", GROUP_TAG, &[group])],
+        Search::Auto { nodes } => {
+            let mut statements = vec![
+                tagged("StartOnBastions", "StringLike", BASTION_TAG, &["*"]),
+                tagged("StartOnNamedBastions", "StringLike", "Name", &BASTION_NAME_PATTERNS),
+            ];
+            if *nodes {
+                statements.push(tagged("StartOnWorkerNodes", "StringLike", NODE_TAG, &["*"]));
+            }
+            statements
+        }
+    }
+}
+
+fn tasks(grant: &Grant, cluster: &str, id: &str) -> String {
+    grant.arn("ecs", &format!("task/{cluster}/{id}"))
+}
+
+/// What to know of statements for the tasks of a service.
+pub const TASKS_NOTE: &str = "`ecs:ExecuteCommand` is not needed, since sessions are started with Systems Manager itself; AWS's guide \
+                              recommends to deny `ssm:StartSession` on tasks, as such sessions are not in the audit log of ECS Exec: a \
+                              policy that does so overrules this one";
 
 /// Returns what to know of the statements for a target.
 #[must_use]
@@ -62,17 +124,28 @@ pub fn note(target: &Target) -> Option<String> {
     ))
 }
 
-/// What StartSession is called on: the targets, and the document, which is AWS's own and so without an account.
-fn resources<'a>(grant: &Grant, targets: impl Iterator<Item = &'a Target>) -> Vec<String> {
+/// What StartSession is called on: targets, tasks, and the document, which is AWS's own and so without an account. Nodes that
+/// are found have statements of their own.
+fn resources<'a>(
+    grant: &Grant,
+    targets: impl Iterator<Item = &'a Target>,
+    searches: impl Iterator<Item = &'a Search>,
+) -> Vec<String> {
     let targets = targets.map(|target| match target {
         Target::Instance(id) => grant.arn("ec2", &format!("instance/{id}")),
         Target::ManagedNode(id) => grant.arn("ssm", &format!("managed-instance/{id}")),
         Target::EcsTask(_) => {
             let (cluster, task) = target.ecs_task().unwrap_or(("*", "*"));
-            grant.arn("ecs", &format!("task/{cluster}/{task}"))
+            tasks(grant, cluster, task)
         }
     });
-    let mut resources: Vec<String> = targets.collect();
+    let found = searches.filter_map(|search| match search {
+        Search::Ecs(EcsSearch { cluster, what: EcsWhat::Service(_), .. }) => Some(tasks(grant, cluster, "*")),
+        Search::Ecs(EcsSearch { cluster, what: EcsWhat::Task(id), .. }) => Some(tasks(grant, cluster, id)),
+        Search::Tag { .. } | Search::Name(_) | Search::Group(_) | Search::Auto { .. } => None,
+    });
+    let mut resources: Vec<String> = targets.chain(found).collect();
+    resources.dedup();
     resources.push(format!("arn:{}:ssm:{}::document/{DOCUMENT}", grant.partition(), grant.region));
     resources
 }

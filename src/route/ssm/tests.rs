@@ -1,6 +1,7 @@
 //! Whole tunnels on paused time, over in-memory transports, against a scripted agent.
 
 mod agent;
+mod found;
 #[cfg(feature = "demo")]
 mod proof;
 mod recovery;

@@ -37,6 +37,11 @@ impl Pool {
                     info!("the base link has caught up: the relief takes no more connections");
                     member.retire();
                 }
+                Role::Extra | Role::Relief if member.slot.is_leaving() => {
+                    debug!("what a link leads through is about to go: it takes no more connections");
+                    member.retire();
+                }
+                Role::Candidate if member.slot.is_leaving() => member.stop.cancel(),
                 Role::Extra if member.open() == 0 && member.slot.is_lost() => {
                     debug!("an extra link is lost, and has no connections: closing it");
                     member.retire();
@@ -66,12 +71,15 @@ impl Pool {
         let proved = |member: &Member| member.role == Role::Candidate && member.slot.state() == State::Active;
         let Some((&number, candidate)) = self.members.iter().find(|(_, member)| proved(member)) else { return };
         let better = candidate.route;
-        if self.base().is_none_or(|(_, base)| base.route <= better) {
+        let is_as_good = |base: &Member| base.route <= better && base.slot.is_established() && !base.slot.is_leaving();
+        if self.base().is_some_and(|(_, base)| is_as_good(base)) {
             // The base has got there by itself.
             candidate.stop.cancel();
             return;
         }
-        let worse = |member: &Member| member.is_counted() && member.route > better;
+        let worse = |member: &Member| {
+            member.is_counted() && (member.route > better || member.role == Role::Base || member.slot.is_leaving())
+        };
         let worse: Vec<_> =
             self.members.iter().filter(|(_, member)| worse(member)).map(|(&number, _)| number).collect();
         for number in worse {
@@ -82,14 +90,17 @@ impl Pool {
         }
         if let Some(candidate) = self.members.get_mut(&number) {
             candidate.role = Role::Base;
-            info!(route = self.shared.routes[better].label(), "a better route is back: new connections go through it");
+            let route = self.shared.routes[better].label();
+            info!(route, through = candidate.slot.through(), "new connections go through another link from now on");
         }
         (self.failbacks, self.failback_at) = (0, None);
     }
 
     fn look_for_better_route(&mut self, now: Now) {
+        let leaving = self.base().filter(|(_, base)| base.slot.is_leaving()).map(|(_, base)| base.route);
         let active = self.base().filter(|(_, base)| base.slot.state() == State::Active);
-        let place = active.map_or(0, |(_, base)| base.route);
+        // What leaves may have a successor on its own route.
+        let place = leaving.map_or_else(|| active.map_or(0, |(_, base)| base.route), |route| route + 1);
         if place == 0 {
             if self.candidate().is_none() {
                 (self.failbacks, self.failback_at) = (0, None);
@@ -99,13 +110,13 @@ impl Pool {
         let at = match self.failback_at {
             Some(at) => at,
             None => {
-                let at = now.mono + recovery::failback(1, &mut self.jitter);
+                let at = now.mono + recovery::failback(1, false, &mut self.jitter);
                 *self.failback_at.insert(at)
             }
         };
         if at <= now.mono && self.candidate().is_none() {
-            debug!("trying whether a better route is back");
-            self.open(Role::Candidate, 0, place);
+            debug!("trying whether there is a better link");
+            self.open(Role::Candidate, leaving.unwrap_or(0), place);
         }
     }
 

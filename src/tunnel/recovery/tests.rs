@@ -149,7 +149,7 @@ fn probes_that_fail() {
 #[test]
 fn a_better_route_is_looked_for_less_and_less_often() {
     let mut jitter = Jitter::new(1);
-    let mut delays = (1..=8).map(|attempt| failback(attempt, &mut jitter).as_secs());
+    let mut delays = (1..=8).map(|attempt| failback(attempt, false, &mut jitter).as_secs());
     for (low, high) in [(15, 30), (30, 60), (60, 120), (120, 240), (240, 480), (300, 600), (300, 600), (300, 600)] {
         let delay = delays.next().unwrap();
         assert!((low..=high).contains(&delay), "{delay} is not between {low} and {high}");

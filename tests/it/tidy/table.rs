@@ -40,7 +40,7 @@ pub(super) const TABLE: &[Row] = &[
     // The seam knows none of the ways, and each of them knows the seam.
     row("route", &["clock", "cluster", "fault", "util", "!route::direct", "!route::ssm"]),
     // All ways in stand in one list.
-    row("route::list", &["aws", "bastion", "iam", "journal", "route"]),
+    row("route::list", &["aws", "bastion", "cluster", "iam", "journal", "route"]),
     row(
         "route::direct",
         &["aws", "bastion", "clock", "cluster", "fault", "route", "util", "!route::list", "!route::ssm"],

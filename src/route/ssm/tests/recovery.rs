@@ -121,8 +121,8 @@ async fn a_refused_resume_is_followed_by_a_new_session() {
 
 /// Waits until the user has something to know.
 async fn until_cautioned(world: &World) {
-    let mut cautions = world.common.cautions();
-    cautions.wait_for(|cautions| !cautions.is_empty()).await.unwrap();
+    let mut news = world.common.news();
+    news.wait_for(|news| !news.is_empty()).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

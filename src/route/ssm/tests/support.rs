@@ -22,8 +22,8 @@ use crate::{
     clock::Clock,
     cluster::{self, Cluster},
     route::{
-        PipeEnd,
-        ssm::{self, Dial, DialError, SessionHandle, SessionId, Transport},
+        PipeEnd, Route,
+        ssm::{self, Dial, DialError, SessionHandle, SessionId, Transport, find::Look},
     },
     tunnel::{
         Admission, Common, Config, Listeners, MemoryConnection, MemoryPort, Readiness, State, Tunnel, TunnelStatus,
@@ -261,7 +261,7 @@ pub(in crate::route::ssm) fn target(number: usize) -> Target {
     Target::Instance(format!("i-0000000{number}"))
 }
 
-pub(super) fn cluster(authority: &str) -> Cluster {
+pub(in crate::route::ssm) fn cluster(authority: &str) -> Cluster {
     Cluster {
         name: "demo".into(),
         region: "eu-west-1".into(),
@@ -270,6 +270,7 @@ pub(super) fn cluster(authority: &str) -> Cluster {
         endpoint: cluster::Destination { host: "api.example".into(), port: 443 },
         certificate_authority: authority.into(),
         token_name: "demo".into(),
+        vpc: None,
     }
 }
 
@@ -296,20 +297,29 @@ impl World {
         prepare: impl FnOnce(&mut NetworkState),
     ) -> Self {
         let (listeners, local) = Listeners::in_memory(10100);
-        Self::build(destination, config, targets, authority, prepare, listeners, local)
+        let routes = |routes: &ssm::Targets| (0..targets).map(|number| routes.route(target(number))).collect();
+        Self::build(destination, config, routes, authority, prepare, listeners, local)
+    }
+
+    /// A tunnel by whatever targets are found.
+    pub(super) fn finding(look: Arc<dyn Look>, prepare: impl FnOnce(&mut NetworkState)) -> Self {
+        let (listeners, local) = Listeners::in_memory(10100);
+        let routes = |routes: &ssm::Targets| vec![routes.finding("ecs:tools/bastion".to_owned(), || look)];
+        Self::build(Destination::Echo, config(), routes, "", prepare, listeners, local)
     }
 
     /// A tunnel with a real port, for tests in real time.
     pub(super) fn listening(destination: Destination) -> Self {
         let (_unused, local) = Listeners::in_memory(0);
         let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
-        Self::build(destination, config(), 1, "", |_| {}, listeners, local)
+        let routes = |routes: &ssm::Targets| vec![routes.route(target(0))];
+        Self::build(destination, config(), routes, "", |_| {}, listeners, local)
     }
 
     fn build(
         destination: Destination,
         config: Config,
-        targets: usize,
+        routes: impl FnOnce(&ssm::Targets) -> Vec<Arc<dyn Route>>,
         authority: &str,
         prepare: impl FnOnce(&mut NetworkState),
         listeners: Listeners,
@@ -333,15 +343,9 @@ impl World {
         prepare(&mut state);
         let sessions = state.config.clone();
         let network = Arc::new(Network { state: Mutex::new(state), notes: note_sender, calls: call_sender });
-        let routes = ssm::Targets::new(Arc::clone(&network) as Arc<dyn Dial>, sessions);
+        let targets = ssm::Targets::new(Arc::clone(&network) as Arc<dyn Dial>, sessions);
         let common = Common::new(Clock::start());
-        let tunnel = Tunnel::new(
-            cluster(authority),
-            (0..targets).map(|number| routes.route(target(number))).collect(),
-            listeners,
-            config,
-            Arc::clone(&common),
-        );
+        let tunnel = Tunnel::new(cluster(authority), routes(&targets), listeners, config, Arc::clone(&common));
         let status = tunnel.status();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();

@@ -1,0 +1,442 @@
+//! Finds targets, and chooses among them: for bastions that are replaced now and then.
+//!
+//! A [`Finder`] stands for what a user has asked for, such as a service of ECS. It looks through a [`Look`], remembers the
+//! answer, and gives out [`Seat`]s: leave to start one session on one target. Whoever has a seat can wait for the target's
+//! [`Fate`], so that connections move before it goes.
+//!
+//! Invariants:
+//!
+//! * Nobody looks while another does: whoever comes meanwhile gets the same answer.
+//! * An answer is good for [`GOOD_FOR`], unless what it names has failed or is full; then it is looked again, every
+//!   [`AGAIN`] at most, and every [`SLOWLY`] once nothing has worked for [`HOPE`].
+//! * A capped target is never given more sessions than it has taken before, but for one at a time that tries whether it takes
+//!   one more; one that was dropped in silence is the last for [`LIMIT_HOLDS`].
+//!
+//! Leaves out how to look: `ecs` and `nodes` know.
+
+pub(super) mod ecs;
+pub(super) mod nodes;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tracing::debug;
+
+use crate::{
+    bastion::Target,
+    clock::Clock,
+    cluster::Cluster,
+    fault::{Class, Fault},
+    util::peer_text::sentence,
+};
+
+/// How long an answer is good for that names what works.
+const GOOD_FOR: Duration = Duration::from_secs(60);
+
+/// Least time between two looks while somebody waits for what is not there.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// The same, once nothing has worked for [`HOPE`]: nobody replaces it, as at night.
+const SLOWLY: Duration = Duration::from_secs(15);
+
+/// How long something that worked is expected to be replaced soon. An Auto Scaling group takes minutes.
+const HOPE: Duration = Duration::from_secs(600);
+
+/// How long a target is passed over that did not take a session.
+const SPOILED_FOR: Duration = Duration::from_secs(30);
+
+/// Sessions that a capped target is known to take: what the agent of ECS allows when nobody tells it how many
+/// (`Mgs.SessionWorkersLimit` in amazon-ecs-agent, `agent/engine/execcmd/manager_init_task.go`).
+const FIRST_CAP: usize = 2;
+
+/// How long a target that has dropped a session in silence is taken to be full at that number.
+const LIMIT_HOLDS: Duration = Duration::from_secs(600);
+
+/// Time between two looks at targets that sessions run on.
+const WATCH: Duration = Duration::from_secs(10);
+
+/// How to look for targets.
+pub(super) trait Look: fmt::Debug + Send + Sync {
+    /// Looks for targets that lead to a cluster. `in_use` are those that sessions run on: what has become of them is part of
+    /// the answer.
+    fn look<'a>(&'a self, to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>>;
+
+    /// Returns what an answer depends on besides the bastion that was asked for: clusters with the same share it.
+    fn place(&self, _to: &Cluster) -> String {
+        String::new()
+    }
+
+    /// Time between two looks at targets that sessions run on.
+    fn watch(&self) -> Duration {
+        WATCH
+    }
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Sight {
+    /// What takes sessions, the best first; never empty.
+    pub(super) usable: Vec<Candidate>,
+    /// How many were found, those included that take no sessions.
+    pub(super) found: usize,
+    /// Targets that are about to go.
+    pub(super) leaving: Vec<Target>,
+    /// Targets that have gone.
+    pub(super) gone: Vec<Target>,
+    /// Things are changing, so that it is worth to look again soon.
+    pub(super) changing: bool,
+}
+
+/// Targets that lead to a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Those that take sessions, the best first.
+    pub targets: Vec<Target>,
+    /// How many were found, those included that take no sessions.
+    pub found: usize,
+}
+
+/// A target that takes sessions, as far as one can see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) target: Target,
+    /// It has come up a moment ago, so it may take some seconds more.
+    pub(super) fresh: bool,
+    /// It takes a few sessions only, and does not say how many.
+    pub(super) capped: bool,
+}
+
+/// What becomes of a target that a session runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fate {
+    /// It stays.
+    Stays,
+    /// It is about to go.
+    Leaving,
+    /// It has gone.
+    Gone,
+}
+
+impl Sight {
+    fn fate(&self, target: &Target) -> Fate {
+        if self.gone.contains(target) {
+            Fate::Gone
+        } else if self.leaving.contains(target) {
+            Fate::Leaving
+        } else {
+            Fate::Stays
+        }
+    }
+}
+
+/// No target can be chosen of those that were found.
+#[derive(Debug, thiserror::Error)]
+enum Unavailable {
+    #[error("none of the {found} targets of `{asked}` takes a session at present")]
+    Spoiled { asked: String, found: usize },
+    #[error(
+        "`{asked}` has no room for another session: each of its {tasks} tasks carries {most}, which is as many as it takes"
+    )]
+    Full { asked: String, tasks: usize, most: usize },
+}
+
+/// Finds targets for all tunnels of an identity.
+#[derive(Debug)]
+pub(super) struct Finder {
+    /// What the user has asked for.
+    asked: String,
+    look: Arc<dyn Look>,
+    clock: Clock,
+    /// By [place](Look::place). Whoever finds no good answer looks while the others wait at the lock.
+    answers: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Option<Answer>>>>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    /// Monotonic.
+    at: Duration,
+    sight: Result<Arc<Sight>, Arc<Fault>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    seats: BTreeMap<String, Seats>,
+    /// What was chosen the last time, by cluster.
+    chosen: BTreeMap<String, Target>,
+    /// When a session last came up.
+    useful_at: Option<Duration>,
+}
+
+/// What is known of a target.
+#[derive(Debug)]
+struct Seats {
+    target: Target,
+    taken: usize,
+    /// Sessions that it has had at once and that came up.
+    proven: usize,
+    /// A session beyond this number was dropped, and when.
+    limit: Option<(usize, Duration)>,
+    /// When it did not take a session.
+    spoiled_at: Option<Duration>,
+}
+
+impl Seats {
+    /// How many sessions it may have now.
+    fn cap(&self, now: Duration) -> usize {
+        match self.limit {
+            Some((limit, at)) if now.saturating_sub(at) < LIMIT_HOLDS => limit,
+            Some(_) | None => self.proven.max(FIRST_CAP - 1) + 1,
+        }
+    }
+
+    fn is_spoiled(&self, now: Duration) -> bool {
+        self.spoiled_at.is_some_and(|at| now.saturating_sub(at) < SPOILED_FOR)
+    }
+}
+
+impl Finder {
+    pub(super) fn new(asked: String, look: Arc<dyn Look>) -> Arc<Self> {
+        Arc::new(Self { asked, look, clock: Clock::start(), answers: Mutex::default(), state: Mutex::default() })
+    }
+
+    /// Chooses a target for a session to a cluster.
+    ///
+    /// # Errors
+    /// There is none, none that takes sessions, or it cannot be looked.
+    ///
+    /// # Cancel safety
+    /// Nothing is taken.
+    pub(super) async fn choose(self: &Arc<Self>, to: &Cluster) -> Result<Seat, Arc<Fault>> {
+        let mut sight = self.sight(to, GOOD_FOR).await?;
+        if let Some(seat) = self.take(&sight, to) {
+            return Ok(seat);
+        }
+        // What the answer names has failed since, or is full.
+        sight = self.sight(to, self.pause()).await?;
+        self.take(&sight, to).ok_or_else(|| Arc::new(self.unavailable(&sight)))
+    }
+
+    /// Looks for the targets that lead to a cluster, the best first.
+    ///
+    /// # Errors
+    /// There are none that take sessions, or it cannot be looked.
+    pub(super) async fn find(&self, to: &Cluster) -> Result<Found, Arc<Fault>> {
+        let sight = self.sight(to, GOOD_FOR).await?;
+        let targets = sight.usable.iter().map(|candidate| candidate.target.clone()).collect();
+        Ok(Found { targets, found: sight.found })
+    }
+
+    /// Returns an answer that is not older than `most`, or at least as new as one may ask for.
+    async fn sight(&self, to: &Cluster, most: Duration) -> Result<Arc<Sight>, Arc<Fault>> {
+        let cell = {
+            let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(answers.entry(self.look.place(to)).or_default())
+        };
+        let mut answer = cell.lock().await;
+        if let Some(Answer { at, sight }) = &*answer {
+            let age = self.clock.now().mono.saturating_sub(*at);
+            // An error is no answer to live with.
+            let most = if sight.is_err() { self.pause() } else { most };
+            if age < most {
+                return sight.clone();
+            }
+        }
+        let in_use: Vec<Target> = {
+            let state = self.state();
+            state.seats.values().filter(|seats| seats.taken > 0).map(|seats| seats.target.clone()).collect()
+        };
+        let sight = self.look.look(to, &in_use).await.map(Arc::new).map_err(|fault| Arc::new(self.judge(fault)));
+        match &sight {
+            Ok(sight) => debug!(asked = self.asked, usable = sight.usable.len(), found = sight.found, "looked"),
+            Err(fault) => debug!(asked = self.asked, error = sentence(&**fault), "looked in vain"),
+        }
+        *answer = Some(Answer { at: self.clock.now().mono, sight: sight.clone() });
+        sight
+    }
+
+    /// What worked a while ago is replaced, most likely.
+    fn judge(&self, mut fault: Fault) -> Fault {
+        if fault.class == Class::Away && self.is_hopeful() {
+            fault.class = Class::Replaced;
+        }
+        fault
+    }
+
+    fn is_hopeful(&self) -> bool {
+        let useful_at = self.state().useful_at;
+        useful_at.is_some_and(|at| self.clock.now().mono.saturating_sub(at) < HOPE)
+    }
+
+    fn pause(&self) -> Duration {
+        let has_never_worked = self.state().useful_at.is_none();
+        if has_never_worked || self.is_hopeful() { AGAIN } else { SLOWLY }
+    }
+
+    /// Takes a seat on the best target that has one.
+    fn take(self: &Arc<Self>, sight: &Sight, to: &Cluster) -> Option<Seat> {
+        let now = self.clock.now().mono;
+        let mut state = self.state();
+        let before = state.chosen.get(&to.arn).cloned();
+        let free = sight.usable.iter().enumerate().filter_map(|(order, candidate)| {
+            let seats = state.seats.get(candidate.target.as_str());
+            let taken = seats.map_or(0, |seats| seats.taken);
+            let is_full = candidate.capped && taken >= seats.map_or(FIRST_CAP, |seats| seats.cap(now));
+            let is_free = !is_full && !seats.is_some_and(|seats| seats.is_spoiled(now));
+            // Few sessions each where they are counted; else what was used before.
+            let crowd = if candidate.capped { taken } else { 0 };
+            let is_other = !candidate.capped && before.as_ref() != Some(&candidate.target);
+            is_free.then_some(((crowd, is_other, order), candidate))
+        });
+        let (_, candidate) = free.min_by_key(|(rank, _)| *rank)?;
+        let target = candidate.target.clone();
+        let seats = state.seats.entry(target.to_string()).or_insert_with(|| Seats {
+            target: target.clone(),
+            taken: 0,
+            proven: 0,
+            limit: None,
+            spoiled_at: None,
+        });
+        seats.taken += 1;
+        state.chosen.insert(to.arn.clone(), target.clone());
+        drop(state);
+        let (fresh, capped) = (candidate.fresh, candidate.capped);
+        Some(Seat { finder: Arc::clone(self), target, fresh, capped, found: sight.found })
+    }
+
+    fn unavailable(&self, sight: &Sight) -> Fault {
+        let now = self.clock.now().mono;
+        let state = self.state();
+        let seats = |candidate: &Candidate| state.seats.get(candidate.target.as_str());
+        let is_spoiled = |candidate: &Candidate| seats(candidate).is_some_and(|seats| seats.is_spoiled(now));
+        if sight.usable.iter().any(is_spoiled) {
+            let class = Class::Away;
+            let unavailable = Unavailable::Spoiled { asked: self.asked.clone(), found: sight.usable.len() };
+            drop(state);
+            return self.judge(Fault::new(class, unavailable));
+        }
+        let most = sight.usable.iter().filter_map(seats).map(|seats| seats.taken).max().unwrap_or_default();
+        let unavailable = Unavailable::Full { asked: self.asked.clone(), tasks: sight.usable.len(), most };
+        Fault::new(Class::Away, unavailable).with_hints([
+            "let the service have more tasks (`aws ecs update-service --desired-count`), use fewer `--sessions` or fewer clusters, \
+             or name another `--bastion`"
+                .to_owned(),
+        ])
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_seats(&self, target: &Target, change: impl FnOnce(&mut Seats, Duration)) {
+        let now = self.clock.now().mono;
+        if let Some(seats) = self.state().seats.get_mut(target.as_str()) {
+            change(seats, now);
+        }
+    }
+}
+
+/// Leave to have one session on one target.
+#[derive(Debug)]
+pub(super) struct Seat {
+    finder: Arc<Finder>,
+    target: Target,
+    fresh: bool,
+    capped: bool,
+    found: usize,
+}
+
+impl Seat {
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Whether the target has come up a moment ago.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Whether the target takes a few sessions only, and drops others in silence.
+    pub(super) fn is_capped(&self) -> bool {
+        self.capped
+    }
+
+    /// Says what was chosen.
+    pub(super) fn notice(&self) -> String {
+        let Self { finder, target, found, .. } = self;
+        match found {
+            1 => format!("`{}` is `{target}`", finder.asked),
+            _ => format!("`{}` is `{target}`, one of {found}", finder.asked),
+        }
+    }
+
+    /// Takes note that the target does not take a session now.
+    pub(super) fn failed(&self) {
+        self.finder.with_seats(&self.target, |seats, now| seats.spoiled_at = Some(now));
+    }
+
+    /// Takes note that the session came up.
+    pub(super) fn established(&self) {
+        self.finder.with_seats(&self.target, |seats, _| {
+            seats.spoiled_at = None;
+            seats.proven = seats.proven.max(seats.taken);
+            if seats.limit.is_some_and(|(limit, _)| limit < seats.taken) {
+                seats.limit = None;
+            }
+        });
+        let now = self.finder.clock.now().mono;
+        self.finder.state().useful_at = Some(now);
+    }
+
+    /// Takes note that nothing came of the session, in silence. Returns how many others of this program the target carries.
+    pub(super) fn dropped(&self) -> usize {
+        let mut others = 0;
+        self.finder.with_seats(&self.target, |seats, now| {
+            others = seats.taken.saturating_sub(1);
+            // With none of ours there, others have all the places: it is passed over as one that does not work.
+            seats.limit = (others > 0).then_some((others, now)).or(seats.limit);
+            seats.spoiled_at = Some(now);
+        });
+        others
+    }
+
+    /// Waits until the target's fate is worse than the one that is known, and looks for it every so often.
+    ///
+    /// # Cancel safety
+    /// Safe: the next look is put off.
+    pub(super) async fn fate_after(&self, to: &Cluster, known: Fate) -> Fate {
+        let usual = self.finder.look.watch();
+        let mut pause = usual;
+        loop {
+            tokio::time::sleep(pause).await;
+            // Of a look that fails nothing is known.
+            let Ok(sight) = self.finder.sight(to, pause).await else { continue };
+            let fate = sight.fate(&self.target);
+            if fate > known {
+                return fate;
+            }
+            pause = if sight.changing || known > Fate::Stays { AGAIN.min(usual) } else { usual };
+        }
+    }
+
+    /// Whether the target has gone, by a look that is new.
+    pub(super) async fn has_gone(&self, to: &Cluster) -> bool {
+        self.finder.sight(to, AGAIN).await.is_ok_and(|sight| sight.fate(&self.target) == Fate::Gone)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut state = self.finder.state();
+        let Some(seats) = state.seats.get_mut(self.target.as_str()) else { return };
+        seats.taken = seats.taken.saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;

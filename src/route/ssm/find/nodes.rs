@@ -1,0 +1,259 @@
+//! Managed nodes: by a tag, by an Auto Scaling group, or in the VPC of the cluster.
+//!
+//! Systems Manager alone tells which nodes have a tag, whether their agents are in contact, and their versions. It does not
+//! tell networks, so that `auto` asks EC2 first.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use futures_util::future::BoxFuture;
+
+use super::{Candidate, Look, Sight};
+use crate::{
+    aws::{
+        Aws, advice,
+        ec2::{Filter, Instance},
+        nodes::{ManagedNode, NodeFilter},
+    },
+    bastion::{Search, Target},
+    cluster::Cluster,
+    fault::{Class, Fault},
+    route::ssm::proto::Version,
+    util::quote::command,
+};
+
+/// The tag that EC2 puts on the instances of an Auto Scaling group (Amazon EC2 Auto Scaling user guide, "Tag Auto Scaling
+/// groups and instances").
+pub(in crate::route::ssm) const GROUP_TAG: &str = "aws:autoscaling:groupName";
+
+/// The tag that makes an instance a bastion for `auto`.
+pub(in crate::route::ssm) const BASTION_TAG: &str = "autoheal-pa:bastion";
+
+/// Parts of names that bastions have, and the same as patterns of a policy, which tell small letters from capital ones.
+const BASTION_NAMES: [&str; 2] = ["bastion", "jump"];
+pub(in crate::route::ssm) const BASTION_NAME_PATTERNS: [&str; 4] = ["*bastion*", "*Bastion*", "*jump*", "*Jump*"];
+
+/// Tags that EKS, eksctl and others put on worker nodes.
+pub(in crate::route::ssm) const NODE_TAG: &str = "eks:nodegroup-name";
+const NODE_TAG_START: &str = "kubernetes.io/cluster/";
+
+/// Most nodes whose state is told in an error.
+const MAX_TOLD: usize = 5;
+
+/// Looks for managed nodes.
+#[derive(Debug)]
+pub(in crate::route::ssm) struct NodesLook {
+    aws: Aws,
+    search: Search,
+}
+
+/// Why no node takes sessions.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::route::ssm) enum NoNode {
+    #[error("no managed node in {region} of this account has {what}")]
+    None { what: String, region: String },
+    #[error("none of the {found} nodes with {what} is in contact with Systems Manager: {states}")]
+    Offline { what: String, found: usize, states: String },
+    #[error(
+        "the agents of all {found} nodes with {what} are older than {least}, the first that forwards to other hosts"
+    )]
+    Old { what: String, found: usize, least: Version },
+    #[error("no instance in `{vpc}`, the network of `{cluster}`, is a bastion for `auto`, of {running} that run there")]
+    NoBastion { vpc: String, cluster: String, running: usize },
+    #[error("EKS does not say in which network `{cluster}` is, so `auto` cannot look for a bastion there")]
+    NoVpc { cluster: String },
+}
+
+impl NodesLook {
+    pub(in crate::route::ssm) fn new(aws: Aws, search: Search) -> Self {
+        Self { aws, search }
+    }
+
+    async fn find(&self, to: &Cluster, in_use: &[Target]) -> Result<Sight, Fault> {
+        let (what, nodes) = match &self.search {
+            Search::Auto { nodes } => return self.in_vpc(to, *nodes, in_use).await,
+            Search::Tag { key, value } => (format!("the tag `{key}={value}`"), self.tagged(key, value).await?),
+            Search::Name(name) => (format!("the name `{name}`"), self.tagged("Name", name).await?),
+            Search::Group(group) => {
+                let mut nodes = self.tagged(GROUP_TAG, group).await?;
+                // It is not known whether Systems Manager has tags of AWS's own.
+                if nodes.is_empty() {
+                    nodes = self.of_group(group).await?;
+                }
+                (format!("the Auto Scaling group `{group}`"), nodes)
+            }
+            // Not of this kind: see `Targets::found`.
+            Search::Ecs(_) => (String::new(), Vec::new()),
+        };
+        self.sight(&what, nodes, to, in_use, |_| 0)
+    }
+
+    async fn tagged(&self, key: &str, value: &str) -> Result<Vec<ManagedNode>, Fault> {
+        let filter = NodeFilter::Tag { key: key.to_owned(), value: value.to_owned() };
+        self.aws.managed_nodes(&filter).await.map_err(advice::fault)
+    }
+
+    async fn of_group(&self, group: &str) -> Result<Vec<ManagedNode>, Fault> {
+        let filters =
+            [Filter::new(format!("tag:{GROUP_TAG}"), [group]), Filter::new("instance-state-name", ["running"])];
+        let instances = match self.aws.describe_instances(&filters).await {
+            Ok(instances) => instances,
+            Err(error) => {
+                // Whoever has made the policy for `asg:` may not have thought of EC2.
+                tracing::debug!(error = %crate::util::peer_text::sentence(&error), "EC2 does not tell who is in the group");
+                return Ok(Vec::new());
+            }
+        };
+        self.with_ids(instances.into_iter().map(|instance| instance.id).collect()).await
+    }
+
+    async fn with_ids(&self, ids: Vec<String>) -> Result<Vec<ManagedNode>, Fault> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.aws.managed_nodes(&NodeFilter::Ids(ids)).await.map_err(advice::fault)
+    }
+
+    /// Looks for bastions in the network of a cluster.
+    async fn in_vpc(&self, to: &Cluster, workers: bool, in_use: &[Target]) -> Result<Sight, Fault> {
+        let Some(vpc) = &to.vpc else {
+            let hint = "name a `--bastion` by its id, its tag or its group".to_owned();
+            return Err(Fault::new(Class::Gone, NoNode::NoVpc { cluster: to.name.clone() }).with_hints([hint]));
+        };
+        let filters = [Filter::new("vpc-id", [vpc.id.as_str()]), Filter::new("instance-state-name", ["running"])];
+        let instances = self.aws.describe_instances(&filters).await.map_err(advice::fault)?;
+        let running = instances.len();
+        let ranked: Vec<(Instance, u8)> = instances
+            .into_iter()
+            .filter_map(|instance| rank(&instance, workers).map(|rank| (instance, rank)))
+            .collect();
+        if ranked.is_empty() {
+            let error = NoNode::NoBastion { vpc: vpc.id.clone(), cluster: to.name.clone(), running };
+            let mut hints = vec![command!(
+                "give a bastion the tag: `aws ec2 create-tags --resources INSTANCE --tags Key={},Value=true --region {}`, or have \
+                     `bastion` or `jump` in its name",
+                BASTION_TAG,
+                self.aws.region()
+            )];
+            if !workers {
+                hints.push("`--bastion auto:nodes` also uses worker nodes".to_owned());
+            }
+            return Err(Fault::new(Class::Away, error).with_hints(hints));
+        }
+        let nodes = self.with_ids(ranked.iter().map(|(instance, _)| instance.id.clone()).collect()).await?;
+        let what = format!("a bastion's tag or name in `{}`", vpc.id);
+        let rank_of =
+            |id: &str| ranked.iter().find(|(instance, _)| instance.id == id).map_or(u8::MAX, |(_, rank)| *rank);
+        self.sight(&what, nodes, to, in_use, rank_of)
+    }
+
+    /// Makes an answer of what was found.
+    fn sight(
+        &self,
+        what: &str,
+        nodes: Vec<ManagedNode>,
+        to: &Cluster,
+        in_use: &[Target],
+        rank_of: impl Fn(&str) -> u8,
+    ) -> Result<Sight, Fault> {
+        let region = self.aws.region();
+        let found = nodes.len();
+        if found == 0 {
+            let (key, value) = match &self.search {
+                Search::Tag { key, value } => (key.as_str(), value.as_str()),
+                Search::Name(name) => ("Name", name.as_str()),
+                Search::Group(group) => (GROUP_TAG, group.as_str()),
+                Search::Auto { .. } | Search::Ecs(_) => ("autoheal-pa:bastion", "true"),
+            };
+            let hint = command!(
+                "`aws ec2 describe-instances --filters {} --region {}` shows the instances; each needs an agent that is registered with Systems Manager in this region",
+                format!("Name=tag:{key},Values={value}"),
+                region
+            );
+            let error = NoNode::None { what: what.to_owned(), region: region.to_owned() };
+            // A group has none for a while when it replaces its only one.
+            let class = if matches!(self.search, Search::Group(_)) { Class::Away } else { Class::Gone };
+            return Err(Fault::new(class, error).with_hints([hint]));
+        }
+        let is_new_enough = |node: &&ManagedNode| {
+            let version = node.agent_version.as_ref().and_then(|version| Version::parse(version));
+            version.is_none_or(|version| version >= Version::FIRST_AGENT_WITH_REMOTE_HOST)
+        };
+        let online: Vec<&ManagedNode> = nodes.iter().filter(|node| node.is_online()).collect();
+        let mut usable: Vec<&ManagedNode> = online.iter().copied().filter(|node| is_new_enough(node)).collect();
+        // Many users spread over several, and each stays with the one that it has.
+        usable.sort_by_cached_key(|node| {
+            let is_windows = node.platform.as_ref().is_some_and(|platform| *platform == "Windows");
+            (rank_of(&node.id), is_windows, spread(to, &node.id))
+        });
+        let usable: Vec<Candidate> = usable
+            .into_iter()
+            .filter_map(|node| Some(Candidate { target: node.id.parse().ok()?, fresh: false, capped: false }))
+            .collect();
+        if usable.is_empty() && online.is_empty() {
+            let told = nodes.iter().take(MAX_TOLD).map(|node| format!("`{}` is {}", node.id, node.ping_status));
+            let more = if found > MAX_TOLD { format!(", and {} others", found - MAX_TOLD) } else { String::new() };
+            let states = format!("{}{more}", told.collect::<Vec<_>>().join(", "));
+            let hint = command!("they have to run, and to reach `ssm` and `ssmmessages` of {} on port 443", region);
+            let error = NoNode::Offline { what: what.to_owned(), found, states };
+            return Err(Fault::new(Class::Away, error).with_hints([hint]));
+        }
+        if usable.is_empty() {
+            let least = Version::FIRST_AGENT_WITH_REMOTE_HOST;
+            let error = NoNode::Old { what: what.to_owned(), found: online.len(), least };
+            let hint = command!(
+                "update them: `aws ssm send-command --document-name AWS-UpdateSSMAgent --targets Key=InstanceIds,Values={} --region {}`",
+                online.iter().map(|node| node.id.as_str()).collect::<Vec<_>>().join(","),
+                region
+            );
+            return Err(Fault::new(Class::Away, error).with_hints([hint]));
+        }
+        // One that is in use and not in the list any more has lost its tag, or has been terminated.
+        let is_listed = |target: &&Target| nodes.iter().any(|node| node.id == target.as_str());
+        let leaving = in_use.iter().filter(|target| !is_listed(target)).cloned().collect();
+        Ok(Sight { usable, found, leaving, ..Sight::default() })
+    }
+}
+
+/// How good an instance is as a bastion for `auto`, 0 being the best; `None`: it is none.
+fn rank(instance: &Instance, workers: bool) -> Option<u8> {
+    let has = |key: &str| instance.tags.contains_key(key);
+    let is_worker = has(NODE_TAG) || instance.tags.keys().any(|key| key.starts_with(NODE_TAG_START));
+    let name = instance.name.as_ref().map(|name| name.to_lowercase()).unwrap_or_default();
+    let is_switched_off = instance.tags.get(BASTION_TAG).is_some_and(|value| *value == "false");
+    if is_switched_off {
+        None
+    } else if has(BASTION_TAG) {
+        Some(0)
+    } else if is_worker {
+        workers.then_some(2)
+    } else {
+        BASTION_NAMES.iter().any(|part| name.contains(part)).then_some(1)
+    }
+}
+
+/// A number that is the same each time for one user, cluster and node, and another for others.
+fn spread(to: &Cluster, id: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (rustix::system::uname().nodename().to_bytes(), &to.arn, id).hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Look for NodesLook {
+    fn look<'a>(&'a self, to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
+        Box::pin(self.find(to, in_use))
+    }
+
+    fn place(&self, to: &Cluster) -> String {
+        match &self.search {
+            Search::Auto { .. } => to.vpc.as_ref().map(|vpc| vpc.id.clone()).unwrap_or_default(),
+            Search::Ecs(_) | Search::Tag { .. } | Search::Name(_) | Search::Group(_) => String::new(),
+        }
+    }
+
+    fn watch(&self) -> std::time::Duration {
+        super::GOOD_FOR
+    }
+}
+
+#[cfg(test)]
+mod tests;

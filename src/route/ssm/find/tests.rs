@@ -1,0 +1,191 @@
+//! A finder that looks at what the tests say, on paused time.
+
+use std::collections::VecDeque;
+
+use super::*;
+use crate::route::ssm::tests::support::{cluster, target};
+
+/// Shows what it is told to, the last for ever.
+#[derive(Debug, Default)]
+pub(in crate::route::ssm) struct Shown {
+    sights: Mutex<VecDeque<Result<Sight, Class>>>,
+    looks: Mutex<Vec<Vec<Target>>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("nothing is there")]
+struct Nothing;
+
+impl Shown {
+    pub(in crate::route::ssm) fn show(&self, sights: impl IntoIterator<Item = Result<Sight, Class>>) {
+        *self.sights.lock().unwrap() = sights.into_iter().collect();
+    }
+
+    pub(in crate::route::ssm) fn looks(&self) -> usize {
+        self.looks.lock().unwrap().len()
+    }
+}
+
+impl Look for Shown {
+    fn look<'a>(&'a self, _to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
+        self.looks.lock().unwrap().push(in_use.to_vec());
+        let mut sights = self.sights.lock().unwrap();
+        let sight = if sights.len() > 1 { sights.pop_front() } else { sights.front().cloned() };
+        let sight = sight.unwrap().map_err(|class| Fault::new(class, Nothing));
+        Box::pin(std::future::ready(sight))
+    }
+}
+
+pub(in crate::route::ssm) fn sight(targets: &[usize], capped: bool) -> Sight {
+    let usable = targets.iter().map(|number| Candidate { target: target(*number), fresh: false, capped });
+    Sight { usable: usable.collect(), found: targets.len(), ..Sight::default() }
+}
+
+fn finder(sights: impl IntoIterator<Item = Result<Sight, Class>>) -> (Arc<Finder>, Arc<Shown>) {
+    let shown = Arc::new(Shown::default());
+    shown.show(sights);
+    (Finder::new("tag:a=b".to_owned(), Arc::clone(&shown) as Arc<dyn Look>), shown)
+}
+
+fn to(name: &str) -> Cluster {
+    Cluster { arn: name.to_owned(), ..cluster("") }
+}
+
+async fn choose(finder: &Arc<Finder>, name: &str) -> Result<Seat, Arc<Fault>> {
+    finder.choose(&to(name)).await
+}
+
+async fn wait(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_good_for_a_minute_for_everybody() {
+    let (finder, shown) = finder([Ok(sight(&[1, 2], false))]);
+    let all: Vec<_> = (0..50).map(|number| to(&number.to_string())).collect();
+    let seats = futures_util::future::join_all(all.iter().map(|to| finder.choose(to))).await;
+    assert!(seats.iter().all(|seat| *seat.as_ref().unwrap().target() == target(1)));
+    assert_eq!(shown.looks(), 1);
+    assert_eq!(seats[0].as_ref().unwrap().notice(), "`tag:a=b` is `i-00000001`, one of 2");
+    wait(GOOD_FOR).await;
+    choose(&finder, "a").await.unwrap();
+    assert_eq!(shown.looks(), 2);
+    assert_eq!(shown.looks.lock().unwrap()[1], [target(1)], "what is in use is asked for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_take_a_session_is_passed_over_for_a_while() {
+    let (finder, shown) = finder([Ok(sight(&[1, 2], false))]);
+    let first = choose(&finder, "a").await.unwrap();
+    first.failed();
+    let second = choose(&finder, "a").await.unwrap();
+    assert_eq!((second.target(), shown.looks()), (&target(2), 1));
+    second.failed();
+    let fault = choose(&finder, "a").await.unwrap_err();
+    assert_eq!(fault.class, Class::Away);
+    assert!(fault.to_string().contains("none of the 2 targets of `tag:a=b`"), "{fault}");
+    wait(AGAIN).await;
+    choose(&finder, "a").await.unwrap_err();
+    assert_eq!(shown.looks(), 2, "it is looked again");
+    wait(SPOILED_FOR).await;
+    assert_eq!(*choose(&finder, "a").await.unwrap().target(), target(2), "the one that was chosen before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_successor_finds_it_within_seconds() {
+    let (finder, shown) = finder([Ok(sight(&[1], false))]);
+    let seat = choose(&finder, "a").await.unwrap();
+    seat.established();
+    shown.show([Err(Class::Away)]);
+    seat.failed();
+    drop(seat);
+    // The old one is still shown for a while.
+    wait(AGAIN).await;
+    for _ in 0..60 {
+        let fault = choose(&finder, "a").await.unwrap_err();
+        assert_eq!(fault.class, Class::Replaced, "it has worked a while ago");
+        wait(Duration::from_secs(1)).await;
+    }
+    assert!((20..=40).contains(&shown.looks()), "{}", shown.looks());
+    shown.show([Ok(sight(&[7], false))]);
+    wait(AGAIN).await;
+    assert_eq!(*choose(&finder, "a").await.unwrap().target(), target(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_been_gone_for_long_is_looked_for_slowly() {
+    let (finder, shown) = finder([Ok(sight(&[1], false))]);
+    choose(&finder, "a").await.unwrap().established();
+    shown.show([Err(Class::Away)]);
+    wait(GOOD_FOR + HOPE).await;
+    let before = shown.looks();
+    for _ in 0..60 {
+        let fault = choose(&finder, "a").await.unwrap_err();
+        assert_eq!(fault.class, Class::Away);
+        wait(Duration::from_secs(1)).await;
+    }
+    assert!(shown.looks() - before <= 5, "{}", shown.looks() - before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_spread_over_capped_targets_and_stop_at_their_cap() {
+    let (finder, _) = finder([Ok(sight(&[1, 2], true))]);
+    let mut seats = Vec::new();
+    for expected in [1, 2, 1, 2] {
+        let seat = choose(&finder, &seats.len().to_string()).await.unwrap();
+        assert_eq!(*seat.target(), target(expected));
+        seats.push(seat);
+    }
+    let fault = choose(&finder, "more").await.unwrap_err();
+    assert_eq!(
+        fault.to_string(),
+        "`tag:a=b` has no room for another session: each of its 2 tasks carries 2, which is as many as it takes"
+    );
+    assert!(fault.hints[0].contains("--desired-count"), "{:?}", fault.hints);
+    // Those have come up, so there may be room for one more each.
+    seats.iter().for_each(Seat::established);
+    let third = choose(&finder, "third").await.unwrap();
+    let other = choose(&finder, "other").await.unwrap();
+    assert_ne!(third.target(), other.target());
+    choose(&finder, "more").await.unwrap_err();
+    // One of them was dropped in silence: that is its limit, though it works.
+    assert_eq!(third.dropped(), 2);
+    let full = third.target().clone();
+    drop(third);
+    other.established();
+    wait(SPOILED_FOR).await;
+    let next = choose(&finder, "next").await.unwrap();
+    assert_ne!(*next.target(), full);
+    choose(&finder, "more").await.unwrap_err();
+    wait(LIMIT_HOLDS).await;
+    assert_eq!(*choose(&finder, "more").await.unwrap().target(), full, "limits are changed, too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_is_free_when_its_session_is_over() {
+    let (finder, _) = finder([Ok(sight(&[1], true))]);
+    let (one, two) = (choose(&finder, "1").await.unwrap(), choose(&finder, "2").await.unwrap());
+    choose(&finder, "3").await.unwrap_err();
+    drop(one);
+    drop(choose(&finder, "3").await.unwrap());
+    drop(two);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_fate_of_a_target_is_told_once_it_gets_worse() {
+    let (finder, shown) = finder([Ok(sight(&[1], true))]);
+    let seat = choose(&finder, "a").await.unwrap();
+    let cluster = to("a");
+    let leaving = Sight { leaving: vec![target(1)], ..sight(&[2], true) };
+    let gone = Sight { gone: vec![target(1)], ..sight(&[2], true) };
+    shown.show([Ok(sight(&[1], true)), Err(Class::Transient), Ok(leaving.clone())]);
+    let clock = Clock::start();
+    assert_eq!(seat.fate_after(&cluster, Fate::Stays).await, Fate::Leaving);
+    assert!(clock.now().mono <= WATCH * 3, "{:?}", clock.now().mono);
+    assert!(!seat.has_gone(&cluster).await);
+    shown.show([Ok(leaving), Ok(gone)]);
+    let clock = Clock::start();
+    assert_eq!(seat.fate_after(&cluster, Fate::Leaving).await, Fate::Gone);
+    assert!(clock.now().mono <= WATCH + AGAIN * 2, "{:?}", clock.now().mono);
+    assert!(seat.has_gone(&cluster).await);
+}

@@ -1,0 +1,165 @@
+//! Bastions that are found: services of ECS, tags, Auto Scaling groups, and what is in the cluster's network.
+
+use std::time::Duration;
+
+use autoheal_pa::{
+    clock::Clock,
+    emulator::{BastionConfig, ClusterConfig, Config, EcsConfig, TaskTimes},
+};
+
+use super::support::{Lab, within};
+
+/// Tasks that take as long as it takes to see what becomes of them.
+fn slow_tasks() -> TaskTimes {
+    TaskTimes {
+        provisioning: Duration::from_secs(2),
+        pending: Duration::from_secs(3),
+        activating: Duration::from_secs(2),
+        agent: Duration::from_secs(1),
+        deactivating: Duration::from_secs(6),
+        stopping: Duration::from_secs(10),
+        ..TaskTimes::default()
+    }
+}
+
+fn with_service(times: TaskTimes) -> Config {
+    let ecs = EcsConfig { times, ..EcsConfig::with_service("tools", "bastion", 1) };
+    Config { ecs, ..Config::default() }
+}
+
+/// What `status` says of the first tunnel: what was asked for, and what is in use.
+async fn in_use(lab: &Lab) -> (String, String) {
+    let status = lab.status(&[]).await;
+    let text = |key: &str| status["tunnels"][0][key].as_str().unwrap_or_default().to_owned();
+    (text("bastion"), text("target"))
+}
+
+/// Waits until another target is in use than this one.
+async fn moved(lab: &Lab, from: &str) -> String {
+    within("another target", async {
+        loop {
+            let (_, target) = in_use(lab).await;
+            if target != from && !target.is_empty() {
+                return target;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_of_ecs_is_a_bastion_and_its_deployments_are_foreseen() {
+    let lab = Lab::start(with_service(slow_tasks())).await;
+    let up = lab.up(&["--bastion", "ecs:tools/bastion"]).await;
+    let (asked, first) = in_use(&lab).await;
+    assert_eq!(asked, "ecs:tools/bastion");
+    assert!(first.starts_with("ecs:tools_"), "{first}");
+    let said = up.stderr_so_far();
+    assert!(said.contains(&format!("`ecs:tools/bastion` is `{first}`")), "{said}");
+
+    assert_eq!(lab.emulator.deploy(None), 1);
+    // While the old task goes, no new connection waits or is refused.
+    let port = lab.status(&[]).await["tunnels"][0]["port"].as_u64().unwrap();
+    let kubeconfig = kube::config::Kubeconfig::read_from(lab.kubeconfig()).unwrap();
+    let clock = Clock::start();
+    let mut second = String::new();
+    while second.is_empty() || clock.now().mono < Duration::from_secs(30) {
+        let options = kube::config::KubeConfigOptions::default();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig.clone(), &options).await.unwrap();
+        let client = kube::Client::try_from(config).unwrap();
+        let asked_at = clock.now().mono;
+        within("an answer", client.apiserver_version()).await.unwrap();
+        assert!(
+            (clock.now().mono - asked_at) < Duration::from_secs(10),
+            "{:?} on port {port}",
+            (clock.now().mono - asked_at)
+        );
+        let (_, target) = in_use(&lab).await;
+        if target != first {
+            second = target;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(clock.now().mono < Duration::from_secs(120), "it stays on `{first}`");
+    }
+    drop(up.stop().await);
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_replaces_its_bastion_is_followed() {
+    let bastion = BastionConfig::new("i-0dc03fbcae2a87472").in_group("bastions");
+    let lab = Lab::start(Config { bastions: vec![bastion], ..Config::default() }).await;
+    let up = lab.up(&["--bastion", "asg:bastions"]).await;
+    let (asked, first) = in_use(&lab).await;
+    assert_eq!((asked.as_str(), first.as_str()), ("asg:bastions", "i-0dc03fbcae2a87472"));
+    let new = lab.emulator.replace_instance("i-0dc03fbcae2a87472").unwrap();
+    assert_eq!(moved(&lab, &first).await, new);
+    drop(up.stop().await);
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_names_and_networks_lead_to_the_right_bastion() {
+    let bastions = vec![
+        BastionConfig::new("i-00000000000000001").tagged("Name", "worker").tagged("eks:nodegroup-name", "ng"),
+        BastionConfig::new("i-00000000000000002").tagged("Name", "the Bastion").tagged("role", "way in"),
+        BastionConfig::new("i-00000000000000003").tagged("autoheal-pa:bastion", "true"),
+        BastionConfig { online: false, ..BastionConfig::new("i-00000000000000004").tagged("role", "way in") },
+    ];
+    let lab = Lab::start(Config { bastions, ..Config::default() }).await;
+    for (bastion, target) in [
+        ("tag:role=way in", "i-00000000000000002"),
+        ("name:the Bastion", "i-00000000000000002"),
+        ("auto", "i-00000000000000003"),
+        ("auto:nodes", "i-00000000000000003"),
+    ] {
+        let up = lab.up(&["--bastion", bastion]).await;
+        assert_eq!(in_use(&lab).await, (bastion.to_owned(), target.to_owned()));
+        drop(up.stop().await);
+    }
+    let doctor = lab.run(&["doctor", "--bastion", "tag:role=way in"]).await;
+    let said = doctor.assert_success();
+    assert!(said.contains("found 2, `i-00000000000000002` first"), "{said}");
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_found_is_said_with_what_to_do() {
+    let two = EcsConfig::with_service("tools", "bastion", 1);
+    let mut config = Config { ecs: two, clusters: vec![ClusterConfig::new("payments")], ..Config::default() };
+    config.bastions[0].online = false;
+    config.bastions[0] = config.bastions[0].clone().tagged("role", "bastion");
+    let lab = Lab::start(config).await;
+    for (bastion, code, texts) in [
+        ("ecs:toolz/bastion", 4, &["there is no ECS cluster `toolz` in us-east-1", "aws ecs list-clusters"][..]),
+        (
+            "ecs:tools/bastions",
+            4,
+            &["there is no service `bastions` in the ECS cluster `tools`", "aws ecs list-services"],
+        ),
+        (
+            "ecs:tools/0f9de17a6465404e8b1b2356dc13c2f8",
+            4,
+            &["there is no task `0f9de17a6465404e8b1b2356dc13c2f8`", "aws ecs list-tasks"],
+        ),
+        ("ecs:tools/bastion/sidecar", 5, &["has no such container, only", "name one of its containers"]),
+        (
+            "arn:aws:ecs:us-east-1:999999999999:service/tools/bastion",
+            5,
+            &["is in another region or account", "use credentials and `--region`"],
+        ),
+        ("tag:role=bastions", 4, &["no managed node in us-east-1 of this account has the tag `role=bastions`"]),
+        ("tag:role=bastion", 4, &["none of the 1 nodes with the tag `role=bastion` is in contact", "ConnectionLost"]),
+        ("auto", 4, &["is a bastion for `auto`", "aws ec2 create-tags"]),
+        ("auto:everything", 2, &["is not a bastion"]),
+        ("ecs:tools/", 2, &["is not a bastion"]),
+    ] {
+        let ended = lab.run(&["exec", "--base-port", "0", "--timeout", "5s", "--bastion", bastion, "--", "true"]).await;
+        assert_eq!(ended.code(), Some(code), "{bastion}: {ended:#?}");
+        for text in texts {
+            assert!(ended.stderr.contains(text), "{bastion}: `{text}` is not in {}", ended.stderr);
+        }
+    }
+    lab.assert_clean().await;
+}
