@@ -8,7 +8,7 @@
 //! * Every attempt is signed anew, by the time that AWS has.
 //! * No list goes on for ever.
 //! * Values of filters are taken as they are: EC2's wildcards are escaped.
-//! * What goes into commands and ARNs is plain; all other text is a [`PeerText`].
+//! * What goes into commands and ARNs is plain; all other text is `PeerText`.
 
 use std::{
     collections::BTreeMap,

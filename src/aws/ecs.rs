@@ -3,7 +3,7 @@
 //! Invariants:
 //!
 //! * No list goes on for ever, and no list of nothing is asked for: ECS would answer it with everything.
-//! * Names, ids and ARNs are plain, as they go into targets, commands and policies; all other text is a [`PeerText`].
+//! * Names, ids and ARNs are plain, as they go into targets, commands and policies; all other text is `PeerText`.
 //! * A call that is answered well and yet did nothing is an error: the reasons among its failures are its answer.
 
 use std::time::Duration;
