@@ -114,7 +114,7 @@ async fn ask(
     sheet: &mut Sheet<'_>,
 ) -> Result<(), CommandError> {
     manager.send(&Request::Doctor { clusters }).await?;
-    sheet.printer.progress("the running manager examines itself");
+    sheet.printer.progress("the running manager checks itself");
     loop {
         let answer = tokio::select! {
             biased;
@@ -124,13 +124,13 @@ async fn ask(
         };
         match answer {
             Some(Answer::Finding(entry)) => sheet.add(serde_json::from_value(entry).map_err(|error| {
-                CommandError::new(Kind::Unexpected, "cannot understand a finding of the manager").with_source(error)
+                CommandError::new(Kind::Unexpected, "cannot understand the manager's answer").with_source(error)
             })?),
             Some(Answer::Done) => return Ok(()),
             Some(Answer::Token(_) | Answer::Status(_) | Answer::Reloaded(_) | Answer::Stopping) => {
-                return Err(CommandError::new(Kind::Unexpected, "the manager answers something else"));
+                return Err(CommandError::new(Kind::Unexpected, "the manager gave an unexpected answer"));
             }
-            None => return Err(CommandError::new(Kind::Unexpected, "the manager has ended meanwhile")),
+            None => return Err(CommandError::new(Kind::Unexpected, "the manager has stopped in the meantime")),
         }
     }
 }

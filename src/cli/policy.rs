@@ -32,9 +32,10 @@ pub async fn run(args: &PolicyArgs, global: &GlobalArgs, printer: &Printer) -> R
 async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant, CommandError> {
     let PolicySettings { access, account } = settings;
     let [Access { aws, bastion: bastions, clusters, .. }] = <[Access; 1]>::try_from(access).map_err(|access| {
-        let message = format!("the configuration file has {} accesses, and a policy is for one", access.len());
+        let message =
+            format!("the configuration file has {} entries of `access`, but a policy is for one", access.len());
         CommandError::new(Kind::Usage, message)
-            .hint("say which with `--config /dev/null` and `--region`, `--bastion`, `--role-arn`")
+            .hint("choose one with `--config /dev/null` and `--region`, `--bastion`, `--role-arn`")
     })?;
     let named = aws.role_arn.as_deref().and_then(Principal::from_arn);
     // Calls nothing, but finds the region wherever it is said.
@@ -47,7 +48,7 @@ async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant,
             let principal = named.or_else(|| Principal::from_arn(&caller.arn));
             if needs_principal && principal.is_none() {
                 let message = format!("`{}` is neither a role nor a user", caller.arn);
-                return Err(CommandError::new(Kind::Usage, message).hint("name the role with `--role-arn`"));
+                return Err(CommandError::new(Kind::Usage, message).hint("give the role with `--role-arn`"));
             }
             (account.unwrap_or(caller.account), principal)
         }
@@ -56,7 +57,7 @@ async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant,
     let partition = grant.partition();
     if let Some(principal) = grant.principal.as_ref().filter(|principal| principal.partition() != partition) {
         let message =
-            format!("{} is in the partition `{partition}`, and `{}` in another", grant.region, principal.arn());
+            format!("{} is in the partition `{partition}`, but `{}` is in another", grant.region, principal.arn());
         return Err(CommandError::new(Kind::Usage, message).hint("choose the region with `--region`"));
     }
     Ok(grant)
@@ -65,9 +66,9 @@ async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant,
 /// How to do without the call that failed.
 fn without_aws(needs_principal: bool) -> &'static str {
     if needs_principal {
-        "give the role that it is for with `--role-arn ARN`, and AWS is asked for nothing"
+        "give the role with `--role-arn ARN`: then AWS is not called"
     } else {
-        "give the account with `--account-id`, and AWS is asked for nothing"
+        "give the account with `--account-id`: then AWS is not called"
     }
 }
 
@@ -99,7 +100,7 @@ fn hints(args: &PolicyArgs, grant: &Grant) -> Vec<String> {
         && (args.access_entry || args.terraform)
     {
         let name = principal.map(Principal::name).unwrap_or_default();
-        hints.push(command!("a session does not tell its role's path: if `aws iam get-role --role-name {} --query Role.Arn --output text` \
+        hints.push(command!("the path of a role cannot be seen from its session: if `aws iam get-role --role-name {} --query Role.Arn --output text` \
              shows another ARN, give that with `--role-arn`", name));
     }
     hints

@@ -58,7 +58,7 @@ pub async fn run(args: StatusArgs, global: GlobalArgs, printer: &Printer) -> Res
     client.send(&Request::Status { follow: args.watch }).await?;
     let first = timeout(ANSWER_LIMIT, next(&mut client)).await.map_err(|_| late())??;
     let Some(status) = first else {
-        return Err(CommandError::new(Kind::NotFound, format!("the manager `{}` is ending", settings.name)));
+        return Err(CommandError::new(Kind::NotFound, format!("the manager `{}` is stopping", settings.name)));
     };
     if !args.watch {
         if args.json {
@@ -102,7 +102,7 @@ async fn watch(
                 Ok(told) => match told? {
                     Some(told) => (status, fresh) = (told, true),
                     None => {
-                        printer.progress(&format!("the manager `{}` has ended", status.name));
+                        printer.progress(&format!("the manager `{}` has stopped", status.name));
                         return Ok(ExitCode::SUCCESS);
                     }
                 },
@@ -121,7 +121,7 @@ async fn next(client: &mut Client) -> Result<Option<ManagerStatus>, CommandError
         Some(Answer::Status(status)) => Ok(Some(*status)),
         None => Ok(None),
         Some(Answer::Token(_) | Answer::Reloaded(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done) => {
-            Err(CommandError::new(Kind::Unexpected, "the manager answers something else"))
+            Err(CommandError::new(Kind::Unexpected, "the manager gave an unexpected answer"))
         }
     }
 }
@@ -286,7 +286,7 @@ fn session_row(number: usize, session: &SessionReport, now: SystemTime) -> [Stri
 fn notes(session: &SessionReport) -> impl Iterator<Item = String> {
     let behind = session.messages_behind;
     let catching_up = (behind > 0).then(|| format!("catching up, {behind} messages behind"));
-    let held_back = "held back: a local program reads more slowly than its data comes";
+    let held_back = "held back: a local program reads more slowly than its data arrives";
     catching_up.into_iter().chain(session.held_back.then(|| held_back.to_owned()))
 }
 

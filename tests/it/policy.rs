@@ -273,10 +273,7 @@ async fn prints_a_policy_without_credentials() {
     assert_eq!(ended.stderr, "");
 
     for (args, hint) in [
-        (
-            &["policy", "--terraform", "--account-id", "123456789012"][..],
-            "give the role that it is for with `--role-arn ARN`",
-        ),
+        (&["policy", "--terraform", "--account-id", "123456789012"][..], "give the role with `--role-arn ARN`"),
         (&["policy"], "give the account with `--account-id`"),
     ] {
         let mut command = lab.bare_command(PROGRAM);
@@ -341,7 +338,10 @@ async fn a_configuration_file_says_what_it_is_for() {
     fs::write(&file, format!("{one}access:\n- region: eu-west-1\n- region: us-east-1\n")).unwrap();
     let ended = Running::start(&mut command).ended().await;
     assert_eq!(ended.code(), Some(2), "{ended:#?}");
-    assert!(ended.stderr.contains("the configuration file has 2 accesses, and a policy is for one"), "{ended:#?}");
+    assert!(
+        ended.stderr.contains("the configuration file has 2 entries of `access`, but a policy is for one"),
+        "{ended:#?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

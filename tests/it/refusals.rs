@@ -47,7 +47,7 @@ async fn a_clock_that_is_off_is_said_and_nothing_else_is_blamed() {
         lab.emulator.update(|settings| settings.clock_skew_ms = skew_ms);
         let doctor = lab.run(&["doctor"]).await;
         assert_eq!(doctor.code(), Some(0), "{doctor:#?}");
-        assert!(doctor.stdout.contains(&format!("the clock of this machine{off}")), "{doctor:#?}");
+        assert!(doctor.stdout.contains(&format!("this machine's clock{off}")), "{doctor:#?}");
         assert!(doctor.stdout.contains("timedatectl"), "{doctor:#?}");
         assert!(!doctor.stdout.contains("policy"), "{doctor:#?}");
 

@@ -60,7 +60,7 @@ impl<'a> Fixes<'a> {
             ],
             Trouble::Port(_) => vec!["autoheal-pa up".to_owned()],
             Trouble::NoBastion => vec![command!(
-                "add `--bastion i-0123456789abcdef0` or set `AUTOHEAL_PA_BASTION`; this lists what can be given: `aws ssm \
+                "add `--bastion i-0123456789abcdef0` or set `AUTOHEAL_PA_BASTION`; list what it accepts with `aws ssm \
                  describe-instance-information --region {} --query \
                  'InstanceInformationList[].[InstanceId,PingStatus,ComputerName]' --output table`",
                 region
@@ -127,7 +127,7 @@ impl<'a> Fixes<'a> {
             DialError::UpgradeRefused { status: 401 | 403, detail, .. } => self.upgrade(detail),
             DialError::Unreachable { host, .. } | DialError::UpgradeRefused { host, .. } => network(host, error),
             DialError::ForeignStreamUrl { .. } => vec![
-                "if this is an endpoint of your own, name it in `AWS_ENDPOINT_URL_SSM`: its host is trusted then"
+                "if this is an endpoint of your own, set `AWS_ENDPOINT_URL_SSM` to it: its host is then trusted"
                     .to_owned(),
             ],
             DialError::Throttled { .. } | DialError::Service { .. } | DialError::Timeout { .. } => {
@@ -345,7 +345,7 @@ impl<'a> Fixes<'a> {
                 ),
                 "kubectl create clusterrolebinding autoheal-pa --clusterrole=view --group=autoheal-pa".to_owned(),
                 command!(
-                    "or, to use access entries from then on: `aws eks update-cluster-config --name {} --region {} \
+                    "or switch to access entries: `aws eks update-cluster-config --name {} --region {} \
                      --access-config authenticationMode=API_AND_CONFIG_MAP`",
                     cluster,
                     region

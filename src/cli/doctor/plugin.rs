@@ -55,7 +55,7 @@ async fn run(plugin: &Exec) -> Result<(), String> {
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let ended = async { tokio::join!(read_pipe(out, MAX_OUTPUT_LEN), read_pipe(err, MAX_OUTPUT_LEN), child.wait()) };
     let Ok((out, err, status)) = timeout(LIMIT, ended).await else {
-        return Err(format!("it has not answered within {} s", LIMIT.as_secs()));
+        return Err(format!("it did not answer within {} s", LIMIT.as_secs()));
     };
     let status = status.map_err(failed)?;
     if !status.success() {
@@ -63,7 +63,7 @@ async fn run(plugin: &Exec) -> Result<(), String> {
     }
     let answer: Value = serde_json::from_slice(out.expose()).unwrap_or_default();
     let has_token = answer["kind"] == "ExecCredential" && answer["status"]["token"].is_string();
-    if has_token { Ok(()) } else { Err("what it prints is no credential".to_owned()) }
+    if has_token { Ok(()) } else { Err("its output is not an ExecCredential".to_owned()) }
 }
 
 fn unreadable(kubeconfig: &Path, error: &KubeconfigError) -> Entry {
@@ -76,8 +76,8 @@ fn unreadable(kubeconfig: &Path, error: &KubeconfigError) -> Entry {
         target: None,
         tried: format!("to read `{}`", kubeconfig.display()),
         answer: Some(sentence(error)),
-        meaning: Some("the contexts in it cannot be used, and `up` will write none into it".to_owned()),
-        fixes: vec!["mend the file or move it away, or give another with `--kubeconfig`".to_owned()],
+        meaning: Some("the contexts in it cannot be used, and `up` will not write to it".to_owned()),
+        fixes: vec!["fix or move the file, or give another with `--kubeconfig`".to_owned()],
         duration_ms: 0,
     }
 }
@@ -89,12 +89,12 @@ fn entry(kubeconfig: &Path, plugin: &Exec, outcome: Result<(), String>, took: Du
         Ok(()) => (Status::Ok, "it gives a token".to_owned(), None, Vec::new()),
         Err(wrong) => {
             let meaning = format!(
-                "this is what kubectl runs for each context in `{}`, and it gets no token; the path is the one by which `up` was started",
+                "kubectl runs this for each context in `{}` and gets no token; the path is the one that `up` was started with",
                 kubeconfig.display()
             );
             let fixes = vec![
                 command!("ls -l {}", plugin.command),
-                "start `up` again by a path that stays: it writes the path anew".to_owned(),
+                "start `up` again from a permanent path: it then writes that path".to_owned(),
             ];
             (Status::Failed, wrong, Some(meaning), fixes)
         }
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(examine(Some(script)).await.status, Status::Ok);
         let refused = examine(Some("printf 'error: no \\033[1mcredentials\\n' >&2; exit 3")).await;
         assert_eq!(refused.answer.as_deref(), Some("exit status: 3: error: no [1mcredentials"));
-        assert_eq!(examine(Some("echo hello")).await.answer.as_deref(), Some("what it prints is no credential"));
+        assert_eq!(examine(Some("echo hello")).await.answer.as_deref(), Some("its output is not an ExecCredential"));
         // One that never stops to print is not waited for.
         let endless = examine(Some("exec cat /dev/zero")).await;
         assert!(endless.answer.as_deref().unwrap().starts_with("signal: 13"), "{endless:?}");

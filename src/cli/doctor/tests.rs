@@ -190,7 +190,7 @@ fn an_agent_that_ends_the_session_may_have_any_reason() {
     let entry = failed(Check::Endpoint, place(ROLE, BASTION), closed);
     assert!(entry.answer.unwrap().ends_with(&output));
     let meaning = entry.meaning.unwrap();
-    assert!(meaning.ends_with("what `x.eks.amazonaws.com` leads to there, tell why"), "{meaning}");
+    assert!(meaning.ends_with("what `x.eks.amazonaws.com` resolves to there, say why"), "{meaning}");
     assert!(entry.fixes[0].contains("getent hosts x.eks.amazonaws.com"), "{:?}", entry.fixes);
 }
 

@@ -167,7 +167,7 @@ fn told(fact: &Fact, place: &Place) -> String {
             let arn = place.caller.as_ref().map(|caller| caller.arn.as_str()).unwrap_or_default();
             match expires {
                 Some(end) => format!("{arn}, credentials until {}", rfc3339(*end)),
-                None => format!("{arn}, credentials without an end"),
+                None => format!("{arn}, credentials that do not expire"),
             }
         }
         Fact::Clusters(names) => list(names),
@@ -194,17 +194,17 @@ fn told(fact: &Fact, place: &Place) -> String {
         Fact::AgentVersion(version) => version.to_string(),
         Fact::Session(id) => id.to_string(),
         Fact::Started => "a session was started".to_owned(),
-        Fact::DataChannel => "the message gateway takes the signature".to_owned(),
+        Fact::DataChannel => "the message gateway accepts the signature".to_owned(),
         Fact::Handshake(version) => format!("agent {version}"),
         Fact::Reached => format!("`{}` answers", Names::of(place).endpoint),
         Fact::Verified => "verifies against the cluster's authority".to_owned(),
-        Fact::Answered(403) => "403: it knows the token, and may not tell whether it is well".to_owned(),
+        Fact::Answered(403) => "403: it accepts the token, but may not report its health".to_owned(),
         Fact::Answered(status) => status.to_string(),
         Fact::User(user) if user.groups.is_empty() => user.name.to_string(),
         Fact::User(user) => format!("{}, in {}", user.name, groups(&user.groups)),
         Fact::MayListPods => "in all namespaces".to_owned(),
-        Fact::Resumed => "resumed, and the agent is heard through the new WebSocket".to_owned(),
-        Fact::Terminated => "nothing is left behind".to_owned(),
+        Fact::Resumed => "resumed, and the agent answers through the new WebSocket".to_owned(),
+        Fact::Terminated => "no session is left behind".to_owned(),
     }
 }
 
@@ -226,16 +226,16 @@ fn skipped(reason: &Reason, place: &Place) -> String {
     match reason {
         Reason::Needs(check) => format!("not tried without `{}`", title(*check)),
         Reason::NotListed if matches!(place.target, Some(Target::EcsTask(_))) => {
-            "ECS containers are not in the list of managed nodes; the session will show".to_owned()
+            "ECS containers are not in the list of managed nodes: `start session` will show".to_owned()
         }
-        Reason::NotListed => "Systems Manager does not say; the session will show".to_owned(),
+        Reason::NotListed => "Systems Manager does not say: `start session` will show".to_owned(),
         Reason::Unasked(AwsError::AccessDenied { action, .. }) => {
-            format!("`{action}` is optional and not allowed; the session will show")
+            format!("`{action}` is optional and not allowed: `start session` will show")
         }
         Reason::Unasked(error) => sentence(error),
-        Reason::NotServed => "the API server is older than Kubernetes 1.28 and cannot be asked".to_owned(),
+        Reason::NotServed => "the API server is older than Kubernetes 1.28, which cannot say".to_owned(),
         Reason::SessionOver => "the agent has ended the session".to_owned(),
-        Reason::NotNeeded => "this route has nothing of the kind".to_owned(),
+        Reason::NotNeeded => "does not apply to this route".to_owned(),
     }
 }
 
@@ -260,11 +260,11 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
         Trouble::Dial(error) => sentence(error),
         Trouble::Unsigned { said } => {
             let said = if said.is_empty() { String::new() } else { format!(": {said}") };
-            format!("the message gateway refuses the signature, and takes the WebSocket without one{said}")
+            format!("the message gateway rejects the signature, but accepts the WebSocket without one{said}")
         }
         Trouble::Clock(off) => match &place.caller {
-            Some(caller) => format!("{}; the clock of this machine is {off}", caller.arn),
-            None => format!("the clock of this machine is {off}"),
+            Some(caller) => format!("{}; this machine's clock is {off}", caller.arn),
+            None => format!("this machine's clock is {off}"),
         },
         // That it was not reached is what the check is about.
         Trouble::Fault(SessionFault::Probe(error)) => sentence(error),
@@ -287,17 +287,19 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
     let Names { cluster, target, host, .. } = &names;
     match trouble {
         Trouble::Aws(error @ AwsError::AccessDenied { .. }) if check == Check::ListClusters => {
-            format!("{}; whoever names clusters with `--cluster` does not need it", denied(error))
+            format!("{}; not needed if clusters are given with `--cluster`", denied(error))
         }
         Trouble::Aws(error) => aws_meaning(error),
         Trouble::Expiring { .. } => {
-            "they end before a tunnel is of much use, unless their source gives new ones: what has been opened stays open, \
-             lost sessions cannot be resumed"
+            "they expire soon and may not be renewed: after that open connections go on, but lost sessions cannot be \
+             resumed"
                 .to_owned()
         }
-        Trouble::NoClusters => "another region or another account was meant, or there is nothing to open a tunnel to".to_owned(),
+        Trouble::NoClusters => {
+            "the region or account may be the wrong one, or there is nothing to open a tunnel to".to_owned()
+        }
         Trouble::NoSuchCluster => {
-            "names are case-sensitive, and unique per region and account: another of these was meant".to_owned()
+            "names are case-sensitive and unique per region and account: check all three".to_owned()
         }
         Trouble::Unusable(reason) => unusable(reason).to_owned(),
         Trouble::PublicOnly => format!(
@@ -305,27 +307,29 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
              address that the public access CIDRs admit"
         ),
         Trouble::Port(_) => "the manager's tunnel does not listen there any more".to_owned(),
-        Trouble::NoBastion => "clusters are reached through a bastion: nothing beyond this can be checked without".to_owned(),
+        Trouble::NoBastion => {
+            "clusters are reached through a bastion: without one nothing more can be checked".to_owned()
+        }
         Trouble::NotManaged => format!(
             "`{target}` does not exist, is terminated, is in another region or account, or its agent has never registered"
         ),
         Trouble::Offline(_) => format!(
-            "`{target}` is stopped, its agent does not run, or it has no way to Systems Manager: NAT or interface endpoints for `ssm` \
+            "`{target}` is stopped, its agent does not run, or it cannot reach Systems Manager: NAT or interface endpoints for `ssm` \
              and `ssmmessages`"
         ),
         Trouble::AgentTooOld { .. } => too_old(),
         Trouble::Dial(error) => dial_meaning(error, place),
         Trouble::Unsigned { said } => format!(
-            "{}: tunnels work as long as AWS takes WebSockets without a signature, and no longer",
+            "{}: tunnels work only as long as AWS accepts WebSockets without a signature",
             refused_upgrade(said)
         ),
         Trouble::Clock(_) => {
-            "signatures are good for minutes only; this program follows the clock of AWS, other programs here do not".to_owned()
+            "signatures are valid for minutes only; this program uses AWS's time, other programs here do not".to_owned()
         }
         Trouble::Fault(SessionFault::Resume(error)) => dial_meaning(error, place),
         Trouble::Fault(SessionFault::Closed(CloseReason::ChannelClosed { .. })) if check == Check::Endpoint => format!(
-            "the agent on `{target}` has ended the session before it connected: its words, and what `{host}` leads to \
-             there, tell why"
+            "the agent on `{target}` has ended the session before it connected: its message, and \
+             what `{host}` resolves to there, say why"
         ),
         Trouble::Fault(SessionFault::Closed(reason)) => closed_meaning(reason, target),
         Trouble::Fault(SessionFault::Probe(error)) => probe_meaning(check, error, &names),
@@ -346,17 +350,17 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
              another resolver than the VPC's"
         ),
         Trouble::Refused { .. } => format!(
-            "`{host}` leads `{target}` to an address that its agent does not forward to: loopback, one where AWS gives metadata, credentials, \
-             names or the time, or one that the VPC keeps for itself; the endpoint of an API server has no such address"
+            "on `{target}`, `{host}` resolves to an address that its agent does not forward to: loopback, AWS's addresses for \
+             metadata, credentials, DNS or time, or one that the VPC keeps for itself; the endpoint of an API server has no such address"
         ),
         Trouble::NotReached(_) if check == Check::Certificate => {
-            format!("what answers is not the API server of `{cluster}`, or not to be told from another")
+            format!("what answers cannot be verified as the API server of `{cluster}`")
         }
         Trouble::NotFound(_) => "there is nothing to start a session on".to_owned(),
-        Trouble::NotReached(_) => format!("nothing leads from this machine to `{host}`"),
-        Trouble::Api(_) => format!("the API server of `{cluster}` is there and does not answer as one"),
+        Trouble::NotReached(_) => format!("this machine cannot reach `{host}`"),
+        Trouble::Api(_) => format!("something answers for `{cluster}`, but not as an API server"),
         Trouble::Unauthorized => unauthorized(place),
-        Trouble::Status(_) => format!("the API server of `{cluster}` is not well"),
+        Trouble::Status(_) => format!("the API server of `{cluster}` is not healthy"),
         Trouble::MayNotListPods { .. } => command!(
             "`{}` knows this identity and lets it see no pods; an access policy that is limited to namespaces looks the \
              same here, and then `kubectl get pods -n NAMESPACE` works",
@@ -369,14 +373,14 @@ fn unauthorized(place: &Place) -> String {
     let mode = place.description.as_ref().and_then(|description| description.authentication_mode.as_deref());
     match mode {
         Some(mode @ ("API" | "API_AND_CONFIG_MAP")) => {
-            format!("the token is good, and nobody has told the cluster who that is: its authentication mode is {mode}, and this \
+            format!("the token is valid, but the cluster does not know this identity: its authentication mode is {mode}, and this \
                      identity has no access entry")
         }
         Some(mode) => format!(
-            "the token is good, and nobody has told the cluster who that is: its authentication mode is {mode}, and this identity \
+            "the token is valid, but the cluster does not know this identity: its authentication mode is {mode}, and this identity \
              is not in the config map `aws-auth`"
         ),
-        None => "the token is good, and nobody has told the cluster who that is: EKS names no authentication mode, which is \
+        None => "the token is valid, but the cluster does not know this identity: EKS names no authentication mode, which is \
                  CONFIG_MAP, and this identity is not in the config map `aws-auth`"
             .to_owned(),
     }
@@ -388,11 +392,11 @@ fn unusable(reason: &SkipReason) -> &'static str {
             "the cluster is being created, which takes some ten minutes; there is nothing to connect to before"
         }
         SkipReason::Status(_) => {
-            "the cluster is on its way in or out, or has failed; only ACTIVE and UPDATING ones can be used"
+            "the cluster is being created or deleted, or has failed; only ACTIVE and UPDATING ones can be used"
         }
-        SkipReason::Connected => "the cluster runs elsewhere, and EKS knows no way to it",
+        SkipReason::Connected => "the cluster runs elsewhere, and EKS has no endpoint for it",
         SkipReason::NoEndpoint | SkipReason::NoCertificateAuthority => "EKS has not made it yet; try again in a minute",
-        SkipReason::Endpoint => "what EKS gives is nothing that can be connected to",
+        SkipReason::Endpoint => "EKS gives an endpoint that cannot be connected to",
         SkipReason::AccessDenied { .. } => "no policy of this identity allows it",
     }
 }
@@ -415,7 +419,7 @@ pub(super) fn is_explicit_deny(error: &(dyn std::error::Error + 'static)) -> Opt
     } else if of("session policy") {
         Some("the session policy that this role was assumed with")
     } else if text.contains("with an explicit deny") {
-        Some("an explicit deny, which wins over whatever else allows it")
+        Some("an explicit deny, which overrides whatever allows it")
     } else {
         None
     }
@@ -423,14 +427,14 @@ pub(super) fn is_explicit_deny(error: &(dyn std::error::Error + 'static)) -> Opt
 
 fn denied(error: &(dyn std::error::Error + 'static)) -> String {
     match is_explicit_deny(error) {
-        Some(by) => format!("what forbids it is {by}: a further policy does not help"),
+        Some(by) => format!("it is denied by {by}: another policy does not help"),
         None => "no policy of this identity allows it".to_owned(),
     }
 }
 
 fn aws_meaning(error: &AwsError) -> String {
     match error {
-        AwsError::NoRegion => "calls go to a region, and none is named anywhere",
+        AwsError::NoRegion => "no region is set",
         AwsError::InvalidRegion { .. } => "there is no AWS endpoint of this name",
         AwsError::UnknownProfile { .. } | AwsError::ProfileFiles { .. } | AwsError::Profile { .. } => {
             "the profile cannot be used"
@@ -438,9 +442,9 @@ fn aws_meaning(error: &AwsError) -> String {
         AwsError::NoGateway { .. } => "sessions would be opened to somebody else",
         AwsError::CaBundle { .. } => "TLS connections cannot be verified as was asked for",
         AwsError::HalfKeys => "keys work in pairs only",
-        AwsError::NoCredentials { .. } => "none of the places where AWS credentials may be has any",
+        AwsError::NoCredentials { .. } => "no source of AWS credentials has any",
         AwsError::CredentialSource { .. } | AwsError::CredentialTimeout { .. } => {
-            "a source of credentials is configured and does not deliver"
+            "a source of credentials is configured, but gives none"
         }
         AwsError::TokenFile { .. } | AwsError::TokenEndpoint { .. } | AwsError::TokenMalformed { .. } => {
             "there is no OIDC token to assume the role with"
@@ -457,16 +461,16 @@ fn aws_meaning(error: &AwsError) -> String {
             "everything that is signed with them is refused"
         }
         AwsError::BadKeys { .. } => "AWS does not know these keys: deleted, mistyped, or of another partition",
-        AwsError::ClockSkew { .. } => "signatures are good for minutes only, by the clock of AWS",
+        AwsError::ClockSkew { .. } => "signatures are valid for minutes only, by AWS's time",
         AwsError::AccessDenied { .. } => return denied(error),
         AwsError::Throttled { .. } => "too many calls are made in this account just now",
         AwsError::RegionDisabled { .. } => "the account does not use this region",
-        AwsError::Unreachable { .. } => "this machine has no way to the service: name, route, proxy or certificate",
+        AwsError::Unreachable { .. } => "this machine cannot reach the service: name, route, proxy or certificate",
         AwsError::ClusterNotFound { .. } => "another name, region or account was meant",
         AwsError::Signing { .. } | AwsError::BearerTokenTooLong { .. } => "these credentials make no token",
-        AwsError::Refused { .. } => "AWS does not take what it was asked; its words say why",
-        AwsError::Malformed { .. } => "what has answered may not be AWS",
-        AwsError::Service { source, .. } if is_foreign(&**source) => "what has answered is not AWS",
+        AwsError::Refused { .. } => "AWS rejects the request; its message says why",
+        AwsError::Malformed { .. } => "the answer may not come from AWS",
+        AwsError::Service { source, .. } if is_foreign(&**source) => "the answer does not come from AWS",
         AwsError::Service { .. } => "AWS has a problem of its own",
     }
     .to_owned()
@@ -480,7 +484,7 @@ fn dial_meaning(error: &DialError, place: &Place) -> String {
         }
         DialError::TargetNotFound { .. } => format!("no such managed node in {region} of this account"),
         DialError::AccessDenied { resource, .. } if resource.contains("document/") => {
-            "the bastion is allowed and the session document is not; a condition on instance tags never holds for a document"
+            "the bastion is allowed, but the session document is not; a condition on instance tags never holds for a document"
                 .to_owned()
         }
         DialError::AccessDenied { action: "ssm:ResumeSession", .. } => format!(
@@ -492,22 +496,22 @@ fn dial_meaning(error: &DialError, place: &Place) -> String {
             denied(error)
         ),
         DialError::AccessDenied { .. } => denied(error),
-        DialError::DocumentRefused { .. } => format!("the session document is not there in {region}, or is another"),
+        DialError::DocumentRefused { .. } => format!("the session document does not exist in {region}, or is a different one"),
         DialError::SessionEnded { .. } => {
             "the service has ended the session as soon as its WebSocket was gone: open connections do not survive".to_owned()
         }
         DialError::Throttled { .. } => "too many sessions are started in this account just now".to_owned(),
-        DialError::Credentials { .. } => "the credentials have ended meanwhile".to_owned(),
-        DialError::Unreachable { host, .. } => format!("this machine has no way to `{host}`: name, route, proxy or certificate"),
+        DialError::Credentials { .. } => "the credentials have expired in the meantime".to_owned(),
+        DialError::Unreachable { host, .. } => format!("this machine cannot reach `{host}`: name, route, proxy or certificate"),
         DialError::ForeignStreamUrl { .. } => {
             "whoever answered in the place of Systems Manager sends the WebSocket elsewhere; nothing was sent there".to_owned()
         }
         DialError::UpgradeRefused { status: 401 | 403, detail, .. } => {
-            format!("the session was started, and its data channel was not: {}", refused_upgrade(detail))
+            format!("the session was started, but its data channel was not: {}", refused_upgrade(detail))
         }
         DialError::UpgradeRefused { .. } => "the message gateway, or a proxy before it, does not take the WebSocket".to_owned(),
         DialError::Refused { .. } => {
-            format!("Systems Manager starts no session on `{target}` as things are set up; its words say why")
+            format!("Systems Manager cannot start a session on `{target}` as configured; its message says why")
         }
         DialError::Service { .. } => "Systems Manager has a problem of its own".to_owned(),
         DialError::Timeout { .. } => "something between this machine and AWS swallows what is sent".to_owned(),
@@ -530,16 +534,18 @@ fn closed_meaning(reason: &CloseReason, target: &str) -> String {
         CloseReason::Handshake(HandshakeError::AgentTooOld { .. }) => too_old(),
         CloseReason::Handshake(_) => format!("the agent on `{target}` does not do what the document asks of it"),
         CloseReason::HandshakeTimeout { requested: false, .. } => format!(
-            "the session was opened and the agent on `{target}` has not said a word: it does not reach `ssmmessages`, its instance \
-             profile does not allow it there, or it hangs; one that is only slow is waited for by `up` for as long as `--timeout` says"
+            "the session was opened and the agent on `{target}` has not answered: it does not reach `ssmmessages`, its instance \
+             profile does not allow it there, or it hangs (if it is only slow, `up` waits for it until `--timeout`)"
         ),
         CloseReason::HandshakeTimeout { requested: true, .. } => {
             format!("the agent on `{target}` has begun the handshake and not ended it: it hangs, or messages get lost")
         }
         CloseReason::ChannelClosed { .. } => {
-            format!("the service or the agent on `{target}` has ended the session; its words say why")
+            format!("the service or the agent on `{target}` has ended the session; its message says why")
         }
-        CloseReason::Unacknowledged { .. } => format!("the agent on `{target}` is not heard through the new WebSocket"),
+        CloseReason::Unacknowledged { .. } => {
+            format!("the agent on `{target}` does not answer through the new WebSocket")
+        }
         CloseReason::Smux(_) | CloseReason::Misbehaved { .. } | CloseReason::Paused { .. } => {
             format!("the agent on `{target}` or the message gateway is broken")
         }
@@ -549,7 +555,8 @@ fn closed_meaning(reason: &CloseReason, target: &str) -> String {
 fn probe_meaning(check: Check, error: &ProbeError, names: &Names) -> String {
     let Names { cluster, target, endpoint, host, .. } = names;
     if check == Check::LocalPort {
-        return "the manager's tunnel does not lead to the API server; what follows here goes another way and shows why".to_owned();
+        return "the manager's tunnel does not reach the API server; the checks below use another session and show why"
+            .to_owned();
     }
     match error {
         ProbeError::NoAnswer { .. } => format!(
@@ -557,13 +564,14 @@ fn probe_meaning(check: Check, error: &ProbeError, names: &Names) -> String {
              `{target}` on port 443, or there is no route between their networks"
         ),
         ProbeError::Refused => format!(
-            "the agent could not connect to `{endpoint}` and knew it at once: `{host}` leads `{target}` to an address where \
+            "the agent could not connect to `{endpoint}` and knew it at once: on `{target}`, `{host}` resolves to an address where \
              nothing listens, there is no route, or the agent is older than 3.2.1041.0 and cannot resolve the name; security \
              groups are silent instead"
         ),
         ProbeError::Ended => format!("something took the connection to `{endpoint}` and closed it: not an API server"),
         ProbeError::Certificate { .. } => format!(
-            "what answers is not the API server of `{cluster}`: `{host}` leads `{target}` elsewhere, or something on the way opens TLS"
+            "what answers is not the API server of `{cluster}`: `{host}` resolves elsewhere on `{target}`, or something \
+             in between intercepts TLS"
         ),
         ProbeError::Authority { .. } => format!("what EKS gives as the authority of `{cluster}` cannot be read"),
         ProbeError::Tls { .. } | ProbeError::NotHttp => format!("what answers at `{endpoint}` is not an API server"),

@@ -94,7 +94,7 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "bastion-offline=30s",
-        "take the bastions offline for so long, once",
+        "take the bastions offline once, for this long",
         For {
             begin: |settings, config| {
                 settings.offline_bastions.extend(config.bastions.iter().map(|bastion| bastion.id.clone()));
@@ -109,7 +109,7 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "restart-destinations=10s",
-        "let destinations close all connections and refuse others for so long, once",
+        "let destinations close all connections once, and refuse others for this long",
         For {
             begin: |settings, _| all_destinations(settings, Destination::Refused),
             with: || Command::CloseDestinations,
@@ -178,7 +178,7 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "throttle-resume=3",
-        "throttle so many ResumeSession calls",
+        "throttle this many ResumeSession calls",
         Counted(|settings, calls| fail(settings, "ssm:ResumeSession", Failure::throttled(calls))),
         Trials(&[Trial::new(
             "resume-throttled",
@@ -190,7 +190,7 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "fail-start=3",
-        "fail so many StartSession calls",
+        "fail this many StartSession calls",
         Counted(|settings, calls| fail(settings, "ssm:StartSession", Failure::internal(calls))),
         Trials(&[Trial::new("start-fails", "the service ends the session, and StartSession fails three times", 20)
             .value("3")
@@ -199,7 +199,7 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "slow-api=5s",
-        "answer every call of AWS so much later",
+        "answer every call of AWS this much later",
         Timed(|settings, time| settings.api_delay = time),
         Trials(&[Trial::new("api-slow", "the WebSocket is reset, and AWS takes 5 s for each call", 15)
             .value("5s")
@@ -207,7 +207,7 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "reject-token=1",
-        "do not take so many session tokens",
+        "do not take this many session tokens",
         Counted(|settings, tokens| settings.rejected_tokens = tokens),
         Trials(&[Trial::new(
             "token-rejected",
@@ -256,7 +256,7 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "slow-agent=35s",
-        "let agents of new sessions begin the handshake so much later",
+        "let agents of new sessions begin the handshake this much later",
         Timed(|settings, time| settings.agent.handshake_delay = time),
         Elsewhere("tests/it/up.rs"),
     ),
@@ -268,7 +268,7 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "unresolvable",
-        "let no destination's name be known where the agent is",
+        "make no destination resolve where the agent is",
         Always(|settings| all_destinations(settings, Destination::Unresolvable)),
         Elsewhere("tests/it/doctor.rs"),
     ),
@@ -280,7 +280,7 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "no-view-policy",
-        "let API servers answer 403 to whoever wants to see anything",
+        "make API servers answer 403 to every request for a resource",
         Always(|settings| settings.no_view_policy = true),
         Elsewhere("tests/it/doctor.rs"),
     ),
@@ -306,13 +306,13 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "fragment=100",
-        "cut WebSocket messages into frames of so many bytes",
+        "cut WebSocket messages into frames of this many bytes",
         Counted(|settings, len| settings.fragment_len = usize::try_from(len).ok()),
         Elsewhere("tests/it/faults.rs"),
     ),
     Row::new(
         "wrong-digest=3",
-        "send so many messages with a wrong digest",
+        "send this many messages with a wrong digest",
         Counted(|settings, messages| settings.agent.wrong_digests = messages),
         Elsewhere("tests/it/faults.rs"),
     ),
@@ -368,7 +368,7 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "no-capacity=3",
-        "let Fargate have no capacity for so many RunTask calls",
+        "let Fargate have no capacity for this many RunTask calls",
         Counted(|settings, calls| {
             let text =
                 "Capacity is unavailable at this time. Please try again later or in a different availability zone";
@@ -384,7 +384,7 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "no-service-role=1",
-        "let ECS not have its service linked role for so many RunTask calls",
+        "let ECS not have its service linked role for this many RunTask calls",
         Counted(|settings, calls| {
             let text =
                 "Unable to assume the service linked role. Please verify that the ECS service linked role exists.";
@@ -422,7 +422,7 @@ pub static FAULTS: &[Row] = &[
     Row::new("no-shell", "let the image of tasks have no shell", start_failure!(NoShell), BASTIONS),
     Row::new(
         "out-of-memory=30s",
-        "let containers of new tasks run out of memory after so long",
+        "let containers of new tasks run out of memory after this long",
         Timed(|settings, time| settings.tasks.out_of_memory = Some(time)),
         BASTIONS,
     ),
@@ -446,19 +446,19 @@ pub static FAULTS: &[Row] = &[
     ),
     Row::new(
         "slow-tasks=60s",
-        "let new tasks take so much longer until they run",
+        "let new tasks take this much longer to start",
         Timed(|settings, time| settings.tasks.delay = time),
         BASTIONS,
     ),
     Row::new(
         "unseen-tasks=5s",
-        "let new tasks not be seen for so long",
+        "let new tasks not be seen for this long",
         Timed(|settings, time| settings.tasks.unseen = Some(time)),
         BASTIONS,
     ),
     Row::new(
         "session-limit=1",
-        "let containers have so many sessions at a time",
+        "let containers have this many sessions at a time",
         Counted(|settings, limit| settings.tasks.session_limit = usize::try_from(limit).ok()),
         BASTIONS,
     ),
