@@ -102,6 +102,9 @@ const MAX_TRIES: usize = 5;
 const FRESH_LIMIT: Duration = Duration::from_secs(30);
 const FRESH_PAUSE: Duration = Duration::from_secs(2);
 
+/// How long it may take to find out whether a target has gone, before a lost session is tried to be resumed again.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long the agent on a capped target has to speak. It does so at once, or never: what is over the cap is dropped.
 const CAPPED_HANDSHAKE: Duration = Duration::from_secs(15);
 
@@ -335,12 +338,13 @@ impl SessionTask {
         let (seat, to) = (&self.seat, &*self.to);
         let attempt = async {
             retry_now.pause(after).await;
-            if let Some(seat) = seat
-                && seat.has_gone(to).await
+            let outcome = timeout(RESUME_LIMIT, route.dial.resume(&handle)).await;
+            // Most losses are no news of the target, and where AWS is not reached it cannot be asked either.
+            if let (Some(seat), Ok(Err(_)) | Err(_)) = (seat, &outcome)
+                && timeout(LOOK_LIMIT, seat.has_gone(to)).await.is_ok_and(|gone| gone)
             {
                 return None;
             }
-            let outcome = timeout(RESUME_LIMIT, route.dial.resume(&handle)).await;
             let is_active = match &outcome {
                 Ok(Err(DialError::AccessDenied { .. })) => {
                     timeout(RESUME_LIMIT, route.dial.is_active(&handle)).await.ok().flatten()

@@ -1,6 +1,9 @@
 //! A finder that looks at what the tests say, on paused time.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use super::*;
 use crate::route::ssm::tests::support::{cluster, target};
@@ -10,6 +13,8 @@ use crate::route::ssm::tests::support::{cluster, target};
 pub(in crate::route::ssm) struct Shown {
     sights: Mutex<VecDeque<Result<Sight, Class>>>,
     looks: Mutex<Vec<Vec<Target>>>,
+    /// Nobody answers any more.
+    held: AtomicBool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +26,10 @@ impl Shown {
         *self.sights.lock().unwrap() = sights.into_iter().collect();
     }
 
+    pub(in crate::route::ssm) fn hold(&self) {
+        self.held.store(true, Ordering::Relaxed);
+    }
+
     pub(in crate::route::ssm) fn looks(&self) -> usize {
         self.looks.lock().unwrap().len()
     }
@@ -29,6 +38,9 @@ impl Shown {
 impl Look for Shown {
     fn look<'a>(&'a self, _to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
         self.looks.lock().unwrap().push(in_use.to_vec());
+        if self.held.load(Ordering::Relaxed) {
+            return Box::pin(std::future::pending());
+        }
         let mut sights = self.sights.lock().unwrap();
         let sight = if sights.len() > 1 { sights.pop_front() } else { sights.front().cloned() };
         let sight = sight.unwrap().map_err(|class| Fault::new(class, Nothing));

@@ -104,6 +104,18 @@ async fn a_task_that_is_gone_is_not_resumed_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_is_resumed_at_once_whether_its_target_can_be_looked_for_or_not() {
+    let (mut world, shown) = world([Ok(sight(&[1], true))]);
+    world.until_state(State::Active).await;
+    shown.hold();
+    let clock = Stopwatch::start();
+    world.network.order(Order::Cut);
+    world.until(|status| status.resumes == 1).await;
+    assert!(clock.elapsed() < Duration::from_secs(1), "{:?}", clock.elapsed());
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_group_that_replaces_its_bastion_is_back_within_seconds_of_it() {
     let (mut world, shown) = world([Ok(sight(&[1], false))]);
     world.until_state(State::Active).await;
