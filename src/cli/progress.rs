@@ -84,11 +84,7 @@ fn progress_text(tunnel: &TunnelStatus) -> String {
     }
     match tunnel.state {
         State::Active => {
-            let through = tunnel.link().map(|link| match &link.through {
-                Some(target) => format!(" through {} ({target})", link.route),
-                None => format!(" through {}", link.route),
-            });
-            let through = through.unwrap_or_default();
+            let through = tunnel.link().map(|link| format!(" through {}", link.route)).unwrap_or_default();
             let probe =
                 tunnel.last_probe.map(|probe| format!(", {} ms", probe.round_trip.as_millis())).unwrap_or_default();
             format!("{place} active{through}{probe}")

@@ -237,8 +237,8 @@ fn awaits_agent(tunnel: &TunnelReport) -> bool {
     tunnel.session_id.is_some() && tunnel.agent_version.is_none() && tunnel.state != "active"
 }
 
-fn or_dash(text: &Option<String>) -> String {
-    text.clone().unwrap_or_else(|| "-".to_owned())
+fn or_dash(text: Option<&String>) -> String {
+    text.cloned().unwrap_or_else(|| "-".to_owned())
 }
 
 fn round_trip(ms: Option<u64>) -> String {
@@ -257,9 +257,9 @@ fn row(tunnel: &TunnelReport, now: SystemTime) -> [String; COLUMNS] {
         bytes(tunnel.bytes_received),
         tunnel.resumes.to_string(),
         tunnel.restarts.to_string(),
-        or_dash(&tunnel.target),
-        or_dash(&tunnel.agent_version),
-        or_dash(&tunnel.session_id),
+        or_dash(tunnel.bastion.as_ref().or(tunnel.target.as_ref())),
+        or_dash(tunnel.agent_version.as_ref()),
+        or_dash(tunnel.session_id.as_ref()),
     ]
 }
 
@@ -276,9 +276,9 @@ fn session_row(number: usize, session: &SessionReport, now: SystemTime) -> [Stri
         bytes(session.bytes_received),
         String::new(),
         String::new(),
-        session.target.clone(),
-        or_dash(&session.agent_version),
-        or_dash(&session.session_id),
+        session.bastion.clone().unwrap_or_else(|| session.target.clone()),
+        or_dash(session.agent_version.as_ref()),
+        or_dash(session.session_id.as_ref()),
     ]
 }
 

@@ -25,6 +25,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use tokio::{sync::Notify, time::timeout};
 use tracing::debug;
 
 use crate::{
@@ -56,6 +57,9 @@ const FIRST_CAP: usize = 2;
 
 /// How long a target that has dropped a session in silence is taken to be full at that number.
 const LIMIT_HOLDS: Duration = Duration::from_secs(600);
+
+/// How long a session waits for others to come up, which shows whether their target takes one more: as long as those have.
+const UNPROVEN_LIMIT: Duration = Duration::from_secs(16);
 
 /// Time between two looks at targets that sessions run on.
 const WATCH: Duration = Duration::from_secs(10);
@@ -140,7 +144,8 @@ enum Unavailable {
     #[error("none of the {found} targets of `{asked}` takes a session at present")]
     Spoiled { asked: String, found: usize },
     #[error(
-        "`{asked}` has no room for another session: each of its {tasks} tasks carries {most}, which is as many as it takes"
+        "`{asked}` has no room for another session: {} as many as it is known to take",
+        if *tasks == 1 { format!("its task carries {most},") } else { format!("each of its {tasks} tasks carries up to {most},") }
     )]
     Full { asked: String, tasks: usize, most: usize },
 }
@@ -155,6 +160,8 @@ pub(super) struct Finder {
     /// By [place](Look::place). Whoever finds no good answer looks while the others wait at the lock.
     answers: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Option<Answer>>>>>,
     state: Mutex<State>,
+    /// A session has come up, or a seat is free again.
+    changed: Notify,
 }
 
 #[derive(Debug)]
@@ -202,7 +209,14 @@ impl Seats {
 
 impl Finder {
     pub(super) fn new(asked: String, look: Arc<dyn Look>) -> Arc<Self> {
-        Arc::new(Self { asked, look, clock: Clock::start(), answers: Mutex::default(), state: Mutex::default() })
+        Arc::new(Self {
+            asked,
+            look,
+            clock: Clock::start(),
+            answers: Mutex::default(),
+            state: Mutex::default(),
+            changed: Notify::new(),
+        })
     }
 
     /// Chooses a target for a session to a cluster.
@@ -219,7 +233,26 @@ impl Finder {
         }
         // What the answer names has failed since, or is full.
         sight = self.sight(to, self.pause()).await?;
-        self.take(&sight, to).ok_or_else(|| Arc::new(self.unavailable(&sight)))
+        let until = self.clock.now().mono + UNPROVEN_LIMIT;
+        loop {
+            let changed = self.changed.notified();
+            if let Some(seat) = self.take(&sight, to) {
+                return Ok(seat);
+            }
+            let left = until.saturating_sub(self.clock.now().mono);
+            // Sessions that come up show that there is room for more.
+            if !self.awaits_proof(&sight) || timeout(left, changed).await.is_err() {
+                return Err(Arc::new(self.unavailable(&sight)));
+            }
+        }
+    }
+
+    /// Whether a target is full only as far as one can know before the sessions on it have come up.
+    fn awaits_proof(&self, sight: &Sight) -> bool {
+        let now = self.clock.now().mono;
+        let state = self.state();
+        let mut seats = sight.usable.iter().filter_map(|candidate| state.seats.get(candidate.target.as_str()));
+        seats.any(|seats| seats.limit.is_none() && !seats.is_spoiled(now) && seats.taken > seats.proven)
     }
 
     /// Looks for the targets that lead to a cluster, the best first.
@@ -391,6 +424,7 @@ impl Seat {
         });
         let now = self.finder.clock.now().mono;
         self.finder.state().useful_at = Some(now);
+        self.finder.changed.notify_waiters();
     }
 
     /// Takes note that nothing came of the session, in silence. Returns how many others of this program the target carries.
@@ -435,6 +469,8 @@ impl Drop for Seat {
         let mut state = self.finder.state();
         let Some(seats) = state.seats.get_mut(self.target.as_str()) else { return };
         seats.taken = seats.taken.saturating_sub(1);
+        drop(state);
+        self.finder.changed.notify_waiters();
     }
 }
 

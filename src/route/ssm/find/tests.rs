@@ -151,12 +151,21 @@ async fn sessions_spread_over_capped_targets_and_stop_at_their_cap() {
     let fault = choose(&finder, "more").await.unwrap_err();
     assert_eq!(
         fault.to_string(),
-        "`tag:a=b` has no room for another session: each of its 2 tasks carries 2, which is as many as it takes"
+        "`tag:a=b` has no room for another session: each of its 2 tasks carries up to 2, as many as it is known to take"
     );
     assert!(fault.hints[0].contains("--desired-count"), "{:?}", fault.hints);
-    // Those have come up, so there may be room for one more each.
-    seats.iter().for_each(Seat::established);
-    let third = choose(&finder, "third").await.unwrap();
+    // Whoever waits learns at once that those have come up, so that there may be room for one more each.
+    let clock = Clock::start();
+    let third = async {
+        let third = choose(&finder, "third").await.unwrap();
+        (third, clock.now().mono)
+    };
+    let come_up = async {
+        wait(Duration::from_secs(1)).await;
+        seats.iter().for_each(Seat::established);
+    };
+    let ((third, waited), ()) = tokio::join!(third, come_up);
+    assert_eq!(waited, Duration::from_secs(1));
     let other = choose(&finder, "other").await.unwrap();
     assert_ne!(third.target(), other.target());
     choose(&finder, "more").await.unwrap_err();
