@@ -39,7 +39,7 @@ struct Moto {
 
 impl Moto {
     async fn start() -> Option<Self> {
-        let mut command = Command::new(moto_server()?);
+        let mut command = Command::new(moto_server("5.2.5").await?);
         command.args(["-H", "127.0.0.1", "-p", "0"]).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -204,15 +204,22 @@ pub(crate) async fn aws_cli(version: &str) -> Option<PathBuf> {
     None
 }
 
-/// The server of moto, if there is one. In the gate there has to be.
+/// The server of moto of the version that the expectations are of, as the gate installs it. In the gate there has to be one.
 #[expect(clippy::disallowed_methods, reason = "the gate asks for it by a variable")]
-pub(crate) fn moto_server() -> Option<PathBuf> {
-    let found = std::env::split_paths(&path_variable()).map(|dir| dir.join("moto_server")).find(|path| path.is_file());
+pub(crate) async fn moto_server(version: &str) -> Option<PathBuf> {
+    let mut found = None;
+    for path in std::env::split_paths(&path_variable()).map(|dir| dir.join("moto_server")) {
+        let output = Command::new(&path).arg("--version").stdin(Stdio::null()).output().await;
+        if output.is_ok_and(|output| output.stdout == format!("moto/{version}\n").as_bytes()) {
+            found = Some(path);
+            break;
+        }
+    }
     let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_MOTO").is_some();
-    assert!(found.is_some() || !required, "moto_server is not on the PATH");
+    assert!(found.is_some() || !required, "moto {version} is not on the PATH");
     if found.is_none() {
         // Past the test runner, which keeps back what passing tests print.
-        let _written = writeln!(std::io::stderr(), "SKIPPED: there is no moto_server to call EC2 and ECS of");
+        let _written = writeln!(std::io::stderr(), "SKIPPED: there is no moto {version} to call EC2 and ECS of");
     }
     found
 }
