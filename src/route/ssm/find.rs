@@ -20,7 +20,10 @@ pub(super) mod nodes;
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -68,6 +71,7 @@ const WATCH: Duration = Duration::from_secs(10);
 pub(super) trait Look: fmt::Debug + Send + Sync {
     /// Looks for targets that lead to a cluster. `in_use` are those that sessions run on: what has become of them is part of
     /// the answer.
+    /// An error says that it could not be looked.
     fn look<'a>(&'a self, to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>>;
 
     /// Returns what an answer depends on besides the bastion that was asked for: clusters with the same share it.
@@ -82,10 +86,12 @@ pub(super) trait Look: fmt::Debug + Send + Sync {
 }
 
 /// What was found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Sight {
-    /// What takes sessions, the best first; never empty.
+    /// What takes sessions, the best first.
     pub(super) usable: Vec<Candidate>,
+    /// Why nothing does.
+    pub(super) nothing: Option<Arc<Fault>>,
     /// How many were found, those included that take no sessions.
     pub(super) found: usize,
     /// Targets that are about to go.
@@ -138,6 +144,11 @@ impl Sight {
     }
 }
 
+/// What worked a while ago is replaced, most likely.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct Missed(Arc<Fault>);
+
 /// No target can be chosen of those that were found.
 #[derive(Debug, thiserror::Error)]
 enum Unavailable {
@@ -184,8 +195,11 @@ struct State {
 #[derive(Debug)]
 struct Seats {
     target: Target,
+    /// Sessions that it has, those included that have not come up yet.
     taken: usize,
-    /// Sessions that it has had at once and that came up.
+    /// Sessions that have come up.
+    up: usize,
+    /// The most that were up at once.
     proven: usize,
     /// A session beyond this number was dropped, and when.
     limit: Option<(usize, Duration)>,
@@ -196,10 +210,11 @@ struct Seats {
 impl Seats {
     /// How many sessions it may have now.
     fn cap(&self, now: Duration) -> usize {
-        match self.limit {
-            Some((limit, at)) if now.saturating_sub(at) < LIMIT_HOLDS => limit,
-            Some(_) | None => self.proven.max(FIRST_CAP - 1) + 1,
-        }
+        self.limit(now).unwrap_or(self.proven.max(FIRST_CAP - 1) + 1)
+    }
+
+    fn limit(&self, now: Duration) -> Option<usize> {
+        self.limit.filter(|(_, at)| now.saturating_sub(*at) < LIMIT_HOLDS).map(|(limit, _)| limit)
     }
 
     fn is_spoiled(&self, now: Duration) -> bool {
@@ -227,12 +242,12 @@ impl Finder {
     /// # Cancel safety
     /// Nothing is taken.
     pub(super) async fn choose(self: &Arc<Self>, to: &Cluster) -> Result<Seat, Arc<Fault>> {
-        let mut sight = self.sight(to, GOOD_FOR).await?;
+        let mut sight = self.sight(to, GOOD_FOR).await.map_err(|fault| self.judge(fault))?;
         if let Some(seat) = self.take(&sight, to) {
             return Ok(seat);
         }
-        // What the answer names has failed since, or is full.
-        sight = self.sight(to, self.pause()).await?;
+        // There is nothing, or what the answer names has failed since, or is full.
+        sight = self.sight(to, self.pause()).await.map_err(|fault| self.judge(fault))?;
         let until = self.clock.now().mono + UNPROVEN_LIMIT;
         loop {
             let changed = self.changed.notified();
@@ -242,7 +257,7 @@ impl Finder {
             let left = until.saturating_sub(self.clock.now().mono);
             // Sessions that come up show that there is room for more.
             if !self.awaits_proof(&sight) || timeout(left, changed).await.is_err() {
-                return Err(Arc::new(self.unavailable(&sight)));
+                return Err(self.judge(self.unavailable(&sight)));
             }
         }
     }
@@ -252,7 +267,7 @@ impl Finder {
         let now = self.clock.now().mono;
         let state = self.state();
         let mut seats = sight.usable.iter().filter_map(|candidate| state.seats.get(candidate.target.as_str()));
-        seats.any(|seats| seats.limit.is_none() && !seats.is_spoiled(now) && seats.taken > seats.proven)
+        seats.any(|seats| seats.limit(now).is_none() && !seats.is_spoiled(now) && seats.taken > seats.up)
     }
 
     /// Looks for the targets that lead to a cluster, the best first.
@@ -261,6 +276,9 @@ impl Finder {
     /// There are none that take sessions, or it cannot be looked.
     pub(super) async fn find(&self, to: &Cluster) -> Result<Found, Arc<Fault>> {
         let sight = self.sight(to, GOOD_FOR).await?;
+        if let Some(fault) = &sight.nothing {
+            return Err(Arc::clone(fault));
+        }
         let targets = sight.usable.iter().map(|candidate| candidate.target.clone()).collect();
         Ok(Found { targets, found: sight.found })
     }
@@ -274,8 +292,9 @@ impl Finder {
         let mut answer = cell.lock().await;
         if let Some(Answer { at, sight }) = &*answer {
             let age = self.clock.now().mono.saturating_sub(*at);
-            // An error is no answer to live with.
-            let most = if sight.is_err() { self.pause() } else { most };
+            // An error is no answer to live with, nor is nothing.
+            let is_there = sight.as_ref().is_ok_and(|sight| sight.nothing.is_none());
+            let most = if is_there { most } else { most.min(self.pause()) };
             if age < most {
                 return sight.clone();
             }
@@ -284,21 +303,36 @@ impl Finder {
             let state = self.state();
             state.seats.values().filter(|seats| seats.taken > 0).map(|seats| seats.target.clone()).collect()
         };
-        let sight = self.look.look(to, &in_use).await.map(Arc::new).map_err(|fault| Arc::new(self.judge(fault)));
+        let sight = self.look.look(to, &in_use).await.map(Arc::new).map_err(Arc::new);
         match &sight {
+            Ok(sight) if let Some(fault) = &sight.nothing => {
+                debug!(asked = self.asked, error = sentence(&**fault), "found nothing");
+            }
             Ok(sight) => debug!(asked = self.asked, usable = sight.usable.len(), found = sight.found, "looked"),
             Err(fault) => debug!(asked = self.asked, error = sentence(&**fault), "looked in vain"),
+        }
+        if let Ok(sight) = &sight {
+            self.forget_others(sight);
         }
         *answer = Some(Answer { at: self.clock.now().mono, sight: sight.clone() });
         sight
     }
 
-    /// What worked a while ago is replaced, most likely.
-    fn judge(&self, mut fault: Fault) -> Fault {
-        if fault.class == Class::Away && self.is_hopeful() {
-            fault.class = Class::Replaced;
+    /// Forgets what is known of targets that nobody uses or finds any more: each deployment brings others.
+    fn forget_others(&self, sight: &Sight) {
+        let now = self.clock.now().mono;
+        let is_found = |seats: &Seats| sight.usable.iter().any(|candidate| candidate.target == seats.target);
+        let is_known = |seats: &Seats| seats.is_spoiled(now) || seats.limit(now).is_some();
+        self.state().seats.retain(|_, seats| seats.taken > 0 || is_known(seats) || is_found(seats));
+    }
+
+    /// Says of what worked a while ago that it is replaced, most likely.
+    fn judge(&self, fault: Arc<Fault>) -> Arc<Fault> {
+        if !matches!(fault.class, Class::Away | Class::Gone) || !self.is_hopeful() {
+            return fault;
         }
-        fault
+        let hints = fault.hints.clone();
+        Arc::new(Fault::new(Class::Replaced, Missed(fault)).with_hints(hints))
     }
 
     fn is_hopeful(&self) -> bool {
@@ -331,6 +365,7 @@ impl Finder {
         let seats = state.seats.entry(target.to_string()).or_insert_with(|| Seats {
             target: target.clone(),
             taken: 0,
+            up: 0,
             proven: 0,
             limit: None,
             spoiled_at: None,
@@ -339,27 +374,27 @@ impl Finder {
         state.chosen.insert(to.arn.clone(), target.clone());
         drop(state);
         let (fresh, capped) = (candidate.fresh, candidate.capped);
-        Some(Seat { finder: Arc::clone(self), target, fresh, capped, found: sight.found })
+        let up = AtomicBool::new(false);
+        Some(Seat { finder: Arc::clone(self), target, fresh, capped, found: sight.found, up })
     }
 
-    fn unavailable(&self, sight: &Sight) -> Fault {
+    fn unavailable(&self, sight: &Sight) -> Arc<Fault> {
+        if let Some(fault) = &sight.nothing {
+            return Arc::clone(fault);
+        }
         let now = self.clock.now().mono;
         let state = self.state();
         let seats = |candidate: &Candidate| state.seats.get(candidate.target.as_str());
         let is_spoiled = |candidate: &Candidate| seats(candidate).is_some_and(|seats| seats.is_spoiled(now));
         if sight.usable.iter().any(is_spoiled) {
-            let class = Class::Away;
             let unavailable = Unavailable::Spoiled { asked: self.asked.clone(), found: sight.usable.len() };
-            drop(state);
-            return self.judge(Fault::new(class, unavailable));
+            return Arc::new(Fault::new(Class::Away, unavailable));
         }
         let most = sight.usable.iter().filter_map(seats).map(|seats| seats.taken).max().unwrap_or_default();
         let unavailable = Unavailable::Full { asked: self.asked.clone(), tasks: sight.usable.len(), most };
-        Fault::new(Class::Away, unavailable).with_hints([
-            "let the service have more tasks (`aws ecs update-service --desired-count`), use fewer `--sessions` or fewer clusters, \
-             or name another `--bastion`"
-                .to_owned(),
-        ])
+        let hint = "let the service have more tasks (`aws ecs update-service --desired-count`), use fewer `--sessions` or fewer \
+                    clusters, or name another `--bastion`";
+        Arc::new(Fault::new(Class::Away, unavailable).with_hints([hint.to_owned()]))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -382,6 +417,8 @@ pub(super) struct Seat {
     fresh: bool,
     capped: bool,
     found: usize,
+    /// The session has come up.
+    up: AtomicBool,
 }
 
 impl Seat {
@@ -415,10 +452,14 @@ impl Seat {
 
     /// Takes note that the session came up.
     pub(super) fn established(&self) {
+        if self.up.swap(true, Ordering::Relaxed) {
+            return;
+        }
         self.finder.with_seats(&self.target, |seats, _| {
             seats.spoiled_at = None;
-            seats.proven = seats.proven.max(seats.taken);
-            if seats.limit.is_some_and(|(limit, _)| limit < seats.taken) {
+            seats.up += 1;
+            seats.proven = seats.proven.max(seats.up);
+            if seats.limit.is_some_and(|(limit, _)| limit < seats.up) {
                 seats.limit = None;
             }
         });
@@ -431,7 +472,7 @@ impl Seat {
     pub(super) fn dropped(&self) -> usize {
         let mut others = 0;
         self.finder.with_seats(&self.target, |seats, now| {
-            others = seats.taken.saturating_sub(1);
+            others = seats.up;
             // With none of ours there, others have all the places: it is passed over as one that does not work.
             seats.limit = (others > 0).then_some((others, now)).or(seats.limit);
             seats.spoiled_at = Some(now);
@@ -469,6 +510,7 @@ impl Drop for Seat {
         let mut state = self.finder.state();
         let Some(seats) = state.seats.get_mut(self.target.as_str()) else { return };
         seats.taken = seats.taken.saturating_sub(1);
+        seats.up = seats.up.saturating_sub(usize::from(self.up.load(Ordering::Relaxed)));
         drop(state);
         self.finder.changed.notify_waiters();
     }

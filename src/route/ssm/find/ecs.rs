@@ -3,7 +3,10 @@
 //! Tasks that take sessions have ECS Exec on and its agent running. The newest come first: in a deployment the old ones go.
 //! (ECS developer guide, "Monitor Amazon ECS containers with ECS Exec"; botocore's model of `DescribeTasks`.)
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use futures_util::future::BoxFuture;
 
@@ -93,12 +96,14 @@ impl EcsLook {
                 .map_err(|error| self.fault(error))?,
             EcsWhat::Task(id) => vec![id.clone()],
         };
-        let listed = ids.len();
         let used: Vec<(&Target, &str)> =
             in_use.iter().filter_map(|target| Some((target, target.ecs_task()?.1))).collect();
-        let is_listed = |id: &str| ids.iter().any(|arn| id_of(arn) == id);
-        let others: Vec<String> = used.iter().map(|(_, id)| (*id).to_owned()).filter(|id| !is_listed(id)).collect();
-        ids.extend(others);
+        let listed = match what {
+            EcsWhat::Service(_) => ids.clone(),
+            EcsWhat::Task(_) => Vec::new(),
+        };
+        let is_listed = |id: &str| listed.iter().any(|arn| id_of(arn) == id);
+        ids.extend(used.iter().map(|(_, id)| (*id).to_owned()).filter(|id| !is_listed(id)));
         let found = match ids.is_empty() {
             true => Tasks::default(),
             false => self.aws.describe_tasks(cluster, &ids).await.map_err(|error| self.fault(error))?,
@@ -113,6 +118,8 @@ impl EcsLook {
                 Some(task) if task.last_status == "STOPPED" => sight.gone.push(target.clone()),
                 Some(task) if task.desired_status == "STOPPED" => sight.leaving.push(target.clone()),
                 Some(_) => {}
+                // One that is listed and cannot be described was made a moment ago.
+                None if is_listed(id) => {}
                 None => sight.gone.push(target.clone()),
             }
         }
@@ -134,7 +141,8 @@ impl EcsLook {
         }
         sight.changing |= !sight.leaving.is_empty();
         sight.found = sight.usable.len();
-        if sight.usable.is_empty() { Err(self.none(listed, lacks)) } else { Ok(sight) }
+        sight.nothing = sight.usable.is_empty().then(|| Arc::new(self.none(lacks)));
+        Ok(sight)
     }
 
     /// Returns the container of a task that takes sessions.
@@ -197,7 +205,7 @@ impl EcsLook {
     }
 
     /// Says why there is nothing to connect to.
-    fn none(&self, listed: usize, lacks: Vec<(String, Lack)>) -> Fault {
+    fn none(&self, lacks: Vec<(String, Lack)>) -> Fault {
         let EcsSearch { cluster, what, .. } = &self.search;
         let region = self.aws.region();
         if lacks.is_empty() {
@@ -226,7 +234,6 @@ impl EcsLook {
                 }
             };
         }
-        debug_assert!(listed > 0 || !lacks.is_empty(), "what is not listed has been used");
         let more = lacks.len().saturating_sub(MAX_TOLD);
         let told: Vec<String> = lacks.iter().take(MAX_TOLD).map(|(id, lack)| format!("task {id} {lack}")).collect();
         let and = if more > 0 { format!(", and {more} others") } else { String::new() };

@@ -3,7 +3,10 @@
 //! Systems Manager alone tells which nodes have a tag, whether their agents are in contact, and their versions. It does not
 //! tell networks, so that `auto` asks EC2 first.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 use futures_util::future::BoxFuture;
 
@@ -18,7 +21,7 @@ use crate::{
     cluster::Cluster,
     fault::{Class, Fault},
     route::ssm::proto::Version,
-    util::quote::command,
+    util::{peer_text::sentence, quote::command},
 };
 
 /// The tag that EC2 puts on the instances of an Auto Scaling group (Amazon EC2 Auto Scaling user guide, "Tag Auto Scaling
@@ -84,7 +87,7 @@ impl NodesLook {
             // Not of this kind: see `Targets::found`.
             Search::Ecs(_) => (String::new(), Vec::new()),
         };
-        self.sight(&what, nodes, to, in_use, |_| 0)
+        Ok(self.sight(&what, &nodes, in_use, |_| 0))
     }
 
     async fn tagged(&self, key: &str, value: &str) -> Result<Vec<ManagedNode>, Fault> {
@@ -99,7 +102,7 @@ impl NodesLook {
             Ok(instances) => instances,
             Err(error) => {
                 // Whoever has made the policy for `asg:` may not have thought of EC2.
-                tracing::debug!(error = %crate::util::peer_text::sentence(&error), "EC2 does not tell who is in the group");
+                tracing::debug!(error = %sentence(&error), "EC2 does not tell who is in the group");
                 return Ok(Vec::new());
             }
         };
@@ -137,80 +140,72 @@ impl NodesLook {
             if !workers {
                 hints.push("`--bastion auto:nodes` also uses worker nodes".to_owned());
             }
-            return Err(Fault::new(Class::Away, error).with_hints(hints));
+            let nothing = Arc::new(Fault::new(Class::Away, error).with_hints(hints));
+            return Ok(Sight { nothing: Some(nothing), leaving: in_use.to_vec(), ..Sight::default() });
         }
         let nodes = self.with_ids(ranked.iter().map(|(instance, _)| instance.id.clone()).collect()).await?;
         let what = format!("a bastion's tag or name in `{}`", vpc.id);
         let rank_of =
             |id: &str| ranked.iter().find(|(instance, _)| instance.id == id).map_or(u8::MAX, |(_, rank)| *rank);
-        self.sight(&what, nodes, to, in_use, rank_of)
+        Ok(self.sight(&what, &nodes, in_use, rank_of))
     }
 
     /// Makes an answer of what was found.
-    fn sight(
-        &self,
-        what: &str,
-        nodes: Vec<ManagedNode>,
-        to: &Cluster,
-        in_use: &[Target],
-        rank_of: impl Fn(&str) -> u8,
-    ) -> Result<Sight, Fault> {
-        let region = self.aws.region();
-        let found = nodes.len();
+    fn sight(&self, what: &str, nodes: &[ManagedNode], in_use: &[Target], rank_of: impl Fn(&str) -> u8) -> Sight {
+        let online: Vec<&ManagedNode> = nodes.iter().filter(|node| node.is_online()).collect();
+        let is_new_enough = |node: &&ManagedNode| {
+            let version = node.agent_version.as_ref().and_then(|version| Version::parse(version));
+            version.is_none_or(|version| version >= Version::FIRST_AGENT_WITH_REMOTE_HOST)
+        };
+        let mut usable: Vec<&ManagedNode> = online.iter().copied().filter(|node| is_new_enough(node)).collect();
+        // Many users spread over several, and each stays with the one that it has.
+        usable.sort_by_cached_key(|node| {
+            let is_windows = node.platform.as_ref().is_some_and(|platform| *platform == "Windows");
+            (rank_of(&node.id), is_windows, spread(&node.id))
+        });
+        let candidate =
+            |node: &ManagedNode| Some(Candidate { target: node.id.parse().ok()?, fresh: false, capped: false });
+        let usable: Vec<Candidate> = usable.into_iter().filter_map(candidate).collect();
+        let nothing = usable.is_empty().then(|| Arc::new(self.none(what, nodes, &online)));
+        // One that is in use and not in the list any more has lost its tag, or has been terminated.
+        let is_listed = |target: &&Target| nodes.iter().any(|node| node.id == target.as_str());
+        let leaving = in_use.iter().filter(|target| !is_listed(target)).cloned().collect();
+        Sight { usable, nothing, found: nodes.len(), leaving, ..Sight::default() }
+    }
+
+    /// Says why no node takes sessions.
+    fn none(&self, what: &str, nodes: &[ManagedNode], online: &[&ManagedNode]) -> Fault {
+        let (what, found, region) = (what.to_owned(), nodes.len(), self.aws.region());
         if found == 0 {
             let (key, value) = match &self.search {
                 Search::Tag { key, value } => (key.as_str(), value.as_str()),
                 Search::Name(name) => ("Name", name.as_str()),
                 Search::Group(group) => (GROUP_TAG, group.as_str()),
-                Search::Auto { .. } | Search::Ecs(_) => ("autoheal-pa:bastion", "true"),
+                Search::Auto { .. } | Search::Ecs(_) => (BASTION_TAG, "true"),
             };
             let hint = command!(
                 "`aws ec2 describe-instances --filters {} --region {}` shows the instances; each needs an agent that is registered with Systems Manager in this region",
                 format!("Name=tag:{key},Values={value}"),
                 region
             );
-            let error = NoNode::None { what: what.to_owned(), region: region.to_owned() };
             // A group has none for a while when it replaces its only one.
             let class = if matches!(self.search, Search::Group(_)) { Class::Away } else { Class::Gone };
-            return Err(Fault::new(class, error).with_hints([hint]));
+            return Fault::new(class, NoNode::None { what, region: region.to_owned() }).with_hints([hint]);
         }
-        let is_new_enough = |node: &&ManagedNode| {
-            let version = node.agent_version.as_ref().and_then(|version| Version::parse(version));
-            version.is_none_or(|version| version >= Version::FIRST_AGENT_WITH_REMOTE_HOST)
-        };
-        let online: Vec<&ManagedNode> = nodes.iter().filter(|node| node.is_online()).collect();
-        let mut usable: Vec<&ManagedNode> = online.iter().copied().filter(|node| is_new_enough(node)).collect();
-        // Many users spread over several, and each stays with the one that it has.
-        usable.sort_by_cached_key(|node| {
-            let is_windows = node.platform.as_ref().is_some_and(|platform| *platform == "Windows");
-            (rank_of(&node.id), is_windows, spread(to, &node.id))
-        });
-        let usable: Vec<Candidate> = usable
-            .into_iter()
-            .filter_map(|node| Some(Candidate { target: node.id.parse().ok()?, fresh: false, capped: false }))
-            .collect();
-        if usable.is_empty() && online.is_empty() {
+        if online.is_empty() {
             let told = nodes.iter().take(MAX_TOLD).map(|node| format!("`{}` is {}", node.id, node.ping_status));
             let more = if found > MAX_TOLD { format!(", and {} others", found - MAX_TOLD) } else { String::new() };
             let states = format!("{}{more}", told.collect::<Vec<_>>().join(", "));
             let hint = command!("they have to run, and to reach `ssm` and `ssmmessages` of {} on port 443", region);
-            let error = NoNode::Offline { what: what.to_owned(), found, states };
-            return Err(Fault::new(Class::Away, error).with_hints([hint]));
+            return Fault::new(Class::Away, NoNode::Offline { what, found, states }).with_hints([hint]);
         }
-        if usable.is_empty() {
-            let least = Version::FIRST_AGENT_WITH_REMOTE_HOST;
-            let error = NoNode::Old { what: what.to_owned(), found: online.len(), least };
-            let hint = command!(
-                "update them: `aws ssm send-command --document-name AWS-UpdateSSMAgent --targets Key=InstanceIds,Values={} --region {}`",
-                online.iter().map(|node| node.id.as_str()).collect::<Vec<_>>().join(","),
-                region
-            );
-            return Err(Fault::new(Class::Away, error).with_hints([hint]));
-        }
-        // One that is in use and not in the list any more has lost its tag, or has been terminated.
-        let is_listed = |target: &&Target| nodes.iter().any(|node| node.id == target.as_str());
-        let leaving = in_use.iter().filter(|target| !is_listed(target)).cloned().collect();
-        Ok(Sight { usable, found, leaving, ..Sight::default() })
+        let least = Version::FIRST_AGENT_WITH_REMOTE_HOST;
+        let hint = command!(
+            "update them: `aws ssm send-command --document-name AWS-UpdateSSMAgent --targets Key=InstanceIds,Values={} --region {}`",
+            online.iter().map(|node| node.id.as_str()).collect::<Vec<_>>().join(","),
+            region
+        );
+        Fault::new(Class::Away, NoNode::Old { what, found: online.len(), least }).with_hints([hint])
     }
 }
 
@@ -231,10 +226,14 @@ fn rank(instance: &Instance, workers: bool) -> Option<u8> {
     }
 }
 
-/// A number that is the same each time for one user, cluster and node, and another for others.
-fn spread(to: &Cluster, id: &str) -> u64 {
+/// A number that is the same each time for a node on one machine, and another on others.
+fn spread(id: &str) -> u64 {
+    spread_of(rustix::system::uname().nodename().to_bytes(), id)
+}
+
+fn spread_of(host: &[u8], id: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (rustix::system::uname().nodename().to_bytes(), &to.arn, id).hash(&mut hasher);
+    (host, id).hash(&mut hasher);
     hasher.finish()
 }
 

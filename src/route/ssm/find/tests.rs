@@ -1,9 +1,6 @@
 //! A finder that looks at what the tests say, on paused time.
 
-use std::{
-    collections::VecDeque,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::collections::VecDeque;
 
 use super::*;
 use crate::route::ssm::tests::support::{cluster, target};
@@ -46,6 +43,11 @@ impl Look for Shown {
         let sight = sight.unwrap().map_err(|class| Fault::new(class, Nothing));
         Box::pin(std::future::ready(sight))
     }
+}
+
+/// Nothing takes sessions.
+pub(in crate::route::ssm) fn nothing(class: Class) -> Sight {
+    Sight { nothing: Some(Arc::new(Fault::new(class, Nothing))), ..Sight::default() }
 }
 
 pub(in crate::route::ssm) fn sight(targets: &[usize], capped: bool) -> Sight {
@@ -180,6 +182,32 @@ async fn sessions_spread_over_capped_targets_and_stop_at_their_cap() {
     choose(&finder, "more").await.unwrap_err();
     wait(LIMIT_HOLDS).await;
     assert_eq!(*choose(&finder, "more").await.unwrap().target(), full, "limits are changed, too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_session_at_a_time_tries_whether_there_is_room_for_more() {
+    let (finder, _) = finder([Ok(sight(&[1], true))]);
+    let (one, two) = (choose(&finder, "1").await.unwrap(), choose(&finder, "2").await.unwrap());
+    one.established();
+    choose(&finder, "3").await.unwrap_err();
+    two.established();
+    let three = choose(&finder, "3").await.unwrap();
+    choose(&finder, "4").await.unwrap_err();
+    three.established();
+    three.established();
+    drop((one, two, three));
+    assert_eq!(finder.state().seats["i-00000001"].up, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn targets_that_are_gone_are_forgotten() {
+    let (finder, shown) = finder([Ok(sight(&[0], true))]);
+    for number in 0..9 {
+        shown.show([Ok(sight(&[number], true))]);
+        wait(GOOD_FOR).await;
+        choose(&finder, "a").await.unwrap().established();
+    }
+    assert_eq!(finder.state().seats.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

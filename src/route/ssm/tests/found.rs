@@ -11,7 +11,7 @@ use crate::{
         Class, PipeEnd,
         ssm::find::{
             Look, Sight,
-            tests::{Shown, sight},
+            tests::{Shown, nothing, sight},
         },
     },
     tunnel::State,
@@ -100,6 +100,25 @@ async fn a_task_that_is_gone_is_not_resumed_for_long() {
     world.network.order(Order::Cut);
     world.until(|status| status.link().is_some_and(|link| link.place() == target(2).as_str())).await;
     assert!(clock.elapsed() < Duration::from_secs(3), "{:?}", clock.elapsed());
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_without_a_successor_is_not_resumed_either() {
+    let (mut world, shown) = world([Ok(sight(&[1], true))]);
+    world.until_state(State::Active).await;
+    let mut open = world.connect();
+    open.write(b"x").await;
+    open.expect(b"x").await;
+    shown.show([Ok(Sight { gone: vec![target(1)], ..nothing(Class::Away) })]);
+    let clock = Stopwatch::start();
+    assert_eq!(open.reset().await, PipeEnd::Lost);
+    assert!(clock.elapsed() < Duration::from_secs(12), "{:?}", clock.elapsed());
+    world.until(|status| status.last_error.as_ref().is_some_and(|error| error.fault.class == Class::Replaced)).await;
+    shown.show([Ok(sight(&[2], true))]);
+    let clock = Stopwatch::start();
+    world.until_state(State::Active).await;
+    assert!(clock.elapsed() < Duration::from_secs(5), "{:?}", clock.elapsed());
     world.stop().await;
 }
 

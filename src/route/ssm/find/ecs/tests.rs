@@ -61,6 +61,11 @@ fn answer(request: &Request, tasks: &[Value]) -> Answer {
     Answer::json(200, &text)
 }
 
+/// Why nothing takes sessions.
+async fn nothing(bastion: &str, tasks: Vec<Value>) -> Arc<Fault> {
+    look(bastion, tasks, &[]).await.unwrap().nothing.unwrap()
+}
+
 async fn look(bastion: &str, tasks: Vec<Value>, in_use: &[Target]) -> Result<Sight, Fault> {
     let Ok(Bastion::Found(Search::Ecs(search))) = bastion.parse() else { panic!("{bastion}") };
     let fake = Fake::start(move |request| answer(request, &tasks)).await;
@@ -95,6 +100,16 @@ async fn what_becomes_of_tasks_that_are_in_use_is_told() {
 }
 
 #[tokio::test]
+async fn what_becomes_of_the_only_task_is_told_as_well() {
+    let stopped = with(task(1, 1_000), json!({ "desiredStatus": "STOPPED", "lastStatus": "STOPPED" }));
+    for bastion in ["ecs:my_tools/web".to_owned(), format!("ecs:my_tools/{}", id(1))] {
+        let sight = look(&bastion, vec![stopped.clone()], &[target(1, "agent")]).await.unwrap();
+        assert_eq!(sight.gone, [target(1, "agent")], "{bastion}");
+        assert!(sight.nothing.unwrap().to_string().contains("has stopped"), "{bastion}");
+    }
+}
+
+#[tokio::test]
 async fn a_container_is_chosen_by_its_name_or_as_the_only_one_that_can_be_used() {
     let two = json!({ "containers": [container("agent", 1, "RUNNING"), container("sidecar", 1, "RUNNING")] });
     let one = json!({ "containers": [container("agent", 1, "RUNNING"), container("sidecar", 1, "STOPPED")] });
@@ -102,7 +117,7 @@ async fn a_container_is_chosen_by_its_name_or_as_the_only_one_that_can_be_used()
     assert_eq!(sight.usable[0].target, target(1, "sidecar"));
     let sight = look("ecs:my_tools/web", vec![with(task(1, 1), one)], &[]).await.unwrap();
     assert_eq!(sight.usable[0].target, target(1, "agent"));
-    let fault = look("ecs:my_tools/web", vec![with(task(1, 1), two)], &[]).await.unwrap_err();
+    let fault = nothing("ecs:my_tools/web", vec![with(task(1, 1), two)]).await;
     assert_eq!(fault.class, Class::Refused);
     assert!(fault.to_string().contains("has several containers (agent, sidecar)"), "{fault}");
     assert!(fault.hints[0].contains("`--bastion ecs:my_tools/web/agent`"), "{:?}", fault.hints);
@@ -138,15 +153,15 @@ async fn what_keeps_a_task_from_taking_sessions_is_named() {
         ),
     ] {
         let name = if text.contains("no such container") { "ecs:my_tools/web/agent" } else { "ecs:my_tools/web" };
-        let fault = look(name, vec![with(task(1, 1), changes)], &[]).await.unwrap_err();
+        let fault = nothing(name, vec![with(task(1, 1), changes)]).await;
         assert_eq!(fault.class, class, "{fault}");
         assert!(fault.to_string().contains(text), "{fault}");
         assert!(fault.hints[0].contains(hint), "{:?}", fault.hints);
     }
-    let fault = look("ecs:my_tools/web", Vec::new(), &[]).await.unwrap_err();
+    let fault = nothing("ecs:my_tools/web", Vec::new()).await;
     assert_eq!((fault.class, fault.to_string().as_str()), (Class::Away, "the service `web` has no running task"));
     assert!(fault.hints[0].contains("--desired-count 1"), "{:?}", fault.hints);
-    let fault = look(&format!("ecs:my_tools/{}", id(9)), Vec::new(), &[]).await.unwrap_err();
+    let fault = nothing(&format!("ecs:my_tools/{}", id(9)), Vec::new()).await;
     assert_eq!(fault.class, Class::Gone);
 }
 

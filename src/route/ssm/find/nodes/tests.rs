@@ -66,13 +66,17 @@ async fn what_was_found_and_is_of_no_use_is_named() {
         (vec![node(1, "Online", "3.0.1124.0")], Class::Away, "are older than 3.1.1374.0"),
     ] {
         let (sight, _) = look("tag:role=bastion", move |_| list(&nodes), &[]).await;
-        let fault = sight.unwrap_err();
+        let fault = sight.unwrap().nothing.unwrap();
         assert_eq!(fault.class, class, "{fault}");
         assert!(fault.to_string().contains(text), "{fault}");
         assert!(!fault.hints.is_empty());
     }
     let (sight, _) = look("asg:bastions", |_| list(&[]), &[]).await;
-    assert_eq!(sight.unwrap_err().class, Class::Away, "a group has none for a while when it replaces its only one");
+    assert_eq!(
+        sight.unwrap().nothing.unwrap().class,
+        Class::Away,
+        "a group has none for a while when it replaces its only one"
+    );
 }
 
 /// The number of an instance, and its tags.
@@ -123,16 +127,18 @@ async fn in_a_network_tags_go_before_names_and_workers_are_only_taken_if_asked_f
         assert_eq!(usable[..2], ["3", "2"], "{bastion}");
     }
     let none = move |_: &Request| instances(&[(4, &[("Name", "database")])]);
-    let (sight, _) = look("auto", none, &[]).await;
-    let fault = sight.unwrap_err();
+    let (sight, _) = look("auto", none, &[target(7)]).await;
+    let sight = sight.unwrap();
+    assert_eq!(sight.leaving, [target(7)]);
+    let fault = sight.nothing.unwrap();
     assert!(fault.to_string().contains("no instance in `vpc-1`"), "{fault}");
     assert!(fault.hints[0].contains("create-tags") && fault.hints[1].contains("auto:nodes"), "{:?}", fault.hints);
 }
 
 #[test]
-fn users_and_clusters_spread() {
-    let to = |arn: &str| Cluster { arn: arn.to_owned(), ..cluster("") };
-    let first = |arn: &str| (0..8_u8).min_by_key(|number| spread(&to(arn), &format!("i-0000000{number}"))).unwrap();
+fn users_spread() {
+    let first =
+        |host: &str| (0..8_u8).min_by_key(|number| spread_of(host.as_bytes(), &format!("i-0000000{number}"))).unwrap();
     let chosen: std::collections::BTreeSet<_> = (0..40).map(|number| first(&number.to_string())).collect();
     assert!(chosen.len() > 4, "{chosen:?}");
     assert_eq!(first("a"), first("a"));
