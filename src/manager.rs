@@ -486,13 +486,17 @@ async fn tell_news(common: &Common, listener: &Listener) {
     let mut news = common.news();
     let mut told = 0;
     loop {
-        let all = news.borrow_and_update().clone();
-        for news in all.into_iter().skip(told) {
+        let new: Vec<News> = {
+            let all = news.borrow_and_update();
+            let (new, count) = all.since(told);
+            told = count;
+            new.cloned().collect()
+        };
+        for news in new {
             listener.tell(match news {
                 News::Caution(caution) => Event::Caution(caution),
                 News::Notice(notice) => Event::Notice(notice),
             });
-            told += 1;
         }
         if news.changed().await.is_err() {
             std::future::pending::<()>().await;

@@ -39,7 +39,7 @@ use uuid::Uuid;
 
 pub use self::{
     admission::Admission,
-    common::{Common, News},
+    common::{Common, News, Told},
     listener::{BindError, Bound, Listeners, PortOwner, PortTaken, Ports},
     memory::{MemoryConnection, MemoryPort},
     probe::Probe,

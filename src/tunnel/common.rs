@@ -1,7 +1,7 @@
 //! What all tunnels of one identity share: the clock, limits on starts, and what one has found out for all.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -34,14 +34,47 @@ impl News {
     }
 }
 
+/// Most that is kept of what was told: whoever tells it to the user has it at once.
+const MAX_NEWS: usize = 64;
+
+/// What the user has been told. What is among it is not told again.
+#[derive(Debug, Clone, Default)]
+pub struct Told {
+    /// How much there has been.
+    count: usize,
+    /// The last of it.
+    last: VecDeque<News>,
+}
+
+impl Told {
+    /// Returns what has come since so much had been told, as far as it is kept, and how much there has been now.
+    pub fn since(&self, count: usize) -> (impl Iterator<Item = &News>, usize) {
+        let new = self.count.saturating_sub(count).min(self.last.len());
+        (self.last.iter().skip(self.last.len() - new), self.count)
+    }
+
+    fn add(&mut self, news: News) -> bool {
+        if self.last.iter().any(|known| known.text() == news.text()) {
+            return false;
+        }
+        if self.last.len() == MAX_NEWS {
+            // What was chosen is old by then; cautions are few, and hold.
+            let notice = self.last.iter().position(|news| matches!(news, News::Notice(_)));
+            self.last.remove(notice.unwrap_or_default());
+        }
+        self.last.push_back(news);
+        self.count += 1;
+        true
+    }
+}
+
 /// What all tunnels of one identity share.
 #[derive(Debug)]
 pub struct Common {
     clock: Clock,
     starts: Arc<Semaphore>,
     retry_now: RetryNow,
-    /// What the user has to know, once.
-    news: watch::Sender<Vec<News>>,
+    news: watch::Sender<Told>,
     /// Why routes cannot be taken, by their labels.
     troubles: Mutex<BTreeMap<String, Class>>,
 }
@@ -83,18 +116,12 @@ impl Common {
 
     /// Takes note of what the user has to know.
     pub(super) fn tell(&self, news: News) {
-        self.news.send_if_modified(|all| {
-            let is_new = all.iter().all(|known| known.text() != news.text());
-            if is_new {
-                all.push(news);
-            }
-            is_new
-        });
+        self.news.send_if_modified(|told| told.add(news));
     }
 
-    /// Returns what the user has to know, each once, now and later.
+    /// Returns what the user has to know, now and later.
     #[must_use]
-    pub fn news(&self) -> watch::Receiver<Vec<News>> {
+    pub fn news(&self) -> watch::Receiver<Told> {
         self.news.subscribe()
     }
 
@@ -144,6 +171,24 @@ mod tests {
         let caution = |message: &str| Caution { class: Class::Denied, message: message.to_owned(), hints: Vec::new() };
         ["one", "two", "one"].into_iter().for_each(|message| common.tell(News::Caution(caution(message))));
         ["three", "three"].into_iter().for_each(|notice| common.tell(News::Notice(notice.to_owned())));
-        assert_eq!(common.news().borrow().len(), 3);
+        assert_eq!(common.news().borrow().since(0).0.count(), 3);
+    }
+
+    #[test]
+    fn news_is_bounded_and_cautions_stay() {
+        let common = Common::new(Clock::start());
+        let caution = Caution { class: Class::Denied, message: "caution".to_owned(), hints: Vec::new() };
+        common.tell(News::Caution(caution.clone()));
+        let mut told = 0;
+        for number in 0..1000 {
+            common.tell(News::Notice(number.to_string()));
+            common.tell(News::Caution(caution.clone()));
+            let news = common.news();
+            let news = news.borrow();
+            let (new, count) = news.since(told);
+            assert_eq!(new.count(), if told == 0 { 2 } else { 1 });
+            told = count;
+        }
+        assert_eq!((told, common.news().borrow().last.len()), (1001, MAX_NEWS));
     }
 }

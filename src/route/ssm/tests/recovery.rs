@@ -122,7 +122,7 @@ async fn a_refused_resume_is_followed_by_a_new_session() {
 /// Waits until the user has something to know.
 async fn until_cautioned(world: &World) {
     let mut news = world.common.news();
-    news.wait_for(|news| !news.is_empty()).await.unwrap();
+    news.wait_for(|news| news.since(0).0.count() > 0).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
