@@ -262,6 +262,12 @@ impl Finder {
         }
     }
 
+    /// Chooses a target among those that were found, if there is one more.
+    pub(super) async fn another(self: &Arc<Self>, to: &Cluster) -> Option<Seat> {
+        let sight = self.sight(to, GOOD_FOR).await.ok()?;
+        self.take(&sight, to)
+    }
+
     /// Whether a target is full only as far as one can know before the sessions on it have come up.
     fn awaits_proof(&self, sight: &Sight) -> bool {
         let now = self.clock.now().mono;

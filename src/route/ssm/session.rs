@@ -145,12 +145,12 @@ async fn find_and_start(route: &SsmRoute, to: &Cluster, mailbox: &Mailbox) -> Op
     };
     let mut tries = 0;
     loop {
-        let seat = match mailbox.stop.run_until_cancelled(finder.choose(to)).await? {
+        let mut seat = match mailbox.stop.run_until_cancelled(finder.choose(to)).await? {
             Ok(seat) => seat,
             Err(fault) => return Some(Err(fault)),
         };
         tries += 1;
-        let began = mailbox.terms.clock.now().mono;
+        let mut began = mailbox.terms.clock.now().mono;
         let error = loop {
             match start(route, seat.target(), to, mailbox).await? {
                 Ok((handle, transport)) => {
@@ -160,6 +160,12 @@ async fn find_and_start(route: &SsmRoute, to: &Cluster, mailbox: &Mailbox) -> Op
                 Err(DialError::TargetNotConnected { .. })
                     if seat.is_fresh() && mailbox.terms.clock.now().mono < began + FRESH_LIMIT =>
                 {
+                    // One that has been up for longer does not have to be waited for.
+                    seat.failed();
+                    if let Some(other) = finder.another(to).await {
+                        (seat, began) = (other, mailbox.terms.clock.now().mono);
+                        continue;
+                    }
                     let waits = format!("waiting for the agent on `{}`, which has just been started", seat.target());
                     mailbox.reports.send(Report::Progress(waits));
                     mailbox.stop.run_until_cancelled(tokio::time::sleep(FRESH_PAUSE)).await?;

@@ -188,6 +188,20 @@ async fn a_task_that_has_just_come_up_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_has_been_up_for_longer_is_taken_meanwhile() {
+    let shown = Arc::new(Shown::default());
+    let mut fresh = sight(&[1, 2], true);
+    fresh.usable[0].fresh = true;
+    shown.show([Ok(fresh)]);
+    let clock = Stopwatch::start();
+    let mut world = World::finding(Arc::clone(&shown) as Arc<dyn Look>, |state| state.set_absent(&[target(1)]));
+    let status = world.until_state(State::Active).await;
+    assert_eq!(status.link().unwrap().place(), target(2).as_str());
+    assert!(clock.elapsed() < Duration::from_secs(1), "{:?}", clock.elapsed());
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_session_that_is_dropped_in_silence_is_told_as_that_and_not_tried_in_a_loop() {
     let shown = Arc::new(Shown::default());
     shown.show([Ok(sight(&[1], true))]);
