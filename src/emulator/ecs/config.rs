@@ -190,6 +190,8 @@ pub struct TaskTrouble {
     pub run_failures: u32,
     /// No role can be given to tasks, for what it trusts.
     pub role_untrusted: bool,
+    /// How many tasks more have what is wrong with their start, their agent and their memory; `None`: all.
+    pub next_tasks: Option<u32>,
     /// Tasks stop before they run.
     pub start: Option<StartFailure>,
     /// What becomes of their agents.
@@ -206,6 +208,22 @@ pub struct TaskTrouble {
     pub session_limit: Option<usize>,
     /// A policy denies sessions with tasks explicitly, as the guide of ECS Exec recommends.
     pub sessions_denied: bool,
+}
+
+impl TaskTrouble {
+    /// What is wrong with a task that is made now, and counts it.
+    pub(super) fn of_next_task(&mut self) -> Self {
+        match &mut self.next_tasks {
+            None => return self.clone(),
+            Some(0) => {}
+            Some(left) => {
+                *left -= 1;
+                return self.clone();
+            }
+        }
+        let (start, agent, out_of_memory, delay) = (None, AgentOutcome::Running, None, Duration::ZERO);
+        Self { start, agent, out_of_memory, delay, ..self.clone() }
+    }
 }
 
 /// What becomes of the agent in a container.

@@ -49,7 +49,7 @@ pub(super) fn make(world: &Arc<World>, making: Making) -> String {
 
 /// What becomes of a task with this container in this place, and with what is wrong at the moment.
 pub(super) fn plan(world: &World, definition: &Definition, network: &Network<'_>, lives: Lives) -> Plan {
-    let trouble = world.settings().tasks.clone();
+    let trouble = world.settings().tasks.of_next_task();
     let image = definition.containers().next().map(|(_, image)| image).unwrap_or_default();
     let is_out = network.reaches_out();
     let is_ecr = image.contains(".dkr.ecr.");
@@ -150,7 +150,9 @@ pub(super) fn run(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
         cluster,
         definition,
     };
-    let ids: Vec<String> = (0..count).map(|_| make(call.world, making.clone())).collect();
+    let others = (1..count).map(|_| plan(call.world, &making.definition, &network, making.definition.lives()));
+    let plans: Vec<Plan> = std::iter::once(making.plan.clone()).chain(others).collect();
+    let ids: Vec<String> = plans.into_iter().map(|plan| make(call.world, Making { plan, ..making.clone() })).collect();
     if let Some(token) = token {
         lock(&call.world.ecs.store).tokens.insert(token.to_owned(), (input.clone(), ids.clone()));
     }

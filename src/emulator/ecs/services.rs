@@ -186,9 +186,9 @@ fn step(world: &Arc<World>, number: usize, is_running: bool) {
         return;
     }
     let (config, group, started_by, definition) = making;
-    let plan = run::plan(world, &definition, &network, Lives { disuse: None, life: None });
-    let plan = if is_running { super::task::Plan { failure: None, is_running, ..plan } } else { plan };
     for _ in 0..missing {
+        let plan = run::plan(world, &definition, &network, Lives { disuse: None, life: None });
+        let plan = if is_running { super::task::Plan { failure: None, is_running, ..plan } } else { plan };
         run::make(
             world,
             Making {
@@ -203,7 +203,7 @@ fn step(world: &Arc<World>, number: usize, is_running: bool) {
                 launch_type: config.launch_type,
                 subnet: subnet.id.clone(),
                 zone: format!("{}{}", world.config.region, subnet.zone),
-                plan: plan.clone(),
+                plan,
             },
         );
     }

@@ -457,6 +457,12 @@ pub static FAULTS: &[Row] = &[
         BASTIONS,
     ),
     Row::new(
+        "next-tasks=2",
+        "let this many more tasks have what is wrong with their start, agent or memory, and later ones not",
+        Counted(|settings, tasks| settings.tasks.next_tasks = Some(tasks)),
+        BASTIONS,
+    ),
+    Row::new(
         "session-limit=1",
         "let containers have this many sessions at a time",
         Counted(|settings, limit| settings.tasks.session_limit = usize::try_from(limit).ok()),

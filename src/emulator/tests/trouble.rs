@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    super::{BastionConfig, Config, EcsConfig, Emulator, Fault, TaskTimes},
+    super::{BastionConfig, Config, EcsConfig, Emulator, Fault, TaskTimes, TaskTrouble},
     ecs::{agent_runs, describe, is_stopped, prepared, run, run_input, until},
     support::{ecs, quick, ssm, start, start_session_with, within},
 };
@@ -70,6 +70,35 @@ async fn tasks_do_not_start() {
         assert_eq!(stopped["startedAt"], Value::Null);
         emulator.stop().await;
     }
+}
+
+#[tokio::test]
+async fn only_the_next_tasks_have_trouble() {
+    let emulator = prepared(quick()).await;
+    for (fault, is_so) in [
+        ("image-timeout", (|task| is_stopped(task) && task["stopCode"] == "TaskFailedToStart") as fn(&Value) -> bool),
+        ("out-of-memory=50ms", |task| is_stopped(task) && task["containers"][0]["exitCode"] == 137),
+        ("agent-stopped", |task| task["containers"][0]["managedAgents"][0]["lastStatus"] == "STOPPED"),
+    ] {
+        emulator.update(|settings| settings.tasks = TaskTrouble::default());
+        inject(&emulator, fault);
+        inject(&emulator, "next-tasks=2");
+        for _ in 0..2 {
+            let task = run(&emulator).await;
+            until(&emulator, &task, is_so).await;
+        }
+        let task = run(&emulator).await;
+        until(&emulator, &task, agent_runs).await;
+    }
+    // Those of one call are counted one by one.
+    inject(&emulator, "agent-pending");
+    inject(&emulator, "next-tasks=1");
+    let mut two = run_input();
+    two["count"] = 2.into();
+    let tasks = ecs(&emulator, "RunTask", two).await.json()["tasks"].clone();
+    until(&emulator, tasks[1]["taskArn"].as_str().unwrap(), agent_runs).await;
+    assert!(!agent_runs(&describe(&emulator, tasks[0]["taskArn"].as_str().unwrap()).await));
+    emulator.stop().await;
 }
 
 #[tokio::test]
