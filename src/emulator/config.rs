@@ -158,7 +158,7 @@ pub struct ClusterConfig {
     pub ipv6: bool,
     /// Whether the roles of the account have an access entry; without it the API server answers 401.
     pub access_entry: bool,
-    /// Id of its VPC.
+    /// Id of its VPC; empty: EKS does not say.
     pub vpc: String,
 }
 

@@ -101,7 +101,7 @@ fn description(cluster: &Cluster, vpcs: &[VpcConfig]) -> Value {
             "subnetIds": subnets,
             "securityGroupIds": [],
             "clusterSecurityGroupId": vpc.and_then(|vpc| vpc.security_groups.first()),
-            "vpcId": config.vpc,
+            "vpcId": Some(&config.vpc).filter(|vpc| !vpc.is_empty()),
             "endpointPublicAccess": config.public_access,
             "endpointPrivateAccess": config.private_access,
             "publicAccessCidrs": if config.public_access { json!(["0.0.0.0/0"]) } else { json!([]) },
