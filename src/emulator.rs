@@ -408,6 +408,12 @@ impl Emulator {
         ecs::stop_one(&self.world, task, code, reason)
     }
 
+    /// Makes a task that much older, by its ARN or id: it says so itself, and ends so much earlier by its life and by
+    /// disuse, at once if that is due. Its tags stay as they are. Returns whether there is one.
+    pub fn age_task(&self, task: &str, by: Duration) -> bool {
+        ecs::age(&self.world, task, by)
+    }
+
     /// Lets Auto Scaling replace an instance; returns the id of the new one, or `None` if there is no such instance.
     pub fn replace_instance(&self, id: &str) -> Option<String> {
         fleet::replace(&self.world, id)

@@ -16,10 +16,11 @@ mod tasks;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 pub use self::{
     config::{AgentOutcome, EcsConfig, LaunchType, ServiceConfig, StartFailure, TaskEnd, TaskTimes, TaskTrouble},
@@ -29,10 +30,11 @@ use self::{definitions::Definition, run::Tokens, services::Service, task::Task};
 pub(super) use self::{
     services::{begin, deploy},
     target::connected,
-    tasks::{infos, stop_all, stop_one},
+    tasks::{age, infos, stop_all, stop_one},
 };
 use super::{
     api::{ApiError, Call, denial},
+    clock::Clock,
     config::Config,
     http::{FullRequest, Response, response},
     world::lock,
@@ -51,6 +53,7 @@ pub(super) struct Ecs {
     running: Mutex<()>,
     /// Changes with tasks and services.
     version: watch::Sender<u64>,
+    begun: Instant,
 }
 
 #[derive(Default)]
@@ -66,17 +69,22 @@ struct Store {
 }
 
 impl Ecs {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, begun: Instant) -> Self {
         let services = config.ecs.services.iter();
         let names = config.ecs.clusters.iter().chain(services.map(|service| &service.cluster));
         let clusters = names.map(|name| (config.region.clone(), name.clone())).collect();
         let store = Mutex::new(Store { clusters, ..Store::default() });
-        Self { store, running: Mutex::default(), version: watch::Sender::new(0) }
+        Self { store, running: Mutex::default(), version: watch::Sender::new(0), begun }
     }
 
     /// Looks at a task, or changes it.
     fn with<T>(&self, id: &str, look: impl FnOnce(&mut Task) -> T) -> Option<T> {
         lock(&self.store).tasks.get_mut(id).map(look)
+    }
+
+    /// How long there has been this emulator.
+    fn uptime(&self, clock: &Clock) -> Duration {
+        clock.instant() - self.begun
     }
 
     fn changed(&self) {

@@ -119,7 +119,7 @@ impl World {
                 .map(|role| (role.clone(), format!("AROA{}", upper_alphanumeric(17))))
                 .collect(),
             clusters: places.clusters,
-            ecs: Ecs::new(&config),
+            ecs: Ecs::new(&config, clock.instant()),
             fleet: Fleet::new(&config, clock.wall()),
             gateway: places.gateway,
             gateway_url: places.gateway_url,

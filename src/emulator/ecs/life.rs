@@ -100,7 +100,7 @@ impl Life {
 
     /// Waits until something stops the task.
     async fn run(&self) {
-        let started = self.world.clock.instant();
+        let started = self.time();
         if !self.plan.is_running || self.plan.agent != AgentOutcome::Running {
             if !self.pause(self.world.config.ecs.times.agent).await {
                 return;
@@ -119,21 +119,46 @@ impl Life {
             biased;
             () = self.world.stop.cancelled() => return,
             () = self.stop.cancelled() => return,
-            () = after(memory.map(|time| started + time)) => StopCause::exited(KILLED),
-            () = after(life.map(|time| started + time)) => StopCause::exited(0),
+            () = self.until(memory.map(|time| started + time)) => StopCause::exited(KILLED),
+            () = self.until(life.map(|time| started + time)) => StopCause::exited(0),
             () = self.disuse() => StopCause::exited(0),
         };
         self.ask_to_stop(cause);
     }
 
+    /// The time in the task's own life: since the emulator's start, and as much more as it has been made older.
+    fn time(&self) -> Duration {
+        let age = self.world.ecs.with(&self.id, |task| task.age).unwrap_or_default();
+        self.world.ecs.uptime(&self.world.clock) + age
+    }
+
+    /// Waits for a time in the task's life.
+    async fn until(&self, time: Option<Duration>) {
+        let Some(time) = time else { return std::future::pending().await };
+        let mut changes = self.world.ecs.version.subscribe();
+        loop {
+            let rest = time.saturating_sub(self.time());
+            if rest.is_zero() {
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep(rest) => {}
+                // It may be older now.
+                _ = changes.changed() => {}
+            }
+        }
+    }
+
     /// Waits until the task has been without sessions for as long as it goes on without.
     async fn disuse(&self) {
         let Some(time) = self.plan.disuse else { return std::future::pending().await };
-        let mut used = self.world.clock.instant();
-        while used + time > self.world.clock.instant() {
-            tokio::time::sleep((time / LOOKS).max(Duration::from_millis(1))).await;
+        let mut used = self.time();
+        while self.time() < used + time {
+            let look = self.time() + (time / LOOKS).max(Duration::from_millis(1));
+            self.until(Some(look.min(used + time))).await;
             if self.sessions().iter().any(|session| session.is_running()) {
-                used = self.world.clock.instant();
+                used = self.time();
             }
         }
     }
@@ -199,13 +224,6 @@ impl Life {
             () = self.world.stop.cancelled() => false,
             () = tokio::time::sleep(time) => true,
         }
-    }
-}
-
-async fn after(at: Option<tokio::time::Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 

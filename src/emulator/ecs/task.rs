@@ -119,6 +119,8 @@ pub(super) struct Task {
     pub(super) containers: Vec<Container>,
     /// Part of its address.
     number: u32,
+    /// How much older it has been made than it is.
+    pub(super) age: Duration,
     pub(super) created: Duration,
     pub(super) seen_at: Instant,
     pub(super) status: Status,
@@ -153,6 +155,7 @@ impl Task {
             containers: containers.collect(),
             id,
             number,
+            age: Duration::ZERO,
             created,
             seen_at,
             status: if is_running { Status::Running } else { Status::Provisioning },
@@ -185,6 +188,17 @@ impl Task {
     pub(super) fn set(&mut self, status: Status) {
         self.status = status;
         self.version += 1;
+    }
+
+    /// Makes it older, as if all that has happened to it had been so much earlier.
+    pub(super) fn grow_older(&mut self, by: Duration) {
+        self.age += by;
+        self.created = self.created.saturating_sub(by);
+        for time in [&mut self.started, &mut self.stopping, &mut self.stopped] {
+            *time = time.map(|time| time.saturating_sub(by));
+        }
+        self.seen_at = self.seen_at.checked_sub(by).unwrap_or(self.seen_at);
+        self.forgotten_at = self.forgotten_at.map(|at| at.checked_sub(by).unwrap_or(at));
     }
 
     /// Asks it to stop; the first cause is the one.

@@ -1,6 +1,6 @@
 //! `ListTasks`, `DescribeTasks`, `StopTask` and `TagResource`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -63,6 +63,15 @@ pub(in crate::emulator) fn stop_one(world: &World, task: &str, code: &str, reaso
     let wall = world.clock.wall();
     let id = task.rsplit('/').next().unwrap_or_default();
     let found = world.ecs.with(id, |task| task.ask_to_stop(StopCause::new(code, reason), wall)).is_some();
+    world.ecs.changed();
+    world.journal.touch();
+    found
+}
+
+/// Makes a task older, by its ARN or id; returns whether there is one.
+pub(in crate::emulator) fn age(world: &World, task: &str, by: Duration) -> bool {
+    let id = task.rsplit('/').next().unwrap_or_default();
+    let found = world.ecs.with(id, |task| task.grow_older(by)).is_some();
     world.ecs.changed();
     world.journal.touch();
     found

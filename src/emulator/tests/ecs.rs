@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     super::{Config, EcsConfig, Emulator, SubnetConfig, TaskTimes, VpcConfig},
-    support::{Answer, TestKeys, call, ecs, quick, start, within},
+    support::{Answer, Client, Granted, TestKeys, call, ecs, quick, start, start_session_with, within},
 };
 
 pub(super) const SUBNET: &str = "subnet-0a1b2c3d4e5f60718";
@@ -144,6 +144,48 @@ async fn a_task_without_sessions_ends_itself() {
 }
 
 #[tokio::test]
+async fn a_task_can_be_made_older() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let emulator = prepared(quick()).await;
+    // Its command goes on for 8 hours, and for 10 minutes without sessions.
+    let (old, unused) = (run(&emulator).await, run(&emulator).await);
+    for task in [&old, &unused] {
+        until(&emulator, task, agent_runs).await;
+    }
+    let target = emulator.tasks().into_iter().find(|task| task.arn == old).unwrap().targets[0].clone();
+    let granted: Granted = (&start_session_with(&emulator, &target, "10.0.9.9", 443).await).into();
+    let mut client = Client::open(&emulator, &granted).await;
+    client.handshake().await;
+
+    let before = describe(&emulator, &old).await;
+    assert!(emulator.age_task(&old, 7 * HOUR));
+    let after = describe(&emulator, &old).await;
+    for name in ["createdAt", "startedAt"] {
+        let seconds = before[name].as_f64().unwrap() - after[name].as_f64().unwrap();
+        assert!((seconds - 7.0 * 3600.0).abs() < 0.01, "{name}: {seconds}");
+    }
+    assert_eq!(emulator.tasks()[0].arn, old);
+    // It is used, so that only its life counts, of which an hour is left.
+    assert!(emulator.age_task(&old, HOUR / 2));
+    assert!(emulator.age_task(unused.rsplit('/').next().unwrap(), Duration::from_secs(599)));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for task in [&old, &unused] {
+        assert_eq!(describe(&emulator, task).await["lastStatus"], "RUNNING");
+    }
+    emulator.age_task(&old, HOUR / 2);
+    emulator.age_task(&unused, Duration::from_secs(1));
+    for task in [&old, &unused] {
+        let stopped = until(&emulator, task, is_stopped).await;
+        assert_eq!(
+            (&stopped["stopCode"], &stopped["containers"][0]["exitCode"]),
+            (&json!("EssentialContainerExited"), &json!(0))
+        );
+    }
+    assert!(!emulator.age_task("0123456789abcdef0123456789abcdef", HOUR));
+    emulator.stop().await;
+}
+
+#[tokio::test]
 async fn a_task_is_stopped_in_steps() {
     let mut config = quick();
     config.ecs.times.unseen = Duration::from_millis(100);
@@ -154,6 +196,8 @@ async fn a_task_is_stopped_in_steps() {
     let missing = ecs(&emulator, "DescribeTasks", json!({"cluster": "autoheal-pa", "tasks": [id]})).await;
     assert_eq!(missing.status, 200);
     assert_eq!(missing.json(), json!({"tasks": [], "failures": [{"arn": task, "reason": "MISSING"}]}));
+    let mine = json!({"cluster": "autoheal-pa", "startedBy": "autoheal-pa/me/0a1b"});
+    assert_eq!(ecs(&emulator, "ListTasks", mine).await.json()["taskArns"], json!([]));
     within(async {
         while describe(&emulator, &task).await.is_null() {
             tokio::time::sleep(Duration::from_millis(5)).await;
