@@ -2,12 +2,14 @@
 //!
 //! [`route::list`](crate::route::list) makes routes of it.
 
+mod fargate;
 mod search;
 mod target;
 
 use std::{fmt, str::FromStr};
 
 pub use self::{
+    fargate::{Fargate, FargateOptions, is_task_definition},
     search::{EcsSearch, EcsWhat, Search},
     target::{Target, TargetError},
 };
@@ -22,6 +24,8 @@ pub enum Bastion {
     Target(Target),
     /// Targets of Systems Manager that are looked for.
     Found(Search),
+    /// A task that is made when it is needed.
+    Fargate(Fargate),
     /// None: straight to the endpoint.
     Direct,
 }
@@ -30,14 +34,23 @@ impl Bastion {
     /// What a text has to be to be one.
     pub const EXPECTED: &str = "a bastion: expected an instance (`i-` and 8 or 17 hexadecimal digits), a managed node (`mi-` \
                                 and 17), `ecs:<cluster>/<service or task>`, `tag:<key>=<value>`, `name:<value>`, \
-                                `asg:<group>`, `auto`, or `direct`";
+                                `asg:<group>`, `auto`, `fargate`, or `direct`";
 
     /// Returns what Systems Manager connects to, if that is known from the start.
     #[must_use]
     pub fn target(&self) -> Option<&Target> {
         match self {
             Self::Target(target) => Some(target),
-            Self::Found(_) | Self::Direct => None,
+            Self::Found(_) | Self::Fargate(_) | Self::Direct => None,
+        }
+    }
+
+    /// Returns the task that is made, if it is one.
+    #[must_use]
+    pub fn fargate(&self) -> Option<&Fargate> {
+        match self {
+            Self::Fargate(fargate) => Some(fargate),
+            Self::Target(_) | Self::Found(_) | Self::Direct => None,
         }
     }
 }
@@ -47,6 +60,7 @@ impl fmt::Display for Bastion {
         match self {
             Self::Target(target) => target.fmt(f),
             Self::Found(search) => search.fmt(f),
+            Self::Fargate(fargate) => fargate.fmt(f),
             Self::Direct => f.write_str(DIRECT),
         }
     }
@@ -65,7 +79,8 @@ impl FromStr for Bastion {
             return Ok(Self::Direct);
         }
         let found = || Search::parse(text).map(Self::Found);
-        let read = text.parse().ok().map(Self::Target).or_else(found);
+        let made = || Fargate::parse(text).map(Self::Fargate);
+        let read = text.parse().ok().map(Self::Target).or_else(found).or_else(made);
         read.ok_or_else(|| BastionError(text.to_owned()))
     }
 }
@@ -93,6 +108,8 @@ mod tests {
             "asg:bastions-AB12",
             "auto",
             "auto:nodes",
+            "fargate",
+            "fargate:tools",
         ] {
             assert_eq!(text.parse::<Bastion>().unwrap().to_string(), text);
         }
@@ -117,6 +134,8 @@ mod tests {
             "asg:",
             "auto:",
             "auto:all",
+            "fargate:",
+            "fargate:a/b",
         ] {
             let error = text.parse::<Bastion>().unwrap_err().to_string();
             assert!(error.starts_with(&format!("`{text}` is not a bastion: expected an instance")), "{error}");

@@ -45,7 +45,7 @@ pub use self::{
 };
 use crate::{
     aws::{Aws, AwsError, ClusterDescription},
-    bastion::{Bastion, Search, Target},
+    bastion::{Bastion, Target},
     clock::{self, Clock},
     cluster::Cluster,
     route::ssm::proto::Version,
@@ -286,7 +286,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                     Ok(()) => Way::Sessions(target.clone()),
                     Err(check) => Way::Broken(check),
                 },
-                Bastion::Found(search) => self.search(aws, &routes, search, clusters).await,
+                Bastion::Found(_) | Bastion::Fargate(_) => self.search(aws, &routes, bastion, clusters).await,
                 Bastion::Direct => {
                     self.skip_for(Check::OF_BASTION.iter().copied(), || Reason::NotNeeded);
                     Way::Straight(routes.route(bastion))
@@ -298,12 +298,12 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     }
 
     /// Looks for the targets of a bastion, which may be others for each cluster, and at the best of them.
-    async fn search(&mut self, aws: &Aws, routes: &Routes, search: &Search, clusters: &[&Cluster]) -> Way {
+    async fn search(&mut self, aws: &Aws, routes: &Routes, bastion: &Bastion, clusters: &[&Cluster]) -> Way {
         let mut by_cluster = BTreeMap::new();
         let mut known: Vec<Target> = Vec::new();
         let mut is_told = false;
         for cluster in clusters {
-            let targets = match routes.find(search, cluster).await {
+            let targets = match routes.find(bastion, cluster).await {
                 Ok(found) => found,
                 // The same is said once, whichever cluster it is about.
                 Err(fault) => {

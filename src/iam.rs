@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use serde_json::json;
 
 pub use access_entry::{ACCESS_POLICY, access_entry_commands};
 pub use principal::Principal;
@@ -25,6 +26,9 @@ mod terraform;
 
 /// The name that the policy is given, and that its Terraform resources have with an underscore.
 pub const POLICY_NAME: &str = "autoheal-pa";
+
+/// The version of the language of policies.
+const VERSION: &str = "2012-10-17";
 
 /// What is to be allowed, and to whom.
 #[derive(Debug, Clone)]
@@ -47,6 +51,15 @@ pub struct Grant {
 pub struct Document {
     version: &'static str,
     statement: Vec<Statement>,
+}
+
+/// A role that a service of AWS acts as, which the ways in need and this program never makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceRole {
+    pub name: String,
+    /// The service that may assume it, such as `ecs-tasks.amazonaws.com`.
+    pub service: &'static str,
+    pub document: Document,
 }
 
 /// One statement of a policy.
@@ -103,12 +116,19 @@ impl Grant {
     /// Returns the policy: what the clusters take, and what the routes do.
     #[must_use]
     pub fn document(&self, routes: Vec<Statement>) -> Document {
-        let mut statement = vec![
+        let clusters = [
             Statement::allow("ListClusters", ["eks:ListClusters"], every()),
             Statement::allow("DescribeClusters", ["eks:DescribeCluster"], self.cluster_arns()),
         ];
+        Self::document_of(clusters.into_iter().chain(routes).collect())
+    }
+
+    /// Returns a policy of these statements alone, each of them once.
+    #[must_use]
+    pub(crate) fn document_of(statements: Vec<Statement>) -> Document {
+        let mut statement: Vec<Statement> = Vec::new();
         // IAM takes no two with one name.
-        for mut new in routes {
+        for mut new in statements {
             let namesakes = statement.iter().filter(|known| known.sid.trim_end_matches(char::is_numeric) == new.sid);
             match namesakes.count() {
                 _ if statement.iter().any(|known| known.is_same(&new)) => continue,
@@ -117,7 +137,7 @@ impl Grant {
             }
             statement.push(new);
         }
-        Document { version: "2012-10-17", statement }
+        Document { version: VERSION, statement }
     }
 
     /// Returns the ARN of something of this account in this region.
@@ -132,7 +152,29 @@ impl Grant {
     }
 }
 
+impl ServiceRole {
+    /// Returns the trust policy as JSON on one line.
+    #[must_use]
+    pub fn trust(&self) -> String {
+        json!({
+            "Version": VERSION,
+            "Statement": [{
+                "Effect": "Allow",
+                "Principal": { "Service": self.service },
+                "Action": "sts:AssumeRole",
+            }],
+        })
+        .to_string()
+    }
+}
+
 impl Document {
+    /// Returns the document as JSON on one line.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        serde_json::to_string(self).expect("strings are always JSON")
+    }
+
     /// Returns the document as JSON, ready for IAM.
     #[must_use]
     pub fn to_json(&self) -> String {

@@ -44,13 +44,13 @@ pub(crate) use hope::Hope;
 pub(crate) use state::{ManagerState, OpenAccess, TunnelEntry};
 
 use crate::{
-    aws::{Aws, ClusterDescription},
+    aws::{Aws, Caller, ClusterDescription},
     cluster::Cluster,
     doctor::{self, Finding},
     journal::{Entry, Journal},
     kubeconfig::{self, ContextEntry, KubeconfigError, Server},
     overlap::overlap,
-    route::{Routes, ssm},
+    route::{Owner, Routes, ssm},
     settings::{Access, Environment, UpSettings},
     tunnel::{self, Admission, Common, Listeners, News, Ports, Tunnel},
     util::folder::Folder,
@@ -83,6 +83,10 @@ pub(crate) struct Manager {
     supervisor: Supervisor,
     journal: Option<Journal>,
     left_behind: Vec<Entry>,
+    /// Tells the managers here from those of other hosts.
+    place: String,
+    /// Tells this run from others.
+    run: String,
     proxy: Option<Proxy>,
     /// Who gets through the local ports.
     admission: Admission,
@@ -107,6 +111,8 @@ impl Manager {
         let dir = &settings.common.control_dir;
         let control = Arc::new(control::Server::bind(dir)?);
         let (journal, left_behind) = open_journal(control.folder(), &listener);
+        let place = control::place(dir);
+        let run = uuid::Uuid::new_v4().simple().to_string();
         let supervisor = Supervisor::new();
         let state = Arc::new(watch::Sender::new(ManagerState::default()));
         let (asked, requests) = mpsc::channel(4);
@@ -129,6 +135,8 @@ impl Manager {
                 supervisor,
                 journal,
                 left_behind,
+                place,
+                run,
                 proxy: None,
                 admission,
                 tasks,
@@ -279,9 +287,9 @@ impl Manager {
             self.listener.tell(Event::Identified(access.caller.clone()));
             self.look_after(access);
         }
-        for access in old.accesses.iter().filter(|access| !accesses.iter().any(|new| new.is_same(&access.settings))) {
-            access.stop.cancel();
-        }
+        let dropped: Vec<_> =
+            old.accesses.iter().filter(|access| !accesses.iter().any(|new| new.is_same(&access.settings))).collect();
+        dropped.iter().for_each(|access| access.stop.cancel());
         // Those that are gone have their names until they have ended.
         let ending = free.into_iter().cloned();
         let both = tunnels.iter().cloned().chain(ending).collect();
@@ -290,6 +298,7 @@ impl Manager {
             self.start(&tunnel.access, tunnel.cluster.clone(), listeners);
         }
         self.supervisor.end(&gone).await;
+        close(dropped.into_iter(), &self.listener).await;
         self.state.send_modify(|state| state.tunnels = tunnels);
         Ok(outcome)
     }
@@ -314,8 +323,12 @@ impl Manager {
 
     /// Ends everything in good order; with `forget`, the contexts leave the kubeconfig as well.
     pub(crate) async fn stop(self, forget: bool) {
-        tokio::join!(self.supervisor.stop(), self.examinations.end());
         let state = self.state.borrow().clone();
+        let closing = async {
+            self.supervisor.stop().await;
+            close(state.accesses.iter(), &self.listener).await;
+        };
+        tokio::join!(closing, self.examinations.end());
         let settled = join_all(state.accesses.iter().map(|access| access.aws.settle()));
         if timeout(SETTLE_LIMIT, settled).await.is_err() {
             tracing::warn!("calls that end sessions did not return in time");
@@ -336,10 +349,25 @@ impl Manager {
     /// Finds out who an access is to AWS.
     async fn enter(&self, settings: Access, aws: Aws) -> Result<OpenAccess, ManagerError> {
         let caller = aws.caller().await?;
-        let journal = self.journal.clone().map(|journal| (journal, &caller));
-        let routes = Routes::new(&aws, settings.reason.as_deref(), journal);
+        let routes = Routes::new(&aws, settings.reason.as_deref(), Some(self.owner(&caller)));
         let common = Common::new(self.supervisor.clock());
         Ok(OpenAccess { settings, aws, caller, routes, common, stop: self.stop.child_token() })
+    }
+
+    /// Returns by what it is found again what routes make for this manager.
+    fn owner(&self, caller: &Caller) -> Owner {
+        let common = &self.settings.common;
+        let dir = common.control_dir.clone();
+        Owner {
+            name: common.name.clone(),
+            place: self.place.clone(),
+            run: self.run.clone(),
+            host: common.aws.host_name.clone().unwrap_or_default(),
+            caller: caller.clone(),
+            journal: self.journal.clone(),
+            // What cannot be looked at is left alone.
+            is_running: Arc::new(move |name| !matches!(control::holder(&dir.with_file_name(name)), Ok(None))),
+        }
     }
 
     /// As [`enter`](Self::enter), with the credentials and clients of a known access if there is one like it.
@@ -479,6 +507,12 @@ impl Manager {
         }
         Ok(())
     }
+}
+
+/// Ends what was made for tunnels that have ended.
+async fn close(accesses: impl Iterator<Item = &Arc<OpenAccess>>, listener: &Listener) {
+    let closed = join_all(accesses.map(|access| access.routes.close())).await;
+    closed.into_iter().flatten().for_each(|notice| listener.tell(Event::Notice(notice)));
 }
 
 /// Tells what tunnels have found that the user has to know. Never ends.

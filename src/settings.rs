@@ -50,6 +50,9 @@ mod values;
 /// The manager's name, unless told otherwise.
 const DEFAULT_NAME: &str = "default";
 
+/// How long to wait until all tunnels are ready where a task may have to be started, unless told otherwise.
+const FARGATE_TIMEOUT: Duration = Duration::from_secs(180);
+
 /// Name of the kubeconfig in a manager's directory.
 const OWN_KUBECONFIG: &str = "kubeconfig";
 
@@ -245,7 +248,11 @@ impl UpSettings {
 
         let stack = sources.stack();
         let settings = Self::read(|row| stack.all(row), environment, problems);
-        let settings = Self { common, access, ..settings };
+        let mut settings = Self { common, access, ..settings };
+        let mut bastions = settings.access.iter().flat_map(|access| &access.bastion);
+        if stack.one(&UP.timeout).is_none() && bastions.any(|bastion| bastion.fargate().is_some()) {
+            settings.timeout = FARGATE_TIMEOUT;
+        }
         let given = stack.one(&UP.base_port);
         problems.extend(given.and_then(|given| settings.too_few_ports(given)));
         if settings.kubeconfig_mode == KubeconfigMode::Direct {

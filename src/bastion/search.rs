@@ -152,7 +152,7 @@ fn arn(text: &str) -> Option<EcsSearch> {
     is_right.then(|| EcsSearch { cluster: cluster.to_owned(), what, container: None, of })
 }
 
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     let is_of_names = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     (1..=MAX_NAME_LEN).contains(&text.len()) && text.bytes().all(is_of_names)
 }

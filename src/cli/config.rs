@@ -16,7 +16,11 @@ use super::{
     error::{CommandError, Kind},
     output::Printer,
 };
-use crate::settings::{Access, AwsSettings, Chosen, Environment, Source, UpArgs, UpSettings, schema};
+use crate::{
+    bastion::{Bastion, Fargate, FargateOptions},
+    settings::{Access, AwsSettings, Chosen, Environment, Source, UpArgs, UpSettings, schema},
+    util::written::in_words,
+};
 
 #[derive(Debug, Clone, Args)]
 pub struct ConfigArgs {
@@ -79,7 +83,7 @@ fn check(
 
 fn summary(path: &Path, settings: &UpSettings) -> String {
     let mut text = format!("`{}` is valid; `up` would open tunnels\n", path.display());
-    for Access { aws, bastion, clusters, reason, identity: _ } in &settings.access {
+    for Access { aws, bastion, clusters, reason, .. } in &settings.access {
         let bastions: Vec<_> = bastion.iter().map(ToString::to_string).collect();
         let clusters = if clusters.is_empty() { "all active ones".to_owned() } else { clusters.join(", ") };
         let mut line = |name: &str, value: &str| write_line(&mut text, "  ", name, value);
@@ -89,6 +93,9 @@ fn summary(path: &Path, settings: &UpSettings) -> String {
         line("clusters", &clusters);
         if let Some(reason) = reason {
             line("reason", reason);
+        }
+        if let Some(fargate) = bastion.iter().find_map(Bastion::fargate) {
+            line("fargate", &task(fargate));
         }
         text.push('\n');
     }
@@ -102,6 +109,16 @@ fn summary(path: &Path, settings: &UpSettings) -> String {
     write_line(&mut text, "", "contexts", &format!("{}CLUSTER", settings.context_prefix));
     write_line(&mut text, "", "kubeconfig", &settings.common.kubeconfig.display().to_string());
     text
+}
+
+/// Says what task would be run.
+fn task(fargate: &Fargate) -> String {
+    let FargateOptions { task_definition, task_role, image, ttl, .. } = &fargate.options;
+    let what = match task_definition {
+        Some(definition) => format!("task definition `{definition}`"),
+        None => format!("`{image}` as `{task_role}`"),
+    };
+    format!("{what} in the ECS cluster `{}`, for {} at most", fargate.cluster, in_words(*ttl))
 }
 
 fn write_line(text: &mut String, indent: &str, name: &str, value: &str) {

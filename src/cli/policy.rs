@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     aws::Aws,
-    iam::{Grant, POLICY_NAME, Principal, access_entry_commands, terraform},
+    iam::{Grant, POLICY_NAME, Principal, ServiceRole, access_entry_commands, terraform},
     route::list,
     settings::{Access, Environment, PolicyArgs, PolicySettings},
     util::quote::{Word, command},
@@ -77,7 +77,9 @@ fn print(args: &PolicyArgs, grant: &Grant, printer: &Printer) -> Result<ExitCode
     match principal {
         // `grant` has seen to it that both have one.
         Some(principal) if args.access_entry => printer.result(&access_entry_commands(grant, principal))?,
-        Some(principal) if args.terraform => printer.result(&terraform(grant, &list::policy(grant), principal))?,
+        Some(principal) if args.terraform => {
+            printer.result(&terraform(grant, &list::policy(grant), principal, &list::roles(grant)))?;
+        }
         Some(_) | None => printer.result(&list::policy(grant).to_json())?,
     }
     for hint in hints(args, grant) {
@@ -93,6 +95,7 @@ fn hints(args: &PolicyArgs, grant: &Grant) -> Vec<String> {
     if !args.access_entry {
         if !args.terraform {
             hints.push(how_to_put(principal));
+            hints.extend(list::roles(grant).iter().map(how_to_make));
         }
         hints.extend(list::notes(grant));
     }
@@ -104,6 +107,21 @@ fn hints(args: &PolicyArgs, grant: &Grant) -> Vec<String> {
              shows another ARN, give that with `--role-arn`", name));
     }
     hints
+}
+
+/// Says how to make a role that a service acts as.
+fn how_to_make(role: &ServiceRole) -> String {
+    let name = &role.name;
+    command!(
+        "the role `{}` has to be there as well: `aws iam create-role --role-name {} --assume-role-policy-document {}`, then `aws \
+         iam put-role-policy --role-name {} --policy-name {} --policy-document {}`",
+        Word::raw(name.clone()),
+        name,
+        role.trust(),
+        name,
+        POLICY_NAME,
+        role.document.to_line()
+    )
 }
 
 fn how_to_put(principal: Option<&Principal>) -> String {

@@ -2,14 +2,15 @@
 
 use std::fmt::Write;
 
-use super::{Document, Grant, POLICY_NAME, Principal, access_entry::access_policy_arn};
+use super::{Document, Grant, POLICY_NAME, Principal, ServiceRole, VERSION, access_entry::access_policy_arn};
 
 /// What the resources are called: [`POLICY_NAME`], as HCL takes names.
 const RESOURCE: &str = "autoheal_pa";
 
-/// Returns the resources that give an identity the policy and admit it to the clusters of a grant.
+/// Returns the resources that give an identity the policy and admit it to the clusters of a grant, and the roles that services
+/// act as.
 #[must_use]
-pub fn terraform(grant: &Grant, document: &Document, principal: &Principal) -> String {
+pub fn terraform(grant: &Grant, document: &Document, principal: &Principal, roles: &[ServiceRole]) -> String {
     let (kind, attribute) = match principal {
         Principal::Role { .. } => ("aws_iam_role_policy", "role"),
         Principal::User { .. } => ("aws_iam_user_policy", "user"),
@@ -18,18 +19,19 @@ pub fn terraform(grant: &Grant, document: &Document, principal: &Principal) -> S
     let (policy_name, access_policy) = (quoted(POLICY_NAME), quoted(&access_policy_arn(grant.partition())));
     let statements = statements(document);
     let (data, clusters) = clusters(grant);
+    let roles: String = roles.iter().enumerate().map(|(number, role)| self::role(number, role)).collect();
     format!(
         r#"resource "{kind}" "{RESOURCE}" {{
   name = {policy_name}
   {attribute} = {name}
 
   policy = jsonencode({{
-    Version = "2012-10-17"
+    Version = "{VERSION}"
     Statement = [
 {statements}    ]
   }})
 }}
-{data}
+{roles}{data}
 resource "aws_eks_access_entry" "{RESOURCE}" {{
   for_each      = toset({clusters})
   cluster_name  = each.value
@@ -45,6 +47,45 @@ resource "aws_eks_access_policy_association" "{RESOURCE}" {{
   access_scope {{
     type = "cluster"
   }}
+}}
+"#
+    )
+}
+
+/// Writes a role that a service acts as, with its trust and what it may do.
+fn role(number: usize, role: &ServiceRole) -> String {
+    let resource = match number {
+        0 => format!("{RESOURCE}_bastion"),
+        _ => format!("{RESOURCE}_bastion_{}", number + 1),
+    };
+    let (name, service, policy_name) = (quoted(&role.name), quoted(role.service), quoted(POLICY_NAME));
+    let statements = statements(&role.document);
+    format!(
+        r#"
+resource "aws_iam_role" "{resource}" {{
+  name = {name}
+
+  assume_role_policy = jsonencode({{
+    Version = "{VERSION}"
+    Statement = [
+      {{
+        Effect    = "Allow"
+        Action    = "sts:AssumeRole"
+        Principal = {{ Service = {service} }}
+      }},
+    ]
+  }})
+}}
+
+resource "aws_iam_role_policy" "{resource}" {{
+  name = {policy_name}
+  role = aws_iam_role.{resource}.name
+
+  policy = jsonencode({{
+    Version = "{VERSION}"
+    Statement = [
+{statements}    ]
+  }})
 }}
 "#
     )

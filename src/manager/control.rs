@@ -54,7 +54,7 @@ mod status;
 mod wire;
 
 pub use client::{ANSWER_LIMIT, Client, ask, late, request_token};
-pub use directory::{Holder, holder, open, open_to_swaps, until_free};
+pub use directory::{Holder, holder, open, open_to_swaps, place, until_free};
 pub use server::Server;
 pub use status::{AccessStatus, ManagerStatus, SessionReport, TunnelReport};
 

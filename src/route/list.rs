@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Fault, Route, direct, ssm};
+use super::{Fault, Owner, Route, direct, ssm};
 use crate::{
-    aws::{Aws, AwsError, Caller},
-    bastion::{Bastion, Search, Target},
+    aws::{Aws, AwsError},
+    bastion::{Bastion, Fargate, Search, Target},
     cluster::Cluster,
-    iam::{Document, Grant},
-    journal::{Entry, Journal},
+    iam::{Document, Grant, ServiceRole},
+    journal::Entry,
 };
 
 /// Returns the IAM policy for clusters and the routes to them; without a bastion, one for sessions on none yet.
@@ -17,9 +17,21 @@ pub fn policy(grant: &Grant) -> Document {
     let mut statements = Vec::new();
     let is_by_session = |bastion: &Bastion| !matches!(bastion, Bastion::Direct);
     if grant.bastions.is_empty() || grant.bastions.iter().any(is_by_session) {
-        statements.extend(ssm::statements::statements(grant, targets(grant), searches(grant)));
+        statements.extend(ssm::statements::statements(grant, targets(grant), searches(grant), fargates(grant)));
     }
     grant.document(statements)
+}
+
+/// Returns the roles that services act as for the routes.
+#[must_use]
+pub fn roles(grant: &Grant) -> Vec<ServiceRole> {
+    let mut roles: Vec<_> = fargates(grant)
+        // The role of a task definition that the user has is the user's.
+        .filter(|fargate| fargate.options.task_definition.is_none())
+        .map(ssm::statements::task_role)
+        .collect();
+    roles.dedup();
+    roles
 }
 
 /// Returns what to know of the policy.
@@ -34,8 +46,12 @@ pub fn notes(grant: &Grant) -> Vec<String> {
 fn searches(grant: &Grant) -> impl Iterator<Item = &Search> + Clone {
     grant.bastions.iter().filter_map(|bastion| match bastion {
         Bastion::Found(search) => Some(search),
-        Bastion::Target(_) | Bastion::Direct => None,
+        Bastion::Target(_) | Bastion::Fargate(_) | Bastion::Direct => None,
     })
+}
+
+fn fargates(grant: &Grant) -> impl Iterator<Item = &Fargate> + Clone {
+    grant.bastions.iter().filter_map(Bastion::fargate)
 }
 
 fn targets(grant: &Grant) -> impl Iterator<Item = &Target> + Clone {
@@ -58,15 +74,20 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Makes the routes of an identity; `reason` is for audit trails. With a journal, what may be left behind if this
-    /// process is killed is written down.
+    /// Makes the routes of an identity; `reason` is for audit trails. Without an owner, nothing is made that would have to be
+    /// ended later.
     #[must_use]
-    pub fn new(aws: &Aws, reason: Option<&str>, journal: Option<(Journal, &Caller)>) -> Self {
-        let service = match journal {
+    pub fn new(aws: &Aws, reason: Option<&str>, owner: Option<Owner>) -> Self {
+        let service = match owner.as_ref().and_then(|owner| Some((owner.journal.clone()?, &owner.caller))) {
             Some((journal, caller)) => ssm::Service::with_journal(aws.clone(), reason, journal, caller),
             None => ssm::Service::new(aws.clone(), reason),
         };
-        Self { aws: aws.clone(), sessions: ssm::Targets::new(Arc::new(service), ssm::Config::default()) }
+        let sessions = ssm::Targets::new(Arc::new(service), ssm::Config::default());
+        let sessions = match owner {
+            Some(owner) => sessions.owned_by(owner),
+            None => sessions,
+        };
+        Self { aws: aws.clone(), sessions }
     }
 
     /// Returns the same with other settings of sessions.
@@ -75,12 +96,22 @@ impl Routes {
         Self { aws: self.aws.clone(), sessions: self.sessions.with_config(config) }
     }
 
-    /// Looks for the targets that lead to a cluster, the best first.
+    /// Looks for the targets of a bastion that lead to a cluster, the best first; none where it has no targets. Nothing is made.
     ///
     /// # Errors
     /// There are none that take sessions, or it cannot be looked.
-    pub async fn find(&self, search: &Search, to: &Cluster) -> Result<ssm::Found, Arc<Fault>> {
-        self.sessions.find(search, &self.aws, to).await
+    pub async fn find(&self, bastion: &Bastion, to: &Cluster) -> Result<ssm::Found, Arc<Fault>> {
+        match bastion {
+            Bastion::Target(target) => Ok(ssm::Found { targets: vec![target.clone()], found: 1 }),
+            Bastion::Found(search) => self.sessions.find(search, &self.aws, to).await,
+            Bastion::Fargate(fargate) => self.sessions.find_made(fargate, &self.aws, to).await,
+            Bastion::Direct => Ok(ssm::Found { targets: Vec::new(), found: 0 }),
+        }
+    }
+
+    /// Ends what was made for links that are over, and makes nothing any more. Returns what was done, in words.
+    pub async fn close(&self) -> Vec<String> {
+        self.sessions.close().await
     }
 
     /// Returns the route that a bastion names.
@@ -89,6 +120,7 @@ impl Routes {
         match bastion {
             Bastion::Target(target) => self.sessions.route(target.clone()),
             Bastion::Found(search) => self.sessions.found(search, &self.aws),
+            Bastion::Fargate(fargate) => self.sessions.made(fargate, &self.aws),
             Bastion::Direct => direct::route(&self.aws),
         }
     }

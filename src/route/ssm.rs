@@ -30,28 +30,28 @@ mod tests;
 pub mod transport;
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 
-use self::find::{Finder, Look, ecs::EcsLook, nodes::NodesLook};
+use self::find::{Finder, Look, ecs::EcsLook, fargate::FargateLook, nodes::NodesLook};
 pub use self::{
     dial::{Dial, DialError, SessionHandle, SessionId},
     fault::SessionFault,
-    find::Found,
+    find::{Found, fargate::task},
     service::Service,
     solo::SoloSession,
     transport::{Incoming, Transport, TransportError},
 };
 use crate::{
     aws::Aws,
-    bastion::{Search, Target},
+    bastion::{Bastion, Fargate, Search, Target},
     cluster::Cluster,
-    route::{Fault, Mailbox, ProbeError, Route},
+    route::{Fault, Mailbox, Owner, ProbeError, Route},
 };
 
 /// Settings of the sessions of a route.
@@ -75,15 +75,26 @@ pub struct Targets {
     dial: Arc<dyn Dial>,
     config: Config,
     resumes: Arc<AtomicBool>,
+    /// Whom tasks are started for; `None`: none are.
+    owner: Option<Owner>,
     /// What looks for targets, by what was asked for: all tunnels share it.
-    finders: Arc<Mutex<BTreeMap<String, Arc<Finder>>>>,
+    finders: Arc<Mutex<HashMap<Bastion, Arc<Finder>>>>,
+    /// What starts tasks.
+    makers: Arc<Mutex<Vec<FargateLook>>>,
 }
 
 impl Targets {
     /// Has sessions dialled by `dial`.
     #[must_use]
     pub fn new(dial: Arc<dyn Dial>, config: Config) -> Self {
-        Self { dial, config, resumes: Arc::default(), finders: Arc::default() }
+        let (resumes, finders, makers) = (Arc::default(), Arc::default(), Arc::default());
+        Self { dial, config, resumes, owner: None, finders, makers }
+    }
+
+    /// Has tasks started for `owner`.
+    #[must_use]
+    pub fn owned_by(self, owner: Owner) -> Self {
+        Self { owner: Some(owner), ..self }
     }
 
     /// Returns the same with other settings.
@@ -100,7 +111,13 @@ impl Targets {
     /// Returns the route to whatever target is found.
     #[must_use]
     pub fn found(&self, search: &Search, aws: &Aws) -> Arc<dyn Route> {
-        self.finding(search.to_string(), || look(search, aws))
+        self.finding(&Bastion::Found(search.clone()), || look(search, aws))
+    }
+
+    /// Returns the route to a task that is started when it is needed.
+    #[must_use]
+    pub fn made(&self, fargate: &Fargate, aws: &Aws) -> Arc<dyn Route> {
+        self.finding(&Bastion::Fargate(fargate.clone()), || self.maker(fargate, aws))
     }
 
     /// Looks for the targets that lead to a cluster, the best first.
@@ -108,21 +125,42 @@ impl Targets {
     /// # Errors
     /// There are none that take sessions, or it cannot be looked.
     pub async fn find(&self, search: &Search, aws: &Aws, to: &Cluster) -> Result<Found, Arc<Fault>> {
-        self.finder(search.to_string(), || look(search, aws)).find(to).await
+        self.finder(&Bastion::Found(search.clone()), || look(search, aws)).find(to).await
     }
 
-    fn finding(&self, asked: String, look: impl FnOnce() -> Arc<dyn Look>) -> Arc<dyn Route> {
-        let finder = self.finder(asked.clone(), look);
-        self.to(Goal::Found { asked, finder })
+    /// Looks for a task that was started.
+    ///
+    /// # Errors
+    /// There is none, none that takes sessions, or it cannot be looked.
+    pub async fn find_made(&self, fargate: &Fargate, aws: &Aws, to: &Cluster) -> Result<Found, Arc<Fault>> {
+        self.finder(&Bastion::Fargate(fargate.clone()), || self.maker(fargate, aws)).find(to).await
     }
 
-    fn finder(&self, asked: String, look: impl FnOnce() -> Arc<dyn Look>) -> Arc<Finder> {
+    /// Stops the tasks that were started, and starts no others. Returns what was done, in words.
+    pub async fn close(&self) -> Vec<String> {
+        let makers = self.makers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        join_all(makers.iter().map(FargateLook::close)).await.into_iter().flatten().collect()
+    }
+
+    fn maker(&self, fargate: &Fargate, aws: &Aws) -> Arc<dyn Look> {
+        let maker = FargateLook::new(aws.clone(), fargate.clone(), self.owner.clone());
+        self.makers.lock().unwrap_or_else(PoisonError::into_inner).push(maker.clone());
+        Arc::new(maker)
+    }
+
+    fn finding(&self, asked: &Bastion, look: impl FnOnce() -> Arc<dyn Look>) -> Arc<dyn Route> {
+        let finder = self.finder(asked, look);
+        self.to(Goal::Found { asked: asked.to_string(), finder })
+    }
+
+    fn finder(&self, asked: &Bastion, look: impl FnOnce() -> Arc<dyn Look>) -> Arc<Finder> {
         let mut finders = self.finders.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(finders.entry(asked.clone()).or_insert_with(|| Finder::new(asked, look())))
+        let finder = finders.entry(asked.clone()).or_insert_with(|| Finder::new(asked.to_string(), look()));
+        Arc::clone(finder)
     }
 
     fn to(&self, goal: Goal) -> Arc<dyn Route> {
-        let Self { dial, config, resumes, finders: _ } = self.clone();
+        let Self { dial, config, resumes, .. } = self.clone();
         Arc::new(SsmRoute { goal, dial, config, resumes })
     }
 }

@@ -10,6 +10,11 @@ use super::{
     rows,
     source::{Layer, Stack},
 };
+use crate::bastion::{Bastion, FargateOptions};
+
+/// Most security groups and subnets of a task, the limits of ECS.
+const MAX_SECURITY_GROUPS: usize = 5;
+const MAX_SUBNETS: usize = 16;
 
 impl Access {
     /// Reads the accesses for a command that opens no tunnels, and so needs no bastions. Of `args` only what is about
@@ -29,7 +34,46 @@ impl Access {
     fn of(stack: &Stack<'_>, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
         let aws = AwsSettings::load(stack, environment, problems);
         let identity = ExecIdentity::of(&aws, environment);
-        Self { aws, identity, ..Self::read(|row| stack.all(row), environment, problems) }
+        let mut access = Self { aws, identity, ..Self::read(|row| stack.all(row), environment, problems) };
+        let options = access.fargate_options();
+        for bastion in &mut access.bastion {
+            if let Bastion::Fargate(fargate) = bastion {
+                fargate.options = options.clone();
+            }
+        }
+        access.refuse_useless(stack, problems);
+        access
+    }
+
+    fn fargate_options(&self) -> FargateOptions {
+        FargateOptions {
+            task_definition: self.fargate_task_definition.clone(),
+            task_role: self.fargate_task_role.clone(),
+            image: self.fargate_image.clone(),
+            public_ip: self.fargate_public_ip,
+            security_groups: self.fargate_security_groups.clone(),
+            subnets: self.fargate_subnets.clone(),
+            ttl: self.fargate_ttl,
+        }
+    }
+
+    /// Refuses what a task definition of the user's says itself, and more than a task can have.
+    fn refuse_useless(&self, stack: &Stack<'_>, problems: &mut Vec<Problem>) {
+        if self.fargate_task_definition.is_some() {
+            let said = stack.one(&ACCESS.fargate_image);
+            problems.extend(said.map(|given| given.malformed("of use with a task definition, which says it itself")));
+        }
+        for (row, values, most) in [
+            (&ACCESS.fargate_security_groups, &self.fargate_security_groups, MAX_SECURITY_GROUPS),
+            (&ACCESS.fargate_subnets, &self.fargate_subnets, MAX_SUBNETS),
+        ] {
+            let given = (values.len() > most).then(|| stack.all(row).last()).flatten();
+            problems.extend(
+                given.map(|given| {
+                    given.malformed(format!("one of the first {most}, which are all that a task can have"))
+                }),
+            );
+        }
     }
 
     /// Tells whether two lead to the same account and region as the same identity, as far as the settings tell.

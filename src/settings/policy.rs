@@ -14,6 +14,12 @@ pub struct PolicyArgs {
     /// Bastion that sessions may be started on; repeat it for more [env: AUTOHEAL_PA_BASTION, separated by commas]
     #[arg(long, value_name = "TARGET")]
     pub bastion: Vec<String>,
+    /// Role of the task that `--bastion fargate` runs, by name or ARN [default: autoheal-pa-bastion]
+    #[arg(long, value_name = "ROLE")]
+    pub fargate_task_role: Option<String>,
+    /// Task definition that `--bastion fargate` runs, so that none may be made
+    #[arg(long, value_name = "ARN")]
+    pub fargate_task_definition: Option<String>,
     /// Cluster that may be used; repeat it for more [default: all of the account and region]
     #[arg(long, value_name = "NAME")]
     pub cluster: Vec<String>,
@@ -46,6 +52,8 @@ impl PolicySettings {
         let mut sources = Sources::read(flags, environment, &mut problems)?;
         sources.flags.add_flag(&ACCESS.bastion, &args.bastion);
         sources.flags.add_flag(&ACCESS.clusters, &args.cluster);
+        sources.flags.add_flag(&ACCESS.fargate_task_role, &args.fargate_task_role);
+        sources.flags.add_flag(&ACCESS.fargate_task_definition, &args.fargate_task_definition);
         let access = all(&sources, environment, &mut problems);
         if !args.access_entry {
             need_bastions(&sources, &mut problems);

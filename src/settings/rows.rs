@@ -11,11 +11,11 @@ use super::{
     CiOidc, ExecIdentity, KubeconfigMode, Proxies, SdkVariables, Settings,
     row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
     values::{
-        is_audience, is_bastion, is_cluster_name, is_context_prefix, is_external_id, is_profile, is_reason, is_region,
-        is_role_arn, is_session_name,
+        is_audience, is_bastion, is_cluster_name, is_context_prefix, is_external_id, is_image, is_profile, is_reason,
+        is_region, is_role, is_role_arn, is_security_group, is_session_name, is_subnet,
     },
 };
-use crate::bastion::Bastion;
+use crate::bastion::{Bastion, FargateOptions, is_task_definition};
 
 /// All rows.
 #[must_use]
@@ -110,8 +110,8 @@ table! {
     ///
     /// `bastion` has those in order of preference and is never empty for `up`; `clusters` is empty for all that are active.
     pub struct Access, global: false, rows ACCESS: AccessRows {
-        /// Bastion to connect through: an instance, managed node or ECS container, or `direct` for none, if the API server
-        /// can be reached from here; repeat it for fallbacks, in order of preference
+        /// Bastion to connect through: an instance, managed node or ECS container, `fargate` for one that is made, or `direct`
+        /// for none, if the API server can be reached from here; repeat it for fallbacks, in order of preference
         bastion: Vec<Bastion> = text("TARGET", is_bastion, Bastion::EXPECTED)
             .variables(&["AUTOHEAL_PA_BASTION"])
             .list()
@@ -127,6 +127,35 @@ table! {
         reason: Option<String> =
             text("TEXT", is_reason, "a reason that Session Manager accepts: 1 to 256 characters on one line")
             .in_entry(),
+        /// Task definition to run for `--bastion fargate`, so that none is made; its container must live as long as
+        /// `--fargate-ttl` says
+        fargate_task_definition: Option<String> =
+            text("ARN", is_task_definition, "a task definition: a family, with or without `:<revision>`, or an ARN")
+            .in_entry(),
+        /// Role of the task that `--bastion fargate` runs, by name or ARN; with a task definition of your own, the one that it names
+        fargate_task_role: String = text("ROLE", is_role, "the name of a role or its ARN")
+            .default(FargateOptions::TASK_ROLE)
+            .in_entry(),
+        /// Image of that task: it needs `sh`, `date`, `grep` and `sleep`
+        fargate_image: String = text("IMAGE", is_image, "the name of a container image")
+            .default(FargateOptions::IMAGE)
+            .in_entry(),
+        /// Gives that task a public address, which it needs in a public subnet to reach AWS
+        fargate_public_ip: bool = switch().in_entry(),
+        /// Security group of that task, which the cluster's must admit on port 443; repeat it for up to 5
+        fargate_security_groups: Vec<String> = text("ID", is_security_group, "a security group, such as `sg-0123456789abcdef0`")
+            .flag_for_one("fargate-security-group")
+            .otherwise("the cluster security group")
+            .list()
+            .in_entry(),
+        /// Subnet that the task may be in; repeat it for up to 16
+        fargate_subnets: Vec<String> = text("ID", is_subnet, "a subnet, such as `subnet-0123456789abcdef0`")
+            .flag_for_one("fargate-subnet")
+            .otherwise("those of the EKS cluster")
+            .list()
+            .in_entry(),
+        /// How long the task runs at most; another takes its place before
+        fargate_ttl: Duration = duration("15m", "24h").default("8h").in_entry(),
     } {
         /// How to reach AWS, and as whom.
         pub aws: AwsSettings,
@@ -158,7 +187,7 @@ table! {
         context_prefix: String =
             text("PREFIX", is_context_prefix, "a prefix: at most 64 characters without spaces").default("pa-"),
         /// How long to wait until all tunnels are ready
-        timeout: Duration = duration("1s", "24h").default("60s"),
+        timeout: Duration = duration("1s", "24h").default("60s").otherwise("one minute, and three where a task may have to be started"),
         // The default is several in each minute in which a session may idle out.
         /// How often each tunnel is proved to work, which also keeps its session from idling out; 0: only once
         probe_interval: Duration = duration_or_zero("1s", "1h").default("30s"),

@@ -14,6 +14,9 @@ const MAX_PREFIX_LEN: usize = 64;
 /// Most characters in a cluster's name, the limit of EKS.
 const MAX_CLUSTER_NAME_LEN: usize = 100;
 
+/// Most characters in the name of a container image, the limit of ECS.
+const MAX_IMAGE_LEN: usize = 255;
+
 /// Most characters in an audience.
 const MAX_AUDIENCE_LEN: usize = 255;
 
@@ -40,6 +43,32 @@ pub(super) fn is_manager_name(text: &str) -> bool {
     text.len() <= MAX_NAME_LEN
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// Tells whether IAM would take this as a role: its ARN, or its name alone.
+pub(super) fn is_role(text: &str) -> bool {
+    let is_of_names = |byte: u8| byte.is_ascii_alphanumeric() || b"_+=,.@-".contains(&byte);
+    is_role_arn(text) || ((1..=64).contains(&text.len()) && text.bytes().all(is_of_names))
+}
+
+pub(super) fn is_image(text: &str) -> bool {
+    let is_of_names = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:/@-".contains(&byte);
+    (1..=MAX_IMAGE_LEN).contains(&text.len()) && text.bytes().all(is_of_names)
+}
+
+pub(super) fn is_security_group(text: &str) -> bool {
+    is_id(text, "sg-")
+}
+
+pub(super) fn is_subnet(text: &str) -> bool {
+    is_id(text, "subnet-")
+}
+
+/// Tells whether it is an id of EC2: 8 or 17 hexadecimal digits behind its kind.
+fn is_id(text: &str, kind: &str) -> bool {
+    text.strip_prefix(kind).is_some_and(|id| {
+        matches!(id.len(), 8 | 17) && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 pub(super) fn is_profile(text: &str) -> bool {

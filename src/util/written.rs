@@ -55,7 +55,7 @@ pub(crate) fn rfc3339(at: SystemTime) -> String {
 }
 
 /// Reads a time as RFC 3339.
-fn read_rfc3339(text: &str) -> Option<SystemTime> {
+pub(crate) fn read_rfc3339(text: &str) -> Option<SystemTime> {
     DateTime::from_str(text, Format::DateTime).ok()?.try_into().ok()
 }
 

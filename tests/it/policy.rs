@@ -89,21 +89,22 @@ fn is_allowed(policy: &Value, action: &str, resource: &str, owner: Option<&str>,
     })
 }
 
-/// Actions that bastions of other kinds need, and a target that is named does not: to find one, or to make one.
-const OF_OTHER_KINDS: [&str; 12] = [
-    "ec2:DescribeInstanceConnectEndpoints",
-    "ec2:DescribeInstances",
-    "ec2:GetConsoleOutput",
-    "ecs:CreateCluster",
-    "ecs:DescribeClusters",
-    "ecs:DescribeServices",
-    "ecs:DescribeTaskDefinition",
-    "ecs:DescribeTasks",
-    "ecs:ListTasks",
-    "ecs:RegisterTaskDefinition",
-    "ecs:RunTask",
-    "ecs:StopTask",
+/// Actions that bastions of other kinds need, and a target that is named does not: to find one, or to make one. Each with one
+/// that needs it.
+const OF_OTHER_KINDS: [(&str, &str); 8] = [
+    ("ec2:DescribeInstances", "auto"),
+    ("ecs:CreateCluster", "fargate"),
+    ("ecs:DescribeTaskDefinition", "fargate"),
+    ("ecs:DescribeTasks", "ecs:tools/bastion"),
+    ("ecs:ListTasks", "ecs:tools/bastion"),
+    ("ecs:RegisterTaskDefinition", "fargate"),
+    ("ecs:RunTask", "fargate"),
+    ("ecs:StopTask", "fargate"),
 ];
+
+/// Actions that nothing asks for yet but tests.
+const OF_NOBODY: [&str; 4] =
+    ["ec2:DescribeInstanceConnectEndpoints", "ec2:GetConsoleOutput", "ecs:DescribeClusters", "ecs:DescribeServices"];
 
 /// The actions that the sources name: every call has a constant or a `Call` with its name.
 fn actions_called() -> BTreeSet<String> {
@@ -130,6 +131,17 @@ fn actions_called() -> BTreeSet<String> {
     actions
 }
 
+fn is_of_other_kinds(action: &str) -> bool {
+    OF_OTHER_KINDS.iter().any(|(known, _)| *known == action)
+}
+
+/// The actions that a policy allows.
+fn named(policy: &Value) -> BTreeSet<String> {
+    let actions =
+        policy["Statement"].as_array().unwrap().iter().flat_map(|statement| statement["Action"].as_array().unwrap());
+    actions.map(|action| action.as_str().unwrap().to_owned()).collect()
+}
+
 /// What AWS checks an action of ours against, and whether it is the caller's session; `None`: it is no matter of this policy.
 fn resources_of(action: &str, bastion: &str, session: &Session) -> Option<Vec<String>> {
     let arn = |text: &str| vec![format!("arn:aws:{text}")];
@@ -140,7 +152,7 @@ fn resources_of(action: &str, bastion: &str, session: &Session) -> Option<Vec<St
         "sts:AssumeRole" | "sts:AssumeRoleWithWebIdentity" => None,
         // Asked where it happens to be allowed, and of no use but then: the policy is none the wider for it.
         "ssm:DescribeSessions" => None,
-        action if OF_OTHER_KINDS.contains(&action) => None,
+        action if is_of_other_kinds(action) || OF_NOBODY.contains(&action) => None,
         "eks:ListClusters" | "ssm:DescribeInstanceInformation" => Some(vec!["*".to_owned()]),
         "eks:DescribeCluster" => Some(arn("eks:us-east-1:123456789012:cluster/payments")),
         "ssm:StartSession" => Some(vec![
@@ -153,11 +165,15 @@ fn resources_of(action: &str, bastion: &str, session: &Session) -> Option<Vec<St
 }
 
 fn grant(bastion: &Target, principal: Option<&str>, clusters: &[&str]) -> Value {
+    grant_for(Bastion::Target(bastion.clone()), principal, clusters)
+}
+
+fn grant_for(bastion: Bastion, principal: Option<&str>, clusters: &[&str]) -> Value {
     let grant = Grant {
         region: "us-east-1".to_owned(),
         account: "123456789012".to_owned(),
         principal: principal.map(|arn| Principal::from_arn(arn).unwrap()),
-        bastions: vec![Bastion::Target(bastion.clone())],
+        bastions: vec![bastion],
         clusters: clusters.iter().map(|&name| name.to_owned()).collect(),
     };
     serde_json::from_str(&list::policy(&grant).to_json()).unwrap()
@@ -170,7 +186,6 @@ const USER: Option<&str> = Some("arn:aws:iam::123456789012:user/ann");
 fn everything_that_is_called_is_allowed_and_no_more() {
     let actions = actions_called();
     assert!(actions.len() >= 8, "{actions:?}");
-    assert!(OF_OTHER_KINDS.iter().all(|action| actions.contains(*action)), "{actions:?}");
     for (bastion, arn) in [
         ("i-0dc03fbcae2a87472", "arn:aws:ec2:us-east-1:123456789012:instance/i-0dc03fbcae2a87472"),
         ("mi-0dc03fbcae2a87472", "arn:aws:ssm:us-east-1:123456789012:managed-instance/mi-0dc03fbcae2a87472"),
@@ -198,16 +213,24 @@ fn everything_that_is_called_is_allowed_and_no_more() {
                     allowed.insert(action.clone());
                 }
             }
-            let named: BTreeSet<String> = policy["Statement"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .flat_map(|statement| statement["Action"].as_array().unwrap())
-                .map(|action| action.as_str().unwrap().to_owned())
-                .collect();
-            assert_eq!(named, allowed);
+            assert_eq!(named(&policy), allowed);
         }
     }
+}
+
+#[test]
+fn other_kinds_of_bastions_are_allowed_what_they_call() {
+    let actions = actions_called();
+    for (action, bastion) in OF_OTHER_KINDS {
+        assert!(actions.contains(action), "{action} is called nowhere");
+        let allowed = named(&grant_for(bastion.parse().unwrap(), ROLE, &["payments"]));
+        assert!(allowed.contains(action), "{bastion} may not {action}: {allowed:?}");
+        assert!(!named(&grant_for(Bastion::Direct, ROLE, &["payments"])).contains(action));
+    }
+    assert!(OF_NOBODY.iter().all(|action| actions.contains(*action)), "{actions:?}");
+    // What RunTask and RegisterTaskDefinition are checked for besides.
+    let allowed = named(&grant_for("fargate".parse().unwrap(), ROLE, &[]));
+    assert!(["iam:PassRole", "ecs:TagResource", "ssm:StartSession"].iter().all(|action| allowed.contains(*action)));
 }
 
 #[test]

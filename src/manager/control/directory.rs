@@ -9,9 +9,16 @@ use std::{
 
 use rustix::fs::OFlags;
 use tokio::{net::UnixStream, time::timeout};
+use uuid::Uuid;
 
 use super::{ControlError, MAX_SOCKET_PATH_LEN};
-use crate::util::folder::{Folder, Missing, OTHER_USER, Place, PrivateError};
+use crate::util::{
+    folder::{Folder, Missing, OTHER_USER, Place, PrivateError},
+    replace::Temporary,
+};
+
+/// Name of the file that tells one place of managers from another. No manager has a name that begins like this.
+const PLACE: &str = ".place";
 
 /// Name of the file that a running manager has locked.
 const LOCK: &str = "lock";
@@ -92,6 +99,43 @@ pub fn holder(dir: &Path) -> Result<Option<Holder>, ControlError> {
     let Some(mut file) = existing_lock(dir)? else { return Ok(None) };
     let pid = read_pid(&mut file);
     Ok(matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)).then_some(Holder { pid }))
+}
+
+/// Returns the id of the place where the names of managers count: the folder of their directories. It is in a file there, so
+/// that nobody has it who does not see the same locks: another host with the same home, say, or a container like another.
+///
+/// Where it cannot be kept, it is another one each time, so that nobody is taken for somebody else.
+#[must_use]
+pub fn place(dir: &Path) -> String {
+    let new = format!("{:016x}", Uuid::new_v4().as_u64_pair().0);
+    kept_place(dir, &new).unwrap_or_else(|error| {
+        tracing::debug!(%error, "cannot keep the id of this place");
+        new
+    })
+}
+
+fn kept_place(dir: &Path, new: &str) -> io::Result<String> {
+    let managers = Folder::open(dir.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
+    let place = managers.place(PLACE);
+    match read_place(&place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        known => return known,
+    }
+    let mut file = Temporary::make(&managers)?;
+    file.file.write_all(format!("{new}\n").as_bytes())?;
+    match file.link_to(&place) {
+        Ok(()) => Ok(new.to_owned()),
+        // Another manager was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => read_place(&place),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_place(place: &Place) -> io::Result<String> {
+    let mut text = String::new();
+    place.open(OFlags::RDONLY)?.take(32).read_to_string(&mut text)?;
+    let is_id = |id: &&str| id.len() == 16 && id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    text.strip_suffix('\n').filter(is_id).map(ToOwned::to_owned).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Waits until no manager has a directory any more. Returns whoever has it when the time is up.

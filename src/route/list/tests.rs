@@ -80,13 +80,13 @@ fn access_entries_for_all_clusters() {
 #[test]
 fn terraform_for_a_role_and_chosen_clusters() {
     let grant = grant("us-gov-west-1", vec![instance()], &["payments", "search"]);
-    insta::assert_snapshot!(terraform(&grant, &policy(&grant), &role("aws-us-gov")));
+    insta::assert_snapshot!(terraform(&grant, &policy(&grant), &role("aws-us-gov"), &[]));
 }
 
 #[test]
 fn terraform_for_a_user_and_all_clusters() {
     let grant = Grant { principal: Some(user()), ..grant("us-east-1", vec![instance()], &[]) };
-    let text = terraform(&grant, &policy(&grant), &user());
+    let text = terraform(&grant, &policy(&grant), &user(), &[]);
     // What IAM is to replace, Terraform must not.
     assert!(text.contains("session/$${aws:username}-*"), "{text}");
     insta::assert_snapshot!(text);
@@ -124,9 +124,29 @@ fn bastions_that_are_found() {
     insta::assert_snapshot!("auto", policy_for("auto:nodes"));
     let mixed = vec![instance(), bastion("name:jump"), bastion("ecs:tools/bastion"), bastion("direct")];
     let grant = grant("cn-north-1", mixed, &[]);
-    insta::assert_snapshot!("mixed", terraform(&grant, &policy(&grant), &role("aws-cn")));
+    insta::assert_snapshot!("mixed", terraform(&grant, &policy(&grant), &role("aws-cn"), &[]));
     assert!(notes(&grant)[0].contains("recommends to deny"));
     let two = vec![bastion("tag:a=b"), bastion("tag:c=d"), bastion("ecs:tools/a"), bastion("ecs:tools/b")];
     let text = policy(&self::grant("us-east-1", two, &[])).to_json();
     assert!(text.contains("\"StartOnTagged2\"") && !text.contains("ListTasks2"), "{text}");
+}
+
+#[test]
+fn a_task_that_is_made() {
+    insta::assert_snapshot!("fargate", policy_for("fargate"));
+    let of_user = |mut bastion: Bastion| {
+        let Bastion::Fargate(fargate) = &mut bastion else { panic!() };
+        fargate.options.task_definition =
+            Some("arn:aws:ecs:us-east-1:123456789012:task-definition/our-bastion:4".to_owned());
+        fargate.options.task_role = "arn:aws:iam::123456789012:role/team/our-bastion".to_owned();
+        bastion
+    };
+    let grant = |bastion| grant("us-east-1", vec![bastion], &["payments"]);
+    let own = grant(of_user(bastion("fargate:tools")));
+    insta::assert_snapshot!("fargate_with_a_task_definition", policy(&own).to_json());
+    assert_eq!(roles(&own), []);
+    let ours = grant(bastion("fargate"));
+    let [role] = &roles(&ours)[..] else { panic!() };
+    insta::assert_snapshot!("fargate_role", format!("{}\n{}", role.trust(), role.document.to_line()));
+    insta::assert_snapshot!("fargate_terraform", terraform(&ours, &policy(&ours), &self::role("aws"), &roles(&ours)));
 }

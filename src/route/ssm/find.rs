@@ -15,6 +15,7 @@
 //! Leaves out how to look: `ecs` and `nodes` know.
 
 pub(super) mod ecs;
+pub(super) mod fargate;
 pub(super) mod nodes;
 
 use std::{
@@ -36,6 +37,7 @@ use crate::{
     clock::Clock,
     cluster::Cluster,
     fault::{Class, Fault},
+    route::Report,
     util::peer_text::sentence,
 };
 
@@ -74,6 +76,21 @@ pub(super) trait Look: fmt::Debug + Send + Sync {
     /// An error says that it could not be looked.
     fn look<'a>(&'a self, to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>>;
 
+    /// Looks, and sees to it that there will be as many targets as this, where what is missing can be made.
+    fn make<'a>(
+        &'a self,
+        to: &'a Cluster,
+        in_use: &'a [Target],
+        _at_least: usize,
+    ) -> BoxFuture<'a, Result<Sight, Fault>> {
+        self.look(to, in_use)
+    }
+
+    /// Whether what is missing can be made.
+    fn can_make(&self) -> bool {
+        false
+    }
+
     /// Returns what an answer depends on besides the bastion that was asked for: clusters with the same share it.
     fn place(&self, _to: &Cluster) -> String {
         String::new()
@@ -100,6 +117,10 @@ pub(super) struct Sight {
     pub(super) gone: Vec<Target>,
     /// Things are changing, so that it is worth to look again soon.
     pub(super) changing: bool,
+    /// Something is being made: what, and how far it is.
+    pub(super) awaited: Option<String>,
+    /// What has been made or ended lately.
+    pub(super) notices: Vec<String>,
 }
 
 /// Targets that lead to a cluster.
@@ -179,6 +200,8 @@ pub(super) struct Finder {
 struct Answer {
     /// Monotonic.
     at: Duration,
+    /// How many targets were to be made.
+    made: Option<usize>,
     sight: Result<Arc<Sight>, Arc<Fault>>,
 }
 
@@ -187,6 +210,8 @@ struct State {
     seats: BTreeMap<String, Seats>,
     /// What was chosen the last time, by cluster.
     chosen: BTreeMap<String, Target>,
+    /// How many sessions each cluster has, by its ARN.
+    held: BTreeMap<String, usize>,
     /// When a session last came up.
     useful_at: Option<Duration>,
 }
@@ -234,37 +259,58 @@ impl Finder {
         })
     }
 
-    /// Chooses a target for a session to a cluster.
+    /// Chooses a target for a session to a cluster, and has one made where that can be done. `tell` gets what is waited for, and
+    /// what was made.
     ///
     /// # Errors
     /// There is none, none that takes sessions, or it cannot be looked.
     ///
     /// # Cancel safety
     /// Nothing is taken.
-    pub(super) async fn choose(self: &Arc<Self>, to: &Cluster) -> Result<Seat, Arc<Fault>> {
-        let mut sight = self.sight(to, GOOD_FOR).await.map_err(|fault| self.judge(fault))?;
+    pub(super) async fn choose(
+        self: &Arc<Self>,
+        to: &Cluster,
+        mut tell: impl FnMut(Report),
+    ) -> Result<Seat, Arc<Fault>> {
+        let sight = self.sight(to, GOOD_FOR, Some(1)).await.map_err(|fault| self.judge(fault))?;
         if let Some(seat) = self.take(&sight, to) {
+            sight.notices.iter().cloned().map(Report::Notice).for_each(&mut tell);
             return Ok(seat);
         }
-        // There is nothing, or what the answer names has failed since, or is full.
-        sight = self.sight(to, self.pause()).await.map_err(|fault| self.judge(fault))?;
-        let until = self.clock.now().mono + UNPROVEN_LIMIT;
-        loop {
-            let changed = self.changed.notified();
-            if let Some(seat) = self.take(&sight, to) {
-                return Ok(seat);
+        let mut at_least = 1;
+        let mut until = None;
+        'look: loop {
+            // There is nothing, or what the answer names has failed since, or is full.
+            let sight = self.sight(to, self.pause(), Some(at_least)).await.map_err(|fault| self.judge(fault))?;
+            sight.notices.iter().cloned().map(Report::Notice).for_each(&mut tell);
+            loop {
+                let changed = self.changed.notified();
+                if let Some(seat) = self.take(&sight, to) {
+                    return Ok(seat);
+                }
+                if let Some(awaited) = &sight.awaited {
+                    tell(Report::Progress(awaited.clone()));
+                    tokio::time::sleep(AGAIN).await;
+                    continue 'look;
+                }
+                // Sessions that come up show that there is room for more.
+                let now = self.clock.now().mono;
+                let left = until.get_or_insert(now + UNPROVEN_LIMIT).saturating_sub(now);
+                if !self.awaits_proof(&sight) || timeout(left, changed).await.is_err() {
+                    break;
+                }
             }
-            let left = until.saturating_sub(self.clock.now().mono);
-            // Sessions that come up show that there is room for more.
-            if !self.awaits_proof(&sight) || timeout(left, changed).await.is_err() {
+            // Another is made for a tunnel that has nothing, and for no other.
+            if !self.look.can_make() || at_least > sight.usable.len() || self.has_seat(to) {
                 return Err(self.judge(self.unavailable(&sight)));
             }
+            at_least = sight.usable.len() + 1;
         }
     }
 
     /// Chooses a target among those that were found, if there is one more.
     pub(super) async fn another(self: &Arc<Self>, to: &Cluster) -> Option<Seat> {
-        let sight = self.sight(to, GOOD_FOR).await.ok()?;
+        let sight = self.sight(to, GOOD_FOR, None).await.ok()?;
         self.take(&sight, to)
     }
 
@@ -281,7 +327,7 @@ impl Finder {
     /// # Errors
     /// There are none that take sessions, or it cannot be looked.
     pub(super) async fn find(&self, to: &Cluster) -> Result<Found, Arc<Fault>> {
-        let sight = self.sight(to, GOOD_FOR).await?;
+        let sight = self.sight(to, GOOD_FOR, None).await?;
         if let Some(fault) = &sight.nothing {
             return Err(Arc::clone(fault));
         }
@@ -289,19 +335,23 @@ impl Finder {
         Ok(Found { targets, found: sight.found })
     }
 
-    /// Returns an answer that is not older than `most`, or at least as new as one may ask for.
-    async fn sight(&self, to: &Cluster, most: Duration) -> Result<Arc<Sight>, Arc<Fault>> {
+    /// Returns an answer that is not older than `most`, or at least as new as one may ask for. With `at_least`, what is missing
+    /// of so many targets is made.
+    async fn sight(&self, to: &Cluster, most: Duration, at_least: Option<usize>) -> Result<Arc<Sight>, Arc<Fault>> {
         let cell = {
             let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(answers.entry(self.look.place(to)).or_default())
         };
         let mut answer = cell.lock().await;
-        if let Some(Answer { at, sight }) = &*answer {
+        if let Some(Answer { at, made, sight }) = &*answer {
             let age = self.clock.now().mono.saturating_sub(*at);
             // An error is no answer to live with, nor is nothing.
             let is_there = sight.as_ref().is_ok_and(|sight| sight.nothing.is_none());
-            let most = if is_there { most } else { most.min(self.pause()) };
-            if age < most {
+            let is_awaited = sight.as_ref().is_ok_and(|sight| sight.awaited.is_some());
+            let most = if is_there { most } else { most.min(if is_awaited { AGAIN } else { self.pause() }) };
+            // One that was only looked for may be there.
+            let has_made = is_there && at_least == Some(1) || *made >= at_least;
+            if age < most && (has_made || !self.look.can_make()) {
                 return sight.clone();
             }
         }
@@ -309,7 +359,11 @@ impl Finder {
             let state = self.state();
             state.seats.values().filter(|seats| seats.taken > 0).map(|seats| seats.target.clone()).collect()
         };
-        let sight = self.look.look(to, &in_use).await.map(Arc::new).map_err(Arc::new);
+        let sight = match at_least {
+            Some(at_least) => self.look.make(to, &in_use, at_least).await,
+            None => self.look.look(to, &in_use).await,
+        };
+        let sight = sight.map(Arc::new).map_err(Arc::new);
         match &sight {
             Ok(sight) if let Some(fault) = &sight.nothing => {
                 debug!(asked = self.asked, error = sentence(&**fault), "found nothing");
@@ -320,7 +374,7 @@ impl Finder {
         if let Ok(sight) = &sight {
             self.forget_others(sight);
         }
-        *answer = Some(Answer { at: self.clock.now().mono, sight: sight.clone() });
+        *answer = Some(Answer { at: self.clock.now().mono, made: at_least, sight: sight.clone() });
         sight
     }
 
@@ -378,10 +432,16 @@ impl Finder {
         });
         seats.taken += 1;
         state.chosen.insert(to.arn.clone(), target.clone());
+        *state.held.entry(to.arn.clone()).or_default() += 1;
         drop(state);
         let (fresh, capped) = (candidate.fresh, candidate.capped);
         let up = AtomicBool::new(false);
-        Some(Seat { finder: Arc::clone(self), target, fresh, capped, found: sight.found, up })
+        Some(Seat { finder: Arc::clone(self), target, cluster: to.arn.clone(), fresh, capped, found: sight.found, up })
+    }
+
+    /// Whether a cluster has a session.
+    fn has_seat(&self, to: &Cluster) -> bool {
+        self.state().held.get(&to.arn).is_some_and(|held| *held > 0)
     }
 
     fn unavailable(&self, sight: &Sight) -> Arc<Fault> {
@@ -420,6 +480,8 @@ impl Finder {
 pub(super) struct Seat {
     finder: Arc<Finder>,
     target: Target,
+    /// The ARN of the cluster that it is for.
+    cluster: String,
     fresh: bool,
     capped: bool,
     found: usize,
@@ -496,7 +558,7 @@ impl Seat {
         loop {
             tokio::time::sleep(pause).await;
             // Of a look that fails nothing is known.
-            let Ok(sight) = self.finder.sight(to, pause).await else { continue };
+            let Ok(sight) = self.finder.sight(to, pause, None).await else { continue };
             let fate = sight.fate(&self.target);
             if fate > known {
                 return fate;
@@ -507,13 +569,16 @@ impl Seat {
 
     /// Whether the target has gone, by a look that is new.
     pub(super) async fn has_gone(&self, to: &Cluster) -> bool {
-        self.finder.sight(to, AGAIN).await.is_ok_and(|sight| sight.fate(&self.target) == Fate::Gone)
+        self.finder.sight(to, AGAIN, None).await.is_ok_and(|sight| sight.fate(&self.target) == Fate::Gone)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut state = self.finder.state();
+        if let Some(held) = state.held.get_mut(&self.cluster) {
+            *held = held.saturating_sub(1);
+        }
         let Some(seats) = state.seats.get_mut(self.target.as_str()) else { return };
         seats.taken = seats.taken.saturating_sub(1);
         seats.up = seats.up.saturating_sub(usize::from(self.up.load(Ordering::Relaxed)));

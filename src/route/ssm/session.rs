@@ -14,7 +14,10 @@ use std::{
 };
 
 use futures_util::future::maybe_done;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
@@ -110,8 +113,8 @@ const CAPPED_HANDSHAKE: Duration = Duration::from_secs(15);
 
 /// Starts a session, and keeps it going until it is over or a stop is asked for.
 pub(super) async fn run(route: Arc<SsmRoute>, to: Arc<Cluster>, mut mailbox: Mailbox) {
-    let permit = mailbox.permit.take();
-    let Some(outcome) = find_and_start(&route, &to, &mailbox).await else { return };
+    let mut permit = mailbox.permit.take();
+    let Some(outcome) = find_and_start(&route, &to, &mailbox, &mut permit).await else { return };
     drop(permit);
     match outcome {
         Ok(started) => {
@@ -132,7 +135,12 @@ struct Started {
 }
 
 /// Finds a target and starts a session on it. `None`: a stop was asked for.
-async fn find_and_start(route: &SsmRoute, to: &Cluster, mailbox: &Mailbox) -> Option<Result<Started, Arc<Fault>>> {
+async fn find_and_start(
+    route: &SsmRoute,
+    to: &Cluster,
+    mailbox: &Mailbox,
+    permit: &mut Option<OwnedSemaphorePermit>,
+) -> Option<Result<Started, Arc<Fault>>> {
     let finder = match &route.goal {
         Goal::Fixed(target) => {
             let outcome = start(route, target, to, mailbox).await?;
@@ -145,7 +153,14 @@ async fn find_and_start(route: &SsmRoute, to: &Cluster, mailbox: &Mailbox) -> Op
     };
     let mut tries = 0;
     loop {
-        let mut seat = match mailbox.stop.run_until_cancelled(finder.choose(to)).await? {
+        let choosing = finder.choose(to, |report| {
+            if matches!(report, Report::Progress(_)) {
+                // What is waited for takes long: others may start meanwhile.
+                drop(permit.take());
+            }
+            mailbox.reports.send(report);
+        });
+        let mut seat = match mailbox.stop.run_until_cancelled(choosing).await? {
             Ok(seat) => seat,
             Err(fault) => return Some(Err(fault)),
         };

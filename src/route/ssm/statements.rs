@@ -10,10 +10,14 @@
 //! **The data channel.** `ssmmessages:OpenDataChannel` is allowed on every session, as AWS's own managed policies do: it is no use
 //! without the token, good for one time, that only StartSession and ResumeSession give.
 
-use super::find::nodes::{BASTION_NAME_PATTERNS, BASTION_TAG, GROUP_TAG, NODE_TAG};
+use super::find::{
+    fargate::task::{FAMILY, role_arn},
+    nodes::{BASTION_NAME_PATTERNS, BASTION_TAG, GROUP_TAG, NODE_TAG},
+};
 use crate::{
-    bastion::{EcsSearch, EcsWhat, Search, Target},
-    iam::{Grant, Principal, Statement, every, partition},
+    bastion::{EcsSearch, EcsWhat, Fargate, Search, Target},
+    iam::{Grant, Principal, ServiceRole, Statement, every, partition},
+    util::arn::Arn,
 };
 
 /// The document whose sessions forward to a host that the target sees.
@@ -31,16 +35,33 @@ const OPEN_DATA_CHANNEL: &str = "ssmmessages:OpenDataChannel";
 /// The most that a session may be: a document that only forwards. A session that names none would be a shell on the bastion.
 const FORWARDS_ONLY: (&str, &str, &str) = ("BoolIfExists", "ssm:SessionDocumentAccessCheck", "true");
 
-/// Returns the statements for sessions on targets, and on those that are found.
+/// Who tasks of ECS are to IAM.
+const TASKS: &str = "ecs-tasks.amazonaws.com";
+
+/// What the agent in a container does (ECS developer guide, "Using ECS Exec").
+const AGENT_ACTIONS: [&str; 4] = [
+    "ssmmessages:CreateControlChannel",
+    "ssmmessages:CreateDataChannel",
+    "ssmmessages:OpenControlChannel",
+    "ssmmessages:OpenDataChannel",
+];
+
+/// Returns the statements for sessions on targets, on those that are found, and on tasks that are started.
 #[must_use]
 pub fn statements<'a>(
     grant: &Grant,
     targets: impl Iterator<Item = &'a Target> + Clone,
     searches: impl Iterator<Item = &'a Search> + Clone,
+    fargates: impl Iterator<Item = &'a Fargate> + Clone,
 ) -> Vec<Statement> {
-    let mut statements = vec![start("StartPortForwarding", resources(grant, targets.clone(), searches.clone()))];
+    let of_fargate = fargates.clone().map(|fargate| tasks(grant, &fargate.cluster, "*"));
+    let resources = resources(grant, targets.clone(), searches.clone(), of_fargate);
+    let mut statements = vec![start("StartPortForwarding", resources)];
     for search in searches.clone() {
         statements.extend(found(grant, search));
+    }
+    for fargate in fargates {
+        statements.extend(made(grant, fargate));
     }
     statements.push(own_sessions(grant.principal.as_ref(), grant.partition()));
     if !matches!(grant.principal, Some(Principal::User { .. })) {
@@ -80,9 +101,12 @@ fn found(grant: &Grant, search: &Search) -> Vec<Statement> {
     };
     match search {
         Search::Ecs(EcsSearch { cluster, what: EcsWhat::Service(_), .. }) => {
-            let cluster_arn = grant.arn("ecs", &format!("cluster/{cluster}"));
             vec![
-                Statement::allow("ListTasks", ["ecs:ListTasks"], every()).when("ArnEquals", "ecs:cluster", cluster_arn),
+                Statement::allow("ListTasks", ["ecs:ListTasks"], every()).when(
+                    "ArnEquals",
+                    "ecs:cluster",
+                    ecs_cluster(grant, cluster),
+                ),
                 Statement::allow("DescribeTasks", ["ecs:DescribeTasks"], vec![tasks(grant, cluster, "*")]),
             ]
         }
@@ -103,6 +127,56 @@ fn found(grant: &Grant, search: &Search) -> Vec<Statement> {
             statements
         }
     }
+}
+
+/// What it takes to start a task and to stop it, and to make what it is started from, unless the user has that.
+fn made(grant: &Grant, fargate: &Fargate) -> Vec<Statement> {
+    let cluster = ecs_cluster(grant, &fargate.cluster);
+    let all = vec![tasks(grant, &fargate.cluster, "*")];
+    let family = family(fargate);
+    let definitions = vec![grant.arn("ecs", &format!("task-definition/{family}:*"))];
+    let in_cluster = |statement: Statement| statement.when("ArnEquals", "ecs:cluster", cluster.clone());
+    let tag = |sid, on: Vec<String>, action: &str| {
+        Statement::allow(sid, ["ecs:TagResource"], on).when("StringEquals", "ecs:CreateAction", action)
+    };
+    let role = role_arn(&fargate.options.task_role, &grant.region, &grant.account);
+    let mut statements = vec![
+        in_cluster(Statement::allow("RunBastion", ["ecs:RunTask"], definitions.clone())),
+        Statement::allow("StopBastion", ["ecs:StopTask", "ecs:DescribeTasks"], all.clone()),
+        in_cluster(Statement::allow("ListTasks", ["ecs:ListTasks"], every())),
+        tag("TagBastion", all, "RunTask"),
+        Statement::allow("PassTaskRole", ["iam:PassRole"], vec![role]).when(
+            "StringEquals",
+            "iam:PassedToService",
+            TASKS,
+        ),
+    ];
+    if fargate.options.task_definition.is_none() {
+        let actions = ["ecs:DescribeTaskDefinition", "ecs:RegisterTaskDefinition", "ecs:CreateCluster"];
+        statements.push(Statement::allow("MakeTaskDefinition", actions, every()));
+        statements.push(tag("TagTaskDefinition", definitions, "RegisterTaskDefinition"));
+    }
+    statements
+}
+
+/// Returns the role that tasks have, which is never made by this program.
+#[must_use]
+pub fn task_role(fargate: &Fargate) -> ServiceRole {
+    let role = &fargate.options.task_role;
+    let name = Arn::parse(role).map_or(role.as_str(), |arn| arn.name());
+    let statements = vec![Statement::allow("AgentOfEcsExec", AGENT_ACTIONS, every())];
+    ServiceRole { name: name.to_owned(), service: TASKS, document: Grant::document_of(statements) }
+}
+
+/// Returns the family of task definitions that are run.
+fn family(fargate: &Fargate) -> &str {
+    let definition = fargate.options.task_definition.as_deref().unwrap_or(FAMILY);
+    let name = Arn::parse(definition).map_or(definition, |arn| arn.name());
+    name.split(':').next().unwrap_or(name)
+}
+
+fn ecs_cluster(grant: &Grant, name: &str) -> String {
+    grant.arn("ecs", &format!("cluster/{name}"))
 }
 
 fn tasks(grant: &Grant, cluster: &str, id: &str) -> String {
@@ -130,6 +204,7 @@ fn resources<'a>(
     grant: &Grant,
     targets: impl Iterator<Item = &'a Target>,
     searches: impl Iterator<Item = &'a Search>,
+    of_tasks: impl Iterator<Item = String>,
 ) -> Vec<String> {
     let targets = targets.map(|target| match target {
         Target::Instance(id) => grant.arn("ec2", &format!("instance/{id}")),
@@ -144,7 +219,7 @@ fn resources<'a>(
         Search::Ecs(EcsSearch { cluster, what: EcsWhat::Task(id), .. }) => Some(tasks(grant, cluster, id)),
         Search::Tag { .. } | Search::Name(_) | Search::Group(_) | Search::Auto { .. } => None,
     });
-    let mut resources: Vec<String> = targets.chain(found).collect();
+    let mut resources: Vec<String> = targets.chain(found).chain(of_tasks).collect();
     resources.dedup();
     resources.push(format!("arn:{}:ssm:{}::document/{DOCUMENT}", grant.partition(), grant.region));
     resources

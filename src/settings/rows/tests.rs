@@ -4,13 +4,15 @@ use super::*;
 use crate::settings::{Environment, Kind, Origin, SettingsError, duration as durations, source::Given};
 
 /// Texts of which every setting takes one.
-const SAMPLES: [&str; 6] = [
+const SAMPLES: [&str; 8] = [
     "us-east-1",
     "i-0abcdef1",
     "arn:aws:iam::123456789012:role/ReadOnly",
     "alice@example.com",
     "https://vpce-1.ssmmessages.us-east-1.vpce.amazonaws.com",
     "folder/file",
+    "sg-0123456789abcdef0",
+    "subnet-0123456789abcdef0",
 ];
 
 /// Returns a value that a setting takes.

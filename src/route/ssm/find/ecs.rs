@@ -56,7 +56,7 @@ pub(in crate::route::ssm) enum NoContainer {
 
 /// Why a task takes no sessions. What is worst to a human comes last.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Lack {
+pub(super) enum Lack {
     /// It is stopping or has stopped.
     Stopped(String),
     /// It has not come up yet.
@@ -124,7 +124,7 @@ impl EcsLook {
             }
         }
         for task in tasks {
-            match self.container(task) {
+            match container(task, self.search.container.as_deref()) {
                 Ok((container, runtime_id)) => {
                     let fresh = task.started_at.is_some_and(|at| now.duration_since(at).is_ok_and(|age| age < FRESH));
                     let target = Target::of_container(id_of(&task.cluster_arn), id_of(&task.arn), runtime_id);
@@ -143,44 +143,6 @@ impl EcsLook {
         sight.found = sight.usable.len();
         sight.nothing = sight.usable.is_empty().then(|| Arc::new(self.none(lacks)));
         Ok(sight)
-    }
-
-    /// Returns the container of a task that takes sessions.
-    fn container<'a>(&self, task: &'a Task) -> Result<(&'a TaskContainer, &'a str), Lack> {
-        if task.desired_status == "STOPPED" || task.last_status == "STOPPED" {
-            let reason = task.stopped_reason.as_ref().map(ToString::to_string).unwrap_or_default();
-            return Err(Lack::Stopped(reason));
-        }
-        if !task.exec_enabled {
-            return Err(Lack::NoExec);
-        }
-        let names = || task.containers.iter().map(|container| container.name.clone()).collect();
-        let named: Vec<&TaskContainer> = match &self.search.container {
-            Some(name) => task.containers.iter().filter(|container| container.name == *name).collect(),
-            None => task.containers.iter().collect(),
-        };
-        if named.is_empty() {
-            return Err(Lack::NoContainer(names()));
-        }
-        if task.last_status != "RUNNING" {
-            return Err(Lack::Starting(task.last_status.to_string()));
-        }
-        let state = |container: &TaskContainer| container.agent.as_ref().map(|agent| agent.status.to_string());
-        let is_running = |container: &&&TaskContainer| {
-            container.runtime_id.is_some() && state(container).as_deref() == Some("RUNNING")
-        };
-        let mut running = named.iter().filter(is_running);
-        match (running.next(), running.next()) {
-            (Some(container), None) => Ok((container, container.runtime_id.as_deref().unwrap_or_default())),
-            (Some(_), Some(_)) => Err(Lack::Several(names())),
-            (None, _) => Err(match named.iter().find(|container| state(container).as_deref() == Some("STOPPED")) {
-                Some(stopped) => {
-                    let reason = stopped.agent.as_ref().and_then(|agent| agent.reason.as_ref());
-                    Lack::AgentStopped(reason.map(ToString::to_string).unwrap_or_default())
-                }
-                None => Lack::AgentPending,
-            }),
-        }
     }
 
     fn fault(&self, error: AwsError) -> Fault {
@@ -294,8 +256,45 @@ impl Look for EcsLook {
     }
 }
 
+/// Returns the container of a task that takes sessions: the one that is named, else the only one that does.
+pub(super) fn container<'a>(task: &'a Task, named: Option<&str>) -> Result<(&'a TaskContainer, &'a str), Lack> {
+    if task.desired_status == "STOPPED" || task.last_status == "STOPPED" {
+        let reason = task.stopped_reason.as_ref().map(ToString::to_string).unwrap_or_default();
+        return Err(Lack::Stopped(reason));
+    }
+    if !task.exec_enabled {
+        return Err(Lack::NoExec);
+    }
+    let names = || task.containers.iter().map(|container| container.name.clone()).collect();
+    let named: Vec<&TaskContainer> = match named {
+        Some(name) => task.containers.iter().filter(|container| container.name == name).collect(),
+        None => task.containers.iter().collect(),
+    };
+    if named.is_empty() {
+        return Err(Lack::NoContainer(names()));
+    }
+    if task.last_status != "RUNNING" {
+        return Err(Lack::Starting(task.last_status.to_string()));
+    }
+    let state = |container: &TaskContainer| container.agent.as_ref().map(|agent| agent.status.to_string());
+    let is_running =
+        |container: &&&TaskContainer| container.runtime_id.is_some() && state(container).as_deref() == Some("RUNNING");
+    let mut running = named.iter().filter(is_running);
+    match (running.next(), running.next()) {
+        (Some(container), None) => Ok((container, container.runtime_id.as_deref().unwrap_or_default())),
+        (Some(_), Some(_)) => Err(Lack::Several(names())),
+        (None, _) => Err(match named.iter().find(|container| state(container).as_deref() == Some("STOPPED")) {
+            Some(stopped) => {
+                let reason = stopped.agent.as_ref().and_then(|agent| agent.reason.as_ref());
+                Lack::AgentStopped(reason.map(ToString::to_string).unwrap_or_default())
+            }
+            None => Lack::AgentPending,
+        }),
+    }
+}
+
 /// The last part of an ARN: the id of a task, the name of a cluster.
-fn id_of(arn: &str) -> &str {
+pub(super) fn id_of(arn: &str) -> &str {
     arn.rsplit('/').next().unwrap_or(arn)
 }
 

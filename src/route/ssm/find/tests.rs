@@ -66,7 +66,7 @@ fn to(name: &str) -> Cluster {
 }
 
 async fn choose(finder: &Arc<Finder>, name: &str) -> Result<Seat, Arc<Fault>> {
-    finder.choose(&to(name)).await
+    finder.choose(&to(name), drop).await
 }
 
 async fn wait(time: Duration) {
@@ -77,7 +77,7 @@ async fn wait(time: Duration) {
 async fn an_answer_is_good_for_a_minute_for_everybody() {
     let (finder, shown) = finder([Ok(sight(&[1, 2], false))]);
     let all: Vec<_> = (0..50).map(|number| to(&number.to_string())).collect();
-    let seats = futures_util::future::join_all(all.iter().map(|to| finder.choose(to))).await;
+    let seats = futures_util::future::join_all(all.iter().map(|to| finder.choose(to, drop))).await;
     assert!(seats.iter().all(|seat| *seat.as_ref().unwrap().target() == target(1)));
     assert_eq!(shown.looks(), 1);
     assert_eq!(seats[0].as_ref().unwrap().notice(), "`tag:a=b` is `i-00000001`, one of 2");

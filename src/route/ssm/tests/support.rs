@@ -304,7 +304,7 @@ impl World {
     /// A tunnel by whatever targets are found.
     pub(super) fn finding(look: Arc<dyn Look>, prepare: impl FnOnce(&mut NetworkState)) -> Self {
         let (listeners, local) = Listeners::in_memory(10100);
-        let routes = |routes: &ssm::Targets| vec![routes.finding("ecs:tools/bastion".to_owned(), || look)];
+        let routes = |routes: &ssm::Targets| vec![routes.finding(&"ecs:tools/bastion".parse().unwrap(), || look)];
         Self::build(Destination::Echo, config(), routes, "", prepare, listeners, local)
     }
 

@@ -1,0 +1,407 @@
+//! Tasks on Fargate that are started when they are needed: one for each network.
+//!
+//! ```text
+//! FargateLook ── list, describe ──► Place (what is known, what to do) ──► run, stop
+//!                                     └─ failure: what ECS says, and what to do about it
+//! ```
+//!
+//! Tasks are known by what they were started with: the manager's name and place, and tags. A task of an earlier run of the same
+//! manager is taken over while it is of use, and stopped otherwise; so are those of other managers of this place that are not
+//! running any more. Those of other places end themselves.
+//!
+//! Invariants:
+//!
+//! * A look is carried out to its end, whoever waits for it: a task that was started is known.
+//! * A call that may have started a task is repeated with its token until it is known what came of it.
+//! * Nothing is made without a notice, and nothing at all once the look is closed.
+
+mod failure;
+mod place;
+pub mod task;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use futures_util::future::{BoxFuture, join_all};
+use tokio::{sync::oneshot, task::JoinSet, time::timeout};
+use tracing::debug;
+use uuid::Uuid;
+
+use self::{
+    failure::{About, NoTask},
+    place::{Moment, Place, Wanted},
+    task::{FAMILY, Run, Spec},
+};
+use super::{Look, Sight, ecs::id_of};
+use crate::{
+    aws::{
+        Aws, AwsError, advice,
+        ecs::{NewTask, Task, TaskFilter, Tasks},
+        error::Refusal,
+    },
+    bastion::{Fargate, Target},
+    clock::Clock,
+    cluster::{Cluster, Vpc},
+    fault::{Class, Fault},
+    route::Owner,
+    util::{peer_text::sentence, written::in_words},
+};
+
+/// Time between two lists of tasks, by which those are found that nobody here has started.
+const LIST: Duration = Duration::from_secs(60);
+
+/// How long a look that is under way may hold up a stop, and how long the calls that stop tasks may take.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What ECS is told of why a task is stopped.
+const DOWN: &str = "autoheal-pa: nobody needs it any more";
+const REPLACED: &str = "autoheal-pa: another task takes its place";
+const ORPHAN: &str = "autoheal-pa: its manager is gone";
+
+/// Looks for tasks on Fargate, and starts them. Cheap to clone; all clones look for the same.
+#[derive(Debug, Clone)]
+pub(in crate::route::ssm) struct FargateLook {
+    maker: Arc<Maker>,
+    /// Looks that are under way.
+    looks: Arc<Mutex<JoinSet<()>>>,
+}
+
+#[derive(Debug)]
+struct Maker {
+    aws: Aws,
+    fargate: Fargate,
+    /// `None`: nothing is started, only looked for.
+    owner: Option<Owner>,
+    clock: Clock,
+    /// By VPC. Whoever has the lock looks.
+    sites: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Site>>>>,
+    closed: AtomicBool,
+    /// What managers that are gone have left has been looked for.
+    swept: AtomicBool,
+}
+
+/// A network, and what is under way in it.
+#[derive(Debug, Default)]
+struct Site {
+    place: Place,
+    /// Tasks were last listed at this time.
+    listed_at: Option<Duration>,
+    /// The task definition to run.
+    definition: Option<String>,
+    /// A task that was asked for, as long as it is not known what came of that.
+    intent: Option<NewTask>,
+}
+
+impl FargateLook {
+    pub(in crate::route::ssm) fn new(aws: Aws, fargate: Fargate, owner: Option<Owner>) -> Self {
+        let maker = Maker {
+            aws,
+            fargate,
+            owner,
+            clock: Clock::start(),
+            sites: Mutex::default(),
+            closed: AtomicBool::new(false),
+            swept: AtomicBool::new(false),
+        };
+        Self { maker: Arc::new(maker), looks: Arc::default() }
+    }
+
+    /// Looks apart from whoever waits for it: what was begun is carried out.
+    async fn find(&self, to: &Cluster, in_use: &[Target], at_least: usize) -> Result<Sight, Fault> {
+        let (maker, to, in_use) = (Arc::clone(&self.maker), to.clone(), in_use.to_vec());
+        let (sender, outcome) = oneshot::channel();
+        {
+            let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+            while looks.try_join_next().is_some() {}
+            looks.spawn(async move {
+                // Nobody may be waiting any more.
+                let _unsent = sender.send(maker.find(&to, &in_use, at_least).await);
+            });
+        }
+        outcome.await.unwrap_or_else(|error| Err(Fault::new(Class::Bug, error)))
+    }
+
+    /// Stops the tasks that there are, and starts no others. Returns what was done, in words.
+    pub(in crate::route::ssm) async fn close(&self) -> Vec<String> {
+        self.maker.close().await
+    }
+}
+
+impl Maker {
+    async fn find(&self, to: &Cluster, in_use: &[Target], at_least: usize) -> Result<Sight, Fault> {
+        let Some(vpc) = &to.vpc else {
+            let hint = "name a bastion of another kind".to_owned();
+            return Err(Fault::new(Class::Refused, NoTask::NoVpc { cluster: to.name.clone() }).with_hints([hint]));
+        };
+        let site = {
+            let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(sites.entry(vpc.id.clone()).or_default())
+        };
+        let mut site = site.lock().await;
+        let role = task::role_arn(&self.fargate.options.task_role, self.aws.region(), &to.account);
+        let spec = Spec::new(&self.fargate.cluster, &self.fargate.options, vpc, &role);
+        let about = About { fargate: &self.fargate, role: &role, region: self.aws.region(), vpc: &vpc.id };
+        let wanted = Wanted { in_use, at_least };
+
+        self.sweep(&mut site.place).await;
+        let mut tasks = self.tasks(&mut site, &spec).await?;
+        let mut verdict = site.place.judge(&tasks, wanted, &spec, about, self.now());
+        for arn in &verdict.stop {
+            self.stop(&mut site.place, arn, REPLACED).await;
+        }
+        if (verdict.run || site.intent.is_some()) && !self.closed.load(Ordering::Relaxed) {
+            let Some(owner) = &self.owner else {
+                let hint = "`autoheal-pa up` starts one".to_owned();
+                verdict.sight.nothing = Some(Arc::new(Fault::new(Class::Away, NoTask::NotHere).with_hints([hint])));
+                return Ok(verdict.sight);
+            };
+            match self.run(&mut site, owner, &spec, to, about).await {
+                Ok(task) => {
+                    let id = id_of(&task.arn).to_owned();
+                    let mono = self.now().mono;
+                    let notice = format!(
+                        "started the Fargate task {id} in {}: it ends itself when it has not been used for {}, and after {}",
+                        vpc.id,
+                        in_words(task::DISUSE),
+                        in_words(spec.ttl)
+                    );
+                    site.place.add(task.arn.clone(), mono);
+                    site.place.tell(notice, mono);
+                    tasks.push(task);
+                }
+                Err(failure) => site.place.note_failure(failure, self.now().mono),
+            }
+            let wanted = Wanted { in_use, at_least };
+            verdict = site.place.judge(&tasks, wanted, &spec, about, self.now());
+        }
+        Ok(verdict.sight)
+    }
+
+    /// Asks what has become of the tasks of a place, and every now and then for those that are not known.
+    async fn tasks(&self, site: &mut Site, spec: &Spec) -> Result<Vec<Task>, Fault> {
+        let cluster = &self.fargate.cluster;
+        let mut ids: Vec<String> = site.place.arns().cloned().collect();
+        let now = self.now().mono;
+        if let Some(owner) = &self.owner
+            && site.listed_at.is_none_or(|at| now.saturating_sub(at) >= LIST)
+        {
+            let filter = TaskFilter::StartedBy(task::started_by(owner));
+            match self.aws.list_tasks(cluster, &filter).await {
+                Ok(arns) => ids.extend(arns.into_iter().filter(|arn| !site.place.knows(arn))),
+                Err(AwsError::Refused { refusal: Refusal::EcsCluster, .. }) => {}
+                Err(error) => return Err(advice::fault(error)),
+            }
+            site.listed_at = Some(now);
+        }
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tasks = match self.aws.describe_tasks(cluster, &ids).await {
+            Ok(found) => found.tasks,
+            Err(AwsError::Refused { refusal: Refusal::EcsCluster, .. }) => Vec::new(),
+            Err(error) => return Err(advice::fault(error)),
+        };
+        for task in &tasks {
+            self.take_over(site, spec, task).await;
+        }
+        Ok(tasks)
+    }
+
+    /// Takes a task over that an earlier run of this manager has started in this place, or stops it.
+    async fn take_over(&self, site: &mut Site, spec: &Spec, task: &Task) {
+        let Some(owner) = &self.owner else { return };
+        // One of another part of this run looks after itself.
+        if site.place.knows(&task.arn) || !task::is_in(task, &spec.vpc) || task::is_of_run(task, owner) {
+            return;
+        }
+        let now = self.now();
+        let id = id_of(&task.arn);
+        if spec.is_like(task) && place::is_worth_taking(task, spec, now.wall) && site.place.arns().next().is_none() {
+            let left = in_words(place::left(task, spec, now.wall));
+            site.place.add(task.arn.clone(), now.mono);
+            site.place.tell(format!("took over the Fargate task {id}, which goes on for {left}"), now.mono);
+        } else if task.desired_status != "STOPPED" {
+            self.stop(&mut site.place, &task.arn, ORPHAN).await;
+            site.place.tell(format!("stopped the Fargate task {id}, which an earlier run has left"), now.mono);
+        }
+    }
+
+    async fn stop(&self, place: &mut Place, arn: &str, reason: &str) {
+        match self.aws.stop_task(&self.fargate.cluster, arn, reason).await {
+            Ok(()) => place.note_stopped(arn),
+            // It is tried again at the next look, and ends itself in the end.
+            Err(error) => debug!(arn, error = sentence(&error), "cannot stop a task"),
+        }
+    }
+
+    /// Starts a task, and makes what that takes.
+    async fn run(
+        &self,
+        site: &mut Site,
+        owner: &Owner,
+        spec: &Spec,
+        to: &Cluster,
+        about: About<'_>,
+    ) -> Result<Task, (Fault, failure::Remedy)> {
+        let fault = |error| (advice::fault(error), failure::Remedy::Later);
+        if site.definition.is_none() {
+            site.definition = Some(self.definition(&mut site.place, about).await.map_err(fault)?);
+        }
+        let definition = site.definition.as_deref().unwrap_or(FAMILY);
+        let subnets = site.place.subnets(spec);
+        let token = Uuid::new_v4().to_string();
+        let now = self.now().wall;
+        let new = site.intent.take().unwrap_or_else(|| spec.task(Run { definition, subnets, owner, to, token, now }));
+        let mut outcome = self.aws.run_task(&new).await;
+        let is_without_cluster = |outcome: &Result<Task, AwsError>| {
+            matches!(outcome, Err(AwsError::Refused { refusal: Refusal::EcsCluster, .. }))
+        };
+        if is_without_cluster(&outcome) && self.fargate.options.task_definition.is_none() {
+            let made = self.aws.create_ecs_cluster(&self.fargate.cluster).await.map_err(fault)?;
+            site.place.tell(format!("made the ECS cluster `{}`, which costs nothing", made.name), self.now().mono);
+            outcome = self.aws.run_task(&new).await;
+        }
+        outcome.map_err(|error| {
+            let is_answered = matches!(error, AwsError::Refused { .. } | AwsError::AccessDenied { .. });
+            if !is_answered {
+                site.intent = Some(new);
+            }
+            // It may have been taken away meanwhile.
+            site.definition = None;
+            failure::not_run(error, about)
+        })
+    }
+
+    /// Returns the task definition to run: the user's, else the newest of our family if it is what would be made now, else one
+    /// that is made.
+    async fn definition(&self, place: &mut Place, about: About<'_>) -> Result<String, AwsError> {
+        if let Some(definition) = &self.fargate.options.task_definition {
+            return Ok(definition.clone());
+        }
+        let new = task::definition(&self.fargate.options, about.role);
+        let known = self.aws.task_definition(FAMILY).await?;
+        let is_like = |tags: &crate::aws::ecs::Tags| {
+            new.tags.iter().all(|(key, value)| tags.get(key).is_some_and(|known| **known == **value))
+        };
+        if let Some(known) = known.filter(|known| is_like(&known.tags)) {
+            return Ok(known.arn);
+        }
+        let made = self.aws.register_task_definition(&new).await?;
+        let name = format!("{FAMILY}:{}", made.revision);
+        place.tell(format!("registered the task definition `{name}`, which costs nothing"), self.now().mono);
+        Ok(made.arn)
+    }
+
+    /// Stops, once, what other managers of this place have left that are not running any more.
+    async fn sweep(&self, place: &mut Place) {
+        let Some(owner) = &self.owner else { return };
+        if self.swept.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let cluster = &self.fargate.cluster;
+        let filter = TaskFilter::Family(FAMILY.to_owned());
+        let found = async {
+            let arns = self.aws.list_tasks(cluster, &filter).await?;
+            if arns.is_empty() { Ok(Vec::new()) } else { Ok(self.aws.describe_tasks(cluster, &arns).await?.tasks) }
+        };
+        let found: Result<Vec<Task>, AwsError> = found.await;
+        let Ok(tasks) = found.inspect_err(|error| debug!(error = sentence(error), "cannot look for orphans")) else {
+            return;
+        };
+        let orphans = tasks.iter().filter(|task| {
+            task::manager_of(task, &owner.place)
+                .is_some_and(|manager| manager != owner.name && !(owner.is_running)(&manager))
+        });
+        for task in orphans {
+            match self.aws.stop_task(cluster, &task.arn, ORPHAN).await {
+                Ok(()) => {
+                    let notice =
+                        format!("stopped the Fargate task {}, whose manager on this host is gone", id_of(&task.arn));
+                    place.tell(notice, self.now().mono);
+                }
+                Err(error) => debug!(arn = task.arn, error = sentence(&error), "cannot stop an orphan"),
+            }
+        }
+    }
+
+    async fn close(&self) -> Vec<String> {
+        self.closed.store(true, Ordering::Relaxed);
+        let sites: Vec<_> = {
+            let sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
+            sites.iter().map(|(vpc, site)| (vpc.clone(), Arc::clone(site))).collect()
+        };
+        let closed = join_all(sites.iter().map(|(vpc, site)| async {
+            // What is being started is known when its look is over.
+            let mut site = timeout(CLOSE_LIMIT, site.lock()).await.ok()?;
+            timeout(CLOSE_LIMIT, self.clear(vpc, &mut site)).await.ok()
+        }))
+        .await;
+        closed.into_iter().flatten().flatten().collect()
+    }
+
+    /// Stops the tasks of a place.
+    async fn clear(&self, vpc: &str, site: &mut Site) -> Vec<String> {
+        let mut arns: Vec<String> = site.place.arns().cloned().collect();
+        if let (Some(_), Some(owner)) = (site.intent.take(), &self.owner) {
+            // One that may have been started, which nobody has told.
+            let listed =
+                self.aws.list_tasks(&self.fargate.cluster, &TaskFilter::StartedBy(task::started_by(owner))).await;
+            let listed = listed.unwrap_or_default();
+            let known = match listed.is_empty() {
+                true => Ok(Tasks::default()),
+                false => self.aws.describe_tasks(&self.fargate.cluster, &listed).await,
+            };
+            let is_lost = |task: &Task| task::is_of_run(task, owner) && task::is_in(task, vpc);
+            arns.extend(known.unwrap_or_default().tasks.into_iter().filter(is_lost).map(|task| task.arn));
+        }
+        let cluster = &self.fargate.cluster;
+        join_all(arns.iter().map(|arn| async move {
+            let id = id_of(arn);
+            match self.aws.stop_task(cluster, arn, DOWN).await {
+                Ok(()) => format!("stopped the Fargate task {id}"),
+                Err(error) => {
+                    let error = sentence(&error);
+                    format!("cannot stop the Fargate task {id}, which ends itself when it is not used: {error}")
+                }
+            }
+        }))
+        .await
+    }
+
+    fn now(&self) -> Moment {
+        let wall = SystemTime::UNIX_EPOCH + self.aws.offset().now();
+        Moment { mono: self.clock.now().mono, wall }
+    }
+}
+
+impl Look for FargateLook {
+    fn look<'a>(&'a self, to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
+        Box::pin(self.find(to, in_use, 0))
+    }
+
+    fn make<'a>(
+        &'a self,
+        to: &'a Cluster,
+        in_use: &'a [Target],
+        at_least: usize,
+    ) -> BoxFuture<'a, Result<Sight, Fault>> {
+        Box::pin(self.find(to, in_use, at_least))
+    }
+
+    fn can_make(&self) -> bool {
+        self.maker.owner.is_some()
+    }
+
+    fn place(&self, to: &Cluster) -> String {
+        to.vpc.as_ref().map(|Vpc { id, .. }| id.clone()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests;
