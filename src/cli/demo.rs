@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -30,7 +30,7 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    emulator::{AgentConfig, ClusterConfig, Config, Emulator, FAULTS, Fault},
+    emulator::{AgentConfig, ClusterConfig, Config, EcsConfig, Emulator, FAULTS, Fault, TaskTimes},
     manager::{background::READY_LINE, env_file::Shell},
     settings::Environment,
 };
@@ -38,11 +38,20 @@ use crate::{
 /// How long `up` may take to end its sessions.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
+/// Sessions that a container of the demo takes: what AWS allows unless it is asked for more.
+const SESSION_LIMIT: usize = 20;
+
+/// By how much the life of the demo's tasks is faster.
+const SHORTENED: u32 = 4;
+
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
     /// Number of clusters; the first two are called `payments` and `search` [1 to 100]
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub clusters: u8,
+    /// Kind of the bastion
+    #[arg(long, value_enum, value_name = "KIND", default_value_t)]
+    pub bastion: DemoBastion,
     /// First local port; taken ones are skipped
     #[arg(long, value_name = "PORT", default_value_t = 10100)]
     pub base_port: u16,
@@ -52,6 +61,18 @@ pub struct DemoArgs {
     /// A command to run with the tunnels open and KUBECONFIG set; the demo ends with its status
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+/// What leads to the clusters of the demo.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum DemoBastion {
+    /// An instance.
+    #[default]
+    Instance,
+    /// The tasks of an ECS service.
+    Ecs,
+    /// A Fargate task that `up` starts; what takes about a minute takes about ten seconds.
+    Fargate,
 }
 
 fn fault_help() -> String {
@@ -127,7 +148,36 @@ fn config(args: &DemoArgs) -> Config {
         Config { clusters: (0..args.clusters).map(|n| ClusterConfig::new(name(n))).collect(), ..Config::default() };
     let AgentConfig { pace, oversleep, .. } = AgentConfig::paced();
     (config.agent.pace, config.agent.oversleep) = (pace, oversleep);
+    match args.bastion {
+        DemoBastion::Instance => {}
+        DemoBastion::Ecs => {
+            config.ecs = EcsConfig::with_service("tools", "bastion", 2);
+            config.named_bastion = Some("ecs:tools/bastion".to_owned());
+        }
+        DemoBastion::Fargate => {
+            config.ecs.times = short_times();
+            config.named_bastion = Some("fargate".to_owned());
+        }
+    }
+    config.ecs.session_limit = SESSION_LIMIT;
     config
+}
+
+/// About what tasks take, shortened.
+fn short_times() -> TaskTimes {
+    let TaskTimes { unseen, provisioning, pending, activating, agent, connection, deactivating, stopping, .. } =
+        TaskTimes::real();
+    TaskTimes {
+        unseen: unseen / SHORTENED,
+        provisioning: provisioning / SHORTENED,
+        pending: pending / SHORTENED,
+        activating: activating / SHORTENED,
+        agent: agent / SHORTENED,
+        connection: connection / SHORTENED,
+        deactivating: deactivating / SHORTENED,
+        stopping: stopping / SHORTENED,
+        ..TaskTimes::real()
+    }
 }
 
 fn kubeconfig(dir: &TempDir) -> PathBuf {
