@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! region ─ credentials ─ identity ─ list ─┬─ describe, status, endpoint access, local port       (each cluster)
-//!                                         ├─ known, online, agent version                        (each bastion)
+//!                                         ├─ known, online, agent version, or its own steps      (each bastion)
 //!                                         └─ start, data channel, handshake, reach, certificate,
 //!                                            answer, who am I, may I list pods, resume, end      (each cluster)
 //! ```
@@ -52,9 +52,10 @@ use crate::{
     route::{
         ProbeError, Route, Routes,
         ssm::{
-            Found, SessionFault, SoloSession,
+            SessionFault, SoloSession,
             targets::{Knowledge, Sighting, managed_node},
         },
+        step::{Step, Told},
     },
     tunnel::Probe,
 };
@@ -101,8 +102,8 @@ impl Default for Limits {
 /// it has ended the session that is under way, which takes ten seconds at most.
 pub async fn examine(subject: &Subject, limits: Limits, stop: &CancellationToken, report: impl FnMut(Finding) + Send) {
     let clock = Clock::start();
-    let mut examination =
-        Examination { subject, limits, report, clock, since: Duration::ZERO, place: Place::default(), session: None };
+    let (since, place) = (Duration::ZERO, Place::default());
+    let mut examination = Examination { subject, limits, report, clock, since, place, tried: None, session: None };
     if stop.run_until_cancelled(Box::pin(examination.run())).await.is_none() {
         examination.end_session().await;
     }
@@ -115,8 +116,8 @@ struct Cut;
 enum Way {
     /// Through sessions with a target, against which nothing speaks.
     Sessions(Target),
-    /// Through sessions with one of the targets that were found for a cluster, by its ARN.
-    Found(BTreeMap<String, Vec<Target>>),
+    /// Through sessions with one of the targets that were found for a cluster, by its ARN; else this check has failed.
+    Found(BTreeMap<String, Result<Vec<Target>, Check>>),
     /// By connections that need nothing before them.
     Straight(Arc<dyn Route>),
     /// This check has failed.
@@ -132,6 +133,8 @@ struct Examination<'a, R> {
     /// When the last check ended.
     since: Duration,
     place: Place,
+    /// What the next check tries, if it is a step that says so itself.
+    tried: Option<String>,
     /// The session under way. It is here so that it can be ended when the examination is stopped.
     session: Option<SoloSession>,
 }
@@ -286,7 +289,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                     Ok(()) => Way::Sessions(target.clone()),
                     Err(check) => Way::Broken(check),
                 },
-                Bastion::Found(_) | Bastion::Fargate(_) => self.search(aws, &routes, bastion, clusters).await,
+                Bastion::Found(_) | Bastion::Fargate(_) => self.search(&routes, bastion, clusters).await,
                 Bastion::Direct => {
                     self.skip_for(Check::OF_BASTION.iter().copied(), || Reason::NotNeeded);
                     Way::Straight(routes.route(bastion))
@@ -297,39 +300,47 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         ways
     }
 
-    /// Looks for the targets of a bastion, which may be others for each cluster, and at the best of them.
-    async fn search(&mut self, aws: &Aws, routes: &Routes, bastion: &Bastion, clusters: &[&Cluster]) -> Way {
+    /// Looks for the targets of a bastion, which may be others for each cluster, step by step.
+    async fn search(&mut self, routes: &Routes, bastion: &Bastion, clusters: &[&Cluster]) -> Way {
         let mut by_cluster = BTreeMap::new();
-        let mut known: Vec<Target> = Vec::new();
-        let mut is_told = false;
+        let mut by_place = BTreeMap::new();
         for cluster in clusters {
-            let targets = match routes.find(bastion, cluster).await {
-                Ok(found) => found,
-                // The same is said once, whichever cluster it is about.
-                Err(fault) => {
-                    if !std::mem::replace(&mut is_told, true) {
-                        self.failed(Check::BastionKnown, Trouble::NotFound(fault));
-                        self.skip([Check::BastionOnline, Check::AgentVersion], Check::BastionKnown);
-                    }
-                    continue;
-                }
-            };
-            let Found { targets, found } = targets;
-            if let Some(best) = targets.first().filter(|best| !known.contains(best)) {
-                is_told = true;
-                self.place.target = Some(best.clone());
-                self.passed(Check::BastionKnown, Fact::Chosen { target: best.clone(), found });
-                // What takes sessions is in contact; what else is known of it is looked at as of any other.
-                if self.online(aws, best).await.is_ok() {
-                    known.push(best.clone());
-                }
+            let place = routes.place(bastion, cluster);
+            if !by_place.contains_key(&place) {
+                let walk = routes.walk(bastion, cluster).await;
+                self.place.target = walk.targets.first().cloned();
+                let failed = self.steps(walk.steps);
+                by_place.insert(place.clone(), failed.map_or(Ok(walk.targets), Err));
             }
-            by_cluster.insert(cluster.arn.clone(), targets);
+            by_cluster.extend(by_place.get(&place).map(|targets| (cluster.arn.clone(), targets.clone())));
         }
         if clusters.is_empty() {
             self.skip(Check::OF_BASTION.iter().copied(), Check::DescribeCluster);
         }
         Way::Found(by_cluster)
+    }
+
+    /// Reports steps, and returns the one that has failed.
+    fn steps(&mut self, steps: Vec<Step>) -> Option<Check> {
+        let mut failed = None;
+        for Step { name, tried, told } in steps {
+            let check = Check::from(name);
+            self.tried = Some(tried);
+            match told {
+                Told::Passed(text) => self.passed(check, Fact::Told(text)),
+                Told::Doubtful { said, means, hints } => self.doubtful(check, Trouble::Doubt { said, means, hints }),
+                Told::Failed(fault) => {
+                    failed = Some(check);
+                    self.failed(check, Trouble::NotFound(fault));
+                }
+                Told::Needs(needed) => self.skip([check], needed.into()),
+                Told::Unknown => self.skip_for([check], || Reason::NotListed),
+                Told::Untold { why, hints } => {
+                    self.skip_for([check], || Reason::Untold { why: why.clone(), hints: hints.clone() });
+                }
+            }
+        }
+        failed
     }
 
     /// The error is the check that has failed.
@@ -352,18 +363,6 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         };
         self.passed(Check::BastionKnown, Fact::Managed);
         self.agent(sighting)
-    }
-
-    /// As [`bastion`](Self::bastion), of a target that is known.
-    async fn online(&mut self, aws: &Aws, target: &Target) -> Result<(), Check> {
-        match managed_node(aws, target).await {
-            Ok(Knowledge::Seen(sighting)) => self.agent(sighting),
-            Ok(Knowledge::Absent | Knowledge::Unknown) | Err(_) => {
-                self.passed(Check::BastionOnline, Fact::TakesSessions);
-                self.skip_for([Check::AgentVersion], || Reason::NotListed);
-                Ok(())
-            }
-        }
     }
 
     fn agent(&mut self, sighting: Sighting) -> Result<(), Check> {
@@ -416,7 +415,8 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     fn found(&mut self, check: Check, outcome: Outcome) {
         let now = self.clock.now().mono;
         let took = now.saturating_sub(std::mem::replace(&mut self.since, now));
-        (self.report)(Finding { check, place: self.place.clone(), outcome, took });
+        let (place, tried) = (self.place.clone(), self.tried.take());
+        (self.report)(Finding { check, place, tried, outcome, took });
     }
 }
 

@@ -20,6 +20,7 @@ pub mod meter;
 pub mod owner;
 pub mod proof;
 pub mod ssm;
+pub mod step;
 
 pub use self::{
     budget::{Budget, RECEIVE_BUDGET, Share},

@@ -11,7 +11,10 @@ use crate::{
     aws::{AwsError, Caller, ClusterDescription, Off, SkipReason},
     bastion::Target,
     fault::Fault,
-    route::ssm::{DialError, SessionFault, SessionId, targets::Sighting},
+    route::{
+        ssm::{DialError, SessionFault, SessionId, targets::Sighting},
+        step::StepName,
+    },
     settings::PassedOver,
     util::peer_text::PeerText,
 };
@@ -41,6 +44,9 @@ pub enum Check {
     BastionOnline,
     /// Its agent forwards to remote hosts.
     AgentVersion,
+    /// A step of its own kind, for one that is looked for. These come in the order in which they are told, among the three
+    /// above.
+    Step(StepName),
     /// A session can be started.
     StartSession,
     /// Its WebSocket can be opened.
@@ -64,7 +70,7 @@ pub enum Check {
 }
 
 impl Check {
-    /// All, in their order.
+    /// All, in their order, but for those that only some kinds of bastions have.
     pub const ALL: [Self; 21] = [
         Self::Region,
         Self::Credentials,
@@ -126,9 +132,10 @@ impl Check {
             Self::ClusterStatus => "cluster-status",
             Self::EndpointAccess => "endpoint-access",
             Self::LocalPort => "local-port",
-            Self::BastionKnown => "bastion-known",
-            Self::BastionOnline => "bastion-online",
-            Self::AgentVersion => "agent-version",
+            Self::BastionKnown => StepName::KNOWN.id,
+            Self::BastionOnline => StepName::ONLINE.id,
+            Self::AgentVersion => StepName::AGENT_VERSION.id,
+            Self::Step(name) => name.id,
             Self::StartSession => "start-session",
             Self::DataChannel => "data-channel",
             Self::Handshake => "handshake",
@@ -143,6 +150,17 @@ impl Check {
     }
 }
 
+impl From<StepName> for Check {
+    fn from(name: StepName) -> Self {
+        match name {
+            StepName::KNOWN => Self::BastionKnown,
+            StepName::ONLINE => Self::BastionOnline,
+            StepName::AGENT_VERSION => Self::AgentVersion,
+            other => Self::Step(other),
+        }
+    }
+}
+
 /// What came of one check.
 #[derive(Debug)]
 pub struct Finding {
@@ -150,6 +168,8 @@ pub struct Finding {
     pub check: Check,
     /// What it was about.
     pub place: Place,
+    /// What was tried, if that is not known from the check.
+    pub tried: Option<String>,
     /// What came of it.
     pub outcome: Outcome,
     /// How long it took.
@@ -207,14 +227,8 @@ pub enum Fact {
     },
     /// The names of all clusters.
     Clusters(Vec<String>),
-    /// What was looked for has been found, and this is the best of it.
-    Chosen {
-        target: Target,
-        /// How many there are.
-        found: usize,
-    },
-    /// The target takes sessions, as far as whoever runs it says.
-    TakesSessions,
+    /// A step has come to this.
+    Told(String),
     /// The place has the description.
     Described,
     /// There can be a tunnel to the cluster.
@@ -316,6 +330,15 @@ pub enum Trouble {
     NotReached(Arc<Fault>),
     /// No target was found that takes sessions.
     NotFound(Arc<Fault>),
+    /// A step has come to something that somebody may want to change.
+    Doubt {
+        /// What was found.
+        said: String,
+        /// What that means.
+        means: String,
+        /// What to do about it.
+        hints: Vec<String>,
+    },
     /// A request to the API server has failed.
     Api(ApiError),
     /// The API server does not know the caller.
@@ -338,6 +361,8 @@ pub enum Reason {
     NotListed,
     /// The list of managed nodes, which is optional, cannot be had.
     Unasked(AwsError),
+    /// What a step would have told cannot be found out.
+    Untold { why: String, hints: Vec<String> },
     /// The API server is too old to be asked.
     NotServed,
     /// The agent has ended the session.

@@ -39,10 +39,11 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         for way in ways {
             match way {
                 Way::Sessions(target) => usable.push(Step::Session(target)),
-                Way::Found(targets) => {
-                    let targets = targets.get(&cluster.arn).into_iter().flatten();
-                    usable.extend(targets.take(MAX_TARGETS).map(Step::Session));
-                }
+                Way::Found(found) => match found.get(&cluster.arn) {
+                    Some(Ok(targets)) => usable.extend(targets.iter().take(MAX_TARGETS).map(Step::Session)),
+                    Some(Err(check)) => broken = *check,
+                    None => {}
+                },
                 Way::Straight(route) => usable.push(Step::Straight(&**route)),
                 Way::Broken(check) => broken = *check,
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Fault, Owner, Route, direct, ssm};
+use super::{Owner, Route, direct, ssm};
 use crate::{
     aws::{Aws, AwsError},
     bastion::{Bastion, Fargate, Search, Target},
@@ -96,17 +96,15 @@ impl Routes {
         Self { aws: self.aws.clone(), sessions: self.sessions.with_config(config) }
     }
 
-    /// Looks for the targets of a bastion that lead to a cluster, the best first; none where it has no targets. Nothing is made.
-    ///
-    /// # Errors
-    /// There are none that take sessions, or it cannot be looked.
-    pub async fn find(&self, bastion: &Bastion, to: &Cluster) -> Result<ssm::Found, Arc<Fault>> {
-        match bastion {
-            Bastion::Target(target) => Ok(ssm::Found { targets: vec![target.clone()], found: 1 }),
-            Bastion::Found(search) => self.sessions.find(search, &self.aws, to).await,
-            Bastion::Fargate(fargate) => self.sessions.find_made(fargate, &self.aws, to).await,
-            Bastion::Direct => Ok(ssm::Found { targets: Vec::new(), found: 0 }),
-        }
+    /// Looks for the targets of a bastion that lead to a cluster, and tells how it went, step by step. Nothing is made.
+    pub async fn walk(&self, bastion: &Bastion, to: &Cluster) -> ssm::Walk {
+        self.sessions.walk(bastion, &self.aws, to).await
+    }
+
+    /// Returns what that depends on: one walk is for all clusters with the same.
+    #[must_use]
+    pub fn place(&self, bastion: &Bastion, to: &Cluster) -> String {
+        self.sessions.place(bastion, &self.aws, to)
     }
 
     /// Ends what was made for links that are over, and makes nothing any more. Returns what was done, in words.

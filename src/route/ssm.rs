@@ -17,6 +17,7 @@ mod find;
 mod gauge;
 pub(crate) mod hints;
 mod liveness;
+mod open_sessions;
 pub mod proto;
 mod ready;
 mod recovery;
@@ -42,7 +43,7 @@ use self::find::{Finder, Look, ecs::EcsLook, fargate::FargateLook, nodes::NodesL
 pub use self::{
     dial::{Dial, DialError, SessionHandle, SessionId},
     fault::SessionFault,
-    find::{Found, fargate::task},
+    find::{Crowd, Walk, fargate::task},
     service::Service,
     solo::SoloSession,
     transport::{Incoming, Transport, TransportError},
@@ -51,7 +52,7 @@ use crate::{
     aws::Aws,
     bastion::{Bastion, Fargate, Search, Target},
     cluster::Cluster,
-    route::{Fault, Mailbox, Owner, ProbeError, Route},
+    route::{Mailbox, Owner, ProbeError, Route},
 };
 
 /// Settings of the sessions of a route.
@@ -120,20 +121,26 @@ impl Targets {
         self.finding(&Bastion::Fargate(fargate.clone()), || self.maker(fargate, aws))
     }
 
-    /// Looks for the targets that lead to a cluster, the best first.
-    ///
-    /// # Errors
-    /// There are none that take sessions, or it cannot be looked.
-    pub async fn find(&self, search: &Search, aws: &Aws, to: &Cluster) -> Result<Found, Arc<Fault>> {
-        self.finder(&Bastion::Found(search.clone()), || look(search, aws)).find(to).await
+    /// Looks for the targets that lead to a cluster, and tells how it went. Nothing is made.
+    pub async fn walk(&self, bastion: &Bastion, aws: &Aws, to: &Cluster) -> Walk {
+        match self.finder_of(bastion, aws) {
+            Some(finder) => finder.walk(to).await,
+            None => Walk { steps: Vec::new(), targets: bastion.target().cloned().into_iter().collect() },
+        }
     }
 
-    /// Looks for a task that was started.
-    ///
-    /// # Errors
-    /// There is none, none that takes sessions, or it cannot be looked.
-    pub async fn find_made(&self, fargate: &Fargate, aws: &Aws, to: &Cluster) -> Result<Found, Arc<Fault>> {
-        self.finder(&Bastion::Fargate(fargate.clone()), || self.maker(fargate, aws)).find(to).await
+    /// Returns what the answer depends on: clusters with the same share it.
+    #[must_use]
+    pub fn place(&self, bastion: &Bastion, aws: &Aws, to: &Cluster) -> String {
+        self.finder_of(bastion, aws).map(|finder| finder.place(to)).unwrap_or_default()
+    }
+
+    fn finder_of(&self, bastion: &Bastion, aws: &Aws) -> Option<Arc<Finder>> {
+        match bastion {
+            Bastion::Found(search) => Some(self.finder(bastion, || look(search, aws))),
+            Bastion::Fargate(fargate) => Some(self.finder(bastion, || self.maker(fargate, aws))),
+            Bastion::Target(_) | Bastion::Direct => None,
+        }
     }
 
     /// Stops the tasks that were started, and starts no others. Returns what was done, in words.

@@ -75,6 +75,7 @@ impl<'a> Fixes<'a> {
             Trouble::Unresolvable { .. } => self.unresolvable(),
             Trouble::Refused { .. } => self.refused(),
             Trouble::NotReached(fault) | Trouble::NotFound(fault) => fault.hints.clone(),
+            Trouble::Doubt { hints, .. } => hints.clone(),
             Trouble::Api(_) | Trouble::Status(_) => {
                 vec![command!("aws eks describe-cluster --name {} --region {} --query cluster.health", cluster, region)]
             }

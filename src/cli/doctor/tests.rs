@@ -66,7 +66,7 @@ const ROLE: &str = "arn:aws-us-gov:sts::123456789012:assumed-role/Reader/alice";
 const BASTION: &str = "i-0abcdef1";
 
 fn failed(check: Check, place: Place, trouble: Trouble) -> Entry {
-    entry(&Finding { check, place, outcome: Outcome::Failed(trouble), took: Duration::from_millis(7) })
+    entry(&Finding { check, place, tried: None, outcome: Outcome::Failed(trouble), took: Duration::from_millis(7) })
 }
 
 fn denied(text: &str) -> Trouble {
@@ -195,7 +195,8 @@ fn an_agent_that_ends_the_session_may_have_any_reason() {
 }
 
 fn sample() -> Vec<Entry> {
-    let finding = |check, place: Place, outcome| entry(&Finding { check, place, outcome, took: Duration::ZERO });
+    let finding =
+        |check, place: Place, outcome| entry(&Finding { check, place, tried: None, outcome, took: Duration::ZERO });
     let region = Place { region: Some("us-gov-west-1".to_owned()), ..Place::default() };
     let place = place(ROLE, BASTION);
     let skipped = |check| finding(check, place.clone(), Outcome::Skipped(Reason::Needs(Check::Handshake)));

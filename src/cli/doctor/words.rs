@@ -30,7 +30,7 @@ const MAX_NAMES: usize = 10;
 /// Puts a finding into words.
 #[must_use]
 pub fn entry(finding: &Finding) -> Entry {
-    let Finding { check, place, outcome, took } = finding;
+    let Finding { check, place, tried: step, outcome, took } = finding;
     let (status, answer, meaning, fixes) = match outcome {
         Outcome::Passed(fact) => (Status::Ok, Some(told(fact, place)), None, Vec::new()),
         Outcome::Doubtful(trouble) => troubled(Status::Warning, *check, place, trouble),
@@ -40,6 +40,7 @@ pub fn entry(finding: &Finding) -> Entry {
                 Reason::Unasked(AwsError::AccessDenied { .. }) => {
                     vec![grant(place, &["ssm:DescribeInstanceInformation"], &["*".to_owned()])]
                 }
+                Reason::Untold { hints, .. } => hints.clone(),
                 Reason::Unasked(_)
                 | Reason::Needs(_)
                 | Reason::NotListed
@@ -57,7 +58,7 @@ pub fn entry(finding: &Finding) -> Entry {
         region: place.region.clone(),
         cluster: place.cluster.clone(),
         target: place.route.clone(),
-        tried: tried(*check, place),
+        tried: step.clone().unwrap_or_else(|| tried(*check, place)),
         answer,
         meaning,
         fixes,
@@ -86,6 +87,7 @@ pub(super) fn title(check: Check) -> &'static str {
         Check::BastionKnown => "bastion known",
         Check::BastionOnline => "bastion online",
         Check::AgentVersion => "agent version",
+        Check::Step(name) => name.title,
         Check::StartSession => "start session",
         Check::DataChannel => "data channel",
         Check::Handshake => "agent handshake",
@@ -119,6 +121,7 @@ fn tried(check: Check, place: &Place) -> String {
             "the version of the SSM agent on `{target}`; remote hosts need {}",
             Version::FIRST_AGENT_WITH_REMOTE_HOST
         ),
+        Check::Step(name) => name.title.to_owned(),
         Check::StartSession => format!("`ssm:StartSession` on `{target}` to `{endpoint}`"),
         Check::DataChannel => "a WebSocket to the message gateway, signed for `ssmmessages:OpenDataChannel`".to_owned(),
         Check::Handshake => format!("the session's handshake with the agent on `{target}`"),
@@ -186,9 +189,7 @@ fn told(fact: &Fact, place: &Place) -> String {
         Fact::PrivateEndpoint => "private".to_owned(),
         Fact::PublicEndpoint => "public".to_owned(),
         Fact::LocalPort { port, status } => format!("127.0.0.1:{port} leads to the API server, which answers {status}"),
-        Fact::Chosen { target, found: 1 } => format!("found `{target}`"),
-        Fact::Chosen { target, found } => format!("found {found}, `{target}` first"),
-        Fact::TakesSessions => "its agent runs".to_owned(),
+        Fact::Told(text) => text.clone(),
         Fact::Managed => "a managed node of this account".to_owned(),
         Fact::Online => "in contact with Systems Manager".to_owned(),
         Fact::AgentVersion(version) => version.to_string(),
@@ -233,6 +234,7 @@ fn skipped(reason: &Reason, place: &Place) -> String {
             format!("`{action}` is optional and not allowed: `start session` will show")
         }
         Reason::Unasked(error) => sentence(error),
+        Reason::Untold { why, .. } => why.clone(),
         Reason::NotServed => "the API server is older than Kubernetes 1.28, which cannot say".to_owned(),
         Reason::SessionOver => "the agent has ended the session".to_owned(),
         Reason::NotNeeded => "does not apply to this route".to_owned(),
@@ -274,6 +276,7 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
         Trouble::Unresolvable { said } => format!("the agent ended the session: {said}"),
         Trouble::Refused { said } => format!("the agent refuses this destination: {said}"),
         Trouble::NotReached(fault) | Trouble::NotFound(fault) => sentence(&**fault),
+        Trouble::Doubt { said, .. } => said.clone(),
         Trouble::Api(error) => sentence(error),
         Trouble::Unauthorized => "401 Unauthorized".to_owned(),
         Trouble::Status(status) => status.to_string(),
@@ -357,6 +360,7 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
             format!("what answers cannot be verified as the API server of `{cluster}`")
         }
         Trouble::NotFound(_) => "there is nothing to start a session on".to_owned(),
+        Trouble::Doubt { means, .. } => means.clone(),
         Trouble::NotReached(_) => format!("this machine cannot reach `{host}`"),
         Trouble::Api(_) => format!("something answers for `{cluster}`, but not as an API server"),
         Trouble::Unauthorized => unauthorized(place),

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{DialError, TransportError, hints, proto::CloseReason};
+use super::{Crowd, DialError, TransportError, hints, proto::CloseReason};
 use crate::{
     bastion::Target,
     cluster::Cluster,
@@ -60,6 +60,8 @@ pub enum SessionFault {
         sessions: usize,
         /// How long was waited, in seconds.
         seconds: u64,
+        /// All sessions that it has, if that is known.
+        crowd: Option<Crowd>,
     },
     /// The session has used up its stream ids.
     #[error("the session has carried as many connections as it can")]

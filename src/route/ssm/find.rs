@@ -17,6 +17,7 @@
 pub(super) mod ecs;
 pub(super) mod fargate;
 pub(super) mod nodes;
+mod walk;
 
 use std::{
     collections::BTreeMap,
@@ -32,12 +33,18 @@ use futures_util::future::BoxFuture;
 use tokio::{sync::Notify, time::timeout};
 use tracing::debug;
 
+pub use self::walk::{Crowd, Walk};
+use super::open_sessions::OpenSessions;
 use crate::{
+    aws::AwsError,
     bastion::Target,
     clock::Clock,
     cluster::Cluster,
     fault::{Class, Fault},
-    route::Report,
+    route::{
+        Report,
+        step::{StepName, Told},
+    },
     util::peer_text::sentence,
 };
 
@@ -100,6 +107,16 @@ pub(super) trait Look: fmt::Debug + Send + Sync {
     fn watch(&self) -> Duration {
         WATCH
     }
+
+    /// Returns the steps of a look, with what each tries.
+    fn plan(&self) -> Vec<(StepName, String)> {
+        vec![(StepName::KNOWN, "to find it".to_owned())]
+    }
+
+    /// Finds out how many sessions a target has, where that matters.
+    fn open_sessions<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, Result<Option<OpenSessions>, AwsError>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
 }
 
 /// What was found.
@@ -111,6 +128,10 @@ pub(super) struct Sight {
     pub(super) nothing: Option<Arc<Fault>>,
     /// How many were found, those included that take no sessions.
     pub(super) found: usize,
+    /// What came of the steps of the [plan](Look::plan), in their order; the one after the last has come to nothing.
+    pub(super) told: Vec<Told>,
+    /// Why the best is the best, if there is more to say than that it comes first.
+    pub(super) why: String,
     /// Targets that are about to go.
     pub(super) leaving: Vec<Target>,
     /// Targets that have gone.
@@ -121,15 +142,6 @@ pub(super) struct Sight {
     pub(super) awaited: Option<String>,
     /// What has been made or ended lately.
     pub(super) notices: Vec<String>,
-}
-
-/// Targets that lead to a cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// Those that take sessions, the best first.
-    pub targets: Vec<Target>,
-    /// How many were found, those included that take no sessions.
-    pub found: usize,
 }
 
 /// A target that takes sessions, as far as one can see.
@@ -194,6 +206,8 @@ pub(super) struct Finder {
     state: Mutex<State>,
     /// A session has come up, or a seat is free again.
     changed: Notify,
+    /// How many sessions targets have, and since when that is known. Whoever wants to know waits while another asks.
+    counts: tokio::sync::Mutex<BTreeMap<String, (Duration, Option<usize>)>>,
 }
 
 #[derive(Debug)]
@@ -256,6 +270,7 @@ impl Finder {
             answers: Mutex::default(),
             state: Mutex::default(),
             changed: Notify::new(),
+            counts: tokio::sync::Mutex::default(),
         })
     }
 
@@ -302,7 +317,8 @@ impl Finder {
             }
             // Another is made for a tunnel that has nothing, and for no other.
             if !self.look.can_make() || at_least > sight.usable.len() || self.has_seat(to) {
-                return Err(self.judge(self.unavailable(&sight)));
+                let unavailable = self.unavailable(&sight).await;
+                return Err(self.judge(unavailable));
             }
             at_least = sight.usable.len() + 1;
         }
@@ -320,19 +336,6 @@ impl Finder {
         let state = self.state();
         let mut seats = sight.usable.iter().filter_map(|candidate| state.seats.get(candidate.target.as_str()));
         seats.any(|seats| seats.limit(now).is_none() && !seats.is_spoiled(now) && seats.taken > seats.up)
-    }
-
-    /// Looks for the targets that lead to a cluster, the best first.
-    ///
-    /// # Errors
-    /// There are none that take sessions, or it cannot be looked.
-    pub(super) async fn find(&self, to: &Cluster) -> Result<Found, Arc<Fault>> {
-        let sight = self.sight(to, GOOD_FOR, None).await?;
-        if let Some(fault) = &sight.nothing {
-            return Err(Arc::clone(fault));
-        }
-        let targets = sight.usable.iter().map(|candidate| candidate.target.clone()).collect();
-        Ok(Found { targets, found: sight.found })
     }
 
     /// Returns an answer that is not older than `most`, or at least as new as one may ask for. With `at_least`, what is missing
@@ -444,23 +447,28 @@ impl Finder {
         self.state().held.get(&to.arn).is_some_and(|held| *held > 0)
     }
 
-    fn unavailable(&self, sight: &Sight) -> Arc<Fault> {
+    async fn unavailable(&self, sight: &Sight) -> Arc<Fault> {
         if let Some(fault) = &sight.nothing {
             return Arc::clone(fault);
         }
-        let now = self.clock.now().mono;
-        let state = self.state();
-        let seats = |candidate: &Candidate| state.seats.get(candidate.target.as_str());
-        let is_spoiled = |candidate: &Candidate| seats(candidate).is_some_and(|seats| seats.is_spoiled(now));
-        if sight.usable.iter().any(is_spoiled) {
-            let unavailable = Unavailable::Spoiled { asked: self.asked.clone(), found: sight.usable.len() };
-            return Arc::new(Fault::new(Class::Away, unavailable));
-        }
-        let most = sight.usable.iter().filter_map(seats).map(|seats| seats.taken).max().unwrap_or_default();
-        let unavailable = Unavailable::Full { asked: self.asked.clone(), tasks: sight.usable.len(), most };
+        let (unavailable, fullest) = {
+            let now = self.clock.now().mono;
+            let (state, asked) = (self.state(), self.asked.clone());
+            let seats = |candidate: &Candidate| state.seats.get(candidate.target.as_str());
+            if sight.usable.iter().filter_map(seats).any(|seats| seats.is_spoiled(now)) {
+                (Unavailable::Spoiled { asked, found: sight.usable.len() }, None)
+            } else {
+                let fullest = sight.usable.iter().filter_map(seats).max_by_key(|seats| seats.taken);
+                let most = fullest.map(|seats| seats.taken).unwrap_or_default();
+                let full = Unavailable::Full { asked, tasks: sight.usable.len(), most };
+                (full, fullest.map(|seats| seats.target.clone()))
+            }
+        };
+        let Some(fullest) = fullest else { return Arc::new(Fault::new(Class::Away, unavailable)) };
+        let crowd = self.crowd(&fullest).await.map(|crowd| format!("{crowd}: `{fullest}`"));
         let hint = "let the service have more tasks (`aws ecs update-service --desired-count`), use fewer `--sessions` or fewer \
                     clusters, or name another `--bastion`";
-        Arc::new(Fault::new(Class::Away, unavailable).with_hints([hint.to_owned()]))
+        Arc::new(Fault::new(Class::Away, unavailable).with_hints(crowd.into_iter().chain([hint.to_owned()])))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -26,14 +26,18 @@ pub(super) fn of(fault: &SessionFault, to: &Cluster) -> Vec<String> {
         SessionFault::Probe(error) => probe(to, error),
         SessionFault::Closed(reason) => closed(to, reason),
         SessionFault::Abandoned(fault) => fault.hints.clone(),
-        SessionFault::Dropped { target, .. } => vec![
-            command!(
-                "`aws ssm describe-sessions --state Active --filters key=Target,value={} --region {}` shows all that it carries",
-                target.as_str(),
-                to.region
-            ),
-            "end those that nobody needs, let the service have more tasks, or use fewer `--sessions`".to_owned(),
-        ],
+        SessionFault::Dropped { target, crowd, .. } => {
+            let crowd = crowd.map(|crowd| crowd.to_string());
+            let rest = [
+                command!(
+                    "`aws ssm describe-sessions --state Active --filters key=Target,value={} --region {}` shows all that it carries",
+                    target.as_str(),
+                    to.region
+                ),
+                "end those that nobody needs, let the service have more tasks, or use fewer `--sessions`".to_owned(),
+            ];
+            crowd.into_iter().chain(rest).collect()
+        }
         SessionFault::TargetGone { .. }
         | SessionFault::Transport(_)
         | SessionFault::Silent { .. }

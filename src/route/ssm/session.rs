@@ -455,10 +455,20 @@ impl SessionTask {
         match (fault, &self.seat) {
             (SessionFault::Closed(CloseReason::HandshakeTimeout { seconds, .. }), Some(seat)) if seat.is_capped() => {
                 let (target, sessions) = (self.handle.target.clone(), seat.dropped());
-                SessionFault::Dropped { target, sessions, seconds }
+                SessionFault::Dropped { target, sessions, seconds, crowd: None }
             }
             (fault, _) => fault,
         }
+    }
+
+    /// Finds out how many sessions a target has that has dropped one.
+    async fn count_crowd(&mut self, mut fault: SessionFault) -> SessionFault {
+        if let (SessionFault::Dropped { crowd, .. }, Some(seat)) = (&mut fault, &self.seat) {
+            let counted = self.stop.run_until_cancelled(seat.crowd());
+            // Without a session there is no fault.
+            *crowd = self.driver.drive(None, counted).await.ok().flatten().flatten();
+        }
+        fault
     }
 
     /// Ends a session in good order: streams get a grace period, then the agent is told, and the
@@ -495,7 +505,7 @@ impl SessionTask {
     async fn finish(mut self, fault: SessionFault) {
         let (open, served, is_over) = (self.driver.open_connections(), self.driver.has_served(), fault.is_over());
         self.driver.end();
-        let fault = fault.into_fault(&self.to);
+        let fault = self.count_crowd(fault).await.into_fault(&self.to);
         self.reports.send(Report::Ended(End { fault, served, open }));
         self.driver.close();
         let (route, handle, stop) = (Arc::clone(&self.route), self.handle.clone(), self.stop.clone());

@@ -3,6 +3,8 @@
 //! Tasks that take sessions have ECS Exec on and its agent running. The newest come first: in a deployment the old ones go.
 //! (ECS developer guide, "Monitor Amazon ECS containers with ECS Exec"; botocore's model of `DescribeTasks`.)
 
+mod steps;
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -21,6 +23,10 @@ use crate::{
     clock,
     cluster::Cluster,
     fault::{Class, Fault},
+    route::{
+        ssm::open_sessions::{self, OpenSessions},
+        step::StepName,
+    },
     util::quote::command,
 };
 
@@ -112,6 +118,7 @@ impl EcsLook {
         let mut tasks: Vec<&Task> = found.tasks.iter().collect();
         tasks.sort_by_key(|task| std::cmp::Reverse(task.started_at.or(task.created_at)));
         let mut sight = Sight::default();
+        let mut containers = Vec::new();
         let mut lacks = Vec::new();
         for (target, id) in used {
             match tasks.iter().find(|task| id_of(&task.arn) == id) {
@@ -123,7 +130,7 @@ impl EcsLook {
                 None => sight.gone.push(target.clone()),
             }
         }
-        for task in tasks {
+        for task in &tasks {
             match container(task, self.search.container.as_deref()) {
                 Ok((container, runtime_id)) => {
                     let fresh = task.started_at.is_some_and(|at| now.duration_since(at).is_ok_and(|age| age < FRESH));
@@ -132,6 +139,7 @@ impl EcsLook {
                     let Some(target) = target else { continue };
                     tracing::trace!(%target, container = container.name, "a container takes sessions");
                     sight.usable.push(Candidate { target, fresh, capped: true });
+                    containers.push((*task, container));
                 }
                 Err(lack) => {
                     sight.changing |= matches!(lack, Lack::Starting(_) | Lack::AgentPending);
@@ -141,6 +149,8 @@ impl EcsLook {
         }
         sight.changing |= !sight.leaving.is_empty();
         sight.found = sight.usable.len();
+        sight.told = self.told(&tasks, &containers, lacks.iter().map(|(_, lack)| lack).max());
+        sight.why = steps::why(&containers);
         sight.nothing = sight.usable.is_empty().then(|| Arc::new(self.none(lacks)));
         Ok(sight)
     }
@@ -253,6 +263,14 @@ impl std::fmt::Display for Lack {
 impl Look for EcsLook {
     fn look<'a>(&'a self, to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
         Box::pin(self.find(to, in_use))
+    }
+
+    fn plan(&self) -> Vec<(StepName, String)> {
+        self.steps()
+    }
+
+    fn open_sessions<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Option<OpenSessions>, AwsError>> {
+        Box::pin(async { open_sessions::on(&self.aws, target).await.map(Some) })
     }
 }
 

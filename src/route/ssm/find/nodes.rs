@@ -20,7 +20,10 @@ use crate::{
     bastion::{Search, Target},
     cluster::Cluster,
     fault::{Class, Fault},
-    route::ssm::proto::Version,
+    route::{
+        ssm::proto::Version,
+        step::{StepName, Told},
+    },
     util::{peer_text::sentence, quote::command},
 };
 
@@ -157,12 +160,16 @@ impl NodesLook {
             let version = node.agent_version.as_ref().and_then(|version| Version::parse(version));
             version.is_none_or(|version| version >= Version::FIRST_AGENT_WITH_REMOTE_HOST)
         };
+        let told = told(what, nodes, &online, is_new_enough);
         let mut usable: Vec<&ManagedNode> = online.iter().copied().filter(|node| is_new_enough(node)).collect();
         // Many users spread over several, and each stays with the one that it has.
-        usable.sort_by_cached_key(|node| {
-            let is_windows = node.platform.as_ref().is_some_and(|platform| *platform == "Windows");
-            (rank_of(&node.id), is_windows, spread(&node.id))
-        });
+        usable.sort_by_cached_key(|node| (rank_of(&node.id), is_windows(node), spread(&node.id)));
+        let why = match (usable.as_slice(), &self.search) {
+            ([best, ..], Search::Auto { .. }) => why_for_auto(rank_of(&best.id), usable.len()),
+            ([best, next, ..], _) if is_windows(best) != is_windows(next) => "as it does not run Windows".to_owned(),
+            ([_, _, ..], _) => format!("which is this machine's of {}: users spread over them", usable.len()),
+            _ => String::new(),
+        };
         let candidate =
             |node: &ManagedNode| Some(Candidate { target: node.id.parse().ok()?, fresh: false, capped: false });
         let usable: Vec<Candidate> = usable.into_iter().filter_map(candidate).collect();
@@ -170,7 +177,7 @@ impl NodesLook {
         // One that is in use and not in the list any more has lost its tag, or has been terminated.
         let is_listed = |target: &&Target| nodes.iter().any(|node| node.id == target.as_str());
         let leaving = in_use.iter().filter(|target| !is_listed(target)).cloned().collect();
-        Sight { usable, nothing, found: nodes.len(), leaving, ..Sight::default() }
+        Sight { usable, nothing, found: nodes.len(), told, why, leaving, ..Sight::default() }
     }
 
     /// Says why no node takes sessions.
@@ -209,6 +216,37 @@ impl NodesLook {
     }
 }
 
+/// Tells how far it goes with the nodes that were found.
+fn told(
+    what: &str,
+    nodes: &[ManagedNode],
+    online: &[&ManagedNode],
+    is_new_enough: impl Fn(&&ManagedNode) -> bool,
+) -> Vec<Told> {
+    let of = |some: usize, all: usize| if some == all { "all".to_owned() } else { format!("{some} of {all}") };
+    let new = online.iter().copied().filter(|node| is_new_enough(node)).count();
+    let least = Version::FIRST_AGENT_WITH_REMOTE_HOST;
+    let told = [
+        (nodes.len(), format!("{} with {what}", nodes.len())),
+        (online.len(), format!("{} in contact with Systems Manager", of(online.len(), nodes.len()))),
+        (new, format!("{} not older than {least}", of(new, online.len()))),
+    ];
+    told.into_iter().take_while(|(count, _)| *count > 0).map(|(_, text)| Told::Passed(text)).collect()
+}
+
+fn why_for_auto(rank: u8, usable: usize) -> String {
+    let why = match rank {
+        0 => format!("for its tag `{BASTION_TAG}`"),
+        1 => "for its name".to_owned(),
+        _ => "a worker node".to_owned(),
+    };
+    if usable == 1 { why } else { format!("{why}, of {usable}") }
+}
+
+fn is_windows(node: &ManagedNode) -> bool {
+    node.platform.as_ref().is_some_and(|platform| *platform == "Windows")
+}
+
 /// How good an instance is as a bastion for `auto`, 0 being the best; `None`: it is none.
 fn rank(instance: &Instance, workers: bool) -> Option<u8> {
     let has = |key: &str| instance.tags.contains_key(key);
@@ -240,6 +278,24 @@ fn spread_of(host: &[u8], id: &str) -> u64 {
 impl Look for NodesLook {
     fn look<'a>(&'a self, to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
         Box::pin(self.find(to, in_use))
+    }
+
+    fn plan(&self) -> Vec<(StepName, String)> {
+        let by = match &self.search {
+            Search::Tag { key, value } => format!("of those with the tag `{key}={value}`"),
+            Search::Name(name) => format!("of those with the name `{name}`"),
+            Search::Group(group) => {
+                format!("of those in the Auto Scaling group `{group}`, and if there are none `ec2:DescribeInstances`")
+            }
+            Search::Auto { .. } => "of bastions among `ec2:DescribeInstances` in the cluster's network".to_owned(),
+            Search::Ecs(_) => String::new(),
+        };
+        let least = Version::FIRST_AGENT_WITH_REMOTE_HOST;
+        vec![
+            (StepName::KNOWN, format!("`ssm:DescribeInstanceInformation` {by}")),
+            (StepName::ONLINE, "their ping status".to_owned()),
+            (StepName::AGENT_VERSION, format!("the versions of their agents; remote hosts need {least}")),
+        ]
     }
 
     fn place(&self, to: &Cluster) -> String {

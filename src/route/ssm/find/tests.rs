@@ -43,6 +43,10 @@ impl Look for Shown {
         let sight = sight.unwrap().map_err(|class| Fault::new(class, Nothing));
         Box::pin(std::future::ready(sight))
     }
+
+    fn plan(&self) -> Vec<(StepName, String)> {
+        vec![(StepName::KNOWN, "to be shown it".to_owned())]
+    }
 }
 
 /// Nothing takes sessions.

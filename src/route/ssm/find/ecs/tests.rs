@@ -6,7 +6,10 @@ use super::*;
 use crate::{
     aws::testing::{Answer, Fake, Request, aws, in_time},
     bastion::{Bastion, Search},
-    route::ssm::tests::support::cluster,
+    route::{
+        ssm::{find::Finder, tests::support::cluster},
+        step::tests::lines,
+    },
 };
 
 const ARN: &str = "arn:aws:ecs:us-east-1:123456789012";
@@ -182,4 +185,79 @@ async fn what_is_not_there_is_told_from_what_cannot_be_asked() {
     let elsewhere = "arn:aws:ecs:eu-west-1:123456789012:service/tools/web";
     let fault = look(elsewhere, Vec::new(), &[]).await.unwrap_err();
     assert_eq!(fault.class, Class::Refused);
+}
+
+/// What is told of a walk, each step on a line; `sessions` is the answer of Systems Manager.
+async fn walk(bastion: &str, tasks: Vec<Value>, sessions: Answer) -> Vec<String> {
+    let Ok(Bastion::Found(Search::Ecs(search))) = bastion.parse() else { panic!("{bastion}") };
+    let fake = Fake::start(move |request| match request.operation() {
+        "DescribeSessions" => sessions.clone(),
+        _ => answer(request, &tasks),
+    })
+    .await;
+    let look = Arc::new(EcsLook::new(aws(&fake).await, search));
+    lines(&in_time(Finder::new(bastion.to_owned(), look).walk(&cluster(""))).await.steps)
+}
+
+fn sessions(owners: &[&str]) -> Answer {
+    let sessions: Vec<_> = owners.iter().map(|owner| json!({ "SessionId": "a-1", "Owner": owner })).collect();
+    Answer::json(200, &json!({ "Sessions": sessions }).to_string())
+}
+
+#[tokio::test]
+async fn a_walk_tells_every_step_to_a_container_and_who_is_on_it() {
+    let pending = with(task(3, 9_000), json!({ "lastStatus": "PENDING", "startedAt": null, "containers": [] }));
+    let steps = walk("ecs:my_tools/web", vec![task(1, 1_000), task(2, 3_000), pending], sessions(&[])).await;
+    let best = target(2, "agent");
+    assert_eq!(
+        steps,
+        [
+            "bastion-known: the service `web` in the ECS cluster `my_tools`".to_owned(),
+            "ecs-tasks: 2 running, 1 starting".to_owned(),
+            "ecs-exec: on for all 3 tasks".to_owned(),
+            "ecs-container: `agent`, the only one".to_owned(),
+            "bastion-online: runs in all 2 tasks".to_owned(),
+            "agent-version: unknown".to_owned(),
+            format!("bastion-chosen: `{best}`, in the newest of 2 tasks; sessions spread over all"),
+            "bastion-sessions: 0 open; its agent takes 2 unless ECS has told it more, 20 by the published quota"
+                .to_owned(),
+        ]
+    );
+    let role = "arn:aws:sts::123456789012:assumed-role/Reader/";
+    let owners = [format!("{role}ann"), format!("{role}ann"), "arn:aws:iam::123456789012:user/bob".to_owned()];
+    let owners = owners.each_ref().map(String::as_str);
+    let steps = walk("ecs:my_tools/web", vec![task(1, 1_000)], sessions(&owners)).await;
+    assert!(
+        steps[7].starts_with("bastion-sessions: doubtful: 3 open (2 of `ann`, 1 of `bob`); its agent"),
+        "{steps:?}"
+    );
+    let denied = Answer::json_error(400, "AccessDeniedException", "no");
+    let steps = walk("ecs:my_tools/web", vec![task(1, 1_000)], denied).await;
+    assert_eq!(steps[7], "bastion-sessions: untold: `ssm:DescribeSessions` is optional and not allowed");
+}
+
+#[tokio::test]
+async fn a_walk_ends_where_the_chain_is_broken() {
+    let two = json!({ "containers": [container("agent", 1, "RUNNING"), container("sidecar", 1, "RUNNING")] });
+    for (tasks, made, fault) in [
+        (vec![], 1, "ecs-tasks: failed: the service `web` has no running task"),
+        (vec![with(task(1, 1), json!({ "lastStatus": "PENDING" }))], 1, "ecs-tasks: failed: no container of"),
+        (vec![with(task(1, 1), json!({ "enableExecuteCommand": false }))], 2, "ecs-exec: failed: no container of"),
+        (vec![with(task(1, 1), two)], 3, "ecs-container: failed: no container of"),
+        (
+            vec![with(task(1, 1), json!({ "containers": [container("agent", 1, "STOPPED")] }))],
+            4,
+            "bastion-online: failed: no container of",
+        ),
+    ] {
+        let steps = walk("ecs:my_tools/web", tasks, sessions(&[])).await;
+        assert_eq!(steps.len(), 6, "nothing is chosen: {steps:?}");
+        assert!(steps[made].starts_with(fault), "{steps:?}");
+        let needed = fault.split(':').next().unwrap();
+        let rest = steps[made + 1..].iter();
+        assert!(rest.clone().all(|step| step.ends_with(&format!(": needs {needed}"))), "{steps:?}");
+        assert!(steps[..made].iter().all(|step| !step.contains("failed")), "{steps:?}");
+    }
+    let steps = walk(&format!("ecs:my_tools/{}", id(9)), Vec::new(), sessions(&[])).await;
+    assert!(steps[0].starts_with("bastion-known: failed: there is no task"), "{steps:?}");
 }

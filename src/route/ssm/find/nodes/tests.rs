@@ -9,7 +9,10 @@ use crate::{
     aws::testing::{Answer, Fake, Request, aws, in_time},
     bastion::Bastion,
     cluster::Vpc,
-    route::ssm::tests::support::cluster,
+    route::{
+        ssm::tests::support::cluster,
+        step::{tests::lines, walked},
+    },
 };
 
 fn node(number: u8, ping: &str, version: &str) -> Value {
@@ -142,4 +145,72 @@ fn users_spread() {
     let chosen: std::collections::BTreeSet<_> = (0..40).map(|number| first(&number.to_string())).collect();
     assert!(chosen.len() > 4, "{chosen:?}");
     assert_eq!(first("a"), first("a"));
+}
+
+/// What is told of the steps, and why the best is the best.
+async fn steps(bastion: &str, answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (Vec<String>, String) {
+    let Ok(Bastion::Found(search)) = bastion.parse() else { panic!("{bastion}") };
+    let fake = Fake::start(|_| list(&[])).await;
+    let plan = NodesLook::new(aws(&fake).await, search).plan();
+    let sight = look(bastion, answer, &[]).await.0.unwrap();
+    (lines(&walked(plan, sight.told, sight.nothing)), sight.why)
+}
+
+#[tokio::test]
+async fn the_steps_to_a_node_are_told_up_to_the_one_that_fails() {
+    let on_windows = |number| {
+        let mut node = node(number, "Online", "3.3.1142.0");
+        node["PlatformType"] = json!("Windows");
+        node
+    };
+    let [good, lost, old] =
+        [node(1, "Online", "3.3.1142.0"), node(2, "ConnectionLost", "3.3.1142.0"), node(3, "Online", "3.0.1124.0")];
+    for (nodes, expected, why) in [
+        (
+            vec![good.clone(), lost.clone(), old.clone()],
+            [
+                "bastion-known: 3 with the tag `role=bastion`",
+                "bastion-online: 2 of 3 in contact with Systems Manager",
+                "agent-version: 1 of 2 not older than 3.1.1374.0",
+            ],
+            "",
+        ),
+        (
+            vec![good.clone(), on_windows(4)],
+            [
+                "bastion-known: 2 with the tag `role=bastion`",
+                "bastion-online: all in contact with Systems Manager",
+                "agent-version: all not older than 3.1.1374.0",
+            ],
+            "as it does not run Windows",
+        ),
+        (
+            vec![lost.clone()],
+            [
+                "bastion-known: 1 with the tag `role=bastion`",
+                "bastion-online: failed: none of the 1 nodes with the tag `role=bastion` is in contact with Systems Manager: \
+                 `i-00000002` is ConnectionLost",
+                "agent-version: needs bastion-online",
+            ],
+            "",
+        ),
+        (
+            vec![old, lost],
+            [
+                "bastion-known: 2 with the tag `role=bastion`",
+                "bastion-online: 1 of 2 in contact with Systems Manager",
+                "agent-version: failed: the agents of all 1 nodes with the tag `role=bastion` are older than 3.1.1374.0, the \
+                 first that forwards to other hosts",
+            ],
+            "",
+        ),
+    ] {
+        let told = steps("tag:role=bastion", move |_| list(&nodes)).await;
+        assert_eq!(told, (expected.map(str::to_owned).into(), why.to_owned()));
+    }
+    let (told, _) = steps("tag:role=bastion", |_| list(&[])).await;
+    assert!(told[0].starts_with("bastion-known: failed: no managed node"), "{told:?}");
+    let two = [good, node(5, "Online", "3.3.1142.0")];
+    let (_, why) = steps("tag:role=bastion", move |_| list(&two)).await;
+    assert_eq!(why, "which is this machine's of 2: users spread over them");
 }
