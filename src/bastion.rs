@@ -17,6 +17,12 @@ pub use self::{
 /// The name of the route without a bastion.
 const DIRECT: &str = "direct";
 
+/// What stands before the colon, or alone.
+const KINDS: [&str; 7] = ["asg", "auto", DIRECT, "ecs", "fargate", "name", "tag"];
+
+/// How much like one of those a word has to be to be taken for a slip of the hand, from 0 to 1.
+const NEAR: f64 = 0.8;
+
 /// A way in as a user names it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Bastion {
@@ -52,6 +58,18 @@ impl Bastion {
             Self::Fargate(fargate) => Some(fargate),
             Self::Target(_) | Self::Found(_) | Self::Direct => None,
         }
+    }
+
+    /// Returns what a text that is no bastion may have been meant for, if only its kind is mistyped.
+    #[must_use]
+    pub fn nearest(text: &str) -> Option<String> {
+        let (kind, rest) = text.split_once(':').map_or((text, None), |(kind, rest)| (kind, Some(rest)));
+        let kind = kind.to_lowercase();
+        let likeness = |known: &&str| strsim::jaro_winkler(&kind, known);
+        let nearest = KINDS.into_iter().filter(|known| likeness(known) >= NEAR);
+        let nearest = nearest.max_by(|one, other| likeness(one).total_cmp(&likeness(other)))?;
+        let meant = rest.map_or_else(|| nearest.to_owned(), |rest| format!("{nearest}:{rest}"));
+        meant.parse::<Self>().ok().map(|bastion| bastion.to_string())
     }
 }
 
@@ -139,6 +157,26 @@ mod tests {
         ] {
             let error = text.parse::<Bastion>().unwrap_err().to_string();
             assert!(error.starts_with(&format!("`{text}` is not a bastion: expected an instance")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_kind_that_is_mistyped_is_known() {
+        for (text, meant) in [
+            ("dirct", "direct"),
+            ("Direct", "direct"),
+            ("atuo", "auto"),
+            ("farget", "fargate"),
+            ("fargte:tools", "fargate:tools"),
+            ("ec:tools/bastion", "ecs:tools/bastion"),
+            ("ECS:tools/bastion", "ecs:tools/bastion"),
+            ("tags:role=bastion", "tag:role=bastion"),
+            ("nmae:jump", "name:jump"),
+        ] {
+            assert_eq!(Bastion::nearest(text).as_deref(), Some(meant), "{text}");
+        }
+        for text in ["", "bastion", "i-", "ecs:tools/", "ec:tools/", "tag", "ssh://host", "straight"] {
+            assert_eq!(Bastion::nearest(text), None, "{text}");
         }
     }
 }

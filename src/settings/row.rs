@@ -40,6 +40,8 @@ pub struct Row {
     pub otherwise: Option<&'static str>,
     flag: Option<&'static str>,
     value_name: &'static str,
+    /// Says what a wrong value may have been meant for.
+    guess: Option<fn(&str) -> Option<String>>,
     help: &'static str,
 }
 
@@ -122,6 +124,7 @@ const fn row(value_name: &'static str, kind: Kind) -> Row {
         otherwise: None,
         flag: None,
         value_name,
+        guess: None,
         help: "",
     }
 }
@@ -146,6 +149,11 @@ impl Row {
 
     pub(super) const fn otherwise(self, otherwise: &'static str) -> Self {
         Self { otherwise: Some(otherwise), ..self }
+    }
+
+    /// Lets wrong values be told from what they may have been meant for.
+    pub(super) const fn guessed_by(self, guess: fn(&str) -> Option<String>) -> Self {
+        Self { guess: Some(guess), ..self }
     }
 
     pub(super) const fn list(self) -> Self {
@@ -297,7 +305,15 @@ impl Row {
             Kind::Choice(values) => values().iter().any(|value| value.get_name() == text),
             Kind::Text { is_right, .. } => is_right(text),
         };
-        (!is_right).then(|| Problem::malformed(&given.origin, text, self.expected()))
+        (!is_right).then(|| {
+            let meant = self.guess.and_then(|guess| guess(text));
+            let expected = self.expected();
+            let expected = match meant {
+                Some(meant) => format!("{expected}; did you mean `{meant}`?").into(),
+                None => expected,
+            };
+            Problem::malformed(&given.origin, text, expected)
+        })
     }
 
     fn default_value<T: Value>(&self) -> T {

@@ -114,6 +114,7 @@ table! {
         /// for none, if the API server can be reached from here; repeat it for fallbacks, in order of preference
         bastion: Vec<Bastion> = text("TARGET", is_bastion, Bastion::EXPECTED)
             .variables(&["AUTOHEAL_PA_BASTION"])
+            .guessed_by(Bastion::nearest)
             .list()
             .in_entry(),
         /// Cluster to open a tunnel to; repeat it for more, in the order of their ports
