@@ -16,26 +16,25 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use aws_sdk_ssm::types::{InstanceInformation, InstanceInformationStringFilter, PingStatus};
-use aws_smithy_types::{DateTime, date_time::Format};
 use tokio::time::timeout;
 
 use crate::{
     aws::{
         Aws,
-        error::{AwsError, Call},
-        values::is_plain,
+        error::AwsError,
+        nodes::{ManagedNode, NodeFilter},
     },
     bastion::Target,
     clock::Clock,
     fault::BoxError,
-    util::peer_text::{PeerText, sentence},
+    util::{
+        peer_text::{PeerText, sentence},
+        written::rfc3339,
+    },
 };
-
-const DESCRIBE: &str = "ssm:DescribeInstanceInformation";
 
 /// Limit of the call: the next bastion waits meanwhile.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
@@ -58,17 +57,13 @@ pub enum Knowledge {
 pub struct Sighting {
     /// Whether the agent is in contact with Systems Manager, sessions apart.
     pub in_contact: bool,
-    pub last_contact: Option<DateTime>,
+    pub last_contact: Option<SystemTime>,
     pub agent_version: Option<PeerText>,
 }
 
-impl Sighting {
-    fn of(node: &InstanceInformation) -> Self {
-        Self {
-            in_contact: node.ping_status() == Some(&PingStatus::Online),
-            last_contact: node.last_ping_date_time().copied(),
-            agent_version: node.agent_version().filter(|version| is_plain(version)).map(PeerText::new),
-        }
+impl From<ManagedNode> for Sighting {
+    fn from(node: ManagedNode) -> Self {
+        Self { in_contact: node.is_online(), last_contact: node.last_ping, agent_version: node.agent_version }
     }
 }
 
@@ -82,8 +77,8 @@ impl fmt::Display for Sighting {
             return f.write_str(" is in contact with Systems Manager, but takes no sessions");
         }
         f.write_str(" has lost contact")?;
-        match self.last_contact.and_then(|at| at.fmt(Format::DateTime).ok()) {
-            Some(at) => write!(f, ", the last was at {at}"),
+        match self.last_contact {
+            Some(at) => write!(f, ", the last was at {}", rfc3339(at)),
             None => Ok(()),
         }
     }
@@ -167,19 +162,8 @@ pub async fn managed_node(aws: &Aws, target: &Target) -> Result<Knowledge, AwsEr
 }
 
 async fn ask(aws: &Aws, id: &str) -> Result<Knowledge, AwsError> {
-    let ssm = aws.ssm();
-    let call = Call { action: DESCRIBE, resource: "*", region: aws.region(), host: &ssm.host };
-    let Ok(filter) = InstanceInformationStringFilter::builder().key("InstanceIds").values(id).build() else {
-        return Ok(Knowledge::Unknown);
-    };
-    let answer = ssm.client.describe_instance_information().filters(filter).send().await;
-    let answer = answer.map_err(|error| aws.failed(call, error))?;
-    Ok(match answer.instance_information_list().first() {
-        Some(node) => Knowledge::Seen(Sighting::of(node)),
-        // Of a list that goes on nobody knows what it does not have.
-        None if answer.next_token().is_some() => Knowledge::Unknown,
-        None => Knowledge::Absent,
-    })
+    let nodes = aws.managed_nodes(&NodeFilter::Ids(vec![id.to_owned()])).await?;
+    Ok(nodes.into_iter().find(|node| node.id == id).map_or(Knowledge::Absent, |node| Knowledge::Seen(node.into())))
 }
 
 #[cfg(test)]
@@ -212,8 +196,6 @@ mod tests {
             assert_eq!(sighting.in_contact, in_contact);
         }
         assert_eq!(known(Response::json(200, r#"{"InstanceInformationList":[]}"#)).await, Knowledge::Absent);
-        let more = Response::json(200, r#"{"InstanceInformationList":[],"NextToken":"t"}"#);
-        assert_eq!(known(more).await, Knowledge::Unknown);
         for error in ["AccessDeniedException", "InvalidInstanceId", "InternalServerError", "ThrottlingException"] {
             assert_eq!(known(Response::json_error(400, error, "no")).await, Knowledge::Unknown, "{error}");
         }
@@ -221,9 +203,9 @@ mod tests {
 
     #[test]
     fn a_sighting_is_a_clause() {
-        let sighting = |in_contact, at: Option<i64>, version: Option<&str>| Sighting {
+        let sighting = |in_contact, at: Option<u64>, version: Option<&str>| Sighting {
             in_contact,
-            last_contact: at.map(DateTime::from_secs),
+            last_contact: at.map(|at| SystemTime::UNIX_EPOCH + Duration::from_secs(at)),
             agent_version: version.map(PeerText::from),
         };
         assert_eq!(
@@ -247,7 +229,8 @@ mod tests {
         assert!(known.iter().all(|known| matches!(known, Knowledge::Seen(_))));
         assert_eq!(fake.requests().len(), 1);
         let body: serde_json::Value = serde_json::from_str(&fake.requests()[0].body).unwrap();
-        assert_eq!(body, serde_json::json!({ "Filters": [{ "Key": "InstanceIds", "Values": [ID] }] }));
+        let filters = serde_json::json!([{ "Key": "InstanceIds", "Values": [ID] }]);
+        assert_eq!(body, serde_json::json!({ "Filters": filters, "MaxResults": 50 }));
 
         // Another one is another matter, and an answer does not last for ever.
         in_time(targets.look_up(&aws, &"i-00000001".parse().unwrap())).await;

@@ -493,8 +493,8 @@ async fn start_error_with(code: &'static str, nodes: Answer) -> DialError {
 #[tokio::test]
 async fn tells_a_target_that_is_away_from_one_that_is_not_there() {
     let none = Answer::json(200, r#"{"InstanceInformationList":[]}"#);
-    let node = r#"{"InstanceInformationList":[{"PingStatus":"ConnectionLost","AgentVersion":"3.2.0.0"}]}"#;
-    let seen = Answer::json(200, node);
+    let node = format!(r#"{{"InstanceId":"{}","PingStatus":"ConnectionLost","AgentVersion":"3.2.0.0"}}"#, target());
+    let seen = Answer::json(200, &format!(r#"{{"InstanceInformationList":[{node}]}}"#));
     let denied = Answer::json_error(400, "AccessDeniedException", "no");
     for code in ["TargetNotConnected", "InvalidInstanceId"] {
         let error = start_error_with(code, none.clone()).await;
