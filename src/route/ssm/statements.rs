@@ -76,6 +76,9 @@ pub fn statements<'a>(
         // Systems Manager does not list containers.
         statements.push(Statement::allow("OptionalTellsWhyABastionIsAway", action, every()));
     }
+    if searches.clone().any(|search| matches!(search, Search::Ecs(_))) {
+        statements.push(Statement::allow("OptionalTellsWhyATaskIsFull", ["ssm:DescribeSessions"], every()));
+    }
     if searches.clone().any(|search| matches!(search, Search::Auto { .. })) {
         statements.push(Statement::allow("FindInstances", ["ec2:DescribeInstances"], every()));
     } else if searches.into_iter().any(|search| matches!(search, Search::Group(_))) {
