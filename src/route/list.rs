@@ -101,7 +101,7 @@ impl Routes {
         self.sessions.walk(bastion, &self.aws, to).await
     }
 
-    /// Returns what that depends on: one walk is for all clusters with the same.
+    /// Returns what that depends on besides the bastion: one walk is for all clusters with the same.
     #[must_use]
     pub fn place(&self, bastion: &Bastion, to: &Cluster) -> String {
         self.sessions.place(bastion, &self.aws, to)

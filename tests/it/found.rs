@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use autoheal_pa::{
     clock::Clock,
-    emulator::{BastionConfig, ClusterConfig, Config, EcsConfig, TaskTimes},
+    emulator::{AgentOutcome, BastionConfig, ClusterConfig, Config, EcsConfig, ServiceConfig, TaskTimes},
 };
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-use super::support::{Lab, within};
+use serde_json::Value;
+
+use super::support::{Ended, Lab, within};
 
 /// Tasks that take as long as it takes to see what becomes of them.
 fn slow_tasks() -> TaskTimes {
@@ -165,5 +167,115 @@ async fn what_is_not_found_is_said_with_what_to_do() {
             assert!(ended.stderr.contains(text), "{bastion}: `{text}` is not in {}", ended.stderr);
         }
     }
+    lab.assert_clean().await;
+}
+
+/// The id of each check of a bastion, with its answer or else why it was not tried.
+fn chain(ended: &Ended) -> Vec<(String, String, String)> {
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let text = |entry: &Value, key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+    let of_bastion =
+        |entry: &&Value| !entry["target"].is_null() && entry["cluster"].is_null() && entry["id"] != "local-port";
+    let checks = report["checks"].as_array().unwrap().iter().filter(of_bastion);
+    let told = |entry: &Value| if entry["answer"].is_null() { text(entry, "meaning") } else { text(entry, "answer") };
+    checks.map(|entry| (text(entry, "id"), text(entry, "status"), told(entry))).collect()
+}
+
+/// A bastion whose chain is broken at a check, which says this.
+async fn broken(lab: &Lab, bastion: &str, id: &str, said: &str) {
+    let ended = lab.run(&["doctor", "--json", "--bastion", bastion]).await;
+    assert_eq!(ended.code(), Some(6), "{bastion}: {ended:#?}");
+    let chain = chain(&ended);
+    let at = chain.iter().position(|(_, status, _)| status == "failed").unwrap_or_else(|| panic!("{chain:#?}"));
+    assert_eq!(chain[at].0, id, "{chain:#?}");
+    assert!(chain[at].2.contains(said), "{chain:#?}");
+    assert!(chain[..at].iter().all(|(_, status, _)| status == "ok"), "{chain:#?}");
+    let needs_it = |why: &str| why.starts_with("not tried without `");
+    assert!(chain[at + 1..].iter().all(|(_, status, why)| status == "skipped" && needs_it(why)), "{chain:#?}");
+    assert!(lab.emulator.sessions().is_empty(), "no session is tried");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_walks_to_a_container_step_by_step() {
+    let mut config = with_service(TaskTimes::default());
+    config.ecs.services.extend([
+        ServiceConfig { desired_count: 0, ..ServiceConfig::new("tools", "none") },
+        ServiceConfig {
+            containers: vec!["agent".to_owned(), "sidecar".to_owned()],
+            ..ServiceConfig::new("tools", "two")
+        },
+    ]);
+    let lab = Lab::start(config).await;
+    broken(&lab, "ecs:toolz/bastion", "bastion-known", "there is no ECS cluster `toolz`").await;
+    broken(&lab, "ecs:tools/bastions", "bastion-known", "there is no service `bastions`").await;
+    broken(&lab, "ecs:tools/none", "ecs-tasks", "the service `none` has no running task").await;
+    broken(&lab, "ecs:tools/two", "ecs-container", "has several containers (agent, sidecar)").await;
+    broken(&lab, "ecs:tools/two/other", "ecs-container", "has no such container").await;
+    lab.emulator.update(|settings| settings.tasks.no_exec = true);
+    broken(&lab, "ecs:tools/bastion", "ecs-exec", "was started without ECS Exec").await;
+    lab.emulator.update(|settings| settings.tasks.no_exec = false);
+
+    let ended = lab.run(&["doctor", "--json", "--bastion", "ecs:tools/bastion"]).await;
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    let all = chain(&ended);
+    let ids: Vec<&str> = all.iter().map(|(id, ..)| id.as_str()).collect();
+    let steps = ["bastion-known", "ecs-tasks", "ecs-exec", "ecs-container", "bastion-online", "agent-version"];
+    assert_eq!(ids, [&steps[..], &["bastion-chosen", "bastion-sessions"]].concat());
+    assert_eq!(all[1].2, "1 running");
+    assert!(all[5].2.starts_with("ECS containers are not in the list"), "{all:#?}");
+    assert!(all[7].2.starts_with("0 open; its agent takes 2 unless"), "{all:#?}");
+
+    lab.emulator.update(|settings| {
+        settings.denied_actions.insert("ssm:DescribeSessions".to_owned());
+    });
+    let ended = lab.run(&["doctor", "--json", "--bastion", "ecs:tools/bastion"]).await;
+    let last = chain(&ended).pop().unwrap();
+    assert_eq!((ended.code(), last.1.as_str()), (Some(0), "skipped"), "{ended:#?}");
+    assert_eq!(last.2, "`ssm:DescribeSessions` is optional and not allowed");
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_tells_an_agent_in_a_container_that_does_not_run() {
+    let lab = Lab::start(with_service(TaskTimes::default())).await;
+    lab.emulator.update(|settings| settings.tasks.agent = AgentOutcome::Stopped);
+    let old = lab.emulator.tasks()[0].arn.clone();
+    assert_eq!(lab.emulator.deploy(None), 1);
+    lab.wait_until("the old task to go", |emulator| {
+        emulator.tasks().iter().any(|task| task.arn == old && task.status == "STOPPED")
+    })
+    .await;
+    broken(&lab, "ecs:tools/bastion", "bastion-online", "has no running agent for sessions").await;
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_says_who_is_on_a_task_that_may_be_full() {
+    let lab = Lab::start(with_service(TaskTimes::default())).await;
+    let up = lab.up(&["--bastion", "ecs:tools/bastion"]).await;
+    let ended = lab.run(&["doctor", "--json", "--bastion", "ecs:tools/bastion"]).await;
+    let (id, status, said) = chain(&ended).pop().unwrap();
+    assert_eq!((id.as_str(), status.as_str()), ("bastion-sessions", "warning"), "{ended:#?}");
+    assert!(said.starts_with("2 open (2 of `"), "{said}");
+    drop(up.stop().await);
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_walks_to_a_node_step_by_step() {
+    let node = |number: u8, role: &str| BastionConfig::new(format!("i-0000000000000000{number}")).tagged("role", role);
+    let old = BastionConfig { agent_version: "3.0.1124.0".to_owned(), ..node(2, "old") };
+    let bastions = vec![BastionConfig { online: false, ..node(1, "away") }, old, node(3, "good"), node(4, "good")];
+    let lab = Lab::start(Config { bastions, ..Config::default() }).await;
+    broken(&lab, "tag:role=none", "bastion-known", "no managed node in us-east-1").await;
+    broken(&lab, "tag:role=away", "bastion-online", "`i-00000000000000001` is ConnectionLost").await;
+    broken(&lab, "tag:role=old", "agent-version", "older than 3.1.1374.0").await;
+    broken(&lab, "auto", "bastion-known", "is a bastion for `auto`").await;
+    let ended = lab.run(&["doctor", "--json", "--bastion", "tag:role=good"]).await;
+    let all = chain(&ended);
+    let ids: Vec<&str> = all.iter().map(|(id, ..)| id.as_str()).collect();
+    assert_eq!(ids, ["bastion-known", "bastion-online", "agent-version", "bastion-chosen"]);
+    assert!(all[3].2.ends_with("which is this machine's of 2: users spread over them"), "{all:#?}");
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
     lab.assert_clean().await;
 }

@@ -31,6 +31,11 @@ impl OpenSessions {
     pub(super) fn count(&self) -> usize {
         self.0.values().sum()
     }
+
+    #[cfg(test)]
+    pub(super) fn of(count: usize) -> Self {
+        Self(BTreeMap::from([(String::new(), count)]))
+    }
 }
 
 impl fmt::Display for OpenSessions {

@@ -12,6 +12,8 @@ pub(in crate::route::ssm) struct Shown {
     looks: Mutex<Vec<Vec<Target>>>,
     /// Nobody answers any more.
     held: AtomicBool,
+    /// How many sessions each target has, and how often that was asked for.
+    open: Mutex<(Option<usize>, usize)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +23,15 @@ struct Nothing;
 impl Shown {
     pub(in crate::route::ssm) fn show(&self, sights: impl IntoIterator<Item = Result<Sight, Class>>) {
         *self.sights.lock().unwrap() = sights.into_iter().collect();
+    }
+
+    pub(in crate::route::ssm) fn open(&self, count: usize) {
+        self.open.lock().unwrap().0 = Some(count);
+    }
+
+    /// How often it was asked how many sessions a target has.
+    pub(in crate::route::ssm) fn counts(&self) -> usize {
+        self.open.lock().unwrap().1
     }
 
     pub(in crate::route::ssm) fn hold(&self) {
@@ -46,6 +57,15 @@ impl Look for Shown {
 
     fn plan(&self) -> Vec<(StepName, String)> {
         vec![(StepName::KNOWN, "to be shown it".to_owned())]
+    }
+
+    fn open_sessions<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, Result<Option<OpenSessions>, AwsError>> {
+        let mut open = self.open.lock().unwrap();
+        open.1 += 1;
+        match open.0 {
+            Some(usize::MAX) => Box::pin(std::future::pending()),
+            count => Box::pin(std::future::ready(Ok(count.map(OpenSessions::of)))),
+        }
     }
 }
 
@@ -241,4 +261,29 @@ async fn the_fate_of_a_target_is_told_once_it_gets_worse() {
     assert_eq!(seat.fate_after(&cluster, Fate::Leaving).await, Fate::Gone);
     assert!(clock.now().mono <= WATCH + AGAIN * 2, "{:?}", clock.now().mono);
     assert!(seat.has_gone(&cluster).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_of_a_full_task_say_how_many_sessions_it_has_by_one_call_a_minute() {
+    let (finder, shown) = finder([Ok(sight(&[1], true))]);
+    let seats = [choose(&finder, "1").await.unwrap(), choose(&finder, "2").await.unwrap()];
+    seats.iter().for_each(Seat::established);
+    seats[0].dropped();
+    wait(SPOILED_FOR).await;
+    shown.open(20);
+    let told = async || choose(&finder, "3").await.unwrap_err().hints[0].clone();
+    for _ in 0..20 {
+        assert_eq!(told().await, "20 sessions are open on it, 2 of them of this program: `i-00000001`");
+        wait(AGAIN).await;
+    }
+    assert_eq!(seats[0].crowd().await, Some(Crowd { open: 20, own: 2 }));
+    assert_eq!(shown.counts(), 1);
+    // Where nobody answers, nobody waits for long, nor again at once.
+    shown.open(usize::MAX);
+    wait(GOOD_FOR).await;
+    let clock = Clock::start();
+    assert!(told().await.contains("--desired-count"));
+    told().await;
+    assert!(clock.now().mono <= Duration::from_secs(2), "{:?}", clock.now().mono);
+    assert_eq!(shown.counts(), 2);
 }

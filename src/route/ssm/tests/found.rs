@@ -205,6 +205,7 @@ async fn one_that_has_been_up_for_longer_is_taken_meanwhile() {
 async fn a_session_that_is_dropped_in_silence_is_told_as_that_and_not_tried_in_a_loop() {
     let shown = Arc::new(Shown::default());
     shown.show([Ok(sight(&[1], true))]);
+    shown.open(20);
     let mut world = World::finding(Arc::clone(&shown) as Arc<dyn Look>, |state| state.silence_agents());
     let status = world.until(|status| status.last_error.is_some()).await;
     let error = status.last_error.unwrap();
@@ -212,9 +213,11 @@ async fn a_session_that_is_dropped_in_silence_is_told_as_that_and_not_tried_in_a
         error.to_string().starts_with("the agent on `i-00000001`, which has 0 other sessions of this program, has not"),
         "{error}"
     );
-    assert!(error.fault.hints[0].contains("aws ssm describe-sessions"), "{:?}", error.fault.hints);
+    assert_eq!(error.fault.hints[0], "20 sessions are open on it, 1 of them of this program");
+    assert!(error.fault.hints[1].contains("aws ssm describe-sessions"), "{:?}", error.fault.hints);
     tokio::time::sleep(Duration::from_secs(300)).await;
     let starts = world.calls().iter().filter(|call| matches!(call, Call::Start(_))).count();
     assert!(starts <= 9, "{starts} starts in five minutes");
+    assert!(shown.counts() <= 6, "{} counts in five minutes", shown.counts());
     world.stop().await;
 }
