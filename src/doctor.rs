@@ -76,6 +76,8 @@ pub struct Subject {
     pub bastions: Vec<Bastion>,
     /// Names of clusters; empty: all.
     pub clusters: Vec<String>,
+    /// What a manager has made for its routes is known by this; `None` without a manager.
+    pub tasks_of: Option<String>,
     /// The local ports of a manager's tunnels, by cluster; empty without a manager.
     pub ports: BTreeMap<String, u16>,
 }
@@ -279,7 +281,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             self.doubtful(Check::BastionKnown, Trouble::NoBastion);
             self.skip(Check::OF_BASTION.iter().copied().skip(1), Check::BastionKnown);
         }
-        let routes = Routes::new(aws, Some(REASON), None);
+        let routes = Routes::new(aws, Some(REASON), None).looking_at(subject.tasks_of.clone());
         let mut ways = Vec::with_capacity(subject.bastions.len());
         for bastion in &subject.bastions {
             self.place.route = Some(bastion.to_string());

@@ -32,6 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use answers::{Answers, Examinations};
+use clusters::{clusters, named, no_clusters, search, usable};
 use contexts::exec_entry;
 use control::Reloaded;
 use proxy::Proxy;
@@ -50,7 +51,7 @@ use crate::{
     journal::{Entry, Journal},
     kubeconfig::{self, ContextEntry, KubeconfigError, Server},
     overlap::overlap,
-    route::{Owner, Routes, ssm},
+    route::{Routes, ssm},
     settings::{Access, Environment, UpSettings},
     tunnel::{self, Admission, Common, Listeners, News, Ports, Tunnel},
     util::folder::Folder,
@@ -58,6 +59,7 @@ use crate::{
 
 mod answers;
 pub mod background;
+mod clusters;
 pub(crate) mod contexts;
 pub mod control;
 mod credentials;
@@ -355,10 +357,10 @@ impl Manager {
     }
 
     /// Returns by what it is found again what routes make for this manager.
-    fn owner(&self, caller: &Caller) -> Owner {
+    fn owner(&self, caller: &Caller) -> ssm::Owner {
         let common = &self.settings.common;
         let dir = common.control_dir.clone();
-        Owner {
+        ssm::Owner {
             name: common.name.clone(),
             place: self.place.clone(),
             run: self.run.clone(),
@@ -560,55 +562,4 @@ pub(crate) async fn remove_contexts(path: PathBuf, manager: String, listener: &L
     if let Ok(Err(error)) = removed {
         listener.tell(Event::ContextsLeft(error));
     }
-}
-
-/// Finds the clusters to open tunnels to; says which are skipped and why.
-async fn clusters(access: &OpenAccess, listener: &Listener) -> Result<Vec<Cluster>, ManagerError> {
-    let (sender, mut found) = mpsc::unbounded_channel();
-    search(&access.aws, &access.settings.clusters, sender).await?;
-    Ok(std::iter::from_fn(|| found.try_recv().ok()).filter_map(|description| usable(description, listener)).collect())
-}
-
-/// Finds clusters, and sends each as soon as it and those before it are known. Those that were asked for by name are only
-/// sent when there can be a tunnel to each.
-async fn search(
-    aws: &Aws,
-    wanted: &[String],
-    found: mpsc::UnboundedSender<ClusterDescription>,
-) -> Result<(), ManagerError> {
-    // Whoever does not take them any more has failed, and says so.
-    let send = |description: &ClusterDescription| drop(found.send(description.clone()));
-    if wanted.is_empty() {
-        aws.discover_each(wanted, send).await?;
-        return Ok(());
-    }
-    let clusters = aws.discover(wanted).await?.clusters;
-    for description in &clusters {
-        if let Err(reason) = &description.access {
-            let (name, region) = (description.name.clone(), description.region.clone());
-            return Err(ManagerError::ClusterUnusable { name, region, reason: reason.clone() });
-        }
-    }
-    clusters.iter().for_each(send);
-    Ok(())
-}
-
-/// Returns the cluster if there can be a tunnel to it; else tells that it is skipped and why.
-fn usable(description: ClusterDescription, listener: &Listener) -> Option<Cluster> {
-    let ClusterDescription { name, access, .. } = description;
-    access.map_err(|reason| listener.tell(Event::ClusterSkipped { name, reason })).ok()
-}
-
-fn no_clusters(accesses: &[Arc<OpenAccess>]) -> ManagerError {
-    let place = |access: &Arc<OpenAccess>| format!("{} of account {}", access.aws.region(), access.caller.account);
-    ManagerError::NoClusters { places: accesses.iter().map(place).collect() }
-}
-
-/// Gives the tunnels the names of their contexts.
-fn named(settings: &UpSettings, tunnels: impl Iterator<Item = (u16, (Arc<OpenAccess>, Cluster))>) -> Vec<TunnelEntry> {
-    let tunnels: Vec<_> = tunnels.collect();
-    let clusters: Vec<Cluster> = tunnels.iter().map(|(_, (_, cluster))| cluster.clone()).collect();
-    let names = kubeconfig::context_names(&settings.context_prefix, &clusters);
-    let tunnels = tunnels.into_iter().zip(names);
-    tunnels.map(|((port, (access, cluster)), context)| TunnelEntry { port, context, cluster, access }).collect()
 }

@@ -17,7 +17,6 @@ pub mod list;
 pub mod local;
 pub mod mailbox;
 pub mod meter;
-pub mod owner;
 pub mod proof;
 pub mod ssm;
 pub mod step;
@@ -28,7 +27,6 @@ pub use self::{
     local::{Held, Io, PipeEnd},
     mailbox::{Caution, Command, End, Mailbox, Report, Reporter, RetryNow, Terms},
     meter::{LinkState, Meter},
-    owner::Owner,
     proof::{Answer, ProbeError, Unproved},
 };
 pub use crate::fault::{BoxError, Class, Fault};

@@ -82,6 +82,7 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
         let subject = Subject {
             aws: Aws::new(&access.aws).await,
             bastions: access.bastion,
+            tasks_of: None,
             clusters: access.clusters,
             ports: BTreeMap::new(),
         };

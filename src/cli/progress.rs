@@ -103,7 +103,7 @@ pub(super) fn failure(board: &Board, printer: &Printer) -> CommandError {
         Some(error) => CommandError::tunnel(&tunnel.cluster, &error.fault),
         None => match awaited(tunnel, Duration::ZERO) {
             Some(link) => CommandError::peer_awaited(&tunnel.cluster, link),
-            None => CommandError::new(Kind::Tunnel, format!("the tunnel to `{}` is not ready", tunnel.cluster.name)),
+            None => not_ready(tunnel),
         },
     });
     let Some(first) = errors.next() else {
@@ -113,6 +113,17 @@ pub(super) fn failure(board: &Board, printer: &Printer) -> CommandError {
         printer.warning(&error.sentence());
     }
     first
+}
+
+/// Says what a tunnel was waiting for, if it is known.
+fn not_ready(tunnel: &TunnelStatus) -> CommandError {
+    let message = format!("the tunnel to `{}` is not ready", tunnel.cluster.name);
+    match tunnel.link().and_then(|link| link.progress.as_ref()) {
+        Some(progress) => {
+            CommandError::new(Kind::Tunnel, format!("{message}: {progress}")).hint("give it more time with `--timeout`")
+        }
+        None => CommandError::new(Kind::Tunnel, message),
+    }
 }
 
 /// Says which tunnels are not ready after `seconds`, and why.

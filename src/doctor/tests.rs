@@ -28,6 +28,7 @@ async fn subject(emulator: &Emulator, ports: BTreeMap<String, u16>) -> Subject {
         aws: Ok(aws_at(emulator.endpoint(), keys.try_into().unwrap()).await),
         bastions: vec!["i-0dc03fbcae2a87472".parse().unwrap()],
         clusters: Vec::new(),
+        tasks_of: None,
         ports,
     }
 }
@@ -213,6 +214,7 @@ async fn nothing_is_tried_without_clients() {
         aws: Err(AwsError::NoRegion),
         bastions: Vec::new(),
         clusters: Vec::new(),
+        tasks_of: None,
         ports: BTreeMap::from([("payments".to_owned(), 1)]),
     };
     let found = findings(&subject, Limits::default()).await;

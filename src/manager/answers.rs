@@ -144,6 +144,7 @@ impl View {
             (clusters.is_empty() || !wanted.is_empty()).then(|| Subject {
                 aws: Ok(access.aws.clone()),
                 bastions: access.settings.bastion.clone(),
+                tasks_of: access.routes.tasks_of(),
                 clusters: if wanted.is_empty() { access.settings.clusters.clone() } else { wanted },
                 ports,
             })

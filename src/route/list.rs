@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Owner, Route, direct, ssm};
+use super::{Route, direct, ssm};
 use crate::{
     aws::{Aws, AwsError},
     bastion::{Bastion, Fargate, Search, Target},
@@ -77,7 +77,7 @@ impl Routes {
     /// Makes the routes of an identity; `reason` is for audit trails. Without an owner, nothing is made that would have to be
     /// ended later.
     #[must_use]
-    pub fn new(aws: &Aws, reason: Option<&str>, owner: Option<Owner>) -> Self {
+    pub fn new(aws: &Aws, reason: Option<&str>, owner: Option<ssm::Owner>) -> Self {
         let service = match owner.as_ref().and_then(|owner| Some((owner.journal.clone()?, &owner.caller))) {
             Some((journal, caller)) => ssm::Service::with_journal(aws.clone(), reason, journal, caller),
             None => ssm::Service::new(aws.clone(), reason),
@@ -94,6 +94,18 @@ impl Routes {
     #[must_use]
     pub fn with_sessions(&self, config: ssm::Config) -> Self {
         Self { aws: self.aws.clone(), sessions: self.sessions.with_config(config) }
+    }
+
+    /// Returns the same for looking at what was made for the routes of another, without making anything.
+    #[must_use]
+    pub fn looking_at(self, tasks_of: Option<String>) -> Self {
+        Self { sessions: self.sessions.looking_at(tasks_of), ..self }
+    }
+
+    /// Returns by what that is known.
+    #[must_use]
+    pub fn tasks_of(&self) -> Option<String> {
+        self.sessions.tasks_of()
     }
 
     /// Looks for the targets of a bastion that lead to a cluster, and tells how it went, step by step. Nothing is made.

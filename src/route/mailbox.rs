@@ -6,7 +6,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Answer, Class, Fault, Held, LinkState, Meter, ProbeError, Share};
-use crate::{clock::Clock, util::peer_text::PeerText};
+use crate::{
+    clock::Clock,
+    util::peer_text::{PeerText, sentence},
+};
 
 /// What a link is told.
 #[derive(Debug)]
@@ -82,6 +85,14 @@ pub struct Caution {
     pub message: String,
     /// What to do about it.
     pub hints: Vec<String>,
+}
+
+impl Caution {
+    /// Says what stands in the way for now.
+    #[must_use]
+    pub fn of(fault: &Fault) -> Self {
+        Self { class: fault.class, message: sentence(fault), hints: fault.hints.clone() }
+    }
 }
 
 /// Sends the reports of one link.

@@ -18,6 +18,7 @@ mod gauge;
 pub(crate) mod hints;
 mod liveness;
 mod open_sessions;
+pub mod owner;
 pub mod proto;
 mod ready;
 mod recovery;
@@ -39,11 +40,17 @@ use std::{
 
 use futures_util::future::{BoxFuture, join_all};
 
-use self::find::{Finder, Look, ecs::EcsLook, fargate::FargateLook, nodes::NodesLook};
+use self::find::{
+    Finder, Look,
+    ecs::EcsLook,
+    fargate::{FargateLook, survey::Survey, task::started_by},
+    nodes::NodesLook,
+};
 pub use self::{
     dial::{Dial, DialError, SessionHandle, SessionId},
     fault::SessionFault,
-    find::{Crowd, Walk, fargate::task},
+    find::{Crowd, Walk},
+    owner::Owner,
     service::Service,
     solo::SoloSession,
     transport::{Incoming, Transport, TransportError},
@@ -52,7 +59,7 @@ use crate::{
     aws::Aws,
     bastion::{Bastion, Fargate, Search, Target},
     cluster::Cluster,
-    route::{Mailbox, Owner, ProbeError, Route},
+    route::{Mailbox, ProbeError, Route},
 };
 
 /// Settings of the sessions of a route.
@@ -78,6 +85,8 @@ pub struct Targets {
     resumes: Arc<AtomicBool>,
     /// Whom tasks are started for; `None`: none are.
     owner: Option<Owner>,
+    /// Whose tasks are looked at where none are started: what they were started with.
+    tasks_of: Option<String>,
     /// What looks for targets, by what was asked for: all tunnels share it.
     finders: Arc<Mutex<HashMap<Bastion, Arc<Finder>>>>,
     /// What starts tasks.
@@ -89,7 +98,19 @@ impl Targets {
     #[must_use]
     pub fn new(dial: Arc<dyn Dial>, config: Config) -> Self {
         let (resumes, finders, makers) = (Arc::default(), Arc::default(), Arc::default());
-        Self { dial, config, resumes, owner: None, finders, makers }
+        Self { dial, config, resumes, owner: None, tasks_of: None, finders, makers }
+    }
+
+    /// Has the tasks looked at that were started with `tasks_of`.
+    #[must_use]
+    pub fn looking_at(self, tasks_of: Option<String>) -> Self {
+        Self { tasks_of, ..self }
+    }
+
+    /// Returns what tasks are started with, if they are.
+    #[must_use]
+    pub fn tasks_of(&self) -> Option<String> {
+        self.owner.as_ref().map(started_by)
     }
 
     /// Has tasks started for `owner`.
@@ -150,7 +171,10 @@ impl Targets {
     }
 
     fn maker(&self, fargate: &Fargate, aws: &Aws) -> Arc<dyn Look> {
-        let maker = FargateLook::new(aws.clone(), fargate.clone(), self.owner.clone());
+        let Some(owner) = self.owner.clone() else {
+            return Arc::new(Survey::new(aws.clone(), fargate.clone(), self.tasks_of.clone()));
+        };
+        let maker = FargateLook::new(aws.clone(), fargate.clone(), owner);
         self.makers.lock().unwrap_or_else(PoisonError::into_inner).push(maker.clone());
         Arc::new(maker)
     }

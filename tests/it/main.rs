@@ -14,6 +14,7 @@ mod documents;
 mod environments;
 mod examples;
 mod exec;
+mod fargate;
 mod faults;
 mod found;
 mod kubeconfigs;

@@ -17,15 +17,13 @@
 pub(super) mod ecs;
 pub(super) mod fargate;
 pub(super) mod nodes;
+mod seat;
 mod walk;
 
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -33,6 +31,7 @@ use futures_util::future::BoxFuture;
 use tokio::{sync::Notify, time::timeout};
 use tracing::debug;
 
+pub(super) use self::seat::Seat;
 pub use self::walk::{Crowd, Walk};
 use super::open_sessions::OpenSessions;
 use crate::{
@@ -42,7 +41,7 @@ use crate::{
     cluster::Cluster,
     fault::{Class, Fault},
     route::{
-        Report,
+        Caution, Report,
         step::{StepName, Told},
     },
     util::peer_text::sentence,
@@ -140,6 +139,8 @@ pub(super) struct Sight {
     pub(super) changing: bool,
     /// Something is being made: what, and how far it is.
     pub(super) awaited: Option<String>,
+    /// Why it takes longer than usual.
+    pub(super) trouble: Option<Arc<Fault>>,
     /// What has been made or ended lately.
     pub(super) notices: Vec<String>,
 }
@@ -304,6 +305,9 @@ impl Finder {
                     return Ok(seat);
                 }
                 if let Some(awaited) = &sight.awaited {
+                    if let Some(trouble) = &sight.trouble {
+                        tell(Report::Caution(Caution::of(trouble)));
+                    }
                     tell(Report::Progress(awaited.clone()));
                     tokio::time::sleep(AGAIN).await;
                     continue 'look;
@@ -437,9 +441,7 @@ impl Finder {
         state.chosen.insert(to.arn.clone(), target.clone());
         *state.held.entry(to.arn.clone()).or_default() += 1;
         drop(state);
-        let (fresh, capped) = (candidate.fresh, candidate.capped);
-        let up = AtomicBool::new(false);
-        Some(Seat { finder: Arc::clone(self), target, cluster: to.arn.clone(), fresh, capped, found: sight.found, up })
+        Some(Seat::new(Arc::clone(self), to, candidate, sight.found))
     }
 
     /// Whether a cluster has a session.
@@ -466,8 +468,13 @@ impl Finder {
         };
         let Some(fullest) = fullest else { return Arc::new(Fault::new(Class::Away, unavailable)) };
         let crowd = self.crowd(&fullest).await.map(|crowd| format!("{crowd}: `{fullest}`"));
-        let hint = "let the service have more tasks (`aws ecs update-service --desired-count`), use fewer `--sessions` or fewer \
-                    clusters, or name another `--bastion`";
+        let hint = match self.look.can_make() {
+            true => "use fewer `--sessions` or fewer clusters, or name another `--bastion`",
+            false => {
+                "let the service have more tasks (`aws ecs update-service --desired-count`), use fewer `--sessions` or fewer \
+                 clusters, or name another `--bastion`"
+            }
+        };
         Arc::new(Fault::new(Class::Away, unavailable).with_hints(crowd.into_iter().chain([hint.to_owned()])))
     }
 
@@ -480,118 +487,6 @@ impl Finder {
         if let Some(seats) = self.state().seats.get_mut(target.as_str()) {
             change(seats, now);
         }
-    }
-}
-
-/// Leave to have one session on one target.
-#[derive(Debug)]
-pub(super) struct Seat {
-    finder: Arc<Finder>,
-    target: Target,
-    /// The ARN of the cluster that it is for.
-    cluster: String,
-    fresh: bool,
-    capped: bool,
-    found: usize,
-    /// The session has come up.
-    up: AtomicBool,
-}
-
-impl Seat {
-    pub(super) fn target(&self) -> &Target {
-        &self.target
-    }
-
-    /// Whether the target has come up a moment ago.
-    pub(super) fn is_fresh(&self) -> bool {
-        self.fresh
-    }
-
-    /// Whether the target takes a few sessions only, and drops others in silence.
-    pub(super) fn is_capped(&self) -> bool {
-        self.capped
-    }
-
-    /// Says what was chosen.
-    pub(super) fn notice(&self) -> String {
-        let Self { finder, target, found, .. } = self;
-        match found {
-            1 => format!("`{}` is `{target}`", finder.asked),
-            _ => format!("`{}` is `{target}`, one of {found}", finder.asked),
-        }
-    }
-
-    /// Takes note that the target does not take a session now.
-    pub(super) fn failed(&self) {
-        self.finder.with_seats(&self.target, |seats, now| seats.spoiled_at = Some(now));
-    }
-
-    /// Takes note that the session came up.
-    pub(super) fn established(&self) {
-        if self.up.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        self.finder.with_seats(&self.target, |seats, _| {
-            seats.spoiled_at = None;
-            seats.up += 1;
-            seats.proven = seats.proven.max(seats.up);
-            if seats.limit.is_some_and(|(limit, _)| limit < seats.up) {
-                seats.limit = None;
-            }
-        });
-        let now = self.finder.clock.now().mono;
-        self.finder.state().useful_at = Some(now);
-        self.finder.changed.notify_waiters();
-    }
-
-    /// Takes note that nothing came of the session, in silence. Returns how many others of this program the target carries.
-    pub(super) fn dropped(&self) -> usize {
-        let mut others = 0;
-        self.finder.with_seats(&self.target, |seats, now| {
-            others = seats.up;
-            // With none of ours there, others have all the places: it is passed over as one that does not work.
-            seats.limit = (others > 0).then_some((others, now)).or(seats.limit);
-            seats.spoiled_at = Some(now);
-        });
-        others
-    }
-
-    /// Waits until the target's fate is worse than the one that is known, and looks for it every so often.
-    ///
-    /// # Cancel safety
-    /// Safe: the next look is put off.
-    pub(super) async fn fate_after(&self, to: &Cluster, known: Fate) -> Fate {
-        let usual = self.finder.look.watch();
-        let mut pause = usual;
-        loop {
-            tokio::time::sleep(pause).await;
-            // Of a look that fails nothing is known.
-            let Ok(sight) = self.finder.sight(to, pause, None).await else { continue };
-            let fate = sight.fate(&self.target);
-            if fate > known {
-                return fate;
-            }
-            pause = if sight.changing || known > Fate::Stays { AGAIN.min(usual) } else { usual };
-        }
-    }
-
-    /// Whether the target has gone, by a look that is new.
-    pub(super) async fn has_gone(&self, to: &Cluster) -> bool {
-        self.finder.sight(to, AGAIN, None).await.is_ok_and(|sight| sight.fate(&self.target) == Fate::Gone)
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut state = self.finder.state();
-        if let Some(held) = state.held.get_mut(&self.cluster) {
-            *held = held.saturating_sub(1);
-        }
-        let Some(seats) = state.seats.get_mut(self.target.as_str()) else { return };
-        seats.taken = seats.taken.saturating_sub(1);
-        seats.up = seats.up.saturating_sub(usize::from(self.up.load(Ordering::Relaxed)));
-        drop(state);
-        self.finder.changed.notify_waiters();
     }
 }
 

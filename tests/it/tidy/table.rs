@@ -28,7 +28,7 @@ const fn row(module: &'static str, may: &'static [&'static str]) -> Row {
 /// `manager` needs none, and `cli` may use everything.
 pub(super) const TABLE: &[Row] = &[
     row("util", &[]),
-    row("bastion", &[]),
+    row("bastion", &["util"]),
     row("cluster", &[]),
     row("fault", &[]),
     row("secret", &[]),

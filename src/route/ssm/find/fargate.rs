@@ -17,7 +17,8 @@
 
 mod failure;
 mod place;
-pub mod task;
+pub(in crate::route::ssm) mod survey;
+pub(in crate::route::ssm) mod task;
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +35,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use self::{
-    failure::{About, NoTask},
+    failure::About,
     place::{Moment, Place, Wanted},
     task::{FAMILY, Run, Spec},
 };
@@ -42,14 +43,17 @@ use super::{Look, Sight, ecs::id_of};
 use crate::{
     aws::{
         Aws, AwsError, advice,
-        ecs::{NewTask, Task, TaskFilter, Tasks},
+        ecs::{NewTask, NewTaskDefinition, Task, TaskDefinition, TaskFilter, Tasks},
         error::Refusal,
     },
     bastion::{Fargate, Target},
     clock::Clock,
     cluster::{Cluster, Vpc},
     fault::{Class, Fault},
-    route::Owner,
+    route::ssm::{
+        Owner,
+        open_sessions::{self, OpenSessions},
+    },
     util::{peer_text::sentence, written::in_words},
 };
 
@@ -76,8 +80,7 @@ pub(in crate::route::ssm) struct FargateLook {
 struct Maker {
     aws: Aws,
     fargate: Fargate,
-    /// `None`: nothing is started, only looked for.
-    owner: Option<Owner>,
+    owner: Owner,
     clock: Clock,
     /// By VPC. Whoever has the lock looks.
     sites: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Site>>>>,
@@ -99,7 +102,7 @@ struct Site {
 }
 
 impl FargateLook {
-    pub(in crate::route::ssm) fn new(aws: Aws, fargate: Fargate, owner: Option<Owner>) -> Self {
+    pub(in crate::route::ssm) fn new(aws: Aws, fargate: Fargate, owner: Owner) -> Self {
         let maker = Maker {
             aws,
             fargate,
@@ -135,10 +138,7 @@ impl FargateLook {
 
 impl Maker {
     async fn find(&self, to: &Cluster, in_use: &[Target], at_least: usize) -> Result<Sight, Fault> {
-        let Some(vpc) = &to.vpc else {
-            let hint = "name a bastion of another kind".to_owned();
-            return Err(Fault::new(Class::Refused, NoTask::NoVpc { cluster: to.name.clone() }).with_hints([hint]));
-        };
+        let Some(vpc) = &to.vpc else { return Err(failure::no_vpc(to)) };
         let site = {
             let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(sites.entry(vpc.id.clone()).or_default())
@@ -156,12 +156,7 @@ impl Maker {
             self.stop(&mut site.place, arn, REPLACED).await;
         }
         if (verdict.run || site.intent.is_some()) && !self.closed.load(Ordering::Relaxed) {
-            let Some(owner) = &self.owner else {
-                let hint = "`autoheal-pa up` starts one".to_owned();
-                verdict.sight.nothing = Some(Arc::new(Fault::new(Class::Away, NoTask::NotHere).with_hints([hint])));
-                return Ok(verdict.sight);
-            };
-            match self.run(&mut site, owner, &spec, to, about).await {
+            match self.run(&mut site, &spec, to, about).await {
                 Ok(task) => {
                     let id = id_of(&task.arn).to_owned();
                     let mono = self.now().mono;
@@ -188,10 +183,8 @@ impl Maker {
         let cluster = &self.fargate.cluster;
         let mut ids: Vec<String> = site.place.arns().cloned().collect();
         let now = self.now().mono;
-        if let Some(owner) = &self.owner
-            && site.listed_at.is_none_or(|at| now.saturating_sub(at) >= LIST)
-        {
-            let filter = TaskFilter::StartedBy(task::started_by(owner));
+        if site.listed_at.is_none_or(|at| now.saturating_sub(at) >= LIST) {
+            let filter = TaskFilter::StartedBy(task::started_by(&self.owner));
             match self.aws.list_tasks(cluster, &filter).await {
                 Ok(arns) => ids.extend(arns.into_iter().filter(|arn| !site.place.knows(arn))),
                 Err(AwsError::Refused { refusal: Refusal::EcsCluster, .. }) => {}
@@ -215,9 +208,8 @@ impl Maker {
 
     /// Takes a task over that an earlier run of this manager has started in this place, or stops it.
     async fn take_over(&self, site: &mut Site, spec: &Spec, task: &Task) {
-        let Some(owner) = &self.owner else { return };
         // One of another part of this run looks after itself.
-        if site.place.knows(&task.arn) || !task::is_in(task, &spec.vpc) || task::is_of_run(task, owner) {
+        if site.place.knows(&task.arn) || !task::is_in(task, &spec.vpc) || task::is_of_run(task, &self.owner) {
             return;
         }
         let now = self.now();
@@ -244,26 +236,25 @@ impl Maker {
     async fn run(
         &self,
         site: &mut Site,
-        owner: &Owner,
         spec: &Spec,
         to: &Cluster,
         about: About<'_>,
     ) -> Result<Task, (Fault, failure::Remedy)> {
-        let fault = |error| (advice::fault(error), failure::Remedy::Later);
         if site.definition.is_none() {
-            site.definition = Some(self.definition(&mut site.place, about).await.map_err(fault)?);
+            site.definition = Some(self.definition(&mut site.place, about).await.map_err(failure::of_call)?);
         }
         let definition = site.definition.as_deref().unwrap_or(FAMILY);
         let subnets = site.place.subnets(spec);
         let token = Uuid::new_v4().to_string();
         let now = self.now().wall;
+        let owner = &self.owner;
         let new = site.intent.take().unwrap_or_else(|| spec.task(Run { definition, subnets, owner, to, token, now }));
         let mut outcome = self.aws.run_task(&new).await;
         let is_without_cluster = |outcome: &Result<Task, AwsError>| {
             matches!(outcome, Err(AwsError::Refused { refusal: Refusal::EcsCluster, .. }))
         };
-        if is_without_cluster(&outcome) && self.fargate.options.task_definition.is_none() {
-            let made = self.aws.create_ecs_cluster(&self.fargate.cluster).await.map_err(fault)?;
+        if is_without_cluster(&outcome) && about.makes_cluster() {
+            let made = self.aws.create_ecs_cluster(&self.fargate.cluster).await.map_err(failure::of_call)?;
             site.place.tell(format!("made the ECS cluster `{}`, which costs nothing", made.name), self.now().mono);
             outcome = self.aws.run_task(&new).await;
         }
@@ -286,10 +277,7 @@ impl Maker {
         }
         let new = task::definition(&self.fargate.options, about.role);
         let known = self.aws.task_definition(FAMILY).await?;
-        let is_like = |tags: &crate::aws::ecs::Tags| {
-            new.tags.iter().all(|(key, value)| tags.get(key).is_some_and(|known| **known == **value))
-        };
-        if let Some(known) = known.filter(|known| is_like(&known.tags)) {
+        if let Some(known) = known.filter(|known| Self::is_current(known, &new)) {
             return Ok(known.arn);
         }
         let made = self.aws.register_task_definition(&new).await?;
@@ -298,9 +286,14 @@ impl Maker {
         Ok(made.arn)
     }
 
+    /// Whether a task definition is what would be registered now.
+    fn is_current(known: &TaskDefinition, new: &NewTaskDefinition) -> bool {
+        new.tags.iter().all(|(key, value)| known.tags.get(key).is_some_and(|known| **known == **value))
+    }
+
     /// Stops, once, what other managers of this place have left that are not running any more.
     async fn sweep(&self, place: &mut Place) {
-        let Some(owner) = &self.owner else { return };
+        let owner = &self.owner;
         if self.swept.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -348,16 +341,16 @@ impl Maker {
     /// Stops the tasks of a place.
     async fn clear(&self, vpc: &str, site: &mut Site) -> Vec<String> {
         let mut arns: Vec<String> = site.place.arns().cloned().collect();
-        if let (Some(_), Some(owner)) = (site.intent.take(), &self.owner) {
+        if site.intent.take().is_some() {
             // One that may have been started, which nobody has told.
             let listed =
-                self.aws.list_tasks(&self.fargate.cluster, &TaskFilter::StartedBy(task::started_by(owner))).await;
+                self.aws.list_tasks(&self.fargate.cluster, &TaskFilter::StartedBy(task::started_by(&self.owner))).await;
             let listed = listed.unwrap_or_default();
             let known = match listed.is_empty() {
                 true => Ok(Tasks::default()),
                 false => self.aws.describe_tasks(&self.fargate.cluster, &listed).await,
             };
-            let is_lost = |task: &Task| task::is_of_run(task, owner) && task::is_in(task, vpc);
+            let is_lost = |task: &Task| task::is_of_run(task, &self.owner) && task::is_in(task, vpc);
             arns.extend(known.unwrap_or_default().tasks.into_iter().filter(is_lost).map(|task| task.arn));
         }
         let cluster = &self.fargate.cluster;
@@ -395,7 +388,11 @@ impl Look for FargateLook {
     }
 
     fn can_make(&self) -> bool {
-        self.maker.owner.is_some()
+        true
+    }
+
+    fn open_sessions<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Option<OpenSessions>, AwsError>> {
+        Box::pin(async { open_sessions::on(&self.maker.aws, target).await.map(Some) })
     }
 
     fn place(&self, to: &Cluster) -> String {

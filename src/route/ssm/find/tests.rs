@@ -1,6 +1,9 @@
 //! A finder that looks at what the tests say, on paused time.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use super::*;
 use crate::route::ssm::tests::support::{cluster, target};

@@ -7,6 +7,7 @@ use super::task::FAMILY;
 use crate::{
     aws::{AwsError, advice, ecs::Task, error::Refusal},
     bastion::Fargate,
+    cluster::Cluster,
     fault::{Class, Fault},
     util::{peer_text::PeerText, quote::command},
 };
@@ -119,8 +120,37 @@ pub(in crate::route::ssm) enum NoTask {
         "{count} Fargate tasks were stopped within the hour, the last one as {why}, so no other is started for now"
     )]
     TooMany { count: usize, why: String },
-    #[error("this command starts no Fargate task")]
-    NotHere,
+    #[error("there is no task definition `{0}`")]
+    NoDefinition(String),
+    #[error("the task definition `{0}` has no task role, which ECS Exec needs")]
+    NoRole(String),
+}
+
+impl About<'_> {
+    /// Whether the ECS cluster is made where there is none: with a task definition of the user's nothing is made but the task.
+    pub(super) fn makes_cluster(&self) -> bool {
+        self.fargate.options.task_definition.is_none()
+    }
+}
+
+/// Says that EKS does not tell where a cluster is.
+pub(super) fn no_vpc(to: &Cluster) -> Fault {
+    let hint = "name a bastion of another kind".to_owned();
+    Fault::new(Class::Refused, NoTask::NoVpc { cluster: to.name.clone() }).with_hints([hint])
+}
+
+/// Says that a task definition of the user's is not there.
+pub(super) fn no_definition(name: &str, about: About<'_>) -> Fault {
+    Fault::new(Class::Gone, NoTask::NoDefinition(name.to_owned())).with_hints([list_definitions(about)])
+}
+
+/// Says that a task definition of the user's has no task role.
+pub(super) fn no_role(name: &str, about: About<'_>) -> Fault {
+    Fault::new(Class::Refused, NoTask::NoRole(name.to_owned())).with_hints([Cause::NoRole.hint(about)])
+}
+
+fn list_definitions(about: About<'_>) -> String {
+    command!("`aws ecs list-task-definitions --region {}` lists them", about.region)
 }
 
 impl Cause {
@@ -264,7 +294,7 @@ pub(super) fn not_run(error: AwsError, about: About<'_>) -> (Fault, Remedy) {
     }
     if said.starts_with("TaskDefinition not found") {
         let name = about.fargate.options.task_definition.clone().unwrap_or_else(|| FAMILY.to_owned());
-        let hint = command!("`aws ecs list-task-definitions --region {}` lists them", about.region);
+        let hint = list_definitions(about);
         let why = format!("there is no task definition `{name}`");
         return (Fault::new(Class::Gone, NoTask::NotRun { vpc, why, source: error }).with_hints([hint]), Remedy::None);
     }
@@ -278,8 +308,14 @@ pub(super) fn not_run(error: AwsError, about: About<'_>) -> (Fault, Remedy) {
             Remedy::None,
         );
     }
-    // A call that failed may go well the next time: its pause is that of the link.
-    (advice::fault(error), Remedy::Later)
+    of_call(error)
+}
+
+/// Says why a call that it takes to start a task has failed.
+pub(super) fn of_call(error: AwsError) -> (Fault, Remedy) {
+    let fault = advice::fault(error);
+    let remedy = if matches!(fault.class, Class::Transient | Class::Throttled) { Remedy::Later } else { Remedy::None };
+    (fault, remedy)
 }
 
 /// Says why a task stopped before it was of use.

@@ -22,7 +22,7 @@ use crate::{
     aws::ecs::Task,
     bastion::Target,
     fault::{Class, Fault},
-    util::{peer_text::sentence, written},
+    util::written,
 };
 
 /// How long a task may take until it takes sessions. Fargate takes 25 to 90 s.
@@ -301,6 +301,7 @@ impl Place {
         if is_wanted && starting.is_empty() {
             match self.refusal(now.mono) {
                 Some((fault, awaited)) => {
+                    sight.trouble = awaited.is_some().then(|| Arc::clone(&fault));
                     sight.awaited = awaited;
                     sight.nothing = Some(fault);
                 }
@@ -330,7 +331,7 @@ impl Place {
     fn refusal(&mut self, now: Duration) -> Option<(Arc<Fault>, Option<String>)> {
         if let Some(failed) = self.failed.as_ref().filter(|failed| now < failed.until) {
             let seconds = (failed.until - now).as_secs() + 1;
-            let again = failed.is_retried.then(|| format!("{}: trying again in {seconds} s", sentence(&*failed.fault)));
+            let again = failed.is_retried.then(|| format!("no Fargate task yet, trying again in {seconds} s"));
             return Some((Arc::clone(&failed.fault), again));
         }
         while self.ends.front().is_some_and(|at| now.saturating_sub(*at) > ENDS_WITHIN) {

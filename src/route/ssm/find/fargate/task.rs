@@ -9,12 +9,12 @@ use crate::{
     bastion::FargateOptions,
     cluster::{Cluster, Vpc},
     iam::partition,
-    route::Owner,
+    route::ssm::Owner,
     util::written::rfc3339,
 };
 
 /// The family of the task definitions that are made.
-pub const FAMILY: &str = "autoheal-pa-bastion";
+pub(in crate::route::ssm) const FAMILY: &str = "autoheal-pa-bastion";
 
 /// The name of the only container.
 const CONTAINER: &str = "bastion";
@@ -64,7 +64,7 @@ fn script(life: Duration, disuse: Duration, look: Duration) -> String {
 
 /// Returns the task definition that is registered where the user names none.
 #[must_use]
-pub fn definition(options: &FargateOptions, role: &str) -> NewTaskDefinition {
+pub(in crate::route::ssm) fn definition(options: &FargateOptions, role: &str) -> NewTaskDefinition {
     let command = ["sh", "-c", &script(options.ttl, DISUSE, LOOK)].map(ToOwned::to_owned);
     let container = NewContainer {
         name: CONTAINER.to_owned(),
@@ -90,7 +90,7 @@ pub fn definition(options: &FargateOptions, role: &str) -> NewTaskDefinition {
 
 /// Returns the ARN of the role of tasks.
 #[must_use]
-pub fn role_arn(role: &str, region: &str, account: &str) -> String {
+pub(in crate::route::ssm) fn role_arn(role: &str, region: &str, account: &str) -> String {
     if role.starts_with("arn:") {
         role.to_owned()
     } else {
@@ -180,7 +180,7 @@ pub(super) struct Run<'a> {
 }
 
 /// Returns what a manager's tasks are started with. ECS takes no dots there, and names of managers have no slashes.
-pub(super) fn started_by(owner: &Owner) -> String {
+pub(in crate::route::ssm) fn started_by(owner: &Owner) -> String {
     format!("{STARTED_BY}{}/{}", owner.name.replace('.', "/"), owner.place)
 }
 

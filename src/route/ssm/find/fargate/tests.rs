@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{failure::tests::stopped, task::*};
-use crate::{aws::Caller, route::Owner};
+use crate::{aws::Caller, route::ssm::Owner};
 
 fn owner(name: &str, place: &str) -> Owner {
     Owner {

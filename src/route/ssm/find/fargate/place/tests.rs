@@ -5,7 +5,7 @@ use crate::{
     aws::ecs::{ExecAgent, TaskContainer},
     bastion::{Fargate, FargateOptions},
     cluster::Vpc,
-    util::written::rfc3339,
+    util::{peer_text::sentence, written::rfc3339},
 };
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/autoheal-pa-bastion";
@@ -92,7 +92,7 @@ impl World {
         self.start(id);
         let target = self.runs(id, "RUNNING");
         self.in_use = vec![target.clone()];
-        assert_eq!(usable(&self.judge(1)), [target.clone()]);
+        assert_eq!(usable(&self.judge(1)), std::slice::from_ref(&target));
         target
     }
 }

@@ -3,10 +3,10 @@
 use std::{
     os::unix::fs::symlink,
     process::{Command, Stdio},
-    time::Instant,
 };
 
 use super::*;
+use crate::clock::Clock;
 
 fn options() -> FargateOptions {
     FargateOptions::default()
@@ -84,9 +84,9 @@ fn run(life: u64, disuse: u64, used: bool) -> Duration {
     let worker = dir.path().join("ssm-session-worker");
     symlink("/bin/sleep", &worker).unwrap();
     let mut worker = used.then(|| Command::new(&worker).arg("60").stdout(Stdio::null()).spawn().unwrap());
-    let since = Instant::now();
+    let clock = Clock::start();
     let status = Command::new("sh").args(["-c", &script(secs(life), secs(disuse), secs(1))]).status().unwrap();
-    let took = since.elapsed();
+    let took = clock.now().mono;
     if let Some(worker) = &mut worker {
         worker.kill().unwrap();
         worker.wait().unwrap();

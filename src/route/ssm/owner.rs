@@ -1,4 +1,4 @@
-//! Whom routes work for: by this, what a route has made is found again, and told from what others have made.
+//! Whom sessions and tasks are started for: by this they are found again, and told from those of others.
 
 use std::{fmt, sync::Arc};
 
