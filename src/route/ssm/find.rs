@@ -186,8 +186,8 @@ struct Missed(Arc<Fault>);
 /// No target can be chosen of those that were found.
 #[derive(Debug, thiserror::Error)]
 enum Unavailable {
-    #[error("none of the {found} targets of `{asked}` takes a session at present")]
-    Spoiled { asked: String, found: usize },
+    #[error("none of the {found} targets of `{asked}` takes a session at present{why}")]
+    Spoiled { asked: String, found: usize, why: &'static str },
     #[error(
         "`{asked}` has no room for another session: {} as many as it is known to take",
         if *tasks == 1 { format!("its task carries {most},") } else { format!("each of its {tasks} tasks carries up to {most},") }
@@ -243,8 +243,8 @@ struct Seats {
     proven: usize,
     /// A session beyond this number was dropped, and when.
     limit: Option<(usize, Duration)>,
-    /// When it did not take a session.
-    spoiled_at: Option<Duration>,
+    /// When it did not take a session, and whether it did so without a word.
+    spoiled_at: Option<(Duration, bool)>,
 }
 
 impl Seats {
@@ -258,7 +258,7 @@ impl Seats {
     }
 
     fn is_spoiled(&self, now: Duration) -> bool {
-        self.spoiled_at.is_some_and(|at| now.saturating_sub(at) < SPOILED_FOR)
+        self.spoiled_at.is_some_and(|(at, _)| now.saturating_sub(at) < SPOILED_FOR)
     }
 }
 
@@ -454,16 +454,17 @@ impl Finder {
             return Arc::clone(fault);
         }
         let (unavailable, fullest) = {
-            let now = self.clock.now().mono;
-            let (state, asked) = (self.state(), self.asked.clone());
+            let (now, state, asked) = (self.clock.now().mono, self.state(), self.asked.clone());
             let seats = |candidate: &Candidate| state.seats.get(candidate.target.as_str());
-            if sight.usable.iter().filter_map(seats).any(|seats| seats.is_spoiled(now)) {
-                (Unavailable::Spoiled { asked, found: sight.usable.len() }, None)
+            let spoiled = || sight.usable.iter().filter_map(seats).filter(|seats| seats.is_spoiled(now));
+            if spoiled().next().is_some() {
+                let silent = spoiled().find(|seats| seats.spoiled_at.is_some_and(|(_, silent)| silent));
+                let why = if silent.is_some() { ": perhaps each has as many as it takes" } else { "" };
+                (Unavailable::Spoiled { asked, found: sight.usable.len(), why }, silent.map(|seats| seats.target.clone()))
             } else {
                 let fullest = sight.usable.iter().filter_map(seats).max_by_key(|seats| seats.taken);
-                let most = fullest.map(|seats| seats.taken).unwrap_or_default();
-                let full = Unavailable::Full { asked, tasks: sight.usable.len(), most };
-                (full, fullest.map(|seats| seats.target.clone()))
+                let (tasks, most) = (sight.usable.len(), fullest.map_or(0, |seats| seats.taken));
+                (Unavailable::Full { asked, tasks, most }, fullest.map(|seats| seats.target.clone()))
             }
         };
         let Some(fullest) = fullest else { return Arc::new(Fault::new(Class::Away, unavailable)) };

@@ -53,7 +53,7 @@ impl Seat {
 
     /// Takes note that the target does not take a session now.
     pub(in crate::route::ssm) fn failed(&self) {
-        self.finder.with_seats(&self.target, |seats, now| seats.spoiled_at = Some(now));
+        self.finder.with_seats(&self.target, |seats, now| seats.spoiled_at = Some((now, false)));
     }
 
     /// Takes note that the session came up.
@@ -81,7 +81,7 @@ impl Seat {
             others = seats.up;
             // With none of ours there, others have all the places: it is passed over as one that does not work.
             seats.limit = (others > 0).then_some((others, now)).or(seats.limit);
-            seats.spoiled_at = Some(now);
+            seats.spoiled_at = Some((now, true));
         });
         others
     }

@@ -212,6 +212,23 @@ async fn sessions_spread_over_capped_targets_and_stop_at_their_cap() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_drops_sessions_in_silence_is_said_to_be_full_perhaps() {
+    let (finder, _) = finder([Ok(sight(&[1], true))]);
+    let why = async |trouble: fn(&Seat)| {
+        trouble(&choose(&finder, "first").await.unwrap());
+        let fault = choose(&finder, "second").await.unwrap_err();
+        wait(SPOILED_FOR).await;
+        (fault.to_string(), fault.hints.len())
+    };
+    let (silent, hints) = why(|seat| assert_eq!(seat.dropped(), 0)).await;
+    assert!(silent.ends_with("takes a session at present: perhaps each has as many as it takes"), "{silent}");
+    assert_eq!(hints, 1);
+    let (away, hints) = why(Seat::failed).await;
+    assert!(away.ends_with("takes a session at present"), "{away}");
+    assert_eq!(hints, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_session_at_a_time_tries_whether_there_is_room_for_more() {
     let (finder, _) = finder([Ok(sight(&[1], true))]);
     let (one, two) = (choose(&finder, "1").await.unwrap(), choose(&finder, "2").await.unwrap());
