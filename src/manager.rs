@@ -173,6 +173,7 @@ impl Manager {
             self.listener.tell(Event::Identified(access.caller.clone()));
             self.look_after(access);
         }
+        self.end_left_behind(&accesses).await;
         let (_all, tunnels) = tokio::try_join!(searches, self.open_each(&accesses, found))?;
         if tunnels.is_empty() {
             return Err(no_clusters(&accesses));
@@ -185,7 +186,6 @@ impl Manager {
         }
         self.write_kubeconfig(&tunnels).await?;
         self.write_environment()?;
-        self.end_left_behind(accesses);
         self.state.send_modify(|state| (state.tunnels, state.opened) = (tunnels, true));
         Ok(())
     }
@@ -408,18 +408,13 @@ impl Manager {
         });
     }
 
-    fn end_left_behind(&mut self, accesses: Vec<Arc<OpenAccess>>) {
+    async fn end_left_behind(&mut self, accesses: &[Arc<OpenAccess>]) {
         let Some(journal) = self.journal.clone() else { return };
-        let left_behind = std::mem::take(&mut self.left_behind);
-        let (listener, stop) = (self.listener.clone(), self.stop.clone());
-        let identities: Vec<_> =
+        let identities =
             accesses.iter().map(|access| orphans::Identity::new(access.aws.clone(), &access.caller)).collect();
-        self.tasks.spawn(async move {
-            let ending = orphans::end(left_behind, &journal, &listener, async |orphan| {
-                orphans::end_as_any(&identities, &orphan).await
-            });
-            stop.run_until_cancelled(ending).await.unwrap_or_default();
-        });
+        let (sessions, listener) = (std::mem::take(&mut self.left_behind), self.listener.clone());
+        let left_behind = orphans::LeftBehind { sessions, identities, journal, listener };
+        left_behind.end(&self.stop, &mut self.tasks).await;
     }
 
     fn start(&mut self, access: &OpenAccess, cluster: Cluster, listeners: Listeners) {

@@ -1,15 +1,18 @@
 //! Sessions that a manager left behind when it was killed: the next one of its name ends them.
 //!
-//! Beside everything else, a few at a time. What cannot be ended stays in the journal for the next start, unless the
+//! Beside everything else, a few at a time; only those that keep a place on a task of ECS are waited for. What cannot be ended stays in the journal for the next start, unless the
 //! identity may not end it or is of another account: then the user is told, once.
 
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
+use tokio::{sync::oneshot, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{Event, Listener};
 use crate::{
     aws::{Aws, AwsError, Caller},
+    bastion::Target,
     journal::{Entry, Journal},
     route::list,
 };
@@ -22,6 +25,9 @@ const ATTEMPTS: u32 = 4;
 
 /// Pause after the first attempt that fails; each other is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How long the tunnels wait until sessions have ended whose places they need.
+const PLACES_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a session was not ended.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +76,35 @@ pub(crate) async fn end_as_any(identities: &[Identity], orphan: &Entry) -> Resul
         }
     }
     outcome
+}
+
+/// What an earlier run has left behind.
+pub(crate) struct LeftBehind {
+    pub(crate) sessions: Vec<Entry>,
+    /// Who may have started them.
+    pub(crate) identities: Vec<Identity>,
+    pub(crate) journal: Journal,
+    pub(crate) listener: Listener,
+}
+
+impl LeftBehind {
+    /// Ends it beside everything else, until the stop. Returns at once, unless sessions are left on tasks of ECS: these take
+    /// few and drop others in silence, so that places have to be free before sessions are started.
+    pub(crate) async fn end(self, stop: &CancellationToken, tasks: &mut JoinSet<()>) {
+        let Self { sessions, identities, journal, listener } = self;
+        let has_places = sessions.iter().any(|session| matches!(session.target.parse(), Ok(Target::EcsTask(_))));
+        let (held, freed) = oneshot::channel::<()>();
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            let ending = end(sessions, &journal, &listener, async |orphan| end_as_any(&identities, &orphan).await);
+            stop.run_until_cancelled(ending).await.unwrap_or_default();
+            drop(held);
+        });
+        if has_places {
+            // Whether they are free or it takes too long: now others are tried.
+            let _outcome = timeout(PLACES_LIMIT, freed).await;
+        }
+    }
 }
 
 /// Ends sessions with `end`, and says how many.
