@@ -4,15 +4,28 @@
 //! ```text
 //! cargo run --release --example soak -- --days 30 --seed 7
 //! ```
+//!
+//! Or replaces the bastion of the real program again and again, in real time, and fails on any new connection that is
+//! refused or waits for long. The program has to be there, built in the same profile:
+//!
+//! ```text
+//! cargo build && cargo run --example soak -- --redeploy 10
+//! ```
 
 #[expect(dead_code, reason = "the matrix and the tests use the rest")]
 #[path = "../tests/lab/lab.rs"]
 mod lab;
 
-use std::{error::Error, io::Write as _};
+use std::{
+    error::Error,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use autoheal_pa::clock;
 use clap::Parser;
+
+use self::lab::replaced::{Report, Trial};
 
 /// Lets a tunnel live for days.
 #[derive(Debug, Parser)]
@@ -27,12 +40,33 @@ struct Args {
     /// How many sessions the tunnel may have
     #[arg(long, value_name = "N", default_value_t = 1)]
     sessions: usize,
+    /// Instead: for so many minutes, deploy the ECS service that is the bastion anew every 30 s
+    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u32).range(1..))]
+    redeploy: Option<u32>,
+    /// Instead: for so many minutes, replace the bastion of an Auto Scaling group once a minute
+    #[arg(long, value_name = "MINUTES", conflicts_with = "redeploy", value_parser = clap::value_parser!(u32).range(1..))]
+    replace: Option<u32>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| u64::from(clock::wall().subsec_nanos()));
     let mut stdout = std::io::stdout();
+    let trial = args.redeploy.map(Trial::long_deployments).or(args.replace.map(Trial::long_replacements));
+    if let Some(trial) = trial {
+        let Report { visits, cuts, longest, sessions, checked, said } = trial.run(&program()?)?;
+        writeln!(std::io::stderr(), "{said}")?;
+        writeln!(
+            stdout,
+            "{} new connections answered, {} refused, the longest wait {:.1} s; {cuts} connections cut, {sessions} sessions; \
+             {} MB compared, none lost",
+            visits.answered,
+            visits.refused,
+            longest.as_secs_f64(),
+            checked / 1_000_000
+        )?;
+        return Ok(());
+    }
     writeln!(stdout, "{} days with --seed {seed} --sessions {}", args.days, args.sessions)?;
     let report = lab::soak::soak(args.days, seed, args.sessions)?;
     writeln!(
@@ -46,4 +80,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         report.memory.1 >> 20
     )?;
     Ok(())
+}
+
+/// The program, which cargo puts beside the folder of the examples.
+fn program() -> Result<PathBuf, Box<dyn Error>> {
+    let example = std::env::current_exe()?;
+    let folder = example.parent().and_then(Path::parent).ok_or("the example is in no folder of cargo's")?;
+    let program = folder.join("autoheal-pa");
+    if program.is_file() {
+        Ok(program)
+    } else {
+        Err(format!("there is no `{}`: run `cargo build` in the same profile first", program.display()).into())
+    }
 }

@@ -57,7 +57,12 @@ fn every_row_is_a_test_and_is_on_the_page() {
 fn a_page_is_written_again_row_by_row() {
     let (page, rows) = (std::fs::read_to_string(page::PATH).unwrap(), matrix::rows());
     assert_eq!(page::with_rows(&page, &rows, &[]), page);
-    let new = ["| `silence` | a | b | c | d | e | f | x \\| y |", "| `silence` | a | b | c | d |"].map(str::to_owned);
+    let new = [
+        "| `silence` | a | b | c | d | e | f | x \\| y |",
+        "| `silence` | a | b | c | d |",
+        "| `disk-full` | a | b | c | d |",
+    ]
+    .map(str::to_owned);
     let again = page::with_rows(&page, &rows, &new);
     assert!(new.iter().all(|row| again.contains(&format!("\n{row}\n"))), "{again}");
     assert_eq!(again.lines().count(), page.lines().count());
@@ -65,12 +70,32 @@ fn a_page_is_written_again_row_by_row() {
 
 #[test]
 fn faults_of_the_process() {
-    for row in PROCESS_ROWS {
+    for row in PROCESS_ROWS.iter().filter(|row| !row.is_long) {
         for seed in [3, 9] {
             if let Err(wrong) = row.run(Path::new(PROGRAM), seed) {
                 panic!("{wrong}");
             }
         }
+    }
+}
+
+/// Three deployments here, twenty by `cargo run --example soak -- --redeploy 10`.
+#[test]
+fn nobody_is_refused_while_the_service_is_deployed_anew() {
+    survives_as_process("redeploy");
+}
+
+/// One instance here, more by `cargo run --example soak -- --replace 5`.
+#[test]
+fn everything_is_back_soon_after_a_group_has_a_new_bastion() {
+    survives_as_process("replace-instance");
+}
+
+#[track_caller]
+fn survives_as_process(name: &str) {
+    let row = PROCESS_ROWS.iter().find(|row| row.name == name).expect("the row is there");
+    if let Err(wrong) = row.run(Path::new(PROGRAM), 1) {
+        panic!("{wrong}");
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod line;
 pub(crate) mod matrix;
 pub(crate) mod page;
 pub(crate) mod process;
+pub(crate) mod replaced;
 pub(crate) mod slow_readers;
 pub(crate) mod soak;
 pub(crate) mod time;
@@ -38,7 +39,11 @@ use autoheal_pa::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-use self::{destination::Grounds, dial::MemoryDial, workload::Ledger};
+use self::{
+    destination::Grounds,
+    dial::MemoryDial,
+    workload::{Ledger, Port, Site},
+};
 
 /// How long a message is under way, each way.
 pub(crate) const DELAY: Duration = Duration::from_millis(20);
@@ -136,6 +141,16 @@ impl Lab {
             supervisor,
             tasks,
         })
+    }
+
+    /// What a workload needs.
+    pub(crate) fn site(&self) -> Site {
+        Site {
+            port: Port::Memory(self.port.clone()),
+            host: self.host.clone(),
+            certificate_authority: self.certificate_authority.clone(),
+            ledger: Arc::clone(&self.ledger),
+        }
     }
 
     /// The tunnel as `status` shows it, now and later.

@@ -281,7 +281,7 @@ impl Row {
             line: None,
         })
         .await?;
-        let workload = Workload::start(&lab, Load::FULL, seed);
+        let workload = Workload::start(&lab.site(), Load::FULL, seed);
         tokio::time::sleep(WARM_UP).await;
         if !lab.ledger.has_begun() {
             return Err(format!("not all activities have begun: {:?}", lab.ledger.stuck(Duration::ZERO)));

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, time::Duration};
 use super::{
     line,
     matrix::{Expected, From, Row, Run},
-    process::{ProcessRow, ProcessRun},
+    process::{PROCESS_ROWS, ProcessRow, ProcessRun},
     workload::Load,
 };
 
@@ -75,15 +75,19 @@ pub(crate) fn with_rows(page: &str, order: &[Row], new: &[String]) -> String {
     let name = |line: &str| line.strip_prefix("| `").and_then(|rest| Some(rest.split_once('`')?.0.to_owned()));
     // Rows of both tables begin with the name, and those of the second one are shorter.
     let columns = |line: &str| line.replace("\\|", "").matches('|').count();
-    let is_row = |line: &str| name(line).is_some();
     let mut lines: Vec<&str> = page.lines().collect();
-    for chunk in [9, 6] {
-        let Some(start) = lines.iter().position(|line| is_row(line) && columns(line) == chunk) else { continue };
+    let faults: Vec<&str> = order.iter().map(|row| row.name).collect();
+    let of_process: Vec<&str> = PROCESS_ROWS.iter().map(|row| row.name).collect();
+    for (count, order, others) in [(9, &faults, &of_process), (6, &faults, &of_process), (6, &of_process, &faults)] {
+        // What is not in the matrix any more goes with the table that it is in.
+        let is_row = |line: &str| name(line).is_some_and(|name| !others.contains(&name.as_str()));
+        let is_of_table = |line: &str| name(line).is_some_and(|name| order.contains(&name.as_str()));
+        let Some(start) = lines.iter().position(|line| is_of_table(line) && columns(line) == count) else { continue };
         let len = lines[start..].iter().take_while(|line| is_row(line)).count();
         let old: Vec<&str> = lines.splice(start..start + len, []).collect();
-        let all = new.iter().map(String::as_str).filter(|line| columns(line) == chunk).chain(old);
+        let all = new.iter().map(String::as_str).filter(|line| is_of_table(line) && columns(line) == count).chain(old);
         let all: Vec<&str> = all.collect();
-        let sorted = order.iter().filter_map(|row| all.iter().find(|line| name(line).as_deref() == Some(row.name)));
+        let sorted = order.iter().filter_map(|row| all.iter().find(|line| name(line).as_deref() == Some(row)));
         let sorted: Vec<&str> = sorted.copied().collect();
         lines.splice(start..start, sorted);
     }
@@ -181,7 +185,8 @@ const PROCESSES: &str = "\n\
 ## Files and processes\n\
 \n\
 These concern the program as a process, so the real one was run, as often, in real time and against the emulated AWS on\n\
-sockets. Waits are median and worst, on a machine that others use as well.\n\
+sockets. Waits are median and worst, on a machine that others use as well. While a bastion is replaced, the connections of the\n\
+first table are open too; such rows take a minute each, and were run with three seeds at most.\n\
 \n\
 | fault | what happens | the wait is for | wait | what the user sees |\n\
 |---|---|---|---|---|\n";

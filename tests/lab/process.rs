@@ -24,6 +24,8 @@ use tokio::{
     time::timeout,
 };
 
+use super::replaced::Trial;
+
 /// Longest wait for anything. Machines are shared, so it says nothing about speed.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -48,6 +50,9 @@ pub(crate) struct ProcessRow {
     pub(crate) what: &'static str,
     /// What the wait is for.
     pub(crate) wait_for: &'static str,
+    /// Each run takes about a minute, so that few are run.
+    pub(crate) is_long: bool,
+    config: fn() -> Config,
     happen: Happen,
 }
 
@@ -57,19 +62,41 @@ pub(crate) const PROCESS_ROWS: &[ProcessRow] = &[
         name: "disk-full",
         what: "the disk is full when the kubeconfig is written; the old one stays as it was and no session is started",
         wait_for: "`tunnel ready` of the next start, with room on the disk",
+        is_long: false,
+        config: Config::default,
         happen: |scene, _| Box::pin(disk_full(scene)),
     },
     ProcessRow {
         name: "manager-killed",
         what: "the manager is killed with SIGKILL, each time at another moment from its first call on; its kubeconfig is missing or parses",
         wait_for: "`tunnel ready` of the next start; its sessions are ended by then or soon after",
+        is_long: false,
+        config: Config::default,
         happen: |scene, seed| Box::pin(killed(scene, seed)),
     },
     ProcessRow {
         name: "credentials-of-the-process",
         what: "all credentials expire and the WebSocket is reset, with the real AWS SDK and an OIDC token",
         wait_for: "the answer of the API server to a client that asks just then, with a new token",
+        is_long: false,
+        config: Config::default,
         happen: |scene, _| Box::pin(credentials(scene)),
+    },
+    ProcessRow {
+        name: "redeploy",
+        what: "the bastion is a service of ECS that is deployed anew three times, 15 s apart; no new connection is refused",
+        wait_for: "the longest wait of a new connection at any time",
+        is_long: true,
+        config: || Trial::deployments().config(),
+        happen: |scene, _| Box::pin(replaced(scene, Trial::deployments())),
+    },
+    ProcessRow {
+        name: "replace-instance",
+        what: "Auto Scaling replaces the only bastion of a group; the agent of the new one is connected 20 s later",
+        wait_for: "the answer to a new connection, from when the new agent is connected",
+        is_long: true,
+        config: || Trial::replacement().config(),
+        happen: |scene, _| Box::pin(replaced(scene, Trial::replacement())),
     },
 ];
 
@@ -79,9 +106,8 @@ impl ProcessRow {
     /// # Errors
     /// What was not as expected.
     pub(crate) fn run(&self, program: &Path, seed: u64) -> Result<ProcessRun, String> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| e.to_string())?;
-        let outcome = runtime.block_on(async {
-            let scene = Scene::start(program).await?;
+        let outcome = on_real_time(async {
+            let scene = Scene::start(program, (self.config)()).await?;
             let run = timeout(LIMIT, (self.happen)(&scene, seed)).await.map_err(|_| "it does not end".to_owned())??;
             match scene.emulator.violations().as_slice() {
                 [] => Ok(run),
@@ -92,22 +118,28 @@ impl ProcessRow {
     }
 }
 
+/// Runs a future with sockets and processes. On one thread, whose clocks are the workload's.
+pub(super) fn on_real_time<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    runtime.block_on(future)
+}
+
 /// An emulated AWS, and a home for the program.
-struct Scene {
-    emulator: Emulator,
+pub(super) struct Scene {
+    pub(super) emulator: Emulator,
     home: TempDir,
     program: PathBuf,
     clock: Clock,
 }
 
 impl Scene {
-    async fn start(program: &Path) -> Result<Self, String> {
-        let emulator = Emulator::start(Config::default()).await.map_err(|error| error.to_string())?;
+    pub(super) async fn start(program: &Path, config: Config) -> Result<Self, String> {
+        let emulator = Emulator::start(config).await.map_err(|error| error.to_string())?;
         let home = tempfile::tempdir().map_err(|error| error.to_string())?;
         Ok(Self { emulator, home, program: program.to_owned(), clock: Clock::start() })
     }
 
-    fn kubeconfig(&self) -> PathBuf {
+    pub(super) fn kubeconfig(&self) -> PathBuf {
         self.home.path().join(".kube/autoheal-pa.yaml")
     }
 
@@ -125,7 +157,7 @@ impl Scene {
     }
 
     /// Starts `up` and waits until it is ready; returns how long that took.
-    async fn up_ready(&self) -> Result<(Child, Duration), String> {
+    pub(super) async fn up_ready(&self) -> Result<(Child, Duration), String> {
         let started = self.clock.now().mono;
         let mut up = self.up()?;
         let stdout = up.stdout.take().ok_or("no stdout")?;
@@ -136,6 +168,12 @@ impl Scene {
         }
     }
 
+    pub(super) fn ask_to_stop(up: &Child) -> Result<(), String> {
+        let pid =
+            up.id().and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?)).ok_or("it has ended")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).map_err(|error| error.to_string())
+    }
+
     fn live_sessions(&self) -> Vec<String> {
         let live = self.emulator.sessions().into_iter().filter(|session| session.state != SessionState::Ended);
         live.map(|session| session.id).collect()
@@ -143,7 +181,7 @@ impl Scene {
 }
 
 /// Everything that a process writes to stderr until it ends.
-async fn all_of(child: &mut Child) -> String {
+pub(super) async fn all_of(child: &mut Child) -> String {
     let mut text = String::new();
     if let Some(mut stderr) = child.stderr.take() {
         // What has come is good enough.
@@ -191,8 +229,7 @@ async fn killed(scene: &Scene, seed: u64) -> Result<ProcessRun, String> {
     let orphans: Vec<String> = scene.live_sessions().into_iter().filter(|id| known.contains(id.as_str())).collect();
     let (mut up, wait) = scene.up_ready().await?;
     scene.emulator.wait_until(|_| scene.live_sessions().iter().all(|id| !orphans.contains(id))).await;
-    let pid = up.id().and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?)).ok_or("it has ended")?;
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).map_err(|error| error.to_string())?;
+    Scene::ask_to_stop(&up)?;
     let stderr = all_of(&mut up).await;
     let said = first_of(&stderr, &["ended "]);
     if said.is_empty() != orphans.is_empty() {
@@ -217,10 +254,16 @@ async fn credentials(scene: &Scene) -> Result<ProcessRun, String> {
     // The first bearer token after the end may have been signed before the program knew.
     while client().await.is_err() {}
     let wait = scene.clock.now().mono - started;
-    let pid = up.id().and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?)).ok_or("it has ended")?;
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).map_err(|error| error.to_string())?;
+    Scene::ask_to_stop(&up)?;
     let stderr = all_of(&mut up).await;
     let cluster = stderr.lines().find(|line| line.contains(" reconnecting")).unwrap_or_default();
     let seen = cluster.split_once(" reconnecting").map_or(String::new(), |(_, rest)| format!("reconnecting{rest}"));
     Ok(ProcessRun { wait, seen })
+}
+
+async fn replaced(scene: &Scene, trial: Trial) -> Result<ProcessRun, String> {
+    let report = trial.run_in(scene).await?;
+    let line = report.said.lines().find_map(|line| line.split_once(" reconnecting"));
+    let seen = line.map_or("nothing", |(_, rest)| rest.trim_start_matches([':', ' '])).to_owned();
+    Ok(ProcessRun { wait: report.longest, seen })
 }

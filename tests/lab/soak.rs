@@ -81,7 +81,7 @@ async fn soak_within(days: u32, seed: u64, sessions: usize) -> Result<Report, St
     for day in 1..=days {
         let morning = time::now();
         lab.ledger.start_over();
-        let workload = Workload::start(&lab, LOAD, random.next_u64());
+        let workload = Workload::start(&lab.site(), LOAD, random.next_u64());
         lab.ledger.inject();
         while time::now() < morning + DAY - NIGHT {
             let pause = Duration::from_secs(1800 + random.next_u64() % 7200);

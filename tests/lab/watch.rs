@@ -31,10 +31,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tower_service::Service;
 
-use autoheal_pa::tunnel::{MemoryConnection, MemoryPort};
+use autoheal_pa::util::connection::Connection as AnyConnection;
 
-use super::{Client, RETRY};
-use crate::lab::Lab;
+use super::{Client, Port, RETRY, Site};
 
 /// See the module.
 pub(super) struct Watch {
@@ -43,10 +42,10 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(client: Client, lab: &Lab) -> Self {
-        let connector = Connector { port: lab.port.clone(), tls: tls(lab), host: lab.host.clone() };
+    pub(super) fn new(client: Client, site: &Site) -> Self {
+        let connector = Connector { port: site.port.clone(), tls: tls(site), host: site.host.clone() };
         let http = legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
-        let service = Prefixed { http, host: lab.host.clone() };
+        let service = Prefixed { http, host: site.host.clone() };
         Self { api: Api::all(kube::Client::new(service, "default")), client }
     }
 
@@ -103,9 +102,9 @@ impl Watch {
     }
 }
 
-fn tls(lab: &Lab) -> TlsConnector {
+fn tls(site: &Site) -> TlsConnector {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
-    let pem = STANDARD.decode(&lab.certificate_authority).expect("the emulator gives base64");
+    let pem = STANDARD.decode(&site.certificate_authority).expect("the emulator gives base64");
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         roots.add(certificate.expect("the emulator gives PEM")).expect("the emulator makes certificates");
@@ -142,7 +141,7 @@ impl Service<http::Request<Body>> for Prefixed {
 /// Connects through the tunnel.
 #[derive(Clone)]
 struct Connector {
-    port: MemoryPort,
+    port: Port,
     tls: TlsConnector,
     host: String,
 }
@@ -160,13 +159,13 @@ impl Service<Uri> for Connector {
         let Self { port, tls, host } = self.clone();
         Box::pin(async move {
             let name = ServerName::try_from(host).map_err(io::Error::other)?;
-            Ok(TokioIo::new(Secured(tls.connect(name, port.connect()?).await?)))
+            Ok(TokioIo::new(Secured(tls.connect(name, port.connect().await?).await?)))
         })
     }
 }
 
 /// A TLS connection as the HTTP client takes it.
-struct Secured(TlsStream<MemoryConnection>);
+struct Secured(TlsStream<Box<dyn AnyConnection>>);
 
 impl Connection for Secured {
     fn connected(&self) -> Connected {

@@ -10,18 +10,15 @@ use std::{
     time::Duration,
 };
 
-use autoheal_pa::{
-    random::SplitMix64,
-    tunnel::{MemoryConnection, MemoryPort},
-};
+use autoheal_pa::{random::SplitMix64, tunnel::MemoryPort, util::connection::Connection};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Lab,
     destination::{Ask, CHUNK, Header, content, send, wrong_bytes},
     time,
 };
@@ -72,6 +69,46 @@ impl Load {
     }
 }
 
+/// The local end of a tunnel.
+#[derive(Clone)]
+pub(crate) enum Port {
+    Memory(MemoryPort),
+    /// On 127.0.0.1.
+    Tcp(u16),
+}
+
+impl Port {
+    pub(crate) async fn connect(&self) -> io::Result<Box<dyn Connection>> {
+        Ok(match self {
+            Self::Memory(port) => Box::new(port.connect()?),
+            Self::Tcp(port) => {
+                let connection = TcpStream::connect(("127.0.0.1", *port)).await?;
+                connection.set_nodelay(true)?;
+                Box::new(connection)
+            }
+        })
+    }
+}
+
+/// A tunnel to put to use, and what is behind it.
+#[derive(Clone)]
+pub(crate) struct Site {
+    pub(crate) port: Port,
+    pub(crate) host: String,
+    pub(crate) certificate_authority: String,
+    pub(crate) ledger: Arc<Ledger>,
+}
+
+/// What became of new connections.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Visits {
+    pub(crate) answered: u64,
+    /// Connections that ended without an answer.
+    pub(crate) refused: u64,
+    /// From the beginning of one until its answer.
+    pub(crate) longest: Duration,
+}
+
 /// One activity in the ledger.
 #[derive(Debug, Clone, Default)]
 struct Activity {
@@ -93,6 +130,9 @@ struct Activity {
 #[derive(Debug, Default)]
 struct Inner {
     activities: Vec<Activity>,
+    visits: Visits,
+    /// How often a connection of those that are open all the time has ended.
+    cuts: u64,
     injected: Option<Duration>,
     mark: Option<Duration>,
     checked: u64,
@@ -157,6 +197,7 @@ impl Ledger {
         let now = time::now();
         let mut inner = self.lock();
         let injected = inner.injected;
+        inner.cuts += 1;
         let activity = &mut inner.activities[activity as usize];
         activity.waiting = None;
         match injected {
@@ -172,9 +213,26 @@ impl Ledger {
     fn visited(&self, activity: u32, started: Duration) {
         let now = time::now();
         let mut inner = self.lock();
+        inner.visits.answered += 1;
+        inner.visits.longest = inner.visits.longest.max(now.saturating_sub(started));
         if inner.mark.is_some_and(|mark| started >= mark) {
             inner.activities[activity as usize].visited.get_or_insert(now);
         }
+    }
+
+    /// Takes note that a new connection has ended without an answer.
+    fn refused(&self) {
+        self.lock().visits.refused += 1;
+    }
+
+    /// What has become of new connections.
+    pub(crate) fn visits(&self) -> Visits {
+        self.lock().visits
+    }
+
+    /// How often a connection of those that are open all the time has ended.
+    pub(crate) fn cuts(&self) -> u64 {
+        self.lock().cuts
     }
 
     /// Compares content; returns how many bytes are wrong.
@@ -276,14 +334,14 @@ pub(crate) struct Workload {
 
 impl Workload {
     /// Starts activities.
-    pub(crate) fn start(lab: &Lab, load: Load, seed: u64) -> Self {
+    pub(crate) fn start(site: &Site, load: Load, seed: u64) -> Self {
         let mut workload =
-            Self { ledger: Arc::clone(&lab.ledger), stop: CancellationToken::new(), tasks: JoinSet::new() };
+            Self { ledger: Arc::clone(&site.ledger), stop: CancellationToken::new(), tasks: JoinSet::new() };
         let mut random = SplitMix64::new(seed);
         let mut client = |name: String, visits: bool| Client {
-            port: lab.port.clone(),
-            activity: lab.ledger.add(name, visits),
-            ledger: Arc::clone(&lab.ledger),
+            port: site.port.clone(),
+            activity: site.ledger.add(name, visits),
+            ledger: Arc::clone(&site.ledger),
             stop: workload.stop.clone(),
             random: SplitMix64::new(random.next_u64()),
         };
@@ -296,7 +354,7 @@ impl Workload {
         workload.tasks.spawn(client("upload".to_owned(), false).run(Habit::Upload { pause: load.bulk_pause }));
         workload.tasks.spawn(client("new connection".to_owned(), true).visits(load.visit_pause));
         if load.watch {
-            let watch = watch::Watch::new(client("watch".to_owned(), false), lab);
+            let watch = watch::Watch::new(client("watch".to_owned(), false), site);
             workload.tasks.spawn(watch.run());
         }
         workload
@@ -326,7 +384,7 @@ enum Habit {
 /// A local program.
 #[derive(Clone)]
 struct Client {
-    port: MemoryPort,
+    port: Port,
     ledger: Arc<Ledger>,
     activity: u32,
     stop: CancellationToken,
@@ -337,7 +395,7 @@ impl Client {
     /// Does one thing on one connection after the other until the stop.
     async fn run(mut self, habit: Habit) {
         while !self.stop.is_cancelled() {
-            let outcome = match self.port.connect() {
+            let outcome = match self.port.connect().await {
                 Ok(mut connection) => self.use_connection(&mut connection, habit).await,
                 Err(error) => Err(error),
             };
@@ -349,7 +407,7 @@ impl Client {
     }
 
     /// Uses a connection until it ends or the stop comes.
-    async fn use_connection(&mut self, connection: &mut MemoryConnection, habit: Habit) -> io::Result<()> {
+    async fn use_connection(&mut self, connection: &mut Box<dyn Connection>, habit: Habit) -> io::Result<()> {
         while !self.stop.is_cancelled() {
             match habit {
                 Habit::Questions { pause } => {
@@ -378,7 +436,7 @@ impl Client {
     }
 
     /// Asks one question, and checks the answer.
-    async fn ask(&mut self, connection: &mut MemoryConnection) -> io::Result<()> {
+    async fn ask(&mut self, connection: &mut Box<dyn Connection>) -> io::Result<()> {
         let (seed, len) = (self.random.next_u64(), 64 + self.random.next_u64() % 512);
         let header = Header { ask: Ask::Question, activity: self.activity, seed, len };
         let mut message = header.encode().to_vec();
@@ -395,7 +453,7 @@ impl Client {
     }
 
     /// Sends the header of a bulk transfer, and returns its seed.
-    async fn begin(&mut self, connection: &mut MemoryConnection, ask: Ask) -> io::Result<u64> {
+    async fn begin(&mut self, connection: &mut Box<dyn Connection>, ask: Ask) -> io::Result<u64> {
         let seed = self.random.next_u64();
         let header = Header { ask, activity: self.activity, seed, len: BULK_LEN };
         self.ledger.asked(self.activity);
@@ -403,7 +461,7 @@ impl Client {
         Ok(seed)
     }
 
-    async fn download(&mut self, connection: &mut MemoryConnection) -> io::Result<()> {
+    async fn download(&mut self, connection: &mut Box<dyn Connection>) -> io::Result<()> {
         let seed = self.begin(connection, Ask::Download).await?;
         let mut buffer = vec![0; CHUNK];
         let mut at = 0;
@@ -420,7 +478,7 @@ impl Client {
         Ok(())
     }
 
-    async fn upload(&mut self, connection: &mut MemoryConnection) -> io::Result<()> {
+    async fn upload(&mut self, connection: &mut Box<dyn Connection>) -> io::Result<()> {
         let seed = self.begin(connection, Ask::Upload).await?;
         send(connection, seed, BULK_LEN).await?;
         let mut good = [0; 8];
@@ -443,10 +501,13 @@ impl Client {
                 visits.spawn(async move {
                     let started = time::now();
                     // One that ends early has found out that nobody is there; another will come.
-                    if let Ok(mut connection) = visitor.port.connect()
-                        && visitor.ask(&mut connection).await.is_ok()
-                    {
-                        visitor.ledger.visited(visitor.activity, started);
+                    let answered = match visitor.port.connect().await {
+                        Ok(mut connection) => visitor.ask(&mut connection).await.is_ok(),
+                        Err(_) => false,
+                    };
+                    match answered {
+                        true => visitor.ledger.visited(visitor.activity, started),
+                        false => visitor.ledger.refused(),
                     }
                 });
             }

@@ -340,7 +340,7 @@ pub static FAULTS: &[Row] = &[
         Acts(|world| {
             ecs::deploy(world, None);
         }),
-        BASTIONS,
+        Elsewhere("tests/lab/replaced.rs"),
     ),
     Row::new(
         "stop-tasks=60s",
@@ -358,7 +358,7 @@ pub static FAULTS: &[Row] = &[
         "replace-instance=30s",
         "let Auto Scaling replace an instance of each group, again and again",
         Acts(fleet::replace_oldest),
-        BASTIONS,
+        Elsewhere("tests/lab/replaced.rs"),
     ),
     Row::new(
         "stale-pings",
