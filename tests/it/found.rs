@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use autoheal_pa::{
     clock::Clock,
-    emulator::{AgentOutcome, BastionConfig, ClusterConfig, Config, EcsConfig, ServiceConfig, TaskTimes},
+    emulator::{AgentOutcome, BastionConfig, ClusterConfig, Command, Config, EcsConfig, ServiceConfig, TaskTimes},
 };
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
-
+use rustix::process::Signal;
 use serde_json::Value;
 
-use super::support::{Ended, Lab, within};
+use super::support::{Ended, Lab, has_ended, within};
 
 /// Tasks that take as long as it takes to see what becomes of them.
 fn slow_tasks() -> TaskTimes {
@@ -50,6 +50,20 @@ async fn moved(lab: &Lab, from: &str) -> String {
         }
     })
     .await
+}
+
+/// Waits until a bastion is in use, on a target that begins with this.
+async fn settled(lab: &Lab, asked: &str, target: &str) {
+    within(asked, async {
+        loop {
+            let (bastion, through) = in_use(lab).await;
+            if bastion == asked && through.starts_with(target) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,42 +145,62 @@ async fn tags_names_and_networks_lead_to_the_right_bastion() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_found_is_said_with_what_to_do() {
-    let two = EcsConfig::with_service("tools", "bastion", 1);
-    let mut config = Config { ecs: two, clusters: vec![ClusterConfig::new("payments")], ..Config::default() };
-    config.bastions[0].online = false;
-    config.bastions[0] = config.bastions[0].clone().tagged("role", "bastion");
-    let lab = Lab::start(config).await;
-    for (bastion, code, texts) in [
-        ("ecs:toolz/bastion", 4, &["there is no ECS cluster `toolz` in us-east-1", "aws ecs list-clusters"][..]),
-        (
-            "ecs:tools/bastions",
-            4,
-            &["there is no service `bastions` in the ECS cluster `tools`", "aws ecs list-services"],
-        ),
-        (
-            "ecs:tools/0f9de17a6465404e8b1b2356dc13c2f8",
-            4,
-            &["there is no task `0f9de17a6465404e8b1b2356dc13c2f8`", "aws ecs list-tasks"],
-        ),
-        ("ecs:tools/bastion/sidecar", 5, &["has no such container, only", "name one of its containers"]),
-        (
-            "arn:aws:ecs:us-east-1:999999999999:service/tools/bastion",
-            5,
-            &["is in another region or account", "use credentials and `--region`"],
-        ),
-        ("tag:role=bastions", 4, &["no managed node in us-east-1 of this account has the tag `role=bastions`"]),
-        ("tag:role=bastion", 4, &["none of the 1 nodes with the tag `role=bastion` is in contact", "ConnectionLost"]),
-        ("auto", 4, &["is a bastion for `auto`", "aws ec2 create-tags"]),
-        ("auto:everything", 2, &["is not a bastion"]),
-        ("ecs:tools/", 2, &["is not a bastion"]),
-    ] {
-        let ended = lab.run(&["exec", "--base-port", "0", "--timeout", "5s", "--bastion", bastion, "--", "true"]).await;
-        assert_eq!(ended.code(), Some(code), "{bastion}: {ended:#?}");
-        for text in texts {
-            assert!(ended.stderr.contains(text), "{bastion}: `{text}` is not in {}", ended.stderr);
-        }
+async fn a_list_of_searches_is_gone_through_in_order_and_back() {
+    const NODE: &str = "i-0dc03fbcae2a87472";
+    let bastions = vec![BastionConfig::new(NODE).tagged("role", "bastion")];
+    let lab = Lab::start(Config { bastions, ..with_service(TaskTimes::default()) }).await;
+    let up = lab.up(&["--bastion", "tag:role=bastion", "--bastion", "ecs:tools/bastion"]).await;
+    assert_eq!(in_use(&lab).await, ("tag:role=bastion".to_owned(), NODE.to_owned()));
+
+    lab.emulator.update(|settings| settings.offline_bastions.extend([NODE.to_owned()]));
+    lab.emulator.command(&Command::CloseChannel { output: Some("The node is shut down.".to_owned()) });
+    settled(&lab, "ecs:tools/bastion", "ecs:tools_").await;
+
+    lab.emulator.update(|settings| settings.offline_bastions.clear());
+    settled(&lab, "tag:role=bastion", NODE).await;
+    drop(up.stop().await);
+    lab.assert_clean().await;
+}
+
+/// A task has two sessions at most, and drops what is beyond in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn managers_share_a_task_and_one_that_finds_it_full_says_so() {
+    let one = |config| Config { clusters: vec![ClusterConfig::new("payments")], ..config };
+    let lab = Lab::start(one(with_service(TaskTimes::default()))).await;
+    let up = |name: &'static str| ["--name", name, "--bastion", "ecs:tools/bastion", "--timeout", "20s"];
+    let (first, second) = (lab.up(&up("first")).await, lab.up(&up("second")).await);
+    let third = lab.start_up(&up("third")).ended().await;
+    assert_eq!(third.code(), Some(4), "{third:#?}");
+    for text in ["takes a session at present: perhaps each has as many as it takes", "let the service have more tasks"]
+    {
+        assert!(third.stderr.contains(text), "`{text}` is not in {}", third.stderr);
     }
+    drop(first.stop().await);
+    let third = lab.up(&up("third")).await;
+    for running in [second, third] {
+        assert_eq!(running.stop().await.code(), Some(0));
+    }
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_manager_does_not_leave_a_task_full() {
+    let lab = Lab::start(with_service(TaskTimes::default())).await;
+    let live = || lab.emulator.sessions().iter().filter(|session| !has_ended(session)).count();
+    let killed = lab.up(&["--bastion", "ecs:tools/bastion"]).await;
+    assert_eq!(live(), 2, "as many as a task has");
+    killed.signal(Signal::KILL);
+    drop(killed.ended().await);
+    assert_eq!(live(), 2, "nobody has ended them");
+
+    // Sessions that are started before those have ended are dropped, and found to be 15 s later.
+    let clock = Clock::start();
+    let mut up = lab.up(&["--bastion", "ecs:tools/bastion"]).await;
+    let took = clock.now().mono;
+    assert!(up.says("ended 2 sessions left behind by an earlier run").await, "{}", up.stderr_so_far());
+    assert!(took < Duration::from_secs(12), "{took:?}: {}", up.stderr_so_far());
+    assert_eq!(live(), 2);
+    drop(up.stop().await);
     lab.assert_clean().await;
 }
 

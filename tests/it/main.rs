@@ -27,6 +27,7 @@ mod manager;
 mod matrix;
 mod moto;
 mod neighbours;
+mod not_found;
 mod odd_files;
 mod other_users;
 mod policy;

@@ -460,7 +460,7 @@ impl Finder {
             if spoiled().next().is_some() {
                 let silent = spoiled().find(|seats| seats.spoiled_at.is_some_and(|(_, silent)| silent));
                 let why = if silent.is_some() { ": perhaps each has as many as it takes" } else { "" };
-                (Unavailable::Spoiled { asked, found: sight.usable.len(), why }, silent.map(|seats| seats.target.clone()))
+                (Unavailable::Spoiled { asked, found: sight.usable.len(), why }, silent.map(|one| one.target.clone()))
             } else {
                 let fullest = sight.usable.iter().filter_map(seats).max_by_key(|seats| seats.taken);
                 let (tasks, most) = (sight.usable.len(), fullest.map_or(0, |seats| seats.taken));
