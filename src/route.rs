@@ -11,12 +11,14 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 
+pub mod backlog;
 pub mod budget;
 mod direct;
 pub mod list;
 pub mod local;
 pub mod mailbox;
 pub mod meter;
+pub mod near;
 pub mod proof;
 pub mod ssm;
 pub mod step;

@@ -10,23 +10,18 @@
 
 use std::{
     io,
-    pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional},
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::{io::copy_bidirectional, task::JoinSet, time::timeout};
 use tracing::{Instrument, debug, info, info_span};
 
 use super::{
-    BoxError, Class, Command, Connecting, End, Fault, Held, Io, LinkState, Mailbox, Meter, PipeEnd, ProbeError, Report,
-    Reporter, Route,
+    BoxError, Class, Command, Connecting, End, Fault, Held, LinkState, Mailbox, Meter, PipeEnd, ProbeError, Report,
+    Route,
+    near::{Near, Open, give_back},
 };
 use crate::{
     aws::{Aws, advice},
@@ -211,15 +206,6 @@ async fn run(route: Arc<Direct>, to: Arc<Cluster>, mut mailbox: Mailbox) {
     connections.shutdown().await;
 }
 
-/// Gives a connection back to the tunnel; a probe learns that it has come to nothing.
-fn give_back(reports: &Reporter, held: Held) {
-    if held.io.is_counted() {
-        reports.send(Report::Returned(held));
-    } else {
-        held.io.abort(PipeEnd::Lost);
-    }
-}
-
 /// Whether something at the endpoint's address has said no, which another attempt a moment later may not change.
 fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
     let is_refused = |error: &&(dyn std::error::Error + 'static)| {
@@ -238,96 +224,12 @@ async fn carry(route: Arc<Direct>, to: Arc<Cluster>, held: Held, meter: Arc<Mete
         Err(error) => return Outcome::NotMade(held, error),
     };
     meter.connections_total.fetch_add(u64::from(is_counted), Ordering::Relaxed);
-    let mut near = Near { io: Some(held.io), meter, clock, is_counted };
+    let mut near = Near::new(held.io, meter, clock);
     match copy_bidirectional(&mut near, &mut far).await {
         Ok(_) => near.finish(),
         Err(error) => debug!(%error, "a connection broke"),
     }
     Outcome::Ended
-}
-
-/// Counts a connection as open for as long as it lives.
-struct Open {
-    meter: Arc<Meter>,
-    count: usize,
-}
-
-impl Open {
-    fn count(meter: &Arc<Meter>, is_counted: bool) -> Self {
-        let count = usize::from(is_counted);
-        meter.open.fetch_add(count, Ordering::Relaxed);
-        Self { meter: Arc::clone(meter), count }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.meter.open.fetch_sub(self.count, Ordering::Relaxed);
-    }
-}
-
-/// The local side of a connection, with what passes through it counted. It is reset when it is dropped, unless it has
-/// ended well.
-struct Near {
-    io: Option<Io>,
-    meter: Arc<Meter>,
-    clock: Clock,
-    is_counted: bool,
-}
-
-impl Near {
-    fn finish(mut self) {
-        self.io = None;
-    }
-
-    fn io(&mut self) -> Pin<&mut Io> {
-        Pin::new(self.io.as_mut().expect("it is there until the end"))
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.clock.now().mono.as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
-impl Drop for Near {
-    fn drop(&mut self) {
-        if let Some(io) = self.io.take() {
-            io.abort(PipeEnd::Lost);
-        }
-    }
-}
-
-impl AsyncRead for Near {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(self.io().poll_read(cx, buf))?;
-        if self.is_counted {
-            let read = buf.filled().len() - before;
-            self.meter.bytes_sent.fetch_add(read as u64, Ordering::Relaxed);
-            self.meter.sent_at_ms.store(self.now_ms(), Ordering::Relaxed);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Near {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(self.io().poll_write(cx, buf))?;
-        self.meter.news.fetch_add(1, Ordering::Relaxed);
-        if self.is_counted {
-            self.meter.bytes_received.fetch_add(written as u64, Ordering::Relaxed);
-            self.meter.received_at_ms.store(self.now_ms(), Ordering::Relaxed);
-        }
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io().poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.io().poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]
