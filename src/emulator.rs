@@ -1,5 +1,5 @@
 //! An emulated AWS on loopback, or in memory: STS, EKS, Systems Manager, ECS and EC2 behind one port, the message gateway with
-//! an agent for each session, and a small Kubernetes API for each cluster.
+//! an agent for each session, endpoints of EC2 Instance Connect, and a small Kubernetes API for each cluster.
 //!
 //! It is what the `demo` command, the tests and the `emulator` example run against. The program reaches
 //! it through endpoint settings only. It checks what AWS checks (signatures, tokens, digests) and some
@@ -28,6 +28,7 @@ mod fleet;
 mod gateway;
 mod http;
 mod inject;
+mod instance_connect;
 mod journal;
 mod kube;
 mod line;
@@ -38,6 +39,7 @@ mod script;
 mod session;
 mod sigv4;
 mod silence;
+mod sshd;
 mod ssm;
 mod sts;
 #[cfg(test)]
@@ -67,6 +69,7 @@ pub use self::{
         AgentOutcome, EcsConfig, LaunchType, ServiceConfig, StartFailure, TaskEnd, TaskInfo, TaskTimes, TaskTrouble,
     },
     faults::{FAULTS, Fault, FaultError, Matrix, Row, Trial},
+    instance_connect::SshServerConfig,
     journal::Event,
     kube::ApiServer,
     line::bare_line,
@@ -75,6 +78,7 @@ pub use self::{
         AgentQuirks, Command, Destination, DialFailure, ExtraAction, Failure, Line, Link, Resume, Settings, Upgrade,
     },
     session::{SessionInfo, SessionState},
+    sshd::{Sshd, SshdConfig},
     vpc::{ConnectEndpointConfig, SubnetConfig, VpcConfig},
 };
 use self::{
@@ -163,6 +167,7 @@ impl Emulator {
 
         let (api_listener, api) = Listener::bind(medium, config.port).await?;
         let (gateway_listener, gateway) = Listener::bind(medium, 0).await?;
+        let (tunnel_listener, tunnels) = Listener::bind(medium, 0).await?;
         // The token in it is good for nothing but this emulator.
         let folder =
             tempfile::Builder::new().prefix("emulated-aws-").permissions(Permissions::from_mode(0o700)).tempdir();
@@ -179,6 +184,7 @@ impl Emulator {
             clusters: servers.iter().map(|server| server.cluster.clone()).collect(),
             gateway_url: format!("{scheme}://{}", host_of(&gateway)),
             gateway,
+            tunnels: host_of(&tunnels),
         };
         let world = Arc::new(World::new(config, places, stop, tasks));
         let emulator = Self { static_keys: issue_static_keys(&world), api, folder, world };
@@ -189,6 +195,7 @@ impl Emulator {
         ecs::begin(&emulator.world);
         emulator.world.tasks.spawn(serve_api(emulator.world.clone(), api_listener));
         emulator.world.tasks.spawn(serve_gateway(emulator.world.clone(), gateway_listener, acceptor));
+        emulator.world.tasks.spawn(serve_tunnels(emulator.world.clone(), tunnel_listener));
         emulator.world.tasks.spawn(rotate_token(emulator.world.clone(), emulator.token_file()));
         Ok(emulator)
     }
@@ -204,7 +211,7 @@ impl Emulator {
 
     // Where things are.
 
-    /// URL of STS, EKS, Systems Manager, ECS and EC2.
+    /// URL of STS, EKS, Systems Manager, ECS, EC2 and EC2 Instance Connect.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", host_of(&self.api))
@@ -229,7 +236,7 @@ impl Emulator {
 
     /// Endpoints and region.
     fn base_environment(&self) -> Vec<(String, String)> {
-        let mut variables: Vec<(String, String)> = ["STS", "EKS", "SSM", "ECS", "EC2"]
+        let mut variables: Vec<(String, String)> = ["STS", "EKS", "SSM", "ECS", "EC2", "EC2_INSTANCE_CONNECT"]
             .map(|service| (format!("AWS_ENDPOINT_URL_{service}"), self.endpoint()))
             .into();
         variables.push(("AWS_REGION".to_owned(), self.world.config.region.clone()));
@@ -414,6 +421,11 @@ impl Emulator {
         ecs::age(&self.world, task, by)
     }
 
+    /// Has an instance write something to its console, in the place of what was there.
+    pub fn write_to_console(&self, instance: &str, text: &str) {
+        self.world.fleet.write_to_console(instance, text);
+    }
+
     /// Lets Auto Scaling replace an instance; returns the id of the new one, or `None` if there is no such instance.
     pub fn replace_instance(&self, id: &str) -> Option<String> {
         fleet::replace(&self.world, id)
@@ -531,6 +543,20 @@ async fn serve_gateway(world: Arc<World>, mut listener: Listener, acceptor: Opti
                 biased;
                 () = stop.cancelled() => {}
                 () = connection => {}
+            }
+        });
+    }
+}
+
+async fn serve_tunnels(world: Arc<World>, mut listener: Listener) {
+    while let Some(wire) = listener.accept(&world.stop).await {
+        let (owner, world) = (world.clone(), world.clone());
+        owner.tasks.spawn(async move {
+            let stop = world.stop.clone();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = instance_connect::serve(world, wire) => {}
             }
         });
     }

@@ -9,6 +9,7 @@ use super::{
     credentials::{Caller, OIDC_ISSUER, OidcClaims},
     ec2, ecs, eks,
     http::{FullRequest, Response, json, response, text},
+    instance_connect,
     journal::Event,
     script::Failure,
     sigv4::{SignatureError, Signed, claim_of_headers, parse_query},
@@ -49,6 +50,8 @@ enum Service {
     Ecs,
     /// Query protocol, in a form of its own.
     Ec2,
+    /// JSON 1.1.
+    InstanceConnect,
 }
 
 impl Service {
@@ -60,6 +63,7 @@ impl Service {
             Self::Ssm => "ssm",
             Self::Ecs => "ecs",
             Self::Ec2 => "ec2",
+            Self::InstanceConnect => "ec2-instance-connect",
         }
     }
 
@@ -78,7 +82,7 @@ impl Service {
             Self::Ec2 => ec2::signature_error(error),
             Self::Sts => ApiError::new(403, of_query, error.to_string()),
             Self::Eks => ApiError::new(403, of_json, error.to_string()),
-            Self::Ssm | Self::Ecs => ApiError::new(400, of_json, error.to_string()),
+            Self::Ssm | Self::Ecs | Self::InstanceConnect => ApiError::new(400, of_json, error.to_string()),
         }
     }
 
@@ -89,7 +93,7 @@ impl Service {
             Self::Ec2 => ec2::access_denied(caller, action),
             Self::Sts => ApiError::new(403, "AccessDenied", message),
             Self::Eks => ApiError::new(403, "AccessDeniedException", message),
-            Self::Ssm | Self::Ecs => ApiError::new(400, "AccessDeniedException", message),
+            Self::Ssm | Self::Ecs | Self::InstanceConnect => ApiError::new(400, "AccessDeniedException", message),
         }
     }
 
@@ -99,6 +103,11 @@ impl Service {
             Self::Eks => json(error.status, &json!({"message": error.message})),
             Self::Ssm => response(error.status, "application/x-amz-json-1.1", ssm::error_document(error).to_string()),
             Self::Ecs => response(error.status, "application/x-amz-json-1.1", ecs::error_document(error).to_string()),
+            Self::InstanceConnect => response(
+                error.status,
+                "application/x-amz-json-1.1",
+                instance_connect::error_document(error).to_string(),
+            ),
             Self::Ec2 => response(error.status, "text/xml;charset=UTF-8", ec2::error_document(error, request_id)),
         };
         if let (Self::Eks, Ok(code)) = (self, error.code.parse()) {
@@ -238,6 +247,9 @@ fn recognize(request: &FullRequest) -> Option<(Service, String)> {
     if let Some(operation) = request.header("x-amz-target").strip_prefix(ecs::TARGET_PREFIX) {
         return Some((Service::Ecs, operation.to_owned()));
     }
+    if let Some(operation) = request.header("x-amz-target").strip_prefix(instance_connect::TARGET_PREFIX) {
+        return Some((Service::InstanceConnect, operation.to_owned()));
+    }
     let method = request.head.method.as_str();
     if let Some(operation) = eks::operation(method, request.path()) {
         return Some((Service::Eks, operation.to_owned()));
@@ -272,6 +284,7 @@ fn dispatch(
         Service::Ssm => ssm::answer(&call, operation, request),
         Service::Ecs => ecs::answer(&call, operation, request),
         Service::Ec2 => ec2::answer(&call, operation, request),
+        Service::InstanceConnect => instance_connect::answer(&call, operation, request),
     }
 }
 

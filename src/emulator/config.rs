@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use super::{ConnectEndpointConfig, EcsConfig, Settings, VpcConfig, vpc::DEFAULT_VPC};
+use super::{ConnectEndpointConfig, EcsConfig, Settings, SshServerConfig, VpcConfig, vpc::DEFAULT_VPC};
 
 /// Everything that an emulator is started with. The default is one account in `us-east-1` with two
 /// private clusters and one bastion.
@@ -156,6 +156,8 @@ pub struct ClusterConfig {
     pub outpost: bool,
     /// Whether the cluster is one with IPv6, whose endpoint is below `api.aws`.
     pub ipv6: bool,
+    /// Whether its endpoint is where its API server is, so that everybody on this machine reaches it.
+    pub local: bool,
     /// Whether the roles of the account have an access entry; without it the API server answers 401.
     pub access_entry: bool,
     /// Id of its VPC; empty: EKS does not say.
@@ -178,6 +180,7 @@ impl ClusterConfig {
             connected: false,
             outpost: false,
             ipv6: false,
+            local: false,
             access_entry: true,
             vpc: DEFAULT_VPC.to_owned(),
         }
@@ -221,6 +224,8 @@ pub struct BastionConfig {
     pub managed: bool,
     /// What it has written to its console.
     pub console: Option<String>,
+    /// Its SSH server, if it has one.
+    pub ssh: Option<SshServerConfig>,
 }
 
 /// What Auto Scaling tags its instances with.
@@ -242,6 +247,7 @@ impl BastionConfig {
             platform: "Amazon Linux".to_owned(),
             managed: true,
             console: None,
+            ssh: None,
         }
     }
 

@@ -111,7 +111,7 @@ fn description(cluster: &Cluster, vpcs: &[VpcConfig]) -> Value {
         value["kubernetesNetworkConfig"] = json!({"serviceIpv6Cidr": "fd12:3456:789a::/108", "ipFamily": "ipv6"});
     }
     if config.has_endpoint {
-        value["endpoint"] = format!("https://{}", cluster.endpoint_host()).into();
+        value["endpoint"] = cluster.endpoint().into();
         value["certificateAuthority"] = json!({ "data": cluster.authority });
         let issuer = format!("https://oidc.eks.{}.amazonaws.com/id/{}", cluster.region, cluster.id);
         value["identity"] = json!({"oidc": {"issuer": issuer}});

@@ -73,6 +73,10 @@ impl Fleet {
         lock(&self.instances).iter().find(|instance| instance.config.id == id).cloned()
     }
 
+    pub(super) fn write_to_console(&self, id: &str, text: &str) {
+        self.change(id, |instance| instance.config.console = Some(text.to_owned()));
+    }
+
     fn change(&self, id: &str, change: impl FnOnce(&mut Instance)) {
         if let Some(instance) = lock(&self.instances).iter_mut().find(|instance| instance.config.id == id) {
             change(instance);

@@ -72,6 +72,19 @@ pub enum Event {
         /// Whether the connection was made.
         connected: bool,
     },
+    /// A key was pushed to an instance.
+    KeyPushed {
+        /// The instance's id.
+        instance: String,
+        user: String,
+    },
+    /// An endpoint of EC2 Instance Connect has opened a tunnel.
+    TunnelOpened {
+        /// The endpoint's id.
+        endpoint: String,
+        /// The private address that it leads to.
+        address: String,
+    },
     /// A session is over.
     SessionEnded {
         /// The session's id.

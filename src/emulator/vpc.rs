@@ -58,8 +58,8 @@ pub struct ConnectEndpointConfig {
     pub vpc: String,
     /// Id of its subnet.
     pub subnet: String,
-    /// The name that it is reached by.
-    pub dns_name: String,
+    /// The name that it is reached by; `None`: where the emulator is.
+    pub dns_name: Option<String>,
     /// `create-complete` and the like.
     pub state: String,
 }

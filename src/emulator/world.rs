@@ -42,6 +42,9 @@ pub(super) struct Cluster {
 impl Cluster {
     /// The endpoint's host, in the forms of the EKS user guide, "Cluster API server endpoint".
     pub(super) fn endpoint_host(&self) -> String {
+        if self.config.local {
+            return "127.0.0.1".to_owned();
+        }
         let domain = match (self.config.ipv6, self.region.starts_with("cn-")) {
             (false, false) => "eks.amazonaws.com",
             (false, true) => "eks.amazonaws.com.cn",
@@ -49,6 +52,14 @@ impl Cluster {
             (true, true) => "api.amazonwebservices.com.cn",
         };
         format!("{}.gr7.{}.{domain}", self.id, self.region)
+    }
+
+    /// The endpoint's URL.
+    pub(super) fn endpoint(&self) -> String {
+        match &self.place {
+            Place::Socket(address) if self.config.local => format!("https://{address}"),
+            Place::Socket(_) | Place::Memory(_) => format!("https://{}", self.endpoint_host()),
+        }
     }
 
     pub(super) fn arn(&self) -> String {
@@ -77,6 +88,10 @@ pub(super) struct World {
     pub(super) gateway: Place,
     /// The same as a URL: scheme, host and port.
     pub(super) gateway_url: String,
+    /// Where endpoints of EC2 Instance Connect are, unless they say otherwise: host and port.
+    pub(super) tunnels: String,
+    /// Held by who changes the keys that a server lets in.
+    pub(super) pushing: Mutex<()>,
     pub(super) sessions: Mutex<BTreeMap<String, Arc<Session>>>,
     /// How many sessions were started.
     pub(super) sessions_started: AtomicU64,
@@ -93,6 +108,7 @@ pub(super) struct Places {
     pub(super) clusters: Vec<Arc<Cluster>>,
     pub(super) gateway: Place,
     pub(super) gateway_url: String,
+    pub(super) tunnels: String,
 }
 
 impl World {
@@ -123,6 +139,8 @@ impl World {
             fleet: Fleet::new(&config, clock.wall()),
             gateway: places.gateway,
             gateway_url: places.gateway_url,
+            tunnels: places.tunnels,
+            pushing: Mutex::default(),
             sessions: Mutex::default(),
             sessions_started: AtomicU64::new(0),
             transports: AtomicU64::new(0),

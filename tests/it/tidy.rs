@@ -51,6 +51,12 @@ const TOUCH_FILES: &[(&str, &[&str], &str)] = &[
     ),
     ("cli/demo.rs", &["tempfile::"], "a folder of its own"),
     ("emulator.rs", &["tempfile::", "fs::write", "fs::rename"], "a folder of its own"),
+    ("emulator/instance_connect.rs", &["fs::read", "fs::write", "fs::rename"], "the keys that a server is given"),
+    (
+        "emulator/sshd.rs",
+        &["tempfile::", "fs::create_dir", "fs::set_permissions", "fs::read", "fs::write"],
+        "a folder of its own",
+    ),
 ];
 
 fn root() -> PathBuf {

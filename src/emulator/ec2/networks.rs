@@ -40,7 +40,7 @@ pub(super) fn connect_endpoints(call: &Call<'_>, form: &Form) -> Result<String, 
             + &element("instanceConnectEndpointId", &endpoint.id)
             + &element("instanceConnectEndpointArn", &arn)
             + &element("state", &endpoint.state)
-            + &element("dnsName", &endpoint.dns_name)
+            + &element("dnsName", endpoint.dns_name.as_deref().unwrap_or(&call.world.tunnels))
             + &element("subnetId", &endpoint.subnet)
             + &element("vpcId", &endpoint.vpc)
             + &element("availabilityZone", &format!("{region}a"))

@@ -311,7 +311,7 @@ async fn ec2_tells_of_networks_and_consoles() {
         id: "eice-0123456789abcdef0".into(),
         vpc: "vpc-0a0b0c0d0e0f01020".into(),
         subnet: "subnet-0a1b2c3d4e5f60718".into(),
-        dns_name: "eice-0123456789abcdef0.example".into(),
+        dns_name: Some("eice-0123456789abcdef0.example".into()),
         state: "create-complete".into(),
     }];
     let emulator = start(config).await;
