@@ -8,7 +8,7 @@
 //! * A stream URL is dialled only if `endpoint` takes its host for the region's message gateway.
 //!
 //! Modules: `identity` (source of credentials, roles), `token` (web identity tokens), `cache`, `clusters`
-//! (EKS discovery), `ecs`, `ec2`, `nodes` (of Systems Manager), `connect` (TCP, proxy, TLS), `files` (that the SDK reads),
+//! (EKS discovery), `ecs`, `ec2`, `instance_connect`, `nodes` (of Systems Manager), `connect` (TCP, proxy, TLS), `files` (that the SDK reads),
 //! `endpoint`, `sign`, `tls`, [`error`].
 //! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
 
@@ -25,6 +25,7 @@ mod files;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
 mod identity;
+mod instance_connect;
 pub mod nodes;
 pub(crate) mod offset;
 mod outbound;
@@ -37,6 +38,7 @@ pub(crate) mod sign;
 pub(crate) mod testing;
 mod tls;
 mod token;
+pub mod tunnel;
 pub(crate) mod values;
 
 use std::{
@@ -110,6 +112,7 @@ struct Inner {
     eks: Api<aws_sdk_eks::Client>,
     ssm: Api<aws_sdk_ssm::Client>,
     ecs: Api<aws_sdk_ecs::Client>,
+    instance_connect: Api<aws_sdk_ec2instanceconnect::Client>,
     ec2: Ec2,
     /// The host that bearer tokens name.
     sts_host: String,
@@ -245,6 +248,7 @@ impl Aws {
             eks: eks(&sdk),
             ssm: ssm(&sdk),
             ecs: ecs(&sdk),
+            instance_connect: instance_connect(&sdk),
             ec2: Ec2::new(sdk),
             region,
             sts_host,
@@ -498,6 +502,12 @@ fn ecs(sdk: &SdkConfig) -> Api<aws_sdk_ecs::Client> {
     let host = HostSeen::new("ECS");
     let config = aws_sdk_ecs::config::Builder::from(sdk).interceptor(host.clone()).build();
     Api { client: aws_sdk_ecs::Client::from_conf(config), host }
+}
+
+fn instance_connect(sdk: &SdkConfig) -> Api<aws_sdk_ec2instanceconnect::Client> {
+    let host = HostSeen::new("EC2 Instance Connect");
+    let config = aws_sdk_ec2instanceconnect::config::Builder::from(sdk).interceptor(host.clone()).build();
+    Api { client: aws_sdk_ec2instanceconnect::Client::from_conf(config), host }
 }
 
 async fn load(identity: Arc<Identity>) -> Result<Credentials, AwsError> {

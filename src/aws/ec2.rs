@@ -289,16 +289,26 @@ impl Ec2 {
         Self { sdk, host: HostSeen::new("EC2") }
     }
 
-    /// Finds the endpoint, in the order in which the clients of the SDK do.
-    async fn endpoint(&self, region: &str) -> Result<String, BoxError> {
+    pub(super) fn uses_fips(&self) -> bool {
+        self.sdk.use_fips().unwrap_or(false)
+    }
+
+    /// Returns the endpoint that the user has given, in the order in which the clients of the SDK look for it.
+    pub(super) fn endpoint_given(&self) -> Option<String> {
         let sdk = &self.sdk;
         let of_all = sdk.endpoint_url().map(str::to_owned);
         if of_all.is_some() && sdk.get_origin("endpoint_url").is_client_config() {
-            return Ok(of_all.unwrap_or_default());
+            return of_all;
         }
         let key = ServiceConfigKey::builder().service_id("EC2").env("AWS_ENDPOINT_URL").profile("endpoint_url");
         let of_ec2 = sdk.service_config().zip(key.build().ok()).and_then(|(settings, key)| settings.load_config(key));
-        match of_ec2.or(of_all) {
+        of_ec2.or(of_all)
+    }
+
+    /// Finds the endpoint, in the order in which the clients of the SDK do.
+    async fn endpoint(&self, region: &str) -> Result<String, BoxError> {
+        let sdk = &self.sdk;
+        match self.endpoint_given() {
             Some(endpoint) => Ok(endpoint),
             None => {
                 let flag = |flag: Option<bool>| flag.unwrap_or(false);
@@ -437,8 +447,11 @@ fn instance(item: &Element) -> Option<Instance> {
 }
 
 fn instance_connect_endpoint(item: &Element) -> Option<InstanceConnectEndpoint> {
+    // What stands for an endpoint on this machine has a port.
+    let is_place =
+        |text: &str| is_host(text) || text.split_once(':').is_some_and(|(host, _)| is_host(host) && is_plain(text));
     let host = |name: &str| match item.text(name) {
-        Some(host) => is_host(host).then(|| Some(host.to_owned())),
+        Some(host) => is_place(host).then(|| Some(host.to_owned())),
         None => Some(None),
     };
     Some(InstanceConnectEndpoint {

@@ -193,6 +193,35 @@ impl GatewayPolicy {
         self.redirected(StreamUrl { uri, gateway })
     }
 
+    /// Checks the name of an EC2 Instance Connect Endpoint, which EC2 has told: it is below
+    /// `ec2-instance-connect-endpoint.<region>.<domain>`. Where the user has pointed EC2 to this machine, it may be on it too,
+    /// with a port, and then without TLS.
+    ///
+    /// # Errors
+    /// [`Foreign`] for every name that may not be dialled.
+    pub(crate) fn check_tunnel(&self, name: &str, ec2: Option<&str>) -> Result<Gateway, Foreign> {
+        let foreign = || Foreign { host: name.to_owned() };
+        let authority: Authority = name.parse().map_err(|_| foreign())?;
+        let host = bare(authority.host()).filter(|host| !host.is_empty() && !name.contains('@')).ok_or_else(foreign)?;
+        let is_endpoint = self.domains.iter().any(|domain| {
+            let end = format!(".ec2-instance-connect-endpoint.{}.{domain}", self.region);
+            host.strip_suffix(&end).is_some_and(|start| start.split('.').all(|label| !label.is_empty()))
+        });
+        if is_endpoint {
+            return match port(&authority, 443) {
+                Some(port @ 443) => Ok(Gateway { authority, host, port, secure: true }),
+                _ => Err(foreign()),
+            };
+        }
+        let ec2 = ec2.and_then(|url| url.parse::<Uri>().ok()).and_then(|url| url.host().and_then(bare));
+        match port(&authority, 80) {
+            Some(port) if ec2.is_some_and(|ec2| is_loopback(&ec2)) && is_loopback(&host) => {
+                Ok(Gateway { authority, host, port, secure: false })
+            }
+            _ => Err(foreign()),
+        }
+    }
+
     /// Puts the gateway that is to be used into a URL, and leaves the rest as it is to the byte.
     fn redirected(&self, url: StreamUrl) -> Result<StreamUrl, Foreign> {
         let Some(gateway) = self.through.clone() else { return Ok(url) };
@@ -307,6 +336,31 @@ mod tests {
 
     fn policy(region: &str, moved: Option<&str>) -> GatewayPolicy {
         now(GatewayPolicy::new(region, moved.is_some(), moved)).unwrap()
+    }
+
+    #[test]
+    fn takes_endpoints_of_the_region_and_what_stands_for_them() {
+        let id = "eice-0123456789abcdef0.abcd1234.ec2-instance-connect-endpoint";
+        let policy = policy("us-east-1", None);
+        let own = format!("{id}.us-east-1.amazonaws.com");
+        let gateway = policy.check_tunnel(&own, None).unwrap();
+        assert_eq!((gateway.authority(), gateway.port(), gateway.is_secure()), (own.as_str(), 443, true));
+        let local = policy.check_tunnel("127.0.0.1:4022", Some("http://127.0.0.1:4000")).unwrap();
+        assert_eq!((local.host(), local.port(), local.is_secure()), ("127.0.0.1", 4022, false));
+        for (name, ec2) in [
+            (format!("{id}.us-east-2.amazonaws.com"), None),
+            (format!("{id}.us-east-1.amazonaws.com.evil.example"), None),
+            (format!("{id}.us-east-1.amazonaws.com:22"), None),
+            (format!("ann@{own}"), None),
+            ("ec2-instance-connect-endpoint.us-east-1.amazonaws.com".to_owned(), None),
+            (".ec2-instance-connect-endpoint.us-east-1.amazonaws.com".to_owned(), None),
+            (String::new(), None),
+            ("127.0.0.1:4022".to_owned(), None),
+            ("127.0.0.1:4022".to_owned(), Some("https://ec2.internal")),
+            ("10.0.0.1:4022".to_owned(), Some("http://127.0.0.1:4000")),
+        ] {
+            assert!(policy.check_tunnel(&name, ec2).is_err(), "{name} {ec2:?}");
+        }
     }
 
     #[test]

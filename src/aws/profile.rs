@@ -49,9 +49,10 @@ const DEFAULT: &str = "default";
 const MAX_LEN: u64 = 64 << 20;
 
 /// Services whose endpoints a profile may name, as a `services` section calls them, and the variables for the same.
-const SERVICES: [(&str, &str); 7] = [
+const SERVICES: [(&str, &str); 8] = [
     ("sts", "AWS_ENDPOINT_URL_STS"),
     ("ec2", "AWS_ENDPOINT_URL_EC2"),
+    ("ec2_instance_connect", "AWS_ENDPOINT_URL_EC2_INSTANCE_CONNECT"),
     ("ecs", "AWS_ENDPOINT_URL_ECS"),
     ("eks", "AWS_ENDPOINT_URL_EKS"),
     ("ssm", "AWS_ENDPOINT_URL_SSM"),

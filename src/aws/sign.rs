@@ -1,5 +1,5 @@
-//! Signature Version 4, for what no client of the SDK signs: the WebSocket upgrade, the bearer token of EKS clusters, and
-//! calls of services that have no client here.
+//! Signature Version 4, for what no client of the SDK signs: WebSocket upgrades, the bearer token of EKS clusters, and calls of
+//! services that have no client here.
 //!
 //! Time comes in as a parameter: the same input gives the same signature.
 
@@ -127,6 +127,57 @@ pub(crate) fn bearer_token(
     Ok(Secret::new(format!("{BEARER_TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(url.expose()))))
 }
 
+/// What a tunnel of an EC2 Instance Connect Endpoint is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tunnel<'a> {
+    /// The endpoint's id.
+    pub(crate) endpoint: &'a str,
+    /// The private address that it is to lead to.
+    pub(crate) address: &'a str,
+    pub(crate) port: u16,
+    /// The longest that it may be, in whole seconds.
+    pub(crate) life: Duration,
+}
+
+/// `X-Amz-Expires` of a tunnel's URL; awscli, `customizations/ec2instanceconnect/opentunnel.py`.
+const TUNNEL_URL_EXPIRY: Duration = Duration::from_secs(60);
+
+/// Returns the URL of a tunnel, with scheme https; `authority` is where it is asked for.
+///
+/// # Errors
+/// When the credentials do not fit into a request.
+pub(crate) fn tunnel_url(
+    authority: &str,
+    tunnel: &Tunnel<'_>,
+    region: &str,
+    credentials: &Credentials,
+    time: SystemTime,
+) -> Result<Secret<String>, BoxError> {
+    let Tunnel { endpoint, address, port, life } = tunnel;
+    // An IPv6 address has colons.
+    let (address, life) = (address.replace(':', "%3A"), life.as_secs());
+    let url = format!(
+        "https://{authority}/openTunnel?instanceConnectEndpointId={endpoint}&remotePort={port}&privateIpAddress={address}\
+         &maxTunnelDuration={life}"
+    );
+    let signable = SignableRequest::new("GET", url.as_str(), std::iter::empty(), SignableBody::empty())?;
+    let mut settings = SigningSettings::default();
+    settings.signature_location = SignatureLocation::QueryParams;
+    settings.expires_in = Some(TUNNEL_URL_EXPIRY);
+    let identity = Identity::from(credentials.clone());
+    let params = SigningParams::builder()
+        .identity(&identity)
+        .region(region)
+        .name("ec2-instance-connect")
+        .time(time)
+        .settings(settings)
+        .build()?;
+    let (instructions, _) = sign(signable, &params.into())?.into_parts();
+    let mut request = Request::get(url.as_str()).body(())?;
+    instructions.apply_to_request_http1x(&mut request);
+    Ok(Secret::new(request.uri().to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::future::FutureExt;
@@ -223,6 +274,38 @@ mod tests {
         let without = upgrade("ws://127.0.0.1/v1/data-channel/s-1", None);
         assert_ne!(with["authorization"], without["authorization"]);
         assert_eq!(with["authorization"], upgrade("ws://127.0.0.1:4000/v1/data-channel/s-1", None)["authorization"]);
+    }
+
+    /// The expected value is that of botocore 1.44.8: `SigV4QueryAuth(credentials, "ec2-instance-connect", "us-east-1", 60)` with
+    /// `add_auth` on a GET of the URL, its clock stopped at 2026-11-28T01:02:03Z.
+    #[test]
+    fn signs_tunnels_as_the_aws_cli_does() {
+        let host = "eice-0123456789abcdef0.abcd1234.ec2-instance-connect-endpoint.us-east-1.amazonaws.com";
+        let life = Duration::from_secs(3600);
+        let tunnel = Tunnel { endpoint: "eice-0123456789abcdef0", address: "10.0.1.23", port: 22, life };
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_827_723);
+        let url = tunnel_url(host, &tunnel, "us-east-1", &credentials(Some("TOKEN+/=")), time).unwrap();
+        let (base, query) = url.expose().split_once('?').unwrap();
+        assert_eq!(base, format!("https://{host}/openTunnel"));
+        let mut query: Vec<_> = query.split('&').collect();
+        query.sort_unstable();
+        let expected = [
+            "X-Amz-Algorithm=AWS4-HMAC-SHA256",
+            "X-Amz-Credential=AKIDEXAMPLE%2F20261128%2Fus-east-1%2Fec2-instance-connect%2Faws4_request",
+            "X-Amz-Date=20261128T010203Z",
+            "X-Amz-Expires=60",
+            "X-Amz-Security-Token=TOKEN%2B%2F%3D",
+            "X-Amz-Signature=e69c7a90faadf25ce6561dbe316f96f12b88ca1e5c605fe88973ba426a86caa5",
+            "X-Amz-SignedHeaders=host",
+            "instanceConnectEndpointId=eice-0123456789abcdef0",
+            "maxTunnelDuration=3600",
+            "privateIpAddress=10.0.1.23",
+            "remotePort=22",
+        ];
+        assert_eq!(query, expected);
+        let v6 = Tunnel { address: "2001:db8::1", ..tunnel };
+        let url = tunnel_url(host, &v6, "us-east-1", &credentials(None), time).unwrap();
+        assert!(url.expose().contains("&privateIpAddress=2001%3Adb8%3A%3A1&"));
     }
 
     #[test]

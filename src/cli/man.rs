@@ -73,6 +73,7 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
             "AWS_ENDPOINT_URL",
             "AWS_ENDPOINT_URL_STS",
             "AWS_ENDPOINT_URL_EC2",
+            "AWS_ENDPOINT_URL_EC2_INSTANCE_CONNECT",
             "AWS_ENDPOINT_URL_ECS",
             "AWS_ENDPOINT_URL_EKS",
             "AWS_ENDPOINT_URL_SSM",
@@ -108,7 +109,11 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
         &["XDG_RUNTIME_DIR"],
         "Where the manager's lock and control socket are; otherwise in a private folder below the temporary directory.",
     ),
-    (&["XDG_STATE_HOME"], "Where the log of a manager in the background is; otherwise `~/.local/state`."),
+    (
+        &["XDG_STATE_HOME"],
+        "Where the log of a manager in the background is, and the known keys of SSH servers; otherwise `~/.local/state`.",
+    ),
+    (&["SSH_AUTH_SOCK"], "The SSH agent, for `ssh://HOST?key=agent`."),
     (&["XDG_CONFIG_HOME"], "Where to look for the configuration file; otherwise `~/.config`."),
     (&["USER", "LOGNAME"], "The name of the user, for the name of the role's session."),
     (&["PATH"], "Where to find this program if it was started by name: kubeconfigs refer to it by its path."),
@@ -122,6 +127,7 @@ const FILES: &[(&str, &str)] = &[
     ("~/.kube/autoheal-pa-<name>.yaml", "The kubeconfig of another manager."),
     ("$XDG_RUNTIME_DIR/autoheal-pa/<name>/", "Lock, control socket, and the journal of live sessions."),
     ("$XDG_STATE_HOME/autoheal-pa/<name>.log", "The log of a manager in the background."),
+    ("$XDG_STATE_HOME/autoheal-pa/known_hosts", "The keys of SSH servers, by the ids of their instances."),
     ("$XDG_CONFIG_HOME/autoheal-pa/config.yaml", "The configuration file, unless `--config` gives another."),
 ];
 

@@ -89,7 +89,7 @@ const fn to_sdk(input: Input) -> Input {
 }
 
 /// All but the variables that only a setting has, see [`variables`].
-pub static INPUTS: [Input; 82] = [
+pub static INPUTS: [Input; 84] = [
     // Not a secret, and often a secret stands there by mistake.
     to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Secret)),
     to_sdk(both("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Takes::Secret)),
@@ -121,6 +121,7 @@ pub static INPUTS: [Input; 82] = [
     to_sdk(both("AWS_ENDPOINT_URL", "endpoint_url", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_STS", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_EC2", Takes::Url)),
+    to_sdk(variable("AWS_ENDPOINT_URL_EC2_INSTANCE_CONNECT", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_ECS", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_EKS", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_SSM", Takes::Url)),
@@ -168,6 +169,7 @@ pub static INPUTS: [Input; 82] = [
     variable("NOTIFY_SOCKET", Takes::Path),
     variable("PATH", Takes::Text),
     variable("SHELL", Takes::Path),
+    variable("SSH_AUTH_SOCK", Takes::Path),
     variable("TERM", Takes::Text),
     variable("NO_COLOR", Takes::Text),
     variable("COLUMNS", Takes::Text),

@@ -34,6 +34,7 @@ pub(super) enum Class {
 const CODES: &[(&str, Class)] = &[
     ("AccessDenied", Class::Denied),
     ("AccessDeniedException", Class::Denied),
+    ("AuthException", Class::Denied),
     ("NotAuthorized", Class::Denied),
     ("UnauthorizedOperation", Class::Denied),
     //
@@ -83,6 +84,7 @@ const CODES: &[(&str, Class)] = &[
     ("InvalidParameters", Class::Refused(Refusal::Document)),
     //
     ("DoesNotExistException", Class::Refused(Refusal::Absent)),
+    ("EC2InstanceNotFoundException", Class::Refused(Refusal::Absent)),
     ("InvalidInstanceConnectEndpointId.NotFound", Class::Refused(Refusal::Absent)),
     ("InvalidInstanceID.NotFound", Class::Refused(Refusal::Absent)),
     ("ResourceNotFoundException", Class::Refused(Refusal::Absent)),
@@ -102,11 +104,13 @@ const CODES: &[(&str, Class)] = &[
     ("ClientException", Class::Refused(Refusal::Request)),
     ("ConflictException", Class::Refused(Refusal::Request)),
     ("DryRunOperation", Class::Refused(Refusal::Request)),
+    ("EC2InstanceStateInvalidException", Class::Refused(Refusal::Request)),
     ("FeatureNotAvailableException", Class::Refused(Refusal::Request)),
     ("FilterLimitExceeded", Class::Refused(Refusal::Request)),
     ("IdempotentParameterMismatch", Class::Refused(Refusal::Request)),
     ("IncorrectInstanceState", Class::Refused(Refusal::Request)),
     ("InvalidAction", Class::Refused(Refusal::Request)),
+    ("InvalidArgsException", Class::Refused(Refusal::Request)),
     ("InvalidCharacter", Class::Refused(Refusal::Request)),
     ("InvalidContextAssertion", Class::Refused(Refusal::Request)),
     ("InvalidContextAssertionException", Class::Refused(Refusal::Request)),
@@ -150,6 +154,7 @@ const CODES: &[(&str, Class)] = &[
     ("UnsupportedProtocol", Class::Refused(Refusal::Request)),
     ("ValidationError", Class::Refused(Refusal::Request)),
     ("ValidationException", Class::Refused(Refusal::Request)),
+    ("EC2InstanceUnavailableException", Class::Transient),
     // An identity provider that STS does not reach is asked again.
     ("IDPCommunicationError", Class::Transient),
     ("IDPCommunicationErrorException", Class::Transient),
@@ -162,6 +167,7 @@ const CODES: &[(&str, Class)] = &[
     ("RequestTimeoutException", Class::Transient),
     ("ServerException", Class::Transient),
     ("ServerInternal", Class::Transient),
+    ("ServiceException", Class::Transient),
     ("ServiceUnavailable", Class::Transient),
     ("ServiceUnavailableException", Class::Transient),
     ("Unavailable", Class::Transient),
