@@ -4,6 +4,7 @@
 
 mod fargate;
 mod search;
+mod ssh;
 mod target;
 
 use std::{fmt, str::FromStr};
@@ -11,6 +12,7 @@ use std::{fmt, str::FromStr};
 pub use self::{
     fargate::{Fargate, FargateOptions, is_task_definition},
     search::{EcsSearch, EcsWhat, Search},
+    ssh::{HostKeyRule, KeySource, SshBastion, SshFiles, SshHost, SshInstance, Via},
     target::{Target, TargetError},
 };
 
@@ -32,6 +34,8 @@ pub enum Bastion {
     Found(Search),
     /// A task that is made when it is needed.
     Fargate(Fargate),
+    /// An SSH server.
+    Ssh(Box<SshBastion>),
     /// None: straight to the endpoint.
     Direct,
 }
@@ -40,14 +44,15 @@ impl Bastion {
     /// What a text has to be to be one.
     pub const EXPECTED: &str = "a bastion: expected an instance (`i-` and 8 or 17 hexadecimal digits), a managed node (`mi-` \
                                 and 17), `ecs:<cluster>/<service or task>`, `tag:<key>=<value>`, `name:<value>`, \
-                                `asg:<group>`, `auto`, `fargate`, or `direct`";
+                                `asg:<group>`, `auto`, `fargate`, \
+                                `ssh://[<user>@]<instance or host>`, or `direct`";
 
     /// Returns what Systems Manager connects to, if that is known from the start.
     #[must_use]
     pub fn target(&self) -> Option<&Target> {
         match self {
             Self::Target(target) => Some(target),
-            Self::Found(_) | Self::Fargate(_) | Self::Direct => None,
+            Self::Found(_) | Self::Fargate(_) | Self::Ssh(_) | Self::Direct => None,
         }
     }
 
@@ -56,7 +61,7 @@ impl Bastion {
     pub fn fargate(&self) -> Option<&Fargate> {
         match self {
             Self::Fargate(fargate) => Some(fargate),
-            Self::Target(_) | Self::Found(_) | Self::Direct => None,
+            Self::Target(_) | Self::Found(_) | Self::Ssh(_) | Self::Direct => None,
         }
     }
 
@@ -79,6 +84,7 @@ impl fmt::Display for Bastion {
             Self::Target(target) => target.fmt(f),
             Self::Found(search) => search.fmt(f),
             Self::Fargate(fargate) => fargate.fmt(f),
+            Self::Ssh(server) => server.fmt(f),
             Self::Direct => f.write_str(DIRECT),
         }
     }
@@ -98,7 +104,8 @@ impl FromStr for Bastion {
         }
         let found = || Search::parse(text).map(Self::Found);
         let made = || Fargate::parse(text).map(Self::Fargate);
-        let read = text.parse().ok().map(Self::Target).or_else(found).or_else(made);
+        let ssh = || SshBastion::parse(text).map(Box::new).map(Self::Ssh);
+        let read = text.parse().ok().map(Self::Target).or_else(found).or_else(made).or_else(ssh);
         read.ok_or_else(|| BastionError(text.to_owned()))
     }
 }
@@ -128,6 +135,7 @@ mod tests {
             "auto:nodes",
             "fargate",
             "fargate:tools",
+            "ssh://ubuntu@i-0dc03fbcae2a87472",
         ] {
             assert_eq!(text.parse::<Bastion>().unwrap().to_string(), text);
         }
@@ -154,6 +162,8 @@ mod tests {
             "auto:all",
             "fargate:",
             "fargate:a/b",
+            "ssh://",
+            "ssh:i-0dc03fbcae2a87472",
         ] {
             let error = text.parse::<Bastion>().unwrap_err().to_string();
             assert!(error.starts_with(&format!("`{text}` is not a bastion: expected an instance")), "{error}");

@@ -45,7 +45,7 @@ pub use self::{
 };
 use crate::{
     aws::{Aws, AwsError, ClusterDescription},
-    bastion::{Bastion, Target},
+    bastion::{Bastion, SshFiles, Target},
     clock::{self, Clock},
     cluster::Cluster,
     route::ssm::proto::Version,
@@ -78,6 +78,8 @@ pub struct Subject {
     pub clusters: Vec<String>,
     /// What a manager has made for its routes is known by this; `None` without a manager.
     pub tasks_of: Option<String>,
+    /// Files that have to do with SSH servers.
+    pub ssh: SshFiles,
     /// The local ports of a manager's tunnels, by cluster; empty without a manager.
     pub ports: BTreeMap<String, u16>,
 }
@@ -281,7 +283,8 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             self.doubtful(Check::BastionKnown, Trouble::NoBastion);
             self.skip(Check::OF_BASTION.iter().copied().skip(1), Check::BastionKnown);
         }
-        let routes = Routes::new(aws, Some(REASON), None).looking_at(subject.tasks_of.clone());
+        let routes =
+            Routes::new(aws, Some(REASON), None).looking_at(subject.tasks_of.clone()).with_ssh_files(&subject.ssh);
         let mut ways = Vec::with_capacity(subject.bastions.len());
         for bastion in &subject.bastions {
             self.place.route = Some(bastion.to_string());
@@ -292,7 +295,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                     Err(check) => Way::Broken(check),
                 },
                 Bastion::Found(_) | Bastion::Fargate(_) => self.search(&routes, bastion, clusters).await,
-                Bastion::Direct => {
+                Bastion::Ssh(_) | Bastion::Direct => {
                     self.skip_for(Check::OF_BASTION.iter().copied(), || Reason::NotNeeded);
                     Way::Straight(routes.route(bastion))
                 }

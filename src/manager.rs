@@ -351,7 +351,8 @@ impl Manager {
     /// Finds out who an access is to AWS.
     async fn enter(&self, settings: Access, aws: Aws) -> Result<OpenAccess, ManagerError> {
         let caller = aws.caller().await?;
-        let routes = Routes::new(&aws, settings.reason.as_deref(), Some(self.owner(&caller)));
+        let routes =
+            Routes::new(&aws, settings.reason.as_deref(), Some(self.owner(&caller))).with_ssh_files(&settings.ssh);
         let common = Common::new(self.supervisor.clock());
         Ok(OpenAccess { settings, aws, caller, routes, common, stop: self.stop.child_token() })
     }

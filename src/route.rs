@@ -20,6 +20,7 @@ pub mod mailbox;
 pub mod meter;
 pub mod near;
 pub mod proof;
+pub mod ssh;
 pub mod ssm;
 pub mod step;
 

@@ -116,6 +116,19 @@ impl Connector {
         }
     }
 
+    /// Opens a connection to a host that is reached without a proxy, as SSH servers are: proxies are for the web, and few connect to
+    /// other ports.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub(crate) async fn plain(&self, to: &Destination) -> Result<Box<dyn Connection>, ConnectError> {
+        let peer = to.to_string();
+        let destination: Uri = format!("ssh://{peer}/")
+            .parse()
+            .map_err(|error: http::uri::InvalidUri| ConnectError::Tcp { peer, source: error.into() })?;
+        Ok(Box::new(tcp(&destination).await?))
+    }
+
     /// Has a proxy connect to `peer`, a host and a port.
     async fn tunnel(&self, way: &Way<'_>, peer: String) -> Result<Box<dyn Connection>, ConnectError> {
         let (name, proxy) = (way.name(), way.intercept.uri());

@@ -84,6 +84,7 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
             bastions: access.bastion,
             tasks_of: None,
             clusters: access.clusters,
+            ssh: access.ssh,
             ports: BTreeMap::new(),
         };
         examine(&subject, &mut sheet, &mut signals).await?;

@@ -7,6 +7,7 @@ use tokio::{io::copy_bidirectional, net::TcpListener, sync::mpsc, task::JoinSet}
 use super::*;
 use crate::{
     aws::testing::aws_at,
+    bastion::SshFiles,
     closed_port::ClosedPort,
     emulator::{ClusterConfig, Config, Destination, Emulator, Place as Address, SessionState, Settings},
     route::ssm::proto::CloseReason,
@@ -29,6 +30,7 @@ async fn subject(emulator: &Emulator, ports: BTreeMap<String, u16>) -> Subject {
         bastions: vec!["i-0dc03fbcae2a87472".parse().unwrap()],
         clusters: Vec::new(),
         tasks_of: None,
+        ssh: SshFiles::default(),
         ports,
     }
 }
@@ -215,6 +217,7 @@ async fn nothing_is_tried_without_clients() {
         bastions: Vec::new(),
         clusters: Vec::new(),
         tasks_of: None,
+        ssh: SshFiles::default(),
         ports: BTreeMap::from([("payments".to_owned(), 1)]),
     };
     let found = findings(&subject, Limits::default()).await;

@@ -146,6 +146,7 @@ impl View {
                 bastions: access.settings.bastion.clone(),
                 tasks_of: access.routes.tasks_of(),
                 clusters: if wanted.is_empty() { access.settings.clusters.clone() } else { wanted },
+                ssh: access.settings.ssh.clone(),
                 ports,
             })
         });

@@ -45,6 +45,12 @@ impl Share {
         Self { budget, held: 0 }
     }
 
+    /// Gives all that it holds to a share of its own, for whoever keeps the account from here.
+    #[must_use]
+    pub fn hand_over(&mut self) -> Self {
+        Self { budget: Arc::clone(&self.budget), held: std::mem::take(&mut self.held) }
+    }
+
     /// Returns how many bytes the link holds.
     #[must_use]
     pub fn held(&self) -> usize {

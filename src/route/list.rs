@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Route, direct, ssm};
+use super::{Route, direct, ssh, ssm};
 use crate::{
     aws::{Aws, AwsError},
-    bastion::{Bastion, Fargate, Search, Target},
+    bastion::{Bastion, Fargate, Search, SshBastion, SshFiles, Target},
     cluster::Cluster,
     iam::{Document, Grant, ServiceRole},
     journal::Entry,
@@ -15,10 +15,12 @@ use crate::{
 #[must_use]
 pub fn policy(grant: &Grant) -> Document {
     let mut statements = Vec::new();
-    let is_by_session = |bastion: &Bastion| !matches!(bastion, Bastion::Direct);
+    let is_by_session =
+        |bastion: &Bastion| matches!(bastion, Bastion::Target(_) | Bastion::Found(_) | Bastion::Fargate(_));
     if grant.bastions.is_empty() || grant.bastions.iter().any(is_by_session) {
         statements.extend(ssm::statements::statements(grant, targets(grant), searches(grant), fargates(grant)));
     }
+    statements.extend(servers(grant).flat_map(|server| ssh::statements::statements(grant, server)));
     grant.document(statements)
 }
 
@@ -46,7 +48,14 @@ pub fn notes(grant: &Grant) -> Vec<String> {
 fn searches(grant: &Grant) -> impl Iterator<Item = &Search> + Clone {
     grant.bastions.iter().filter_map(|bastion| match bastion {
         Bastion::Found(search) => Some(search),
-        Bastion::Target(_) | Bastion::Fargate(_) | Bastion::Direct => None,
+        Bastion::Target(_) | Bastion::Fargate(_) | Bastion::Ssh(_) | Bastion::Direct => None,
+    })
+}
+
+fn servers(grant: &Grant) -> impl Iterator<Item = &SshBastion> {
+    grant.bastions.iter().filter_map(|bastion| match bastion {
+        Bastion::Ssh(server) => Some(&**server),
+        Bastion::Target(_) | Bastion::Found(_) | Bastion::Fargate(_) | Bastion::Direct => None,
     })
 }
 
@@ -71,6 +80,7 @@ pub async fn end(aws: &Aws, left: &Entry) -> Result<(), AwsError> {
 pub struct Routes {
     aws: Aws,
     sessions: ssm::Targets,
+    servers: ssh::Servers,
 }
 
 impl Routes {
@@ -87,13 +97,20 @@ impl Routes {
             Some(owner) => sessions.owned_by(owner),
             None => sessions,
         };
-        Self { aws: aws.clone(), sessions }
+        Self { aws: aws.clone(), sessions, servers: ssh::Servers::new(aws, ssh::Config::default()) }
     }
 
     /// Returns the same with other settings of sessions.
     #[must_use]
     pub fn with_sessions(&self, config: ssm::Config) -> Self {
-        Self { aws: self.aws.clone(), sessions: self.sessions.with_config(config) }
+        Self { sessions: self.sessions.with_config(config), ..self.clone() }
+    }
+
+    /// Returns the same with these files for SSH servers.
+    #[must_use]
+    pub fn with_ssh_files(self, files: &SshFiles) -> Self {
+        let config = ssh::Config { files: files.clone(), ..ssh::Config::default() };
+        Self { servers: ssh::Servers::new(&self.aws, config), ..self }
     }
 
     /// Returns the same for looking at what was made for the routes of another, without making anything.
@@ -131,6 +148,7 @@ impl Routes {
             Bastion::Target(target) => self.sessions.route(target.clone()),
             Bastion::Found(search) => self.sessions.found(search, &self.aws),
             Bastion::Fargate(fargate) => self.sessions.made(fargate, &self.aws),
+            Bastion::Ssh(server) => self.servers.route(server),
             Bastion::Direct => direct::route(&self.aws),
         }
     }

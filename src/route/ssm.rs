@@ -160,7 +160,7 @@ impl Targets {
         match bastion {
             Bastion::Found(search) => Some(self.finder(bastion, || look(search, aws))),
             Bastion::Fargate(fargate) => Some(self.finder(bastion, || self.maker(fargate, aws))),
-            Bastion::Target(_) | Bastion::Direct => None,
+            Bastion::Target(_) | Bastion::Ssh(_) | Bastion::Direct => None,
         }
     }
 

@@ -34,7 +34,8 @@ impl Access {
     fn of(stack: &Stack<'_>, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
         let aws = AwsSettings::load(stack, environment, problems);
         let identity = ExecIdentity::of(&aws, environment);
-        let mut access = Self { aws, identity, ..Self::read(|row| stack.all(row), environment, problems) };
+        let ssh = environment.ssh_files();
+        let mut access = Self { aws, identity, ssh, ..Self::read(|row| stack.all(row), environment, problems) };
         let options = access.fargate_options();
         for bastion in &mut access.bastion {
             if let Bastion::Fargate(fargate) = bastion {

@@ -12,7 +12,10 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::util::folder::{Folder, own_uid};
+use crate::{
+    bastion::SshFiles,
+    util::folder::{Folder, own_uid},
+};
 
 /// The surroundings of the process when it was started.
 #[derive(Clone, Default)]
@@ -131,6 +134,18 @@ impl Environment {
         let given = self.get("XDG_STATE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
         let state = given.or_else(|| self.home.as_ref().map(|home| home.join(".local/state")));
         state.map(|dir| dir.join("autoheal-pa"))
+    }
+
+    /// Returns the files and sockets that have to do with SSH servers.
+    #[must_use]
+    pub fn ssh_files(&self) -> SshFiles {
+        let own =
+            self.home.iter().flat_map(|home| ["known_hosts", "known_hosts2"].map(|name| home.join(".ssh").join(name)));
+        SshFiles {
+            known_hosts: own.chain([PathBuf::from("/etc/ssh/ssh_known_hosts")]).collect(),
+            own_known_hosts: self.state_dir().map(|dir| dir.join("known_hosts")),
+            agent: self.get("SSH_AUTH_SOCK").map(|path| self.absolute(Path::new(path))),
+        }
     }
 
     /// Returns the directory for sockets of this user's programs: `$XDG_RUNTIME_DIR/autoheal-pa` where that directory is

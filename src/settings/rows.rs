@@ -15,7 +15,7 @@ use super::{
         is_region, is_role, is_role_arn, is_security_group, is_session_name, is_subnet,
     },
 };
-use crate::bastion::{Bastion, FargateOptions, is_task_definition};
+use crate::bastion::{Bastion, FargateOptions, SshFiles, is_task_definition};
 
 /// All rows.
 #[must_use]
@@ -110,8 +110,9 @@ table! {
     ///
     /// `bastion` has those in order of preference and is never empty for `up`; `clusters` is empty for all that are active.
     pub struct Access, global: false, rows ACCESS: AccessRows {
-        /// Bastion to connect through: an instance, managed node or ECS container, `fargate` for one that is made, or `direct`
-        /// for none, if the API server can be reached from here; repeat it for fallbacks, in order of preference
+        /// Bastion to connect through: an instance, managed node or ECS container, `fargate` for one that is made, `ssh://` and
+        /// what follows for an SSH server, or `direct` for none, if the API server can be reached from here; repeat it for
+        /// fallbacks, in order of preference
         bastion: Vec<Bastion> = text("TARGET", is_bastion, Bastion::EXPECTED)
             .variables(&["AUTOHEAL_PA_BASTION"])
             .guessed_by(Bastion::nearest)
@@ -162,6 +163,8 @@ table! {
         pub aws: AwsSettings,
         /// How `token` finds the same identity from another shell.
         pub identity: ExecIdentity,
+        /// Files that have to do with SSH servers.
+        pub ssh: SshFiles,
     }
 }
 

@@ -34,6 +34,7 @@ mod policy;
 mod profiles;
 mod refusals;
 mod sessions;
+mod ssh;
 mod support;
 mod tidy;
 mod transfer;

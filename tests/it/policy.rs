@@ -91,8 +91,12 @@ fn is_allowed(policy: &Value, action: &str, resource: &str, owner: Option<&str>,
 
 /// Actions that bastions of other kinds need, and a target that is named does not: to find one, or to make one. Each with one
 /// that needs it.
-const OF_OTHER_KINDS: [(&str, &str); 8] = [
+const OF_OTHER_KINDS: [(&str, &str); 12] = [
+    ("ec2-instance-connect:OpenTunnel", "ssh://i-0dc03fbcae2a87472"),
+    ("ec2-instance-connect:SendSSHPublicKey", "ssh://i-0dc03fbcae2a87472"),
+    ("ec2:DescribeInstanceConnectEndpoints", "ssh://i-0dc03fbcae2a87472"),
     ("ec2:DescribeInstances", "auto"),
+    ("ec2:GetConsoleOutput", "ssh://i-0dc03fbcae2a87472"),
     ("ecs:CreateCluster", "fargate"),
     ("ecs:DescribeTaskDefinition", "fargate"),
     ("ecs:DescribeTasks", "ecs:tools/bastion"),
@@ -103,8 +107,7 @@ const OF_OTHER_KINDS: [(&str, &str); 8] = [
 ];
 
 /// Actions that nothing asks for yet but tests.
-const OF_NOBODY: [&str; 4] =
-    ["ec2:DescribeInstanceConnectEndpoints", "ec2:GetConsoleOutput", "ecs:DescribeClusters", "ecs:DescribeServices"];
+const OF_NOBODY: [&str; 2] = ["ecs:DescribeClusters", "ecs:DescribeServices"];
 
 /// The actions that the sources name: every call has a constant or a `Call` with its name.
 fn actions_called() -> BTreeSet<String> {
@@ -121,7 +124,10 @@ fn actions_called() -> BTreeSet<String> {
         for word in code.flat_map(|line| line.split('"').skip(1).step_by(2)) {
             let name = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphabetic());
             if let Some((service, operation)) = word.split_once(':')
-                && matches!(service, "ssm" | "ssmmessages" | "eks" | "sts" | "ec2" | "ecs" | "iam")
+                && matches!(
+                    service,
+                    "ssm" | "ssmmessages" | "eks" | "sts" | "ec2" | "ec2-instance-connect" | "ecs" | "iam"
+                )
                 && name(operation)
             {
                 actions.insert(word.to_owned());

@@ -42,6 +42,12 @@ pub static FAULTS: &[Row] = &[
             .lasting(120)]),
     ),
     Row::new(
+        "close-tunnel=30s",
+        "close every tunnel of EC2 Instance Connect at this age, as the service does after an hour",
+        Timed(|settings, age| settings.tunnel_lifetime = Some(age)),
+        Elsewhere("src/route/ssh/tests.rs"),
+    ),
+    Row::new(
         "silence=30s",
         "go silent on every WebSocket, again and again",
         Every(|_| Command::SilenceTransport),

@@ -150,3 +150,14 @@ fn a_task_that_is_made() {
     insta::assert_snapshot!("fargate_role", format!("{}\n{}", role.trust(), role.document.to_line()));
     insta::assert_snapshot!("fargate_terraform", terraform(&ours, &policy(&ours), &self::role("aws"), &roles(&ours)));
 }
+
+#[test]
+fn ssh_servers() {
+    insta::assert_snapshot!("ssh-instance", policy_for("ssh://ubuntu@i-0dc03fbcae2a87472"));
+    insta::assert_snapshot!("ssh-found", policy_for("ssh://?instance=tag:role=bastion&via=direct"));
+    let pinned = "ssh://bastion.example.com?instance=i-0dc03fbcae2a87472&via=eice&host_key=SHA256:abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNO+/";
+    insta::assert_snapshot!("ssh-pinned", policy_for(pinned));
+    // The agent's key needs nothing of AWS where the address is given.
+    let text = policy_for("ssh://bastion.example.com?key=agent");
+    assert!(!text.contains("ec2") && text.contains("eks:DescribeCluster"), "{text}");
+}

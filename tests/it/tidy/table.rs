@@ -38,12 +38,12 @@ pub(super) const TABLE: &[Row] = &[
     row("journal", &["util"]),
     row("settings", &["bastion", "cluster", "secret", "util"]),
     // The seam knows none of the ways, and each of them knows the seam.
-    row("route", &["clock", "cluster", "fault", "util", "!route::direct", "!route::ssm"]),
+    row("route", &["clock", "cluster", "fault", "util", "!route::direct", "!route::ssh", "!route::ssm"]),
     // All ways in stand in one list.
     row("route::list", &["aws", "bastion", "cluster", "iam", "journal", "route"]),
     row(
         "route::direct",
-        &["aws", "bastion", "clock", "cluster", "fault", "route", "util", "!route::list", "!route::ssm"],
+        &["aws", "bastion", "clock", "cluster", "fault", "route", "util", "!route::list", "!route::ssh", "!route::ssm"],
     ),
     row(
         "route::ssm",
@@ -61,6 +61,23 @@ pub(super) const TABLE: &[Row] = &[
             "util",
             "!route::direct",
             "!route::list",
+            "!route::ssh",
+        ],
+    ),
+    row(
+        "route::ssh",
+        &[
+            "aws",
+            "bastion",
+            "clock",
+            "cluster",
+            "fault",
+            "iam",
+            "route",
+            "util",
+            "!route::direct",
+            "!route::list",
+            "!route::ssm",
         ],
     ),
     Row {
@@ -79,7 +96,10 @@ pub(super) const TABLE: &[Row] = &[
             ],
         ),
     },
-    row("tunnel", &["clock", "cluster", "fault", "route", "util", "!route::direct", "!route::list", "!route::ssm"]),
+    row(
+        "tunnel",
+        &["clock", "cluster", "fault", "route", "util", "!route::direct", "!route::list", "!route::ssh", "!route::ssm"],
+    ),
     row("aws", &["fault", "settings", "util"]),
     row("iam", &["bastion", "cluster", "util"]),
     row("kubeconfig", &["cluster", "secret", "clock", "util"]),

@@ -1,0 +1,399 @@
+//! The connection to a bastion, which all links share: found, dialled, checked, let in.
+//!
+//! Invariants: there is one attempt at a time, and whoever waits for it takes what comes of it, so that fifty tunnels do not
+//! make fifty connections, nor push fifty keys; a key is pushed only after the server has proved to be the one that is meant.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use tokio::{sync::watch, time::timeout};
+use tracing::{debug, info, warn};
+
+use super::{
+    client::{Client, ClientError, Judge, LoginError, OpenError, Options, OwnKey, Receiving, Sending, Stranger},
+    fault::{SshFault, USERS},
+    host_keys::{HostKey, Known, KnownHosts, Shown, Verdict, name_of, of_console, remember},
+    place::{self, Place},
+};
+use crate::{
+    aws::{Aws, tunnel::MAX_TUNNEL_LIFE},
+    bastion::{HostKeyRule, KeySource, SshBastion, SshFiles},
+    clock::Clock,
+    cluster::Destination,
+    fault::{BoxError, Fault},
+    util::{
+        connection::Connection as Stream,
+        peer_text::sentence,
+        read::{self, ReadError},
+        replace::replace,
+    },
+};
+
+/// Limit of the TCP connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Limit of the exchange of keys, with the look at the console of the instance.
+const EXCHANGE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Limit of the login. A server may look up names, and ask the instance's metadata for keys.
+const LOGIN_LIMIT: Duration = Duration::from_secs(20);
+
+/// Longest file of known servers, in bytes.
+const MAX_KNOWN_LEN: u64 = 16 << 20;
+
+/// How long before the end of a tunnel another is to take new connections.
+const LEAVE_BEFORE: Duration = Duration::from_secs(5 * 60);
+
+/// What an attempt comes to.
+type Attempt = Shared<BoxFuture<'static, Result<Arc<Connection>, Arc<Fault>>>>;
+
+/// Settings of all connections.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub files: SshFiles,
+    /// How long a server may say nothing before it is asked whether it is there.
+    pub keepalive: Duration,
+    /// Bytes after which keys are exchanged anew.
+    pub rekey_after: usize,
+    /// When a tunnel of an endpoint is left for another, counted from its start.
+    pub leave_after: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let Options { keepalive, rekey_after, .. } = Options::default();
+        let leave_after = MAX_TUNNEL_LIFE - LEAVE_BEFORE;
+        Self { files: SshFiles::default(), keepalive, rekey_after, leave_after }
+    }
+}
+
+/// A bastion, and the connection to it.
+pub(super) struct Bastion {
+    dialler: Arc<Dialler>,
+    current: Mutex<Option<Attempt>>,
+}
+
+/// What makes connections to a bastion.
+struct Dialler {
+    spec: SshBastion,
+    aws: Aws,
+    config: Config,
+    attempts: AtomicUsize,
+    step: watch::Sender<String>,
+}
+
+/// An open connection to a bastion.
+#[derive(Debug)]
+pub(super) struct Connection {
+    client: Client,
+    pub(super) place: Place,
+    /// The fingerprint of the server's key.
+    pub(super) fingerprint: String,
+    /// When another is to take new connections.
+    pub(super) leave_at: Option<Duration>,
+}
+
+impl Connection {
+    fn is_usable(&self, now: Duration) -> bool {
+        self.client.is_open() && self.leave_at.is_none_or(|at| at > now)
+    }
+
+    /// Has the server connect to a destination.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub(super) async fn open(&self, to: &Destination) -> Result<(Receiving, Sending), OpenError> {
+        self.client.open(&to.host, to.port).await
+    }
+
+    /// The same as one stream, for whoever reads it to its end.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub(super) async fn stream(&self, to: &Destination) -> Result<Box<dyn Stream>, OpenError> {
+        self.client.stream(&to.host, to.port).await
+    }
+
+    /// Waits for the end of the connection.
+    pub(super) async fn ended(&self) -> Arc<ClientError> {
+        self.client.ended().await
+    }
+}
+
+impl Bastion {
+    pub(super) fn new(spec: SshBastion, aws: Aws, config: Config) -> Self {
+        let (attempts, step) = (AtomicUsize::new(0), watch::Sender::new(String::new()));
+        Self { dialler: Arc::new(Dialler { spec, aws, config, attempts, step }), current: Mutex::default() }
+    }
+
+    pub(super) fn spec(&self) -> &SshBastion {
+        &self.dialler.spec
+    }
+
+    /// Makes a fault of what has gone wrong on the way there.
+    pub(super) fn fault(&self, fault: SshFault) -> Arc<Fault> {
+        self.dialler.fault(fault)
+    }
+
+    /// Tells what is being done for a connection, in words.
+    pub(super) fn steps(&self) -> watch::Receiver<String> {
+        self.dialler.step.subscribe()
+    }
+
+    /// Returns the connection that there is, or makes one.
+    ///
+    /// # Errors
+    /// What has come of the attempt.
+    ///
+    /// # Cancel safety
+    /// The attempt stays, and goes on with whoever else waits for it, or is the next to ask.
+    pub(super) async fn connection(&self, clock: Clock) -> Result<Arc<Connection>, Arc<Fault>> {
+        let attempt = {
+            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_good = |attempt: &&Attempt| match attempt.peek() {
+                None => true,
+                Some(Ok(connection)) => connection.is_usable(clock.now().mono),
+                Some(Err(_)) => false,
+            };
+            match current.as_ref().filter(is_good) {
+                Some(attempt) => attempt.clone(),
+                None => {
+                    let dialler = Arc::clone(&self.dialler);
+                    let attempt = async move {
+                        let made = dialler.connect(clock).await;
+                        made.map(Arc::new).map_err(|fault| dialler.fault(fault))
+                    };
+                    current.insert(attempt.boxed().shared()).clone()
+                }
+            }
+        };
+        attempt.await
+    }
+}
+
+impl Dialler {
+    fn fault(&self, fault: SshFault) -> Arc<Fault> {
+        fault.into_fault(&self.spec, self.aws.region())
+    }
+
+    async fn connect(&self, clock: Clock) -> Result<Connection, SshFault> {
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
+        self.say("looking for the bastion");
+        let place = place::find(&self.aws, &self.spec, attempt).await?;
+        self.say(format!("connecting to {place}"));
+        let stream = self.dial(&place).await?;
+        let started = clock.now();
+        let known = self.known(&place);
+        let options = Options {
+            keepalive: self.config.keepalive,
+            rekey_after: self.config.rekey_after,
+            kinds: known.kinds(),
+            certificates: known.has_authority(),
+            wall: started.wall,
+        };
+        let (told, taken) = (Arc::<Mutex<Option<SshFault>>>::default(), Arc::<Mutex<Option<HostKey>>>::default());
+        let judge = Box::new(Gate {
+            known,
+            rule: self.spec.host_key.clone(),
+            place: place.clone(),
+            aws: self.aws.clone(),
+            own_file: self.config.files.own_known_hosts.clone(),
+            told: Arc::clone(&told),
+            taken: Arc::clone(&taken),
+        });
+        self.say(format!("exchanging keys with {place}"));
+        let stranger = timeout(EXCHANGE_LIMIT, Stranger::connect(stream, options, judge)).await;
+        let stranger = match stranger {
+            Ok(Ok(stranger)) => stranger,
+            Ok(Err(source)) => {
+                let said = told.lock().unwrap_or_else(PoisonError::into_inner).take();
+                return Err(said.unwrap_or_else(|| SshFault::Client { place: place.to_string(), source }));
+            }
+            Err(_) => return Err(late("the exchange of keys", EXCHANGE_LIMIT)),
+        };
+        let client = self.log_in(stranger, &place).await?;
+        let key = taken.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let fingerprint = key.map(|key| key.fingerprint()).unwrap_or_default();
+        info!(%place, fingerprint, "connected to the bastion");
+        let leave_at = place.endpoint.is_some().then(|| started.mono + self.config.leave_after);
+        Ok(Connection { client, place, fingerprint, leave_at })
+    }
+
+    fn say(&self, step: impl Into<String>) {
+        self.step.send_replace(step.into());
+    }
+
+    async fn dial(&self, place: &Place) -> Result<Box<dyn Stream>, SshFault> {
+        let peer = Destination { host: place.host.clone(), port: place.port };
+        let unreachable = |source: BoxError| SshFault::Unreachable { peer: peer.to_string(), source };
+        if let Some(endpoint) = &place.endpoint {
+            let opened = self.aws.open_tunnel(endpoint, &place.host, place.port).await;
+            return opened.map_err(|source| SshFault::Endpoint { endpoint: endpoint.id.clone(), source });
+        }
+        match timeout(CONNECT_LIMIT, self.aws.connector().plain(&peer)).await {
+            Ok(connected) => connected.map_err(|error| unreachable(error.into())),
+            Err(_) => Err(unreachable(format!("no answer within {} s", CONNECT_LIMIT.as_secs()).into())),
+        }
+    }
+
+    /// Gathers what is known of a server.
+    fn known(&self, place: &Place) -> Known {
+        let SshFiles { known_hosts, own_known_hosts, .. } = &self.config.files;
+        let own = own_known_hosts.iter().map(|path| (path, place.known_as()));
+        let theirs = known_hosts.iter().map(|path| (path, name_of(&place.host, place.port)));
+        let files = own.chain(theirs).filter_map(|(path, name)| {
+            let text = read(path)?;
+            Some(KnownHosts { path: path.display().to_string(), text, name })
+        });
+        let pin = match &self.spec.host_key {
+            Some(HostKeyRule::Pin(fingerprint)) => Some(fingerprint.clone()),
+            Some(HostKeyRule::New) | None => None,
+        };
+        Known { pin, files: files.collect(), host: place.host.clone() }
+    }
+
+    async fn log_in(&self, stranger: Stranger, place: &Place) -> Result<Client, SshFault> {
+        let user = self.spec.user.as_deref().unwrap_or(USERS[0]);
+        let login = match (self.spec.key, &place.instance) {
+            (KeySource::Pushed, Some(instance)) => {
+                self.say(format!("pushing a key to {instance}"));
+                let key = OwnKey::new().map_err(SshFault::NoKey)?;
+                let public = key.public().map_err(SshFault::NoKey)?;
+                let pushed = self.aws.send_ssh_public_key(instance, user, &public).await;
+                pushed.map_err(|source| SshFault::Push { instance: instance.clone(), source })?;
+                self.say(format!("logging in as {user}"));
+                timeout(LOGIN_LIMIT, stranger.log_in(user, &key)).await
+            }
+            (KeySource::Agent | KeySource::Pushed, _) => {
+                self.say(format!("logging in as {user} with the SSH agent"));
+                let agent = self.config.files.agent.as_ref().ok_or(SshFault::NoAgent)?;
+                timeout(LOGIN_LIMIT, stranger.log_in_with_agent(user, agent)).await
+            }
+        };
+        match login {
+            Ok(Ok(client)) => Ok(client),
+            Ok(Err(LoginError::Client(source))) => Err(SshFault::Client { place: place.to_string(), source }),
+            Ok(Err(error)) => Err(SshFault::Login(error)),
+            Err(_) => Err(late("the login", LOGIN_LIMIT)),
+        }
+    }
+}
+
+fn late(step: &'static str, limit: Duration) -> SshFault {
+    SshFault::Timeout { step, seconds: limit.as_secs() }
+}
+
+/// Reads a file of keys; one that is not there knows nothing. A line that is no text is none of ours.
+fn read(path: &Path) -> Option<String> {
+    match read::read(path, MAX_KNOWN_LEN) {
+        Ok(bytes) => {
+            let lines = bytes.split(|byte| *byte == b'\n').map(|line| std::str::from_utf8(line).unwrap_or_default());
+            Some(lines.flat_map(|line| [line, "\n"]).collect())
+        }
+        Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            warn!(path = %path.display(), %error, "the known servers cannot be read");
+            None
+        }
+    }
+}
+
+/// Decides about the key of one server.
+struct Gate {
+    known: Known,
+    rule: Option<HostKeyRule>,
+    place: Place,
+    aws: Aws,
+    own_file: Option<PathBuf>,
+    /// What is wrong, if the key is not taken.
+    told: Arc<Mutex<Option<SshFault>>>,
+    taken: Arc<Mutex<Option<HostKey>>>,
+}
+
+impl Judge for Gate {
+    fn judge(&mut self, shown: Shown) -> BoxFuture<'_, Result<(), BoxError>> {
+        Box::pin(async move {
+            let Shown { key, .. } = shown.clone();
+            match self.verdict(&shown).await {
+                Verdict::Known => {
+                    *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(key);
+                    Ok(())
+                }
+                verdict @ (Verdict::New | Verdict::Changed { .. } | Verdict::Revoked { .. }) => {
+                    let (key, verdict) = (Box::new(key), Box::new(verdict));
+                    let fault = SshFault::HostKey { known_as: self.place.known_as(), key, verdict };
+                    let words = fault.to_string();
+                    *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+                    Err(words.into())
+                }
+            }
+        })
+    }
+}
+
+impl Gate {
+    async fn verdict(&self, shown: &Shown) -> Verdict {
+        let verdict = self.known.verdict(shown);
+        if verdict != Verdict::New {
+            return verdict;
+        }
+        let of_console = self.of_console().await;
+        if !of_console.is_empty() {
+            if of_console.contains(&shown.key) {
+                info!(place = %self.place, "the host key is the one that the instance has written to its console");
+                self.keep(&shown.key);
+                return Verdict::Known;
+            }
+            // Keys of other kinds say nothing of this one.
+            let same_kind = of_console.iter().filter(|key| key.kind == shown.key.kind);
+            let known: Vec<_> = same_kind.map(|key| (key.fingerprint(), key.kind.clone())).collect();
+            if !known.is_empty() {
+                return Verdict::Changed { place: "the console of the instance".to_owned(), known };
+            }
+        }
+        // The way through an endpoint is AWS's own, to a private address.
+        let is_safe = self.place.endpoint.is_some();
+        if is_safe || self.rule == Some(HostKeyRule::New) {
+            warn!(
+                place = %self.place, fingerprint = shown.key.fingerprint(),
+                "the host key was not known: it is taken as it came, and known from now on"
+            );
+            self.keep(&shown.key);
+            return Verdict::Known;
+        }
+        Verdict::New
+    }
+
+    /// Returns the keys that the instance has written to its console.
+    async fn of_console(&self) -> Vec<HostKey> {
+        let Some(instance) = &self.place.instance else { return Vec::new() };
+        match self.aws.console_output(instance).await {
+            Ok(output) => of_console(&output.unwrap_or_default()),
+            // It is one of several ways to know a key, and needs a permission of its own.
+            Err(error) => {
+                debug!(error = sentence(&error), "the console of the instance cannot be read");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Writes a key down.
+    fn keep(&self, key: &HostKey) {
+        let Some(path) = &self.own_file else { return };
+        let text = remember(&read(path).unwrap_or_default(), &self.place.known_as(), key);
+        if let Err(error) = replace(path, text.as_bytes()) {
+            warn!(path = %path.display(), %error, "the host key could not be written down");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `--bastion ssh://…`: OpenSSH's own server, and an emulated EC2 Instance Connect.
+
+use std::io::Write as _;
+
+use autoheal_pa::emulator::{
+    BastionConfig, ClusterConfig, Config, ConnectEndpointConfig, Event, SshServerConfig, Sshd, SshdConfig,
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use super::support::{Lab, path_variable, within};
+
+const ID: &str = "i-0dc03fbcae2a87472";
+
+/// OpenSSH's server, if there is one. In the gate there has to be.
+#[expect(clippy::disallowed_methods, reason = "the gate asks for it by a variable")]
+fn sshd(config: SshdConfig) -> Option<Sshd> {
+    let found = Sshd::find(std::env::split_paths(&path_variable()));
+    let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_SSHD").is_some();
+    assert!(found.is_some() || !required, "sshd is not on the PATH");
+    if found.is_none() {
+        // Past the test runner, which keeps back what passing tests print.
+        let _written = writeln!(std::io::stderr(), "SKIPPED: there is no sshd to connect to");
+    }
+    found.map(|program| Sshd::start(&program, config).expect("it starts"))
+}
+
+/// Two clusters behind a bastion with this server.
+async fn lab(sshd: &Sshd) -> Lab {
+    let cluster = |name: &str| ClusterConfig { local: true, ..ClusterConfig::new(name) };
+    let mut bastion = BastionConfig::new(ID);
+    bastion.public_address = Some("127.0.0.1".to_owned());
+    bastion.ssh = Some(SshServerConfig::new(sshd.address(), sshd.user(), sshd.keys_of(sshd.user())));
+    let endpoint = ConnectEndpointConfig {
+        id: "eice-0123456789abcdef0".to_owned(),
+        vpc: bastion.vpc.clone(),
+        subnet: "subnet-0a1b2c3d4e5f60718".to_owned(),
+        dns_name: None,
+        state: "create-complete".to_owned(),
+    };
+    let clusters = vec![cluster("payments"), cluster("search")];
+    Lab::start(Config { clusters, bastions: vec![bastion], connect_endpoints: vec![endpoint], ..Config::default() })
+        .await
+}
+
+/// The address of the bastion, with these options.
+fn address(sshd: &Sshd, options: &str) -> String {
+    format!("ssh://{}@{ID}:{}{options}", sshd.user(), sshd.address().port())
+}
+
+/// Lists the pods of the cluster that the kubeconfig is about.
+async fn pods(lab: &Lab) -> usize {
+    let kubeconfig = Kubeconfig::read_from(lab.kubeconfig()).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(Client::try_from(config).unwrap(), "demo");
+    within("the pods", pods.list(&Default::default())).await.unwrap().items.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_leads_to_all_clusters() {
+    let Some(sshd) = sshd(SshdConfig::default()) else { return };
+    let lab = lab(&sshd).await;
+    let bastion = address(&sshd, "?host_key=new");
+    let up = lab.up(&["--bastion", &bastion]).await;
+    assert!(pods(&lab).await > 0);
+    let tunnels = lab.status(&[]).await["tunnels"].clone();
+    for tunnel in tunnels.as_array().unwrap() {
+        let through = format!("{ID}, {}, SHA256:", sshd.address());
+        assert_eq!((tunnel["state"].as_str(), tunnel["bastion"].as_str()), (Some("active"), Some(bastion.as_str())));
+        assert!(tunnel["target"].as_str().is_some_and(|target| target.starts_with(&through)), "{tunnel}");
+    }
+    assert_eq!(tunnels.as_array().map(Vec::len), Some(2));
+    assert_eq!(lab.count(|event| matches!(event, Event::KeyPushed { .. })), 1);
+    assert!(lab.emulator.sessions().is_empty(), "nothing is asked of Systems Manager");
+    let known = std::fs::read_to_string(lab.path(".local/state/autoheal-pa/known_hosts")).unwrap();
+    assert_eq!(known, format!("{ID} {}\n", sshd.host_key().unwrap()));
+
+    // The key is known by now.
+    let examined = lab.run(&["doctor", "--bastion", &address(&sshd, "")]).await;
+    let text = examined.assert_success();
+    assert!(text.contains("ok       bastion reaches API  payments through ssh://"), "{text}");
+    up.stop().await.assert_success();
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bastion_that_comes_back_is_used_again_and_the_port_stays() {
+    let Some(mut sshd) = sshd(SshdConfig::default()) else { return };
+    let lab = lab(&sshd).await;
+    let up = lab.up(&["--bastion", &address(&sshd, "?host_key=new")]).await;
+    assert!(pods(&lab).await > 0);
+    sshd.kill().unwrap();
+    let down = async { while lab.status(&[]).await["tunnels"][0]["state"] == "active" {} };
+    within("the loss to be noticed", down).await;
+    sshd.start_again().unwrap();
+    // It waits for the tunnel.
+    assert!(pods(&lab).await > 0);
+    up.stop().await.assert_success();
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_leads_to_a_private_address() {
+    let Some(sshd) = sshd(SshdConfig::default()) else { return };
+    let lab = lab(&sshd).await;
+    let up = lab.up(&["--bastion", &format!("ssh://{}@{ID}?via=eice", sshd.user())]).await;
+    assert!(pods(&lab).await > 0);
+    let target = lab.status(&[]).await["tunnels"][0]["target"].clone();
+    assert!(target.as_str().unwrap().contains(" through eice-0123456789abcdef0, SHA256:"), "{target}");
+    assert_eq!(lab.count(|event| matches!(event, Event::TunnelOpened { .. })), 1);
+    up.stop().await.assert_success();
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_said_with_its_exit_code() {
+    let Some(sshd) = sshd(SshdConfig::default()) else { return };
+    let lab = lab(&sshd).await;
+    let port = sshd.address().port();
+    for (bastion, code, wanted) in [
+        (address(&sshd, ""), 5, "is not known: it is SHA256:"),
+        (format!("ssh://somebody@{ID}:{port}?host_key=new"), 3, "does not let `somebody` in"),
+        ("ssh://i-00000000".to_owned(), 4, "there is no instance `i-00000000`"),
+        (address(&sshd, "?key=agent&host_key=new"), 3, "there is no SSH agent"),
+    ] {
+        let args = ["exec", "--base-port", "0", "--bastion", &bastion, "--timeout", "5s", "--", "true"];
+        let ended = lab.run(&args).await;
+        assert!(ended.stderr.contains(wanted), "{bastion}: {ended:#?}");
+        assert_eq!(ended.code(), Some(code), "{bastion}: {ended:#?}");
+        assert!(ended.stderr.contains("hint: "), "{bastion}: {ended:#?}");
+    }
+    let ended = lab.run(&["up", "--bastion", "ssh://bastion?key=password"]).await;
+    assert_eq!(ended.code(), Some(2), "{ended:#?}");
+    assert!(ended.stderr.contains("`ssh://[<user>@]<instance or host>`"), "{ended:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_policy_pushes_keys_for_one_user() {
+    let lab = Lab::start(Config::default()).await;
+    let bastion = format!("ssh://ubuntu@{ID}");
+    let args = ["policy", "--bastion", &bastion, "--region", "us-east-1", "--account-id", "123456789012"];
+    let ended = lab.run(&args).await;
+    let policy: serde_json::Value = serde_json::from_str(ended.assert_success()).unwrap();
+    insta::assert_snapshot!(serde_json::to_string_pretty(&policy["Statement"]).unwrap());
+}
