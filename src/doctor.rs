@@ -295,7 +295,11 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                     Err(check) => Way::Broken(check),
                 },
                 Bastion::Found(_) | Bastion::Fargate(_) => self.search(&routes, bastion, clusters).await,
-                Bastion::Ssh(_) | Bastion::Direct => {
+                Bastion::Ssh(server) => {
+                    let steps = routes.walk_to_server(server).await;
+                    self.steps(steps).map_or_else(|| Way::Straight(routes.route(bastion)), Way::Broken)
+                }
+                Bastion::Direct => {
                     self.skip_for(Check::OF_BASTION.iter().copied(), || Reason::NotNeeded);
                     Way::Straight(routes.route(bastion))
                 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Route, direct, ssh, ssm};
+use super::{Route, direct, ssh, ssm, step::Step};
 use crate::{
     aws::{Aws, AwsError},
     bastion::{Bastion, Fargate, Search, SshBastion, SshFiles, Target},
@@ -128,6 +128,11 @@ impl Routes {
     /// Looks for the targets of a bastion that lead to a cluster, and tells how it went, step by step. Nothing is made.
     pub async fn walk(&self, bastion: &Bastion, to: &Cluster) -> ssm::Walk {
         self.sessions.walk(bastion, &self.aws, to).await
+    }
+
+    /// Connects to a server, for its route to use, and tells how it went, step by step.
+    pub async fn walk_to_server(&self, server: &SshBastion) -> Vec<Step> {
+        self.servers.walk(server).await
     }
 
     /// Returns what that depends on besides the bastion: one walk is for all clusters with the same.

@@ -39,7 +39,7 @@ use crate::{
     bastion::SshBastion,
     clock::Clock,
     cluster::Cluster,
-    route::{Connecting, Mailbox, ProbeError, Route},
+    route::{Connecting, Mailbox, ProbeError, Route, step::Step},
     util::quote::command,
 };
 
@@ -60,9 +60,18 @@ impl Servers {
     /// Returns the route through a server.
     #[must_use]
     pub fn route(&self, spec: &SshBastion) -> Arc<dyn Route> {
+        Arc::new(SshRoute { bastion: self.bastion(spec) })
+    }
+
+    /// Connects to a server, for its route to use, and tells how it went, step by step.
+    pub async fn walk(&self, spec: &SshBastion) -> Vec<Step> {
+        self.bastion(spec).walk(Clock::start()).await
+    }
+
+    fn bastion(&self, spec: &SshBastion) -> Arc<Bastion> {
         let mut bastions = self.bastions.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || Arc::new(Bastion::new(spec.clone(), self.aws.clone(), self.config.clone()));
-        Arc::new(SshRoute { bastion: Arc::clone(bastions.entry(spec.to_string()).or_insert_with(make)) })
+        Arc::clone(bastions.entry(spec.to_string()).or_insert_with(make))
     }
 }
 

@@ -81,7 +81,15 @@ async fn one_connection_leads_to_all_clusters() {
     // The key is known by now.
     let examined = lab.run(&["doctor", "--bastion", &address(&sshd, "")]).await;
     let text = examined.assert_success();
+    for wanted in ["ok       bastion known ", "ok       host key ", "ok       key pushed ", "ok       login "] {
+        assert!(text.contains(wanted), "{wanted}: {text}");
+    }
     assert!(text.contains("ok       bastion reaches API  payments through ssh://"), "{text}");
+    let examined = lab.run(&["doctor", "--bastion", &format!("ssh://somebody@{ID}:{}", sshd.address().port())]).await;
+    assert_eq!(examined.code(), Some(6), "{examined:#?}");
+    for wanted in ["ok       key pushed ", "failed   login ", "not tried without `login`", "`ec2-user`, `ubuntu`"] {
+        assert!(examined.stdout.contains(wanted), "{wanted}: {}", examined.stdout);
+    }
     up.stop().await.assert_success();
     lab.assert_clean().await;
 }

@@ -15,7 +15,7 @@ use std::{
 
 use futures_util::{
     FutureExt,
-    future::{BoxFuture, Shared},
+    future::{BoxFuture, Shared, ready},
 };
 use tokio::{sync::watch, time::timeout};
 use tracing::{debug, info, warn};
@@ -32,6 +32,7 @@ use crate::{
     clock::Clock,
     cluster::Destination,
     fault::{BoxError, Fault},
+    route::step::{Step, StepName, Told, walked},
     util::{
         connection::Connection as Stream,
         peer_text::sentence,
@@ -54,6 +55,12 @@ const MAX_KNOWN_LEN: u64 = 16 << 20;
 
 /// How long before the end of a tunnel another is to take new connections.
 const LEAVE_BEFORE: Duration = Duration::from_secs(5 * 60);
+
+/// The steps besides that to the bastion's address.
+const REACHED: StepName = StepName { id: "bastion-reached", title: "bastion reached" };
+const HOST_KEY: StepName = StepName { id: "host-key", title: "host key" };
+const KEY_PUSHED: StepName = StepName { id: "key-pushed", title: "key pushed" };
+const LOGIN: StepName = StepName { id: "login", title: "login" };
 
 /// What an attempt comes to.
 type Attempt = Shared<BoxFuture<'static, Result<Arc<Connection>, Arc<Fault>>>>;
@@ -171,7 +178,7 @@ impl Bastion {
                 None => {
                     let dialler = Arc::clone(&self.dialler);
                     let attempt = async move {
-                        let made = dialler.connect(clock).await;
+                        let made = dialler.connect(clock, &mut Vec::new()).await;
                         made.map(Arc::new).map_err(|fault| dialler.fault(fault))
                     };
                     current.insert(attempt.boxed().shared()).clone()
@@ -180,6 +187,16 @@ impl Bastion {
         };
         attempt.await
     }
+
+    /// Makes a connection, which whoever asks next is given, and tells how it went, step by step.
+    pub(super) async fn walk(&self, clock: Clock) -> Vec<Step> {
+        let mut told = Vec::new();
+        let made = self.dialler.connect(clock, &mut told).await;
+        let made = made.map(Arc::new).map_err(|fault| self.dialler.fault(fault));
+        let fault = made.as_ref().err().cloned();
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(ready(made).boxed().shared());
+        walked(self.dialler.plan(), told, fault)
+    }
 }
 
 impl Dialler {
@@ -187,12 +204,31 @@ impl Dialler {
         fault.into_fault(&self.spec, self.aws.region())
     }
 
-    async fn connect(&self, clock: Clock) -> Result<Connection, SshFault> {
+    /// The steps to a connection, with what each tries.
+    fn plan(&self) -> Vec<(StepName, String)> {
+        let user = self.spec.user.as_deref().unwrap_or(USERS[0]);
+        let mut plan = vec![
+            (StepName::KNOWN, format!("to find an address for `{}`", self.spec)),
+            (REACHED, format!("to connect to port {}", self.spec.port)),
+            (HOST_KEY, "to exchange keys, and to compare that of the server with what is known of it".to_owned()),
+        ];
+        if self.spec.key == KeySource::Pushed {
+            plan.push((KEY_PUSHED, format!("`ec2-instance-connect:SendSSHPublicKey` for `{user}`")));
+        }
+        plan.push((LOGIN, format!("to log in as `{user}`")));
+        plan
+    }
+
+    /// Makes a connection, and tells of each step of the [plan](Self::plan) that is made.
+    async fn connect(&self, clock: Clock, told: &mut Vec<Told>) -> Result<Connection, SshFault> {
+        let mut passed = |text: String| told.push(Told::Passed(text));
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
         self.say("looking for the bastion");
         let place = place::find(&self.aws, &self.spec, attempt).await?;
+        passed(place.to_string());
         self.say(format!("connecting to {place}"));
         let stream = self.dial(&place).await?;
+        passed("it answers".to_owned());
         let started = clock.now();
         let known = self.known(&place);
         let options = Options {
@@ -202,14 +238,14 @@ impl Dialler {
             certificates: known.has_authority(),
             wall: started.wall,
         };
-        let (told, taken) = (Arc::<Mutex<Option<SshFault>>>::default(), Arc::<Mutex<Option<HostKey>>>::default());
+        let (refusal, taken) = (Arc::<Mutex<Option<SshFault>>>::default(), Arc::<Mutex<Option<HostKey>>>::default());
         let judge = Box::new(Gate {
             known,
             rule: self.spec.host_key.clone(),
             place: place.clone(),
             aws: self.aws.clone(),
             own_file: self.config.files.own_known_hosts.clone(),
-            told: Arc::clone(&told),
+            told: Arc::clone(&refusal),
             taken: Arc::clone(&taken),
         });
         self.say(format!("exchanging keys with {place}"));
@@ -217,14 +253,15 @@ impl Dialler {
         let stranger = match stranger {
             Ok(Ok(stranger)) => stranger,
             Ok(Err(source)) => {
-                let said = told.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let said = refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
                 return Err(said.unwrap_or_else(|| SshFault::Client { place: place.to_string(), source }));
             }
             Err(_) => return Err(late("the exchange of keys", EXCHANGE_LIMIT)),
         };
-        let client = self.log_in(stranger, &place).await?;
         let key = taken.lock().unwrap_or_else(PoisonError::into_inner).take();
         let fingerprint = key.map(|key| key.fingerprint()).unwrap_or_default();
+        passed(fingerprint.clone());
+        let client = self.log_in(stranger, &place, passed).await?;
         info!(%place, fingerprint, "connected to the bastion");
         let leave_at = place.endpoint.is_some().then(|| started.mono + self.config.leave_after);
         Ok(Connection { client, place, fingerprint, leave_at })
@@ -263,7 +300,12 @@ impl Dialler {
         Known { pin, files: files.collect(), host: place.host.clone() }
     }
 
-    async fn log_in(&self, stranger: Stranger, place: &Place) -> Result<Client, SshFault> {
+    async fn log_in(
+        &self,
+        stranger: Stranger,
+        place: &Place,
+        mut passed: impl FnMut(String),
+    ) -> Result<Client, SshFault> {
         let user = self.spec.user.as_deref().unwrap_or(USERS[0]);
         let login = match (self.spec.key, &place.instance) {
             (KeySource::Pushed, Some(instance)) => {
@@ -272,6 +314,7 @@ impl Dialler {
                 let public = key.public().map_err(SshFault::NoKey)?;
                 let pushed = self.aws.send_ssh_public_key(instance, user, &public).await;
                 pushed.map_err(|source| SshFault::Push { instance: instance.clone(), source })?;
+                passed(format!("`{instance}` may let it in for 60 s"));
                 self.say(format!("logging in as {user}"));
                 timeout(LOGIN_LIMIT, stranger.log_in(user, &key)).await
             }
@@ -282,7 +325,10 @@ impl Dialler {
             }
         };
         match login {
-            Ok(Ok(client)) => Ok(client),
+            Ok(Ok(client)) => {
+                passed(format!("`{user}` is in"));
+                Ok(client)
+            }
             Ok(Err(LoginError::Client(source))) => Err(SshFault::Client { place: place.to_string(), source }),
             Ok(Err(error)) => Err(SshFault::Login(error)),
             Err(_) => Err(late("the login", LOGIN_LIMIT)),
