@@ -220,6 +220,13 @@ fn denied(action: &str, resource: &str) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if resource.contains(":task/") {
+        hints.push(
+            "AWS's guide on ECS Exec recommends to deny `ssm:StartSession` on tasks, so it may be meant: except these tasks from the \
+             denial, or give `--bastion fargate` an ECS cluster of its own that is not denied"
+                .to_owned(),
+        );
+    }
     hints
 }
 

@@ -61,7 +61,7 @@ use crate::{
 const LIST: Duration = Duration::from_secs(60);
 
 /// How long a look that is under way may hold up a stop, and how long the calls that stop tasks may take.
-const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
 /// What ECS is told of why a task is stopped.
 const DOWN: &str = "autoheal-pa: nobody needs it any more";
@@ -218,18 +218,19 @@ impl Maker {
             let left = in_words(place::left(task, spec, now.wall));
             site.place.add(task.arn.clone(), now.mono);
             site.place.tell(format!("took over the Fargate task {id}, which goes on for {left}"), now.mono);
-        } else if task.desired_status != "STOPPED" {
-            self.stop(&mut site.place, &task.arn, ORPHAN).await;
+        } else if task.desired_status != "STOPPED" && self.stop(&mut site.place, &task.arn, ORPHAN).await {
             site.place.tell(format!("stopped the Fargate task {id}, which an earlier run has left"), now.mono);
         }
     }
 
-    async fn stop(&self, place: &mut Place, arn: &str, reason: &str) {
-        match self.aws.stop_task(&self.fargate.cluster, arn, reason).await {
+    /// Returns whether that went well. If not, it is tried again at a later look, and the task ends itself in the end.
+    async fn stop(&self, place: &mut Place, arn: &str, reason: &str) -> bool {
+        let stopped = self.aws.stop_task(&self.fargate.cluster, arn, reason).await;
+        match &stopped {
             Ok(()) => place.note_stopped(arn),
-            // It is tried again at the next look, and ends itself in the end.
-            Err(error) => debug!(arn, error = sentence(&error), "cannot stop a task"),
+            Err(error) => debug!(arn, error = sentence(error), "cannot stop a task"),
         }
+        stopped.is_ok()
     }
 
     /// Starts a task, and makes what that takes.
@@ -312,13 +313,12 @@ impl Maker {
                 .is_some_and(|manager| manager != owner.name && !(owner.is_running)(&manager))
         });
         for task in orphans {
-            match self.aws.stop_task(cluster, &task.arn, ORPHAN).await {
-                Ok(()) => {
-                    let notice =
-                        format!("stopped the Fargate task {}, whose manager on this host is gone", id_of(&task.arn));
-                    place.tell(notice, self.now().mono);
-                }
-                Err(error) => debug!(arn = task.arn, error = sentence(&error), "cannot stop an orphan"),
+            if self.stop(place, &task.arn, ORPHAN).await {
+                let id = id_of(&task.arn);
+                place.tell(
+                    format!("stopped the Fargate task {id}, whose manager on this host is gone"),
+                    self.now().mono,
+                );
             }
         }
     }
