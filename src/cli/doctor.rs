@@ -43,6 +43,12 @@ pub struct DoctorArgs {
     /// manager's, else that of AUTOHEAL_PA_BASTION]
     #[arg(long, value_name = "TARGET")]
     pub bastion: Vec<String>,
+    /// Task definition that `--bastion fargate` would run
+    #[arg(long, value_name = "ARN", requires = "bastion")]
+    pub fargate_task_definition: Option<String>,
+    /// Role of the task that `--bastion fargate` would run, by name or ARN [default: autoheal-pa-bastion]
+    #[arg(long, value_name = "ROLE", requires = "bastion")]
+    pub fargate_task_role: Option<String>,
     /// Cluster to check; repeat it for others [default: all]
     #[arg(long, value_name = "NAME")]
     pub cluster: Vec<String>,
@@ -73,7 +79,8 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
             Err(error) => return Err(error.into()),
         }
     }
-    let given = UpArgs::of_access(&args.bastion, &args.cluster);
+    let given = UpArgs::of_access(&args.bastion, &args.cluster)
+        .with_task(args.fargate_task_definition.as_ref(), args.fargate_task_role.as_ref());
     let ways = Access::load(&global, &given, &environment)?;
     // Before anything is printed: what it has kubectl run is run here as well.
     let kubeconfig = env::of_settings(&Settings::load(&global, None, &environment)?, printer)?;

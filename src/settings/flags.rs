@@ -171,6 +171,14 @@ impl UpArgs {
         args
     }
 
+    /// Adds what a task on Fargate runs, and as whom.
+    #[must_use]
+    pub fn with_task(mut self, definition: Option<&String>, role: Option<&String>) -> Self {
+        self.access.add(&super::ACCESS.fargate_task_definition, definition);
+        self.access.add(&super::ACCESS.fargate_task_role, role);
+        self
+    }
+
     /// Tells whether a kubeconfig was named.
     #[must_use]
     pub fn has_kubeconfig(&self) -> bool {
