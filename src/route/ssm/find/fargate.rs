@@ -48,7 +48,7 @@ use crate::{
     },
     bastion::{Fargate, Target},
     clock::Clock,
-    cluster::{Cluster, Vpc},
+    cluster::Cluster,
     fault::{Class, Fault},
     route::ssm::{
         Owner,
@@ -82,7 +82,7 @@ struct Maker {
     fargate: Fargate,
     owner: Owner,
     clock: Clock,
-    /// By VPC. Whoever has the lock looks.
+    /// By [network](task::network). Whoever has the lock looks.
     sites: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Site>>>>,
     closed: AtomicBool,
     /// What managers that are gone have left has been looked for.
@@ -141,7 +141,7 @@ impl Maker {
         let Some(vpc) = &to.vpc else { return Err(failure::no_vpc(to)) };
         let site = {
             let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(sites.entry(vpc.id.clone()).or_default())
+            Arc::clone(sites.entry(task::network(&self.fargate.options, vpc)).or_default())
         };
         let mut site = site.lock().await;
         let role = task::role_arn(&self.fargate.options.task_role, self.aws.region(), &to.account);
@@ -155,7 +155,7 @@ impl Maker {
         for arn in &verdict.stop {
             self.stop(&mut site.place, arn, REPLACED).await;
         }
-        if (verdict.run || site.intent.is_some()) && !self.closed.load(Ordering::Relaxed) {
+        if verdict.run && !self.closed.load(Ordering::Relaxed) {
             match self.run(&mut site, &spec, to, about).await {
                 Ok(task) => {
                     let id = id_of(&task.arn).to_owned();
@@ -168,6 +168,9 @@ impl Maker {
                     );
                     site.place.add(task.arn.clone(), mono);
                     site.place.tell(notice, mono);
+                    if self.closed.load(Ordering::Relaxed) {
+                        self.stop(&mut site.place, &task.arn, DOWN).await;
+                    }
                     tasks.push(task);
                 }
                 Err(failure) => site.place.note_failure(failure, self.now().mono),
@@ -183,6 +186,7 @@ impl Maker {
         let cluster = &self.fargate.cluster;
         let mut ids: Vec<String> = site.place.arns().cloned().collect();
         let now = self.now().mono;
+        let mut listed_at = site.listed_at;
         if site.listed_at.is_none_or(|at| now.saturating_sub(at) >= LIST) {
             let filter = TaskFilter::StartedBy(task::started_by(&self.owner));
             match self.aws.list_tasks(cluster, &filter).await {
@@ -190,9 +194,10 @@ impl Maker {
                 Err(AwsError::Refused { refusal: Refusal::EcsCluster, .. }) => {}
                 Err(error) => return Err(advice::fault(error)),
             }
-            site.listed_at = Some(now);
+            listed_at = Some(now);
         }
         if ids.is_empty() {
+            site.listed_at = listed_at;
             return Ok(Vec::new());
         }
         let tasks = match self.aws.describe_tasks(cluster, &ids).await {
@@ -200,6 +205,7 @@ impl Maker {
             Err(AwsError::Refused { refusal: Refusal::EcsCluster, .. }) => Vec::new(),
             Err(error) => return Err(advice::fault(error)),
         };
+        site.listed_at = listed_at;
         for task in &tasks {
             self.take_over(site, spec, task).await;
         }
@@ -209,7 +215,7 @@ impl Maker {
     /// Takes a task over that an earlier run of this manager has started in this place, or stops it.
     async fn take_over(&self, site: &mut Site, spec: &Spec, task: &Task) {
         // One of another part of this run looks after itself.
-        if site.place.knows(&task.arn) || !task::is_in(task, &spec.vpc) || task::is_of_run(task, &self.owner) {
+        if site.place.knows(&task.arn) || !task::is_in(task, &spec.network) || task::is_of_run(task, &self.owner) {
             return;
         }
         let now = self.now();
@@ -327,19 +333,19 @@ impl Maker {
         self.closed.store(true, Ordering::Relaxed);
         let sites: Vec<_> = {
             let sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
-            sites.iter().map(|(vpc, site)| (vpc.clone(), Arc::clone(site))).collect()
+            sites.iter().map(|(network, site)| (network.clone(), Arc::clone(site))).collect()
         };
-        let closed = join_all(sites.iter().map(|(vpc, site)| async {
+        let closed = join_all(sites.iter().map(|(network, site)| async {
             // What is being started is known when its look is over.
             let mut site = timeout(CLOSE_LIMIT, site.lock()).await.ok()?;
-            timeout(CLOSE_LIMIT, self.clear(vpc, &mut site)).await.ok()
+            timeout(CLOSE_LIMIT, self.clear(network, &mut site)).await.ok()
         }))
         .await;
         closed.into_iter().flatten().flatten().collect()
     }
 
     /// Stops the tasks of a place.
-    async fn clear(&self, vpc: &str, site: &mut Site) -> Vec<String> {
+    async fn clear(&self, network: &str, site: &mut Site) -> Vec<String> {
         let mut arns: Vec<String> = site.place.arns().cloned().collect();
         if site.intent.take().is_some() {
             // One that may have been started, which nobody has told.
@@ -350,7 +356,7 @@ impl Maker {
                 true => Ok(Tasks::default()),
                 false => self.aws.describe_tasks(&self.fargate.cluster, &listed).await,
             };
-            let is_lost = |task: &Task| task::is_of_run(task, &self.owner) && task::is_in(task, vpc);
+            let is_lost = |task: &Task| task::is_of_run(task, &self.owner) && task::is_in(task, network);
             arns.extend(known.unwrap_or_default().tasks.into_iter().filter(is_lost).map(|task| task.arn));
         }
         let cluster = &self.fargate.cluster;
@@ -396,7 +402,7 @@ impl Look for FargateLook {
     }
 
     fn place(&self, to: &Cluster) -> String {
-        to.vpc.as_ref().map(|Vpc { id, .. }| id.clone()).unwrap_or_default()
+        to.vpc.as_ref().map(|vpc| task::network(&self.maker.fargate.options, vpc)).unwrap_or_default()
     }
 }
 

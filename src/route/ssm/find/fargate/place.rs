@@ -16,7 +16,7 @@ use std::{
 use super::{
     super::{Candidate, Sight, ecs},
     failure::{self, About, NoTask, Remedy},
-    task::{EXPIRES_TAG, Spec},
+    task::{DISUSE, EXPIRES_TAG, Spec},
 };
 use crate::{
     aws::ecs::Task,
@@ -90,6 +90,8 @@ struct Known {
     was_up: bool,
     /// We have stopped it.
     stopped: bool,
+    /// That it is of no use has been noted.
+    is_told: bool,
 }
 
 #[derive(Debug)]
@@ -131,7 +133,13 @@ impl Place {
 
     /// Takes note of a task that was started, or taken over.
     pub(super) fn add(&mut self, arn: String, now: Duration) {
-        self.tasks.entry(arn).or_insert(Known { since: now, running_since: None, was_up: false, stopped: false });
+        self.tasks.entry(arn).or_insert(Known {
+            since: now,
+            running_since: None,
+            was_up: false,
+            stopped: false,
+            is_told: false,
+        });
     }
 
     /// Takes note that we have stopped a task.
@@ -183,6 +191,7 @@ impl Place {
         let mut sight = Sight::default();
         let (mut starting, mut ending, mut idle) = (Vec::new(), Vec::new(), Vec::new());
         let mut stop = Vec::new();
+        let mut has_come_up = false;
         for (target, id) in wanted.in_use.iter().filter_map(|target| Some((target, target.ecs_task()?.1))) {
             let is_here = |arn: &String| ecs::id_of(arn) == id;
             if !self.tasks.keys().any(is_here) {
@@ -208,8 +217,10 @@ impl Place {
                 known.running_since.get_or_insert(now.mono);
             }
             match ecs::container(task, None) {
+                // It is about to end, as we have asked it to.
+                Ok(_) if known.stopped => sight.leaving.extend(in_use(id).cloned()),
                 Ok((_, runtime_id)) => {
-                    known.was_up = true;
+                    has_come_up |= !std::mem::replace(&mut known.was_up, true);
                     let Some(target) = Target::of_container(ecs::id_of(&task.cluster_arn), id, runtime_id) else {
                         continue;
                     };
@@ -253,7 +264,7 @@ impl Place {
                     }
                     // It would go on for hours, at the user's cost.
                     stop.push(arn.clone());
-                    if !known.was_up {
+                    if !known.was_up && !std::mem::replace(&mut known.is_told, true) {
                         let seconds = now.mono.saturating_sub(known.since).as_secs();
                         let why = match lack {
                             ecs::Lack::AgentPending => {
@@ -271,7 +282,7 @@ impl Place {
                 }
             }
         }
-        if !sight.usable.is_empty() {
+        if has_come_up {
             (self.failures, self.failed) = (0, None);
         }
         // One that is about to end is left as soon as there is another.
@@ -294,6 +305,10 @@ impl Place {
             stop.extend(idle);
         }
         stop.retain(|arn| self.tasks.get(arn).is_some_and(|known| !known.stopped));
+        let is_stopped = |candidate: &Candidate| {
+            candidate.target.ecs_task().is_some_and(|(_, id)| stop.iter().any(|arn| ecs::id_of(arn) == id))
+        };
+        sight.usable.retain(|candidate| !is_stopped(candidate));
         let needs_next = !has_next && sight.usable.iter().any(is_used);
         let lasting = if has_next { sight.usable.len() } else { 0 };
         let is_wanted = lasting < wanted.at_least || needs_next;
@@ -310,11 +325,13 @@ impl Place {
         }
         sight.changing |= !sight.leaving.is_empty() || !starting.is_empty();
         sight.found = sight.usable.len();
+        if lasting < wanted.at_least.max(1)
+            && let Some((since, id, state)) = starting.iter().min()
+        {
+            let seconds = now.mono.saturating_sub(*since).as_secs();
+            sight.awaited = Some(format!("the Fargate task {id} {state}, {seconds} s"));
+        }
         if sight.usable.is_empty() {
-            if let Some((since, id, state)) = starting.iter().min() {
-                let seconds = now.mono.saturating_sub(*since).as_secs();
-                sight.awaited = Some(format!("the Fargate task {id} {state}, {seconds} s"));
-            }
             let none = || Arc::new(Fault::new(Class::Away, NoTask::None { vpc: about.vpc.to_owned() }));
             sight.nothing = sight.nothing.or_else(|| Some(none()));
         } else {
@@ -353,7 +370,9 @@ impl Place {
             return;
         }
         let id = ecs::id_of(arn);
-        if !known.was_up && task.started_at.is_none() {
+        let lived = now.saturating_sub(known.since);
+        let is_early = failure::end(task).is_none() && lived < DISUSE / 2;
+        if is_early || (!known.was_up && task.started_at.is_none()) {
             self.note_failure(failure::not_started(task, id, about), now);
             return;
         }

@@ -116,8 +116,9 @@ impl Survey {
             return Ok(None);
         }
         let tasks = self.aws.describe_tasks(cluster, &arns).await?.tasks;
+        let network = task::network(&self.fargate.options, vpc);
         let of_network =
-            tasks.into_iter().filter(|task| task::is_in(task, &vpc.id) && task.desired_status != "STOPPED");
+            tasks.into_iter().filter(|task| task::is_in(task, &network) && task.desired_status != "STOPPED");
         Ok(of_network.max_by_key(|task| task.created_at))
     }
 }
@@ -139,6 +140,6 @@ impl Look for Survey {
     }
 
     fn place(&self, to: &Cluster) -> String {
-        to.vpc.as_ref().map(|Vpc { id, .. }| id.clone()).unwrap_or_default()
+        to.vpc.as_ref().map(|vpc| task::network(&self.fargate.options, vpc)).unwrap_or_default()
     }
 }

@@ -42,6 +42,8 @@ const MAX_TAG_LEN: usize = 256;
 pub(super) const SPEC_TAG: &str = "autoheal-pa:spec";
 /// The tag on a task that tells which network it is in.
 pub(super) const VPC_TAG: &str = "autoheal-pa:vpc";
+/// The tag on a task that tells its subnets and security groups: one that is in other groups does not reach the cluster.
+const NETWORK_TAG: &str = "autoheal-pa:network";
 /// The tag on a task that tells when it ends itself.
 pub(super) const EXPIRES_TAG: &str = "autoheal-pa:expires";
 /// The tag on a task that tells which run of a manager has started it.
@@ -106,6 +108,8 @@ pub(super) struct Spec {
     security_groups: Vec<String>,
     pub(super) subnets: Vec<String>,
     pub(super) vpc: String,
+    /// See [`network`].
+    pub(super) network: String,
     pub(super) ttl: Duration,
     /// Two tasks with the same are alike.
     digest: String,
@@ -114,11 +118,7 @@ pub(super) struct Spec {
 impl Spec {
     /// Of what the user says, and what the cluster is in.
     pub(super) fn new(cluster: &str, options: &FargateOptions, vpc: &Vpc, role: &str) -> Self {
-        let own = |given: &[String], of_cluster: &[String]| {
-            if given.is_empty() { of_cluster.to_vec() } else { given.to_vec() }
-        };
-        let security_groups = own(&options.security_groups, &vpc.security_groups);
-        let subnets = own(&options.subnets, &vpc.subnets);
+        let (security_groups, subnets) = connected(options, vpc);
         let runs = match &options.task_definition {
             Some(definition) => definition.clone(),
             None => definition(options, role).tags.into_iter().map(|(_, digest)| digest).collect(),
@@ -130,6 +130,7 @@ impl Spec {
             security_groups,
             subnets,
             vpc: vpc.id.clone(),
+            network: network(options, vpc),
             ttl: options.ttl,
             digest,
         }
@@ -146,6 +147,7 @@ impl Spec {
             ("autoheal-pa:cluster", &to.name),
             (RUN_TAG, &owner.run),
             (VPC_TAG, &self.vpc),
+            (NETWORK_TAG, &self.network),
             (SPEC_TAG, &self.digest),
             (EXPIRES_TAG, &expires),
         ];
@@ -190,9 +192,26 @@ pub(super) fn manager_of(task: &Task, place: &str) -> Option<String> {
     Some(name.replace('/', "."))
 }
 
-/// Whether a task of ours is in a network.
-pub(super) fn is_in(task: &Task, vpc: &str) -> bool {
-    task.tags.get(VPC_TAG).is_some_and(|known| **known == *vpc)
+/// Whether a task of ours is in a [`network`].
+pub(super) fn is_in(task: &Task, network: &str) -> bool {
+    task.tags.get(NETWORK_TAG).is_some_and(|known| **known == *network)
+}
+
+/// Returns what a task's network is known by: clusters with the same share a task. Each EKS cluster has a security group of its
+/// own, which admits nobody but its members, so that the VPC alone does not tell.
+pub(super) fn network(options: &FargateOptions, vpc: &Vpc) -> String {
+    let (mut security_groups, mut subnets) = connected(options, vpc);
+    security_groups.sort();
+    subnets.sort();
+    digest(&format!("{} {security_groups:?} {subnets:?}", vpc.id))
+}
+
+/// Returns the security groups and the subnets of a task: the user's, else those of the cluster.
+fn connected(options: &FargateOptions, vpc: &Vpc) -> (Vec<String>, Vec<String>) {
+    let own = |given: &[String], of_cluster: &[String]| {
+        if given.is_empty() { of_cluster.to_vec() } else { given.to_vec() }
+    };
+    (own(&options.security_groups, &vpc.security_groups), own(&options.subnets, &vpc.subnets))
 }
 
 /// Whether a run of a manager has started a task.

@@ -52,6 +52,17 @@ fn a_task_is_known_by_how_it_is_connected_as_well() {
 }
 
 #[test]
+fn clusters_share_a_task_where_they_share_a_network() {
+    let first = network(&options(), &vpc());
+    let turned = Vpc { subnets: vec!["subnet-b".to_owned(), "subnet-a".to_owned()], ..vpc() };
+    assert_eq!(network(&options(), &turned), first);
+    let other = Vpc { security_groups: vec!["sg-2".to_owned()], ..vpc() };
+    assert_ne!(network(&options(), &other), first, "the first one's group does not admit the other's cluster");
+    let own = FargateOptions { security_groups: vec!["sg-3".to_owned()], ..options() };
+    assert_eq!(network(&own, &other), network(&own, &vpc()));
+}
+
+#[test]
 fn options_stand_in_for_what_the_cluster_has() {
     let own =
         FargateOptions { subnets: vec!["subnet-c".to_owned()], security_groups: vec!["sg-2".to_owned()], ..options() };
