@@ -18,8 +18,9 @@
 //! Leaves out how long a command waits for the tunnels and what it does then: `up` and `exec` differ in that.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -89,6 +90,8 @@ pub(crate) struct Manager {
     place: String,
     /// Tells this run from others.
     run: String,
+    /// Tasks of earlier runs that this one has taken over.
+    adopted: Arc<Mutex<BTreeSet<String>>>,
     proxy: Option<Proxy>,
     /// Who gets through the local ports.
     admission: Admission,
@@ -139,6 +142,7 @@ impl Manager {
                 left_behind,
                 place,
                 run,
+                adopted: Arc::default(),
                 proxy: None,
                 admission,
                 tasks,
@@ -370,6 +374,7 @@ impl Manager {
             journal: self.journal.clone(),
             // What cannot be looked at is left alone.
             is_running: Arc::new(move |name| !matches!(control::holder(&dir.with_file_name(name)), Ok(None))),
+            adopted: Arc::clone(&self.adopted),
         }
     }
 

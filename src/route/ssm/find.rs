@@ -139,7 +139,7 @@ pub(super) struct Sight {
     pub(super) changing: bool,
     /// Something is being made: what, and how far it is.
     pub(super) awaited: Option<String>,
-    /// Why it takes longer than usual.
+    /// Why what is wanted could not be made.
     pub(super) trouble: Option<Arc<Fault>>,
     /// What has been made or ended lately.
     pub(super) notices: Vec<String>,
@@ -319,6 +319,14 @@ impl Finder {
                     break;
                 }
             }
+            // One that has just come up may not take sessions yet.
+            if self.look.can_make()
+                && sight.usable.iter().any(|candidate| candidate.fresh && self.is_spoiled(candidate))
+            {
+                tell(Report::Progress("waiting for an agent that has just been started".to_owned()));
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
             // Another is made for a tunnel that has nothing, and for no other.
             if !self.look.can_make() || at_least > sight.usable.len() || self.has_seat(to) {
                 let unavailable = self.unavailable(&sight).await;
@@ -332,6 +340,12 @@ impl Finder {
     pub(super) async fn another(self: &Arc<Self>, to: &Cluster) -> Option<Seat> {
         let sight = self.sight(to, GOOD_FOR, None).await.ok()?;
         self.take(&sight, to)
+    }
+
+    /// Whether a target has not taken a session lately.
+    fn is_spoiled(&self, candidate: &Candidate) -> bool {
+        let now = self.clock.now().mono;
+        self.state().seats.get(candidate.target.as_str()).is_some_and(|seats| seats.is_spoiled(now))
     }
 
     /// Whether a target is full only as far as one can know before the sessions on it have come up.
@@ -450,7 +464,7 @@ impl Finder {
     }
 
     async fn unavailable(&self, sight: &Sight) -> Arc<Fault> {
-        if let Some(fault) = &sight.nothing {
+        if let Some(fault) = sight.nothing.as_ref().or(sight.trouble.as_ref()) {
             return Arc::clone(fault);
         }
         let (unavailable, fullest) = {

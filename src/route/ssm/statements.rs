@@ -11,7 +11,7 @@
 //! without the token, good for one time, that only StartSession and ResumeSession give.
 
 use super::find::{
-    fargate::task::{FAMILY, role_arn},
+    fargate::task::{family, role_arn},
     nodes::{BASTION_NAME_PATTERNS, BASTION_TAG, GROUP_TAG, NODE_TAG},
 };
 use crate::{
@@ -60,6 +60,7 @@ pub fn statements<'a>(
     for search in searches.clone() {
         statements.extend(found(grant, search));
     }
+    let makes_tasks = fargates.clone().next().is_some();
     for fargate in fargates {
         statements.extend(made(grant, fargate));
     }
@@ -76,7 +77,7 @@ pub fn statements<'a>(
         // Systems Manager does not list containers.
         statements.push(Statement::allow("OptionalTellsWhyABastionIsAway", action, every()));
     }
-    if searches.clone().any(|search| matches!(search, Search::Ecs(_))) {
+    if makes_tasks || searches.clone().any(|search| matches!(search, Search::Ecs(_))) {
         statements.push(Statement::allow("OptionalTellsWhyATaskIsFull", ["ssm:DescribeSessions"], every()));
     }
     if searches.clone().any(|search| matches!(search, Search::Auto { .. })) {
@@ -154,7 +155,10 @@ fn made(grant: &Grant, fargate: &Fargate) -> Vec<Statement> {
             TASKS,
         ),
     ];
-    if fargate.options.task_definition.is_none() {
+    if fargate.options.task_definition.is_some() {
+        let sid = "OptionalShowsTheTaskDefinition";
+        statements.push(Statement::allow(sid, ["ecs:DescribeTaskDefinition"], every()));
+    } else {
         let actions = ["ecs:DescribeTaskDefinition", "ecs:RegisterTaskDefinition", "ecs:CreateCluster"];
         statements.push(Statement::allow("MakeTaskDefinition", actions, every()));
         statements.push(tag("TagTaskDefinition", definitions, "RegisterTaskDefinition"));
@@ -169,13 +173,6 @@ pub fn task_role(fargate: &Fargate) -> ServiceRole {
     let name = Arn::parse(role).map_or(role.as_str(), |arn| arn.name());
     let statements = vec![Statement::allow("AgentOfEcsExec", AGENT_ACTIONS, every())];
     ServiceRole { name: name.to_owned(), service: TASKS, document: Grant::document_of(statements) }
-}
-
-/// Returns the family of task definitions that are run.
-fn family(fargate: &Fargate) -> &str {
-    let definition = fargate.options.task_definition.as_deref().unwrap_or(FAMILY);
-    let name = Arn::parse(definition).map_or(definition, |arn| arn.name());
-    name.split(':').next().unwrap_or(name)
 }
 
 fn ecs_cluster(grant: &Grant, name: &str) -> String {

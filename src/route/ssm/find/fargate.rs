@@ -43,7 +43,7 @@ use super::{Look, Sight, ecs::id_of};
 use crate::{
     aws::{
         Aws, AwsError, advice,
-        ecs::{NewTask, NewTaskDefinition, Task, TaskDefinition, TaskFilter, Tasks},
+        ecs::{NewTask, NewTaskDefinition, Task, TaskDefinition, TaskFilter},
         error::Refusal,
     },
     bastion::{Fargate, Target},
@@ -215,18 +215,24 @@ impl Maker {
     /// Takes a task over that an earlier run of this manager has started in this place, or stops it.
     async fn take_over(&self, site: &mut Site, spec: &Spec, task: &Task) {
         // One of another part of this run looks after itself.
-        if site.place.knows(&task.arn) || !task::is_in(task, &spec.network) || task::is_of_run(task, &self.owner) {
+        if site.place.knows(&task.arn) || !task::is_in(task, &spec.network) || self.is_of_run(task) {
             return;
         }
         let now = self.now();
         let id = id_of(&task.arn);
         if spec.is_like(task) && place::is_worth_taking(task, spec, now.wall) && site.place.arns().next().is_none() {
             let left = in_words(place::left(task, spec, now.wall));
+            self.owner.adopt(&task.arn);
             site.place.add(task.arn.clone(), now.mono);
             site.place.tell(format!("took over the Fargate task {id}, which goes on for {left}"), now.mono);
         } else if task.desired_status != "STOPPED" && self.stop(&mut site.place, &task.arn, ORPHAN).await {
             site.place.tell(format!("stopped the Fargate task {id}, which an earlier run has left"), now.mono);
         }
+    }
+
+    /// Whether this run has started a task or taken it over, in whatever part of it.
+    fn is_of_run(&self, task: &Task) -> bool {
+        task::is_of_run(task, &self.owner) || self.owner.has_adopted(&task.arn)
     }
 
     /// Returns whether that went well. If not, it is tried again at a later look, and the task ends itself in the end.
@@ -301,19 +307,23 @@ impl Maker {
     /// Stops, once, what other managers of this place have left that are not running any more.
     async fn sweep(&self, place: &mut Place) {
         let owner = &self.owner;
-        if self.swept.swap(true, Ordering::Relaxed) {
+        if self.swept.load(Ordering::Relaxed) {
             return;
         }
         let cluster = &self.fargate.cluster;
-        let filter = TaskFilter::Family(FAMILY.to_owned());
+        let filter = TaskFilter::Family(task::family(&self.fargate).to_owned());
         let found = async {
-            let arns = self.aws.list_tasks(cluster, &filter).await?;
+            let arns = match self.aws.list_tasks(cluster, &filter).await {
+                Err(AwsError::Refused { refusal: Refusal::EcsCluster, .. }) => Vec::new(),
+                listed => listed?,
+            };
             if arns.is_empty() { Ok(Vec::new()) } else { Ok(self.aws.describe_tasks(cluster, &arns).await?.tasks) }
         };
         let found: Result<Vec<Task>, AwsError> = found.await;
         let Ok(tasks) = found.inspect_err(|error| debug!(error = sentence(error), "cannot look for orphans")) else {
             return;
         };
+        self.swept.store(true, Ordering::Relaxed);
         let orphans = tasks.iter().filter(|task| {
             task::manager_of(task, &owner.place)
                 .is_some_and(|manager| manager != owner.name && !(owner.is_running)(&manager))
@@ -336,33 +346,50 @@ impl Maker {
             sites.iter().map(|(network, site)| (network.clone(), Arc::clone(site))).collect()
         };
         let closed = join_all(sites.iter().map(|(network, site)| async {
+            let late = |_| {
+                vec!["AWS took too long: a Fargate task may go on, which ends itself when it is not used".to_owned()]
+            };
             // What is being started is known when its look is over.
-            let mut site = timeout(CLOSE_LIMIT, site.lock()).await.ok()?;
-            timeout(CLOSE_LIMIT, self.clear(network, &mut site)).await.ok()
+            match timeout(CLOSE_LIMIT, site.lock()).await {
+                Ok(mut site) => timeout(CLOSE_LIMIT, self.clear(network, &mut site)).await.unwrap_or_else(late),
+                Err(elapsed) => late(elapsed),
+            }
         }))
         .await;
-        closed.into_iter().flatten().flatten().collect()
+        closed.into_iter().flatten().collect()
     }
 
-    /// Stops the tasks of a place.
+    /// Stops the tasks of a place, those included that may have been started, which nobody has told.
     async fn clear(&self, network: &str, site: &mut Site) -> Vec<String> {
-        let mut arns: Vec<String> = site.place.arns().cloned().collect();
-        if site.intent.take().is_some() {
-            // One that may have been started, which nobody has told.
-            let listed =
-                self.aws.list_tasks(&self.fargate.cluster, &TaskFilter::StartedBy(task::started_by(&self.owner))).await;
-            let listed = listed.unwrap_or_default();
-            let known = match listed.is_empty() {
-                true => Ok(Tasks::default()),
-                false => self.aws.describe_tasks(&self.fargate.cluster, &listed).await,
-            };
-            let is_lost = |task: &Task| task::is_of_run(task, &self.owner) && task::is_in(task, network);
-            arns.extend(known.unwrap_or_default().tasks.into_iter().filter(is_lost).map(|task| task.arn));
+        let known: Vec<String> = site.place.arns().cloned().collect();
+        let is_uncertain = site.intent.take().is_some();
+        let lost = async {
+            let lost = if is_uncertain { self.lost(network, &known).await.unwrap_or_default() } else { Vec::new() };
+            self.stop_all(&lost).await
+        };
+        let (mut stopped, lost) = tokio::join!(self.stop_all(&known), lost);
+        stopped.extend(lost);
+        stopped
+    }
+
+    /// Finds tasks of this run in a place that are not known there.
+    async fn lost(&self, network: &str, known: &[String]) -> Result<Vec<String>, AwsError> {
+        let filter = TaskFilter::StartedBy(task::started_by(&self.owner));
+        let listed = self.aws.list_tasks(&self.fargate.cluster, &filter).await?;
+        if listed.is_empty() {
+            return Ok(Vec::new());
         }
-        let cluster = &self.fargate.cluster;
+        let tasks = self.aws.describe_tasks(&self.fargate.cluster, &listed).await?.tasks;
+        let is_lost = |task: &Task| {
+            task::is_of_run(task, &self.owner) && task::is_in(task, network) && !known.contains(&task.arn)
+        };
+        Ok(tasks.into_iter().filter(is_lost).map(|task| task.arn).collect())
+    }
+
+    async fn stop_all(&self, arns: &[String]) -> Vec<String> {
         join_all(arns.iter().map(|arn| async move {
             let id = id_of(arn);
-            match self.aws.stop_task(cluster, arn, DOWN).await {
+            match self.aws.stop_task(&self.fargate.cluster, arn, DOWN).await {
                 Ok(()) => format!("stopped the Fargate task {id}"),
                 Err(error) => {
                     let error = sentence(&error);

@@ -8,6 +8,9 @@ use std::sync::{
 use super::{AGAIN, Candidate, Fate, Finder};
 use crate::{bastion::Target, cluster::Cluster};
 
+/// How many looks for a fate are [`AGAIN`] apart at most, before they are as seldom as usual.
+const CLOSE_LOOKS: u32 = 150;
+
 /// Leave to have one session on one target.
 #[derive(Debug)]
 pub(in crate::route::ssm) struct Seat {
@@ -92,7 +95,7 @@ impl Seat {
     /// Safe: the next look is put off.
     pub(in crate::route::ssm) async fn fate_after(&self, to: &Cluster, known: Fate) -> Fate {
         let usual = self.finder.look.watch();
-        let mut pause = usual;
+        let (mut pause, mut looks) = (usual, 0);
         loop {
             tokio::time::sleep(pause).await;
             // Of a look that fails nothing is known.
@@ -101,7 +104,10 @@ impl Seat {
             if fate > known {
                 return fate;
             }
-            pause = if sight.changing || known > Fate::Stays { AGAIN.min(usual) } else { usual };
+            looks += 1;
+            // A deployment takes minutes. What goes on for longer does not have to be noticed at once.
+            let is_near = (sight.changing || known > Fate::Stays) && looks < CLOSE_LOOKS;
+            pause = if is_near { AGAIN.min(usual) } else { usual };
         }
     }
 

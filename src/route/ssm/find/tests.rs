@@ -15,6 +15,8 @@ pub(in crate::route::ssm) struct Shown {
     looks: Mutex<Vec<Vec<Target>>>,
     /// Nobody answers any more.
     held: AtomicBool,
+    /// How many targets were to be made, look by look; `None`: none can be.
+    made: Mutex<Option<Vec<usize>>>,
     /// How many sessions each target has, and how often that was asked for.
     open: Mutex<(Option<usize>, usize)>,
 }
@@ -56,6 +58,20 @@ impl Look for Shown {
         let sight = if sights.len() > 1 { sights.pop_front() } else { sights.front().cloned() };
         let sight = sight.unwrap().map_err(|class| Fault::new(class, Nothing));
         Box::pin(std::future::ready(sight))
+    }
+
+    fn can_make(&self) -> bool {
+        self.made.lock().unwrap().is_some()
+    }
+
+    fn make<'a>(
+        &'a self,
+        to: &'a Cluster,
+        in_use: &'a [Target],
+        at_least: usize,
+    ) -> BoxFuture<'a, Result<Sight, Fault>> {
+        self.made.lock().unwrap().iter_mut().for_each(|made| made.push(at_least));
+        self.look(to, in_use)
     }
 
     fn plan(&self) -> Vec<(StepName, String)> {
@@ -306,4 +322,49 @@ async fn errors_of_a_full_task_say_how_many_sessions_it_has_by_one_call_a_minute
     told().await;
     assert!(clock.now().mono <= Duration::from_secs(2), "{:?}", clock.now().mono);
     assert_eq!(shown.counts(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_has_just_come_up_is_waited_for_rather_than_followed_by_another() {
+    let mut fresh = sight(&[1], true);
+    fresh.usable[0].fresh = true;
+    let (finder, shown) = finder([Ok(fresh)]);
+    *shown.made.lock().unwrap() = Some(Vec::new());
+    let seat = choose(&finder, "a").await.unwrap();
+    // It says that it is not connected.
+    seat.failed();
+    let told = Mutex::new(Vec::new());
+    let second = finder.choose(&to("b"), |report| told.lock().unwrap().push(format!("{report:?}"))).await.unwrap();
+    assert_eq!(*second.target(), target(1));
+    assert!(shown.made.lock().unwrap().iter().flatten().all(|at_least| *at_least == 1), "{:?}", shown.made);
+    let told = told.into_inner().unwrap();
+    assert!(told.iter().all(|report| report.contains("an agent that has just been started")), "{told:?}");
+    assert!(!told.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_is_made_and_waited_for_when_a_tunnel_has_nothing() {
+    let (finder, shown) = finder([Ok(sight(&[1], true))]);
+    *shown.made.lock().unwrap() = Some(Vec::new());
+    let (one, two) = (choose(&finder, "1").await.unwrap(), choose(&finder, "2").await.unwrap());
+    one.established();
+    two.dropped();
+    drop(two);
+    tokio::time::sleep(SPOILED_FOR).await;
+    let awaited = Sight { awaited: Some("the second one is coming".to_owned()), ..sight(&[1], true) };
+    let full = || Ok(sight(&[1], true));
+    // It is asked for only when it is known that there is no room.
+    shown.show([full(), Ok(awaited), Ok(sight(&[1, 2], true))]);
+    let told = Mutex::new(Vec::new());
+    let second = finder.choose(&to("2"), |report| told.lock().unwrap().push(format!("{report:?}"))).await.unwrap();
+    assert_eq!(*second.target(), target(2));
+    assert!(told.into_inner().unwrap().iter().any(|report| report.contains("the second one is coming")));
+    assert_eq!(shown.made.lock().unwrap().as_ref().unwrap().last(), Some(&2));
+    // One more session of a tunnel that has some is no reason to make another.
+    let third = choose(&finder, "1").await.unwrap();
+    let made = shown.made.lock().unwrap().as_ref().unwrap().len();
+    let more = choose(&finder, "1").await;
+    assert!(more.is_err(), "{more:?}");
+    assert!(shown.made.lock().unwrap().as_ref().unwrap()[made..].iter().all(|at_least| *at_least == 1));
+    drop(third);
 }

@@ -31,7 +31,7 @@ const START_LIMIT: Duration = Duration::from_secs(180);
 /// How long the agent may take once the task is running.
 const AGENT_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long a task that was just made may be unknown to those who list and describe it.
+/// How long a task may be unknown to those who list and describe it: it was just made, or answers have left it out.
 const UNSEEN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Least time before a task's end at which another is started.
@@ -40,7 +40,7 @@ const LEAD: Duration = Duration::from_secs(180);
 /// Least time that a task has left to be taken over from an earlier run.
 const WORTH_TAKING: Duration = Duration::from_secs(1800);
 
-/// How long after its start a task may not take sessions yet, and is not stopped for not being used.
+/// How long after it has come up a task may not take sessions yet, and is not stopped for not being used.
 const FRESH: Duration = Duration::from_secs(120);
 
 /// How often a start is tried again where that may help, and the pause between.
@@ -86,12 +86,16 @@ struct Known {
     since: Duration,
     /// When it was first seen running.
     running_since: Option<Duration>,
-    /// It has taken sessions, or could have.
-    was_up: bool,
+    /// When ECS last told of it; at first when it was started or taken over.
+    told_at: Duration,
+    /// ECS has told of it.
+    was_told: bool,
+    /// Since when it has taken sessions, or could have.
+    up_since: Option<Duration>,
     /// We have stopped it.
     stopped: bool,
     /// That it is of no use has been noted.
-    is_told: bool,
+    is_noted: bool,
 }
 
 #[derive(Debug)]
@@ -136,9 +140,11 @@ impl Place {
         self.tasks.entry(arn).or_insert(Known {
             since: now,
             running_since: None,
-            was_up: false,
+            told_at: now,
+            was_told: false,
+            up_since: None,
             stopped: false,
-            is_told: false,
+            is_noted: false,
         });
     }
 
@@ -205,14 +211,16 @@ impl Place {
             let id = ecs::id_of(&arn);
             let Some(known) = self.tasks.get_mut(&arn) else { continue };
             let Some(task) = tasks.iter().find(|task| task.arn == arn) else {
-                if now.mono.saturating_sub(known.since) < UNSEEN_LIMIT {
-                    starting.push((known.since, id.to_owned(), "has been asked for".to_owned()));
+                if now.mono.saturating_sub(known.told_at) < UNSEEN_LIMIT {
+                    let state = if known.was_told { "is not told of at present" } else { "has been asked for" };
+                    starting.push((known.since, id.to_owned(), state.to_owned()));
                 } else {
                     sight.gone.extend(in_use(id).cloned());
                     self.tasks.remove(&arn);
                 }
                 continue;
             };
+            (known.told_at, known.was_told) = (now.mono, true);
             if task.last_status == "RUNNING" {
                 known.running_since.get_or_insert(now.mono);
             }
@@ -220,11 +228,12 @@ impl Place {
                 // It is about to end, as we have asked it to.
                 Ok(_) if known.stopped => sight.leaving.extend(in_use(id).cloned()),
                 Ok((_, runtime_id)) => {
-                    has_come_up |= !std::mem::replace(&mut known.was_up, true);
+                    has_come_up |= known.up_since.is_none();
+                    let up_since = *known.up_since.get_or_insert(now.mono);
                     let Some(target) = Target::of_container(ecs::id_of(&task.cluster_arn), id, runtime_id) else {
                         continue;
                     };
-                    let age = now.mono.saturating_sub(known.since);
+                    let age = now.mono.saturating_sub(up_since);
                     let left = left(task, spec, now.wall);
                     let candidate = Candidate { target, fresh: age < FRESH, capped: true };
                     if left < LEAD.max(spec.ttl / 10) {
@@ -264,7 +273,7 @@ impl Place {
                     }
                     // It would go on for hours, at the user's cost.
                     stop.push(arn.clone());
-                    if !known.was_up && !std::mem::replace(&mut known.is_told, true) {
+                    if known.up_since.is_none() && !std::mem::replace(&mut known.is_noted, true) {
                         let seconds = now.mono.saturating_sub(known.since).as_secs();
                         let why = match lack {
                             ecs::Lack::AgentPending => {
@@ -316,7 +325,7 @@ impl Place {
         if is_wanted && starting.is_empty() {
             match self.refusal(now.mono) {
                 Some((fault, awaited)) => {
-                    sight.trouble = awaited.is_some().then(|| Arc::clone(&fault));
+                    sight.trouble = Some(Arc::clone(&fault));
                     sight.awaited = awaited;
                     sight.nothing = Some(fault);
                 }
@@ -347,7 +356,7 @@ impl Place {
     /// Returns why no task is started now, and what is waited for if one is soon.
     fn refusal(&mut self, now: Duration) -> Option<(Arc<Fault>, Option<String>)> {
         if let Some(failed) = self.failed.as_ref().filter(|failed| now < failed.until) {
-            let seconds = (failed.until - now).as_secs() + 1;
+            let seconds = (failed.until - now).as_millis().div_ceil(1000);
             let again = failed.is_retried.then(|| format!("no Fargate task yet, trying again in {seconds} s"));
             return Some((Arc::clone(&failed.fault), again));
         }
@@ -372,7 +381,7 @@ impl Place {
         let id = ecs::id_of(arn);
         let lived = now.saturating_sub(known.since);
         let is_early = failure::end(task).is_none() && lived < DISUSE / 2;
-        if is_early || (!known.was_up && task.started_at.is_none()) {
+        if is_early || (known.up_since.is_none() && task.started_at.is_none()) {
             self.note_failure(failure::not_started(task, id, about), now);
             return;
         }

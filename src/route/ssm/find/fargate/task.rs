@@ -6,15 +6,15 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     aws::ecs::{Architecture, NewContainer, NewTask, NewTaskDefinition, Task},
-    bastion::FargateOptions,
+    bastion::{Fargate, FargateOptions},
     cluster::{Cluster, Vpc},
     iam::partition,
     route::ssm::Owner,
-    util::written::rfc3339,
+    util::{arn::Arn, written::rfc3339},
 };
 
 /// The family of the task definitions that are made.
-pub(in crate::route::ssm) const FAMILY: &str = "autoheal-pa-bastion";
+pub(super) const FAMILY: &str = "autoheal-pa-bastion";
 
 /// The name of the only container.
 const CONTAINER: &str = "bastion";
@@ -190,6 +190,13 @@ pub(in crate::route::ssm) fn started_by(owner: &Owner) -> String {
 pub(super) fn manager_of(task: &Task, place: &str) -> Option<String> {
     let name = task.started_by.as_ref()?.strip_prefix(STARTED_BY)?.strip_suffix(place)?.strip_suffix('/')?;
     Some(name.replace('/', "."))
+}
+
+/// Returns the family of task definitions that are run.
+pub(in crate::route::ssm) fn family(fargate: &Fargate) -> &str {
+    let definition = fargate.options.task_definition.as_deref().unwrap_or(FAMILY);
+    let name = Arn::parse(definition).map_or(definition, |arn| arn.name());
+    name.split(':').next().unwrap_or(name)
 }
 
 /// Whether a task of ours is in a [`network`].

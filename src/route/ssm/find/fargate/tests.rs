@@ -20,6 +20,7 @@ fn owner(name: &str, place: &str) -> Owner {
         },
         journal: None,
         is_running: Arc::new(|_| false),
+        adopted: Arc::default(),
     }
 }
 

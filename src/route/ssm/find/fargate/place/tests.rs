@@ -286,6 +286,87 @@ fn one_that_nobody_has_heard_of_yet_is_waited_for() {
 }
 
 #[test]
+fn one_that_an_answer_leaves_out_is_not_forgotten() {
+    let mut world = World::new();
+    let target = world.used("1");
+    world.pass(600);
+    world.judge(0);
+    let task = world.tasks.remove(0);
+    world.pass(10);
+    let verdict = world.judge(1);
+    assert_eq!((verdict.run, verdict.sight.gone), (false, vec![]));
+    world.tasks.push(task);
+    assert_eq!(usable(&world.judge(1)), std::slice::from_ref(&target));
+    world.tasks.clear();
+    world.pass(60);
+    assert_eq!(world.judge(0).sight.gone, [target]);
+}
+
+#[test]
+fn one_that_ends_at_once_has_not_started() {
+    let mut world = World::new();
+    world.used("1");
+    world.in_use.clear();
+    world.pass(20);
+    world.stops("1", "EssentialContainerExited", "Essential container in task exited", Some(0));
+    let verdict = world.judge(1);
+    assert!(!verdict.run, "another would end as soon");
+    assert!(why(&verdict).contains("the Fargate task 1 did not start"), "{}", why(&verdict));
+    assert_eq!(verdict.sight.awaited.unwrap(), "no Fargate task yet, trying again in 10 s");
+}
+
+#[test]
+fn what_a_second_one_failed_of_is_not_forgotten_while_the_first_works() {
+    let mut world = World::new();
+    let first = world.used("1");
+    assert!(world.judge(2).run);
+    world.start("2");
+    assert_eq!(world.judge(2).sight.awaited.unwrap(), "the Fargate task 2 is PROVISIONING, 0 s");
+    world.stops("2", "TaskFailedToStart", "CannotPullContainerError: busybox:nope: not found", None);
+    for _ in 0..3 {
+        let verdict = world.judge(2);
+        assert_eq!((verdict.run, usable(&verdict)), (false, vec![first.clone()]));
+        let trouble = verdict.sight.trouble.map(|fault| sentence(&*fault)).unwrap();
+        assert!(trouble.contains("does not exist for x86_64"), "{trouble}");
+        world.pass(10);
+    }
+    world.pass(30);
+    assert!(world.judge(2).run);
+}
+
+#[test]
+fn what_is_being_stopped_takes_no_sessions() {
+    let mut world = World::new();
+    let used = world.used("1");
+    assert!(world.judge(2).run);
+    world.start("2");
+    world.runs("2", "RUNNING");
+    world.judge(2);
+    world.pass(600);
+    let verdict = world.judge(1);
+    assert_eq!((verdict.stop.len(), usable(&verdict)), (1, vec![used.clone()]));
+    // ECS may tell of it as running for a while.
+    assert_eq!(usable(&world.judge(1)), [used]);
+}
+
+#[test]
+fn a_task_of_no_use_that_cannot_be_stopped_is_noted_once() {
+    let mut world = World::new();
+    assert!(world.judge(1).run);
+    world.start("1");
+    world.runs("1", "STOPPED");
+    let about = About { fargate: &world.fargate, role: ROLE, region: "us-east-1", vpc: "vpc-1" };
+    for _ in 0..5 {
+        let now = Moment { mono: world.now, wall: SystemTime::UNIX_EPOCH + START + world.now };
+        let wanted = Wanted { in_use: &[], at_least: 1 };
+        // Nobody stops it.
+        assert_eq!(world.place.judge(&world.tasks, wanted, &world.spec, about, now).stop.len(), 1);
+        world.now += Duration::from_secs(1);
+    }
+    assert_eq!(world.place.failures, 1);
+}
+
+#[test]
 fn what_is_idle_beside_another_is_stopped() {
     let mut world = World::new();
     let used = world.used("1");
