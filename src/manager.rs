@@ -18,9 +18,8 @@
 //! Leaves out how long a command waits for the tunnels and what it does then: `up` and `exec` differ in that.
 
 use std::{
-    collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -90,8 +89,8 @@ pub(crate) struct Manager {
     place: String,
     /// Tells this run from others.
     run: String,
-    /// Tasks of earlier runs that this one has taken over.
-    adopted: Arc<Mutex<BTreeSet<String>>>,
+    /// What has been made for the tunnels.
+    made: ssm::Made,
     proxy: Option<Proxy>,
     /// Who gets through the local ports.
     admission: Admission,
@@ -142,7 +141,7 @@ impl Manager {
                 left_behind,
                 place,
                 run,
-                adopted: Arc::default(),
+                made: ssm::Made::default(),
                 proxy: None,
                 admission,
                 tasks,
@@ -171,12 +170,9 @@ impl Manager {
         let entered = wanted.iter().zip(&clients).map(|(settings, aws)| self.enter(settings.clone(), aws.clone()));
         // Clusters are looked for at once, and nothing is made of them before it is said whose they are.
         let (accesses, searches) = overlap(try_join_all(entered), try_join_all(searches)).await?;
-        let accesses: Vec<Arc<OpenAccess>> = accesses.into_iter().map(Arc::new).collect();
+        let accesses = shared(accesses.into_iter().map(Arc::new));
         self.state.send_modify(|state| state.accesses.clone_from(&accesses));
-        for access in &accesses {
-            self.listener.tell(Event::Identified(access.caller.clone()));
-            self.look_after(access);
-        }
+        self.welcome(&accesses, &[]);
         self.end_left_behind(&accesses).await;
         let (_all, tunnels) = tokio::try_join!(searches, self.open_each(&accesses, found))?;
         if tunnels.is_empty() {
@@ -238,6 +234,7 @@ impl Manager {
                 Err(error) => outcome.problems.push(error.sentence()),
             }
         }
+        let accesses = shared(accesses.into_iter());
         let found = join_all(accesses.iter().map(|access| clusters(access, &self.listener))).await;
         let mut wanted = Vec::new();
         for (access, found) in accesses.iter().zip(found) {
@@ -288,14 +285,11 @@ impl Manager {
             .collect();
         outcome.added = started.iter().map(|tunnel| tunnel.context.clone()).collect();
 
-        for access in accesses.iter().filter(|access| !old.accesses.iter().any(|known| known.is_same(&access.settings)))
-        {
-            self.listener.tell(Event::Identified(access.caller.clone()));
-            self.look_after(access);
+        self.welcome(&accesses, &old.accesses);
+        for access in old.accesses.iter().filter(|access| !accesses.iter().any(|new| new.is_same(&access.settings))) {
+            access.stop.cancel();
         }
-        let dropped: Vec<_> =
-            old.accesses.iter().filter(|access| !accesses.iter().any(|new| new.is_same(&access.settings))).collect();
-        dropped.iter().for_each(|access| access.stop.cancel());
+        let uses: Vec<_> = accesses.iter().flat_map(|access| access.uses()).collect();
         // Those that are gone have their names until they have ended.
         let ending = free.into_iter().cloned();
         let both = tunnels.iter().cloned().chain(ending).collect();
@@ -304,7 +298,8 @@ impl Manager {
             self.start(&tunnel.access, tunnel.cluster.clone(), listeners);
         }
         self.supervisor.end(&gone).await;
-        close(dropped.into_iter(), &self.listener).await;
+        let closed = self.made.close_unused(&uses).await;
+        closed.into_iter().for_each(|notice| self.listener.tell(Event::Notice(notice)));
         self.state.send_modify(|state| state.tunnels = tunnels);
         Ok(outcome)
     }
@@ -332,9 +327,10 @@ impl Manager {
         let state = self.state.borrow().clone();
         let closing = async {
             self.supervisor.stop().await;
-            close(state.accesses.iter(), &self.listener).await;
+            self.made.close().await
         };
-        tokio::join!(closing, self.examinations.end());
+        let (closed, ()) = tokio::join!(closing, self.examinations.end());
+        closed.into_iter().for_each(|notice| self.listener.tell(Event::Notice(notice)));
         let settled = join_all(state.accesses.iter().map(|access| access.aws.settle()));
         if timeout(SETTLE_LIMIT, settled).await.is_err() {
             tracing::warn!("calls that end sessions did not return in time");
@@ -374,7 +370,7 @@ impl Manager {
             journal: self.journal.clone(),
             // What cannot be looked at is left alone.
             is_running: Arc::new(move |name| !matches!(control::holder(&dir.with_file_name(name)), Ok(None))),
-            adopted: Arc::clone(&self.adopted),
+            made: self.made.clone(),
         }
     }
 
@@ -390,6 +386,17 @@ impl Manager {
             None => {
                 let aws = Aws::new(&settings.aws).await?;
                 self.enter(settings, aws).await.map(Arc::new)
+            }
+        }
+    }
+
+    /// Tells who the identities are that are not known yet, and looks after each.
+    fn welcome(&mut self, accesses: &[Arc<OpenAccess>], known: &[Arc<OpenAccess>]) {
+        for (at, access) in accesses.iter().enumerate() {
+            let mut before = known.iter().chain(accesses.iter().take(at));
+            if !before.any(|other| other.is_same(&access.settings)) {
+                self.listener.tell(Event::Identified(access.caller.clone()));
+                self.look_after(access);
             }
         }
     }
@@ -512,10 +519,15 @@ impl Manager {
     }
 }
 
-/// Ends what was made for tunnels that have ended.
-async fn close(accesses: impl Iterator<Item = &Arc<OpenAccess>>, listener: &Listener) {
-    let closed = join_all(accesses.map(|access| access.routes.close())).await;
-    closed.into_iter().flatten().for_each(|notice| listener.tell(Event::Notice(notice)));
+/// Has accesses of one identity in one region share what they have: credentials, routes, and what these make.
+fn shared(accesses: impl Iterator<Item = Arc<OpenAccess>>) -> Vec<Arc<OpenAccess>> {
+    let mut all: Vec<Arc<OpenAccess>> = Vec::new();
+    for access in accesses {
+        let shared = all.iter().find(|known| known.is_same(&access.settings));
+        let access = shared.map_or_else(|| Arc::clone(&access), |known| Arc::new(known.with(access.settings.clone())));
+        all.push(access);
+    }
+    all
 }
 
 /// Tells what tunnels have found that the user has to know. Never ends.

@@ -6,8 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     aws::{Aws, Caller},
+    bastion::Bastion,
     cluster::Cluster,
-    route::Routes,
+    route::{Routes, ssm},
     settings::Access,
     tunnel::Common,
 };
@@ -55,6 +56,16 @@ impl OpenAccess {
     /// Tells whether it is the same identity, in the same region.
     pub(super) fn is_same(&self, settings: &Access) -> bool {
         self.settings.aws.region == settings.aws.region && self.settings.identity == settings.identity
+    }
+
+    /// Returns where its bastions are used.
+    pub(super) fn uses(&self) -> Vec<ssm::Use> {
+        let of = |bastion: &Bastion| ssm::Use {
+            region: self.aws.region().to_owned(),
+            account: self.caller.account.clone(),
+            bastion: bastion.clone(),
+        };
+        self.settings.bastion.iter().map(of).collect()
     }
 
     /// Returns one with the same identity for other bastions and clusters.

@@ -141,11 +141,6 @@ impl Routes {
         self.sessions.place(bastion, &self.aws, to)
     }
 
-    /// Ends what was made for links that are over, and makes nothing any more. Returns what was done, in words.
-    pub async fn close(&self) -> Vec<String> {
-        self.sessions.close().await
-    }
-
     /// Returns the route that a bastion names.
     #[must_use]
     pub fn route(&self, bastion: &Bastion) -> Arc<dyn Route> {

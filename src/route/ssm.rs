@@ -17,6 +17,7 @@ mod find;
 mod gauge;
 pub(crate) mod hints;
 mod liveness;
+pub mod made;
 mod open_sessions;
 pub mod owner;
 pub mod proto;
@@ -38,7 +39,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
 
 use self::find::{
     Finder, Look,
@@ -50,6 +51,7 @@ pub use self::{
     dial::{Dial, DialError, SessionHandle, SessionId},
     fault::SessionFault,
     find::{Crowd, Walk},
+    made::{Made, Use},
     owner::Owner,
     service::Service,
     solo::SoloSession,
@@ -89,16 +91,14 @@ pub struct Targets {
     tasks_of: Option<String>,
     /// What looks for targets, by what was asked for: all tunnels share it.
     finders: Arc<Mutex<HashMap<Bastion, Arc<Finder>>>>,
-    /// What starts tasks.
-    makers: Arc<Mutex<Vec<FargateLook>>>,
 }
 
 impl Targets {
     /// Has sessions dialled by `dial`.
     #[must_use]
     pub fn new(dial: Arc<dyn Dial>, config: Config) -> Self {
-        let (resumes, finders, makers) = (Arc::default(), Arc::default(), Arc::default());
-        Self { dial, config, resumes, owner: None, tasks_of: None, finders, makers }
+        let (resumes, finders) = (Arc::default(), Arc::default());
+        Self { dial, config, resumes, owner: None, tasks_of: None, finders }
     }
 
     /// Has the tasks looked at that were started with `tasks_of`.
@@ -164,18 +164,13 @@ impl Targets {
         }
     }
 
-    /// Stops the tasks that were started, and starts no others. Returns what was done, in words.
-    pub async fn close(&self) -> Vec<String> {
-        let makers = self.makers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        join_all(makers.iter().map(FargateLook::close)).await.into_iter().flatten().collect()
-    }
-
     fn maker(&self, fargate: &Fargate, aws: &Aws) -> Arc<dyn Look> {
         let Some(owner) = self.owner.clone() else {
             return Arc::new(Survey::new(aws.clone(), fargate.clone(), self.tasks_of.clone()));
         };
+        let made = owner.made.clone();
         let maker = FargateLook::new(aws.clone(), fargate.clone(), owner);
-        self.makers.lock().unwrap_or_else(PoisonError::into_inner).push(maker.clone());
+        made.add(maker.clone());
         Arc::new(maker)
     }
 
@@ -186,6 +181,7 @@ impl Targets {
 
     fn finder(&self, asked: &Bastion, look: impl FnOnce() -> Arc<dyn Look>) -> Arc<Finder> {
         let mut finders = self.finders.lock().unwrap_or_else(PoisonError::into_inner);
+        finders.retain(|_, finder| !finder.is_over());
         let finder = finders.entry(asked.clone()).or_insert_with(|| Finder::new(asked.to_string(), look()));
         Arc::clone(finder)
     }

@@ -397,6 +397,32 @@ async fn doctor_looks_and_makes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_a_reload_leaves_unused_is_stopped() {
+    let lab = Lab::start(with(TaskTimes::default())).await;
+    let file = lab.path("config.yaml");
+    let named = file.to_str().unwrap();
+    let write = |bastions: &str| {
+        let entry = |name: &str| format!("  - {{region: us-east-1, bastion: [{bastions}], clusters: [{name}]}}\n");
+        std::fs::write(&file, format!("access:\n{}{}", entry("payments"), entry("search"))).unwrap();
+    };
+    // Two entries of one identity in one region.
+    write("fargate");
+    let up = lab.up(&["--config", named]).await;
+    let first = one(&lab.emulator);
+    write("i-0dc03fbcae2a87472");
+    lab.run(&["reload"]).await.assert_success();
+    assert_eq!(live(&lab.emulator), BTreeSet::new());
+    assert!(up.stderr_so_far().contains(&format!("stopped the Fargate task {first}")));
+    // The same again is another one, and the end of all is the end of that.
+    write("fargate");
+    lab.run(&["reload"]).await.assert_success();
+    lab.wait_until("another task", |emulator| !live(emulator).is_empty()).await;
+    assert_ne!(one(&lab.emulator), first);
+    up.stop().await.assert_success();
+    assert_eq!(live(&lab.emulator), BTreeSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn options_that_cannot_be_are_refused() {
     let lab = Lab::start(Config::default()).await;
     for (args, text) in [

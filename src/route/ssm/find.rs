@@ -97,6 +97,11 @@ pub(super) trait Look: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether nothing is found any more.
+    fn is_over(&self) -> bool {
+        false
+    }
+
     /// Returns what an answer depends on besides the bastion that was asked for: clusters with the same share it.
     fn place(&self, _to: &Cluster) -> String {
         String::new()
@@ -273,6 +278,11 @@ impl Finder {
             changed: Notify::new(),
             counts: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// Whether it finds nothing any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.look.is_over()
     }
 
     /// Chooses a target for a session to a cluster, and has one made where that can be done. `tell` gets what is waited for, and

@@ -1,11 +1,8 @@
 //! Whom sessions and tasks are started for: by this they are found again, and told from those of others.
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
+use super::made::Made;
 use crate::{aws::Caller, journal::Journal};
 
 /// The manager that routes work for.
@@ -24,18 +21,8 @@ pub struct Owner {
     pub journal: Option<Journal>,
     /// Tells whether a manager of this place is running, by its name.
     pub is_running: Arc<dyn Fn(&str) -> bool + Send + Sync>,
-    /// ARNs of tasks of earlier runs that this one has taken over, whichever of its routes did so.
-    pub adopted: Arc<Mutex<BTreeSet<String>>>,
-}
-
-impl Owner {
-    pub(super) fn adopt(&self, task: &str) {
-        self.adopted.lock().unwrap_or_else(PoisonError::into_inner).insert(task.to_owned());
-    }
-
-    pub(super) fn has_adopted(&self, task: &str) -> bool {
-        self.adopted.lock().unwrap_or_else(PoisonError::into_inner).contains(task)
-    }
+    /// What routes have made for it.
+    pub made: Made,
 }
 
 impl fmt::Debug for Owner {

@@ -46,12 +46,12 @@ use crate::{
         ecs::{NewTask, NewTaskDefinition, Task, TaskDefinition, TaskFilter},
         error::Refusal,
     },
-    bastion::{Fargate, Target},
+    bastion::{Bastion, Fargate, Target},
     clock::Clock,
     cluster::Cluster,
     fault::{Class, Fault},
     route::ssm::{
-        Owner,
+        Owner, Use,
         open_sessions::{self, OpenSessions},
     },
     util::{peer_text::sentence, written::in_words},
@@ -128,6 +128,16 @@ impl FargateLook {
             });
         }
         outcome.await.unwrap_or_else(|error| Err(Fault::new(Class::Bug, error)))
+    }
+
+    /// Returns where it is used.
+    pub(in crate::route::ssm) fn place(&self) -> Use {
+        let Maker { aws, owner, fargate, .. } = &*self.maker;
+        Use {
+            region: aws.region().to_owned(),
+            account: owner.caller.account.clone(),
+            bastion: Bastion::Fargate(fargate.clone()),
+        }
     }
 
     /// Stops the tasks that there are, and starts no others. Returns what was done, in words.
@@ -222,7 +232,7 @@ impl Maker {
         let id = id_of(&task.arn);
         if spec.is_like(task) && place::is_worth_taking(task, spec, now.wall) && site.place.arns().next().is_none() {
             let left = in_words(place::left(task, spec, now.wall));
-            self.owner.adopt(&task.arn);
+            self.owner.made.adopt(&task.arn);
             site.place.add(task.arn.clone(), now.mono);
             site.place.tell(format!("took over the Fargate task {id}, which goes on for {left}"), now.mono);
         } else if task.desired_status != "STOPPED" && self.stop(&mut site.place, &task.arn, ORPHAN).await {
@@ -232,7 +242,7 @@ impl Maker {
 
     /// Whether this run has started a task or taken it over, in whatever part of it.
     fn is_of_run(&self, task: &Task) -> bool {
-        task::is_of_run(task, &self.owner) || self.owner.has_adopted(&task.arn)
+        task::is_of_run(task, &self.owner) || self.owner.made.has_adopted(&task.arn)
     }
 
     /// Returns whether that went well. If not, it is tried again at a later look, and the task ends itself in the end.
@@ -422,6 +432,10 @@ impl Look for FargateLook {
 
     fn can_make(&self) -> bool {
         true
+    }
+
+    fn is_over(&self) -> bool {
+        self.maker.closed.load(Ordering::Relaxed)
     }
 
     fn open_sessions<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Option<OpenSessions>, AwsError>> {

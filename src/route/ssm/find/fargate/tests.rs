@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use super::{failure::tests::stopped, task::*};
-use crate::{aws::Caller, route::ssm::Owner};
+use crate::{
+    aws::Caller,
+    route::ssm::{Made, Owner},
+};
 
 fn owner(name: &str, place: &str) -> Owner {
     Owner {
@@ -20,7 +23,7 @@ fn owner(name: &str, place: &str) -> Owner {
         },
         journal: None,
         is_running: Arc::new(|_| false),
-        adopted: Arc::default(),
+        made: Made::default(),
     }
 }
 
