@@ -26,7 +26,7 @@ use self::lab::{
     line::{self, Cell},
     matrix::{self, Row, Run},
     page::{self, Runs},
-    process::{PROCESS_ROWS, ProcessRow, ProcessRun},
+    process::{PROCESS_ROWS, ProcessRow, ProcessRun, program},
 };
 
 /// Injects faults into a tunnel at work, and measures what they do.
@@ -134,16 +134,4 @@ fn run_process(row: &ProcessRow, program: &Path, seeds: u64) -> (Vec<ProcessRun>
     let seeds = if row.is_long { seeds.min(3) } else { seeds };
     let (runs, failures): (Vec<_>, Vec<_>) = (1..=seeds).map(|seed| row.run(program, seed)).partition(Result::is_ok);
     (runs.into_iter().flatten().collect(), failures.into_iter().filter_map(Result::err).collect())
-}
-
-/// The program, which cargo puts beside the folder of the examples.
-fn program() -> Result<PathBuf, Box<dyn Error>> {
-    let example = std::env::current_exe()?;
-    let folder = example.parent().and_then(Path::parent).ok_or("the example is in no folder of cargo's")?;
-    let program = folder.join("autoheal-pa");
-    if program.is_file() {
-        Ok(program)
-    } else {
-        Err(format!("there is no `{}`: run `cargo build` in the same profile first", program.display()).into())
-    }
 }

@@ -16,16 +16,15 @@
 #[path = "../tests/lab/lab.rs"]
 mod lab;
 
-use std::{
-    error::Error,
-    io::Write as _,
-    path::{Path, PathBuf},
-};
+use std::{error::Error, io::Write as _};
 
 use autoheal_pa::clock;
 use clap::Parser;
 
-use self::lab::replaced::{Report, Trial};
+use self::lab::{
+    process::program,
+    replaced::{Report, Trial},
+};
 
 /// Lets a tunnel live for days.
 #[derive(Debug, Parser)]
@@ -80,16 +79,4 @@ fn main() -> Result<(), Box<dyn Error>> {
         report.memory.1 >> 20
     )?;
     Ok(())
-}
-
-/// The program, which cargo puts beside the folder of the examples.
-fn program() -> Result<PathBuf, Box<dyn Error>> {
-    let example = std::env::current_exe()?;
-    let folder = example.parent().and_then(Path::parent).ok_or("the example is in no folder of cargo's")?;
-    let program = folder.join("autoheal-pa");
-    if program.is_file() {
-        Ok(program)
-    } else {
-        Err(format!("there is no `{}`: run `cargo build` in the same profile first", program.display()).into())
-    }
 }

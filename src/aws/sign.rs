@@ -107,23 +107,8 @@ pub(crate) fn bearer_token(
     time: SystemTime,
 ) -> Result<Secret<String>, BoxError> {
     let url = format!("https://{sts_host}/?Action=GetCallerIdentity&Version=2011-06-15");
-    let signable =
-        SignableRequest::new("GET", url.as_str(), [("x-k8s-aws-id", token_name)].into_iter(), SignableBody::empty())?;
-    let mut settings = SigningSettings::default();
-    settings.signature_location = SignatureLocation::QueryParams;
-    settings.expires_in = Some(BEARER_URL_EXPIRY);
-    let identity = Identity::from(credentials.clone());
-    let params = SigningParams::builder()
-        .identity(&identity)
-        .region(region)
-        .name("sts")
-        .time(time)
-        .settings(settings)
-        .build()?;
-    let (instructions, _) = sign(signable, &params.into())?.into_parts();
-    let mut request = Request::get(url.as_str()).body(())?;
-    instructions.apply_to_request_http1x(&mut request);
-    let url = Secret::new(request.uri().to_string());
+    let signed = [("x-k8s-aws-id", token_name)];
+    let url = presigned(&url, &signed, "sts", region, credentials, time, BEARER_URL_EXPIRY)?;
     Ok(Secret::new(format!("{BEARER_TOKEN_PREFIX}{}", URL_SAFE_NO_PAD.encode(url.expose()))))
 }
 
@@ -160,20 +145,33 @@ pub(crate) fn tunnel_url(
         "https://{authority}/openTunnel?instanceConnectEndpointId={endpoint}&remotePort={port}&privateIpAddress={address}\
          &maxTunnelDuration={life}"
     );
-    let signable = SignableRequest::new("GET", url.as_str(), std::iter::empty(), SignableBody::empty())?;
+    presigned(&url, &[], "ec2-instance-connect", region, credentials, time, TUNNEL_URL_EXPIRY)
+}
+
+/// Returns a URL with the signature of a GET in its query; of the headers only the host and these are signed.
+fn presigned(
+    url: &str,
+    headers: &[(&str, &str)],
+    service: &str,
+    region: &str,
+    credentials: &Credentials,
+    time: SystemTime,
+    expires_in: Duration,
+) -> Result<Secret<String>, BoxError> {
+    let signable = SignableRequest::new("GET", url, headers.iter().copied(), SignableBody::empty())?;
     let mut settings = SigningSettings::default();
     settings.signature_location = SignatureLocation::QueryParams;
-    settings.expires_in = Some(TUNNEL_URL_EXPIRY);
+    settings.expires_in = Some(expires_in);
     let identity = Identity::from(credentials.clone());
     let params = SigningParams::builder()
         .identity(&identity)
         .region(region)
-        .name("ec2-instance-connect")
+        .name(service)
         .time(time)
         .settings(settings)
         .build()?;
     let (instructions, _) = sign(signable, &params.into())?.into_parts();
-    let mut request = Request::get(url.as_str()).body(())?;
+    let mut request = Request::get(url).body(())?;
     instructions.apply_to_request_http1x(&mut request);
     Ok(Secret::new(request.uri().to_string()))
 }

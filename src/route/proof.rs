@@ -5,7 +5,32 @@ use std::{io, time::Duration};
 use tokio::sync::oneshot;
 
 use super::{BoxError, Class, Fault, PipeEnd, Route};
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, util::quote::command};
+
+/// What to do about a bastion that did not lead to the API server.
+pub(super) fn behind_bastion(to: &Cluster, error: &ProbeError) -> Vec<String> {
+    let Cluster { name, region, endpoint, .. } = to;
+    match error {
+        ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![
+            format!("the bastion must resolve `{}` and reach it on port {}", endpoint.host, endpoint.port),
+            command!(
+                "the cluster's security group must admit the bastion: `aws eks describe-cluster --name {} --region {} \
+                 --query cluster.resourcesVpcConfig.clusterSecurityGroupId`",
+                name,
+                region
+            ),
+        ],
+        ProbeError::Certificate { host, .. } => vec![format!(
+            "what answers on the bastion's side is not the API server of `{name}`: check what `{host}` resolves to there"
+        )],
+        ProbeError::Authority { .. } => vec![command!(
+            "check what EKS says: `aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority`",
+            name,
+            region
+        )],
+        ProbeError::Tls { .. } | ProbeError::NotHttp | ProbeError::LinkLost => Vec::new(),
+    }
+}
 
 /// Why a probe did not prove the path.
 #[derive(Debug, thiserror::Error)]

@@ -39,8 +39,7 @@ use crate::{
     bastion::SshBastion,
     clock::Clock,
     cluster::Cluster,
-    route::{Connecting, Mailbox, ProbeError, Route, step::Step},
-    util::quote::command,
+    route::{Connecting, Mailbox, ProbeError, Route, proof::behind_bastion, step::Step},
 };
 
 /// Makes routes through the SSH servers of one identity. Clones share connections.
@@ -96,24 +95,7 @@ impl Route for SshRoute {
     }
 
     fn advise(&self, to: &Cluster, error: &ProbeError) -> Vec<String> {
-        let Cluster { name, region, endpoint, .. } = to;
-        match error {
-            ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![
-                format!("the bastion must resolve `{}` and reach it on port {}", endpoint.host, endpoint.port),
-                command!(
-                    "the cluster's security group must admit the bastion: `aws eks describe-cluster --name {} --region {} \
-                     --query cluster.resourcesVpcConfig.clusterSecurityGroupId`",
-                    name,
-                    region
-                ),
-            ],
-            ProbeError::Certificate { host, .. } => vec![format!(
-                "what answers on the bastion's side is not the API server of `{name}`: check what `{host}` resolves to there"
-            )],
-            ProbeError::Authority { .. } | ProbeError::Tls { .. } | ProbeError::NotHttp | ProbeError::LinkLost => {
-                Vec::new()
-            }
-        }
+        behind_bastion(to, error)
     }
 
     fn connect(&self, to: &Arc<Cluster>, limit: Duration) -> Option<Connecting> {

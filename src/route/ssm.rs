@@ -61,7 +61,7 @@ use crate::{
     aws::Aws,
     bastion::{Bastion, Fargate, Search, Target},
     cluster::Cluster,
-    route::{Mailbox, ProbeError, Route},
+    route::{Mailbox, ProbeError, Route, proof::behind_bastion},
 };
 
 /// Settings of the sessions of a route.
@@ -236,7 +236,7 @@ impl Route for SsmRoute {
     }
 
     fn advise(&self, to: &Cluster, error: &ProbeError) -> Vec<String> {
-        hints::probe(to, error)
+        behind_bastion(to, error)
     }
 
     fn advise_silence(&self) -> Vec<String> {

@@ -267,3 +267,15 @@ async fn replaced(scene: &Scene, trial: Trial) -> Result<ProcessRun, String> {
     let seen = line.map_or("nothing", |(_, rest)| rest.trim_start_matches([':', ' '])).to_owned();
     Ok(ProcessRun { wait: report.longest, seen })
 }
+
+/// The program, which cargo puts beside the folder of the examples.
+pub(crate) fn program() -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let example = std::env::current_exe()?;
+    let folder = example.parent().and_then(Path::parent).ok_or("the example is in no folder of cargo's")?;
+    let program = folder.join("autoheal-pa");
+    if program.is_file() {
+        Ok(program)
+    } else {
+        Err(format!("there is no `{}`: run `cargo build` in the same profile first", program.display()).into())
+    }
+}

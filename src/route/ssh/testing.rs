@@ -5,7 +5,10 @@
 use std::io::Write;
 
 use futures_util::future::BoxFuture;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
 
 use super::{
     client::{Client, Judge, Options, OwnKey, Stranger},
@@ -43,7 +46,7 @@ impl Judge for Takes {
 }
 
 pub(super) async fn stream(sshd: &Sshd) -> Box<dyn Connection> {
-    let stream = in_time(tokio::net::TcpStream::connect(sshd.address())).await.unwrap();
+    let stream = in_time(TcpStream::connect(sshd.address())).await.unwrap();
     stream.set_nodelay(true).unwrap();
     Box::new(stream)
 }
@@ -59,33 +62,34 @@ pub(super) async fn client(sshd: &Sshd, options: &Options) -> Client {
 
 /// A server that gives back what it gets, and then ends.
 pub(super) async fn echo(tasks: &mut JoinSet<()>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            connections.spawn(async move {
-                let (mut read, mut write) = stream.split();
-                // Whoever has gone does not need the rest.
-                let _copied = tokio::io::copy(&mut read, &mut write).await;
-            });
-        }
-    });
-    port
+    serve(tasks, |mut stream| async move {
+        let (mut read, mut write) = stream.split();
+        // Whoever has gone does not need the rest.
+        let _copied = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await
 }
 
 /// A server that writes without end.
 pub(super) async fn flood(tasks: &mut JoinSet<()>) -> u16 {
+    serve(tasks, |mut stream| async move {
+        let _copied = tokio::io::copy(&mut tokio::io::repeat(7), &mut stream).await;
+    })
+    .await
+}
+
+/// Serves each connection; returns the port.
+async fn serve<F: Future<Output = ()> + Send + 'static>(
+    tasks: &mut JoinSet<()>,
+    each: impl Fn(TcpStream) -> F + Send + 'static,
+) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            connections.spawn(async move {
-                let _copied = tokio::io::copy(&mut tokio::io::repeat(7), &mut stream).await;
-            });
+            let (stream, _) = listener.accept().await.unwrap();
+            connections.spawn(each(stream));
         }
     });
     port

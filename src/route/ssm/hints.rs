@@ -15,7 +15,7 @@ use crate::{
     bastion::Target,
     cluster::Cluster,
     iam,
-    route::{Caution, Class, ProbeError},
+    route::{Caution, Class, proof::behind_bastion},
     util::{peer_text::sentence, quote::command},
 };
 
@@ -23,7 +23,7 @@ use crate::{
 pub(super) fn of(fault: &SessionFault, to: &Cluster) -> Vec<String> {
     match fault {
         SessionFault::Start(error) | SessionFault::Resume(error) => dial(to, error),
-        SessionFault::Probe(error) => probe(to, error),
+        SessionFault::Probe(error) => behind_bastion(to, error),
         SessionFault::Closed(reason) => closed(to, reason),
         SessionFault::Abandoned(fault) => fault.hints.clone(),
         SessionFault::Dropped { target, crowd, .. } => {
@@ -228,31 +228,6 @@ fn denied(action: &str, resource: &str) -> Vec<String> {
         );
     }
     hints
-}
-
-/// What to do about a session that did not lead to the API server.
-pub(super) fn probe(cluster: &Cluster, error: &ProbeError) -> Vec<String> {
-    let Cluster { name, region, endpoint, .. } = cluster;
-    match error {
-        ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![
-            format!("the bastion must resolve `{}` and reach it on port {}", endpoint.host, endpoint.port),
-            command!(
-                "the cluster's security group must admit the bastion: `aws eks describe-cluster --name {} --region {} \
-                 --query cluster.resourcesVpcConfig.clusterSecurityGroupId`",
-                name,
-                region
-            ),
-        ],
-        ProbeError::Certificate { host, .. } => vec![format!(
-            "what answers on the bastion's side is not the API server of `{name}`: check what `{host}` resolves to there"
-        )],
-        ProbeError::Authority { .. } => vec![command!(
-            "check what EKS says: `aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority`",
-            name,
-            region
-        )],
-        ProbeError::Tls { .. } | ProbeError::NotHttp | ProbeError::LinkLost => Vec::new(),
-    }
 }
 
 /// What to do about an agent that does not complete the handshake.
