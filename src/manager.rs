@@ -190,15 +190,17 @@ impl Manager {
         Ok(())
     }
 
-    /// Opens a tunnel to each cluster as soon as it is found, in the order of accesses and of clusters in them. Returns
-    /// their ports and what they lead to.
+    /// Opens a tunnel to each cluster as soon as it is found, in the order of accesses and of clusters in them; where bastions
+    /// are made, once all are found, so that what is made serves all. Returns their ports and what they lead to.
     async fn open_each(
         &mut self,
         accesses: &[Arc<OpenAccess>],
         found: Vec<mpsc::UnboundedReceiver<ClusterDescription>>,
     ) -> Result<Vec<(u16, (Arc<OpenAccess>, Cluster))>, ManagerError> {
         let mut ports = Ports::new(self.settings.base_port, self.settings.strict_ports, self.admission.clone());
-        let mut tunnels = Vec::new();
+        let (mut tunnels, mut waiting) = (Vec::new(), Vec::new());
+        let waits =
+            accesses.iter().any(|access| access.settings.bastion.iter().any(|bastion| bastion.fargate().is_some()));
         for (access, mut found) in accesses.iter().zip(found) {
             while let Some(description) = found.recv().await {
                 let Some(cluster) = usable(description, &self.listener) else { continue };
@@ -207,8 +209,16 @@ impl Manager {
                     self.listener.tell(Event::PortSkipped(taken.clone()));
                 }
                 tunnels.push((listeners.port(), (Arc::clone(access), cluster.clone())));
-                self.start(access, cluster, listeners);
+                if waits {
+                    waiting.push((access, cluster, listeners));
+                } else {
+                    self.start(access, cluster, listeners);
+                }
             }
+        }
+        self.made.expect(tunnels.iter().flat_map(|(_, (access, cluster))| access.uses(cluster)).collect());
+        for (access, cluster, listeners) in waiting {
+            self.start(access, cluster, listeners);
         }
         Ok(tunnels)
     }
@@ -289,7 +299,7 @@ impl Manager {
         for access in old.accesses.iter().filter(|access| !accesses.iter().any(|new| new.is_same(&access.settings))) {
             access.stop.cancel();
         }
-        let uses: Vec<_> = accesses.iter().flat_map(|access| access.uses()).collect();
+        self.made.expect(tunnels.iter().flat_map(|tunnel| tunnel.access.uses(&tunnel.cluster)).collect());
         // Those that are gone have their names until they have ended.
         let ending = free.into_iter().cloned();
         let both = tunnels.iter().cloned().chain(ending).collect();
@@ -298,7 +308,7 @@ impl Manager {
             self.start(&tunnel.access, tunnel.cluster.clone(), listeners);
         }
         self.supervisor.end(&gone).await;
-        let closed = self.made.close_unused(&uses).await;
+        let closed = self.made.close_unused().await;
         closed.into_iter().for_each(|notice| self.listener.tell(Event::Notice(notice)));
         self.state.send_modify(|state| state.tunnels = tunnels);
         Ok(outcome)

@@ -25,14 +25,12 @@ mod read;
 mod types;
 
 pub use types::{
-    Architecture, Deployment, EcsCluster, ExecAgent, NewContainer, NewTask, NewTaskDefinition, Service, ServiceEvent,
-    Tags, Task, TaskContainer, TaskDefinition, TaskFilter, TaskNetwork, Tasks,
+    Architecture, EcsCluster, ExecAgent, NewContainer, NewTask, NewTaskDefinition, Tags, Task, TaskContainer,
+    TaskDefinition, TaskFilter, TaskNetwork, Tasks,
 };
 
 const LIST_TASKS: &str = "ecs:ListTasks";
 const DESCRIBE_TASKS: &str = "ecs:DescribeTasks";
-const DESCRIBE_SERVICES: &str = "ecs:DescribeServices";
-const DESCRIBE_CLUSTERS: &str = "ecs:DescribeClusters";
 const CREATE_CLUSTER: &str = "ecs:CreateCluster";
 const DESCRIBE_TASK_DEFINITION: &str = "ecs:DescribeTaskDefinition";
 const REGISTER_TASK_DEFINITION: &str = "ecs:RegisterTaskDefinition";
@@ -115,39 +113,6 @@ impl Aws {
         Ok(all)
     }
 
-    /// Describes a service; `None` if there is none of this name.
-    ///
-    /// # Errors
-    /// [`Refusal::EcsCluster`]; else see [`AwsError`].
-    pub async fn describe_service(&self, cluster: &str, name: &str) -> Result<Option<Service>, AwsError> {
-        let call = self.of_ecs(DESCRIBE_SERVICES, name);
-        let answer = self.ecs().client.describe_services().cluster(cluster).services(name).send().await;
-        let answer = answer.map_err(|error| self.failed(call, error))?;
-        match answer.services.unwrap_or_default().into_iter().next() {
-            Some(service) => {
-                let odd = || AwsError::malformed(DESCRIBE_SERVICES, "description that a service can have");
-                read::service(service).map(Some).ok_or_else(odd)
-            }
-            None => absent(call, &answer.failures.unwrap_or_default()),
-        }
-    }
-
-    /// Describes an ECS cluster; `None` if there is none of this name, or none any more.
-    ///
-    /// # Errors
-    /// See [`AwsError`].
-    pub async fn ecs_cluster(&self, name: &str) -> Result<Option<EcsCluster>, AwsError> {
-        let call = self.of_ecs(DESCRIBE_CLUSTERS, name);
-        let answer = self.ecs().client.describe_clusters().clusters(name).send().await;
-        let answer = answer.map_err(|error| self.failed(call, error))?;
-        match answer.clusters.unwrap_or_default().into_iter().next() {
-            // Deleted ones are shown for a while.
-            Some(cluster) if cluster.status.as_deref() == Some("INACTIVE") => Ok(None),
-            Some(cluster) => read::cluster(cluster).map(Some).ok_or_else(|| odd_cluster(DESCRIBE_CLUSTERS)),
-            None => absent(call, &answer.failures.unwrap_or_default()),
-        }
-    }
-
     /// Makes an ECS cluster, or finds the one that is there.
     ///
     /// # Errors
@@ -156,7 +121,10 @@ impl Aws {
         let call = self.of_ecs(CREATE_CLUSTER, name);
         let answer = self.ecs().client.create_cluster().cluster_name(name).send().await;
         let answer = answer.map_err(|error| self.failed(call, error))?;
-        answer.cluster.and_then(read::cluster).ok_or_else(|| odd_cluster(CREATE_CLUSTER))
+        answer
+            .cluster
+            .and_then(read::cluster)
+            .ok_or_else(|| AwsError::malformed(CREATE_CLUSTER, "description that an ECS cluster can have"))
     }
 
     /// Describes the newest task definition of a family, or one that is named by ARN or revision; `None` if there is none.
@@ -277,15 +245,6 @@ fn is_no_task_definition(error: &AwsError) -> bool {
     matches!(error, AwsError::Refused { .. }) && error.answer().is_some_and(says_so)
 }
 
-/// Tells what is not there from what failed.
-fn absent<T>(call: Call<'_>, failures: &[Failure]) -> Result<Option<T>, AwsError> {
-    if failures.iter().all(|failure| failure.reason.as_deref() == Some(MISSING)) {
-        Ok(None)
-    } else {
-        Err(refused(call, failures))
-    }
-}
-
 /// Makes an error of the failures in an answer that is none by its status.
 fn refused(call: Call<'_>, failures: &[Failure]) -> AwsError {
     let failure = failures.first();
@@ -308,10 +267,6 @@ fn of_tags(tags: &[(String, String)]) -> Option<Vec<Tag>> {
 
 fn odd_task(action: &'static str) -> AwsError {
     AwsError::malformed(action, "description that a task can have")
-}
-
-fn odd_cluster(action: &'static str) -> AwsError {
-    AwsError::malformed(action, "description that an ECS cluster can have")
 }
 
 fn odd_definition(action: &'static str) -> AwsError {

@@ -162,6 +162,9 @@ pub struct ClusterConfig {
     pub access_entry: bool,
     /// Id of its VPC; empty: EKS does not say.
     pub vpc: String,
+    /// Id of the security group of its own, which admits none but its members of the tasks that are run by themselves; `None`:
+    /// the first of its VPC.
+    pub security_group: Option<String>,
 }
 
 impl ClusterConfig {
@@ -183,6 +186,7 @@ impl ClusterConfig {
             local: false,
             access_entry: true,
             vpc: DEFAULT_VPC.to_owned(),
+            security_group: None,
         }
     }
 
@@ -190,6 +194,12 @@ impl ClusterConfig {
     #[must_use]
     pub fn creating(name: impl Into<String>) -> Self {
         Self { status: "CREATING".to_owned(), has_endpoint: false, ..Self::new(name) }
+    }
+
+    /// Returns the id of its security group.
+    pub(super) fn group<'a>(&'a self, vpcs: &'a [VpcConfig]) -> Option<&'a String> {
+        let of_vpc = || vpcs.iter().find(|vpc| vpc.id == self.vpc)?.security_groups.first();
+        self.security_group.as_ref().or_else(of_vpc)
     }
 
     /// A registered external cluster.

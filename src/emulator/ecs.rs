@@ -30,7 +30,7 @@ use self::{definitions::Definition, run::Tokens, services::Service, task::Task};
 pub(super) use self::{
     services::{begin, deploy},
     target::connected,
-    tasks::{age, infos, stop_all, stop_one},
+    tasks::{age, infos, is_admitted, stop_all, stop_one},
 };
 use super::{
     api::{ApiError, Call, denial},

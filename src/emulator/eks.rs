@@ -100,7 +100,7 @@ fn description(cluster: &Cluster, vpcs: &[VpcConfig]) -> Value {
         "resourcesVpcConfig": {
             "subnetIds": subnets,
             "securityGroupIds": [],
-            "clusterSecurityGroupId": vpc.and_then(|vpc| vpc.security_groups.first()),
+            "clusterSecurityGroupId": config.group(vpcs),
             "vpcId": Some(&config.vpc).filter(|vpc| !vpc.is_empty()),
             "endpointPublicAccess": config.public_access,
             "endpointPrivateAccess": config.private_access,

@@ -58,14 +58,14 @@ impl OpenAccess {
         self.settings.aws.region == settings.aws.region && self.settings.identity == settings.identity
     }
 
-    /// Returns where its bastions are used.
-    pub(super) fn uses(&self) -> Vec<ssm::Use> {
-        let of = |bastion: &Bastion| ssm::Use {
-            region: self.aws.region().to_owned(),
-            account: self.caller.account.clone(),
-            bastion: bastion.clone(),
+    /// Returns what its bastions are used for by a tunnel to a cluster.
+    pub(super) fn uses(&self, to: &Cluster) -> impl Iterator<Item = ssm::Use> {
+        let of = |bastion: &Bastion| {
+            let (region, account) = (self.aws.region().to_owned(), self.caller.account.clone());
+            let at = ssm::UsedAt { region, account, bastion: bastion.clone() };
+            to.vpc.clone().map(|vpc| ssm::Use { at, vpc })
         };
-        self.settings.bastion.iter().map(of).collect()
+        self.settings.bastion.iter().filter_map(of)
     }
 
     /// Returns one with the same identity for other bastions and clusters.

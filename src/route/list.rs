@@ -42,7 +42,8 @@ pub fn notes(grant: &Grant) -> Vec<String> {
     let of_targets = targets(grant).find_map(ssm::statements::note);
     let is_of_service = |search: &Search| matches!(search, Search::Ecs(_));
     let of_tasks = searches(grant).any(is_of_service).then(|| ssm::statements::TASKS_NOTE.to_owned());
-    of_targets.into_iter().chain(of_tasks).collect()
+    let of_own = fargates(grant).find_map(|fargate| fargate.options.task_definition.as_deref());
+    of_targets.into_iter().chain(of_tasks).chain(of_own.map(ssm::statements::execution_role)).collect()
 }
 
 fn searches(grant: &Grant) -> impl Iterator<Item = &Search> + Clone {

@@ -51,7 +51,7 @@ pub use self::{
     dial::{Dial, DialError, SessionHandle, SessionId},
     fault::SessionFault,
     find::{Crowd, Walk},
-    made::{Made, Use},
+    made::{Made, Use, UsedAt},
     owner::Owner,
     service::Service,
     solo::SoloSession,

@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use autoheal_pa::emulator::{
-    BastionConfig, ClusterConfig, Command, Config, EcsConfig, Emulator, Event, StartFailure, TaskTimes, VpcConfig,
+    BastionConfig, ClusterConfig, Command, Config, EcsConfig, Emulator, Event, StartFailure, SubnetConfig, TaskTimes,
+    VpcConfig,
 };
 use rustix::process::Signal;
 
@@ -78,6 +79,59 @@ async fn a_task_is_made_for_all_clusters_of_a_network_and_ended() {
     up.stop().await.assert_success();
     assert_eq!(live(&lab.emulator), BTreeSet::new());
     assert_eq!((calls(&lab, "ecs:CreateCluster"), calls(&lab, "ecs:RegisterTaskDefinition")), (1, 1));
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_is_in_the_groups_of_all_clusters_of_a_vpc() {
+    let other = VpcConfig {
+        id: "vpc-0f0e0d0c0b0a09080".to_owned(),
+        subnets: vec![SubnetConfig::new("subnet-0f1e2d3c4b5a69788", "a")],
+        security_groups: vec!["sg-0f0f0f0f0f0f0f0f0".to_owned()],
+        ..VpcConfig::default()
+    };
+    let mut vpc = VpcConfig::default();
+    let mut own_group = |name: &str, number: usize| {
+        let group = format!("sg-{number:017x}");
+        vpc.security_groups.push(group.clone());
+        ClusterConfig { security_group: Some(group), ..ClusterConfig::new(name) }
+    };
+    let mut clusters: Vec<_> = (1..=6).map(|number| own_group(&format!("c{number}"), number)).collect();
+    clusters.push(ClusterConfig { vpc: other.id.clone(), ..ClusterConfig::new("elsewhere") });
+    let ecs = EcsConfig { session_limit: 8, ..EcsConfig::default() };
+    let lab = Lab::start(Config { clusters, vpcs: vec![vpc, other], ecs, ..Config::default() }).await;
+    let file = lab.path("config.yaml");
+    let write = |clusters: &str| {
+        let text = format!("access: [{{region: us-east-1, bastion: fargate, clusters: [{clusters}]}}]\n");
+        std::fs::write(&file, text).unwrap();
+    };
+    write("c1, c2, c3, c4, c5, c6, elsewhere");
+    let up = lab.up(&["--config", file.to_str().unwrap()]).await;
+    // Five groups are the most that a task can be in. All tunnels are ready: each task is in the groups that it needs.
+    let groups = |emulator: &Emulator| -> Vec<usize> {
+        let of = |tags: &[(String, String)]| {
+            tags.iter().find(|(key, _)| key == "autoheal-pa:groups").map_or(0, |(_, groups)| groups.split(' ').count())
+        };
+        let mut groups: Vec<_> =
+            emulator.tasks().iter().filter(|task| !task.stopping).map(|task| of(&task.tags)).collect();
+        groups.sort_unstable();
+        groups
+    };
+    assert_eq!(groups(&lab.emulator), [1, 1, 5]);
+    write("c1, c6");
+    lab.run(&["reload"]).await.assert_success();
+    assert_eq!(groups(&lab.emulator), [1, 5], "nobody needs the one of the other VPC");
+    write("c2, c6");
+    lab.run(&["reload"]).await.assert_success();
+    within("a tunnel to another cluster of the VPC", async {
+        while lab.status(&[]).await["tunnels"].as_array().unwrap().iter().any(|tunnel| tunnel["state"] != "active") {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    assert_eq!(groups(&lab.emulator), [1, 5], "the task is in its group, too");
+    up.stop().await.assert_success();
+    assert_eq!(live(&lab.emulator), BTreeSet::new());
     lab.assert_clean().await;
 }
 

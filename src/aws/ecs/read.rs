@@ -7,15 +7,9 @@ use aws_smithy_types::DateTime;
 
 use super::{
     is_arn,
-    types::{
-        Deployment, EcsCluster, ExecAgent, Service, ServiceEvent, Tags, Task, TaskContainer, TaskDefinition,
-        TaskNetwork,
-    },
+    types::{EcsCluster, ExecAgent, Tags, Task, TaskContainer, TaskDefinition, TaskNetwork},
 };
 use crate::{aws::values::is_plain, util::peer_text::PeerText};
-
-/// Events of a service that are kept; ECS gives a hundred.
-const MAX_EVENTS: usize = 10;
 
 pub(super) fn task(task: types::Task) -> Option<Task> {
     let network = network(task.attachments.as_deref().unwrap_or_default())?;
@@ -67,37 +61,6 @@ fn network(attachments: &[types::Attachment]) -> Option<Option<TaskNetwork>> {
         interface_id: detail("networkInterfaceId")?,
         private_ip: detail("privateIPv4Address")?,
     }))
-}
-
-pub(super) fn service(service: types::Service) -> Option<Service> {
-    let deployments = service.deployments.unwrap_or_default().into_iter().map(deployment);
-    let events = service.events.unwrap_or_default().into_iter().take(MAX_EVENTS);
-    Some(Service {
-        arn: service.service_arn.filter(|arn| is_arn(arn))?,
-        status: text(service.status).unwrap_or_default(),
-        desired: service.desired_count,
-        running: service.running_count,
-        pending: service.pending_count,
-        exec_enabled: service.enable_execute_command,
-        deployments: deployments.collect::<Option<_>>()?,
-        events: events
-            .filter_map(|event| Some(ServiceEvent { at: time(event.created_at), message: text(event.message)? }))
-            .collect(),
-    })
-}
-
-fn deployment(deployment: types::Deployment) -> Option<Deployment> {
-    Some(Deployment {
-        status: text(deployment.status).unwrap_or_default(),
-        definition_arn: plain(deployment.task_definition)?,
-        desired: deployment.desired_count,
-        running: deployment.running_count,
-        pending: deployment.pending_count,
-        failed: deployment.failed_tasks,
-        rollout_state: deployment.rollout_state.map(|state| state.as_str().into()),
-        rollout_reason: text(deployment.rollout_state_reason),
-        created_at: time(deployment.created_at),
-    })
 }
 
 pub(super) fn cluster(cluster: types::Cluster) -> Option<EcsCluster> {

@@ -141,52 +141,22 @@ async fn what_is_not_there_is_told_apart() {
             "{error:?}"
         );
     }
-    let missing = json!({ "failures": [{ "arn": format!("{ARN}:x/tools"), "reason": "MISSING" }] });
-    let fake = answering(missing).await;
-    let (aws_1, fake_2) = (aws(&fake).await, failing("ClientException", "Unable to describe task definition.").await);
-    assert_eq!(in_time(aws_1.describe_service("tools", "web")).await.unwrap(), None);
-    assert_eq!(in_time(aws_1.ecs_cluster("tools")).await.unwrap(), None);
-    assert_eq!(in_time(aws(&fake_2).await.task_definition("f")).await.unwrap(), None);
+    let fake = failing("ClientException", "Unable to describe task definition.").await;
+    assert_eq!(in_time(aws(&fake).await.task_definition("f")).await.unwrap(), None);
     let fake = failing("ClientException", "Something else.").await;
     let error = in_time(aws(&fake).await.task_definition("f")).await.unwrap_err();
     assert!(matches!(error, AwsError::Refused { refusal: Refusal::Request, .. }), "{error:?}");
-    let fake = answering(json!({ "failures": [{ "reason": "OTHER", "detail": "why" }] })).await;
-    let error = in_time(aws(&fake).await.ecs_cluster("tools")).await.unwrap_err();
-    assert_eq!(error.answer().unwrap().to_string(), "OTHER: why");
 }
 
 #[tokio::test]
-async fn a_service_is_described() {
-    let fake = answering(json!({ "services": [{
-        "serviceArn": format!("{ARN}:service/tools/web"), "status": "ACTIVE", "desiredCount": 2, "runningCount": 1,
-        "pendingCount": 1, "enableExecuteCommand": true,
-        "deployments": [{ "status": "PRIMARY", "taskDefinition": format!("{ARN}:task-definition/tools:3"), "desiredCount": 2,
-            "failedTasks": 4, "rolloutState": "IN_PROGRESS", "rolloutStateReason": "in progress." }],
-        "events": (0..30).map(|n| json!({ "createdAt": 1_795_317_508, "message": format!("(service web) {n}") })).collect::<Vec<_>>(),
-    }] }))
-    .await;
-    let service = in_time(aws(&fake).await.describe_service("tools", "web")).await.unwrap().unwrap();
-    assert_eq!((service.desired, service.running, service.pending, service.exec_enabled), (2, 1, 1, true));
-    assert_eq!((service.events.len(), &*service.events[0].message), (10, "(service web) 0"));
-    assert_eq!(
-        (service.deployments[0].failed, service.deployments[0].rollout_state.as_deref()),
-        (4, Some("IN_PROGRESS"))
-    );
-    assert_eq!(read(&fake.requests()[0]), json!({ "cluster": "tools", "services": ["web"] }));
-}
-
-#[tokio::test]
-async fn clusters_are_made_and_found() {
-    let cluster = |status: &str| json!({ "clusterArn": format!("{ARN}:cluster/tools"), "clusterName": "tools", "status": status });
-    let fake = answering(json!({ "clusters": [cluster("ACTIVE")], "cluster": cluster("ACTIVE") })).await;
+async fn a_cluster_is_made() {
+    let cluster = json!({ "clusterArn": format!("{ARN}:cluster/tools"), "clusterName": "tools", "status": "ACTIVE" });
+    let fake = answering(json!({ "cluster": cluster })).await;
     let of_fake = aws(&fake).await;
     let made = in_time(of_fake.create_ecs_cluster("tools")).await.unwrap();
     assert_eq!(made.name, "tools");
-    assert_eq!(in_time(of_fake.ecs_cluster("tools")).await.unwrap(), Some(made));
     let bodies: Vec<_> = fake.requests().iter().map(read).collect();
-    assert_eq!(bodies, [json!({ "clusterName": "tools" }), json!({ "clusters": ["tools"] })]);
-    let fake = answering(json!({ "clusters": [cluster("INACTIVE")] })).await;
-    assert_eq!(in_time(aws(&fake).await.ecs_cluster("tools")).await.unwrap(), None);
+    assert_eq!(bodies, [json!({ "clusterName": "tools" })]);
 }
 
 #[tokio::test]

@@ -94,52 +94,6 @@ pub struct ExecAgent {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Service {
-    pub arn: String,
-    /// `ACTIVE`, `DRAINING` or `INACTIVE`.
-    pub status: PeerText,
-    /// Tasks that there should be.
-    pub desired: i32,
-    /// Tasks that are running.
-    pub running: i32,
-    /// Tasks that are about to run.
-    pub pending: i32,
-    /// Whether tasks that it starts have the agent for sessions.
-    pub exec_enabled: bool,
-    /// Its deployments; several while one takes the place of another.
-    pub deployments: Vec<Deployment>,
-    /// The last ones, newest first.
-    pub events: Vec<ServiceEvent>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Deployment {
-    /// `PRIMARY`, `ACTIVE` or `INACTIVE`.
-    pub status: PeerText,
-    /// The task definition, with its revision.
-    pub definition_arn: Option<String>,
-    /// Tasks that there should be.
-    pub desired: i32,
-    /// Tasks that are running.
-    pub running: i32,
-    /// Tasks that are about to run.
-    pub pending: i32,
-    /// Tasks that failed to start.
-    pub failed: i32,
-    /// `COMPLETED`, `IN_PROGRESS` or `FAILED`.
-    pub rollout_state: Option<PeerText>,
-    pub rollout_reason: Option<PeerText>,
-    pub created_at: Option<SystemTime>,
-}
-
-/// What a service did, or could not do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceEvent {
-    pub at: Option<SystemTime>,
-    pub message: PeerText,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EcsCluster {
     pub arn: String,
     pub name: String,

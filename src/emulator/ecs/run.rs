@@ -79,6 +79,7 @@ pub(super) fn plan(world: &World, definition: &Definition, network: &Network<'_>
 pub(super) struct Network<'a> {
     pub(super) vpc: &'a VpcConfig,
     pub(super) subnet: &'a SubnetConfig,
+    pub(super) groups: Vec<String>,
     pub(super) public_address: bool,
 }
 
@@ -145,6 +146,7 @@ pub(super) fn run(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
         exec,
         launch_type,
         subnet: network.subnet.id.clone(),
+        security_groups: network.groups.clone(),
         zone: format!("{}{}", call.region, network.subnet.zone),
         plan: plan(call.world, &definition, &network, definition.lives()),
         cluster,
@@ -282,5 +284,6 @@ fn network<'a>(call: &Call<'a>, input: &Value) -> Result<Network<'a>, ApiError> 
         Some("ENABLED") => true,
         Some(other) => return Err(invalid(format!("Invalid assignPublicIp: {other}"))),
     };
-    Ok(Network { vpc, subnet, public_address })
+    let groups = groups.into_iter().map(str::to_owned).collect();
+    Ok(Network { vpc, subnet, groups, public_address })
 }

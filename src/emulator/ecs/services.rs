@@ -154,7 +154,7 @@ fn next_step(store: &Store, service: &Service) -> Step {
 fn step(world: &Arc<World>, number: usize, is_running: bool) {
     let vpc = world.config.vpcs.first();
     let Some((vpc, subnet)) = vpc.and_then(|vpc| Some((vpc, vpc.subnets.first()?))) else { return };
-    let network = Network { vpc, subnet, public_address: false };
+    let network = Network { vpc, subnet, groups: Vec::new(), public_address: false };
     let (making, missing) = {
         let mut store = lock(&world.ecs.store);
         let Some(service) = store.services.get(number) else { return };
@@ -202,6 +202,7 @@ fn step(world: &Arc<World>, number: usize, is_running: bool) {
                 exec: config.exec,
                 launch_type: config.launch_type,
                 subnet: subnet.id.clone(),
+                security_groups: Vec::new(),
                 zone: format!("{}{}", world.config.region, subnet.zone),
                 plan,
             },

@@ -92,6 +92,8 @@ pub(super) struct Making {
     pub(super) exec: bool,
     pub(super) launch_type: LaunchType,
     pub(super) subnet: String,
+    /// Those that it was run with; empty: it is admitted everywhere.
+    pub(super) security_groups: Vec<String>,
     pub(super) zone: String,
     pub(super) plan: Plan,
 }

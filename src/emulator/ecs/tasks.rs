@@ -58,6 +58,13 @@ pub(in crate::emulator) fn infos(world: &World) -> Vec<TaskInfo> {
     tasks.into_iter().map(info).collect()
 }
 
+/// Whether a security group admits a target, which may be no task at all.
+pub(in crate::emulator) fn is_admitted(world: &World, target: &str, group: &str) -> bool {
+    let id = target.strip_prefix("ecs:").and_then(|target| target.split('_').nth(1));
+    let groups = id.and_then(|id| world.ecs.with(id, |task| task.making.security_groups.clone()));
+    groups.is_none_or(|groups| groups.is_empty() || groups.iter().any(|known| known == group))
+}
+
 /// Asks a task to stop, by its ARN or id; returns whether there is one.
 pub(in crate::emulator) fn stop_one(world: &World, task: &str, code: &str, reason: &str) -> bool {
     let wall = world.clock.wall();

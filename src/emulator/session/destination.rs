@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     super::{
         agent::habits,
+        ecs,
         journal::Event,
         place::{Place, Wire},
         script::Destination,
@@ -257,11 +258,15 @@ impl Destinations {
             return;
         }
         let place = if habits::are_old(&self.agent_version) { self.route() } else { self.place.clone() };
-        let (world, name) = (self.world.clone(), self.name.clone());
+        let (world, name, target) = (self.world.clone(), self.name.clone(), self.session.start.target.clone());
         self.dial = Some(Box::pin(async move {
             // Attempts are as far apart as Linux sends SYNs again, so a black hole that ends is not noticed at once.
             for pause in (0..SYN_ATTEMPTS).map(|attempt| Duration::from_secs(1 << attempt)) {
                 match behaviour(&world, &name) {
+                    _ if !is_admitted(&world, &name, &target) => {
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    }
                     Destination::Refused => return Err(io::ErrorKind::ConnectionRefused.into()),
                     Destination::BlackHole => {
                         tokio::time::sleep(pause).await;
@@ -312,6 +317,14 @@ fn behaviour(world: &World, name: &str) -> Destination {
     let settings = world.settings();
     let found = settings.destinations.get(name).or_else(|| settings.destinations.get("*"));
     found.copied().unwrap_or_default()
+}
+
+/// Whether the security group of a cluster admits what a target is in.
+fn is_admitted(world: &World, name: &str, target: &str) -> bool {
+    let host = name.rsplit_once(':').map_or(name, |(host, _)| host);
+    let cluster = world.clusters.iter().find(|cluster| cluster.endpoint_host() == host);
+    let group = cluster.and_then(|cluster| cluster.config.group(&world.config.vpcs));
+    group.is_none_or(|group| ecs::is_admitted(world, target, group))
 }
 
 async fn dialled(dial: &mut Option<Dial>) -> io::Result<Wire> {

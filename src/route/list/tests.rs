@@ -145,7 +145,9 @@ fn a_task_that_is_made() {
     let own = grant(of_user(bastion("fargate:tools")));
     insta::assert_snapshot!("fargate_with_a_task_definition", policy(&own).to_json());
     assert_eq!(roles(&own), []);
+    assert!(notes(&own)[0].contains("`PassTaskRole` has to name that as well"), "{:?}", notes(&own));
     let ours = grant(bastion("fargate"));
+    assert_eq!(notes(&ours), [""; 0]);
     let [role] = &roles(&ours)[..] else { panic!() };
     insta::assert_snapshot!("fargate_role", format!("{}\n{}", role.trust(), role.document.to_line()));
     insta::assert_snapshot!("fargate_terraform", terraform(&ours, &policy(&ours), &self::role("aws"), &roles(&ours)));

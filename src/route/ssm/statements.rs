@@ -17,7 +17,7 @@ use super::find::{
 use crate::{
     bastion::{EcsSearch, EcsWhat, Fargate, Search, Target},
     iam::{Grant, Principal, ServiceRole, Statement, every, partition},
-    util::arn::Arn,
+    util::{arn::Arn, quote::command},
 };
 
 /// The document whose sessions forward to a host that the target sees.
@@ -164,6 +164,16 @@ fn made(grant: &Grant, fargate: &Fargate) -> Vec<Statement> {
         statements.push(tag("TagTaskDefinition", definitions, "RegisterTaskDefinition"));
     }
     statements
+}
+
+/// Returns what to say of the role that a task definition of the user's may have besides.
+#[must_use]
+pub fn execution_role(definition: &str) -> String {
+    command!(
+        "where the task definition has an execution role, `PassTaskRole` has to name that as well: `aws ecs describe-task-definition \
+         --task-definition {} --query taskDefinition.executionRoleArn` shows it",
+        definition
+    )
 }
 
 /// Returns the role that tasks have, which is never made by this program.

@@ -1,4 +1,4 @@
-//! Tasks on Fargate that are started when they are needed: one for each network.
+//! Tasks on Fargate that are started when they are needed: one for all clusters of a VPC, as far as one can be in all their groups.
 //!
 //! ```text
 //! FargateLook ── list, describe ──► Place (what is known, what to do) ──► run, stop
@@ -16,14 +16,14 @@
 //! * Nothing is made without a notice, and nothing at all once the look is closed.
 
 mod failure;
+mod network;
 mod place;
 pub(in crate::route::ssm) mod survey;
 pub(in crate::route::ssm) mod task;
 
 use std::{
-    collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
@@ -36,6 +36,7 @@ use uuid::Uuid;
 
 use self::{
     failure::About,
+    network::Network,
     place::{Moment, Place, Wanted},
     task::{FAMILY, Run, Spec},
 };
@@ -48,10 +49,11 @@ use crate::{
     },
     bastion::{Bastion, Fargate, Target},
     clock::Clock,
-    cluster::Cluster,
+    cluster::{Cluster, Vpc},
     fault::{Class, Fault},
     route::ssm::{
-        Owner, Use,
+        Owner,
+        made::UsedAt,
         open_sessions::{self, OpenSessions},
     },
     util::{peer_text::sentence, written::in_words},
@@ -82,14 +84,21 @@ struct Maker {
     fargate: Fargate,
     owner: Owner,
     clock: Clock,
-    /// By [network](task::network). Whoever has the lock looks.
-    sites: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<Site>>>>,
+    shares: Mutex<Vec<Share>>,
     closed: AtomicBool,
     /// What managers that are gone have left has been looked for.
     swept: AtomicBool,
 }
 
-/// A network, and what is under way in it.
+/// A network whose clusters share tasks.
+#[derive(Debug, Clone)]
+struct Share {
+    network: Network,
+    /// Whoever has the lock looks.
+    site: Arc<tokio::sync::Mutex<Site>>,
+}
+
+/// What is under way in a network.
 #[derive(Debug, Default)]
 struct Site {
     place: Place,
@@ -108,7 +117,7 @@ impl FargateLook {
             fargate,
             owner,
             clock: Clock::start(),
-            sites: Mutex::default(),
+            shares: Mutex::default(),
             closed: AtomicBool::new(false),
             swept: AtomicBool::new(false),
         };
@@ -131,13 +140,13 @@ impl FargateLook {
     }
 
     /// Returns where it is used.
-    pub(in crate::route::ssm) fn place(&self) -> Use {
-        let Maker { aws, owner, fargate, .. } = &*self.maker;
-        Use {
-            region: aws.region().to_owned(),
-            account: owner.caller.account.clone(),
-            bastion: Bastion::Fargate(fargate.clone()),
-        }
+    pub(in crate::route::ssm) fn place(&self) -> UsedAt {
+        self.maker.place()
+    }
+
+    /// Stops the tasks that no cluster needs any more. Returns what was done, in words.
+    pub(in crate::route::ssm) async fn close_unused(&self) -> Vec<String> {
+        self.maker.close_unused().await
     }
 
     /// Stops the tasks that there are, and starts no others. Returns what was done, in words.
@@ -149,13 +158,10 @@ impl FargateLook {
 impl Maker {
     async fn find(&self, to: &Cluster, in_use: &[Target], at_least: usize) -> Result<Sight, Fault> {
         let Some(vpc) = &to.vpc else { return Err(failure::no_vpc(to)) };
-        let site = {
-            let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(sites.entry(task::network(&self.fargate.options, vpc)).or_default())
-        };
+        let Share { network, site } = self.share(vpc);
         let mut site = site.lock().await;
         let role = task::role_arn(&self.fargate.options.task_role, self.aws.region(), &to.account);
-        let spec = Spec::new(&self.fargate.cluster, &self.fargate.options, vpc, &role);
+        let spec = Spec::new(&self.fargate.cluster, &self.fargate.options, network, &role);
         let about = About { fargate: &self.fargate, role: &role, region: self.aws.region(), vpc: &vpc.id };
         let wanted = Wanted { in_use, at_least };
 
@@ -224,13 +230,22 @@ impl Maker {
 
     /// Takes a task over that an earlier run of this manager has started in this place, or stops it.
     async fn take_over(&self, site: &mut Site, spec: &Spec, task: &Task) {
-        // One of another part of this run looks after itself.
-        if site.place.knows(&task.arn) || !task::is_in(task, &spec.network) || self.is_of_run(task) {
+        // Another part of this run looks after its own.
+        if site.place.knows(&task.arn) || !network::is_in(task, &spec.network.vpc) || self.is_of_run(task) {
+            return;
+        }
+        let first =
+            self.shares().iter().find(|share| share.network.is_served_by(task)).map(|share| share.network.clone());
+        if first.as_ref().is_some_and(|first| *first != spec.network) {
             return;
         }
         let now = self.now();
         let id = id_of(&task.arn);
-        if spec.is_like(task) && place::is_worth_taking(task, spec, now.wall) && site.place.arns().next().is_none() {
+        if first.is_some()
+            && spec.is_like(task)
+            && place::is_worth_taking(task, spec, now.wall)
+            && site.place.arns().next().is_none()
+        {
             let left = in_words(place::left(task, spec, now.wall));
             self.owner.made.adopt(&task.arn);
             site.place.add(task.arn.clone(), now.mono);
@@ -351,11 +366,23 @@ impl Maker {
 
     async fn close(&self) -> Vec<String> {
         self.closed.store(true, Ordering::Relaxed);
-        let sites: Vec<_> = {
-            let sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
-            sites.iter().map(|(network, site)| (network.clone(), Arc::clone(site))).collect()
-        };
-        let closed = join_all(sites.iter().map(|(network, site)| async {
+        let shares = self.shares().clone();
+        self.end(&shares).await
+    }
+
+    /// Stops the tasks of places where they are not needed any more.
+    async fn close_unused(&self) -> Vec<String> {
+        let needed = self.needed();
+        let is_used = |share: &Share| needed.iter().any(|needed| share.network.covers(needed));
+        let unused: Vec<_> = self.shares().iter().filter(|share| !is_used(share)).cloned().collect();
+        let ended = self.end(&unused).await;
+        // They are known until they have ended, should somebody stop everything meanwhile.
+        self.shares().retain(is_used);
+        ended
+    }
+
+    async fn end(&self, shares: &[Share]) -> Vec<String> {
+        let ended = join_all(shares.iter().map(|Share { network, site }| async {
             let late = |_| {
                 vec!["AWS took too long: a Fargate task may go on, which ends itself when it is not used".to_owned()]
             };
@@ -366,11 +393,43 @@ impl Maker {
             }
         }))
         .await;
-        closed.into_iter().flatten().collect()
+        ended.into_iter().flatten().collect()
+    }
+
+    /// Returns what a task for a cluster is shared with.
+    fn share(&self, vpc: &Vpc) -> Share {
+        let mut network = Network::of(&self.fargate.options, vpc);
+        let mut shares = self.shares();
+        if let Some(share) = shares.iter().find(|share| share.network.covers(&network)) {
+            return share.clone();
+        }
+        let mut needed = self.needed();
+        needed.retain(|needed| !shares.iter().any(|share| share.network.covers(needed)));
+        network.grow(&needed);
+        let share = Share { network, site: Arc::default() };
+        shares.push(share.clone());
+        share
+    }
+
+    /// Returns the networks of all clusters that this is used for.
+    fn needed(&self) -> Vec<Network> {
+        self.owner.made.vpcs(&self.place()).iter().map(|vpc| Network::of(&self.fargate.options, vpc)).collect()
+    }
+
+    fn shares(&self) -> MutexGuard<'_, Vec<Share>> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self) -> UsedAt {
+        UsedAt {
+            region: self.aws.region().to_owned(),
+            account: self.owner.caller.account.clone(),
+            bastion: Bastion::Fargate(self.fargate.clone()),
+        }
     }
 
     /// Stops the tasks of a place, those included that may have been started, which nobody has told.
-    async fn clear(&self, network: &str, site: &mut Site) -> Vec<String> {
+    async fn clear(&self, network: &Network, site: &mut Site) -> Vec<String> {
         let known: Vec<String> = site.place.arns().cloned().collect();
         let is_uncertain = site.intent.take().is_some();
         let lost = async {
@@ -383,16 +442,15 @@ impl Maker {
     }
 
     /// Finds tasks of this run in a place that are not known there.
-    async fn lost(&self, network: &str, known: &[String]) -> Result<Vec<String>, AwsError> {
+    async fn lost(&self, network: &Network, known: &[String]) -> Result<Vec<String>, AwsError> {
         let filter = TaskFilter::StartedBy(task::started_by(&self.owner));
         let listed = self.aws.list_tasks(&self.fargate.cluster, &filter).await?;
         if listed.is_empty() {
             return Ok(Vec::new());
         }
         let tasks = self.aws.describe_tasks(&self.fargate.cluster, &listed).await?.tasks;
-        let is_lost = |task: &Task| {
-            task::is_of_run(task, &self.owner) && task::is_in(task, network) && !known.contains(&task.arn)
-        };
+        let is_lost =
+            |task: &Task| task::is_of_run(task, &self.owner) && network.is_of(task) && !known.contains(&task.arn);
         Ok(tasks.into_iter().filter(is_lost).map(|task| task.arn).collect())
     }
 
@@ -443,7 +501,7 @@ impl Look for FargateLook {
     }
 
     fn place(&self, to: &Cluster) -> String {
-        to.vpc.as_ref().map(|vpc| task::network(&self.maker.fargate.options, vpc)).unwrap_or_default()
+        to.vpc.as_ref().map(|vpc| self.maker.share(vpc).network.key()).unwrap_or_default()
     }
 }
 

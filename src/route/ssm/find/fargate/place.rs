@@ -178,10 +178,12 @@ impl Place {
     pub(super) fn subnets(&self, spec: &Spec) -> Vec<String> {
         let turn = usize::try_from(self.failures).unwrap_or_default();
         let is_retry = self.failed.as_ref().is_some_and(|failed| failed.is_retried);
-        match spec.subnets.len() {
-            0 | 1 => spec.subnets.clone(),
-            count if is_retry && turn > 0 => spec.subnets.iter().skip((turn - 1) % count).take(1).cloned().collect(),
-            _ => spec.subnets.clone(),
+        let all = &spec.network.subnets;
+        match all.len() {
+            count if count > 1 && is_retry && turn > 0 => {
+                all.iter().skip((turn - 1) % count).take(1).cloned().collect()
+            }
+            _ => all.clone(),
         }
     }
 

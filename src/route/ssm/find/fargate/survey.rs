@@ -6,6 +6,7 @@ use super::{
     super::{Candidate, Look, Sight, ecs},
     Maker,
     failure::{self, About, NoTask},
+    network::Network,
     task::{self, FAMILY},
 };
 use crate::{
@@ -107,7 +108,7 @@ impl Survey {
         }
     }
 
-    /// Finds the newest task of the manager in a network.
+    /// Finds the newest task of the manager that serves a network.
     async fn task(&self, vpc: &Vpc) -> Result<Option<Task>, AwsError> {
         let Some(started_by) = &self.started_by else { return Ok(None) };
         let cluster = &self.fargate.cluster;
@@ -116,9 +117,9 @@ impl Survey {
             return Ok(None);
         }
         let tasks = self.aws.describe_tasks(cluster, &arns).await?.tasks;
-        let network = task::network(&self.fargate.options, vpc);
+        let network = Network::of(&self.fargate.options, vpc);
         let of_network =
-            tasks.into_iter().filter(|task| task::is_in(task, &network) && task.desired_status != "STOPPED");
+            tasks.into_iter().filter(|task| network.is_served_by(task) && task.desired_status != "STOPPED");
         Ok(of_network.max_by_key(|task| task.created_at))
     }
 }
@@ -140,6 +141,6 @@ impl Look for Survey {
     }
 
     fn place(&self, to: &Cluster) -> String {
-        to.vpc.as_ref().map(|vpc| task::network(&self.fargate.options, vpc)).unwrap_or_default()
+        to.vpc.as_ref().map(|vpc| Network::of(&self.fargate.options, vpc).key()).unwrap_or_default()
     }
 }

@@ -4,10 +4,12 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 
+use super::network::Network;
+
 use crate::{
     aws::ecs::{Architecture, NewContainer, NewTask, NewTaskDefinition, Task},
     bastion::{Fargate, FargateOptions},
-    cluster::{Cluster, Vpc},
+    cluster::Cluster,
     iam::partition,
     route::ssm::Owner,
     util::{arn::Arn, written::rfc3339},
@@ -40,10 +42,6 @@ const MAX_TAG_LEN: usize = 256;
 
 /// The tag on a task definition, and on a task, that tells whether it is what would be made now.
 pub(super) const SPEC_TAG: &str = "autoheal-pa:spec";
-/// The tag on a task that tells which network it is in.
-pub(super) const VPC_TAG: &str = "autoheal-pa:vpc";
-/// The tag on a task that tells its subnets and security groups: one that is in other groups does not reach the cluster.
-const NETWORK_TAG: &str = "autoheal-pa:network";
 /// The tag on a task that tells when it ends itself.
 pub(super) const EXPIRES_TAG: &str = "autoheal-pa:expires";
 /// The tag on a task that tells which run of a manager has started it.
@@ -105,65 +103,52 @@ pub(in crate::route::ssm) fn role_arn(role: &str, region: &str, account: &str) -
 pub(super) struct Spec {
     cluster: String,
     public_ip: bool,
-    security_groups: Vec<String>,
-    pub(super) subnets: Vec<String>,
-    pub(super) vpc: String,
-    /// See [`network`].
-    pub(super) network: String,
+    pub(super) network: Network,
     pub(super) ttl: Duration,
     /// Two tasks with the same are alike.
     digest: String,
 }
 
 impl Spec {
-    /// Of what the user says, and what the cluster is in.
-    pub(super) fn new(cluster: &str, options: &FargateOptions, vpc: &Vpc, role: &str) -> Self {
-        let (security_groups, subnets) = connected(options, vpc);
+    /// Of what the user says. Which groups and subnets those of clusters are is no part of what tasks are compared by.
+    pub(super) fn new(cluster: &str, options: &FargateOptions, network: Network, role: &str) -> Self {
         let runs = match &options.task_definition {
             Some(definition) => definition.clone(),
             None => definition(options, role).tags.into_iter().map(|(_, digest)| digest).collect(),
         };
-        let digest = digest(&format!("{runs} {} {security_groups:?} {subnets:?} {:?}", options.public_ip, options.ttl));
-        Self {
-            cluster: cluster.to_owned(),
-            public_ip: options.public_ip,
-            security_groups,
-            subnets,
-            vpc: vpc.id.clone(),
-            network: network(options, vpc),
-            ttl: options.ttl,
-            digest,
-        }
+        let FargateOptions { public_ip, security_groups, subnets, ttl, .. } = options;
+        let digest = digest(&format!("{runs} {public_ip} {security_groups:?} {subnets:?} {ttl:?}"));
+        Self { cluster: cluster.to_owned(), public_ip: options.public_ip, network, ttl: options.ttl, digest }
     }
 
     /// Returns a task to run, in these of the subnets.
     pub(super) fn task(&self, run: Run<'_>) -> NewTask {
         let Run { definition, subnets, owner, to, token, now } = run;
         let expires = rfc3339(now + self.ttl);
-        let tags = [
+        let own = [
             ("autoheal-pa:owner", owner.caller.arn.as_str()),
             ("autoheal-pa:host", &owner.host),
             ("autoheal-pa:pid", &std::process::id().to_string()),
             ("autoheal-pa:cluster", &to.name),
             (RUN_TAG, &owner.run),
-            (VPC_TAG, &self.vpc),
-            (NETWORK_TAG, &self.network),
             (SPEC_TAG, &self.digest),
             (EXPIRES_TAG, &expires),
         ];
+        let of_network = self.network.tags();
+        let tags = own.into_iter().chain(of_network.iter().map(|(key, value)| (*key, value.as_str())));
         NewTask {
             cluster: self.cluster.clone(),
             task_definition: definition.to_owned(),
             subnets,
-            security_groups: self.security_groups.clone(),
+            security_groups: self.network.security_groups.clone(),
             public_ip: self.public_ip,
             started_by: started_by(owner),
             client_token: token,
-            tags: tags.into_iter().map(|(key, value)| (key.to_owned(), tag_value(value))).collect(),
+            tags: tags.map(|(key, value)| (key.to_owned(), tag_value(value))).collect(),
         }
     }
 
-    /// Whether a task in this network is what would be run now.
+    /// Whether a task is what would be run now, be it in whatever network.
     pub(super) fn is_like(&self, task: &Task) -> bool {
         task.tags.get(SPEC_TAG).is_some_and(|digest| **digest == *self.digest)
     }
@@ -199,35 +184,13 @@ pub(in crate::route::ssm) fn family(fargate: &Fargate) -> &str {
     name.split(':').next().unwrap_or(name)
 }
 
-/// Whether a task of ours is in a [`network`].
-pub(super) fn is_in(task: &Task, network: &str) -> bool {
-    task.tags.get(NETWORK_TAG).is_some_and(|known| **known == *network)
-}
-
-/// Returns what a task's network is known by: clusters with the same share a task. Each EKS cluster has a security group of its
-/// own, which admits nobody but its members, so that the VPC alone does not tell.
-pub(super) fn network(options: &FargateOptions, vpc: &Vpc) -> String {
-    let (mut security_groups, mut subnets) = connected(options, vpc);
-    security_groups.sort();
-    subnets.sort();
-    digest(&format!("{} {security_groups:?} {subnets:?}", vpc.id))
-}
-
-/// Returns the security groups and the subnets of a task: the user's, else those of the cluster.
-fn connected(options: &FargateOptions, vpc: &Vpc) -> (Vec<String>, Vec<String>) {
-    let own = |given: &[String], of_cluster: &[String]| {
-        if given.is_empty() { of_cluster.to_vec() } else { given.to_vec() }
-    };
-    (own(&options.security_groups, &vpc.security_groups), own(&options.subnets, &vpc.subnets))
-}
-
 /// Whether a run of a manager has started a task.
 pub(super) fn is_of_run(task: &Task, owner: &Owner) -> bool {
     task.tags.get(RUN_TAG).is_some_and(|run| **run == *owner.run)
 }
 
 /// Makes a text one that a tag can have as its value.
-fn tag_value(text: &str) -> String {
+pub(super) fn tag_value(text: &str) -> String {
     let is_right = |char: &char| char.is_alphanumeric() || " +-=._:/@".contains(*char);
     text.chars().map(|char| if is_right(&char) { char } else { '_' }).take(MAX_TAG_LEN).collect()
 }

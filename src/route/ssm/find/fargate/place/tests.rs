@@ -1,6 +1,9 @@
 //! What is done about tasks in every state, by made-up time.
 
-use super::{super::failure::tests::stopped, *};
+use super::{
+    super::{failure::tests::stopped, network::Network},
+    *,
+};
 use crate::{
     aws::ecs::{ExecAgent, TaskContainer},
     bastion::{Fargate, FargateOptions},
@@ -29,7 +32,10 @@ impl World {
             subnets: ["subnet-a", "subnet-b", "subnet-c"].map(ToOwned::to_owned).into(),
             security_groups: vec!["sg-1".to_owned()],
         };
-        let spec = Spec::new(&fargate.cluster, &FargateOptions::default(), &vpc, ROLE);
+        let spec = {
+            let options = FargateOptions::default();
+            Spec::new(&fargate.cluster, &options, Network::of(&options, &vpc), ROLE)
+        };
         Self { place: Place::default(), spec, fargate, now: Duration::ZERO, tasks: Vec::new(), in_use: Vec::new() }
     }
 
@@ -196,7 +202,7 @@ fn one_that_others_have_stopped_is_followed_three_times_an_hour() {
 #[test]
 fn what_did_not_start_is_tried_in_other_subnets_then_seldom() {
     let mut world = World::new();
-    let all = world.spec.subnets.clone();
+    let all = world.spec.network.subnets.clone();
     let mut tried = Vec::new();
     for number in 1..=4 {
         let verdict = world.judge(1);

@@ -6,15 +6,16 @@ use std::{
 };
 
 use super::*;
-use crate::clock::Clock;
+use crate::{clock::Clock, cluster::Vpc};
 
 fn options() -> FargateOptions {
     FargateOptions::default()
 }
 
-fn vpc() -> Vpc {
+fn network(options: &FargateOptions) -> Network {
     let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
-    Vpc { id: "vpc-1".to_owned(), subnets: texts(&["subnet-a", "subnet-b"]), security_groups: texts(&["sg-1"]) }
+    let (subnets, security_groups) = (texts(&["subnet-a", "subnet-b"]), texts(&["sg-1"]));
+    Network::of(options, &Vpc { id: "vpc-1".to_owned(), subnets, security_groups })
 }
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/autoheal-pa-bastion";
@@ -37,8 +38,8 @@ fn a_definition_is_known_by_what_is_in_it() {
 }
 
 #[test]
-fn a_task_is_known_by_how_it_is_connected_as_well() {
-    let digest = |options: &FargateOptions| Spec::new("tools", options, &vpc(), ROLE).digest;
+fn a_task_is_known_by_what_the_user_says_of_it() {
+    let digest = |options: &FargateOptions| Spec::new("tools", options, network(options), ROLE).digest;
     let first = digest(&options());
     let others = [
         FargateOptions { public_ip: true, ..options() },
@@ -49,29 +50,6 @@ fn a_task_is_known_by_how_it_is_connected_as_well() {
     for other in others {
         assert_ne!(digest(&other), first, "{other:?}");
     }
-}
-
-#[test]
-fn clusters_share_a_task_where_they_share_a_network() {
-    let first = network(&options(), &vpc());
-    let turned = Vpc { subnets: vec!["subnet-b".to_owned(), "subnet-a".to_owned()], ..vpc() };
-    assert_eq!(network(&options(), &turned), first);
-    let other = Vpc { security_groups: vec!["sg-2".to_owned()], ..vpc() };
-    assert_ne!(network(&options(), &other), first, "the first one's group does not admit the other's cluster");
-    let own = FargateOptions { security_groups: vec!["sg-3".to_owned()], ..options() };
-    assert_eq!(network(&own, &other), network(&own, &vpc()));
-}
-
-#[test]
-fn options_stand_in_for_what_the_cluster_has() {
-    let own =
-        FargateOptions { subnets: vec!["subnet-c".to_owned()], security_groups: vec!["sg-2".to_owned()], ..options() };
-    let of = |options: &FargateOptions| {
-        let spec = Spec::new("tools", options, &vpc(), ROLE);
-        (spec.subnets, spec.security_groups)
-    };
-    assert_eq!(of(&options()), (vec!["subnet-a".to_owned(), "subnet-b".to_owned()], vec!["sg-1".to_owned()]));
-    assert_eq!(of(&own), (vec!["subnet-c".to_owned()], vec!["sg-2".to_owned()]));
 }
 
 #[test]
