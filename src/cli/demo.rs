@@ -30,7 +30,10 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    emulator::{AgentConfig, ClusterConfig, Config, EcsConfig, Emulator, FAULTS, Fault, TaskTimes},
+    emulator::{
+        AgentConfig, BastionConfig, ClusterConfig, Config, ConnectEndpointConfig, EcsConfig, Emulator, FAULTS, Fault,
+        SshServerConfig, Sshd, SshdConfig, TaskTimes,
+    },
     manager::{background::READY_LINE, env_file::Shell},
     settings::Environment,
 };
@@ -40,6 +43,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// Sessions that a container of the demo takes: what AWS allows unless it is asked for more.
 const SESSION_LIMIT: usize = 20;
+
+/// The instance before OpenSSH's server.
+const SSH_INSTANCE: &str = "i-0dc03fbcae2a87472";
 
 /// By how much the life of the demo's tasks is faster.
 const SHORTENED: u32 = 4;
@@ -73,6 +79,8 @@ pub enum DemoBastion {
     Ecs,
     /// A Fargate task that `up` starts; what takes about a minute takes about ten seconds.
     Fargate,
+    /// An instance with OpenSSH's server, which must be installed, behind an EC2 Instance Connect Endpoint.
+    Ssh,
 }
 
 fn fault_help() -> String {
@@ -93,9 +101,14 @@ pub async fn run(args: DemoArgs, global: &GlobalArgs, printer: &Printer) -> Resu
         .permissions(Permissions::from_mode(0o700))
         .tempdir()
         .map_err(|error| unexpected("make a temporary folder").with_source(error))?;
-    let emulator = Emulator::start(config(&args))
-        .await
-        .map_err(|error| unexpected("start the emulated AWS").with_source(error))?;
+    let mut config = config(&args);
+    // It is stopped last, so that `up` does not see it go.
+    let _sshd = match args.bastion {
+        DemoBastion::Ssh => Some(ssh_bastion(&mut config)?),
+        DemoBastion::Instance | DemoBastion::Ecs | DemoBastion::Fargate => None,
+    };
+    let emulator =
+        Emulator::start(config).await.map_err(|error| unexpected("start the emulated AWS").with_source(error))?;
     for fault in &args.fault {
         emulator.inject(fault);
     }
@@ -149,7 +162,7 @@ fn config(args: &DemoArgs) -> Config {
     let AgentConfig { pace, oversleep, .. } = AgentConfig::paced();
     (config.agent.pace, config.agent.oversleep) = (pace, oversleep);
     match args.bastion {
-        DemoBastion::Instance => {}
+        DemoBastion::Instance | DemoBastion::Ssh => {}
         DemoBastion::Ecs => {
             config.ecs = EcsConfig::with_service("tools", "bastion", 2);
             config.named_bastion = Some("ecs:tools/bastion".to_owned());
@@ -161,6 +174,40 @@ fn config(args: &DemoArgs) -> Config {
     }
     config.ecs.session_limit = SESSION_LIMIT;
     config
+}
+
+/// Starts OpenSSH's server, and puts an instance before it that is reached as those without a public address are.
+fn ssh_bastion(config: &mut Config) -> Result<Sshd, CommandError> {
+    let folders = std::env::vars_os().find_map(|(name, value)| (name == "PATH").then_some(value)).unwrap_or_default();
+    let program = Sshd::find(std::env::split_paths(&folders)).ok_or_else(no_sshd)?;
+    let not_started =
+        |error| CommandError::new(Kind::Unexpected, format!("cannot start `{}`", program.display())).with_source(error);
+    let sshd =
+        Sshd::start(&program, SshdConfig { out_of_reach: true, ..SshdConfig::default() }).map_err(not_started)?;
+    let mut bastion = BastionConfig::new(SSH_INSTANCE);
+    bastion.ssh = Some(SshServerConfig::new(sshd.address(), sshd.user(), sshd.keys_of(sshd.user())));
+    bastion.console = Some(sshd.console().map_err(not_started)?);
+    config.connect_endpoints = vec![ConnectEndpointConfig {
+        id: "eice-0123456789abcdef0".to_owned(),
+        vpc: bastion.vpc.clone(),
+        subnet: "subnet-0a1b2c3d4e5f60718".to_owned(),
+        dns_name: None,
+        state: "create-complete".to_owned(),
+    }];
+    config.bastions = vec![bastion];
+    config.named_bastion = Some(format!("ssh://{}@{SSH_INSTANCE}", sshd.user()));
+    // The server connects to where an API server says that it is.
+    for cluster in &mut config.clusters {
+        cluster.local = true;
+    }
+    Ok(sshd)
+}
+
+fn no_sshd() -> CommandError {
+    let message = "`--bastion ssh` needs `sshd`, which is neither in `PATH` nor in `/usr/sbin` or `/usr/local/sbin`";
+    CommandError::new(Kind::Usage, message)
+        .hint("install OpenSSH's server, which need not run: `apt install openssh-server`, or `dnf install openssh-server`")
+        .hint("the other kinds need nothing: `autoheal-pa demo --bastion instance`")
 }
 
 /// About what tasks take, shortened.

@@ -43,6 +43,8 @@ pub struct SshdConfig {
     pub host_key: Option<&'static str>,
     /// More lines of its configuration, which come first and so are those that count.
     pub options: Vec<String>,
+    /// Whether the terminal's Ctrl-C is none of its business.
+    pub out_of_reach: bool,
 }
 
 /// A running server. It is killed when it is dropped.
@@ -78,8 +80,9 @@ impl Sshd {
         fs::set_permissions(&keys, open)?;
         let host_key = folder.path().join(HOST_KEY);
         let kind = config.host_key.unwrap_or("ed25519");
-        let made =
-            Command::new("ssh-keygen").args(["-q", "-t", kind, "-N", "", "-C", "", "-f"]).arg(&host_key).status()?;
+        let mut keygen = Command::new("ssh-keygen");
+        let made = keygen.args(["-q", "-t", kind, "-N", "", "-C", "", "-f"]).arg(&host_key).status();
+        let made = made.map_err(|error| io::Error::new(error.kind(), format!("cannot run `ssh-keygen`: {error}")))?;
         if !made.success() {
             return Err(io::Error::other("ssh-keygen has failed"));
         }
@@ -115,6 +118,15 @@ impl Sshd {
     pub fn host_key(&self) -> io::Result<String> {
         let text = fs::read_to_string(self.folder.path().join(HOST_KEY).with_extension("pub"))?;
         Ok(text.trim().to_owned())
+    }
+
+    /// Returns what cloud-init writes to the console of an instance with this server, the first time that it starts.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn console(&self) -> io::Result<String> {
+        let lines = ["-----BEGIN SSH HOST KEY KEYS-----", &self.host_key()?, "-----END SSH HOST KEY KEYS-----"];
+        Ok(lines.iter().flat_map(|line| ["<14>ec2: ", *line, "\n"]).collect())
     }
 
     /// Returns the file whose keys a user may come in with.
@@ -263,6 +275,9 @@ fn run_on(
     if geteuid().is_root() {
         let (_, uid, gid) = USER;
         command.uid(uid).gid(gid);
+    }
+    if config.out_of_reach {
+        command.process_group(0);
     }
     let mut child = command.spawn()?;
     let Some(stderr) = child.stderr.take() else { return Err(io::Error::other("it has no stderr")) };

@@ -1,6 +1,6 @@
 //! `--bastion ssh://…`: OpenSSH's own server, and an emulated EC2 Instance Connect.
 
-use std::io::Write as _;
+use std::{io::Write as _, path::PathBuf};
 
 use autoheal_pa::emulator::{
     BastionConfig, ClusterConfig, Config, ConnectEndpointConfig, Event, SshServerConfig, Sshd, SshdConfig,
@@ -11,13 +11,18 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::support::{Lab, path_variable, within};
+use super::support::{Lab, PROGRAM, Running, kubectl, path_variable, within};
 
 const ID: &str = "i-0dc03fbcae2a87472";
 
+/// Starts OpenSSH's server, if there is one.
+fn sshd(config: SshdConfig) -> Option<Sshd> {
+    program().map(|program| Sshd::start(&program, config).expect("it starts"))
+}
+
 /// OpenSSH's server, if there is one. In the gate there has to be.
 #[expect(clippy::disallowed_methods, reason = "the gate asks for it by a variable")]
-fn sshd(config: SshdConfig) -> Option<Sshd> {
+fn program() -> Option<PathBuf> {
     let found = Sshd::find(std::env::split_paths(&path_variable()));
     let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_SSHD").is_some();
     assert!(found.is_some() || !required, "sshd is not on the PATH");
@@ -25,7 +30,7 @@ fn sshd(config: SshdConfig) -> Option<Sshd> {
         // Past the test runner, which keeps back what passing tests print.
         let _written = writeln!(std::io::stderr(), "SKIPPED: there is no sshd to connect to");
     }
-    found.map(|program| Sshd::start(&program, config).expect("it starts"))
+    found
 }
 
 /// Two clusters behind a bastion with this server.
@@ -153,4 +158,40 @@ async fn its_policy_pushes_keys_for_one_user() {
     let ended = lab.run(&args).await;
     let policy: serde_json::Value = serde_json::from_str(ended.assert_success()).unwrap();
     insta::assert_snapshot!(serde_json::to_string_pretty(&policy["Statement"]).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_goes_through_a_server_of_its_own() {
+    if program().is_none() {
+        return;
+    }
+    let lab = Lab::start(Config::default()).await;
+    let run = async |command: &[&str]| {
+        let mut demo = lab.bare_command(PROGRAM);
+        demo.args(["demo", "--bastion", "ssh", "--base-port", "0", "--fault", "close-tunnel=30s", "--"]).args(command);
+        within("the demo", Running::start(&mut demo).ended()).await
+    };
+    let ended = run(&["sh", "-c", "test -s \"$KUBECONFIG\" && exit 7"]).await;
+    assert_eq!(ended.code(), Some(7), "{ended:#?}");
+    assert!(ended.stderr.contains("active through ssh://"), "{ended:#?}");
+    assert!(!ended.stderr.contains("WARN"), "the key of its server is known: {ended:#?}");
+    if kubectl().is_some() {
+        let ended = run(&["kubectl", "--context", "pa-payments", "get", "pods", "-A"]).await;
+        assert!(ended.assert_success().contains("kube-system"), "{ended:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_says_where_a_server_comes_from() {
+    // Where systems have it, it is found whatever the variable says.
+    if Sshd::find([]).is_some() {
+        return;
+    }
+    let lab = Lab::start(Config::default()).await;
+    let mut demo = lab.bare_command(PROGRAM);
+    demo.args(["demo", "--bastion", "ssh", "--base-port", "0", "--", "true"]).env("PATH", "/usr/bin:/bin");
+    let ended = within("the demo", Running::start(&mut demo).ended()).await;
+    assert_eq!(ended.code(), Some(2), "{ended:#?}");
+    assert!(ended.stderr.starts_with("error: `--bastion ssh` needs `sshd`, "), "{ended:#?}");
+    assert!(ended.stderr.contains("hint: install OpenSSH's server"), "{ended:#?}");
 }
