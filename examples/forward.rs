@@ -20,7 +20,7 @@ use std::{
 use autoheal_pa::{
     aws::Aws,
     bastion::Target,
-    cluster::{Cluster, Destination},
+    cluster::{Cluster, Destination, Origin},
     manager::supervisor::Supervisor,
     route::ssm,
     settings::{Environment, GlobalArgs, Settings},
@@ -130,10 +130,10 @@ fn destination(args: &Args, region: &str) -> Cluster {
         name: args.host.clone(),
         region: region.to_owned(),
         account: String::new(),
-        arn: String::new(),
+        id: String::new(),
         endpoint: Destination { host: args.host.clone(), port: args.port },
-        certificate_authority: String::new(),
-        token_name: String::new(),
+        certificate_authority: Some(String::new()),
+        origin: Origin::Eks { token_name: String::new() },
         vpc: None,
     }
 }

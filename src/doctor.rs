@@ -57,6 +57,7 @@ use crate::{
         },
         step::{Step, Told},
     },
+    secret::Secret,
     tunnel::Probe,
 };
 
@@ -74,14 +75,39 @@ pub struct Subject {
     pub aws: Result<Aws, AwsError>,
     /// Bastions in order of preference. Without any, everything up to them is examined.
     pub bastions: Vec<Bastion>,
-    /// Names of clusters; empty: all.
-    pub clusters: Vec<String>,
+    /// The clusters of EKS.
+    pub clusters: Wanted,
+    /// Clusters that were imported.
+    pub imported: Vec<ImportedCluster>,
     /// What a manager has made for its routes is known by this; `None` without a manager.
     pub tasks_of: Option<String>,
     /// Files that have to do with SSH servers.
     pub ssh: SshFiles,
-    /// The local ports of a manager's tunnels, by cluster; empty without a manager.
+    /// The local ports of a manager's tunnels to clusters of EKS, by name; empty without a manager.
     pub ports: BTreeMap<String, u16>,
+}
+
+/// Which clusters of EKS are looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    All,
+    Named(Vec<String>),
+}
+
+impl Wanted {
+    /// Takes a list of names as settings have it: empty for all.
+    #[must_use]
+    pub fn of(names: Vec<String>) -> Self {
+        if names.is_empty() { Self::All } else { Self::Named(names) }
+    }
+}
+
+/// A cluster that EKS does not know.
+#[derive(Debug, Clone)]
+pub struct ImportedCluster {
+    pub cluster: Cluster,
+    /// The local port of a manager's tunnel to it.
+    pub port: Option<u16>,
 }
 
 /// How long steps may take that wait for something which may never come.
@@ -120,7 +146,7 @@ struct Cut;
 enum Way {
     /// Through sessions with a target, against which nothing speaks.
     Sessions(Target),
-    /// Through sessions with one of the targets that were found for a cluster, by its ARN; else this check has failed.
+    /// Through sessions with one of the targets that were found for a cluster, by its id; else this check has failed.
     Found(BTreeMap<String, Result<Vec<Target>, Check>>),
     /// By connections that need nothing before them.
     Straight(Arc<dyn Route>),
@@ -159,8 +185,12 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         let mut clusters = Vec::with_capacity(names.len());
         for name in names {
             self.place.cluster = Some(name.clone());
-            clusters.push(self.cluster(aws, &name).await);
+            clusters.push(self.cluster(aws, &name).await.map(|(description, cluster)| (Some(description), cluster)));
             (self.place.cluster, self.place.description) = (None, None);
+        }
+        for ImportedCluster { cluster, port } in &subject.imported {
+            clusters.push(Ok((None, self.imported(aws, cluster.clone(), *port).await)));
+            self.place.name(None, None);
         }
         let usable: Vec<&Cluster> = clusters.iter().flatten().map(|(_, cluster)| cluster).collect();
         let bastions = self.bastions(aws, &usable).await;
@@ -174,10 +204,10 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                     continue;
                 }
             };
-            self.place.cluster = Some(cluster.name.clone());
-            self.place.description = Some(description);
+            self.place.name(description, Some(&cluster));
             Box::pin(self.through(aws, &cluster, &bastions)).await;
-            self.place = Place { cluster: None, description: None, route: None, target: None, ..self.place.clone() };
+            self.place.name(None, None);
+            (self.place.route, self.place.target) = (None, None);
         }
     }
 
@@ -205,22 +235,38 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             }
             Err(error) => return Err(self.cut(Check::Identity, error)),
         }
-        let wanted = &self.subject.clusters;
+        let (wanted, imports) = (&self.subject.clusters, !self.subject.imported.is_empty());
+        if let Wanted::Named(names) = wanted
+            && names.is_empty()
+        {
+            self.skip_for([Check::ListClusters], || Reason::Imported);
+            return Ok(Vec::new());
+        }
         match aws.list_clusters().await {
-            Ok(names) if names.is_empty() && wanted.is_empty() => {
+            Ok(names) if names.is_empty() && !imports && *wanted == Wanted::All => {
                 self.failed(Check::ListClusters, Trouble::NoClusters);
                 self.skip(Check::after(Check::ListClusters), Check::ListClusters);
                 Err(Cut)
             }
             Ok(names) => {
                 self.passed(Check::ListClusters, Fact::Clusters(names.clone()));
-                Ok(if wanted.is_empty() { names } else { wanted.clone() })
+                Ok(match wanted {
+                    Wanted::All => names,
+                    Wanted::Named(wanted) => wanted.clone(),
+                })
             }
-            // Whoever names the clusters need not list them.
-            Err(error @ AwsError::AccessDenied { .. }) if !wanted.is_empty() => {
-                self.doubtful(Check::ListClusters, Trouble::Aws(error));
-                Ok(wanted.clone())
-            }
+            Err(error @ AwsError::AccessDenied { .. }) => match wanted {
+                // Whoever names the clusters need not list them, and imported ones are reached without EKS.
+                Wanted::Named(wanted) => {
+                    self.doubtful(Check::ListClusters, Trouble::Aws(error));
+                    Ok(wanted.clone())
+                }
+                Wanted::All if imports => {
+                    self.doubtful(Check::ListClusters, Trouble::Aws(error));
+                    Ok(Vec::new())
+                }
+                Wanted::All => Err(self.cut(Check::ListClusters, error)),
+            },
             Err(error) => Err(self.cut(Check::ListClusters, error)),
         }
     }
@@ -268,12 +314,29 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             self.doubtful(Check::EndpointAccess, Trouble::PublicOnly);
         }
         if let Some(port) = self.subject.ports.get(name) {
-            match Box::pin(local_port(aws, &cluster, *port, self.limits)).await {
-                Ok(status) => self.passed(Check::LocalPort, Fact::LocalPort { port: *port, status }),
-                Err(trouble) => self.failed(Check::LocalPort, trouble),
-            }
+            self.local_port(aws, &cluster, *port).await;
         }
         Ok((description, cluster))
+    }
+
+    /// Looks at the tunnel to a cluster that was imported, if there is a manager: EKS has nothing to say of it.
+    async fn imported(&mut self, aws: &Aws, mut cluster: Cluster, port: Option<u16>) -> Cluster {
+        if let (true, Some(caller)) = (cluster.account.is_empty(), &self.place.caller) {
+            cluster.account.clone_from(&caller.account);
+        }
+        self.place.name(None, Some(&cluster));
+        self.skip_for(Check::OF_CLUSTER, || Reason::Imported);
+        if let Some(port) = port {
+            self.local_port(aws, &cluster, port).await;
+        }
+        cluster
+    }
+
+    async fn local_port(&mut self, aws: &Aws, cluster: &Cluster, port: u16) {
+        match Box::pin(local_port(aws, cluster, port, self.limits)).await {
+            Ok(status) => self.passed(Check::LocalPort, Fact::LocalPort { port, status }),
+            Err(trouble) => self.failed(Check::LocalPort, trouble),
+        }
     }
 
     /// Looks at what is known of the bastions.
@@ -321,7 +384,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                 let failed = self.steps(walk.steps);
                 by_place.insert(place.clone(), failed.map_or(Ok(walk.targets), Err));
             }
-            by_cluster.extend(by_place.get(&place).map(|targets| (cluster.arn.clone(), targets.clone())));
+            by_cluster.extend(by_place.get(&place).map(|targets| (cluster.id.clone(), targets.clone())));
         }
         if clusters.is_empty() {
             self.skip(Check::OF_BASTION.iter().copied(), Check::DescribeCluster);
@@ -429,9 +492,15 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     }
 }
 
+/// Makes a token for a cluster; `None` for one that takes none of AWS.
+async fn token(aws: &Aws, cluster: &Cluster) -> Result<Option<Secret<String>>, Trouble> {
+    let Some(name) = cluster.token_name() else { return Ok(None) };
+    aws.bearer_token(name).await.map(|token| Some(token.token)).map_err(Trouble::Aws)
+}
+
 /// Asks the API server through the manager's own tunnel, and returns the HTTP status.
 async fn local_port(aws: &Aws, cluster: &Cluster, port: u16, limits: Limits) -> Result<u16, Trouble> {
-    let token = aws.bearer_token(&cluster.token_name).await.map_err(Trouble::Aws)?;
+    let token = token(aws, cluster).await?;
     let probed = |error| Trouble::Fault(SessionFault::Probe(error));
     let probe = Probe::new(cluster).map_err(probed)?;
     let connected = async {
@@ -442,6 +511,6 @@ async fn local_port(aws: &Aws, cluster: &Cluster, port: u16, limits: Limits) -> 
         Ok(outcome) => outcome?,
         Err(_) => return Err(probed(ProbeError::NoAnswer { seconds: limits.reach.as_secs() })),
     };
-    let mut api = Api::over(tls, cluster, &token.token, limits.request).await.map_err(Trouble::Api)?;
+    let mut api = Api::over(tls, cluster, token.as_ref(), limits.request).await.map_err(Trouble::Api)?;
     api.livez().await.map_err(Trouble::Api)
 }

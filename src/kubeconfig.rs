@@ -10,6 +10,7 @@
 //! * Every string that is written is quoted, and whatever was in the file means the same as before to a
 //!   reader of YAML 1.1 (the private module `yaml` says how). Comments are lost, as with `kubectl config`.
 //! * A namespace that the user has set on one of our contexts survives.
+//! * Credentials of the user's are never copied: the context of a cluster that was imported names the user's own entry.
 //!
 //! Everything here blocks; async callers use a thread for it. Leaves out what the exec entry has to say:
 //! the caller knows that.
@@ -63,7 +64,7 @@ pub struct Exec {
     pub env: Vec<(String, String)>,
 }
 
-/// One cluster in a kubeconfig: a cluster, a user and a context of the same name.
+/// One cluster in a kubeconfig: a cluster and a context of the same name, and mostly a user as well.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextEntry {
     /// The name, from [`context_names`].
@@ -71,8 +72,20 @@ pub struct ContextEntry {
     pub cluster: Cluster,
     /// Which server a client is told of.
     pub server: Server,
-    /// What kubectl runs for a token.
-    pub exec: Exec,
+    pub user: User,
+}
+
+/// Whose credentials kubectl shows to a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum User {
+    /// A user of the context's name, for whom kubectl runs this for a token.
+    Own(Exec),
+    /// One that the user has in a kubeconfig already: nothing of it is copied.
+    Theirs {
+        name: String,
+        /// It is in the kubeconfig that is written, and not in another.
+        is_here: bool,
+    },
 }
 
 /// Which server a client is told of, to get to a cluster's.
@@ -300,6 +313,15 @@ pub enum KubeconfigError {
         name: String,
         /// The manager that it belongs to; `None`: it is not of this program.
         owner: Option<String>,
+    },
+    /// A user of the name that a context is to have from another kubeconfig is in this one as well. kubectl would show its
+    /// credentials to the wrong cluster.
+    #[error("the kubeconfig `{}` has a user `{name}` of its own, which kubectl would take for the one that `{context}` is for", path.display())]
+    UserTaken {
+        path: PathBuf,
+        name: String,
+        /// The context that names it.
+        context: String,
     },
     /// Another process holds the lock file, or has left it behind.
     #[error("the kubeconfig `{}` is locked by `{}`{}", path.display(), lock.display(), holder_text(holder.as_deref()))]

@@ -33,7 +33,6 @@ use tokio_util::sync::CancellationToken;
 
 use answers::{Answers, Examinations};
 use clusters::{clusters, named, no_clusters, search, usable};
-use contexts::exec_entry;
 use control::Reloaded;
 use proxy::Proxy;
 use supervisor::{Board, Supervisor};
@@ -260,7 +259,7 @@ impl Manager {
 
         let mut free: Vec<&TunnelEntry> = old.tunnels.iter().collect();
         let is_as_it_was = |tunnel: &TunnelEntry, access: &OpenAccess, cluster: &Cluster| {
-            tunnel.cluster == *cluster
+            tunnel.cluster.is_reached_as(cluster)
                 && tunnel.access.is_same(&access.settings)
                 && tunnel.access.settings.bastion == access.settings.bastion
         };
@@ -490,12 +489,13 @@ impl Manager {
     /// Writes the contexts, in the order of the clusters, and leads the proxy to these.
     async fn write_kubeconfig(&self, tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
         let common = &self.settings.common;
+        let is_here = false;
         let contexts = tunnels
             .iter()
             .map(|TunnelEntry { port, context, cluster, access }| {
-                let exec = exec_entry(common, &access.settings.identity, cluster)?;
+                let user = contexts::user(common, &access.settings.identity, cluster, is_here)?;
                 let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
-                Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), server, exec })
+                Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), server, user })
             })
             .collect::<Result<Vec<_>, ManagerError>>()?;
         let path = self.kubeconfig.clone();

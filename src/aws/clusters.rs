@@ -16,7 +16,7 @@ use super::{
     values::{is_base64, is_host, is_plain},
 };
 use crate::{
-    cluster::{Cluster, Destination, Vpc},
+    cluster::{Cluster, Destination, Origin, Vpc},
     util::{arn::Arn, peer_text::PeerText},
 };
 
@@ -256,10 +256,10 @@ fn access(name: &str, region: &str, cluster: &aws_sdk_eks::types::Cluster) -> Re
         name: name.to_owned(),
         region: region.to_owned(),
         account: Arn::parse(&arn).map_or("", |arn| arn.account).to_owned(),
-        arn,
+        id: arn,
         endpoint,
-        certificate_authority: authority,
-        token_name: token_name.unwrap_or_else(|| name.to_owned()),
+        certificate_authority: Some(authority),
+        origin: Origin::Eks { token_name: token_name.unwrap_or_else(|| name.to_owned()) },
         vpc: vpc(cluster),
     })
 }
@@ -367,10 +367,10 @@ mod tests {
                 name: "c0".into(),
                 region: "us-east-1".into(),
                 account: "123456789012".into(),
-                arn: "arn:aws:eks:us-east-1:123456789012:cluster/c0".into(),
+                id: "arn:aws:eks:us-east-1:123456789012:cluster/c0".into(),
                 endpoint: Destination { host: "ABC.gr7.us-east-1.eks.amazonaws.com".into(), port: 443 },
-                certificate_authority: "Q0E=".into(),
-                token_name: "c0".into(),
+                certificate_authority: Some("Q0E=".into()),
+                origin: Origin::Eks { token_name: "c0".into() },
                 vpc: Some(Vpc { id: "vpc-1".into(), subnets: Vec::new(), security_groups: vec!["sg-1".into()] }),
             }
         );
@@ -532,9 +532,9 @@ mod tests {
                 .id("0b1c")
                 .set_outpost_config(outpost)
                 .build();
-            access("local", "us-east-1", &cluster).unwrap().token_name
+            access("local", "us-east-1", &cluster).unwrap().token_name().map(ToOwned::to_owned)
         };
-        assert_eq!(cluster(true), "0b1c");
-        assert_eq!(cluster(false), "local");
+        assert_eq!(cluster(true).as_deref(), Some("0b1c"));
+        assert_eq!(cluster(false).as_deref(), Some("local"));
     }
 }

@@ -142,7 +142,7 @@ mod tests {
     use crate::{
         aws::SkipReason,
         cli::output::Captured,
-        cluster::{Cluster, Destination},
+        cluster::{Cluster, Destination, Origin},
     };
 
     fn description(name: &str, access: Result<(), SkipReason>) -> ClusterDescription {
@@ -162,10 +162,10 @@ mod tests {
                 name: name.to_owned(),
                 region: "us-east-1".to_owned(),
                 account: "123456789012".to_owned(),
-                arn,
+                id: arn,
                 endpoint: Destination { host: "x.eks.amazonaws.com".to_owned(), port: 443 },
-                certificate_authority: String::new(),
-                token_name: name.to_owned(),
+                certificate_authority: Some(String::new()),
+                origin: Origin::Eks { token_name: name.to_owned() },
                 vpc: None,
             }),
         }

@@ -5,6 +5,7 @@
 //! stdout.
 
 mod fixes;
+mod names;
 mod plugin;
 mod words;
 
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     aws::Aws,
-    doctor::{self, Check, Entry, Limits, Status, Subject},
+    doctor::{self, Check, Entry, Limits, Status, Subject, Wanted},
     manager::control::{Answer, Client, ControlError, Request},
     settings::{Access, Environment, Settings, UpArgs},
 };
@@ -90,7 +91,8 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
             aws: Aws::new(&access.aws).await,
             bastions: access.bastion,
             tasks_of: None,
-            clusters: access.clusters,
+            clusters: Wanted::of(access.clusters),
+            imported: Vec::new(),
             ssh: access.ssh,
             ports: BTreeMap::new(),
         };

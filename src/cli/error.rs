@@ -284,6 +284,7 @@ impl From<KubeconfigError> for CommandError {
                 };
                 (Kind::Usage, format!("choose other names with `--context-prefix`, {another}, or {also}"))
             }
+            KubeconfigError::UserTaken { .. } => (Kind::Usage, another.to_owned()),
             KubeconfigError::Locked { lock, holder, age, .. } => {
                 let age = age.map(|age| format!("it was made {} ago; ", in_words(age))).unwrap_or_default();
                 let age = Word::raw(age);

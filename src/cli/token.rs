@@ -97,9 +97,10 @@ mod tests {
     use super::*;
     use crate::{
         cli::{Cli, Command, error::Kind},
-        cluster::{Cluster, Destination},
+        cluster::{Cluster, Destination, Origin},
+        kubeconfig::User,
         manager::{
-            contexts::exec_entry,
+            contexts,
             control::{Answer, Handler, Refusal, Request, Server, TokenAnswer},
         },
         secret::Secret,
@@ -113,10 +114,10 @@ mod tests {
             name: name.to_owned(),
             region: "eu-west-1".to_owned(),
             account: "123456789012".to_owned(),
-            arn: format!("arn:aws:eks:eu-west-1:123456789012:cluster/{name}"),
+            id: format!("arn:aws:eks:eu-west-1:123456789012:cluster/{name}"),
             endpoint: Destination { host: "x.eks.amazonaws.com".to_owned(), port: 443 },
-            certificate_authority: String::new(),
-            token_name: token_name.to_owned(),
+            certificate_authority: Some(String::new()),
+            origin: Origin::Eks { token_name: token_name.to_owned() },
             vpc: None,
         }
     }
@@ -141,7 +142,8 @@ mod tests {
             ("AWS_REGION", "us-east-1"),
         ]);
         let settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
-        let entry = exec_entry(&settings, &settings.identity, &cluster("no", "0f-id")).unwrap();
+        let user = contexts::user(&settings, &settings.identity, &cluster("no", "0f-id"), false).unwrap();
+        let User::Own(entry) = user else { panic!("{user:?}") };
         assert_eq!(entry.command, "/opt/bin/autoheal-pa");
         assert_eq!(
             entry.args,
@@ -176,7 +178,7 @@ mod tests {
         let mut environment = surroundings("");
         environment.executable = Some(std::ffi::OsStr::from_bytes(b"/opt/\xff").into());
         let settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
-        let error = exec_entry(&settings, &settings.identity, &cluster("a", "a")).unwrap_err();
+        let error = contexts::user(&settings, &settings.identity, &cluster("a", "a"), false).unwrap_err();
         assert_eq!(CommandError::from(error).kind, Kind::Usage);
     }
 

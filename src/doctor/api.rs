@@ -59,7 +59,8 @@ pub(super) struct Api<S: AsyncRead + AsyncWrite + Unpin> {
     /// The connection has ended.
     ended: bool,
     host: String,
-    authorization: HeaderValue,
+    /// `None`: questions are asked as nobody.
+    authorization: Option<HeaderValue>,
     limit: Duration,
 }
 
@@ -69,22 +70,25 @@ struct Answer {
 }
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Api<S> {
-    /// Takes a connection that is verified. `limit` is for each request.
+    /// Takes a connection that is verified. Without a token questions are asked as nobody. `limit` is for each of them.
     pub(super) async fn over(
         tls: TlsStream<S>,
         cluster: &Cluster,
-        token: &Secret<String>,
+        token: Option<&Secret<String>>,
         limit: Duration,
     ) -> Result<Self, ApiError> {
         let broken = |error: header::InvalidHeaderValue| ApiError::Broken(error.into());
-        let mut authorization = HeaderValue::try_from(format!("Bearer {}", token.expose())).map_err(broken)?;
-        authorization.set_sensitive(true);
+        let authorization = token.map(|token| HeaderValue::try_from(format!("Bearer {}", token.expose())));
+        let mut authorization = authorization.transpose().map_err(broken)?;
+        if let Some(authorization) = &mut authorization {
+            authorization.set_sensitive(true);
+        }
         let (sender, connection) =
             handshake(TokioIo::new(tls)).await.map_err(|error| ApiError::Broken(error.into()))?;
         Ok(Self { sender, connection, ended: false, host: cluster.endpoint.host.clone(), authorization, limit })
     }
 
-    /// Asks whether the server is well, with the token: returns the HTTP status.
+    /// Asks whether the server is well, with the token if there is one: returns the HTTP status.
     pub(super) async fn livez(&mut self) -> Result<u16, ApiError> {
         Ok(self.request(Method::GET, "/livez", None).await?.status)
     }
@@ -130,16 +134,17 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Api<S> {
             return Err(ApiError::Broken("it has been closed".into()));
         }
         let body = body.map(Value::to_string).unwrap_or_default();
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, &self.host)
             .header(header::USER_AGENT, concat!("autoheal-pa/", env!("CARGO_PKG_VERSION")))
-            .header(header::AUTHORIZATION, &self.authorization)
             .header(header::ACCEPT, "application/json, */*")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body.into()))
-            .map_err(|error| ApiError::Broken(error.into()))?;
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        let request = request.body(Full::new(body.into())).map_err(|error| ApiError::Broken(error.into()))?;
         let sender = &mut self.sender;
         let mut answer = pin!(async move {
             let (head, body) = sender.send_request(request).await.map_err(|e| ApiError::Broken(e.into()))?.into_parts();

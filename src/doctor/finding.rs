@@ -10,6 +10,7 @@ use super::{ApiError, User};
 use crate::{
     aws::{AwsError, Caller, ClusterDescription, Off, SkipReason},
     bastion::Target,
+    cluster::{Cluster, Destination},
     fault::Fault,
     route::{
         ssm::{DialError, SessionFault, SessionId, targets::Sighting},
@@ -189,10 +190,21 @@ pub struct Place {
     pub cluster: Option<String>,
     /// What EKS says of it.
     pub description: Option<Arc<ClusterDescription>>,
+    /// Where it answers, if it was imported.
+    pub imported: Option<Destination>,
     /// What the route is called, for checks of one.
     pub route: Option<String>,
     /// The bastion, if it is one of Systems Manager.
     pub target: Option<Target>,
+}
+
+impl Place {
+    /// Changes which cluster it is about.
+    pub(super) fn name(&mut self, description: Option<Arc<ClusterDescription>>, cluster: Option<&Cluster>) {
+        self.cluster = cluster.map(|cluster| cluster.name.clone());
+        self.description = description;
+        self.imported = cluster.filter(|cluster| cluster.imported().is_some()).map(|cluster| cluster.endpoint.clone());
+    }
 }
 
 /// What comes of a check.
@@ -262,7 +274,7 @@ pub enum Fact {
     Reached,
     /// It is the API server of the cluster.
     Verified,
-    /// It has answered with this HTTP status, and knows the caller.
+    /// It has answered with this HTTP status, and knows the caller if it was told one.
     Answered(u16),
     /// The caller, as it knows him.
     User(User),
@@ -369,4 +381,8 @@ pub enum Reason {
     SessionOver,
     /// This route has nothing of the kind.
     NotNeeded,
+    /// EKS has nothing to do with a cluster that was imported.
+    Imported,
+    /// The user of an imported context is the user's own, whose credentials are not used here.
+    TheirUser,
 }

@@ -28,7 +28,8 @@ async fn subject(emulator: &Emulator, ports: BTreeMap<String, u16>) -> Subject {
     Subject {
         aws: Ok(aws_at(emulator.endpoint(), keys.try_into().unwrap()).await),
         bastions: vec!["i-0dc03fbcae2a87472".parse().unwrap()],
-        clusters: Vec::new(),
+        clusters: Wanted::All,
+        imported: Vec::new(),
         tasks_of: None,
         ssh: SshFiles::default(),
         ports,
@@ -215,7 +216,8 @@ async fn nothing_is_tried_without_clients() {
     let subject = Subject {
         aws: Err(AwsError::NoRegion),
         bastions: Vec::new(),
-        clusters: Vec::new(),
+        clusters: Wanted::All,
+        imported: Vec::new(),
         tasks_of: None,
         ssh: SshFiles::default(),
         ports: BTreeMap::from([("payments".to_owned(), 1)]),

@@ -7,12 +7,12 @@ use std::sync::LazyLock;
 use serde_yaml::{Mapping, Value};
 
 use super::{
-    ContextEntry, Exec, Server, SyntaxError, Update,
+    ContextEntry, Exec, Server, SyntaxError, Update, User,
     merge::{self, Owners, Refusal, SECTIONS},
     yaml,
 };
 use crate::{
-    cluster::{Cluster, Destination},
+    cluster::{Cluster, Destination, Imported, Origin},
     util::yaml::Node,
 };
 
@@ -22,17 +22,27 @@ const MANAGER: &str = "default";
 /// The keys at the top of a kubeconfig that a merge may change.
 const OURS: [&str; 6] = ["apiVersion", "kind", "clusters", "users", "contexts", "current-context"];
 
-static CONTEXTS: LazyLock<[ContextEntry; 2]> = LazyLock::new(|| [context("no", 10100), context("b", 10101)]);
+/// The user that the second context has from another file.
+const THEIRS: &str = "prod";
+
+/// One with a user of its own, and one that was imported.
+static CONTEXTS: LazyLock<[ContextEntry; 2]> = LazyLock::new(|| {
+    let mut imported = context("b", 10101);
+    let origin = Imported { user: THEIRS.to_owned(), server_name: "b".to_owned(), ..Imported::default() };
+    imported.cluster.origin = Origin::Imported(origin);
+    imported.user = User::Theirs { name: THEIRS.to_owned(), is_here: false };
+    [context("no", 10100), imported]
+});
 
 fn context(name: &str, port: u16) -> ContextEntry {
     let cluster = Cluster {
         name: name.to_owned(),
         region: "us-east-1".to_owned(),
         account: "123456789012".to_owned(),
-        arn: format!("arn:aws:eks:us-east-1:123456789012:cluster/{name}"),
+        id: format!("arn:aws:eks:us-east-1:123456789012:cluster/{name}"),
         endpoint: Destination { host: format!("{name}.gr7.us-east-1.eks.amazonaws.com"), port: 443 },
-        certificate_authority: "TFMwdA==".to_owned(),
-        token_name: name.to_owned(),
+        certificate_authority: Some("TFMwdA==".to_owned()),
+        origin: Origin::Eks { token_name: name.to_owned() },
         vpc: None,
     };
     let exec = Exec {
@@ -40,7 +50,7 @@ fn context(name: &str, port: u16) -> ContextEntry {
         args: vec!["token".to_owned(), format!("--cluster-name={name}"), format!("--manager=/run/{MANAGER}")],
         env: vec![("AWS_PROFILE".to_owned(), "no".to_owned())],
     };
-    ContextEntry { name: format!("pa-{name}"), cluster, server: Server::Tunnel(port), exec }
+    ContextEntry { name: format!("pa-{name}"), cluster, server: Server::Tunnel(port), user: User::Own(exec) }
 }
 
 /// Merges contexts, which the first byte chooses, into a file, and takes them out again.
@@ -61,6 +71,10 @@ pub fn kubeconfig(data: &[u8]) {
             assert!(of(&root, section, kind, false).iter().any(|item| named(item) == Some(&name)));
             return;
         }
+        Err(Refusal::UserTaken { name, .. }) => {
+            assert!(of(&root, "users", "user", false).iter().any(|item| named(item) == Some(&name)) && name == THEIRS);
+            return;
+        }
         Err(Refusal::NotAKubeconfig(_)) => return,
     };
     assert_kept(&root, &merged.root);
@@ -68,7 +82,8 @@ pub fn kubeconfig(data: &[u8]) {
     assert_kept_for_others(text, &root, &written, &merged.root);
     for (section, kind) in SECTIONS {
         let ours = of(&merged.root, section, kind, true);
-        assert!(ours.iter().map(|item| named(item)).eq(contexts.iter().map(|entry| Some(entry.name.as_str()))));
+        let expected = contexts.iter().filter(|entry| kind != "user" || matches!(entry.user, User::Own(_)));
+        assert!(ours.iter().map(|item| named(item)).eq(expected.map(|entry| Some(entry.name.as_str()))));
     }
     assert_eq!(yaml::parse(&written).expect("what this program writes can be read"), merged.root);
 

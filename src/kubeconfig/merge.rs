@@ -8,11 +8,17 @@ use std::{
     path::Path,
 };
 
-use super::{ContextEntry, Exec, KubeconfigError, MANAGER_FLAG, Server, Update, exec::ApiVersion};
-use crate::util::yaml::Node;
+use super::{ContextEntry, Exec, KubeconfigError, MANAGER_FLAG, Server, Update, User, exec::ApiVersion};
+use crate::{
+    cluster::{Cluster, Imported},
+    util::yaml::Node,
+};
 
 /// The extension by which entries of this program are known. kubectl keeps extensions when it edits a file.
 const EXTENSION: &str = "autoheal-pa";
+
+/// The key of a context's namespace, and in the extension that of the one that was imported.
+const NAMESPACE: &str = "namespace";
 
 /// The lists of a kubeconfig, and what their items hold besides a name.
 pub(super) const SECTIONS: [(&str, &str); 3] = [("clusters", "cluster"), ("users", "user"), ("contexts", "context")];
@@ -30,6 +36,7 @@ pub(super) struct Merged {
 pub(super) enum Refusal {
     NotAKubeconfig(String),
     NameTaken { section: &'static str, name: String, owner: Option<String> },
+    UserTaken { name: String, context: String },
 }
 
 impl Refusal {
@@ -39,6 +46,7 @@ impl Refusal {
         match self {
             Self::NotAKubeconfig(reason) => KubeconfigError::NotAKubeconfig { path, reason },
             Self::NameTaken { section, name, owner } => KubeconfigError::NameTaken { path, section, name, owner },
+            Self::UserTaken { name, context } => KubeconfigError::UserTaken { path, name, context },
         }
     }
 }
@@ -55,15 +63,18 @@ pub(super) fn merge(root: Node, update: &Update<'_>) -> Result<Merged, Refusal> 
             items(&root, section)?.iter().cloned().partition(|item| owners.owner(item, kind) == Some(update.manager));
         own_file &= items.iter().all(|item| owners.owner(item, kind).is_some());
         let others: BTreeMap<&str, &Node> = items.iter().filter_map(|item| Some((name(item)?, item))).collect();
-        for entry in update.contexts {
+        for entry in update.contexts.iter().filter(|entry| has(entry, kind)) {
             if let Some(taken) = others.get(entry.name.as_str()) {
                 let owner = owners.owner(taken, kind).map(ToOwned::to_owned);
                 return Err(Refusal::NameTaken { section, name: entry.name.clone(), owner });
             }
         }
         let old: BTreeMap<&str, &Node> = ours.iter().filter_map(|item| Some((name(item)?, item))).collect();
-        let new = update.contexts.iter();
+        let new = update.contexts.iter().filter(|entry| has(entry, kind));
         items.extend(new.map(|entry| item(kind, entry, update.manager, old.get(entry.name.as_str()).copied())));
+        if kind == "user" {
+            refuse_shadowed(update, &items)?;
+        }
         if section == "contexts" {
             former_contexts = ours.iter().filter_map(name).map(ToOwned::to_owned).collect();
             context_names = items.iter().filter_map(name).map(ToOwned::to_owned).collect();
@@ -79,6 +90,24 @@ pub(super) fn merge(root: Node, update: &Update<'_>) -> Result<Merged, Refusal> 
         root.set("current-context", Node::text(current.clone().unwrap_or_default()));
     }
     Ok(Merged { root, current })
+}
+
+/// Tells whether there is an item of a kind for a context: users of the user's own stay where they are.
+fn has(entry: &ContextEntry, kind: &str) -> bool {
+    kind != "user" || matches!(entry.user, User::Own(_))
+}
+
+/// Refuses users that would stand before others of their names, in another file.
+fn refuse_shadowed(update: &Update<'_>, users: &[Node]) -> Result<(), Refusal> {
+    let elsewhere = update.contexts.iter().filter_map(|entry| match &entry.user {
+        User::Theirs { name, is_here: false } => Some((name, &entry.name)),
+        User::Theirs { .. } | User::Own(_) => None,
+    });
+    let elsewhere: BTreeMap<&str, &String> = elsewhere.map(|(name, context)| (name.as_str(), context)).collect();
+    match users.iter().filter_map(name).find_map(|name| elsewhere.get_key_value(name)) {
+        Some((name, context)) => Err(Refusal::UserTaken { name: (*name).to_owned(), context: (*context).clone() }),
+        None => Ok(()),
+    }
 }
 
 /// Names the contexts in a file that need a manager: its own, and those that users have made for its users.
@@ -198,14 +227,19 @@ impl Owners {
 
     /// Returns the manager that an entry belongs to, if it is of this program.
     pub(super) fn owner<'a>(&'a self, item: &'a Node, kind: &str) -> Option<&'a str> {
-        let extensions = item.get(kind)?.get("extensions").and_then(Node::as_sequence).unwrap_or_default();
-        if let Some(ours) = extensions.iter().find(|extension| name(extension) == Some(EXTENSION)) {
+        if let Some(ours) = extension(item.get(kind)?) {
             return ours.get("extension")?.get("manager")?.as_str();
         }
         let manager = self.managers.get(name(item)?)?;
         let is_ours = if kind == "user" { served_by(item) == Some(manager) } else { says_so(item, kind) };
         is_ours.then_some(manager.as_str())
     }
+}
+
+/// Returns what this program has noted in an entry of its own.
+fn extension(content: &Node) -> Option<&Node> {
+    let extensions = content.get("extensions").and_then(Node::as_sequence).unwrap_or_default();
+    extensions.iter().find(|extension| name(extension) == Some(EXTENSION))
 }
 
 /// Tells whether a cluster or a context says what those of this program say.
@@ -228,35 +262,59 @@ fn served_by(user: &Node) -> Option<&str> {
 
 /// Makes an entry of one of the lists.
 fn item(kind: &str, entry: &ContextEntry, manager: &str, old: Option<&Node>) -> Node {
-    let extension = Node::mapping([
-        ("name", Node::text(EXTENSION)),
-        ("extension", Node::mapping([("manager", Node::text(manager))])),
-    ]);
-    let mut content = match kind {
-        "cluster" => {
-            let mut content = match entry.server {
-                Server::Tunnel(port) => vec![
-                    ("server", Node::text(format!("https://127.0.0.1:{port}"))),
-                    ("tls-server-name", Node::text(&entry.cluster.endpoint.host)),
-                ],
-                Server::Proxy(port) => vec![
-                    ("server", Node::text(entry.cluster.endpoint.url())),
-                    ("proxy-url", Node::text(format!("http://127.0.0.1:{port}"))),
-                ],
-            };
-            content.push(("certificate-authority-data", Node::text(&entry.cluster.certificate_authority)));
-            content
-        }
-        "user" => vec![("exec", exec(&entry.exec))],
-        _ => vec![("cluster", Node::text(&entry.name)), ("user", Node::text(&entry.name))],
+    let mut extension = vec![("manager", Node::text(manager))];
+    let mut content = match (kind, &entry.user) {
+        ("cluster", _) => cluster(&entry.cluster, entry.server),
+        ("user", User::Own(run)) => vec![("exec", exec(run))],
+        (_, User::Own(_)) => vec![("cluster", Node::text(&entry.name)), ("user", Node::text(&entry.name))],
+        (_, User::Theirs { name, .. }) => vec![("cluster", Node::text(&entry.name)), ("user", Node::text(name))],
     };
-    if kind == "context"
-        && let Some(namespace) = old.and_then(|old| old.get(kind)?.get("namespace"))
-    {
-        content.push(("namespace", namespace.clone()));
+    if kind == "context" {
+        let theirs = entry.cluster.imported().and_then(|imported| imported.namespace.as_ref()).map(Node::text);
+        extension.extend(theirs.clone().map(|namespace| (NAMESPACE, namespace)));
+        content.extend(namespace(old, theirs).map(|namespace| (NAMESPACE, namespace)));
     }
+    let extension = Node::mapping([("name", Node::text(EXTENSION)), ("extension", Node::mapping(extension))]);
     content.push(("extensions", Node::sequence([extension])));
     Node::mapping([("name", Node::text(&entry.name)), (kind, Node::mapping(content))])
+}
+
+/// Says where a cluster is, and how it is known.
+fn cluster(cluster: &Cluster, server: Server) -> Vec<(&'static str, Node)> {
+    let imported = cluster.imported();
+    let path = imported.map(|imported| imported.path.as_str()).unwrap_or_default();
+    let name = ("tls-server-name", Node::text(cluster.server_name()));
+    let mut content = match server {
+        Server::Tunnel(port) => vec![("server", Node::text(format!("https://127.0.0.1:{port}{path}"))), name],
+        Server::Proxy(port) => {
+            let mut content = vec![
+                ("server", Node::text(format!("{}{path}", cluster.endpoint.url()))),
+                ("proxy-url", Node::text(format!("http://127.0.0.1:{port}"))),
+            ];
+            // One that is not the host's own is needed this way, too.
+            content.extend((cluster.server_name() != cluster.endpoint.host).then_some(name));
+            content
+        }
+    };
+    let file = imported.and_then(|imported| imported.authority_file.as_ref());
+    match (file, &cluster.certificate_authority) {
+        (Some(file), _) => content.push(("certificate-authority", Node::text(file))),
+        (None, Some(data)) => content.push(("certificate-authority-data", Node::text(data))),
+        (None, None) => {}
+    }
+    if let Some(Imported { disable_compression: true, .. }) = imported {
+        content.push(("disable-compression", Node::bare("true")));
+    }
+    content
+}
+
+/// Returns the namespace that a context of ours is to have: what the user has made of it, else that of the context that it
+/// was imported from, which may be another by now.
+fn namespace(old: Option<&Node>, theirs: Option<Node>) -> Option<Node> {
+    let Some(content) = old.and_then(|old| old.get("context")) else { return theirs };
+    let written = extension(content).and_then(|ours| ours.get("extension")?.get(NAMESPACE));
+    let now = content.get(NAMESPACE);
+    if now == written { theirs } else { now.cloned() }
 }
 
 /// Reads what [`exec`] writes.

@@ -3,23 +3,23 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use super::*;
-use crate::cluster::Destination;
+use crate::cluster::{Destination, Imported, Origin};
 
 fn cluster(name: &str, region: &str, account: &str) -> Cluster {
     Cluster {
         name: name.to_owned(),
         region: region.to_owned(),
         account: account.to_owned(),
-        arn: format!("arn:aws:eks:{region}:{account}:cluster/{name}"),
+        id: format!("arn:aws:eks:{region}:{account}:cluster/{name}"),
         endpoint: Destination { host: format!("{name}.gr7.{region}.eks.amazonaws.com"), port: 443 },
-        certificate_authority: "TFMwdA==".to_owned(),
-        token_name: name.to_owned(),
+        certificate_authority: Some("TFMwdA==".to_owned()),
+        origin: Origin::Eks { token_name: name.to_owned() },
         vpc: None,
     }
 }
 
-fn entry(name: &str, port: u16) -> ContextEntry {
-    let exec = Exec {
+fn exec(name: &str) -> Exec {
+    Exec {
         command: "/opt/bin/autoheal-pa".to_owned(),
         args: vec![
             "token".to_owned(),
@@ -27,12 +27,15 @@ fn entry(name: &str, port: u16) -> ContextEntry {
             "--manager=/run/autoheal-pa/default".to_owned(),
         ],
         env: vec![("AWS_PROFILE".to_owned(), "no".to_owned())],
-    };
+    }
+}
+
+fn entry(name: &str, port: u16) -> ContextEntry {
     ContextEntry {
         name: format!("pa-{name}"),
         cluster: cluster(name, "us-east-1", "123456789012"),
         server: Server::Tunnel(port),
-        exec,
+        user: User::Own(exec(name)),
     }
 }
 
@@ -131,6 +134,83 @@ fn a_client_may_come_through_the_proxy() {
     // And back: nothing of the proxy stays.
     let entries = [entry("no", 10100)];
     assert_eq!(updated(&text, &update(&entries)), ONE);
+}
+
+/// The context of a cluster that was imported.
+fn imported(name: &str, is_here: bool, more: Imported) -> ContextEntry {
+    let mut entry = entry(name, 10101);
+    let server_name = format!("api.internal.{name}");
+    let user = User::Theirs { name: "admin".to_owned(), is_here };
+    entry.cluster.endpoint = Destination { host: format!("lb.{name}"), port: 8443 };
+    entry.cluster.origin = Origin::Imported(Imported { user: "admin".to_owned(), server_name, ..more });
+    ContextEntry { user, ..entry }
+}
+
+#[test]
+fn the_context_of_an_imported_cluster_names_a_user_that_is_elsewhere() {
+    let more = Imported { namespace: Some("on".into()), path: "/k8s/clusters/c-1".into(), ..Imported::default() };
+    let kops = imported("kops", false, more.clone());
+    let text = updated("", &update(std::slice::from_ref(&kops)));
+    let expected = r#"apiVersion: "v1"
+kind: "Config"
+clusters:
+- name: "pa-kops"
+  cluster:
+    server: "https://127.0.0.1:10101/k8s/clusters/c-1"
+    tls-server-name: "api.internal.kops"
+    certificate-authority-data: "TFMwdA=="
+    extensions:
+    - name: "autoheal-pa"
+      extension:
+        manager: "default"
+contexts:
+- name: "pa-kops"
+  context:
+    cluster: "pa-kops"
+    user: "admin"
+    namespace: "on"
+    extensions:
+    - name: "autoheal-pa"
+      extension:
+        manager: "default"
+        namespace: "on"
+current-context: "pa-kops"
+"#;
+    assert_eq!(text, expected);
+    assert_eq!(updated(expected, &update(std::slice::from_ref(&kops))), expected);
+
+    // A namespace follows that of the user's context, until the user has chosen another for ours.
+    let moved = imported("kops", false, Imported { namespace: Some("off".into()), ..more.clone() });
+    let text = updated(expected, &update(std::slice::from_ref(&moved)));
+    assert_eq!(text.matches("namespace: \"off\"").count(), 2, "{text}");
+    let chosen = expected.replace("    namespace: \"on\"\n    ext", "    namespace: mine\n    ext");
+    let text = updated(&chosen, &update(std::slice::from_ref(&moved)));
+    assert!(text.contains("    namespace: mine\n") && text.contains("        namespace: \"off\"\n"), "{text}");
+
+    // And the way by the proxy, with a file of the authority.
+    let file = Imported { authority_file: Some("/ca.crt".into()), disable_compression: true, ..more };
+    let entry = ContextEntry { server: Server::Proxy(10099), ..imported("kops", false, file) };
+    let text = updated(expected, &update(&[entry]));
+    let cluster = r#"    server: "https://lb.kops:8443/k8s/clusters/c-1"
+    proxy-url: "http://127.0.0.1:10099"
+    tls-server-name: "api.internal.kops"
+    certificate-authority: "/ca.crt"
+    disable-compression: true
+"#;
+    assert!(text.contains(cluster), "{text}");
+    assert!(!updated(&text, &update(&[])).contains("kops"), "all of it goes again");
+}
+
+#[test]
+fn credentials_of_one_are_not_shown_to_another() {
+    let theirs = "kind: Config\nusers:\n- name: admin\n  user: {token: secret}\n";
+    let error = refused(theirs, &update(&[imported("kops", false, Imported::default())]));
+    let message = "has a user `admin` of its own, which kubectl would take for the one that `pa-kops` is for";
+    assert!(error.to_string().ends_with(message), "{error}");
+    let text = updated(theirs, &update(&[imported("kops", true, Imported::default())]));
+    assert_eq!((text.matches("secret").count(), text.matches("user: \"admin\"").count()), (1, 1), "{text}");
+    let text = updated(&text, &update(&[]));
+    assert!(text.contains("secret") && !text.contains("kops"), "{text}");
 }
 
 const FOREIGN: &str = r#"# The user's own.
@@ -334,7 +414,7 @@ fn contexts_that_need_a_manager_are_named() {
         fs::write(&path, text).unwrap();
         assert_eq!(contexts_of(&path, "default").unwrap(), ["mine", "pa-a"]);
         assert_eq!(still_there(&path, &["pa-a".to_owned(), "gone".to_owned()]).unwrap(), ["pa-a"]);
-        assert_eq!(plugins_of(&path, "default").unwrap(), [entry("a", 1).exec]);
+        assert_eq!(plugins_of(&path, "default").unwrap(), [exec("a")]);
         assert_eq!(contexts_of(&path, "ci").unwrap(), [""; 0]);
     }
 }

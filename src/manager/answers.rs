@@ -22,7 +22,7 @@ use super::{
 use crate::{
     aws::CredentialStatus,
     clock,
-    doctor::{self, Finding, Limits, Subject},
+    doctor::{self, Finding, ImportedCluster, Limits, Subject, Wanted},
     tunnel::{LinkStatus, TunnelStatus},
     util::{peer_text::sentence, written::Timestamp},
 };
@@ -114,7 +114,7 @@ impl View {
         let access = {
             let state = self.state.borrow();
             let tunnel = state.tunnels.iter().find(|TunnelEntry { cluster: known, .. }| {
-                known.token_name == *cluster
+                known.token_name() == Some(cluster.as_str())
                     && known.region == *region
                     && account.as_ref().is_none_or(|account| *account == known.account)
             });
@@ -139,13 +139,24 @@ impl View {
         }
         let subjects = state.accesses.iter().filter_map(|access| {
             let tunnels = state.tunnels.iter().filter(|tunnel| Arc::ptr_eq(&tunnel.access, access));
-            let ports: BTreeMap<_, _> = tunnels.map(|tunnel| (tunnel.cluster.name.clone(), tunnel.port)).collect();
+            let (of_eks, imported): (Vec<_>, Vec<_>) = tunnels.partition(|tunnel| tunnel.cluster.imported().is_none());
+            let ports: BTreeMap<_, _> =
+                of_eks.iter().map(|tunnel| (tunnel.cluster.name.clone(), tunnel.port)).collect();
+            let is_wanted = |tunnel: &&TunnelEntry| clusters.is_empty() || clusters.contains(&tunnel.cluster.name);
+            let imported = imported.into_iter().filter(is_wanted);
+            let imported: Vec<_> = imported
+                .map(|tunnel| ImportedCluster { cluster: tunnel.cluster.clone(), port: Some(tunnel.port) })
+                .collect();
             let wanted: Vec<_> = clusters.iter().filter(|name| ports.contains_key(*name)).cloned().collect();
-            (clusters.is_empty() || !wanted.is_empty()).then(|| Subject {
+            (clusters.is_empty() || !wanted.is_empty() || !imported.is_empty()).then(|| Subject {
                 aws: Ok(access.aws.clone()),
                 bastions: access.settings.bastion.clone(),
                 tasks_of: access.routes.tasks_of(),
-                clusters: if wanted.is_empty() { access.settings.clusters.clone() } else { wanted },
+                clusters: match clusters {
+                    [] => Wanted::of(access.settings.clusters.clone()),
+                    _ => Wanted::Named(wanted),
+                },
+                imported,
                 ssh: access.settings.ssh.clone(),
                 ports,
             })

@@ -1,30 +1,45 @@
-//! What contexts have kubectl run for a token.
+//! Whose credentials contexts name, and what they have kubectl run for a token.
 
 use std::path::Path;
 
 use super::error::ManagerError;
 use crate::{
-    cluster::Cluster,
-    kubeconfig::{Exec, MANAGER_FLAG},
+    cluster::{Cluster, Origin},
+    kubeconfig::{Exec, MANAGER_FLAG, User},
     settings::{ExecIdentity, Settings},
 };
 
-/// Says what kubectl has to run for a token of a cluster: this binary, with all that leads to the manager
-/// and to the same identity.
+/// Says whose credentials kubectl shows to a cluster. A user of the user's own `is_here` if the kubeconfig that is written is
+/// where the cluster was imported from.
 ///
 /// # Errors
 /// If a path is not UTF-8, which kubeconfigs are, or that of the binary is not known.
-pub(crate) fn exec_entry(
+pub(crate) fn user(
     settings: &Settings,
     identity: &ExecIdentity,
     cluster: &Cluster,
+    is_here: bool,
+) -> Result<User, ManagerError> {
+    match &cluster.origin {
+        Origin::Eks { token_name } => exec_entry(settings, identity, cluster, token_name).map(User::Own),
+        Origin::Imported(imported) => Ok(User::Theirs { name: imported.user.clone(), is_here }),
+    }
+}
+
+/// Says what kubectl has to run for a token of a cluster: this binary, with all that leads to the manager
+/// and to the same identity.
+fn exec_entry(
+    settings: &Settings,
+    identity: &ExecIdentity,
+    cluster: &Cluster,
+    token_name: &str,
 ) -> Result<Exec, ManagerError> {
     let Some(executable) = &settings.executable else {
         return Err(ManagerError::NoExecutable);
     };
     let mut args = vec![
         "token".to_owned(),
-        format!("--cluster-name={}", cluster.token_name),
+        format!("--cluster-name={}", token_name),
         format!("--region={}", cluster.region),
         format!("--account-id={}", cluster.account),
         format!("{MANAGER_FLAG}={}", utf8(&settings.control_dir)?),

@@ -282,7 +282,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cluster::{Cluster, Destination},
+        cluster::{Cluster, Destination, Origin},
         route::{Mailbox, ProbeError, Route},
         tunnel::{Admission, Config, Listeners},
     };
@@ -317,10 +317,10 @@ mod tests {
             name: name.into(),
             region: "eu-west-1".into(),
             account: "123456789012".into(),
-            arn: String::new(),
+            id: String::new(),
             endpoint: Destination { host: "api.example".into(), port: 443 },
-            certificate_authority: String::new(),
-            token_name: name.into(),
+            certificate_authority: Some(String::new()),
+            origin: Origin::Eks { token_name: name.into() },
             vpc: None,
         };
         let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);

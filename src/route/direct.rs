@@ -27,7 +27,7 @@ use crate::{
     aws::{Aws, advice},
     bastion::Bastion,
     clock::Clock,
-    cluster::Cluster,
+    cluster::{Cluster, Origin},
     util::{
         connection::Connection,
         peer_text::{PeerText, sentence},
@@ -74,12 +74,15 @@ impl Direct {
 
     /// Says what else may lead to a cluster.
     fn elsewhere(to: &Cluster) -> String {
-        command!(
-            "`aws eks describe-cluster --name {} --region {} --query cluster.resourcesVpcConfig` shows whether the \
-             endpoint is public, and to which addresses; if it is not, connect through a VPN or another `--bastion`",
-            to.name,
-            to.region
-        )
+        match &to.origin {
+            Origin::Eks { .. } => command!(
+                "`aws eks describe-cluster --name {} --region {} --query cluster.resourcesVpcConfig` shows whether the \
+                 endpoint is public, and to which addresses; if it is not, connect through a VPN or another `--bastion`",
+                to.name,
+                to.region
+            ),
+            Origin::Imported(_) => "connect through a VPN or another `--bastion`".to_owned(),
+        }
     }
 }
 

@@ -5,7 +5,10 @@ use std::{io, time::Duration};
 use tokio::sync::oneshot;
 
 use super::{BoxError, Class, Fault, PipeEnd, Route};
-use crate::{cluster::Cluster, util::quote::command};
+use crate::{
+    cluster::{Cluster, Origin},
+    util::quote::command,
+};
 
 /// What to do about a bastion that did not lead to the API server.
 pub(super) fn behind_bastion(to: &Cluster, error: &ProbeError) -> Vec<String> {
@@ -13,21 +16,34 @@ pub(super) fn behind_bastion(to: &Cluster, error: &ProbeError) -> Vec<String> {
     match error {
         ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![
             format!("the bastion must resolve `{}` and reach it on port {}", endpoint.host, endpoint.port),
-            command!(
-                "the cluster's security group must admit the bastion: `aws eks describe-cluster --name {} --region {} \
-                 --query cluster.resourcesVpcConfig.clusterSecurityGroupId`",
-                name,
-                region
-            ),
+            match &to.origin {
+                Origin::Eks { .. } => command!(
+                    "the cluster's security group must admit the bastion: `aws eks describe-cluster --name {} --region {} \
+                     --query cluster.resourcesVpcConfig.clusterSecurityGroupId`",
+                    name,
+                    region
+                ),
+                Origin::Imported(_) => {
+                    "whatever guards the API server, such as its load balancer's security group, must admit the bastion"
+                        .to_owned()
+                }
+            },
         ],
         ProbeError::Certificate { host, .. } => vec![format!(
             "what answers on the bastion's side is not the API server of `{name}`: check what `{host}` resolves to there"
         )],
-        ProbeError::Authority { .. } => vec![command!(
-            "check what EKS says: `aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority`",
-            name,
-            region
-        )],
+        ProbeError::Authority { .. } => vec![match &to.origin {
+            Origin::Eks { .. } => command!(
+                "check what EKS says: `aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority`",
+                name,
+                region
+            ),
+            Origin::Imported(_) => {
+                format!(
+                    "check the certificate authority that the kubeconfig gives for the cluster of the context `{name}`"
+                )
+            }
+        }],
         ProbeError::Tls { .. } | ProbeError::NotHttp | ProbeError::LinkLost => Vec::new(),
     }
 }

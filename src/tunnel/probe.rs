@@ -43,16 +43,11 @@ impl Probe {
     /// [`ProbeError::Authority`].
     pub fn new(cluster: &Cluster) -> Result<Self, ProbeError> {
         let authority = |source: BoxError| ProbeError::Authority { source };
-        let pem = STANDARD.decode(cluster.certificate_authority.trim()).map_err(|error| authority(error.into()))?;
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|error| authority(error.into()))?;
-            roots.add(certificate).map_err(|error| authority(error.into()))?;
-        }
-        if roots.is_empty() {
-            return Err(authority("it holds no certificate".into()));
-        }
-        let host = cluster.endpoint.host.clone();
+        let roots = match &cluster.certificate_authority {
+            Some(pem) => roots(pem).map_err(authority)?,
+            None => roots_of_system().map_err(authority)?,
+        };
+        let host = cluster.server_name().to_owned();
         let name = ServerName::try_from(host.clone()).map_err(|error| authority(error.into()))?;
         let mut tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
@@ -147,6 +142,23 @@ impl Probe {
     }
 }
 
+/// Reads an authority: PEM in base64.
+fn roots(authority: &str) -> Result<RootCertStore, BoxError> {
+    let pem = STANDARD.decode(authority.trim())?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        roots.add(certificate?)?;
+    }
+    if roots.is_empty() { Err("it holds no certificate".into()) } else { Ok(roots) }
+}
+
+/// Takes those that the system trusts, as kubectl does for a cluster without an authority of its own.
+fn roots_of_system() -> Result<RootCertStore, BoxError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() { Err("it is that of the system, which trusts none".into()) } else { Ok(roots) }
+}
+
 fn status_of(line: &[u8]) -> Option<u16> {
     let text = std::str::from_utf8(line.get(..12)?).ok()?;
     let (version, status) = text.split_once(' ')?;
@@ -159,7 +171,7 @@ fn status_of(line: &[u8]) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::Destination;
+    use crate::cluster::{Destination, Origin};
 
     #[test]
     fn reads_status_lines() {
@@ -184,10 +196,10 @@ mod tests {
             name: "c".into(),
             region: "r".into(),
             account: "1".into(),
-            arn: "arn".into(),
+            id: "arn".into(),
             endpoint: Destination { host: host.into(), port: 443 },
-            certificate_authority: authority.into(),
-            token_name: "c".into(),
+            certificate_authority: Some(authority.into()),
+            origin: Origin::Eks { token_name: "c".into() },
             vpc: None,
         };
         for authority in ["", "!", "aGVsbG8="] {

@@ -12,8 +12,8 @@ use std::{
 
 use autoheal_pa::{
     clock::Clock,
-    cluster::{Cluster, Destination},
-    kubeconfig::{self, ContextEntry, Exec, Server, Update},
+    cluster::{Cluster, Destination, Origin},
+    kubeconfig::{self, ContextEntry, Exec, Server, Update, User},
 };
 use serde_json::Value;
 
@@ -50,18 +50,18 @@ fn entry(name: &str, port: u16) -> ContextEntry {
             name: name.to_owned(),
             region: "us-east-1".to_owned(),
             account: "123456789012".to_owned(),
-            arn: format!("arn:aws:eks:us-east-1:123456789012:cluster/{name}"),
+            id: format!("arn:aws:eks:us-east-1:123456789012:cluster/{name}"),
             endpoint: Destination { host: format!("{name}.gr7.us-east-1.eks.amazonaws.com"), port: 443 },
-            certificate_authority: "TFMwdA==".to_owned(),
-            token_name: name.to_owned(),
+            certificate_authority: Some("TFMwdA==".to_owned()),
+            origin: Origin::Eks { token_name: name.to_owned() },
             vpc: None,
         },
         server: Server::Tunnel(port),
-        exec: Exec {
+        user: User::Own(Exec {
             command: "/opt/bin/autoheal-pa".to_owned(),
             args: ["token", "--cluster-name=no", "--manager=/run/autoheal-pa/default"].map(str::to_owned).into(),
             env: Vec::new(),
-        },
+        }),
     }
 }
 

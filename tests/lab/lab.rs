@@ -31,7 +31,7 @@ use std::{
 use autoheal_pa::{
     bastion::Target,
     clock::Clock,
-    cluster::{Cluster, Destination},
+    cluster::{Cluster, Destination, Origin},
     emulator::{AgentConfig, ClusterConfig, Command, Config, Emulator, Line, Link, SessionState, Upgrade},
     manager::supervisor::{Board, Supervisor},
     route::ssm,
@@ -114,10 +114,10 @@ impl Lab {
             name: server.cluster,
             region: "us-east-1".to_owned(),
             account: "123456789012".to_owned(),
-            arn: "arn:aws:eks:us-east-1:123456789012:cluster/payments".to_owned(),
+            id: "arn:aws:eks:us-east-1:123456789012:cluster/payments".to_owned(),
             endpoint: Destination { host: server.host.clone(), port: 443 },
-            certificate_authority: server.certificate_authority.clone(),
-            token_name: "payments".to_owned(),
+            certificate_authority: Some(server.certificate_authority.clone()),
+            origin: Origin::Eks { token_name: "payments".to_owned() },
             vpc: None,
         };
         let (listeners, port) = Listeners::in_memory(10_100);

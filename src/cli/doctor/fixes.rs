@@ -3,7 +3,7 @@
 //! What other commands say as hints is taken from there. A command is one line; where its pieces are not known it
 //! finds them itself.
 
-use super::words::{Names, is_explicit_deny};
+use super::{names::Names, words::is_explicit_deny};
 use crate::{
     aws::{
         AwsError, ClusterDescription, SkipReason,
@@ -76,6 +76,7 @@ impl<'a> Fixes<'a> {
             Trouble::Refused { .. } => self.refused(),
             Trouble::NotReached(fault) | Trouble::NotFound(fault) => fault.hints.clone(),
             Trouble::Doubt { hints, .. } => hints.clone(),
+            Trouble::Api(_) | Trouble::Status(_) if self.place.imported.is_some() => Vec::new(),
             Trouble::Api(_) | Trouble::Status(_) => {
                 vec![command!("aws eks describe-cluster --name {} --region {} --query cluster.health", cluster, region)]
             }
@@ -139,7 +140,7 @@ impl<'a> Fixes<'a> {
     }
 
     fn fault(&self, check: Check, fault: &SessionFault) -> Vec<String> {
-        let Names { region, cluster, host, .. } = &self.names;
+        let Names { region, cluster, host, endpoint, url, .. } = &self.names;
         match fault {
             SessionFault::Start(error) | SessionFault::Resume(error) => self.dial(error),
             SessionFault::Closed(CloseReason::Handshake(_)) => self.update_agent(),
@@ -157,28 +158,34 @@ impl<'a> Fixes<'a> {
             SessionFault::Probe(_) if check == Check::LocalPort => vec!["autoheal-pa up -v".to_owned()],
             SessionFault::Probe(ProbeError::NoAnswer { .. }) => {
                 let mut fixes = self.security_group();
-                fixes.extend(self.on_bastion(&command!("getent hosts {}; curl -skm 5 https://{}/livez", host, host)));
+                fixes.extend(self.on_bastion(&command!("getent hosts {}; curl -skm 5 {}/livez", host, url)));
                 fixes
             }
             SessionFault::Probe(
                 ProbeError::Refused | ProbeError::Ended | ProbeError::Tls { .. } | ProbeError::NotHttp,
             ) => {
-                let mut fixes = self.on_bastion(&command!("getent hosts {}; curl -skm 5 https://{}/livez", host, host));
+                let mut fixes = self.on_bastion(&command!("getent hosts {}; curl -skm 5 {}/livez", host, url));
                 fixes.extend(self.security_group());
                 fixes
             }
             SessionFault::Probe(ProbeError::Certificate { .. }) => {
                 let show = Word::raw("openssl x509 -noout -issuer -subject");
                 let mut fixes = self.on_bastion(&command!(
-                    "getent hosts {}; openssl s_client -connect {}:443 -servername {} </dev/null | {}",
+                    "getent hosts {}; openssl s_client -connect {} -servername {} </dev/null | {}",
                     host,
-                    host,
+                    endpoint,
                     host,
                     show
                 ));
+                if self.place.imported.is_some() {
+                    return fixes;
+                }
                 fixes.push(command!("aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority.data --output text \
                      | base64 -d | {}", cluster, region, show));
                 fixes
+            }
+            SessionFault::Probe(ProbeError::Authority { .. }) if self.place.imported.is_some() => {
+                vec![format!("check the certificate authority of the context `{cluster}` in its kubeconfig")]
             }
             SessionFault::Probe(ProbeError::Authority { .. }) => {
                 vec![command!(
@@ -240,6 +247,12 @@ impl<'a> Fixes<'a> {
 
     /// Lets the cluster's security group admit the bastion.
     fn security_group(&self) -> Vec<String> {
+        if self.place.imported.is_some() {
+            return vec![
+                "let whatever guards the API server, such as its load balancer's security group, admit the bastion"
+                    .to_owned(),
+            ];
+        }
         let Names { region, cluster, .. } = &self.names;
         let group = match self.description.and_then(|description| description.security_group.as_deref()) {
             Some(group) => Word::from(group),

@@ -120,8 +120,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        cluster::{Cluster, Destination},
-        kubeconfig::{ContextEntry, Server, Update},
+        cluster::{Cluster, Destination, Origin},
+        kubeconfig::{ContextEntry, Server, Update, User},
     };
 
     #[tokio::test]
@@ -138,13 +138,14 @@ mod tests {
             name: "a".to_owned(),
             region: "us-east-1".to_owned(),
             account: "123456789012".to_owned(),
-            arn: String::new(),
+            id: String::new(),
             endpoint: Destination { host: "a.example".to_owned(), port: 443 },
-            certificate_authority: "Q0E=".to_owned(),
-            token_name: "a".to_owned(),
+            certificate_authority: Some("Q0E=".to_owned()),
+            origin: Origin::Eks { token_name: "a".to_owned() },
             vpc: None,
         };
-        let context = ContextEntry { name: "pa-a".to_owned(), cluster, server: Server::Tunnel(1), exec };
+        let context =
+            ContextEntry { name: "pa-a".to_owned(), cluster, server: Server::Tunnel(1), user: User::Own(exec) };
         let update = Update { manager: "default", contexts: &[context], set_current: false };
         kubeconfig::write(&path, &update).unwrap();
         let examine = async |script: Option<&str>| {

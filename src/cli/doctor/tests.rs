@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     aws::{AwsError, Caller, ClusterDescription, SkipReason, error::Cause},
     cli::output::Captured,
-    cluster::{Cluster, Destination},
+    cluster::{Cluster, Destination, Origin},
     doctor::{Fact, Finding, Outcome, Place, Reason, Trouble},
     iam::Principal,
     route::ssm::proto::CloseReason,
@@ -32,16 +32,16 @@ fn place(arn: &str, target: &str) -> Place {
         name: "payments".to_owned(),
         region: "us-gov-west-1".to_owned(),
         account: "123456789012".to_owned(),
-        arn: "arn:aws-us-gov:eks:us-gov-west-1:123456789012:cluster/payments".to_owned(),
+        id: "arn:aws-us-gov:eks:us-gov-west-1:123456789012:cluster/payments".to_owned(),
         endpoint: Destination { host: "x.eks.amazonaws.com".to_owned(), port: 443 },
-        certificate_authority: String::new(),
-        token_name: "payments".to_owned(),
+        certificate_authority: Some(String::new()),
+        origin: Origin::Eks { token_name: "payments".to_owned() },
         vpc: None,
     };
     let description = ClusterDescription {
         name: cluster.name.clone(),
         region: cluster.region.clone(),
-        arn: cluster.arn.clone(),
+        arn: cluster.id.clone(),
         status: "ACTIVE".into(),
         version: None,
         endpoint_public: false,
@@ -52,6 +52,7 @@ fn place(arn: &str, target: &str) -> Place {
         access: Ok(cluster),
     };
     Place {
+        imported: None,
         region: Some("us-gov-west-1".to_owned()),
         caller: Some(Arc::new(caller(arn))),
         role_arn: None,

@@ -3,7 +3,10 @@
 //! Says of each check what was tried, what came back and what that means, in the terms of whoever set things up.
 //! Nothing is guessed: where the wire does not tell two causes apart both are named.
 
-use super::fixes::{Fixes, grant};
+use super::{
+    fixes::{Fixes, grant},
+    names::Names,
+};
 use crate::{
     aws::{
         AwsError, SkipReason,
@@ -46,7 +49,9 @@ pub fn entry(finding: &Finding) -> Entry {
                 | Reason::NotListed
                 | Reason::NotServed
                 | Reason::SessionOver
-                | Reason::NotNeeded => Vec::new(),
+                | Reason::NotNeeded
+                | Reason::Imported
+                | Reason::TheirUser => Vec::new(),
             };
             (Status::Skipped, None, Some(skipped(reason, place)), fixes)
         }
@@ -127,34 +132,12 @@ fn tried(check: Check, place: &Place) -> String {
         Check::Handshake => format!("the session's handshake with the agent on `{target}`"),
         Check::Endpoint => format!("a connection from `{target}` to `{endpoint}`"),
         Check::Certificate => format!("a TLS handshake with `{endpoint}`, verified by the authority of `{cluster}`"),
+        Check::Api if place.imported.is_some() => format!("`GET /livez` of `{cluster}` without credentials"),
         Check::Api => format!("`GET /livez` of `{cluster}` with a token for this identity"),
         Check::WhoAmI => format!("a `SelfSubjectReview` in `{cluster}`"),
         Check::ListPods => format!("a `SelfSubjectAccessReview` in `{cluster}`: list pods in all namespaces"),
         Check::ResumeSession => "to drop the WebSocket, `ssm:ResumeSession`, and to hear the agent again".to_owned(),
         Check::TerminateSession => "`ssm:TerminateSession` on the session of this check".to_owned(),
-    }
-}
-
-/// The user's own names, as far as they are known.
-pub(super) struct Names {
-    pub(super) region: String,
-    pub(super) cluster: String,
-    pub(super) target: String,
-    pub(super) endpoint: String,
-    pub(super) host: String,
-}
-
-impl Names {
-    pub(super) fn of(place: &Place) -> Self {
-        let endpoint = place.description.as_ref().and_then(|description| description.access.as_ref().ok());
-        let or = |text: Option<&str>, other: &str| text.unwrap_or(other).to_owned();
-        Self {
-            region: or(place.region.as_deref(), "the region"),
-            cluster: or(place.cluster.as_deref(), "the cluster"),
-            target: or(place.route.as_deref(), "the bastion"),
-            endpoint: endpoint.map_or_else(|| "the API server".to_owned(), |cluster| cluster.endpoint.to_string()),
-            host: endpoint.map_or_else(|| "the API server".to_owned(), |cluster| cluster.endpoint.host.clone()),
-        }
     }
 }
 
@@ -199,6 +182,9 @@ fn told(fact: &Fact, place: &Place) -> String {
         Fact::Handshake(version) => format!("agent {version}"),
         Fact::Reached => format!("`{}` answers", Names::of(place).endpoint),
         Fact::Verified => "verifies against the cluster's authority".to_owned(),
+        Fact::Answered(status) if place.imported.is_some() => {
+            format!("{status}, to a request without credentials, of which any answer will do")
+        }
         Fact::Answered(403) => "403: it accepts the token, but may not report its health".to_owned(),
         Fact::Answered(status) => status.to_string(),
         Fact::User(user) if user.groups.is_empty() => user.name.to_string(),
@@ -217,6 +203,7 @@ fn groups(groups: &[PeerText]) -> String {
 fn list(names: &[String]) -> String {
     let shown = names.iter().take(MAX_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
     match names.len() {
+        0 => "none".to_owned(),
         1 => format!("1: {shown}"),
         count if count <= MAX_NAMES => format!("{count}: {shown}"),
         count => format!("{count}: {shown} and {} more", count - MAX_NAMES),
@@ -238,6 +225,8 @@ fn skipped(reason: &Reason, place: &Place) -> String {
         Reason::NotServed => "the API server is older than Kubernetes 1.28, which cannot say".to_owned(),
         Reason::SessionOver => "the agent has ended the session".to_owned(),
         Reason::NotNeeded => "does not apply to this route".to_owned(),
+        Reason::Imported => "EKS is not asked for what was imported from a kubeconfig".to_owned(),
+        Reason::TheirUser => "imported, with a user whose credentials are for kubectl alone".to_owned(),
     }
 }
 
@@ -335,7 +324,7 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
              what `{host}` resolves to there, say why"
         ),
         Trouble::Fault(SessionFault::Closed(reason)) => closed_meaning(reason, target),
-        Trouble::Fault(SessionFault::Probe(error)) => probe_meaning(check, error, &names),
+        Trouble::Fault(SessionFault::Probe(error)) => probe_meaning(check, error, &names, place),
         Trouble::Fault(
             SessionFault::Start(_)
             | SessionFault::Transport(_)
@@ -556,13 +545,20 @@ fn closed_meaning(reason: &CloseReason, target: &str) -> String {
     }
 }
 
-fn probe_meaning(check: Check, error: &ProbeError, names: &Names) -> String {
+fn probe_meaning(check: Check, error: &ProbeError, names: &Names, place: &Place) -> String {
     let Names { cluster, target, endpoint, host, .. } = names;
     if check == Check::LocalPort {
         return "the manager's tunnel does not reach the API server; the checks below use another session and show why"
             .to_owned();
     }
     match error {
+        ProbeError::NoAnswer { .. } if place.imported.is_some() => format!(
+            "the bastion sends and nothing comes back, which is what a security group does: that of the API server or of its \
+             load balancer does not admit `{target}`, or there is no route between their networks"
+        ),
+        ProbeError::Authority { .. } if place.imported.is_some() => {
+            format!("what the kubeconfig gives as the authority of `{cluster}` cannot be read")
+        }
         ProbeError::NoAnswer { .. } => format!(
             "the bastion sends and nothing comes back, which is what a security group does: that of `{cluster}` does not admit \
              `{target}` on port 443, or there is no route between their networks"

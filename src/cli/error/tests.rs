@@ -9,7 +9,7 @@ use crate::{
         error::{Cause, ServiceAnswer, TokenOrigin},
     },
     bastion::Target,
-    cluster::{Cluster, Destination},
+    cluster::{Cluster, Destination, Origin},
     route::{
         ProbeError,
         ssm::{
@@ -33,10 +33,10 @@ fn cluster() -> Cluster {
         name: "prod-eu".to_owned(),
         region: "eu-west-1".to_owned(),
         account: "123456789012".to_owned(),
-        arn: "arn:aws:eks:eu-west-1:123456789012:cluster/prod-eu".to_owned(),
+        id: "arn:aws:eks:eu-west-1:123456789012:cluster/prod-eu".to_owned(),
         endpoint: Destination { host: "x.eks.amazonaws.com".to_owned(), port: 443 },
-        certificate_authority: String::new(),
-        token_name: "prod-eu".to_owned(),
+        certificate_authority: Some(String::new()),
+        origin: Origin::Eks { token_name: "prod-eu".to_owned() },
         vpc: None,
     }
 }

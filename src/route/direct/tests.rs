@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     aws::testing::{aws_at, in_time},
     closed_port::ClosedPort,
-    cluster::Destination,
+    cluster::{Destination, Origin},
     tunnel::{Admission, Common, Config, Listeners, Readiness, State, Tunnel, TunnelStatus},
 };
 
@@ -32,10 +32,10 @@ impl World {
             name: "demo".into(),
             region: "eu-west-1".into(),
             account: "123456789012".into(),
-            arn: String::new(),
+            id: String::new(),
             endpoint: Destination { host: endpoint.ip().to_string(), port: endpoint.port() },
-            certificate_authority: String::new(),
-            token_name: "demo".into(),
+            certificate_authority: Some(String::new()),
+            origin: Origin::Eks { token_name: "demo".into() },
             vpc: None,
         };
         let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);

@@ -25,7 +25,7 @@ use crate::{
     aws::testing::{aws_at, in_time},
     bastion::{Bastion as Way, SshFiles},
     closed_port::ClosedPort,
-    cluster::Destination,
+    cluster::{Destination, Origin},
     emulator::{
         BastionConfig, Config as Emulated, ConnectEndpointConfig, Emulator, Event, SshServerConfig, Sshd, SshdConfig,
     },
@@ -136,10 +136,10 @@ impl World {
             name: "demo".into(),
             region: "us-east-1".into(),
             account: "123456789012".into(),
-            arn: String::new(),
+            id: String::new(),
             endpoint: Destination { host: "127.0.0.1".into(), port },
-            certificate_authority: String::new(),
-            token_name: "demo".into(),
+            certificate_authority: Some(String::new()),
+            origin: Origin::Eks { token_name: "demo".into() },
             vpc: None,
         };
         let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);

@@ -440,7 +440,7 @@ impl Finder {
     fn take(self: &Arc<Self>, sight: &Sight, to: &Cluster) -> Option<Seat> {
         let now = self.clock.now().mono;
         let mut state = self.state();
-        let before = state.chosen.get(&to.arn).cloned();
+        let before = state.chosen.get(&to.id).cloned();
         let free = sight.usable.iter().enumerate().filter_map(|(order, candidate)| {
             let seats = state.seats.get(candidate.target.as_str());
             let taken = seats.map_or(0, |seats| seats.taken);
@@ -462,15 +462,15 @@ impl Finder {
             spoiled_at: None,
         });
         seats.taken += 1;
-        state.chosen.insert(to.arn.clone(), target.clone());
-        *state.held.entry(to.arn.clone()).or_default() += 1;
+        state.chosen.insert(to.id.clone(), target.clone());
+        *state.held.entry(to.id.clone()).or_default() += 1;
         drop(state);
         Some(Seat::new(Arc::clone(self), to, candidate, sight.found))
     }
 
     /// Whether a cluster has a session.
     fn has_seat(&self, to: &Cluster) -> bool {
-        self.state().held.get(&to.arn).is_some_and(|held| *held > 0)
+        self.state().held.get(&to.id).is_some_and(|held| *held > 0)
     }
 
     async fn unavailable(&self, sight: &Sight) -> Arc<Fault> {

@@ -65,8 +65,8 @@ pub(in crate::route::ssm) enum NoNode {
     Old { what: String, found: usize, least: Version },
     #[error("no instance in `{vpc}`, the network of `{cluster}`, is a bastion for `auto`, of {running} that run there")]
     NoBastion { vpc: String, cluster: String, running: usize },
-    #[error("EKS does not say in which network `{cluster}` is, so `auto` cannot look for a bastion there")]
-    NoVpc { cluster: String },
+    #[error("{told_by} does not say in which network `{cluster}` is, so `auto` cannot look for a bastion there")]
+    NoVpc { cluster: String, told_by: &'static str },
 }
 
 impl NodesLook {
@@ -123,7 +123,8 @@ impl NodesLook {
     async fn in_vpc(&self, to: &Cluster, workers: bool, in_use: &[Target]) -> Result<Sight, Fault> {
         let Some(vpc) = &to.vpc else {
             let hint = "name a `--bastion` by its id, its tag or its group".to_owned();
-            return Err(Fault::new(Class::Gone, NoNode::NoVpc { cluster: to.name.clone() }).with_hints([hint]));
+            let error = NoNode::NoVpc { cluster: to.name.clone(), told_by: to.told_by() };
+            return Err(Fault::new(Class::Gone, error).with_hints([hint]));
         };
         let filters = [Filter::new("vpc-id", [vpc.id.as_str()]), Filter::new("instance-state-name", ["running"])];
         let instances = self.aws.describe_instances(&filters).await.map_err(advice::fault)?;

@@ -28,7 +28,7 @@ pub(in crate::route::ssm) struct Seat {
 impl Seat {
     pub(super) fn new(finder: Arc<Finder>, to: &Cluster, candidate: &Candidate, found: usize) -> Self {
         let Candidate { target, fresh, capped } = candidate.clone();
-        Self { finder, target, cluster: to.arn.clone(), fresh, capped, found, up: AtomicBool::new(false) }
+        Self { finder, target, cluster: to.id.clone(), fresh, capped, found, up: AtomicBool::new(false) }
     }
 
     pub(in crate::route::ssm) fn target(&self) -> &Target {

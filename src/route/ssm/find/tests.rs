@@ -105,7 +105,7 @@ fn finder(sights: impl IntoIterator<Item = Result<Sight, Class>>) -> (Arc<Finder
 }
 
 fn to(name: &str) -> Cluster {
-    Cluster { arn: name.to_owned(), ..cluster("") }
+    Cluster { id: name.to_owned(), ..cluster("") }
 }
 
 async fn choose(finder: &Arc<Finder>, name: &str) -> Result<Seat, Arc<Fault>> {

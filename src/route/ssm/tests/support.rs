@@ -20,7 +20,7 @@ use super::agent::{Agent, Destination, Note, Order, ServerSocket};
 use crate::{
     bastion::Target,
     clock::Clock,
-    cluster::{self, Cluster},
+    cluster::{self, Cluster, Origin},
     route::{
         PipeEnd, Route,
         ssm::{self, Dial, DialError, SessionHandle, SessionId, Transport, find::Look},
@@ -266,10 +266,10 @@ pub(in crate::route::ssm) fn cluster(authority: &str) -> Cluster {
         name: "demo".into(),
         region: "eu-west-1".into(),
         account: "123456789012".into(),
-        arn: "arn:aws:eks:eu-west-1:123456789012:cluster/demo".into(),
+        id: "arn:aws:eks:eu-west-1:123456789012:cluster/demo".into(),
         endpoint: cluster::Destination { host: "api.example".into(), port: 443 },
-        certificate_authority: authority.into(),
-        token_name: "demo".into(),
+        certificate_authority: Some(authority.into()),
+        origin: Origin::Eks { token_name: "demo".into() },
         vpc: None,
     }
 }

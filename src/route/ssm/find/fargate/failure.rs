@@ -114,8 +114,8 @@ pub(in crate::route::ssm) enum NoTask {
     NoCluster { cluster: String, region: String },
     #[error("no Fargate task of this manager runs in {vpc}")]
     None { vpc: String },
-    #[error("EKS does not tell which VPC `{cluster}` is in, so no task can be started there")]
-    NoVpc { cluster: String },
+    #[error("{told_by} does not tell which VPC `{cluster}` is in, so no task can be started there")]
+    NoVpc { cluster: String, told_by: &'static str },
     #[error(
         "{count} Fargate tasks were stopped within the hour, the last one as {why}, so no other is started for now"
     )]
@@ -133,10 +133,11 @@ impl About<'_> {
     }
 }
 
-/// Says that EKS does not tell where a cluster is.
+/// Says that it is not known where a cluster is.
 pub(super) fn no_vpc(to: &Cluster) -> Fault {
     let hint = "name a bastion of another kind".to_owned();
-    Fault::new(Class::Refused, NoTask::NoVpc { cluster: to.name.clone() }).with_hints([hint])
+    let error = NoTask::NoVpc { cluster: to.name.clone(), told_by: to.told_by() };
+    Fault::new(Class::Refused, error).with_hints([hint])
 }
 
 /// Says that a task definition of the user's is not there.
