@@ -73,6 +73,7 @@ pub use self::{
     journal::Event,
     kube::ApiServer,
     line::bare_line,
+    pki::ClientCertificate,
     place::{MemoryListener, MemoryPlace, Place, Wire},
     script::{
         AgentQuirks, Command, Destination, DialFailure, ExtraAction, Failure, Line, Link, Resume, Settings, Upgrade,
@@ -306,6 +307,12 @@ impl Emulator {
     #[must_use]
     pub fn api_servers(&self) -> Vec<ApiServer> {
         kube::servers(&self.world)
+    }
+
+    /// A certificate by which a client logs in to a cluster's API server as a user; `None` if there is no such cluster.
+    #[must_use]
+    pub fn client_certificate(&self, cluster: &str, user: &str) -> Option<ClientCertificate> {
+        kube::client_certificate(&self.world, cluster, user)
     }
 
     /// Where the message gateway listens.

@@ -16,7 +16,10 @@ mod store;
 mod table;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tokio_rustls::TlsAcceptor;
@@ -27,9 +30,9 @@ use super::{
     EmulatorError,
     config::{ClusterConfig, Config},
     http,
-    pki::Authority,
+    pki::{Authority, ClientCertificate},
     place::{Listener, Medium, Place, Wire},
-    world::{Cluster, World},
+    world::{Cluster, World, lock},
 };
 
 /// How long a TLS handshake may take.
@@ -57,6 +60,8 @@ impl Server {
             account: config.account.clone(),
             id,
             authority: STANDARD.encode(authority.pem()),
+            pki: authority,
+            clients: Mutex::default(),
             place,
         };
         let mut names = vec![cluster.endpoint_host(), "10.100.0.1".to_owned()];
@@ -65,7 +70,7 @@ impl Server {
         );
         Ok(Self {
             listener,
-            acceptor: authority.acceptor(names.clone())?,
+            acceptor: cluster.pki.acceptor_for_clients(names.clone())?,
             wrong_acceptor: Authority::new("somebody else")?.acceptor(names)?,
             cluster: Arc::new(cluster),
         })
@@ -103,7 +108,10 @@ async fn connection(api: Arc<Api>, acceptor: TlsAcceptor, wire: Wire, stop: Canc
     };
     match handshake {
         Ok(Ok(tls)) => {
-            http::serve(tls, stop, &api.world.clock, |request| api::answer(api.clone(), request)).await;
+            let shown = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let client = shown.and_then(|certificate| lock(&api.cluster.clients).get(certificate.as_ref()).cloned());
+            let client: Option<Arc<str>> = client.map(Arc::from);
+            http::serve(tls, stop, &api.world.clock, |request| api::answer(api.clone(), client.clone(), request)).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
         Err(_) => tracing::debug!("a TLS handshake took too long"),
@@ -121,6 +129,14 @@ pub struct ApiServer {
     pub certificate_authority: String,
     /// Where it listens.
     pub place: Place,
+}
+
+/// Makes a certificate by which a client logs in to a cluster as a user.
+pub(super) fn client_certificate(world: &World, cluster: &str, user: &str) -> Option<ClientCertificate> {
+    let cluster = world.clusters.iter().find(|known| known.config.name == cluster)?;
+    let certificate = cluster.pki.client(user).ok()?;
+    lock(&cluster.clients).insert(certificate.der.clone(), user.to_owned());
+    Some(certificate)
 }
 
 /// The API servers in the order of the configuration.

@@ -16,6 +16,7 @@ use super::{
     ecs::Ecs,
     fleet::Fleet,
     journal::Journal,
+    pki::Authority,
     place::Place,
     script::{Command, Failure, Settings},
     session::{Control, Session, SessionState},
@@ -35,6 +36,9 @@ pub(super) struct Cluster {
     pub(super) id: String,
     /// PEM of the authority, in base64.
     pub(super) authority: String,
+    pub(super) pki: Authority,
+    /// Users by the certificates that the authority has made for them.
+    pub(super) clients: Mutex<BTreeMap<Vec<u8>, String>>,
     /// Where the API server listens.
     pub(super) place: Place,
 }

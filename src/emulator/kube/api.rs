@@ -20,12 +20,12 @@ use super::{
 };
 
 /// Answers one request.
-pub(super) async fn answer(api: Arc<Api>, request: FullRequest) -> Response {
+pub(super) async fn answer(api: Arc<Api>, client: Option<Arc<str>>, request: FullRequest) -> Response {
     // Nothing here waits; the signature is what the server wants.
-    std::future::ready(respond(&api, &request)).await
+    std::future::ready(respond(&api, client.as_deref(), &request)).await
 }
 
-fn respond(api: &Arc<Api>, request: &FullRequest) -> Response {
+fn respond(api: &Arc<Api>, client: Option<&str>, request: &FullRequest) -> Response {
     let authorization = request.header("authorization");
     // With and without a slash at the end, as the real one takes them.
     let public = match request.path().trim_end_matches('/') {
@@ -33,7 +33,7 @@ fn respond(api: &Arc<Api>, request: &FullRequest) -> Response {
         "/version" => Some(json(200, &discovery::version(api))),
         _ => None,
     };
-    let caller = match (public, auth::authenticate(api, authorization)) {
+    let caller = match (public, auth::authenticate(api, client, authorization)) {
         // These are for everybody, but for those who show a token that is no good.
         (Some(public), Ok(_)) => return public,
         (Some(public), Err(_)) if authorization.trim_start_matches("Bearer").trim().is_empty() => return public,

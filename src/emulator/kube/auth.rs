@@ -1,4 +1,4 @@
-//! The bearer token, checked as aws-iam-authenticator does.
+//! The client's certificate, which TLS has verified, or the bearer token, checked as aws-iam-authenticator does.
 //!
 //! Source: `pkg/token/token.go` of kubernetes-sigs/aws-iam-authenticator; the presigned request is verified
 //! here instead of being sent to STS.
@@ -38,10 +38,13 @@ const PARAMETERS: [&str; 9] = [
     "x-amz-signedheaders",
 ];
 
-/// Finds out who sent a request; the error says why nobody did.
-pub(super) fn authenticate(api: &Api, authorization: &str) -> Result<Caller, String> {
+/// Finds out who sent a request; the error says why nobody did. As in Kubernetes a client's certificate is looked at first.
+pub(super) fn authenticate(api: &Api, client: Option<&str>, authorization: &str) -> Result<Caller, String> {
+    if let Some(user) = client {
+        return Ok(named(api, user));
+    }
     if authorization.is_empty() && api.world.config.anonymous_access {
-        return Ok(anonymous(api));
+        return Ok(named(api, "system:anonymous"));
     }
     let token = authorization.strip_prefix("Bearer ").ok_or("there is no bearer token")?;
     let caller = verify(api, token)?;
@@ -51,8 +54,8 @@ pub(super) fn authenticate(api: &Api, authorization: &str) -> Result<Caller, Str
     Ok(caller)
 }
 
-fn anonymous(api: &Api) -> Caller {
-    let name = "system:anonymous".to_owned();
+fn named(api: &Api, name: &str) -> Caller {
+    let name = name.to_owned();
     let account = api.cluster.account.clone();
     Caller { account, arn: name.clone(), user_id: name.clone(), session_name: name, assumed_role: false }
 }
