@@ -41,8 +41,26 @@ pub struct Grant {
     pub principal: Option<Principal>,
     /// Bastions that sessions may be started on.
     pub bastions: Vec<Bastion>,
-    /// Names of clusters; empty: all of the account and region.
-    pub clusters: Vec<String>,
+    /// The clusters of EKS.
+    pub clusters: Clusters,
+}
+
+/// Which clusters of EKS an identity may look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Clusters {
+    /// All of the account and region.
+    All,
+    Named(Vec<String>),
+    /// None: others are to be reached.
+    None,
+}
+
+impl Clusters {
+    /// Takes a list of names as settings have it: empty for all.
+    #[must_use]
+    pub fn of(names: Vec<String>) -> Self {
+        if names.is_empty() { Self::All } else { Self::Named(names) }
+    }
 }
 
 /// An IAM policy document, which serialises to the JSON that IAM takes.
@@ -116,11 +134,14 @@ impl Grant {
     /// Returns the policy: what the clusters take, and what the routes do.
     #[must_use]
     pub fn document(&self, routes: Vec<Statement>) -> Document {
-        let clusters = [
-            Statement::allow("ListClusters", ["eks:ListClusters"], every()),
-            Statement::allow("DescribeClusters", ["eks:DescribeCluster"], self.cluster_arns()),
-        ];
-        Self::document_of(clusters.into_iter().chain(routes).collect())
+        let clusters = self.cluster_arns().map(|arns| {
+            [
+                Statement::allow("ListClusters", ["eks:ListClusters"], every()),
+                Statement::allow("DescribeClusters", ["eks:DescribeCluster"], arns),
+            ]
+        });
+        let clusters = clusters.into_iter().flatten();
+        Self::document_of(clusters.chain(routes).collect())
     }
 
     /// Returns a policy of these statements alone, each of them once.
@@ -146,9 +167,13 @@ impl Grant {
         format!("arn:{}:{service}:{}:{}:{resource}", self.partition(), self.region, self.account)
     }
 
-    fn cluster_arns(&self) -> Vec<String> {
+    fn cluster_arns(&self) -> Option<Vec<String>> {
         let arn = |name: &str| self.arn("eks", &format!("cluster/{name}"));
-        if self.clusters.is_empty() { vec![arn("*")] } else { self.clusters.iter().map(|name| arn(name)).collect() }
+        match &self.clusters {
+            Clusters::All => Some(vec![arn("*")]),
+            Clusters::Named(names) => Some(names.iter().map(|name| arn(name)).collect()),
+            Clusters::None => None,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     aws::Aws,
-    iam::{Grant, POLICY_NAME, Principal, ServiceRole, access_entry_commands, terraform},
+    iam::{Clusters, Grant, POLICY_NAME, Principal, ServiceRole, access_entry_commands, terraform},
     route::list,
     settings::{Access, Environment, PolicyArgs, PolicySettings},
     util::quote::{Word, command},
@@ -30,7 +30,7 @@ pub async fn run(args: &PolicyArgs, global: &GlobalArgs, printer: &Printer) -> R
 
 /// Completes what the options say with what AWS says.
 async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant, CommandError> {
-    let PolicySettings { access, account } = settings;
+    let PolicySettings { access, account, without_eks } = settings;
     let [Access { aws, bastion: bastions, clusters, .. }] = <[Access; 1]>::try_from(access).map_err(|access| {
         let message =
             format!("the configuration file has {} entries of `access`, but a policy is for one", access.len());
@@ -53,6 +53,7 @@ async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant,
             (account.unwrap_or(caller.account), principal)
         }
     };
+    let clusters = if without_eks { Clusters::None } else { Clusters::of(clusters) };
     let grant = Grant { region: aws.region().to_owned(), account, principal, bastions, clusters };
     let partition = grant.partition();
     if let Some(principal) = grant.principal.as_ref().filter(|principal| principal.partition() != partition) {

@@ -1,6 +1,6 @@
 //! What makes Kubernetes know an identity: an EKS access entry with a policy to view, as commands of the AWS CLI.
 
-use super::{Grant, Principal};
+use super::{Clusters, Grant, Principal};
 use crate::util::quote::{Word, command};
 
 /// The access policy that is enough to look at everything but secrets and nodes.
@@ -11,16 +11,20 @@ pub(super) fn access_policy_arn(partition: &str) -> String {
     format!("arn:{partition}:eks::aws:cluster-access-policy/{ACCESS_POLICY}")
 }
 
-/// Returns the commands that admit an identity to the clusters of a grant; without names of clusters, to all of its region.
+/// Returns the commands that admit an identity to the clusters of a grant; to all of its region if none are named.
 #[must_use]
 pub fn access_entry_commands(grant: &Grant, principal: &Principal) -> String {
-    if grant.clusters.is_empty() {
+    let all = || {
         let list = command!("aws eks list-clusters --region {} --query 'clusters[]' --output text", grant.region);
         let body = commands(grant, principal, &Word::raw("\"$cluster\""));
         let body: String = body.lines().map(|line| format!("  {line}\n")).collect();
-        return format!("for cluster in $({list}); do\n{body}done\n");
+        format!("for cluster in $({list}); do\n{body}done\n")
+    };
+    match &grant.clusters {
+        Clusters::All => all(),
+        Clusters::Named(names) => names.iter().map(|name| commands(grant, principal, &name.into())).collect(),
+        Clusters::None => String::new(),
     }
-    grant.clusters.iter().map(|name| commands(grant, principal, &name.into())).collect()
 }
 
 fn commands(grant: &Grant, principal: &Principal, cluster: &Word) -> String {

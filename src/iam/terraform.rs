@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Document, Grant, POLICY_NAME, Principal, ServiceRole, VERSION, access_entry::access_policy_arn};
+use super::{Clusters, Document, Grant, POLICY_NAME, Principal, ServiceRole, VERSION, access_entry::access_policy_arn};
 
 /// What the resources are called: [`POLICY_NAME`], as HCL takes names.
 const RESOURCE: &str = "autoheal_pa";
@@ -15,10 +15,9 @@ pub fn terraform(grant: &Grant, document: &Document, principal: &Principal, role
         Principal::Role { .. } => ("aws_iam_role_policy", "role"),
         Principal::User { .. } => ("aws_iam_user_policy", "user"),
     };
-    let (name, arn) = (quoted(principal.name()), quoted(principal.arn()));
-    let (policy_name, access_policy) = (quoted(POLICY_NAME), quoted(&access_policy_arn(grant.partition())));
+    let (name, policy_name) = (quoted(principal.name()), quoted(POLICY_NAME));
     let statements = statements(document);
-    let (data, clusters) = clusters(grant);
+    let access = clusters(grant).map(|(data, clusters)| access(grant, principal, &data, &clusters)).unwrap_or_default();
     let roles: String = roles.iter().enumerate().map(|(number, role)| self::role(number, role)).collect();
     format!(
         r#"resource "{kind}" "{RESOURCE}" {{
@@ -31,7 +30,15 @@ pub fn terraform(grant: &Grant, document: &Document, principal: &Principal, role
 {statements}    ]
   }})
 }}
-{roles}{data}
+{roles}{access}"#
+    )
+}
+
+/// Admits an identity to clusters.
+fn access(grant: &Grant, principal: &Principal, data: &str, clusters: &str) -> String {
+    let (arn, access_policy) = (quoted(principal.arn()), quoted(&access_policy_arn(grant.partition())));
+    format!(
+        r#"{data}
 resource "aws_eks_access_entry" "{RESOURCE}" {{
   for_each      = toset({clusters})
   cluster_name  = each.value
@@ -124,13 +131,15 @@ fn statements(document: &Document) -> String {
     text
 }
 
-/// Returns a data source, if one is needed, and the expression that gives the names of the clusters.
-fn clusters(grant: &Grant) -> (String, String) {
-    if grant.clusters.is_empty() {
-        let data = format!("\ndata \"aws_eks_clusters\" \"{RESOURCE}\" {{}}\n");
-        (data, format!("data.aws_eks_clusters.{RESOURCE}.names"))
-    } else {
-        (String::new(), list(grant.clusters.iter().map(String::as_str)))
+/// Returns a data source, if one is needed, and the expression that gives the names of the clusters, if there are any.
+fn clusters(grant: &Grant) -> Option<(String, String)> {
+    match &grant.clusters {
+        Clusters::All => {
+            let data = format!("\ndata \"aws_eks_clusters\" \"{RESOURCE}\" {{}}\n");
+            Some((data, format!("data.aws_eks_clusters.{RESOURCE}.names")))
+        }
+        Clusters::Named(names) => Some((String::new(), list(names.iter().map(String::as_str)))),
+        Clusters::None => None,
     }
 }
 

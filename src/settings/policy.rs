@@ -23,6 +23,9 @@ pub struct PolicyArgs {
     /// Cluster that may be used; repeat it for more [default: all of the account and region]
     #[arg(long, value_name = "NAME")]
     pub cluster: Vec<String>,
+    /// Context of a kubeconfig of yours, whose cluster needs no permission of EKS: without `--cluster` none are in the policy
+    #[arg(long, value_name = "NAME", conflicts_with = "access_entry")]
+    pub import_context: Vec<String>,
     /// Account of bastions and clusters [default: the role's, else that of the credentials]
     #[arg(long, value_name = "ID")]
     pub account_id: Option<String>,
@@ -40,6 +43,8 @@ pub struct PolicySettings {
     pub access: Vec<Access>,
     /// The account, twelve digits, if it is given.
     pub account: Option<String>,
+    /// No clusters of EKS are to be reached, but others.
+    pub without_eks: bool,
 }
 
 impl PolicySettings {
@@ -70,7 +75,8 @@ impl PolicySettings {
         }
         SettingsError::unless_empty(problems)?;
         let account = args.account_id.clone().or_else(|| role_account.map(ToOwned::to_owned));
-        Ok(Self { access, account })
+        let without_eks = args.cluster.is_empty() && !args.import_context.is_empty();
+        Ok(Self { access, account, without_eks })
     }
 }
 

@@ -6,7 +6,7 @@ use autoheal_pa::{
     bastion::Bastion,
     bastion::Target,
     emulator::{Config, Event, Identity},
-    iam::{Grant, Principal},
+    iam::{Clusters, Grant, Principal},
     route::list,
 };
 use serde_json::Value;
@@ -177,7 +177,7 @@ fn grant_for(bastion: Bastion, principal: Option<&str>, clusters: &[&str]) -> Va
         account: "123456789012".to_owned(),
         principal: principal.map(|arn| Principal::from_arn(arn).unwrap()),
         bastions: vec![bastion],
-        clusters: clusters.iter().map(|&name| name.to_owned()).collect(),
+        clusters: Clusters::of(clusters.iter().map(|&name| name.to_owned()).collect()),
     };
     serde_json::from_str(&list::policy(&grant).to_json()).unwrap()
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    iam::{Principal, access_entry_commands, partition, terraform},
+    iam::{Clusters, Principal, access_entry_commands, partition, terraform},
     route::ssm::statements::data_channels,
 };
 
@@ -28,7 +28,7 @@ fn grant(region: &str, bastions: Vec<Bastion>, clusters: &[&str]) -> Grant {
         account: "123456789012".to_owned(),
         principal: Some(role(partition(region))),
         bastions,
-        clusters: clusters.iter().map(|&name| name.to_owned()).collect(),
+        clusters: Clusters::of(clusters.iter().map(|&name| name.to_owned()).collect()),
     }
 }
 
