@@ -25,6 +25,7 @@ use std::{
 use rustix::fs::OFlags;
 
 pub use crate::util::yaml::SyntaxError;
+pub use files::Files;
 pub use lock::Holder;
 
 use crate::{
@@ -38,8 +39,10 @@ use crate::{
 };
 
 pub mod exec;
+mod files;
 #[cfg(any(fuzzing, test))]
 pub(crate) mod fuzzing;
+pub mod import;
 mod lock;
 mod merge;
 mod yaml;
@@ -148,7 +151,7 @@ pub fn remove(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
 /// # Errors
 /// See [`KubeconfigError`].
 pub fn contexts_of(path: &Path, manager: &str) -> Result<Vec<String>, KubeconfigError> {
-    merge::contexts_of(&read(path)?, manager).map_err(|refusal| refusal.at(path))
+    merge::contexts_of(&read_or_empty(path)?, manager).map_err(|refusal| refusal.at(path))
 }
 
 /// Finds the contexts of these names that are in a kubeconfig.
@@ -156,7 +159,7 @@ pub fn contexts_of(path: &Path, manager: &str) -> Result<Vec<String>, Kubeconfig
 /// # Errors
 /// See [`KubeconfigError`].
 pub fn still_there(path: &Path, names: &[String]) -> Result<Vec<String>, KubeconfigError> {
-    let root = read(path)?;
+    let root = read_or_empty(path)?;
     let there = merge::contexts(&root).map_err(|refusal| refusal.at(path))?;
     Ok(names.iter().filter(|name| there.contains(name.as_str())).cloned().collect())
 }
@@ -166,7 +169,7 @@ pub fn still_there(path: &Path, names: &[String]) -> Result<Vec<String>, Kubecon
 /// # Errors
 /// See [`KubeconfigError`].
 pub fn plugins_of(path: &Path, manager: &str) -> Result<Vec<Exec>, KubeconfigError> {
-    merge::plugins_of(&read(path)?, manager).map_err(|refusal| refusal.at(path))
+    merge::plugins_of(&read_or_empty(path)?, manager).map_err(|refusal| refusal.at(path))
 }
 
 /// Reads, merges and writes. The caller holds the lock.
@@ -182,7 +185,7 @@ fn rewrite(path: &Path, update: &Update<'_>) -> Result<Option<String>, Kubeconfi
 /// Reads and merges. Returns the current context, and the new text unless nothing changes: such a file keeps its
 /// comments and its time.
 fn read_merged(path: &Path, update: &Update<'_>) -> Result<(Option<String>, Option<String>), KubeconfigError> {
-    let root = read(path)?;
+    let root = read_or_empty(path)?;
     let merged = merge::merge(root.clone(), update).map_err(|refusal| refusal.at(path))?;
     if merged.root == root {
         return Ok((merged.current, None));
@@ -192,11 +195,14 @@ fn read_merged(path: &Path, update: &Update<'_>) -> Result<(Option<String>, Opti
 }
 
 /// Reads and parses; a file that is missing is empty.
-fn read(path: &Path) -> Result<Node, KubeconfigError> {
-    match read_file(path)? {
-        Some(text) => yaml::parse(&text).map_err(|source| KubeconfigError::Syntax { path: path.to_owned(), source }),
-        None => Ok(Node::null()),
-    }
+fn read_or_empty(path: &Path) -> Result<Node, KubeconfigError> {
+    Ok(read(path)?.unwrap_or_else(Node::null))
+}
+
+/// Reads and parses; `None` if there is no such file.
+fn read(path: &Path) -> Result<Option<Node>, KubeconfigError> {
+    let Some(text) = read_file(path)? else { return Ok(None) };
+    yaml::parse(&text).map(Some).map_err(|source| KubeconfigError::Syntax { path: path.to_owned(), source })
 }
 
 /// Reads a kubeconfig; `None` if there is no such file. What is in it is run by kubectl, so one that another user has put
@@ -223,7 +229,8 @@ fn read_file(path: &Path) -> Result<Option<String>, KubeconfigError> {
 }
 
 /// Names the contexts of clusters, in their order: the prefix and the cluster's name. Where that is the same
-/// for several, all of those get their region as well, and where it still is, their account.
+/// for several, all of those get their region as well, and where it still is, their account. One that was imported has neither
+/// of its own, and says that it was.
 #[must_use]
 pub fn context_names(prefix: &str, clusters: &[Cluster]) -> Vec<String> {
     // How much of a cluster its name tells: itself, with its region, with its account.
@@ -232,10 +239,15 @@ pub fn context_names(prefix: &str, clusters: &[Cluster]) -> Vec<String> {
         let names: Vec<String> = clusters
             .iter()
             .zip(&levels)
-            .map(|(Cluster { name, region, account, .. }, level)| match level {
-                0 => format!("{prefix}{name}"),
-                1 => format!("{prefix}{name}-{region}"),
-                _ => format!("{prefix}{name}-{region}-{account}"),
+            .map(|(cluster, level)| {
+                let Cluster { name, region, account, .. } = cluster;
+                match (level, cluster.imported()) {
+                    (0, _) => format!("{prefix}{name}"),
+                    (1, None) => format!("{prefix}{name}-{region}"),
+                    (1, Some(_)) => format!("{prefix}{name}-imported"),
+                    (_, None) => format!("{prefix}{name}-{region}-{account}"),
+                    (_, Some(_)) => format!("{prefix}{name}-imported-{region}"),
+                }
             })
             .collect();
         let mut holders: BTreeMap<&str, Vec<usize>> = BTreeMap::new();

@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use answers::{Answers, Examinations};
-use clusters::{clusters, named, no_clusters, search, usable};
+use clusters::{Found, clusters, imports, known_imports, named, no_clusters, of_access, search, usable};
 use control::Reloaded;
 use proxy::Proxy;
 use supervisor::{Board, Supervisor};
@@ -44,7 +44,7 @@ pub(crate) use hope::Hope;
 pub(crate) use state::{ManagerState, OpenAccess, TunnelEntry};
 
 use crate::{
-    aws::{Aws, Caller, ClusterDescription},
+    aws::{Aws, Caller},
     cluster::Cluster,
     doctor::{self, Finding},
     journal::{Entry, Journal},
@@ -157,6 +157,7 @@ impl Manager {
     /// # Errors
     /// Whatever keeps every tunnel from being opened.
     pub(crate) async fn open(&mut self) -> Result<(), ManagerError> {
+        let imports = imports(&self.settings).await?;
         self.check_files().await?;
         let wanted = self.settings.access.clone();
         let clients = try_join_all(wanted.iter().map(|settings| Aws::new(&settings.aws))).await?;
@@ -165,7 +166,7 @@ impl Manager {
             .iter()
             .zip(&clients)
             .zip(senders)
-            .map(|((settings, aws), sender)| search(aws, &settings.clusters, sender));
+            .map(|((settings, aws), sender)| search(aws, settings, of_access(&imports, settings), sender));
         let entered = wanted.iter().zip(&clients).map(|(settings, aws)| self.enter(settings.clone(), aws.clone()));
         // Clusters are looked for at once, and nothing is made of them before it is said whose they are.
         let (accesses, searches) = overlap(try_join_all(entered), try_join_all(searches)).await?;
@@ -194,15 +195,15 @@ impl Manager {
     async fn open_each(
         &mut self,
         accesses: &[Arc<OpenAccess>],
-        found: Vec<mpsc::UnboundedReceiver<ClusterDescription>>,
+        found: Vec<mpsc::UnboundedReceiver<Found>>,
     ) -> Result<Vec<(u16, (Arc<OpenAccess>, Cluster))>, ManagerError> {
         let mut ports = Ports::new(self.settings.base_port, self.settings.strict_ports, self.admission.clone());
         let (mut tunnels, mut waiting) = (Vec::new(), Vec::new());
         let waits =
             accesses.iter().any(|access| access.settings.bastion.iter().any(|bastion| bastion.fargate().is_some()));
         for (access, mut found) in accesses.iter().zip(found) {
-            while let Some(description) = found.recv().await {
-                let Some(cluster) = usable(description, &self.listener) else { continue };
+            while let Some(found) = found.recv().await {
+                let Some(cluster) = usable(found, access, &self.listener) else { continue };
                 let listeners = ports.bind_next()?;
                 for taken in ports.skipped() {
                     self.listener.tell(Event::PortSkipped(taken.clone()));
@@ -244,7 +245,15 @@ impl Manager {
             }
         }
         let accesses = shared(accesses.into_iter());
-        let found = join_all(accesses.iter().map(|access| clusters(access, &self.listener))).await;
+        let imports = imports(&self.settings).await.unwrap_or_else(|error| {
+            outcome.problems.push(error.sentence());
+            known_imports(&old)
+        });
+        let found = join_all(accesses.iter().map(|access| {
+            let imports = of_access(&imports, &access.settings);
+            clusters(access, imports, &self.listener)
+        }))
+        .await;
         let mut wanted = Vec::new();
         for (access, found) in accesses.iter().zip(found) {
             match found {
@@ -327,8 +336,9 @@ impl Manager {
         &self.settings
     }
 
-    pub(crate) fn kubeconfig(&self) -> &Path {
-        &self.kubeconfig
+    /// Returns the kubeconfig that is written, with those that contexts were imported from.
+    pub(crate) fn kubeconfigs(&self) -> kubeconfig::Files {
+        kubeconfig::Files::new(self.kubeconfig.clone(), &self.settings.common.imported_from)
     }
 
     /// Ends everything in good order; with `forget`, the contexts leave the kubeconfig as well.
@@ -387,7 +397,9 @@ impl Manager {
     async fn enter_again(&self, settings: Access, known: &[Arc<OpenAccess>]) -> Result<Arc<OpenAccess>, ManagerError> {
         match known.iter().find(|access| access.is_same(&settings)) {
             Some(access)
-                if access.settings.bastion == settings.bastion && access.settings.clusters == settings.clusters =>
+                if access.settings.bastion == settings.bastion
+                    && access.settings.clusters == settings.clusters
+                    && access.settings.import_contexts == settings.import_contexts =>
             {
                 Ok(Arc::clone(access))
             }
@@ -473,10 +485,10 @@ impl Manager {
             checked => checked?,
         }
         if let Some(path) = &self.settings.env_file {
-            env_file::check(path, &self.kubeconfig, &Environment::read())?;
+            env_file::check(path, &self.kubeconfigs(), &Environment::read())?;
         }
         if let Some(path) = &self.settings.github_env {
-            env_file::check_github(path, &self.kubeconfig, &Environment::read())?;
+            env_file::check_github(path, &self.kubeconfigs(), &Environment::read())?;
         }
         Ok(())
     }
@@ -489,11 +501,10 @@ impl Manager {
     /// Writes the contexts, in the order of the clusters, and leads the proxy to these.
     async fn write_kubeconfig(&self, tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
         let common = &self.settings.common;
-        let is_here = false;
         let contexts = tunnels
             .iter()
             .map(|TunnelEntry { port, context, cluster, access }| {
-                let user = contexts::user(common, &access.settings.identity, cluster, is_here)?;
+                let user = contexts::user(common, &access.settings.identity, cluster, &self.kubeconfig)?;
                 let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
                 Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), server, user })
             })
@@ -511,18 +522,23 @@ impl Manager {
             proxy.lead(tunnels.iter().map(|tunnel| (&tunnel.cluster, tunnel.port)));
         }
         self.listener.tell(Event::KubeconfigWritten { path: path.clone(), current });
-        self.state.send_modify(|state| state.kubeconfig = Some(path));
+        let imported_from = self.kubeconfigs().others().to_vec();
+        self.state.send_modify(|state| (state.kubeconfig, state.imported_from) = (Some(path), imported_from));
         Ok(())
     }
 
     /// Writes the files by which others find the kubeconfig.
     fn write_environment(&self) -> Result<(), ManagerError> {
+        let kubeconfigs = self.kubeconfigs();
+        if kubeconfigs.are_several() {
+            self.listener.tell(Event::SeveralKubeconfigs(kubeconfigs.clone()));
+        }
         if let Some(path) = &self.settings.env_file {
-            env_file::write(path, &self.kubeconfig, &Environment::read())?;
+            env_file::write(path, &kubeconfigs, &Environment::read())?;
             self.listener.tell(Event::EnvFileWritten(path.clone()));
         }
         if let Some(path) = &self.settings.github_env {
-            env_file::write_github(path, &self.kubeconfig, &Environment::read())?;
+            env_file::write_github(path, &kubeconfigs, &Environment::read())?;
             self.listener.tell(Event::JobTold);
         }
         Ok(())

@@ -108,6 +108,9 @@ pub struct Settings {
     pub kubeconfig: PathBuf,
     /// The user has chosen the kubeconfig, so no other will do.
     pub kubeconfig_given: bool,
+    /// The kubeconfigs that contexts are imported from, in kubectl's order; absolute, and empty where none are. They have the
+    /// users of those contexts.
+    pub imported_from: Vec<PathBuf>,
     /// The absolute path of the running binary, if the system tells.
     pub executable: Option<PathBuf>,
 }
@@ -122,9 +125,19 @@ impl Settings {
         kubeconfig: Option<&Path>,
         environment: &Environment,
     ) -> Result<Self, SettingsError> {
+        let mut args = UpArgs::default();
+        args.up.add(&UP.kubeconfig, kubeconfig);
+        Self::load_with(flags, &args, environment)
+    }
+
+    /// Reads them with some of the options of `up`.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with everything that is wrong.
+    pub fn load_with(flags: &GlobalArgs, args: &UpArgs, environment: &Environment) -> Result<Self, SettingsError> {
         let mut problems = Vec::new();
         let mut sources = Sources::read(flags, environment, &mut problems)?;
-        sources.flags.add_flag(&UP.kubeconfig, kubeconfig);
+        args.add_to(&mut sources.flags);
         let access = access::all(&sources, environment, &mut problems);
         let settings = Self::collect(flags, &sources, &access, environment, &mut problems);
         SettingsError::unless_empty(problems)?;
@@ -181,6 +194,8 @@ impl Settings {
             (None, None) => control_dir.join(OWN_KUBECONFIG),
         };
         let log_file = environment.state_dir().map(|dir| dir.join(format!("{name}.log")));
+        let imports = access.iter().any(|access| !access.import_contexts.is_empty());
+        let imported_from = if imports { imported_from(sources, environment, problems) } else { Vec::new() };
         let (aws, identity) =
             access.first().map(|access| (access.aws.clone(), access.identity.clone())).unwrap_or_default();
         Self {
@@ -191,6 +206,7 @@ impl Settings {
             log_file,
             kubeconfig,
             kubeconfig_given: given.is_some(),
+            imported_from,
             executable: environment.executable.clone(),
         }
     }
@@ -211,6 +227,24 @@ impl Settings {
             self.kubeconfig = self.own_kubeconfig();
         }
         self.name = name;
+    }
+}
+
+/// Finds the kubeconfigs that contexts are imported from: the one that is given, else those that kubectl reads.
+fn imported_from(sources: &Sources, environment: &Environment, problems: &mut Vec<Problem>) -> Vec<PathBuf> {
+    if let Some(given) = sources.stack().one(&UP.import_kubeconfig) {
+        let path = given.path(environment);
+        // It has to be in a list of paths.
+        let is_listed = path.to_str().is_none_or(|path| !path.contains(':'));
+        problems.extend((!is_listed).then(|| given.malformed("a path that `KUBECONFIG` can name: it has a `:`")));
+        return vec![path];
+    }
+    match environment.get("KUBECONFIG") {
+        Some(list) => {
+            let paths = std::env::split_paths(list).filter(|path| !path.as_os_str().is_empty());
+            paths.map(|path| environment.current_dir.join(path)).collect()
+        }
+        None => environment.home.iter().map(|home| home.join(".kube/config")).collect(),
     }
 }
 
@@ -265,7 +299,11 @@ impl UpSettings {
     /// Says whether there are too few ports: one is needed for each cluster that is named, and one for each access that names
     /// none.
     fn too_few_ports(&self, given: &Given) -> Option<Problem> {
-        let (port, clusters) = (self.base_port, self.access.iter().map(|access| access.clusters.len().max(1)).sum());
+        let of = |access: &Access| match (access.clusters.len(), access.import_contexts.len()) {
+            (0, 0) => 1,
+            (clusters, contexts) => clusters + contexts,
+        };
+        let (port, clusters) = (self.base_port, self.access.iter().map(of).sum());
         let left = usize::from(u16::MAX - port) + 1;
         let origin = given.origin.clone();
         (port != 0 && clusters > left).then_some(Problem::BasePortTooHigh { origin, port, clusters, left })
@@ -288,7 +326,7 @@ impl UpSettings {
 /// What is wanted of a manager that runs already, which has settings of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// Names of the clusters; empty: all that it has.
+    /// Names of the clusters, and of contexts whose clusters it has imported; empty: all that it has.
     pub clusters: Vec<String>,
     /// How long they may take until all are ready.
     pub timeout: Duration,
@@ -302,7 +340,10 @@ impl Wanted {
     pub fn load(args: &UpArgs) -> Result<Self, SettingsError> {
         let (mut layer, mut problems, nowhere) = (Layer::default(), Vec::new(), Environment::default());
         args.add_to(&mut layer);
-        let clusters = ACCESS.clusters.read(layer.get(&ACCESS.clusters), &nowhere, &mut problems);
+        let mut clusters: Vec<String> = ACCESS.clusters.read(layer.get(&ACCESS.clusters), &nowhere, &mut problems);
+        let contexts: Vec<String> =
+            ACCESS.import_contexts.read(layer.get(&ACCESS.import_contexts), &nowhere, &mut problems);
+        clusters.extend(contexts);
         let timeout = UP.timeout.read(layer.get(&UP.timeout), &nowhere, &mut problems);
         SettingsError::unless_empty(problems)?;
         Ok(Self { clusters, timeout })

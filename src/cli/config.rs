@@ -83,7 +83,7 @@ fn check(
 
 fn summary(path: &Path, settings: &UpSettings) -> String {
     let mut text = format!("`{}` is valid; `up` would open tunnels\n", path.display());
-    for Access { aws, bastion, clusters, reason, .. } in &settings.access {
+    for Access { aws, bastion, clusters, import_contexts, reason, .. } in &settings.access {
         let bastions: Vec<_> = bastion.iter().map(ToString::to_string).collect();
         let clusters = if clusters.is_empty() { "all active ones".to_owned() } else { clusters.join(", ") };
         let mut line = |name: &str, value: &str| write_line(&mut text, "  ", name, value);
@@ -91,6 +91,9 @@ fn summary(path: &Path, settings: &UpSettings) -> String {
         line("identity", &identity(aws));
         line("bastion", &bastions.join(", else "));
         line("clusters", &clusters);
+        if !import_contexts.is_empty() {
+            line("imported", &format!("{}, from {}", import_contexts.join(", "), list(&settings.common.imported_from)));
+        }
         if let Some(reason) = reason {
             line("reason", reason);
         }
@@ -109,6 +112,10 @@ fn summary(path: &Path, settings: &UpSettings) -> String {
     write_line(&mut text, "", "contexts", &format!("{}CLUSTER", settings.context_prefix));
     write_line(&mut text, "", "kubeconfig", &settings.common.kubeconfig.display().to_string());
     text
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Says what task would be run.

@@ -9,11 +9,17 @@ mod names;
 mod plugin;
 mod words;
 
-use std::{collections::BTreeMap, path::Path, pin::pin, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    pin::pin,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Args;
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::{task::spawn_blocking, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -24,7 +30,8 @@ use super::{
 };
 use crate::{
     aws::Aws,
-    doctor::{self, Check, Entry, Limits, Status, Subject, Wanted},
+    doctor::{self, Check, Entry, ImportedCluster, Limits, Status, Subject, Wanted},
+    kubeconfig::import::{self, Import},
     manager::control::{Answer, Client, ControlError, Request},
     settings::{Access, Environment, Settings, UpArgs},
 };
@@ -53,6 +60,12 @@ pub struct DoctorArgs {
     /// Cluster to check; repeat it for others [default: all]
     #[arg(long, value_name = "NAME")]
     pub cluster: Vec<String>,
+    /// Context of a kubeconfig of yours whose cluster is checked as well; repeat it for others
+    #[arg(long, value_name = "NAME", requires = "bastion")]
+    pub import_context: Vec<String>,
+    /// Kubeconfig that these contexts are in [default: the files of KUBECONFIG, else ~/.kube/config]
+    #[arg(long, value_name = "PATH", requires = "import_context")]
+    pub import_kubeconfig: Option<PathBuf>,
     /// Prints JSON
     #[arg(long)]
     pub json: bool,
@@ -71,8 +84,8 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
             Ok(client) => {
                 let mut sheet = Sheet::new(args.json, printer);
                 ask(client, args.cluster, &mut signals, &mut sheet).await?;
-                if let Some(kubeconfig) = env::of_manager(&control_dir).await {
-                    try_plugins(&kubeconfig, &name, &mut signals, &mut sheet).await?;
+                if let Some(kubeconfigs) = env::of_manager(&control_dir).await {
+                    try_plugins(kubeconfigs.own(), &name, &mut signals, &mut sheet).await?;
                 }
                 return sheet.finish();
             }
@@ -81,18 +94,28 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
         }
     }
     let given = UpArgs::of_access(&args.bastion, &args.cluster)
-        .with_task(args.fargate_task_definition.as_ref(), args.fargate_task_role.as_ref());
+        .with_task(args.fargate_task_definition.as_ref(), args.fargate_task_role.as_ref())
+        .with_imports(&args.import_context, args.import_kubeconfig.as_ref());
     let ways = Access::load(&global, &given, &environment)?;
     // Before anything is printed: what it has kubectl run is run here as well.
-    let kubeconfig = env::of_settings(&Settings::load(&global, None, &environment)?, printer)?;
+    let settings = Settings::load_with(&global, &given, &environment)?;
+    let kubeconfig = env::of_settings(&settings, printer)?;
+    let mut imported = Vec::with_capacity(ways.len());
+    for access in &ways {
+        imported.push(import(&access.import_contexts, &settings.imported_from).await?);
+    }
     let mut sheet = Sheet::new(args.json, printer);
-    for access in ways {
+    for (access, imports) in ways.into_iter().zip(imported) {
+        let aws = Aws::new(&access.aws).await;
+        let region = aws.as_ref().map(|aws| aws.region().to_owned()).unwrap_or_default();
+        // Whose account it is will be asked.
+        let cluster = |import: Import| ImportedCluster { cluster: import.cluster(&region, ""), port: None };
         let subject = Subject {
-            aws: Aws::new(&access.aws).await,
+            aws,
             bastions: access.bastion,
             tasks_of: None,
             clusters: Wanted::of(access.clusters),
-            imported: Vec::new(),
+            imported: imports.into_iter().map(cluster).collect(),
             ssh: access.ssh,
             ports: BTreeMap::new(),
         };
@@ -100,6 +123,16 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
     }
     try_plugins(&kubeconfig, &name, &mut signals, &mut sheet).await?;
     sheet.finish()
+}
+
+/// Reads contexts.
+async fn import(names: &[String], files: &[PathBuf]) -> Result<Vec<Import>, CommandError> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (names, files) = (names.to_owned(), files.to_owned());
+    let read = spawn_blocking(move || import::import(&files, &names)).await;
+    Ok(read.map_err(|error| CommandError::new(Kind::Unexpected, "cannot read contexts").with_source(error))??)
 }
 
 async fn try_plugins(

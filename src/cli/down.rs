@@ -43,7 +43,7 @@ pub async fn run(args: DownArgs, global: GlobalArgs, printer: &Printer) -> Resul
     match Client::connect(&settings.control_dir).await {
         Ok(client) => {
             let before = match env::of_manager(&settings.control_dir).await {
-                Some(kubeconfig) => Before::read(kubeconfig, &settings.name).await,
+                Some(kubeconfigs) => Before::read(kubeconfigs.own().to_owned(), &settings.name).await,
                 None => None,
             };
             stop(client, &settings, printer).await?;

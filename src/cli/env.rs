@@ -17,8 +17,9 @@ use super::{
     output::Printer,
 };
 use crate::{
+    kubeconfig::Files,
     manager::{
-        control::{self, Answer, Request},
+        control::{self, Answer, ManagerStatus, Request},
         env_file::{Shell, lines, write_github},
     },
     settings::{self, Environment, Settings},
@@ -93,18 +94,21 @@ async fn print(
         Some(_) => None,
         None => of_manager(&Settings::without_file(global, environment)?.control_dir).await,
     };
-    let kubeconfig = match manager {
-        Some(kubeconfig) => kubeconfig,
-        None => of_settings(&Settings::load(global, args.kubeconfig.as_deref(), environment)?, printer)?,
+    let kubeconfigs = match manager {
+        Some(kubeconfigs) => kubeconfigs,
+        None => {
+            let settings = Settings::load(global, args.kubeconfig.as_deref(), environment)?;
+            Files::new(of_settings(&settings, printer)?, &settings.imported_from)
+        }
     };
-    if !kubeconfig.exists() {
-        printer.warning(&format!("`{}` does not exist yet: `autoheal-pa up` writes it", kubeconfig.display()));
+    if !kubeconfigs.own().exists() {
+        printer.warning(&format!("`{}` does not exist yet: `autoheal-pa up` writes it", kubeconfigs.own().display()));
     }
     if let Some(path) = settings::github_env(args.github_env, environment)? {
-        write_github(&path, &kubeconfig, environment)?;
+        write_github(&path, &kubeconfigs, environment)?;
     } else {
         let shell = args.shell.map_or_else(|| shell_of(environment), Ok)?;
-        printer.result(&lines(shell, &kubeconfig, environment)?)?;
+        printer.result(&lines(shell, &kubeconfigs, environment)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -134,16 +138,22 @@ pub(super) fn of_settings(settings: &Settings, printer: &Printer) -> Result<Path
     }
 }
 
-/// Asks the running manager which kubeconfig it has written.
-pub(super) async fn of_manager(dir: &Path) -> Option<PathBuf> {
+/// Asks the running manager which kubeconfig it has written, and where it has imported contexts from.
+pub(super) async fn of_manager(dir: &Path) -> Option<Files> {
     match control::ask(dir, &Request::Status { follow: false }, MANAGER_DEADLINE).await {
-        Ok(Answer::Status(status)) => status.kubeconfig.map(PathBuf::from),
+        Ok(Answer::Status(status)) => Some(files(PathBuf::from(status.kubeconfig.as_ref()?), &status)),
         Ok(Answer::Token(_) | Answer::Reloaded(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done) => None,
         Err(error) => {
             tracing::debug!(%error, "no kubeconfig from the manager");
             None
         }
     }
+}
+
+/// Returns what `KUBECONFIG` has to name for the contexts of a manager, whose kubeconfig is `own`.
+pub(super) fn files(own: PathBuf, status: &ManagerStatus) -> Files {
+    let imported_from: Vec<_> = status.imported_from.iter().map(PathBuf::from).collect();
+    Files::new(own, &imported_from)
 }
 
 #[cfg(test)]

@@ -28,6 +28,17 @@ fn show(event: Event, printer: &Printer) {
     match event {
         Event::Identified(caller) => printer.progress(&format!("identity {}", identity(&caller))),
         Event::ClusterSkipped { name, reason } => printer.progress(&format!("skipped `{name}`: {reason}")),
+        Event::NothingOfEks(error) => {
+            printer.progress(&format!("no clusters of EKS: {}", CommandError::from(error).sentence()));
+        }
+        Event::ProxyLeftOut { context } => {
+            printer
+                .progress(&format!("the `proxy-url` of `{context}` is not used: its tunnel goes through the bastion"));
+        }
+        Event::SeveralKubeconfigs(files) => printer.progress(&command!(
+            "imported contexts have their users elsewhere: `export KUBECONFIG={}`, as `autoheal-pa env` says",
+            files.variable().to_string_lossy().as_ref()
+        )),
         Event::PortSkipped(taken) => printer.progress(&format!("{taken}: skipped")),
         Event::ProxyServes { port } => printer.progress(&format!("CONNECT proxy on 127.0.0.1:{port}")),
         Event::KubeconfigElsewhere(error) => printer.progress(&CommandError::from(error).sentence()),

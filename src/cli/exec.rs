@@ -8,8 +8,8 @@
 //! an end go to the command, which decides.
 
 use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
+    ffi::{OsStr, OsString},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{
     background::exit_code,
-    doctor,
+    doctor, env,
     error::{CommandError, Kind, name_option},
     events::shown,
     limits,
@@ -34,6 +34,7 @@ use super::{
     signals::{Signal, Signals},
 };
 use crate::{
+    kubeconfig::Files,
     manager::{
         Manager, Requests,
         control::{Answer, Client, ControlError, ManagerStatus, Request, TunnelReport},
@@ -68,13 +69,13 @@ pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -
     match Client::connect_if_it_answers(&common.control_dir).await {
         Ok(client) => {
             let wanted = Wanted::load(&args.up)?;
-            let kubeconfig = tokio::select! {
+            let kubeconfigs = tokio::select! {
                 biased;
                 signal = signals.next() => return Err(signal.into()),
                 ready = running(client, &wanted, printer) => ready?,
             };
             drop(signals);
-            run_child(&args.command, &kubeconfig).await
+            run_child(&args.command, &kubeconfigs.variable()).await
         }
         Err(ControlError::NotRunning { .. }) => {
             let mut settings = UpSettings::load(&global, &args.up, &environment)?;
@@ -100,12 +101,12 @@ fn refuse(up: &UpArgs) -> Result<(), CommandError> {
     }
 }
 
-/// Waits until the tunnels of a running manager that are wanted work, and returns its kubeconfig.
+/// Waits until the tunnels of a running manager that are wanted work, and returns its kubeconfigs.
 async fn running(
     mut client: Client,
     Wanted { clusters, timeout: limit }: &Wanted,
     printer: &Printer,
-) -> Result<PathBuf, CommandError> {
+) -> Result<Files, CommandError> {
     client.send(&Request::Status { follow: true }).await?;
     let mut last: Option<Box<ManagerStatus>> = None;
     let ready = async {
@@ -125,7 +126,7 @@ async fn running(
                         .hint("make it look for clusters again with `autoheal-pa reload`, or give another `--name`"));
                 }
                 if waiting(&status, clusters).next().is_none() {
-                    return Ok(PathBuf::from(path));
+                    return Ok(env::files(PathBuf::from(path), &status));
                 }
             }
             last = Some(status);
@@ -133,7 +134,7 @@ async fn running(
         Err(CommandError::new(Kind::Tunnel, "the running manager is stopping").hint("run it again"))
     };
     match timeout(*limit, ready).await {
-        Ok(kubeconfig) => kubeconfig,
+        Ok(kubeconfigs) => kubeconfigs,
         Err(_) => Err(not_active(last.as_deref(), clusters)),
     }
 }
@@ -202,7 +203,7 @@ async fn under(
     let outcome = match ready {
         Ok(()) => {
             drop(signals);
-            run_child(command, manager.kubeconfig()).await
+            run_child(command, &manager.kubeconfigs().variable()).await
         }
         Err(error) => Err(error),
     };
@@ -225,7 +226,7 @@ async fn ready(manager: &mut Manager, printer: &Printer) -> Result<(), CommandEr
 }
 
 /// Runs a command to its end, and passes on to it what it does not get by itself.
-pub(super) async fn run_child(command: &[OsString], kubeconfig: &Path) -> Result<ExitCode, CommandError> {
+pub(super) async fn run_child(command: &[OsString], kubeconfig: &OsStr) -> Result<ExitCode, CommandError> {
     let Some((program, arguments)) = command.split_first() else {
         return Err(CommandError::new(Kind::Usage, "there is no command to run"));
     };
@@ -296,7 +297,7 @@ fn is_in_foreground() -> bool {
 }
 
 /// Says why a command cannot be run.
-pub(super) fn not_run(program: &std::ffi::OsStr, error: std::io::Error) -> CommandError {
+pub(super) fn not_run(program: &OsStr, error: std::io::Error) -> CommandError {
     let found = error.kind() != std::io::ErrorKind::NotFound;
     let error = CommandError::new(Kind::Usage, format!("cannot run `{}`", program.display())).with_source(error);
     if found { error } else { error.hint("no such program on the `PATH`") }

@@ -169,7 +169,7 @@ fn text(status: &ManagerStatus, now: SystemTime, paint: Paint) -> String {
         }
     }
     if let Some(path) = &status.kubeconfig {
-        head("kubeconfig", path);
+        head("kubeconfig", &[std::slice::from_ref(path), &status.imported_from[..]].concat().join(":"));
     }
     if let Some(path) = &status.log {
         head("log", path);
@@ -398,6 +398,7 @@ mod tests {
             identity: Some("arn:aws:sts::123456789012:assumed-role/ReadOnly/ann".to_owned()),
             credentials_expire: Some(stamp("2026-11-22T03:30:00Z")),
             kubeconfig: Some("/home/ann/.kube/autoheal-pa.yaml".to_owned()),
+            imported_from: Vec::new(),
             log: Some("/home/ann/.local/state/autoheal-pa/default.log".to_owned()),
             access: vec![AccessStatus {
                 region: "us-east-1".to_owned(),
@@ -477,6 +478,7 @@ mod tests {
         ("identity", "string or null"),
         ("credentials_expire", "string or null"),
         ("kubeconfig", "string or null"),
+        ("imported_from", "array"),
         ("log", "string or null"),
         ("access", "array"),
         ("tunnels", "array"),

@@ -64,7 +64,7 @@ impl Server {
             clients: Mutex::default(),
             place,
         };
-        let mut names = vec![cluster.endpoint_host(), "10.100.0.1".to_owned()];
+        let mut names = vec![cluster.endpoint_host(), "10.100.0.1".to_owned(), "fd00:10:100::1".to_owned()];
         names.extend(
             ["", ".default", ".default.svc", ".default.svc.cluster.local"].map(|end| format!("kubernetes{end}")),
         );

@@ -185,6 +185,7 @@ impl View {
             credentials_expire: expire.map(Timestamp::from),
             // Whoever sees it sees all tunnels.
             kubeconfig: state.kubeconfig.as_ref().filter(|_| state.opened).map(|path| path.display().to_string()),
+            imported_from: state.imported_from.iter().map(|path| path.display().to_string()).collect(),
             log: self.log.as_ref().map(|path| path.display().to_string()),
             access,
             tunnels: board.tunnels.iter().map(|tunnel| report(tunnel, state.tunnel(tunnel.port))).collect(),

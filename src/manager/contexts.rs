@@ -7,10 +7,10 @@ use crate::{
     cluster::{Cluster, Origin},
     kubeconfig::{Exec, MANAGER_FLAG, User},
     settings::{ExecIdentity, Settings},
+    util::read::is_same,
 };
 
-/// Says whose credentials kubectl shows to a cluster. A user of the user's own `is_here` if the kubeconfig that is written is
-/// where the cluster was imported from.
+/// Says whose credentials kubectl shows to a cluster by a context in `kubeconfig`.
 ///
 /// # Errors
 /// If a path is not UTF-8, which kubeconfigs are, or that of the binary is not known.
@@ -18,11 +18,14 @@ pub(crate) fn user(
     settings: &Settings,
     identity: &ExecIdentity,
     cluster: &Cluster,
-    is_here: bool,
+    kubeconfig: &Path,
 ) -> Result<User, ManagerError> {
     match &cluster.origin {
         Origin::Eks { token_name } => exec_entry(settings, identity, cluster, token_name).map(User::Own),
-        Origin::Imported(imported) => Ok(User::Theirs { name: imported.user.clone(), is_here }),
+        Origin::Imported(imported) => {
+            let is_here = is_same(&imported.user_file, kubeconfig);
+            Ok(User::Theirs { name: imported.user.clone(), is_here })
+        }
     }
 }
 

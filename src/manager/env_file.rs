@@ -11,6 +11,7 @@ use std::{
 use clap::ValueEnum;
 
 use crate::{
+    kubeconfig::Files,
     settings::Environment,
     util::{
         folder::{Missing, Place},
@@ -95,10 +96,10 @@ impl Shell {
     }
 }
 
-fn variables(kubeconfig: &Path, environment: &Environment) -> Result<Vec<(&'static str, String)>, EnvFileError> {
+fn variables(kubeconfig: &Files, environment: &Environment) -> Result<Vec<(&'static str, String)>, EnvFileError> {
     // An argument or a variable cannot hold a zero, so no path that gets here has one.
-    let path = kubeconfig.to_str().ok_or_else(|| EnvFileError::NotUtf8(kubeconfig.to_owned()))?;
-    let mut variables = vec![("KUBECONFIG", path.to_owned())];
+    let value = kubeconfig.variable().into_string().map_err(|value| EnvFileError::NotUtf8(value.into()))?;
+    let mut variables = vec![("KUBECONFIG", value)];
     variables.extend(no_proxy(environment));
     Ok(variables)
 }
@@ -128,7 +129,7 @@ pub fn no_proxy(environment: &Environment) -> Vec<(&'static str, String)> {
 ///
 /// # Errors
 /// [`EnvFileError`] if it cannot be written.
-pub fn write_github(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), EnvFileError> {
+pub fn write_github(path: &Path, kubeconfig: &Files, environment: &Environment) -> Result<(), EnvFileError> {
     add_to_github(path, kubeconfig, environment, |mut file, lines| file.write_all(lines.as_bytes()))
 }
 
@@ -136,13 +137,13 @@ pub fn write_github(path: &Path, kubeconfig: &Path, environment: &Environment) -
 ///
 /// # Errors
 /// [`EnvFileError`] if it will not.
-pub fn check_github(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), EnvFileError> {
+pub fn check_github(path: &Path, kubeconfig: &Files, environment: &Environment) -> Result<(), EnvFileError> {
     add_to_github(path, kubeconfig, environment, |_file, _lines| Ok(()))
 }
 
 fn add_to_github(
     path: &Path,
-    kubeconfig: &Path,
+    kubeconfig: &Files,
     environment: &Environment,
     add: impl FnOnce(File, String) -> io::Result<()>,
 ) -> Result<(), EnvFileError> {
@@ -161,7 +162,7 @@ fn add_to_github(
 ///
 /// # Errors
 /// [`EnvFileError`] if it cannot be written.
-pub fn write(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), EnvFileError> {
+pub fn write(path: &Path, kubeconfig: &Files, environment: &Environment) -> Result<(), EnvFileError> {
     let lines = lines(Shell::of_file(path), kubeconfig, environment)?;
     replace(path, lines.as_bytes()).map_err(|source| unwritable(path, source))
 }
@@ -170,7 +171,7 @@ pub fn write(path: &Path, kubeconfig: &Path, environment: &Environment) -> Resul
 ///
 /// # Errors
 /// [`EnvFileError`] if it will not.
-pub fn check(path: &Path, kubeconfig: &Path, environment: &Environment) -> Result<(), EnvFileError> {
+pub fn check(path: &Path, kubeconfig: &Files, environment: &Environment) -> Result<(), EnvFileError> {
     let lines = lines(Shell::of_file(path), kubeconfig, environment)?;
     check_replaceable(path, lines.len()).map_err(|source| unwritable(path, source))
 }
@@ -183,7 +184,7 @@ fn unwritable(path: &Path, source: io::Error) -> EnvFileError {
 ///
 /// # Errors
 /// [`EnvFileError::NotUtf8`].
-pub fn lines(shell: Shell, kubeconfig: &Path, environment: &Environment) -> Result<String, EnvFileError> {
+pub fn lines(shell: Shell, kubeconfig: &Files, environment: &Environment) -> Result<String, EnvFileError> {
     let variables = variables(kubeconfig, environment)?;
     Ok(variables.iter().map(|(name, value)| shell.export(name, value)).collect())
 }
@@ -193,6 +194,10 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+
+    fn files(path: &str) -> Files {
+        Files::new(path.into(), &[])
+    }
 
     #[test]
     fn every_shell_reads_what_was_meant() {
@@ -237,7 +242,7 @@ mod tests {
         let all = [("HTTP_PROXY", "http://p:1"), ("NO_PROXY", "a, 127.0.0.1"), ("no_proxy", "127.0.0.1")];
         assert_eq!(added(&all), []);
         let environment = Environment::default().with([("HTTPS_PROXY", "http://p:1")]);
-        let lines = lines(Shell::Bash, Path::new("/a"), &environment).unwrap();
+        let lines = lines(Shell::Bash, &files("/a"), &environment).unwrap();
         assert_eq!(lines, "export KUBECONFIG='/a'\nexport NO_PROXY='127.0.0.1'\nexport no_proxy='127.0.0.1'\n");
     }
 
@@ -253,7 +258,7 @@ mod tests {
     fn writes_a_file_to_source() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/env");
-        let kubeconfig = Path::new("/home/alice/.kube/autoheal-pa.yaml");
+        let kubeconfig = &files("/home/alice/.kube/autoheal-pa.yaml");
         write(&path, kubeconfig, &Environment::default()).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "export KUBECONFIG='/home/alice/.kube/autoheal-pa.yaml'\n");
         let error = write(dir.path(), kubeconfig, &Environment::default()).unwrap_err();
@@ -265,6 +270,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("env");
         std::fs::write(&path, "A=b\n").unwrap();
-        assert!(write_github(&path, Path::new("/a\nb"), &Environment::default()).is_err());
+        assert!(write_github(&path, &files("/a\nb"), &Environment::default()).is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{control::ControlError, env_file::EnvFileError};
 use crate::{
     aws::{AwsError, SkipReason},
-    kubeconfig::KubeconfigError,
+    kubeconfig::{KubeconfigError, import::ImportError},
     tunnel::BindError,
     util::peer_text::sentence,
 };
@@ -28,6 +28,9 @@ pub(crate) enum ManagerError {
     /// The kubeconfig cannot be written.
     #[error(transparent)]
     Kubeconfig(#[from] KubeconfigError),
+    /// A context cannot be imported.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// A file by which others find the kubeconfig cannot be written.
     #[error(transparent)]
     EnvFile(#[from] EnvFileError),

@@ -11,7 +11,7 @@ use super::orphans::NotEnded;
 use crate::{
     aws::{AwsError, Caller, SkipReason},
     journal::Entry,
-    kubeconfig::KubeconfigError,
+    kubeconfig::{self, KubeconfigError},
     route::Caution,
     tunnel::PortTaken,
 };
@@ -26,6 +26,14 @@ pub(crate) enum Event {
         name: String,
         reason: SkipReason,
     },
+    /// EKS may not be asked for clusters, of which none are needed.
+    NothingOfEks(AwsError),
+    /// An imported cluster has a proxy that is not used.
+    ProxyLeftOut {
+        context: String,
+    },
+    /// kubectl needs several files for the contexts that were imported.
+    SeveralKubeconfigs(kubeconfig::Files),
     /// A local port is not taken, as somebody else has it.
     PortSkipped(PortTaken),
     ProxyServes {

@@ -21,6 +21,8 @@ pub(crate) struct ManagerState {
     pub(crate) tunnels: Vec<TunnelEntry>,
     /// The kubeconfig that has been written.
     pub(crate) kubeconfig: Option<PathBuf>,
+    /// The kubeconfigs that contexts were imported from.
+    pub(crate) imported_from: Vec<PathBuf>,
     /// The tunnels are under way.
     pub(crate) opened: bool,
 }

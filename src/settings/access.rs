@@ -111,6 +111,7 @@ pub(super) fn all(sources: &Sources, environment: &Environment, problems: &mut V
         problems.extend(useless.map(|given| Problem::NeedsRole { origin: given.origin.clone() }));
     }
     refuse_overlaps(entries, &access, problems);
+    refuse_contexts_twice(entries, &access, problems);
     access
 }
 
@@ -141,6 +142,18 @@ fn refuse_flags_for_one(sources: &Sources, problems: &mut Vec<Problem>) {
                 entries: entries.len(),
                 entry: entry.origin.clone(),
             });
+        }
+    }
+}
+
+/// Refuses contexts that several entries import: they have one cluster each, wherever it is reached from.
+fn refuse_contexts_twice(entries: &[Entry], access: &[Access], problems: &mut Vec<Problem>) {
+    for (index, (entry, second)) in entries.iter().zip(access).enumerate() {
+        let earlier = entries.iter().zip(access).take(index);
+        let common = earlier.flat_map(|(other, first)| first.import_contexts.iter().map(move |name| (name, other)));
+        if let Some((name, other)) = common.into_iter().find(|(name, _)| second.import_contexts.contains(name)) {
+            let (entry, context) = (entry.place.clone(), name.clone());
+            problems.push(Problem::ContextTwice { entry, context, other: other.place.line });
         }
     }
 }

@@ -171,6 +171,14 @@ impl UpArgs {
         args
     }
 
+    /// Adds contexts whose clusters are looked at as well, and where they are.
+    #[must_use]
+    pub fn with_imports(mut self, contexts: &[String], kubeconfig: Option<&PathBuf>) -> Self {
+        self.access.add(&super::ACCESS.import_contexts, contexts);
+        self.up.add(&super::UP.import_kubeconfig, kubeconfig);
+        self
+    }
+
     /// Adds what a task on Fargate runs, and as whom.
     #[must_use]
     pub fn with_task(mut self, definition: Option<&String>, role: Option<&String>) -> Self {

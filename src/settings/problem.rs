@@ -65,6 +65,17 @@ pub enum Problem {
         /// The line of the first.
         other: usize,
     },
+    /// Two entries import the same context.
+    #[error(
+        "{entry}: the context `{context}` would be imported twice, as by the entry on line {other}: name it in one entry alone"
+    )]
+    ContextTwice {
+        /// The second entry.
+        entry: Place,
+        context: String,
+        /// The line of the first.
+        other: usize,
+    },
     /// There are not enough ports.
     #[error("{origin}: {clusters} clusters need {clusters} ports, but from `{port}` to 65535 there is room for {left}")]
     BasePortTooHigh {
@@ -113,7 +124,9 @@ impl Problem {
                 Origin::File(place, _) => Some(place),
                 Origin::Flag(_) | Origin::Variable(_) => None,
             },
-            Self::NoBastionInEntry { entry } | Self::Overlap { entry, .. } => Some(entry),
+            Self::NoBastionInEntry { entry } | Self::Overlap { entry, .. } | Self::ContextTwice { entry, .. } => {
+                Some(entry)
+            }
             Self::File(problem) => problem.place(),
             Self::NoBastion
             | Self::ForOneEntry { .. }
@@ -137,6 +150,7 @@ impl Problem {
             | Self::NoBastionInEntry { .. }
             | Self::ForOneEntry { .. }
             | Self::Overlap { .. }
+            | Self::ContextTwice { .. }
             | Self::BasePortTooHigh { .. }
             | Self::NoGithubEnv
             | Self::File(_) => false,

@@ -11,8 +11,8 @@ use super::{
     CiOidc, ExecIdentity, KubeconfigMode, Proxies, SdkVariables, Settings,
     row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
     values::{
-        is_audience, is_bastion, is_cluster_name, is_context_prefix, is_external_id, is_image, is_profile, is_reason,
-        is_region, is_role, is_role_arn, is_security_group, is_session_name, is_subnet,
+        is_audience, is_bastion, is_cluster_name, is_context, is_context_prefix, is_external_id, is_image, is_profile,
+        is_reason, is_region, is_role, is_role_arn, is_security_group, is_session_name, is_subnet,
     },
 };
 use crate::bastion::{Bastion, FargateOptions, SshFiles, is_task_definition};
@@ -125,6 +125,13 @@ table! {
             .otherwise("all active ones")
             .list()
             .in_entry(),
+        /// Context of a kubeconfig of yours whose cluster gets a tunnel as well, such as one of kops; repeat it for more. The
+        /// context that is written for it names the user that it has there, so `KUBECONFIG` has to name both files, as
+        /// `autoheal-pa env` says it
+        import_contexts: Vec<String> = text("NAME", is_context, "the name of a context")
+            .flag_for_one("import-context")
+            .list()
+            .in_entry(),
         /// Reason for the sessions, shown in CloudTrail and in Session Manager's history
         reason: Option<String> =
             text("TEXT", is_reason, "a reason that Session Manager accepts: 1 to 256 characters on one line")
@@ -180,6 +187,8 @@ table! {
         allow_other_users: bool = switch(),
         /// Kubeconfig to write the contexts to
         kubeconfig = path().otherwise("~/.kube/autoheal-pa.yaml, with --name x autoheal-pa-x.yaml"),
+        /// Kubeconfig that contexts are imported from
+        import_kubeconfig = path().otherwise("the files of KUBECONFIG, else ~/.kube/config"),
         /// Makes the first cluster the current context, even in a kubeconfig that has other contexts
         set_current: bool = switch(),
         /// How the contexts reach the clusters

@@ -265,6 +265,45 @@ fn entries_win_over_the_environment_and_take_from_it_what_they_leave_out() {
 }
 
 #[test]
+fn contexts_are_imported_from_where_kubectl_finds_them() {
+    let from = |args: &[&str], variables: &[(&str, &str)]| {
+        let args = typed(&[&["--bastion", "i-0abcdef1"], args].concat());
+        up(&args, &environment([]).with(variables.iter().copied())).map(|settings| settings.common.imported_from)
+    };
+    let paths = |paths: &[&str]| Ok(paths.iter().map(PathBuf::from).collect::<Vec<_>>());
+    let list = [("KUBECONFIG", "a::/b")];
+    assert_eq!(from(&[], &list), paths(&[]), "nothing is imported");
+    assert_eq!(from(&["--import-context", "kops"], &[]), paths(&["/home/alice/.kube/config"]));
+    assert_eq!(from(&["--import-context", "kops"], &list), paths(&["/work/a", "/b"]));
+    let given = ["--import-context", "kops", "--import-kubeconfig", "~/x"];
+    assert_eq!(from(&given, &list), paths(&["/home/alice/x"]));
+    let error = from(&["--import-context", "kops", "--import-kubeconfig", "a:b"], &[]).unwrap_err();
+    assert_eq!(error, "`--import-kubeconfig`: `a:b` is not a path that `KUBECONFIG` can name: it has a `:`");
+    for name in ["", "a\tb"] {
+        assert!(from(&["--import-context", name], &[]).unwrap_err().contains("is not the name of a context"));
+    }
+}
+
+#[test]
+fn a_context_is_imported_by_one_entry() {
+    let text = "import_contexts: [a, b]\naccess:\n- {region: us-east-1, bastion: i-0abcdef1}\n\
+                - {region: eu-west-1, bastion: i-0abcdef2, import_contexts: [c]}\n";
+    let load = |text: &str| with_file(text, &GlobalArgs::default(), &UpArgs::default(), &environment([]));
+    let settings = load(text).unwrap();
+    let contexts: Vec<_> = settings.access.iter().map(|access| access.import_contexts.join(" ")).collect();
+    assert_eq!(contexts, ["a b", "c"]);
+    let error = load(&text.replace("[c]", "[c, b]")).unwrap_err();
+    assert!(
+        error.ends_with(
+            "4:3: the context `b` would be imported twice, as by the entry on line 3: name it in one entry alone"
+        ),
+        "{error}"
+    );
+    let wanted = Wanted::load(&typed(&["--cluster", "x", "--import-context", "y"])).unwrap();
+    assert_eq!(wanted.clusters, ["x", "y"]);
+}
+
+#[test]
 fn flags_win_over_the_environment_and_that_over_the_top_level() {
     let text = format!(
         "region: eu-west-1\nprofile: top\nbastion: i-0abcdef1\nbase_port: 1\nrole_arn: {ROLE}\nclusters: [top]\n\

@@ -11,6 +11,9 @@ const MAX_NAME_LEN: usize = 32;
 /// Most characters in a context prefix; just a guard against a slip of the hand.
 const MAX_PREFIX_LEN: usize = 64;
 
+/// Most characters in the name of a context; the ARNs that `aws eks update-kubeconfig` writes have up to 150.
+const MAX_CONTEXT_LEN: usize = 300;
+
 /// Most characters in a cluster's name, the limit of EKS.
 const MAX_CLUSTER_NAME_LEN: usize = 100;
 
@@ -29,6 +32,11 @@ pub(super) fn is_cluster_name(text: &str) -> bool {
     text.len() <= MAX_CLUSTER_NAME_LEN
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+}
+
+/// Tells whether a line can name a context. kubectl takes any name.
+pub(super) fn is_context(text: &str) -> bool {
+    !text.is_empty() && text.chars().count() <= MAX_CONTEXT_LEN && !text.contains(char::is_control)
 }
 
 pub(super) fn is_context_prefix(text: &str) -> bool {

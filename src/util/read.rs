@@ -40,6 +40,13 @@ pub fn check(path: &Path, max_len: u64) -> Result<(), ReadError> {
     is_readable(&fs::stat(path).map_err(std::io::Error::from)?, max_len)
 }
 
+/// Tells whether two paths lead to one file, by whatever links. It need not be there if they are the same.
+#[must_use]
+pub fn is_same(path: &Path, other: &Path) -> bool {
+    let file = |path| fs::stat(path).map(|stat: Stat| (stat.st_dev, stat.st_ino));
+    path == other || matches!((file(path), file(other)), (Ok(file), Ok(other)) if file == other)
+}
+
 fn is_readable(stat: &Stat, max_len: u64) -> Result<(), ReadError> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(ReadError::NotRegular);

@@ -17,6 +17,7 @@ mod exec;
 mod fargate;
 mod faults;
 mod found;
+mod imports;
 mod kubeconfigs;
 mod kubernetes;
 #[expect(dead_code, reason = "the examples use the rest")]

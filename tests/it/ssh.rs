@@ -16,7 +16,7 @@ use super::support::{Lab, PROGRAM, Running, kubectl, path_variable, within};
 const ID: &str = "i-0dc03fbcae2a87472";
 
 /// Starts OpenSSH's server, if there is one.
-fn sshd(config: SshdConfig) -> Option<Sshd> {
+pub(crate) fn sshd(config: SshdConfig) -> Option<Sshd> {
     program().map(|program| Sshd::start(&program, config).expect("it starts"))
 }
 
@@ -52,7 +52,7 @@ async fn lab(sshd: &Sshd) -> Lab {
 }
 
 /// The address of the bastion, with these options.
-fn address(sshd: &Sshd, options: &str) -> String {
+pub(crate) fn address(sshd: &Sshd, options: &str) -> String {
     format!("ssh://{}@{ID}:{}{options}", sshd.user(), sshd.address().port())
 }
 

@@ -3,6 +3,10 @@
 use super::{CommandError, Kind};
 use crate::{
     aws::SkipReason,
+    kubeconfig::{
+        KubeconfigError,
+        import::{ImportError, Unusable},
+    },
     manager::{ManagerError, env_file::EnvFileError},
     util::quote::command,
 };
@@ -14,6 +18,7 @@ impl From<ManagerError> for CommandError {
             ManagerError::Aws(error) => error.into(),
             ManagerError::Ports(error) => error.into(),
             ManagerError::Kubeconfig(error) => error.into(),
+            ManagerError::Import(error) => error.into(),
             ManagerError::EnvFile(error) => error.into(),
             error @ ManagerError::ProxyPort(_) => Self::of(Kind::Tunnel, error)
                 .hint("choose another port with `--proxy-port`, or any free one with `--proxy-port 0`"),
@@ -35,6 +40,50 @@ impl From<ManagerError> for CommandError {
             error @ ManagerError::PathNotUtf8(_) => Self::of(Kind::Usage, error),
             error @ (ManagerError::NoExecutable | ManagerError::Task(_)) => Self::of(Kind::Unexpected, error),
         }
+    }
+}
+
+/// How alike a name has to be to what was given to be meant, from 0 to 1.
+const NEAR: f64 = 0.8;
+
+/// Most contexts that are listed.
+const MAX_CONTEXTS: usize = 20;
+
+impl From<ImportError> for CommandError {
+    fn from(error: ImportError) -> Self {
+        let another = "give the kubeconfig with `--import-kubeconfig`, or set `KUBECONFIG` as for kubectl";
+        let (kind, hint) = match &error {
+            ImportError::NoContext { name, known, .. } => (Kind::NotFound, contexts_there(name, known)),
+            ImportError::NoFile { .. } => (Kind::Usage, another.to_owned()),
+            ImportError::File(KubeconfigError::Syntax { path, .. }) => {
+                (Kind::Usage, format!("fix `{}`, or {another}", path.display()))
+            }
+            ImportError::File(_) => (Kind::Usage, another.to_owned()),
+            ImportError::Unusable { name, reason: Unusable::Ours(_) } => {
+                let hint = command!("import the context that it was made of, and not {}", name.as_str());
+                (Kind::Usage, hint)
+            }
+            ImportError::Unusable { name, .. } => {
+                let hint = command!("`kubectl config view --context={} --minify` shows what is in it", name.as_str());
+                (Kind::Usage, hint)
+            }
+        };
+        Self::of(kind, error).hint(hint)
+    }
+}
+
+/// Says which contexts there are, and which of them may be meant.
+fn contexts_there(name: &str, known: &[String]) -> String {
+    let likeness = |known: &&String| strsim::jaro_winkler(name, known);
+    let near = known.iter().filter(|known| likeness(known) >= NEAR);
+    if let Some(near) = near.max_by(|one, other| likeness(one).total_cmp(&likeness(other))) {
+        return format!("did you mean `{near}`?");
+    }
+    let shown: Vec<_> = known.iter().take(MAX_CONTEXTS).map(|name| format!("`{name}`")).collect();
+    match known.len() {
+        0 => "there are no contexts: give another kubeconfig with `--import-kubeconfig`".to_owned(),
+        count if count > MAX_CONTEXTS => format!("there are {} and {} more", shown.join(", "), count - MAX_CONTEXTS),
+        _ => format!("there are {}", shown.join(", ")),
     }
 }
 

@@ -27,6 +27,9 @@ pub struct ManagerStatus {
     pub credentials_expire: Option<Timestamp>,
     /// The path of the kubeconfig; `null` until it has been written and every tunnel is listed.
     pub kubeconfig: Option<String>,
+    /// The paths of the kubeconfigs that have the users of imported contexts: `KUBECONFIG` has to name these as well.
+    #[serde(default)]
+    pub imported_from: Vec<String>,
     /// The path of the log; `null`: it goes to the manager's stderr.
     pub log: Option<String>,
     /// The accesses, in their order.

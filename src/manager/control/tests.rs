@@ -65,6 +65,7 @@ fn status() -> ManagerStatus {
         identity: None,
         credentials_expire: None,
         kubeconfig: None,
+        imported_from: Vec::new(),
         log: None,
         access: vec![],
         tunnels: vec![],
