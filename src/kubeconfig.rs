@@ -28,11 +28,13 @@ pub use crate::util::yaml::SyntaxError;
 pub use files::Files;
 pub use lock::Holder;
 
+use import::Import;
+
 use crate::{
     cluster::Cluster,
     util::{
         folder::{Missing, Place, is_refusal},
-        read::{ReadError, read_open_text},
+        read::{ReadError, is_same, read_open_text},
         replace,
         yaml::Node,
     },
@@ -112,11 +114,15 @@ pub struct Update<'a> {
     pub set_current: bool,
 }
 
-/// Finds out whether [`write()`] will be able to, as far as that can be known without the contexts. Nothing is changed.
+/// Finds out whether [`write()`] will be able to, as far as that can be known of contexts that are imported and without the
+/// others. Nothing is changed.
 ///
 /// # Errors
 /// See [`KubeconfigError`].
-pub fn check(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
+pub fn check(path: &Path, manager: &str, imports: &[Import]) -> Result<(), KubeconfigError> {
+    let elsewhere = imports.iter().filter(|import| !is_same(&import.imported.user_file, path));
+    let users = elsewhere.map(|import| (import.imported.user.as_str(), import.name.as_str()));
+    merge::check_users(&read_or_empty(path)?, users).map_err(|refusal| refusal.at(path))?;
     let text = read_merged(path, &Update { manager, contexts: &[], set_current: false })?.1;
     replace::check_replaceable(path, text.map_or(0, |text| text.len()) + ROOM)
         .map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })

@@ -17,11 +17,7 @@
 //!
 //! Leaves out how long a command waits for the tunnels and what it does then: `up` and `exec` differ in that.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::{join_all, try_join_all};
 use tokio::{
@@ -48,10 +44,10 @@ use crate::{
     cluster::Cluster,
     doctor::{self, Finding},
     journal::{Entry, Journal},
-    kubeconfig::{self, ContextEntry, KubeconfigError, Server},
+    kubeconfig,
     overlap::overlap,
     route::{Routes, ssm},
-    settings::{Access, Environment, UpSettings},
+    settings::{Access, UpSettings},
     tunnel::{self, Admission, Common, Listeners, News, Ports, Tunnel},
     util::folder::Folder,
 };
@@ -65,6 +61,7 @@ mod credentials;
 pub mod env_file;
 mod error;
 mod events;
+mod files;
 mod hope;
 pub(crate) mod orphans;
 mod proxy;
@@ -158,7 +155,7 @@ impl Manager {
     /// Whatever keeps every tunnel from being opened.
     pub(crate) async fn open(&mut self) -> Result<(), ManagerError> {
         let imports = imports(&self.settings).await?;
-        self.check_files().await?;
+        self.check_files(&imports).await?;
         let wanted = self.settings.access.clone();
         let clients = try_join_all(wanted.iter().map(|settings| Aws::new(&settings.aws))).await?;
         let (senders, found): (Vec<_>, Vec<_>) = wanted.iter().map(|_| mpsc::unbounded_channel()).unzip();
@@ -465,83 +462,6 @@ impl Manager {
         let routes = access.routes.with_sessions(sessions);
         let routes = access.settings.bastion.iter().map(|bastion| routes.route(bastion)).collect();
         self.supervisor.start(Tunnel::new(cluster, routes, listeners, config, Arc::clone(&access.common)));
-    }
-
-    /// Finds out whether all files can be written that will have to be. Where the default kubeconfig cannot, one in the
-    /// manager's own directory will do: there are machines whose home is missing or read-only.
-    async fn check_files(&mut self) -> Result<(), ManagerError> {
-        let common = &self.settings.common;
-        match self.check_kubeconfig(&self.kubeconfig).await? {
-            Err(error @ (KubeconfigError::Unreadable { .. } | KubeconfigError::Unwritable { .. }))
-                if !common.kubeconfig_given =>
-            {
-                let own = common.own_kubeconfig();
-                if self.check_kubeconfig(&own).await?.is_err() {
-                    return Err(error.into());
-                }
-                self.listener.tell(Event::KubeconfigElsewhere(error));
-                self.kubeconfig = own;
-            }
-            checked => checked?,
-        }
-        if let Some(path) = &self.settings.env_file {
-            env_file::check(path, &self.kubeconfigs(), &Environment::read())?;
-        }
-        if let Some(path) = &self.settings.github_env {
-            env_file::check_github(path, &self.kubeconfigs(), &Environment::read())?;
-        }
-        Ok(())
-    }
-
-    async fn check_kubeconfig(&self, path: &Path) -> Result<Result<(), KubeconfigError>, ManagerError> {
-        let (path, manager) = (path.to_owned(), self.settings.common.name.clone());
-        in_thread(move || kubeconfig::check(&path, &manager)).await
-    }
-
-    /// Writes the contexts, in the order of the clusters, and leads the proxy to these.
-    async fn write_kubeconfig(&self, tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
-        let common = &self.settings.common;
-        let contexts = tunnels
-            .iter()
-            .map(|TunnelEntry { port, context, cluster, access }| {
-                let user = contexts::user(common, &access.settings.identity, cluster, &self.kubeconfig)?;
-                let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
-                Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), server, user })
-            })
-            .collect::<Result<Vec<_>, ManagerError>>()?;
-        let path = self.kubeconfig.clone();
-        let (manager, set_current) = (common.name.clone(), self.settings.set_current);
-        let written = in_thread({
-            let path = path.clone();
-            move || {
-                kubeconfig::write(&path, &kubeconfig::Update { manager: &manager, contexts: &contexts, set_current })
-            }
-        });
-        let current = written.await??;
-        if let Some(proxy) = &self.proxy {
-            proxy.lead(tunnels.iter().map(|tunnel| (&tunnel.cluster, tunnel.port)));
-        }
-        self.listener.tell(Event::KubeconfigWritten { path: path.clone(), current });
-        let imported_from = self.kubeconfigs().others().to_vec();
-        self.state.send_modify(|state| (state.kubeconfig, state.imported_from) = (Some(path), imported_from));
-        Ok(())
-    }
-
-    /// Writes the files by which others find the kubeconfig.
-    fn write_environment(&self) -> Result<(), ManagerError> {
-        let kubeconfigs = self.kubeconfigs();
-        if kubeconfigs.are_several() {
-            self.listener.tell(Event::SeveralKubeconfigs(kubeconfigs.clone()));
-        }
-        if let Some(path) = &self.settings.env_file {
-            env_file::write(path, &kubeconfigs, &Environment::read())?;
-            self.listener.tell(Event::EnvFileWritten(path.clone()));
-        }
-        if let Some(path) = &self.settings.github_env {
-            env_file::write_github(path, &kubeconfigs, &Environment::read())?;
-            self.listener.tell(Event::JobTold);
-        }
-        Ok(())
     }
 }
 

@@ -73,7 +73,11 @@ pub(super) fn merge(root: Node, update: &Update<'_>) -> Result<Merged, Refusal> 
         let new = update.contexts.iter().filter(|entry| has(entry, kind));
         items.extend(new.map(|entry| item(kind, entry, update.manager, old.get(entry.name.as_str()).copied())));
         if kind == "user" {
-            refuse_shadowed(update, &items)?;
+            let elsewhere = update.contexts.iter().filter_map(|entry| match &entry.user {
+                User::Theirs { name, is_here: false } => Some((name.as_str(), entry.name.as_str())),
+                User::Theirs { .. } | User::Own(_) => None,
+            });
+            refuse_shadowed(elsewhere, &items)?;
         }
         if section == "contexts" {
             former_contexts = ours.iter().filter_map(name).map(ToOwned::to_owned).collect();
@@ -97,15 +101,16 @@ fn has(entry: &ContextEntry, kind: &str) -> bool {
     kind != "user" || matches!(entry.user, User::Own(_))
 }
 
+/// Makes sure that users of another file, each with its context, can be told from those of this one.
+pub(super) fn check_users<'a>(root: &Node, elsewhere: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), Refusal> {
+    refuse_shadowed(elsewhere, items(root, "users")?)
+}
+
 /// Refuses users that would stand before others of their names, in another file.
-fn refuse_shadowed(update: &Update<'_>, users: &[Node]) -> Result<(), Refusal> {
-    let elsewhere = update.contexts.iter().filter_map(|entry| match &entry.user {
-        User::Theirs { name, is_here: false } => Some((name, &entry.name)),
-        User::Theirs { .. } | User::Own(_) => None,
-    });
-    let elsewhere: BTreeMap<&str, &String> = elsewhere.map(|(name, context)| (name.as_str(), context)).collect();
+fn refuse_shadowed<'a>(elsewhere: impl Iterator<Item = (&'a str, &'a str)>, users: &[Node]) -> Result<(), Refusal> {
+    let elsewhere: BTreeMap<&str, &str> = elsewhere.collect();
     match users.iter().filter_map(name).find_map(|name| elsewhere.get_key_value(name)) {
-        Some((name, context)) => Err(Refusal::UserTaken { name: (*name).to_owned(), context: (*context).clone() }),
+        Some((name, context)) => Err(Refusal::UserTaken { name: (*name).to_owned(), context: (*context).to_owned() }),
         None => Ok(()),
     }
 }

@@ -1,0 +1,94 @@
+//! The files of a manager that others read: the kubeconfig, and those by which it is found.
+//!
+//! They are tried before anything is asked of AWS, and written when the ports are known.
+
+use std::path::Path;
+
+use super::{Event, Manager, ManagerError, TunnelEntry, contexts, env_file, in_thread, proxy::Proxy};
+use crate::{
+    kubeconfig::{self, ContextEntry, KubeconfigError, Server, import::Import},
+    settings::Environment,
+};
+
+impl Manager {
+    /// Finds out whether all files can be written that will have to be. Where the default kubeconfig cannot, one in the
+    /// manager's own directory will do: there are machines whose home is missing or read-only.
+    pub(super) async fn check_files(&mut self, imports: &[Import]) -> Result<(), ManagerError> {
+        let common = &self.settings.common;
+        match self.check_kubeconfig(&self.kubeconfig, imports).await? {
+            Err(error @ (KubeconfigError::Unreadable { .. } | KubeconfigError::Unwritable { .. }))
+                if !common.kubeconfig_given =>
+            {
+                let own = common.own_kubeconfig();
+                if self.check_kubeconfig(&own, imports).await?.is_err() {
+                    return Err(error.into());
+                }
+                self.listener.tell(Event::KubeconfigElsewhere(error));
+                self.kubeconfig = own;
+            }
+            checked => checked?,
+        }
+        if let Some(path) = &self.settings.env_file {
+            env_file::check(path, &self.kubeconfigs(), &Environment::read())?;
+        }
+        if let Some(path) = &self.settings.github_env {
+            env_file::check_github(path, &self.kubeconfigs(), &Environment::read())?;
+        }
+        Ok(())
+    }
+
+    async fn check_kubeconfig(
+        &self,
+        path: &Path,
+        imports: &[Import],
+    ) -> Result<Result<(), KubeconfigError>, ManagerError> {
+        let (path, manager, imports) = (path.to_owned(), self.settings.common.name.clone(), imports.to_owned());
+        in_thread(move || kubeconfig::check(&path, &manager, &imports)).await
+    }
+
+    /// Writes the contexts, in the order of the clusters, and leads the proxy to these.
+    pub(super) async fn write_kubeconfig(&self, tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
+        let common = &self.settings.common;
+        let contexts = tunnels
+            .iter()
+            .map(|TunnelEntry { port, context, cluster, access }| {
+                let user = contexts::user(common, &access.settings.identity, cluster, &self.kubeconfig)?;
+                let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
+                Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), server, user })
+            })
+            .collect::<Result<Vec<_>, ManagerError>>()?;
+        let path = self.kubeconfig.clone();
+        let (manager, set_current) = (common.name.clone(), self.settings.set_current);
+        let written = in_thread({
+            let path = path.clone();
+            move || {
+                kubeconfig::write(&path, &kubeconfig::Update { manager: &manager, contexts: &contexts, set_current })
+            }
+        });
+        let current = written.await??;
+        if let Some(proxy) = &self.proxy {
+            proxy.lead(tunnels.iter().map(|tunnel| (&tunnel.cluster, tunnel.port)));
+        }
+        self.listener.tell(Event::KubeconfigWritten { path: path.clone(), current });
+        let imported_from = self.kubeconfigs().others().to_vec();
+        self.state.send_modify(|state| (state.kubeconfig, state.imported_from) = (Some(path), imported_from));
+        Ok(())
+    }
+
+    /// Writes the files by which others find the kubeconfig.
+    pub(super) fn write_environment(&self) -> Result<(), ManagerError> {
+        let kubeconfigs = self.kubeconfigs();
+        if kubeconfigs.are_several() {
+            self.listener.tell(Event::SeveralKubeconfigs(kubeconfigs.clone()));
+        }
+        if let Some(path) = &self.settings.env_file {
+            env_file::write(path, &kubeconfigs, &Environment::read())?;
+            self.listener.tell(Event::EnvFileWritten(path.clone()));
+        }
+        if let Some(path) = &self.settings.github_env {
+            env_file::write_github(path, &kubeconfigs, &Environment::read())?;
+            self.listener.tell(Event::JobTold);
+        }
+        Ok(())
+    }
+}
