@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use serde_yaml::{Mapping, Value};
 
 use super::{
-    ContextEntry, Exec, Server, SyntaxError, Update, User,
+    ContextEntry, Exec, Server, SyntaxError, Update, User, import,
     merge::{self, Owners, Refusal, SECTIONS},
     yaml,
 };
@@ -61,6 +61,8 @@ pub fn kubeconfig(data: &[u8]) {
         Ok(root) => root,
         Err(error) => return assert_known_difference(text, &error),
     };
+
+    import::look(root.clone());
 
     let contexts = &CONTEXTS[usize::from(choice & 1)..][..usize::from(choice >> 1 & 1) + usize::from(!choice & 1)];
     let update = Update { manager: MANAGER, contexts, set_current: choice >> 2 & 1 == 1 };

@@ -143,6 +143,20 @@ pub fn import(files: &[PathBuf], names: &[String]) -> Result<Vec<Import>, Import
     names.iter().map(|name| merged.import(name)).collect()
 }
 
+/// Imports all contexts of one file, and checks what is made of them.
+#[cfg(any(fuzzing, test))]
+pub(super) fn look(root: Node) {
+    let files = [PathBuf::from("/nonexistent/config")];
+    let merged = Merged { files: &files, roots: vec![(&files[0], root)] };
+    for import in merged.known().iter().filter_map(|name| merged.import(name).ok()) {
+        let (url, path) = (import.endpoint.url(), &import.imported.path);
+        let (endpoint, same) = server(Some(&format!("{url}{path}"))).unwrap_or_else(|_| panic!("{url}{path}"));
+        assert_eq!((&endpoint, &same), (&import.endpoint, path));
+        assert!(!import.imported.user.is_empty() && !import.imported.server_name.is_empty());
+        assert_eq!(Import::of(&import.clone().cluster("", "")), Some(Import { has_proxy: false, ..import }));
+    }
+}
+
 /// Files that kubectl reads as one.
 struct Merged<'a> {
     files: &'a [PathBuf],

@@ -271,6 +271,9 @@ def kubeconfig_seeds():
         "\ufeffkind: Config\r\nusers:\r\n- name: pa-no\r\n  user: {exec: {command: x}}\r\n",
         "kind: Config\ncontexts: {a: 1}\n",
         "|\n# ",
+        "kind: Config\nclusters:\n- {name: k, cluster: {server: 'https://[fd00::1]:8443/k8s/', tls-server-name: api, certificate-authority-data: TFMwdA==}}\n"
+        "- {name: i, cluster: {server: 'https://h', insecure-skip-tls-verify: yes}}\nusers: [{name: prod, user: {token: x}}]\n"
+        "contexts: [{name: a, context: {cluster: k, user: prod, namespace: n}}, {name: b, context: {cluster: i, user: prod}}]\n",
     ]
     for index, text in enumerate(files):
         yield index % 8, text
