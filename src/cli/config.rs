@@ -192,6 +192,15 @@ mod tests {
     }
 
     #[test]
+    fn says_where_contexts_are_imported_from() {
+        let text = "bastion: i-0abcdef1\nimport_contexts: [kops, k3s]\n";
+        let said = checked(text, &[]).unwrap();
+        assert!(said.contains("  imported    kops, k3s, from /home/alice/.kube/config\n"), "{said}");
+        let said = checked(&format!("{text}import_kubeconfig: own.yaml\n"), &[("KUBECONFIG", "/a:/b")]).unwrap();
+        assert!(said.contains("  imported    kops, k3s, from /work/own.yaml\n"), "{said}");
+    }
+
+    #[test]
     fn every_setting_may_be_in_the_file() {
         let others =
             ["bastion: i-0abcdef1".to_owned(), format!("role_arn: {ROLE}"), "kubeconfig_mode: proxy".to_owned()];

@@ -85,6 +85,11 @@ async fn a_cluster_of_kops_is_reached_through_a_session_as_its_own_user() {
     assert!(up.stderr_so_far().contains(&format!("`export KUBECONFIG={list}`, as `autoheal-pa env` says")));
     assert_eq!(fs::read_to_string(&env_file).unwrap(), format!("export KUBECONFIG='{list}'\n"));
 
+    let job = write(&lab, "job", "");
+    let told = Running::start(lab.program(&["env", "--github-env"]).env("GITHUB_ENV", &job)).ended().await;
+    told.assert_success();
+    assert_eq!(fs::read_to_string(&job).unwrap(), format!("KUBECONFIG={list}\n"));
+
     let who = kubectl_after_env(&lab, &format!("--context pa-kops {WHO_AM_I}")).await;
     assert_eq!(who.assert_success(), "admin@kops\n");
     // In the namespace of the context that it was made of.
