@@ -13,6 +13,7 @@ use output::Printer;
 use crate::settings::{Environment, Settings, UpSettings};
 pub use crate::settings::{GlobalArgs, LogFormat, PolicyArgs, UpArgs};
 
+mod ask;
 mod background;
 pub mod clusters;
 pub mod completions;

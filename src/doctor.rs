@@ -347,7 +347,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             self.skip(Check::OF_BASTION.iter().copied().skip(1), Check::BastionKnown);
         }
         let routes =
-            Routes::new(aws, Some(REASON), None).looking_at(subject.tasks_of.clone()).with_ssh_files(&subject.ssh);
+            Routes::new(aws, Some(REASON), None).looking_at(subject.tasks_of.clone()).with_ssh(&subject.ssh, None);
         let mut ways = Vec::with_capacity(subject.bastions.len());
         for bastion in &subject.bastions {
             self.place.route = Some(bastion.to_string());

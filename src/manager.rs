@@ -367,8 +367,8 @@ impl Manager {
     /// Finds out who an access is to AWS.
     async fn enter(&self, settings: Access, aws: Aws) -> Result<OpenAccess, ManagerError> {
         let caller = aws.caller().await?;
-        let routes =
-            Routes::new(&aws, settings.reason.as_deref(), Some(self.owner(&caller))).with_ssh_files(&settings.ssh);
+        let routes = Routes::new(&aws, settings.reason.as_deref(), Some(self.owner(&caller)))
+            .with_ssh(&settings.ssh, self.listener.ask());
         let common = Common::new(self.supervisor.clock());
         Ok(OpenAccess { settings, aws, caller, routes, common, stop: self.stop.child_token() })
     }

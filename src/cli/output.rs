@@ -186,6 +186,15 @@ impl Printer {
         LogWriter { printer: self.clone() }
     }
 
+    /// Keeps lines from moving, so that somebody can type.
+    #[must_use]
+    pub fn hold_still(&self) -> Still {
+        if let Some(live) = &self.inner.live {
+            live.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Still { printer: self.clone() }
+    }
+
     /// Tells whether stderr takes colours.
     #[must_use]
     pub fn colour(&self) -> bool {
@@ -216,6 +225,29 @@ impl Printer {
         match &self.inner.live {
             Some(live) => live.suspend(write),
             None => write(),
+        }
+    }
+}
+
+/// Lines move again when it is dropped.
+#[derive(Debug)]
+pub struct Still {
+    printer: Printer,
+}
+
+impl Still {
+    /// Writes what an answer is to stand behind.
+    pub fn prompt(&self, text: &str) {
+        let mut err = lock(&self.printer.inner.err);
+        // There is nobody left to tell that stderr is gone.
+        let _written = err.write_all(text.as_bytes()).and_then(|()| err.flush());
+    }
+}
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        if let Some(live) = &self.printer.inner.live {
+            live.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
         }
     }
 }

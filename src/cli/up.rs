@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    doctor,
+    ask, doctor,
     error::{CommandError, Kind},
     events::shown,
     limits,
@@ -44,7 +44,8 @@ pub async fn run(
     let mut signals = Signals::listen()?;
     limits::raise_open_files();
     let log = attended.as_ref().and_then(Attended::log);
-    let (manager, requests) = Manager::bind(settings, log, shown(printer), doctor::entry)?;
+    let ask = if attended.is_none() { ask::on_terminal(printer) } else { None };
+    let (manager, requests) = Manager::bind(settings, log, shown(printer).asking(ask), doctor::entry)?;
     let mut up = Up { manager, reloads: signals.reloads(), requests, reread, attended, forget: false };
     let outcome = up.keep(&mut signals, printer).await;
     // Nobody has been told of the contexts of a background that did not come up.

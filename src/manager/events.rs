@@ -12,7 +12,7 @@ use crate::{
     aws::{AwsError, Caller, SkipReason},
     journal::Entry,
     kubeconfig::{self, KubeconfigError},
-    route::Caution,
+    route::{Caution, ssh::Ask},
     tunnel::PortTaken,
 };
 
@@ -88,15 +88,28 @@ pub(crate) enum Event {
 
 /// Takes what happens, as it happens.
 #[derive(Clone)]
-pub(crate) struct Listener(Arc<dyn Fn(Event) + Send + Sync>);
+pub(crate) struct Listener {
+    take: Arc<dyn Fn(Event) + Send + Sync>,
+    ask: Option<Ask>,
+}
 
 impl Listener {
     pub(crate) fn new(take: impl Fn(Event) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(take))
+        Self { take: Arc::new(take), ask: None }
+    }
+
+    /// Returns the same with somebody who can be asked.
+    pub(crate) fn asking(self, ask: Option<Ask>) -> Self {
+        Self { ask, ..self }
+    }
+
+    /// Returns what asks a person, where there is one.
+    pub(crate) fn ask(&self) -> Option<Ask> {
+        self.ask.clone()
     }
 
     pub(crate) fn tell(&self, event: Event) {
-        (self.0)(event);
+        (self.take)(event);
     }
 }
 

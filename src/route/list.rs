@@ -107,10 +107,10 @@ impl Routes {
         Self { sessions: self.sessions.with_config(config), ..self.clone() }
     }
 
-    /// Returns the same with these files for SSH servers.
+    /// Returns the same with these files for SSH servers, and with who is asked about those that are not known.
     #[must_use]
-    pub fn with_ssh_files(self, files: &SshFiles) -> Self {
-        let config = ssh::Config { files: files.clone(), ..ssh::Config::default() };
+    pub fn with_ssh(self, files: &SshFiles, ask: Option<ssh::Ask>) -> Self {
+        let config = ssh::Config { files: files.clone(), ask, ..ssh::Config::default() };
         Self { servers: ssh::Servers::new(&self.aws, config), ..self }
     }
 

@@ -8,6 +8,7 @@
 //! Invariants: a server is spoken to only if its key is known, or somebody has said that it need not be; keys of this program
 //! are in memory only; nobody but `client` knows the library that speaks SSH.
 
+mod ask;
 mod carry;
 mod client;
 mod dial;
@@ -32,7 +33,10 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 
-pub use self::dial::Config;
+pub use self::{
+    ask::{Ask, Question},
+    dial::Config,
+};
 use self::{dial::Bastion, fault::SshFault};
 use crate::{
     aws::Aws,

@@ -10,6 +10,7 @@ use kube::{
     Api, Client,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use tokio::io::AsyncWriteExt as _;
 
 use super::support::{Lab, PROGRAM, Running, kubectl, path_variable, within};
 
@@ -148,6 +149,61 @@ async fn what_is_wrong_is_said_with_its_exit_code() {
     let ended = lab.run(&["up", "--bastion", "ssh://bastion?key=password"]).await;
     assert_eq!(ended.code(), Some(2), "{ended:#?}");
     assert!(ended.stderr.contains("`ssh://[<user>@]<instance or host>`"), "{ended:#?}");
+}
+
+/// Runs `up` on a terminal of its own, of which stdin and stdout are the other end.
+fn up_on_terminal(lab: &Lab, bastion: &str, more: &[(&str, &str)]) -> Running {
+    let mut command = lab.command("script");
+    let up = format!("exec '{PROGRAM}' up --base-port 0 --timeout 20s --bastion '{bastion}'");
+    command.args(["--quiet", "--return", "--flush", "--command", &up, "/dev/null"]).stdin(std::process::Stdio::piped());
+    Running::start(command.env_remove("CI").envs(more.iter().copied()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_nobody_knows_is_asked_about_on_a_terminal() {
+    let Some(sshd) = sshd(SshdConfig::default()) else { return };
+    let lab = lab(&sshd).await;
+    let known = lab.path(".local/state/autoheal-pa/known_hosts");
+    let bastion = address(&sshd, "");
+    // Nobody answers: Ctrl-C.
+    let mut up = up_on_terminal(&lab, &bastion, &[]);
+    let mut keyboard = up.stdin();
+    assert!(up.prints("compare it with what `ssh-keygen").await, "{}", up.stdout_so_far());
+    keyboard.write_all(b"\x03").await.unwrap();
+    let ended = within("the end", up.ended()).await;
+    assert_eq!(ended.code(), Some(130), "{ended:#?}");
+    // The answer is no, once for all tunnels.
+    for answer in [&b"maybe\nno\n"[..], b"SHA256:abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNO+/\n"] {
+        let mut up = up_on_terminal(&lab, &bastion, &[]);
+        let mut keyboard = up.stdin();
+        assert!(up.prints("compare it with what `ssh-keygen").await, "{}", up.stdout_so_far());
+        keyboard.write_all(answer).await.unwrap();
+        let ended = within("the end", up.ended()).await;
+        assert_eq!(ended.code(), Some(5), "{ended:#?}");
+        assert_eq!(ended.stdout.contains("please answer `yes`"), answer.starts_with(b"maybe"), "{ended:#?}");
+        assert_eq!(ended.stdout.matches("take it, and keep it").count(), answer.split(|b| *b == b'\n').count() - 1);
+    }
+    assert_eq!(lab.count(|event| matches!(event, Event::KeyPushed { .. })), 0);
+    assert!(!known.exists());
+    // Nobody is asked where nobody watches.
+    let ended = within("the end", up_on_terminal(&lab, &bastion, &[("CI", "true")]).ended()).await;
+    assert_eq!(ended.code(), Some(5), "{ended:#?}");
+    assert!(!ended.stdout.contains("take it, and keep it"), "{ended:#?}");
+    // The answer is yes, and it is not asked again.
+    for asks in [true, false] {
+        let mut up = up_on_terminal(&lab, &bastion, &[]);
+        let mut keyboard = up.stdin();
+        if asks {
+            assert!(up.prints("compare it with what `ssh-keygen").await, "{}", up.stdout_so_far());
+            keyboard.write_all(b"yes\n").await.unwrap();
+        }
+        assert!(up.prints("tunnel ready").await, "{}", up.stdout_so_far());
+        assert_eq!(up.stdout_so_far().contains("take it, and keep it"), asks, "{}", up.stdout_so_far());
+        keyboard.write_all(b"\x03").await.unwrap();
+        assert_eq!(within("the end", up.ended()).await.code(), Some(0));
+    }
+    assert_eq!(std::fs::read_to_string(&known).unwrap(), format!("{ID} {}\n", sshd.host_key().unwrap()));
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,6 +42,7 @@ const TOUCH_FILES: &[(&str, &[&str], &str)] = &[
     ("tunnel/admission/socket_user.rs", &["fs::read"], "the kernel's tables"),
     ("cli/signals.rs", &["fs::read", "File::open("], "the kernel's tables, and the terminal"),
     ("cli/exec.rs", &["File::open("], "the terminal"),
+    ("cli/ask.rs", &["fs::open"], "the terminal"),
     ("manager/background.rs", &["File::options("], "/dev/null"),
     ("settings/file.rs", &["fs::symlink_metadata"], "whether there is a file to complain about"),
     (

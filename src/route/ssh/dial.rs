@@ -21,8 +21,9 @@ use tokio::{sync::watch, time::timeout};
 use tracing::{debug, info, warn};
 
 use super::{
+    ask::{Ask, Question},
     client::{Client, ClientError, Judge, LoginError, OpenError, Options, OwnKey, Receiving, Sending, Stranger},
-    fault::{SshFault, USERS},
+    fault::{SshFault, USERS, how_to_compare},
     host_keys::{HostKey, Known, KnownHosts, Shown, Verdict, name_of, of_console, remember},
     place::{self, Place},
 };
@@ -73,6 +74,8 @@ pub struct Config {
     pub keepalive: Duration,
     /// Bytes after which keys are exchanged anew.
     pub rekey_after: usize,
+    /// Who is asked about a key that nobody knows.
+    pub ask: Option<Ask>,
     /// When a tunnel of an endpoint is left for another, counted from its start.
     pub leave_after: Duration,
 }
@@ -81,7 +84,7 @@ impl Default for Config {
     fn default() -> Self {
         let Options { keepalive, rekey_after, .. } = Options::default();
         let leave_after = MAX_TUNNEL_LIFE - LEAVE_BEFORE;
-        Self { files: SshFiles::default(), keepalive, rekey_after, leave_after }
+        Self { files: SshFiles::default(), keepalive, rekey_after, ask: None, leave_after }
     }
 }
 
@@ -97,6 +100,8 @@ struct Dialler {
     aws: Aws,
     config: Config,
     attempts: AtomicUsize,
+    /// A key that a person has not taken: nobody is asked twice.
+    declined: Mutex<Option<HostKey>>,
     step: watch::Sender<String>,
 }
 
@@ -141,7 +146,8 @@ impl Connection {
 impl Bastion {
     pub(super) fn new(spec: SshBastion, aws: Aws, config: Config) -> Self {
         let (attempts, step) = (AtomicUsize::new(0), watch::Sender::new(String::new()));
-        Self { dialler: Arc::new(Dialler { spec, aws, config, attempts, step }), current: Mutex::default() }
+        let dialler = Dialler { spec, aws, config, attempts, declined: Mutex::default(), step };
+        Self { dialler: Arc::new(dialler), current: Mutex::default() }
     }
 
     pub(super) fn spec(&self) -> &SshBastion {
@@ -178,7 +184,7 @@ impl Bastion {
                 None => {
                     let dialler = Arc::clone(&self.dialler);
                     let attempt = async move {
-                        let made = dialler.connect(clock, &mut Vec::new()).await;
+                        let made = dialler.connect_or_ask(clock).await;
                         made.map(Arc::new).map_err(|fault| dialler.fault(fault))
                     };
                     current.insert(attempt.boxed().shared()).clone()
@@ -217,6 +223,36 @@ impl Dialler {
         }
         plan.push((LOGIN, format!("to log in as `{user}`")));
         plan
+    }
+
+    /// Makes a connection. If all that is missing is somebody who knows the server's key, a person is asked who may. The
+    /// server is not made to wait for that.
+    async fn connect_or_ask(&self, clock: Clock) -> Result<Connection, SshFault> {
+        let made = self.connect(clock, &mut Vec::new()).await;
+        let (fault, ask) = match (made, &self.config.ask) {
+            (Err(fault @ SshFault::HostKey { .. }), Some(ask)) => (fault, ask),
+            (made, _) => return made,
+        };
+        let SshFault::HostKey { known_as, key, verdict, place } = &fault else { return Err(fault) };
+        let is_declined = self.declined.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&**key);
+        let Some(own_file) = self.config.files.own_known_hosts.as_deref() else { return Err(fault) };
+        if **verdict != Verdict::New || is_declined {
+            return Err(fault);
+        }
+        self.say("waiting for an answer about the host key");
+        let question = Question {
+            known_as: known_as.clone(),
+            place: place.clone(),
+            kind: key.kind.clone(),
+            fingerprint: key.fingerprint(),
+            hint: how_to_compare(key),
+        };
+        if !ask.ask(question).await {
+            *self.declined.lock().unwrap_or_else(PoisonError::into_inner) = Some((**key).clone());
+            return Err(fault);
+        }
+        keep(own_file, known_as, key);
+        self.connect(clock, &mut Vec::new()).await
     }
 
     /// Makes a connection, and tells of each step of the [plan](Self::plan) that is made.
@@ -378,7 +414,12 @@ impl Judge for Gate {
                 }
                 verdict @ (Verdict::New | Verdict::Changed { .. } | Verdict::Revoked { .. }) => {
                     let (key, verdict) = (Box::new(key), Box::new(verdict));
-                    let fault = SshFault::HostKey { known_as: self.place.known_as(), key, verdict };
+                    let fault = SshFault::HostKey {
+                        known_as: self.place.known_as(),
+                        place: self.place.to_string(),
+                        key,
+                        verdict,
+                    };
                     let words = fault.to_string();
                     *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
                     Err(words.into())
@@ -436,10 +477,16 @@ impl Gate {
 
     /// Writes a key down.
     fn keep(&self, key: &HostKey) {
-        let Some(path) = &self.own_file else { return };
-        let text = remember(&read(path).unwrap_or_default(), &self.place.known_as(), key);
-        if let Err(error) = replace(path, text.as_bytes()) {
-            warn!(path = %path.display(), %error, "the host key could not be written down");
+        if let Some(path) = &self.own_file {
+            keep(path, &self.place.known_as(), key);
         }
+    }
+}
+
+/// Writes down by which key a server is known.
+fn keep(path: &Path, known_as: &str, key: &HostKey) {
+    let text = remember(&read(path).unwrap_or_default(), known_as, key);
+    if let Err(error) = replace(path, text.as_bytes()) {
+        warn!(path = %path.display(), %error, "the host key could not be written down");
     }
 }

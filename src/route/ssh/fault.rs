@@ -57,7 +57,7 @@ pub(super) enum SshFault {
     },
     /// The server's key is not what it should be, or not known.
     #[error("{}", said(known_as, key, verdict))]
-    HostKey { known_as: String, key: Box<HostKey>, verdict: Box<Verdict> },
+    HostKey { known_as: String, place: String, key: Box<HostKey>, verdict: Box<Verdict> },
     /// The key could not be pushed.
     #[error("no key could be pushed to `{instance}`")]
     Push {
@@ -198,7 +198,7 @@ impl SshFault {
                 vec![format!("port {} must be that of an SSH server", bastion.port)]
             }
             Self::Client { .. } | Self::Login(LoginError::Client(_)) | Self::Lost(_) => Vec::new(),
-            Self::HostKey { known_as, key, verdict } => host_key(known_as, key, verdict),
+            Self::HostKey { known_as, key, verdict, .. } => host_key(known_as, key, verdict),
             Self::Login(LoginError::Refused { user, .. }) => refused(bastion, user),
             Self::Login(LoginError::NoAgent { .. }) | Self::NoAgent => {
                 vec!["start one, and add a key: `eval $(ssh-agent)` and `ssh-add`".to_owned()]
@@ -230,15 +230,16 @@ fn host_key(known_as: &str, key: &HostKey, verdict: &Verdict) -> Vec<String> {
             vec!["ask whoever runs the bastion: a key that is revoked is never taken".to_owned()]
         }
         Verdict::New | Verdict::Known => vec![
-            format!(
-                "compare it with what `ssh-keygen -lf /etc/ssh/ssh_host_{}_key.pub` says on the bastion, and add `host_key={}` to \
-                 the address of the bastion",
-                if key.kind.contains("ed25519") { "ed25519" } else { "ecdsa" },
-                key.fingerprint()
-            ),
+            format!("{}, and add `host_key={}` to the address of the bastion", how_to_compare(key), key.fingerprint()),
             "`host_key=new` takes the key of a server that is not known as it comes, and keeps it".to_owned(),
         ],
     }
+}
+
+/// Says what a key is to be compared with.
+pub(super) fn how_to_compare(key: &HostKey) -> String {
+    let kind = if key.kind.contains("ed25519") { "ed25519" } else { "ecdsa" };
+    format!("compare it with what `ssh-keygen -lf /etc/ssh/ssh_host_{kind}_key.pub` says on the bastion")
 }
 
 /// What to do when nobody is let in.

@@ -1,0 +1,131 @@
+//! Questions that only a person can answer, on the terminal.
+//!
+//! Invariants: nobody is asked who is not there: not in the background, not in a job that a shell has put there, not in CI.
+//! A question holds up nothing: it is withdrawn with whoever has asked, and Ctrl-C ends the program as ever.
+
+use std::{
+    io::{self, IsTerminal},
+    os::fd::OwnedFd,
+    sync::Arc,
+};
+
+use rustix::{
+    fs::{Mode, OFlags},
+    process::getpgrp,
+    termios::tcgetpgrp,
+};
+use tokio::{io::unix::AsyncFd, sync::Mutex};
+
+use super::output::Printer;
+use crate::{
+    route::ssh::{Ask, Question},
+    settings::Environment,
+};
+
+/// Longest answer, in bytes.
+const MAX_ANSWER_LEN: usize = 256;
+
+/// Returns what asks on the terminal, if there is somebody to ask.
+pub(super) fn on_terminal(printer: &Printer) -> Option<Ask> {
+    let is_watched = io::stdin().is_terminal() && io::stderr().is_terminal();
+    if !is_watched || Environment::read().get("CI").is_some() {
+        return None;
+    }
+    // One question at a time.
+    let (printer, alone) = (printer.clone(), Arc::new(Mutex::new(())));
+    Some(Ask::new(move |question| {
+        let (printer, alone) = (printer.clone(), Arc::clone(&alone));
+        Box::pin(async move {
+            let _alone = alone.lock().await;
+            ask(&question, &printer).await.unwrap_or_else(|error| {
+                tracing::debug!(%error, "nobody can be asked");
+                false
+            })
+        })
+    }))
+}
+
+async fn ask(question: &Question, printer: &Printer) -> io::Result<bool> {
+    let terminal = Terminal::open()?;
+    let Question { known_as, place, kind, fingerprint, hint } = question;
+    let still = printer.hold_still();
+    printer.progress(&format!("the host key of `{known_as}` is not known, at {place}: it is {fingerprint} ({kind})"));
+    printer.hint(hint);
+    loop {
+        still.prompt("take it, and keep it (yes, no, or the fingerprint)? ");
+        let line = terminal.line().await?;
+        let Some(line) = line else { return Ok(false) };
+        match read(&line, fingerprint) {
+            Some(is_taken) => return Ok(is_taken),
+            None => printer.progress("please answer `yes`, `no`, or with the fingerprint"),
+        }
+    }
+}
+
+/// Reads an answer.
+fn read(line: &str, fingerprint: &str) -> Option<bool> {
+    match line.trim() {
+        answer if answer == fingerprint || answer.eq_ignore_ascii_case("yes") => Some(true),
+        // Another fingerprint than the one that is expected is another server.
+        answer if answer.eq_ignore_ascii_case("no") || answer.starts_with("SHA256:") => Some(false),
+        _ => None,
+    }
+}
+
+/// The terminal, whose input can be waited for.
+struct Terminal(AsyncFd<OwnedFd>);
+
+impl Terminal {
+    fn open() -> io::Result<Self> {
+        // Opened anew, as whoever shares stdin would have to live with reads that do not wait.
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let terminal = rustix::fs::open("/dev/tty", flags, Mode::empty())?;
+        if tcgetpgrp(&terminal)? != getpgrp() {
+            return Err(io::Error::other("the terminal is for another program"));
+        }
+        watched(terminal).map(Self)
+    }
+
+    /// Reads a line; `None`: there is nobody left to type one.
+    async fn line(&self) -> io::Result<Option<String>> {
+        let mut line = [0; MAX_ANSWER_LEN];
+        loop {
+            let mut ready = self.0.readable().await?;
+            let read = ready.try_io(|terminal| Ok(rustix::io::read(terminal.get_ref(), &mut line)?));
+            match read {
+                Ok(Ok(0)) => return Ok(None),
+                Ok(Ok(len)) => return Ok(Some(String::from_utf8(line[..len].to_vec()).unwrap_or_default())),
+                Ok(Err(error)) => return Err(error),
+                Err(_not_yet) => {}
+            }
+        }
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "it is unsound for what changes its descriptor, which this does not, and the other is unsafe"
+)]
+fn watched(terminal: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(terminal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_a_yes_and_the_fingerprint_and_nothing_like_it() {
+        for (line, expected) in [
+            ("yes\n", Some(true)),
+            (" YES \r\n", Some(true)),
+            ("SHA256:abc\n", Some(true)),
+            ("SHA256:ABC\n", Some(false)),
+            ("no\n", Some(false)),
+            ("y\n", None),
+            ("\n", None),
+        ] {
+            assert_eq!(read(line, "SHA256:abc"), expected, "{line}");
+        }
+    }
+}
