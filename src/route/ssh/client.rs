@@ -19,7 +19,7 @@ use russh::{
         ssh_key::private::{Ed25519Keypair, KeypairData},
     },
 };
-use tokio::sync::watch;
+use tokio::{io::BufReader, sync::watch};
 use tracing::debug;
 
 use super::host_keys::{HostCertificate, HostKey, Shown};
@@ -45,6 +45,10 @@ const MISSED_KEEPALIVES: usize = 3;
 
 /// Keys of an agent that are offered. Servers close a connection after six by default; `MaxAuthTries` of sshd_config(5).
 const MAX_OFFERED: usize = 5;
+
+/// Bytes that are read ahead. The library asks for the length of a message and then for the message: a small one comes with
+/// its length at once, and the rest of a large one goes where it is wanted.
+const READ_AHEAD: usize = 4 << 10;
 
 /// Longest time between two exchanges of keys.
 const REKEY_EVERY: Duration = Duration::from_secs(3600);
@@ -226,6 +230,7 @@ impl Stranger {
     ) -> Result<Self, ClientError> {
         let (ended, end) = watch::channel(None);
         let handler = Handler { judge, taken: None, wall: options.wall, ended };
+        let stream = BufReader::with_capacity(READ_AHEAD, stream);
         let handle = client::connect_stream(Arc::new(options.config()), stream, handler).await?;
         Ok(Self { handle, end })
     }
