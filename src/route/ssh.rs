@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! SshRoute ── link (one for each tunnel) ── carry (one for each local connection) ── channel
+//!                ├ congestion: when another connection is made beside the one that there is
 //!                └ dial: place, stream, host_keys, key, login ── client: the protocol
 //! ```
 //!
@@ -11,6 +12,7 @@
 mod ask;
 mod carry;
 mod client;
+mod congestion;
 mod dial;
 mod fault;
 mod host_keys;

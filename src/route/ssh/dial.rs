@@ -1,5 +1,7 @@
 //! The connection to a bastion, which all links share: found, dialled, checked, let in.
 //!
+//! There is another only while the first is about to be closed, or [congested](super::congestion).
+//!
 //! Invariants: there is one attempt at a time, and whoever waits for it takes what comes of it, so that fifty tunnels do not
 //! make fifty connections, nor push fifty keys; a key is pushed only after the server has proved to be the one that is meant.
 
@@ -23,6 +25,7 @@ use tracing::{debug, info, warn};
 use super::{
     ask::{Ask, Question},
     client::{Client, ClientError, Judge, LoginError, OpenError, Options, OwnKey, Receiving, Sending, Stranger},
+    congestion::{Congested, Congestion},
     fault::{SshFault, USERS, how_to_compare},
     host_keys::{HostKey, Known, KnownHosts, Shown, Verdict, name_of, of_console, remember},
     place::{self, Place},
@@ -102,6 +105,7 @@ struct Dialler {
     attempts: AtomicUsize,
     /// A key that a person has not taken: nobody is asked twice.
     declined: Mutex<Option<HostKey>>,
+    congested_now: Arc<Congested>,
     step: watch::Sender<String>,
 }
 
@@ -114,11 +118,13 @@ pub(super) struct Connection {
     pub(super) fingerprint: String,
     /// When another is to take new connections.
     pub(super) leave_at: Option<Duration>,
+    /// Whether another is to take new connections because of who is on this one.
+    pub(super) congestion: Arc<Congestion>,
 }
 
 impl Connection {
     fn is_usable(&self, now: Duration) -> bool {
-        self.client.is_open() && self.leave_at.is_none_or(|at| at > now)
+        self.client.is_open() && !self.congestion.is_congested() && self.leave_at.is_none_or(|at| at > now)
     }
 
     /// Has the server connect to a destination.
@@ -146,7 +152,8 @@ impl Connection {
 impl Bastion {
     pub(super) fn new(spec: SshBastion, aws: Aws, config: Config) -> Self {
         let (attempts, step) = (AtomicUsize::new(0), watch::Sender::new(String::new()));
-        let dialler = Dialler { spec, aws, config, attempts, declined: Mutex::default(), step };
+        let (declined, congested_now) = (Mutex::default(), Arc::default());
+        let dialler = Dialler { spec, aws, config, attempts, declined, congested_now, step };
         Self { dialler: Arc::new(dialler), current: Mutex::default() }
     }
 
@@ -300,7 +307,7 @@ impl Dialler {
         let client = self.log_in(stranger, &place, passed).await?;
         info!(%place, fingerprint, "connected to the bastion");
         let leave_at = place.endpoint.is_some().then(|| started.mono + self.config.leave_after);
-        Ok(Connection { client, place, fingerprint, leave_at })
+        Ok(Connection { client, place, fingerprint, leave_at, congestion: Congestion::new(&self.congested_now) })
     }
 
     fn say(&self, step: impl Into<String>) {

@@ -4,10 +4,14 @@
 //! lost the link is over, with all that it carries: SSH resumes nothing. Another link then has another connection, which all
 //! tunnels wait for together.
 //!
+//! When a connection is [congested](super::congestion), the link moves to another one: what is open stays where it is, and what comes
+//! while that is being made waits for it.
+//!
 //! Invariants: a local connection for which there is no channel comes back, but if the server could not reach the destination,
 //! or has no room; channels are closed before the link's future returns.
 
 use std::{
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -17,7 +21,7 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, info_span};
+use tracing::{Instrument, debug, info_span, warn};
 
 use super::{
     carry::carry,
@@ -32,11 +36,14 @@ use crate::{
         Command, End, Fault, Held, LinkState, Mailbox, Meter, PipeEnd, Report, Terms,
         near::{Near, Open, give_back},
     },
-    util::peer_text::PeerText,
+    util::peer_text::{PeerText, sentence},
 };
 
 /// How long a server may take to connect to the destination.
 const OPEN_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long what comes waits for another connection, when the one that there is is congested.
+const MOVE_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long channels have for being closed, once all local connections are.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -96,7 +103,7 @@ async fn connect(bastion: &Bastion, mailbox: &Mailbox) -> Result<Arc<Connection>
     let Terms { clock, up_within, .. } = mailbox.terms;
     let mut steps = bastion.steps();
     let waited = timeout(up_within, async {
-        let mut connection = std::pin::pin!(bastion.connection(clock));
+        let mut connection = pin!(bastion.connection(clock));
         loop {
             tokio::select! {
                 biased;
@@ -121,23 +128,35 @@ struct Link {
     to: Arc<Cluster>,
     untaken: Arc<Untaken>,
     connections: JoinSet<Outcome>,
+    /// What waits for another connection.
+    waiting: Vec<Held>,
     /// Cuts all connections.
     cut: CancellationToken,
 }
 
 impl Link {
     fn new(bastion: &Arc<Bastion>, connection: Arc<Connection>, to: Arc<Cluster>, mailbox: &mut Mailbox) -> Self {
-        let share = mailbox.share.hand_over();
-        let untaken = Untaken::new(mailbox.terms.clock, Arc::clone(&mailbox.meter), share);
+        let untaken = account(&connection, mailbox);
         let bastion = Arc::clone(bastion);
-        Self { bastion, connection, to, untaken, connections: JoinSet::new(), cut: CancellationToken::new() }
+        let (connections, waiting) = (JoinSet::new(), Vec::new());
+        Self { bastion, connection, to, untaken, connections, waiting, cut: CancellationToken::new() }
     }
 
     /// Serves until the link is over; returns why, or nothing if that was asked for.
     async fn serve(&mut self, mailbox: &mut Mailbox) -> Option<Arc<Fault>> {
+        loop {
+            match self.serve_on_one(mailbox).await {
+                Turn::Over(fault) => return fault,
+                Turn::MoveTo(next) => self.move_to(next, mailbox),
+            }
+        }
+    }
+
+    /// Serves until the link is over, or has another connection to move to.
+    async fn serve_on_one(&mut self, mailbox: &mut Mailbox) -> Turn {
         let stop = mailbox.stop.clone();
         let connection = Arc::clone(&self.connection);
-        let mut ended = std::pin::pin!(connection.ended());
+        let mut ended = pin!(connection.ended());
         let clock = mailbox.terms.clock;
         let leave_at = connection.leave_at;
         let leaving = async {
@@ -146,23 +165,44 @@ impl Link {
                 None => std::future::pending().await,
             }
         };
-        let mut leaving = std::pin::pin!(leaving);
-        let mut is_leaving = false;
+        let mut leaving = pin!(leaving);
+        let bastion = Arc::clone(&self.bastion);
+        let make_next = || timeout(MOVE_LIMIT, bastion.connection(clock));
+        let mut next = pin!(make_next());
+        let (mut is_leaving, mut is_moving, mut is_stuck) = (false, false, false);
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return None,
-                why = &mut ended => return Some(self.bastion.fault(SshFault::Lost(why))),
+                () = stop.cancelled() => return Turn::Over(None),
+                why = &mut ended => return Turn::Over(Some(self.bastion.fault(SshFault::Lost(why)))),
+                () = connection.congestion.congested(), if !is_moving && !is_stuck => {
+                    warn!("a program reads more slowly than its connection brings: new connections get another one");
+                    next.set(make_next());
+                    is_moving = true;
+                }
+                made = &mut next, if is_moving => match made {
+                    Ok(Ok(next)) => return Turn::MoveTo(next),
+                    failed => {
+                        let why = match failed {
+                            Ok(Err(fault)) => sentence(&*fault),
+                            Ok(Ok(_)) | Err(_) => format!("no answer within {} s", MOVE_LIMIT.as_secs()),
+                        };
+                        warn!(why, "cannot make another connection: new ones share the one that there is");
+                        (is_moving, is_stuck) = (false, true);
+                        self.take_waiting(mailbox);
+                    }
+                },
                 command = mailbox.commands.recv() => match command {
+                    Some(Command::Connect(held)) if is_moving => self.waiting.push(held),
                     Some(Command::Connect(held)) => self.take(held, mailbox),
-                    Some(Command::Abandon(fault)) => return Some(fault),
-                    None => return None,
+                    Some(Command::Abandon(fault)) => return Turn::Over(Some(fault)),
+                    None => return Turn::Over(None),
                 },
                 Some(outcome) = self.connections.join_next() => match outcome {
                     Ok(Outcome::Ended) => {}
                     Ok(Outcome::NotOpened(held, error)) => {
                         if let Some(fault) = self.not_opened(held, error, mailbox) {
-                            return Some(fault);
+                            return Turn::Over(Some(fault));
                         }
                     }
                     Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -172,6 +212,20 @@ impl Link {
                     mailbox.reports.send(Report::Leaving);
                 }
             }
+        }
+    }
+
+    /// Lets another connection take what comes from now on, and what waits for it.
+    fn move_to(&mut self, next: Arc<Connection>, mailbox: &mut Mailbox) {
+        self.untaken.leave();
+        self.untaken = account(&next, mailbox);
+        self.connection = next;
+        self.take_waiting(mailbox);
+    }
+
+    fn take_waiting(&mut self, mailbox: &Mailbox) {
+        for held in std::mem::take(&mut self.waiting) {
+            self.take(held, mailbox);
         }
     }
 
@@ -220,8 +274,12 @@ impl Link {
     /// was asked for it has some time to end by itself.
     async fn end(mut self, mailbox: &Mailbox, is_stopped: bool) {
         let reports = mailbox.reports.clone();
+        for held in std::mem::take(&mut self.waiting) {
+            mailbox.meter.taken.fetch_add(u64::from(held.io.is_counted()), Ordering::Relaxed);
+            give_back(&reports, held);
+        }
         let mut connections = std::mem::take(&mut self.connections);
-        let mut ends = std::pin::pin!(async {
+        let mut ends = pin!(async {
             while let Some(ended) = connections.join_next().await {
                 match ended {
                     Ok(Outcome::Ended) => {}
@@ -241,6 +299,20 @@ impl Link {
     }
 }
 
+/// What became of serving on one connection.
+enum Turn {
+    /// The link is over, see [`Link::serve`].
+    Over(Option<Arc<Fault>>),
+    /// It is congested, and there is another.
+    MoveTo(Arc<Connection>),
+}
+
+/// Opens the link's account for a connection.
+fn account(connection: &Connection, mailbox: &mut Mailbox) -> Arc<Untaken> {
+    let share = mailbox.share.hand_over();
+    Untaken::new(mailbox.terms.clock, Arc::clone(&mailbox.meter), share, Arc::clone(&connection.congestion))
+}
+
 /// Opens a channel for a local connection, and carries it.
 async fn serve_one(
     connection: Arc<Connection>,
@@ -254,7 +326,7 @@ async fn serve_one(
     let is_counted = held.io.is_counted();
     let _open = Open::count(&meter, is_counted);
     let left = held.deadline.saturating_sub(terms.clock.now().mono).min(OPEN_LIMIT);
-    let mut opening = std::pin::pin!(connection.open(&to.endpoint));
+    let mut opening = pin!(connection.open(&to.endpoint));
     let opened = tokio::select! {
         biased;
         opened = &mut opening => opened,

@@ -78,6 +78,20 @@ pub(super) async fn flood(tasks: &mut JoinSet<()>) -> u16 {
     .await
 }
 
+/// A server that writes without end on a connection that begins with `f`, and gives back what it gets on any other.
+pub(super) async fn flood_or_echo(tasks: &mut JoinSet<()>) -> u16 {
+    serve(tasks, |mut stream| async move {
+        let mut first = [0];
+        let is_flood = stream.peek(&mut first).await.is_ok() && first == *b"f";
+        let (mut read, mut write) = stream.split();
+        let _copied = match is_flood {
+            true => tokio::io::copy(&mut tokio::io::repeat(7), &mut write).await,
+            false => tokio::io::copy(&mut read, &mut write).await,
+        };
+    })
+    .await
+}
+
 /// Serves each connection; returns the port.
 async fn serve<F: Future<Output = ()> + Send + 'static>(
     tasks: &mut JoinSet<()>,

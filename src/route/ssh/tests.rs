@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    testing::{echo, flood, sshd},
+    testing::{echo, sshd},
     *,
 };
 use crate::{
@@ -33,6 +33,8 @@ use crate::{
     tunnel::{Admission, Common, Config as Settings, Listeners, Readiness, State, Tunnel, TunnelStatus},
     util::peer_text::sentence,
 };
+
+mod pace;
 
 const ID: &str = "i-0dc03fbcae2a87472";
 
@@ -131,6 +133,10 @@ impl World {
     }
 
     fn tunnel_of(&self, servers: &Servers, bastion: &str, port: u16) -> Running {
+        self.tunnel_with(servers, bastion, port, Settings::default())
+    }
+
+    fn tunnel_with(&self, servers: &Servers, bastion: &str, port: u16, settings: Settings) -> Running {
         let Ok(Way::Ssh(spec)) = bastion.parse() else { panic!("{bastion}") };
         let cluster = Cluster {
             name: "demo".into(),
@@ -144,7 +150,7 @@ impl World {
         };
         let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listeners.port()));
-        let config = Settings { readiness: Readiness::Established, seed: Some(1), ..Settings::default() };
+        let config = Settings { readiness: Readiness::Established, seed: Some(1), ..settings };
         let tunnel = Tunnel::new(cluster, vec![servers.route(&spec)], listeners, config, Common::new(Clock::start()));
         let (status, stop) = (tunnel.status(), CancellationToken::new());
         let mut tasks = JoinSet::new();
@@ -222,31 +228,6 @@ async fn both_ends_arrive_and_a_reset_is_none_of_the_others() {
     assert!(back == data);
     tunnel.echoes().await;
     tunnel.stop().await;
-    world.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_reads_is_reset_and_the_others_go_on() {
-    let Some(mut world) = World::start(|_| ()).await else { return };
-    let flood = flood(&mut world.tasks).await;
-    let servers = world.servers().await;
-    let bastion = world.address("?host_key=new");
-    let mut stalled = world.tunnel_of(&servers, &bastion, flood);
-    let mut other = world.tunnel_of(&servers, &bastion, world.echo);
-    stalled.active().await;
-    other.active().await;
-    let _unread = stalled.connect().await;
-    let mut stream = other.connect().await;
-    stalled.until(|status| status.open_connections == 1).await;
-    in_time(async {
-        while stalled.status.borrow().open_connections == 1 {
-            echoes(&mut stream).await;
-        }
-    })
-    .await;
-    echoes(&mut stream).await;
-    stalled.stop().await;
-    other.stop().await;
     world.end().await;
 }
 

@@ -4,7 +4,7 @@
 //! stops all others of the connection, those of other clusters too. So every channel is read at once, into memory, and the
 //! tunnel's [budget](crate::route::budget) bounds that. When it is spent, a program that has taken nothing for a while is
 //! taken for dead and reset, the one that holds most first. If all take something, however slowly, they hold the connection
-//! back, as there is nothing else to be done.
+//! back, as there is nothing else to be done; then it is [congested](super::congestion), and what comes later has another one.
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +16,7 @@ use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::congestion::Congestion;
 use crate::{
     clock::Clock,
     route::{Meter, Share},
@@ -24,14 +25,19 @@ use crate::{
 /// How long a program may take nothing of what there is for it once the budget is spent.
 const STALLED: Duration = Duration::from_secs(2);
 
+/// How long there is too little room until the connection counts as congested. A program that does something else for a moment
+/// costs no login.
+const CONGESTED_AFTER: Duration = Duration::from_millis(250);
+
 /// How long somebody waits for room before it looks again: what other links give back of the budget wakes nobody.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// The account of a link.
+/// The account of a link, for one connection.
 #[derive(Debug)]
 pub(super) struct Untaken {
     clock: Clock,
     meter: Arc<Meter>,
+    congestion: Arc<Congestion>,
     inner: Mutex<Inner>,
     room: Notify,
 }
@@ -41,6 +47,20 @@ struct Inner {
     share: Share,
     holders: BTreeMap<u64, Holder>,
     next: u64,
+    /// Since when there has been too little room, and how much was held then.
+    short_since: Option<(Duration, usize)>,
+    /// Whether new connections still get their accounts here.
+    is_left: bool,
+}
+
+impl Inner {
+    fn give_back(&mut self, len: usize) {
+        self.share.give_back(len);
+        // A slow program makes room all the time, and never enough.
+        if self.short_since.is_some_and(|(_, held)| self.share.held() < held / 2) {
+            self.short_since = None;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -52,9 +72,9 @@ struct Holder {
 }
 
 impl Untaken {
-    pub(super) fn new(clock: Clock, meter: Arc<Meter>, share: Share) -> Arc<Self> {
-        let inner = Mutex::new(Inner { share, holders: BTreeMap::new(), next: 0 });
-        Arc::new(Self { clock, meter, inner, room: Notify::new() })
+    pub(super) fn new(clock: Clock, meter: Arc<Meter>, share: Share, congestion: Arc<Congestion>) -> Arc<Self> {
+        let inner = Inner { share, holders: BTreeMap::new(), next: 0, short_since: None, is_left: false };
+        Arc::new(Self { clock, meter, congestion, inner: Mutex::new(inner), room: Notify::new() })
     }
 
     /// Opens the account of a connection, which `cut` ends.
@@ -71,9 +91,29 @@ impl Untaken {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes note that the link has new connections elsewhere, which nothing here holds back.
+    pub(super) fn leave(&self) {
+        let mut inner = self.lock();
+        inner.is_left = true;
+        self.meter.held_back.store(false, Ordering::Relaxed);
+    }
+
     fn show(&self, inner: &Inner) {
-        self.meter.held.store(inner.share.held(), Ordering::Relaxed);
-        self.meter.held_back.store(!inner.share.has_room(), Ordering::Relaxed);
+        if !inner.is_left {
+            self.meter.held_back.store(!inner.share.has_room(), Ordering::Relaxed);
+        }
+    }
+
+    /// Takes note that there is no room, and of what follows from that.
+    fn note_short(&self) {
+        let now = self.clock.now().mono;
+        let mut inner = self.lock();
+        let held = inner.share.held();
+        let (since, _) = *inner.short_since.get_or_insert((now, held));
+        drop(inner);
+        if since + CONGESTED_AFTER <= now {
+            self.congestion.set();
+        }
     }
 
     /// Resets the program that holds most of those that take nothing.
@@ -111,6 +151,7 @@ impl Seat {
     /// Can be dropped at any time.
     pub(super) async fn room(&self) {
         while !self.has_room() {
+            self.of.note_short();
             self.of.drop_stalled();
             let _woken = timeout(LOOK_AGAIN, self.of.room.notified()).await;
         }
@@ -121,6 +162,7 @@ impl Seat {
         let now = self.of.clock.now().mono;
         let mut inner = self.of.lock();
         inner.share.take(len);
+        self.of.meter.held.fetch_add(len, Ordering::Relaxed);
         if let Some(holder) = inner.holders.get_mut(&self.id) {
             if holder.held == 0 {
                 holder.moved_at = now;
@@ -134,7 +176,8 @@ impl Seat {
     pub(super) fn give_back(&self, len: usize) {
         let now = self.of.clock.now().mono;
         let mut inner = self.of.lock();
-        inner.share.give_back(len);
+        inner.give_back(len);
+        self.of.meter.held.fetch_sub(len, Ordering::Relaxed);
         if let Some(holder) = inner.holders.get_mut(&self.id) {
             holder.held -= len;
             holder.moved_at = now;
@@ -149,7 +192,8 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut inner = self.of.lock();
         if let Some(holder) = inner.holders.remove(&self.id) {
-            inner.share.give_back(holder.held);
+            inner.give_back(holder.held);
+            self.of.meter.held.fetch_sub(holder.held, Ordering::Relaxed);
         }
         self.of.show(&inner);
         drop(inner);
@@ -163,7 +207,8 @@ mod tests {
     use crate::route::Budget;
 
     fn untaken(bytes: usize) -> Arc<Untaken> {
-        Untaken::new(Clock::start(), Arc::default(), Share::new(Budget::new(bytes, 1)))
+        let congestion = Congestion::new(&Arc::default());
+        Untaken::new(Clock::start(), Arc::default(), Share::new(Budget::new(bytes, 1)), congestion)
     }
 
     #[tokio::test(start_paused = true)]
@@ -181,6 +226,7 @@ mod tests {
             slow_seat.take(10);
         }
         assert!(dead.is_cancelled() && !slow.is_cancelled());
+        assert!(untaken.congestion.is_congested());
         drop(dead_seat);
         slow_seat.room().await;
         assert_eq!(untaken.meter.held.load(Ordering::Relaxed), 700);
@@ -198,5 +244,35 @@ mod tests {
         assert!(!cut.is_cancelled());
         let _waited = timeout(STALLED, seat.room()).await;
         assert!(cut.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_pauses_for_a_moment_congests_nothing() {
+        let untaken = untaken(1000);
+        let seat = untaken.seat(CancellationToken::new());
+        for _ in 0..20 {
+            seat.take(1000);
+            let _waited = timeout(CONGESTED_AFTER / 2, seat.room()).await;
+            seat.give_back(1000);
+        }
+        assert!(!untaken.congestion.is_congested());
+        assert_eq!(untaken.meter.held.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_accounts_of_a_link_add_up_and_one_that_is_left_holds_nothing_back() {
+        let (old, budget) = (untaken(1000), Budget::new(1000, 1));
+        let congestion = Congestion::new(&Arc::default());
+        let new = Untaken::new(old.clock, Arc::clone(&old.meter), Share::new(budget), congestion);
+        let (slow, quick) = (old.seat(CancellationToken::new()), new.seat(CancellationToken::new()));
+        slow.take(1000);
+        assert!(old.meter.held_back.load(Ordering::Relaxed));
+        old.leave();
+        quick.take(10);
+        slow.take(10);
+        assert_eq!(old.meter.held.load(Ordering::Relaxed), 1020);
+        assert!(!old.meter.held_back.load(Ordering::Relaxed));
+        drop((slow, quick));
+        assert_eq!(old.meter.held.load(Ordering::Relaxed), 0);
     }
 }

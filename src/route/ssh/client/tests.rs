@@ -25,6 +25,7 @@ use crate::{
         near::Near,
         ssh::{
             carry::carry,
+            congestion::Congestion,
             testing::{Takes, client, echo, flood, sshd, stream},
             untaken::Untaken,
         },
@@ -44,7 +45,12 @@ struct World {
 impl World {
     fn new(client: Client, budget: usize) -> Self {
         let (clock, meter) = (Clock::start(), Arc::<Meter>::default());
-        let untaken = Untaken::new(clock, Arc::clone(&meter), Share::new(Budget::new(budget, 1)));
+        let untaken = Untaken::new(
+            clock,
+            Arc::clone(&meter),
+            Share::new(Budget::new(budget, 1)),
+            Congestion::new(&Arc::default()),
+        );
         Self { client, untaken, meter, clock, tasks: JoinSet::new() }
     }
 
