@@ -148,12 +148,19 @@ pub(crate) struct Hello {
     pub(crate) address: SocketAddr,
 }
 
-/// Serves exchanges on every connection; those that speak TLS go on to the API server.
+/// Serves exchanges on every connection; those that speak TLS go on to the API server. Listens at `at`, if it is given.
 ///
 /// # Errors
-/// If no port can be bound.
-pub(crate) async fn run(api_server: SocketAddr, ready: impl FnOnce(Hello) -> io::Result<()>) -> io::Result<()> {
-    let (listener, address) = bind().await?;
+/// If the port cannot be bound.
+pub(crate) async fn run(
+    api_server: SocketAddr,
+    at: Option<SocketAddr>,
+    ready: impl FnOnce(Hello) -> io::Result<()>,
+) -> io::Result<()> {
+    let (listener, address) = match at {
+        Some(at) => (TcpListener::bind(at).await?, at),
+        None => bind().await?,
+    };
     ready(Hello { address })?;
     accept(listener, move |stream| serve(stream, api_server)).await;
     Ok(())

@@ -1,8 +1,17 @@
 //! The emulated AWS in a process of its own, with a relay to the destination, which is behind its first cluster.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use autoheal_pa::emulator::{AgentConfig, Config, Emulator, Link, Place, Settings};
+use autoheal_pa::emulator::{
+    AgentConfig, BastionConfig, ClusterConfig, Config, Emulator, Link, Place, Settings, SshServerConfig, Sshd,
+    SshdConfig,
+};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
@@ -37,12 +46,15 @@ pub(crate) struct World {
     /// Fraction of the messages that are lost, each way
     #[arg(long, default_value_t = 0.0)]
     pub(crate) loss: f64,
+    /// OpenSSH's server, by which the first cluster is reached then
+    #[arg(long)]
+    pub(crate) sshd: Option<PathBuf>,
 }
 
 /// On this machine, with agents that do not pause.
 impl Default for World {
     fn default() -> Self {
-        Self { clusters: 1, paced: false, short_queues: false, delay_ms: 0, loss: 0.0 }
+        Self { clusters: 1, paced: false, short_queues: false, delay_ms: 0, loss: 0.0, sshd: None }
     }
 }
 
@@ -61,6 +73,7 @@ impl World {
         ];
         args.extend(self.paced.then(|| "--paced".to_owned()));
         args.extend(self.short_queues.then(|| "--short-queues".to_owned()));
+        args.extend(self.sshd.iter().map(|program| format!("--sshd={}", program.display())));
         args
     }
 
@@ -96,6 +109,39 @@ pub(crate) struct Hello {
     pub(crate) destination: SocketAddr,
     /// A relay to it, with the delay of the messages.
     pub(crate) relay: SocketAddr,
+    /// How the SSH server is reached, if there is one.
+    pub(crate) ssh: Option<SshHello>,
+}
+
+/// How an SSH server is reached.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SshHello {
+    /// What the program calls it.
+    pub(crate) bastion: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) user: String,
+    /// The key of OpenSSH's client, which is let in.
+    pub(crate) identity: PathBuf,
+    pub(crate) known_hosts: PathBuf,
+}
+
+/// The instance that has the SSH server.
+const SSH_BASTION: &str = "i-0dc03fbcae2a87472";
+
+/// Starts an SSH server that lets in a key of its own besides those that are pushed, with its files in a folder.
+fn start_sshd(program: &Path, folder: &Path) -> Result<(Sshd, SshHello), BoxError> {
+    let sshd = Sshd::start(program, SshdConfig::default())?;
+    let (identity, known_hosts) = (folder.join("identity"), folder.join("known_hosts"));
+    let made =
+        Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(&identity).status()?;
+    if !made.success() {
+        return Err("ssh-keygen has failed".into());
+    }
+    sshd.admit(&std::fs::read_to_string(identity.with_extension("pub"))?)?;
+    let (address, user) = (sshd.address(), sshd.user().to_owned());
+    std::fs::write(&known_hosts, format!("[{}]:{} {}\n", address.ip(), address.port(), sshd.host_key()?))?;
+    let bastion = format!("ssh://{user}@{SSH_BASTION}:{}?host_key=new", address.port());
+    Ok((sshd, SshHello { bastion, address, user, identity, known_hosts }))
 }
 
 /// Serves until it is dropped.
@@ -103,13 +149,32 @@ pub(crate) struct Hello {
 /// # Errors
 /// If a port cannot be bound, or the emulator does not start.
 pub(crate) async fn run(world: World, ready: impl FnOnce(Hello) -> io::Result<()>) -> Result<(), BoxError> {
-    let emulator = Emulator::start(world.config()).await?;
+    let mut config = world.config();
+    let (mut server, mut front) = (None, None);
+    if let Some(program) = &world.sshd {
+        let folder = std::env::home_dir().ok_or("there is no home")?;
+        let (sshd, hello) = start_sshd(program, &folder)?;
+        let mut bastion = BastionConfig::new(SSH_BASTION);
+        bastion.public_address = Some(sshd.address().ip().to_string());
+        bastion.ssh = Some(SshServerConfig::new(sshd.address(), sshd.user(), sshd.keys_of(sshd.user())));
+        config.bastions = vec![bastion];
+        // Free again at once, for the destination.
+        let (_, address) = bind().await?;
+        front = Some(address);
+        if let Some(first) = config.clusters.first_mut() {
+            *first = ClusterConfig { local: true, front, ..first.clone() };
+        }
+        server = Some((sshd, hello));
+    }
+    let emulator = Emulator::start(config).await?;
     let first = emulator.api_servers().into_iter().next().ok_or("there is no cluster")?;
     let Place::Socket(api_server) = first.place else { return Err("the API server is not at a socket".into()) };
     // It ends with this process.
-    let destination = start_destination(api_server).await?;
+    let destination = start_destination(api_server, front).await?;
     let destination::Hello { address } = destination.hello;
-    emulator.route(format!("{}:443", first.host), address);
+    if front.is_none() {
+        emulator.route(format!("{}:443", first.host), address);
+    }
     let (relay_listener, relay_address) = bind().await?;
     let delay = world.delay();
     ready(Hello {
@@ -117,6 +182,7 @@ pub(crate) async fn run(world: World, ready: impl FnOnce(Hello) -> io::Result<()
         cluster: first.cluster,
         destination: address,
         relay: relay_address,
+        ssh: server.as_ref().map(|(_, hello)| hello.clone()),
     })?;
     accept(relay_listener, move |stream| relay(stream, address, delay)).await;
     Ok(())

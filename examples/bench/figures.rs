@@ -2,6 +2,7 @@
 
 mod latency;
 mod resources;
+mod ssh;
 mod stage;
 mod start;
 mod throughput;
@@ -39,6 +40,8 @@ pub(crate) enum Group {
     Start,
     /// A token for kubectl
     Token,
+    /// The way through an SSH server, beside OpenSSH's client
+    Ssh,
     /// What the distance matters for, at 80 ms round trip and 0.1 % loss
     Far,
     /// Slow lines with a buffer before them, on virtual time
@@ -64,6 +67,10 @@ pub(crate) struct Plan {
     pub(crate) started_clusters: [usize; 3],
     /// How long a process is left alone before its memory counts.
     pub(crate) settle: Duration,
+    /// How many connections there are at once where there are many.
+    pub(crate) many: usize,
+    /// How long a program that reads slowly is left alone, and how long requests beside it are measured.
+    pub(crate) beside_slow: Duration,
 }
 
 /// How far away the agents are, and how much is measured over that way where nothing else slows it down.
@@ -128,6 +135,8 @@ impl Plan {
             idle_tunnels: [1, 10, 100],
             started_clusters: [1, 10, 50],
             settle: Duration::from_secs(2),
+            many: 300,
+            beside_slow: Duration::from_secs(3),
         }
     }
 
@@ -150,6 +159,8 @@ impl Plan {
             idle_tunnels: [1, 2, 3],
             started_clusters: [1, 2, 3],
             settle: Duration::ZERO,
+            many: 3,
+            beside_slow: Duration::from_millis(20),
         }
     }
 }
@@ -181,6 +192,7 @@ pub(crate) async fn measure(plan: &Plan, only: &[Group]) -> Result<Vec<Figure>, 
             }
             Group::Start => start::ready(&workshop, plan, &plan.near).await?,
             Group::Token => start::token(&workshop, plan, &plan.near).await?,
+            Group::Ssh => ssh::measure(&workshop, plan).await?,
             // It is a table of its own, see `line`.
             Group::Line => Vec::new(),
             Group::Far => [

@@ -84,6 +84,11 @@ where
     Ok((streams, clock.now().mono.as_secs_f64()))
 }
 
+/// Opens one connection to its end, with an exchange.
+pub(crate) async fn open_one(address: SocketAddr, first: Exchange) -> io::Result<TcpStream> {
+    exchange(connect(address).await?, first).await
+}
+
 /// Moves `total` bytes through so many connections that are open already. Returns bytes a second.
 pub(crate) async fn transfer(
     address: SocketAddr,
@@ -114,6 +119,22 @@ pub(crate) async fn requests(address: SocketAddr, count: usize, pause: Duration)
     }
     close(vec![stream]).await?;
     Ok(times)
+}
+
+/// Sends requests on a connection, one after the other, for so long; the last one is waited for. Returns the connection, and how
+/// long each took, in seconds.
+pub(crate) async fn requests_for(mut stream: TcpStream, duration: Duration) -> Result<(TcpStream, Vec<f64>), BoxError> {
+    let mut times = Vec::new();
+    let clock = Clock::start();
+    loop {
+        let before = clock.now().mono;
+        stream = within("a request", exchange(stream, REQUEST)).await?;
+        let after = clock.now().mono;
+        times.push((after - before).as_secs_f64());
+        if after >= duration {
+            return Ok((stream, times));
+        }
+    }
 }
 
 /// Connects so many times, one after the other, each time up to the first byte of an answer. Returns how long each
@@ -183,5 +204,42 @@ impl Bulk {
         let mut task = JoinSet::new();
         task.spawn(async move { take(&mut stream, u64::MAX).await });
         Ok(Self { _task: task })
+    }
+}
+
+/// Bytes that a slow program reads at once.
+const SLOW_BLOCK: u64 = 16 << 10;
+
+/// A download whose program reads so many bytes a second, or stops to read at all, until it is dropped.
+pub(crate) struct Slow {
+    task: JoinSet<io::Result<()>>,
+}
+
+impl Slow {
+    /// Starts it. Without a pace it reads no more than the first bytes.
+    pub(crate) async fn start(address: SocketAddr, pace: Option<u64>) -> Result<Self, BoxError> {
+        let endless = Exchange { there: 0, back: u64::MAX };
+        let first = async {
+            let mut stream = connect(address).await?;
+            endless.send(&mut stream).await?;
+            take(&mut stream, SLOW_BLOCK).await?;
+            Ok::<_, io::Error>(stream)
+        };
+        let mut stream = within("the first bytes of a download", first).await?;
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let Some(pace) = pace else { return std::future::pending().await };
+            let pause = Duration::from_secs_f64(SLOW_BLOCK as f64 / pace as f64);
+            loop {
+                take(&mut stream, SLOW_BLOCK).await?;
+                sleep(pause).await;
+            }
+        });
+        Ok(Self { task })
+    }
+
+    /// Whether it has been cut off, as far as it can tell.
+    pub(crate) fn is_cut(&mut self) -> bool {
+        self.task.try_join_next().is_some()
     }
 }

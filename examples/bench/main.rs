@@ -22,6 +22,7 @@ mod lab;
 mod line;
 mod load;
 mod measure;
+mod openssh;
 mod processes;
 mod report;
 
@@ -71,7 +72,7 @@ enum Role {
     Emulator(emulator::World),
     /// The destination
     #[command(hide = true)]
-    Destination { api_server: SocketAddr },
+    Destination { api_server: SocketAddr, at: Option<SocketAddr> },
     /// The far half of the bare WebSocket
     #[command(hide = true)]
     BareServer { destination: SocketAddr, delay_ms: u64 },
@@ -108,7 +109,7 @@ async fn play(role: Role) -> Result<(), BoxError> {
     let role = async {
         match role {
             Role::Emulator(world) => emulator::run(world, |hello| say(&hello)).await?,
-            Role::Destination { api_server } => destination::run(api_server, |hello| say(&hello)).await?,
+            Role::Destination { api_server, at } => destination::run(api_server, at, |hello| say(&hello)).await?,
             Role::BareServer { destination, delay_ms } => {
                 bare::serve(destination, Duration::from_millis(delay_ms), |hello| say(&hello)).await?;
             }

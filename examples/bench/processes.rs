@@ -64,7 +64,13 @@ impl Workshop {
     pub(crate) async fn emulator(&self, world: &World) -> Result<Role<emulator::Hello>, BoxError> {
         let mut args = vec!["emulator".to_owned()];
         args.extend(world.to_args());
-        self.role(&args).await
+        if world.sshd.is_none() {
+            return self.role(&args).await;
+        }
+        // A server that is somebody else's has to come to its files, which it does not in a folder of ours.
+        let mut command = command(&self.this, &self.home()?);
+        command.env_remove("TMPDIR");
+        start_command(command, &args).await
     }
 
     /// Starts both halves of the bare WebSocket; returns the server and the client.
@@ -119,12 +125,12 @@ impl Workshop {
         }
         let address = address_in(&std::fs::read_to_string(home.join(".kube/autoheal-pa.yaml"))?, &aws.cluster);
         let address = address.ok_or_else(|| format!("the kubeconfig does not name `{}`", aws.cluster))?;
-        Ok(Up { child, home, address, ready_after })
+        Ok(Up { child, home, log, address, ready_after })
     }
 }
 
 /// A program that gets no variables but those of its home.
-fn command(program: &Path, home: &Path) -> Command {
+pub(crate) fn command(program: &Path, home: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("HOME", home).env("XDG_RUNTIME_DIR", home).env("TMPDIR", home).kill_on_drop(true);
     command
@@ -132,7 +138,10 @@ fn command(program: &Path, home: &Path) -> Command {
 
 /// Starts this program in another role, and waits until it says that it is there.
 async fn start<T: DeserializeOwned>(this: &Path, home: &Path, args: &[String]) -> Result<Role<T>, BoxError> {
-    let mut command = command(this, home);
+    start_command(command(this, home), args).await
+}
+
+async fn start_command<T: DeserializeOwned>(mut command: Command, args: &[String]) -> Result<Role<T>, BoxError> {
     let mut child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     let mut stdout = BufReader::new(child.stdout.take().ok_or("there is no pipe")?);
@@ -142,8 +151,13 @@ async fn start<T: DeserializeOwned>(this: &Path, home: &Path, args: &[String]) -
 }
 
 /// Starts the destination, which hands connections that speak TLS on to the API server.
-pub(crate) async fn start_destination(api_server: SocketAddr) -> Result<Role<destination::Hello>, BoxError> {
-    let args = ["destination".to_owned(), api_server.to_string()];
+pub(crate) async fn start_destination(
+    api_server: SocketAddr,
+    at: Option<SocketAddr>,
+) -> Result<Role<destination::Hello>, BoxError> {
+    let args: Vec<_> = std::iter::once("destination".to_owned())
+        .chain([api_server].into_iter().chain(at).map(|a| a.to_string()))
+        .collect();
     start(&std::env::current_exe()?, &std::env::temp_dir(), &args).await
 }
 
@@ -174,7 +188,7 @@ impl<T> Role<T> {
     }
 }
 
-fn usage(child: &Child) -> Result<Usage, BoxError> {
+pub(crate) fn usage(child: &Child) -> Result<Usage, BoxError> {
     Ok(Usage::of(child.id().ok_or("the process has ended")?)?)
 }
 
@@ -183,6 +197,8 @@ pub(crate) struct Up {
     child: Child,
     /// Its home, by which other commands find it.
     pub(crate) home: PathBuf,
+    /// The file of its stderr.
+    pub(crate) log: PathBuf,
     /// Where the tunnel of the first cluster listens.
     pub(crate) address: SocketAddr,
     /// From the start of the process to the line that says that the tunnels are ready.

@@ -133,7 +133,7 @@ enum Goal {
 }
 
 /// Names of figures, and what they should be.
-const TARGETS: [(&str, Goal); 9] = [
+const TARGETS: [(&str, Goal); 18] = [
     ("download, 1 connection", Goal::AtLeast(0.7)),
     ("upload, 1 connection", Goal::AtLeast(0.7)),
     ("request, p50", Goal::Within(1.3)),
@@ -143,6 +143,15 @@ const TARGETS: [(&str, Goal); 9] = [
     ("download, paced, 8 connections, 4 sessions", Goal::AtLeast(3.6)),
     ("memory, 10 idle tunnels", Goal::Under(24.0 * 1_048_576.0)),
     ("ready, 50 clusters", Goal::Within(4.0)),
+    ("ssh, download, 1 connection", Goal::AtLeast(0.9)),
+    ("ssh, upload, 1 connection", Goal::AtLeast(0.9)),
+    ("ssh, download, 8 connections", Goal::AtLeast(1.0)),
+    ("ssh, upload, 8 connections", Goal::AtLeast(1.0)),
+    ("ssh, request, p50", Goal::Within(1.1)),
+    ("ssh, processor, download", Goal::Within(1.2)),
+    ("ssh, processor, upload", Goal::Within(1.2)),
+    ("ssh, request beside a program that has stopped to read, p99", Goal::Within(1.5)),
+    ("ssh, connect and first byte beside a program that reads 1 MiB/s, p99", Goal::Within(1.5)),
 ];
 
 /// The table of targets, as far as their figures were measured.

@@ -158,6 +158,8 @@ pub struct ClusterConfig {
     pub ipv6: bool,
     /// Whether its endpoint is where its API server is, so that everybody on this machine reaches it.
     pub local: bool,
+    /// What stands before the API server of a local one and is its endpoint then.
+    pub front: Option<SocketAddr>,
     /// Whether the roles of the account have an access entry; without it the API server answers 401.
     pub access_entry: bool,
     /// Id of its VPC; empty: EKS does not say.
@@ -184,6 +186,7 @@ impl ClusterConfig {
             outpost: false,
             ipv6: false,
             local: false,
+            front: None,
             access_entry: true,
             vpc: DEFAULT_VPC.to_owned(),
             security_group: None,

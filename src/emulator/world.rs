@@ -61,7 +61,9 @@ impl Cluster {
     /// The endpoint's URL.
     pub(super) fn endpoint(&self) -> String {
         match &self.place {
-            Place::Socket(address) if self.config.local => format!("https://{address}"),
+            Place::Socket(address) if self.config.local => {
+                format!("https://{}", self.config.front.as_ref().unwrap_or(address))
+            }
             Place::Socket(_) | Place::Memory(_) => format!("https://{}", self.endpoint_host()),
         }
     }

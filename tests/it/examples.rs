@@ -181,7 +181,8 @@ async fn bench_measures_every_figure_and_leaves_nothing_behind() {
     let text = ended.assert_success();
     // What was measured differs each time; which figures there are, with what they are compared, does not.
     let mut steady = String::new();
-    for line in text.lines() {
+    // The SSH way has a test of its own, as OpenSSH is not everywhere.
+    for line in text.lines().filter(|line| !line.contains("ssh")) {
         let columns = line.split("  ").map(str::trim).filter(|column| !column.is_empty());
         let columns = columns.map(|column| match column.split_once(' ').map_or(column, |(number, _)| number) {
             number if number.parse::<f64>().is_ok() => "[NUMBER]",
@@ -192,6 +193,27 @@ async fn bench_measures_every_figure_and_leaves_nothing_behind() {
         steady.push('\n');
     }
     insta::assert_snapshot!(steady);
+    no_process_is_at_home_in(lab.home.path()).await;
+    assert_eq!(std::fs::read_dir(lab.home.path()).unwrap().count(), 0, "its folder is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bench_measures_the_ssh_way_or_says_what_is_missing() {
+    let lab = Lab::start(Config::default()).await;
+    let mut bench = lab.bare_command(example("bench"));
+    bench.env("TMPDIR", lab.home.path()).env("PATH", path_variable()).args(["--quick", "--only", "ssh"]);
+    let ended = within("the figures", Running::start(&mut bench).ended()).await;
+    let text = ended.assert_success();
+    if ended.stderr.contains("the SSH way is not measured") {
+        return;
+    }
+    let agreed = |who: &str| ended.stderr.lines().find_map(|line| line.strip_prefix(who)?.rsplit(", ").next()).unwrap();
+    assert_eq!(agreed("autoheal-pa: "), agreed("ssh -L: "), "the same cipher: {}", ended.stderr);
+    for name in
+        ["ssh, download, 8 connections", "ssh, request, p50", "ssh, processor, upload", "ssh, requests, 3 connections"]
+    {
+        assert!(text.lines().any(|line| line.starts_with(name) && line.contains("ssh -L")), "{name}: {text}");
+    }
     no_process_is_at_home_in(lab.home.path()).await;
     assert_eq!(std::fs::read_dir(lab.home.path()).unwrap().count(), 0, "its folder is gone");
 }

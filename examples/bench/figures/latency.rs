@@ -25,7 +25,7 @@ const UNLIMITED: &str = "--no-rate-limit";
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// What of many times counts.
-const PERCENTILES: [(&str, f64); 2] = [("p50", 0.5), ("p99", 0.99)];
+pub(super) const PERCENTILES: [(&str, f64); 2] = [("p50", 0.5), ("p99", 0.99)];
 
 /// How often two settings take turns in one run.
 const TURNS: usize = 4;
@@ -146,7 +146,7 @@ pub(crate) async fn rate(workshop: &Workshop, plan: &Plan, way: &Way) -> Result<
 }
 
 /// Adds a run to the figure of each percentile.
-fn push(figures: &mut [Figure; 2], times: &[f64], references: &[Vec<f64>]) {
+pub(super) fn push(figures: &mut [Figure; 2], times: &[f64], references: &[Vec<f64>]) {
     for (figure, (_, fraction)) in figures.iter_mut().zip(PERCENTILES) {
         let references: Vec<_> = references.iter().map(|times| percentile(times, fraction)).collect();
         figure.push(percentile(times, fraction), &references);

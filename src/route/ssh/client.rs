@@ -10,8 +10,8 @@ use std::{fmt, io, path::Path, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use russh::{
-    AlgorithmKind, Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Limits, Preferred,
-    SshId, cipher,
+    AlgorithmKind, Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Limits, Names,
+    Preferred, SshId, cipher,
     client::{self, DisconnectReason, Handle, Msg},
     keys::{
         Algorithm, Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
@@ -444,6 +444,17 @@ impl client::Handler for Handler {
         self.judge.judge(shown).await.map_err(ClientError::HostKey)?;
         self.taken = Some(key);
         Ok(true)
+    }
+
+    async fn kex_done(
+        &mut self,
+        _secret: Option<&[u8]>,
+        names: &Names,
+        _session: &mut client::Session,
+    ) -> Result<(), ClientError> {
+        let (exchange, cipher) = (names.kex.as_ref(), names.cipher.as_ref());
+        debug!(exchange, cipher, "exchanged keys with the server");
+        Ok(())
     }
 
     async fn channel_open_failure(
