@@ -12,7 +12,7 @@ use std::sync::{
 
 use tokio::sync::watch;
 
-/// Crowded connections of one bastion that are left for others.
+/// Congested connections of one bastion that are left for others.
 const MAX_CONGESTED: usize = 3;
 
 /// The congested connections of a bastion.
