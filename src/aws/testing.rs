@@ -235,9 +235,14 @@ async fn read<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Option<Request
 /// Makes a TLS server for `localhost`, and the certificate that it shows.
 #[cfg(feature = "demo")]
 pub(crate) fn tls_acceptor(protocols: &[&[u8]]) -> (TlsAcceptor, String) {
+    tls_acceptor_for("localhost", protocols)
+}
+
+/// The same for another name.
+#[cfg(feature = "demo")]
+pub(crate) fn tls_acceptor_for(name: &str, protocols: &[&[u8]]) -> (TlsAcceptor, String) {
     use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer};
-    let rcgen::CertifiedKey { cert, signing_key } =
-        rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
@@ -309,13 +314,19 @@ pub(crate) mod shifted {
 /// Clients with these keys (access key, secret key, session token), whose services are all at one endpoint.
 #[cfg(feature = "demo")]
 pub(crate) async fn aws_at(endpoint: String, keys: [String; 3]) -> Aws {
+    aws_with_keys(endpoint, keys, AwsSettings::default()).await
+}
+
+/// The same with these settings besides.
+#[cfg(feature = "demo")]
+pub(crate) async fn aws_with_keys(endpoint: String, keys: [String; 3], settings: AwsSettings) -> Aws {
     let [access_key, secret, token] = keys;
     let keys = Credentials::new(access_key, secret, Some(token), None, "test");
     let settings = AwsSettings {
         region: Some("us-east-1".into()),
         ssm_endpoint_override: true,
         ssm_endpoint: Some(endpoint.clone()),
-        ..AwsSettings::default()
+        ..settings
     };
     let surroundings = Surroundings {
         ambient: Some(Ambient::of("us-east-1", SharedCredentialsProvider::new(keys))),

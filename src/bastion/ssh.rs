@@ -49,7 +49,8 @@ pub enum SshInstance {
 /// The way to the server.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Via {
-    /// By its public address, else through an endpoint of EC2 Instance Connect, else by its private address.
+    /// By its public address, else, or if that does not answer, through an endpoint of EC2 Instance Connect, else by its
+    /// private address.
     #[default]
     Auto,
     /// By an address of its own.

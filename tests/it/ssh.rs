@@ -139,6 +139,7 @@ async fn what_is_wrong_is_said_with_its_exit_code() {
         (format!("ssh://somebody@{ID}:{port}?host_key=new"), 3, "does not let `somebody` in"),
         ("ssh://i-00000000".to_owned(), 4, "there is no instance `i-00000000`"),
         (address(&sshd, "?key=agent&host_key=new"), 3, "there is no SSH agent"),
+        (format!("ssh://somebody@{ID}:{port}?via=eice"), 5, "The specified RemotePort is not valid"),
     ] {
         let args = ["exec", "--base-port", "0", "--bastion", &bastion, "--timeout", "5s", "--", "true"];
         let ended = lab.run(&args).await;
@@ -146,6 +147,13 @@ async fn what_is_wrong_is_said_with_its_exit_code() {
         assert_eq!(ended.code(), Some(code), "{bastion}: {ended:#?}");
         assert!(ended.stderr.contains("hint: "), "{bastion}: {ended:#?}");
     }
+    lab.emulator
+        .update(|settings| settings.denied_actions.extend(["ec2-instance-connect:SendSSHPublicKey".to_owned()]));
+    let bastion = address(&sshd, "?host_key=new");
+    let args = ["exec", "--base-port", "0", "--bastion", &bastion, "--timeout", "5s", "--", "true"];
+    let ended = lab.run(&args).await;
+    assert!(ended.stderr.contains("no key could be pushed to `i-"), "{ended:#?}");
+    assert_eq!(ended.code(), Some(3), "{ended:#?}");
     let ended = lab.run(&["up", "--bastion", "ssh://bastion?key=password"]).await;
     assert_eq!(ended.code(), Some(2), "{ended:#?}");
     assert!(ended.stderr.contains("`ssh://[<user>@]<instance or host>`"), "{ended:#?}");

@@ -269,8 +269,7 @@ impl Dialler {
         self.say("looking for the bastion");
         let place = place::find(&self.aws, &self.spec, attempt).await?;
         passed(place.to_string());
-        self.say(format!("connecting to {place}"));
-        let stream = self.dial(&place).await?;
+        let (place, stream) = self.reach(place).await?;
         passed("it answers".to_owned());
         let started = clock.now();
         let known = self.known(&place);
@@ -312,6 +311,30 @@ impl Dialler {
 
     fn say(&self, step: impl Into<String>) {
         self.step.send_replace(step.into());
+    }
+
+    /// Connects to the server, and tells which way. Where its own address does not answer, and nobody has said that it has to,
+    /// an endpoint of its network will do.
+    async fn reach(&self, place: Place) -> Result<(Place, Box<dyn Stream>), SshFault> {
+        self.say(format!("connecting to {place}"));
+        let fault = match self.dial(&place).await {
+            Ok(stream) => return Ok((place, stream)),
+            Err(fault) => fault,
+        };
+        if !matches!(fault, SshFault::Unreachable { .. }) {
+            return Err(fault);
+        }
+        // What goes wrong on the other way is not about the one that was meant.
+        let Some(other) = place::detour(&self.aws, &self.spec, &place).await else { return Err(fault) };
+        debug!(error = sentence(&fault), %other, "the address does not answer");
+        self.say(format!("connecting to {other}, as {} does not answer", place.host));
+        match self.dial(&other).await {
+            Ok(stream) => Ok((other, stream)),
+            Err(error) => {
+                debug!(error = sentence(&error), "the endpoint leads nowhere, either");
+                Err(fault)
+            }
+        }
     }
 
     async fn dial(&self, place: &Place) -> Result<Box<dyn Stream>, SshFault> {

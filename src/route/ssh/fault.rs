@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     client::{ClientError, LoginError, OpenError},
     host_keys::{HostKey, Verdict},
+    place::ENDPOINT_PORT,
 };
 use crate::{
     aws::{AwsError, advice, error::Refusal, tunnel::TunnelError},
@@ -188,6 +189,12 @@ impl SshFault {
                 "`autoheal-pa policy` prints all that it takes".to_owned(),
             ],
             Self::Endpoint { source: TunnelError::Aws(error), .. } => advice::assess(error).1,
+            Self::Endpoint { source: TunnelError::Refused { status: 400, .. }, .. } if bastion.port != ENDPOINT_PORT => {
+                vec![format!(
+                    "an endpoint leads to port {ENDPOINT_PORT} only: the SSH server must have that, or be reached by its address: \
+                     `via=direct`"
+                )]
+            }
             Self::Endpoint { .. } => Vec::new(),
             Self::Client { source: ClientError::NoHostKey { .. }, .. } => vec![
                 "RSA keys of servers are not taken: on the bastion `sudo ssh-keygen -A` makes the others, and `HostKey` in \

@@ -157,6 +157,20 @@ async fn address(
     }
 }
 
+/// The only port for SSH to which an endpoint leads, whatever a policy says.
+pub(super) const ENDPOINT_PORT: u16 = 22;
+
+/// Looks for another way to an instance whose own address does not answer: through an endpoint, unless the user has said which
+/// way it is to be.
+pub(super) async fn detour(aws: &Aws, bastion: &SshBastion, place: &Place) -> Option<Place> {
+    let is_open = bastion.via == Via::Auto && place.endpoint.is_none() && place.port == ENDPOINT_PORT;
+    let SshHost::Instance(_) = &bastion.host else { return None };
+    let id = place.instance.clone().filter(|_| is_open)?;
+    let instance = instance(aws, &SshInstance::Id(id), 0).await.ok()?;
+    let (host, endpoint) = endpoint(aws, &instance).await.ok()??;
+    Some(Place { instance: Some(instance.id), host, port: place.port, endpoint })
+}
+
 /// Looks for an endpoint in the network of an instance, in its own subnet first.
 async fn endpoint(
     aws: &Aws,

@@ -2,6 +2,8 @@
 
 #![cfg(feature = "demo")]
 
+mod ways;
+
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
@@ -117,10 +119,24 @@ impl World {
         Some(Self { sshd, emulator, folder, tasks, echo, config })
     }
 
-    async fn servers(&self) -> Servers {
+    async fn aws(&self) -> Aws {
         let keys: Vec<String> = self.emulator.static_environment().into_iter().map(|(_, value)| value).collect();
-        let aws = aws_at(self.emulator.endpoint(), keys.try_into().unwrap()).await;
-        Servers::new(&aws, self.config.clone())
+        aws_at(self.emulator.endpoint(), keys.try_into().unwrap()).await
+    }
+
+    async fn servers(&self) -> Servers {
+        Servers::new(&self.aws().await, self.config.clone())
+    }
+
+    /// Waits until no key is let in any more.
+    async fn keys_are_gone(&self) {
+        let file = self.sshd.keys_of(self.sshd.user());
+        in_time(async {
+            while !fs::read_to_string(&file).unwrap_or_default().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     /// The address of the bastion, with these options.
