@@ -28,13 +28,11 @@ pub use crate::util::yaml::SyntaxError;
 pub use files::Files;
 pub use lock::Holder;
 
-use import::Import;
-
 use crate::{
     cluster::Cluster,
     util::{
         folder::{Missing, Place, is_refusal},
-        read::{ReadError, is_same, read_open_text},
+        read::{ReadError, read_open_text},
         replace,
         yaml::Node,
     },
@@ -112,6 +110,8 @@ pub struct Update<'a> {
     /// The current context is set to the first of them even in a file with contexts of others, unless it is
     /// one of them already.
     pub set_current: bool,
+    /// Files that kubectl is to read after this one.
+    pub beside: &'a [PathBuf],
 }
 
 /// Finds out whether [`write()`] will be able to, as far as that can be known of contexts that are imported and without the
@@ -119,11 +119,8 @@ pub struct Update<'a> {
 ///
 /// # Errors
 /// See [`KubeconfigError`].
-pub fn check(path: &Path, manager: &str, imports: &[Import]) -> Result<(), KubeconfigError> {
-    let elsewhere = imports.iter().filter(|import| !is_same(&import.imported.user_file, path));
-    let users = elsewhere.map(|import| (import.imported.user.as_str(), import.name.as_str()));
-    merge::check_users(&read_or_empty(path)?, users).map_err(|refusal| refusal.at(path))?;
-    let text = read_merged(path, &Update { manager, contexts: &[], set_current: false })?.1;
+pub fn check(path: &Path, manager: &str, beside: &[PathBuf]) -> Result<(), KubeconfigError> {
+    let text = read_merged(path, &Update { manager, contexts: &[], set_current: false, beside })?.1;
     replace::check_replaceable(path, text.map_or(0, |text| text.len()) + ROOM)
         .map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })
 }
@@ -148,7 +145,7 @@ pub fn remove(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
         return Ok(());
     }
     let _lock = lock::Lock::acquire(path, Missing::Fail, lock::LOCK_ATTEMPTS)?;
-    rewrite(path, &Update { manager, contexts: &[], set_current: false })?;
+    rewrite(path, &Update { manager, contexts: &[], set_current: false, beside: &[] })?;
     Ok(())
 }
 
@@ -193,6 +190,10 @@ fn rewrite(path: &Path, update: &Update<'_>) -> Result<Option<String>, Kubeconfi
 fn read_merged(path: &Path, update: &Update<'_>) -> Result<(Option<String>, Option<String>), KubeconfigError> {
     let root = read_or_empty(path)?;
     let merged = merge::merge(root.clone(), update).map_err(|refusal| refusal.at(path))?;
+    for other in update.beside {
+        merge::refuse_shadowing(&merged.root, update.manager, other, &read_or_empty(other)?)
+            .map_err(|refusal| refusal.at(path))?;
+    }
     if merged.root == root {
         return Ok((merged.current, None));
     }
@@ -332,14 +333,15 @@ pub enum KubeconfigError {
         /// The manager that it belongs to; `None`: it is not of this program.
         owner: Option<String>,
     },
-    /// A user of the name that a context is to have from another kubeconfig is in this one as well. kubectl would show its
-    /// credentials to the wrong cluster.
-    #[error("the kubeconfig `{}` has a user `{name}` of its own, which kubectl would take for the one that `{context}` is for", path.display())]
-    UserTaken {
+    /// An entry of the same name is in another file that is read with this one, and would not be seen there any more.
+    #[error("the kubeconfig `{}` has an entry `{name}` in `{section}`, and so has `{}`, which kubectl reads with it and would lead elsewhere", path.display(), other.display())]
+    Shadowing {
         path: PathBuf,
+        /// `clusters`, `users` or `contexts`.
+        section: &'static str,
         name: String,
-        /// The context that names it.
-        context: String,
+        /// The file that it is in as well.
+        other: PathBuf,
     },
     /// Another process holds the lock file, or has left it behind.
     #[error("the kubeconfig `{}` is locked by `{}`{}", path.display(), lock.display(), holder_text(holder.as_deref()))]

@@ -12,7 +12,7 @@ use std::{
 use rustix::{
     fs::{Mode, OFlags},
     process::getpgrp,
-    termios::tcgetpgrp,
+    termios::{QueueSelector, tcflush, tcgetpgrp},
 };
 use tokio::{io::unix::AsyncFd, sync::Mutex};
 
@@ -49,6 +49,7 @@ async fn ask(question: &Question, printer: &Printer) -> io::Result<bool> {
     let terminal = Terminal::open()?;
     let Question { known_as, place, kind, fingerprint, hint } = question;
     let still = printer.hold_still();
+    terminal.forget_typed()?;
     printer.progress(&format!("the host key of `{known_as}` is not known, at {place}: it is {fingerprint} ({kind})"));
     printer.hint(hint);
     loop {
@@ -80,10 +81,15 @@ impl Terminal {
         // Opened anew, as whoever shares stdin would have to live with reads that do not wait.
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let terminal = rustix::fs::open("/dev/tty", flags, Mode::empty())?;
-        if tcgetpgrp(&terminal)? != getpgrp() {
+        if !is_ours(&terminal)? {
             return Err(io::Error::other("the terminal is for another program"));
         }
         watched(terminal).map(Self)
+    }
+
+    /// Forgets what was typed before there was a question.
+    fn forget_typed(&self) -> io::Result<()> {
+        Ok(tcflush(self.0.get_ref(), QueueSelector::IFlush)?)
     }
 
     /// Reads a line; `None`: there is nobody left to type one.
@@ -91,6 +97,10 @@ impl Terminal {
         let mut line = [0; MAX_ANSWER_LEN];
         loop {
             let mut ready = self.0.readable().await?;
+            // Whoever reads from the background is stopped.
+            if !is_ours(self.0.get_ref())? {
+                return Ok(None);
+            }
             let read = ready.try_io(|terminal| Ok(rustix::io::read(terminal.get_ref(), &mut line)?));
             match read {
                 Ok(Ok(0)) => return Ok(None),
@@ -100,6 +110,11 @@ impl Terminal {
             }
         }
     }
+}
+
+/// Whether this program is the one that a terminal is for.
+fn is_ours(terminal: &OwnedFd) -> io::Result<bool> {
+    Ok(tcgetpgrp(terminal)? == getpgrp())
 }
 
 #[expect(

@@ -284,7 +284,10 @@ impl From<KubeconfigError> for CommandError {
                 };
                 (Kind::Usage, format!("choose other names with `--context-prefix`, {another}, or {also}"))
             }
-            KubeconfigError::UserTaken { .. } => (Kind::Usage, another.to_owned()),
+            KubeconfigError::Shadowing { .. } => (
+                Kind::Usage,
+                format!("choose other names with `--context-prefix`, {another}, or rename one of the two entries"),
+            ),
             KubeconfigError::Locked { lock, holder, age, .. } => {
                 let age = age.map(|age| format!("it was made {} ago; ", in_words(age))).unwrap_or_default();
                 let age = Word::raw(age);

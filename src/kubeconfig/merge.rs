@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::{ContextEntry, Exec, KubeconfigError, MANAGER_FLAG, Server, Update, User, exec::ApiVersion};
@@ -36,7 +36,7 @@ pub(super) struct Merged {
 pub(super) enum Refusal {
     NotAKubeconfig(String),
     NameTaken { section: &'static str, name: String, owner: Option<String> },
-    UserTaken { name: String, context: String },
+    Shadowing { section: &'static str, name: String, other: PathBuf },
 }
 
 impl Refusal {
@@ -46,7 +46,7 @@ impl Refusal {
         match self {
             Self::NotAKubeconfig(reason) => KubeconfigError::NotAKubeconfig { path, reason },
             Self::NameTaken { section, name, owner } => KubeconfigError::NameTaken { path, section, name, owner },
-            Self::UserTaken { name, context } => KubeconfigError::UserTaken { path, name, context },
+            Self::Shadowing { section, name, other } => KubeconfigError::Shadowing { path, section, name, other },
         }
     }
 }
@@ -72,13 +72,6 @@ pub(super) fn merge(root: Node, update: &Update<'_>) -> Result<Merged, Refusal> 
         let old: BTreeMap<&str, &Node> = ours.iter().filter_map(|item| Some((name(item)?, item))).collect();
         let new = update.contexts.iter().filter(|entry| has(entry, kind));
         items.extend(new.map(|entry| item(kind, entry, update.manager, old.get(entry.name.as_str()).copied())));
-        if kind == "user" {
-            let elsewhere = update.contexts.iter().filter_map(|entry| match &entry.user {
-                User::Theirs { name, is_here: false } => Some((name.as_str(), entry.name.as_str())),
-                User::Theirs { .. } | User::Own(_) => None,
-            });
-            refuse_shadowed(elsewhere, &items)?;
-        }
         if section == "contexts" {
             former_contexts = ours.iter().filter_map(name).map(ToOwned::to_owned).collect();
             context_names = items.iter().filter_map(name).map(ToOwned::to_owned).collect();
@@ -101,18 +94,20 @@ fn has(entry: &ContextEntry, kind: &str) -> bool {
     kind != "user" || matches!(entry.user, User::Own(_))
 }
 
-/// Makes sure that users of another file, each with its context, can be told from those of this one.
-pub(super) fn check_users<'a>(root: &Node, elsewhere: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), Refusal> {
-    refuse_shadowed(elsewhere, items(root, "users")?)
-}
-
-/// Refuses users that would stand before others of their names, in another file.
-fn refuse_shadowed<'a>(elsewhere: impl Iterator<Item = (&'a str, &'a str)>, users: &[Node]) -> Result<(), Refusal> {
-    let elsewhere: BTreeMap<&str, &str> = elsewhere.collect();
-    match users.iter().filter_map(name).find_map(|name| elsewhere.get_key_value(name)) {
-        Some((name, context)) => Err(Refusal::UserTaken { name: (*name).to_owned(), context: (*context).to_owned() }),
-        None => Ok(()),
+/// Refuses entries that stand before others of their names, in a file that kubectl reads after this one: whatever names them
+/// there would be led elsewhere, with its credentials. What is the same in both, or is this manager's own in both, does no harm.
+pub(super) fn refuse_shadowing(root: &Node, manager: &str, path: &Path, other: &Node) -> Result<(), Refusal> {
+    let owners = Owners::of(other);
+    for (section, kind) in SECTIONS {
+        let theirs = items(other, section)?.iter().filter(|item| owners.owner(item, kind) != Some(manager));
+        let theirs: BTreeMap<&str, &Node> = theirs.filter_map(|item| Some((name(item)?, item))).collect();
+        let ours = items(root, section)?.iter().filter_map(|item| Some((name(item)?, item)));
+        let mut shadowing = ours.filter(|(name, item)| theirs.get(name).is_some_and(|other| other != item));
+        if let Some((name, _)) = shadowing.next() {
+            return Err(Refusal::Shadowing { section, name: name.to_owned(), other: path.to_owned() });
+        }
     }
+    Ok(())
 }
 
 /// Names the contexts in a file that need a manager: its own, and those that users have made for its users.

@@ -40,7 +40,7 @@ fn entry(name: &str, port: u16) -> ContextEntry {
 }
 
 fn update<'a>(contexts: &'a [ContextEntry]) -> Update<'a> {
-    Update { manager: "default", contexts, set_current: false }
+    Update { manager: "default", contexts, set_current: false, beside: &[] }
 }
 
 /// Writes a file and tries to bring it up to date. Returns its content and what was wrong.
@@ -321,7 +321,7 @@ fn keeps_the_current_context_and_the_namespace() {
 fn managers_share_a_file() {
     let text = updated("", &update(&[entry("a", 1)]));
     let other = [entry("b", 2)];
-    let text = updated(&text, &Update { manager: "ci", contexts: &other, set_current: false });
+    let text = updated(&text, &Update { manager: "ci", contexts: &other, set_current: false, beside: &[] });
     assert!(text.contains("pa-a") && text.contains("pa-b"), "{text}");
     assert_eq!(current(&text).as_deref(), Some("pa-a"));
     let text = updated(&text, &update(&[]));
@@ -456,8 +456,11 @@ fn two_writers_lose_nothing() {
             let path = &path;
             scope.spawn(move || {
                 let contexts = [entry(&format!("c{number}"), number)];
-                write(path, &Update { manager: &format!("m{number}"), contexts: &contexts, set_current: false })
-                    .unwrap();
+                write(
+                    path,
+                    &Update { manager: &format!("m{number}"), contexts: &contexts, set_current: false, beside: &[] },
+                )
+                .unwrap();
             });
         }
     });
@@ -510,4 +513,37 @@ fn only_text_of_a_regular_file_is_read() {
     fs::write(&path, b"\xff").unwrap();
     assert!(matches!(read_file(&path), Err(KubeconfigError::NotAKubeconfig { .. })));
     assert!(matches!(read_file(&path.join("below")), Err(KubeconfigError::Unreadable { .. })));
+}
+
+#[test]
+fn what_is_read_beside_a_file_is_not_led_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, other) = (dir.path().join("ours"), dir.path().join("theirs"));
+    let contexts = [entry("prod", 10100)];
+    let beside = [other.clone(), dir.path().join("missing")];
+    let update = Update { beside: &beside, ..update(&contexts) };
+    let theirs = |section: &str, item: &str| {
+        fs::write(&other, format!("apiVersion: v1\nkind: Config\n{section}: [{{name: {item}}}]\n")).unwrap();
+    };
+    let cluster = "pa-prod, cluster: {server: 'https://10.0.0.1'}";
+    let user = "pa-prod, user: {token: secret}";
+    let context = "pa-prod, context: {cluster: a, user: b}";
+    for (section, item) in [("clusters", cluster), ("users", user), ("contexts", context)] {
+        theirs(section, item);
+        let error = write(&path, &update).unwrap_err();
+        let KubeconfigError::Shadowing { section: of, name, other: file, .. } = &error else { panic!("{error:?}") };
+        assert_eq!((*of, name.as_str(), file), (section, "pa-prod", &other));
+        assert!(!path.exists() && !error.to_string().contains("secret"), "{error}");
+    }
+    // Other names, the same entry, and our own that somebody has copied there.
+    theirs("users", "prod, user: {token: secret}");
+    write(&path, &update).unwrap();
+    fs::copy(&path, &other).unwrap();
+    write(&path, &Update { contexts: &[entry("prod", 10101)], ..update }).unwrap();
+    check(&path, "default", &beside).unwrap();
+    fs::write(&path, "kind: Config\nusers: [{name: a, user: {token: x}}]\n").unwrap();
+    theirs("users", "a, user: {token: x}");
+    check(&path, "default", &beside).unwrap();
+    theirs("users", "a, user: {token: y}");
+    assert!(matches!(check(&path, "default", &beside), Err(KubeconfigError::Shadowing { .. })));
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{Event, Manager, ManagerError, TunnelEntry, contexts, env_file, in_thread, proxy::Proxy};
 use crate::{
-    kubeconfig::{self, ContextEntry, KubeconfigError, Server, import::Import},
+    kubeconfig::{self, ContextEntry, KubeconfigError, Server, Update, import::Import},
     settings::Environment,
 };
 
@@ -42,8 +42,10 @@ impl Manager {
         path: &Path,
         imports: &[Import],
     ) -> Result<Result<(), KubeconfigError>, ManagerError> {
-        let (path, manager, imports) = (path.to_owned(), self.settings.common.name.clone(), imports.to_owned());
-        in_thread(move || kubeconfig::check(&path, &manager, &imports)).await
+        let (path, manager) = (path.to_owned(), self.settings.common.name.clone());
+        let imported_from = if imports.is_empty() { &[][..] } else { &self.settings.common.imported_from };
+        let beside = kubeconfig::Files::new(path.clone(), imported_from).others().to_vec();
+        in_thread(move || kubeconfig::check(&path, &manager, &beside)).await
     }
 
     /// Writes the contexts, in the order of the clusters, and leads the proxy to these.
@@ -59,10 +61,12 @@ impl Manager {
             .collect::<Result<Vec<_>, ManagerError>>()?;
         let path = self.kubeconfig.clone();
         let (manager, set_current) = (common.name.clone(), self.settings.set_current);
+        let beside = self.kubeconfigs().others().to_vec();
         let written = in_thread({
             let path = path.clone();
             move || {
-                kubeconfig::write(&path, &kubeconfig::Update { manager: &manager, contexts: &contexts, set_current })
+                let update = Update { manager: &manager, contexts: &contexts, set_current, beside: &beside };
+                kubeconfig::write(&path, &update)
             }
         });
         let current = written.await??;

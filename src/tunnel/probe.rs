@@ -144,11 +144,11 @@ impl Probe {
 
 /// Reads an authority: PEM in base64.
 fn roots(authority: &str) -> Result<RootCertStore, BoxError> {
-    let pem = STANDARD.decode(authority.trim())?;
+    // Lines are no matter to client-go, nor are certificates that cannot be read beside others.
+    let pem = STANDARD.decode(authority.split_whitespace().collect::<String>())?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>()?;
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        roots.add(certificate?)?;
-    }
+    roots.add_parsable_certificates(certificates);
     if roots.is_empty() { Err("it holds no certificate".into()) } else { Ok(roots) }
 }
 
@@ -188,6 +188,16 @@ mod tests {
         ] {
             assert_eq!(status_of(line.as_bytes()), None, "{line}");
         }
+    }
+
+    #[test]
+    fn takes_authorities_as_client_go_does() {
+        let own = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        // One that is none is passed over beside another.
+        let odd = "-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n";
+        let text = STANDARD.encode(format!("{odd}{}", own.cert.pem()));
+        let lines: Vec<_> = text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        assert_eq!(roots(&lines.join("\r\n")).unwrap().len(), 1);
     }
 
     #[test]

@@ -379,11 +379,13 @@ async fn what_cannot_be_imported_is_said_before_any_call() {
     assert!(ended.stderr.contains("it is one that this program has written, for the manager `first`"), "{ended:#?}");
     up.stop().await.assert_success();
     let calls = lab.emulator.events().len();
-    let other = write(&lab, "other", "kind: Config\nusers: [{name: admin, user: {token: secret}}]\n");
+    let taken = "kind: Config\nusers: [{name: admin, user: {token: other}}]\n";
+    let other = write(&lab, "other", taken);
     let args = ["up", "--base-port", "0", "--import-context", "kops", "--kubeconfig", other.to_str().unwrap()];
     let ended = lab.run(&args).await;
     assert_eq!(ended.code(), Some(2), "{ended:#?}");
-    assert!(ended.stderr.contains("has a user `admin` of its own"), "{ended:#?}");
+    assert!(ended.stderr.contains("has an entry `admin` in `users`, and so has"), "{ended:#?}");
+    assert_eq!(fs::read_to_string(&other).unwrap(), taken);
     assert_eq!(lab.emulator.events().len(), calls, "nothing was called");
 
     // Who tells the network of a cluster is EKS.

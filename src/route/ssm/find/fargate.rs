@@ -96,6 +96,8 @@ struct Share {
     network: Network,
     /// Whoever has the lock looks.
     site: Arc<tokio::sync::Mutex<Site>>,
+    /// Nothing is made there any more.
+    closed: Arc<AtomicBool>,
 }
 
 /// What is under way in a network.
@@ -158,7 +160,7 @@ impl FargateLook {
 impl Maker {
     async fn find(&self, to: &Cluster, in_use: &[Target], at_least: usize) -> Result<Sight, Fault> {
         let Some(vpc) = &to.vpc else { return Err(failure::no_vpc(to)) };
-        let Share { network, site } = self.share(vpc);
+        let Share { network, site, closed } = self.share(vpc);
         let mut site = site.lock().await;
         let role = task::role_arn(&self.fargate.options.task_role, self.aws.region(), &to.account);
         let spec = Spec::new(&self.fargate.cluster, &self.fargate.options, network, &role);
@@ -171,7 +173,8 @@ impl Maker {
         for arn in &verdict.stop {
             self.stop(&mut site.place, arn, REPLACED).await;
         }
-        if verdict.run && !self.closed.load(Ordering::Relaxed) {
+        let is_closed = || self.closed.load(Ordering::Relaxed) || closed.load(Ordering::Relaxed);
+        if verdict.run && !is_closed() {
             match self.run(&mut site, &spec, to, about).await {
                 Ok(task) => {
                     let id = id_of(&task.arn).to_owned();
@@ -184,7 +187,7 @@ impl Maker {
                     );
                     site.place.add(task.arn.clone(), mono);
                     site.place.tell(notice, mono);
-                    if self.closed.load(Ordering::Relaxed) {
+                    if is_closed() {
                         self.stop(&mut site.place, &task.arn, DOWN).await;
                     }
                     tasks.push(task);
@@ -382,7 +385,8 @@ impl Maker {
     }
 
     async fn end(&self, shares: &[Share]) -> Vec<String> {
-        let ended = join_all(shares.iter().map(|Share { network, site }| async {
+        let ended = join_all(shares.iter().map(|Share { network, site, closed }| async {
+            closed.store(true, Ordering::Relaxed);
             let late = |_| {
                 vec!["AWS took too long: a Fargate task may go on, which ends itself when it is not used".to_owned()]
             };
@@ -406,7 +410,7 @@ impl Maker {
         let mut needed = self.needed();
         needed.retain(|needed| !shares.iter().any(|share| share.network.covers(needed)));
         network.grow(&needed);
-        let share = Share { network, site: Arc::default() };
+        let share = Share { network, site: Arc::default(), closed: Arc::default() };
         shares.push(share.clone());
         share
     }
