@@ -9,15 +9,15 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use futures_util::{
     FutureExt,
-    future::{BoxFuture, Shared, ready},
+    future::{BoxFuture, Shared, WeakShared},
 };
 use tokio::{sync::watch, time::timeout};
 use tracing::{debug, info, warn};
@@ -67,7 +67,15 @@ const KEY_PUSHED: StepName = StepName { id: "key-pushed", title: "key pushed" };
 const LOGIN: StepName = StepName { id: "login", title: "login" };
 
 /// What an attempt comes to.
-type Attempt = Shared<BoxFuture<'static, Result<Arc<Connection>, Arc<Fault>>>>;
+type Attempt = Shared<AttemptFuture>;
+type AttemptFuture = BoxFuture<'static, Result<Arc<Connection>, Arc<Fault>>>;
+
+/// What those find who need a connection.
+enum Current {
+    /// It is being made for those who wait for it, and for nobody else.
+    Pending(WeakShared<AttemptFuture>),
+    Made(Arc<Connection>),
+}
 
 /// Settings of all connections.
 #[derive(Debug, Clone)]
@@ -94,7 +102,7 @@ impl Default for Config {
 /// A bastion, and the connection to it.
 pub(super) struct Bastion {
     dialler: Arc<Dialler>,
-    current: Mutex<Option<Attempt>>,
+    current: Mutex<Option<Current>>,
 }
 
 /// What makes connections to a bastion.
@@ -106,6 +114,8 @@ struct Dialler {
     /// A key that a person has not taken: nobody is asked twice.
     declined: Mutex<Option<HostKey>>,
     congested_now: Arc<Congested>,
+    /// The last connection took the detour.
+    is_detoured: AtomicBool,
     step: watch::Sender<String>,
 }
 
@@ -152,8 +162,8 @@ impl Connection {
 impl Bastion {
     pub(super) fn new(spec: SshBastion, aws: Aws, config: Config) -> Self {
         let (attempts, step) = (AtomicUsize::new(0), watch::Sender::new(String::new()));
-        let (declined, congested_now) = (Mutex::default(), Arc::default());
-        let dialler = Dialler { spec, aws, config, attempts, declined, congested_now, step };
+        let (declined, congested_now, is_detoured) = (Mutex::default(), Arc::default(), AtomicBool::new(false));
+        let dialler = Dialler { spec, aws, config, attempts, declined, congested_now, is_detoured, step };
         Self { dialler: Arc::new(dialler), current: Mutex::default() }
     }
 
@@ -177,37 +187,54 @@ impl Bastion {
     /// What has come of the attempt.
     ///
     /// # Cancel safety
-    /// The attempt stays, and goes on with whoever else waits for it, or is the next to ask.
+    /// The attempt goes on with whoever else waits for it, and ends with the last of them: so does a question to a person.
     pub(super) async fn connection(&self, clock: Clock) -> Result<Arc<Connection>, Arc<Fault>> {
         let attempt = {
-            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_good = |attempt: &&Attempt| match attempt.peek() {
-                None => true,
-                Some(Ok(connection)) => connection.is_usable(clock.now().mono),
-                Some(Err(_)) => false,
-            };
-            match current.as_ref().filter(is_good) {
-                Some(attempt) => attempt.clone(),
-                None => {
-                    let dialler = Arc::clone(&self.dialler);
-                    let attempt = async move {
-                        let made = dialler.connect_or_ask(clock).await;
-                        made.map(Arc::new).map_err(|fault| dialler.fault(fault))
-                    };
-                    current.insert(attempt.boxed().shared()).clone()
+            let mut current = self.current();
+            let pending = match &*current {
+                Some(Current::Made(connection)) if connection.is_usable(clock.now().mono) => {
+                    return Ok(Arc::clone(connection));
                 }
-            }
+                Some(Current::Made(_)) | None => None,
+                Some(Current::Pending(attempt)) => attempt.upgrade().filter(|attempt| attempt.peek().is_none()),
+            };
+            pending.unwrap_or_else(|| {
+                let dialler = Arc::clone(&self.dialler);
+                let attempt = async move {
+                    let made = dialler.connect_or_ask(clock).await;
+                    made.map(Arc::new).map_err(|fault| dialler.fault(fault))
+                };
+                let attempt: Attempt = attempt.boxed().shared();
+                *current = attempt.downgrade().map(Current::Pending);
+                attempt
+            })
         };
-        attempt.await
+        let connection = attempt.await?;
+        self.keep(&connection, clock);
+        Ok(connection)
+    }
+
+    /// Gives a connection to whoever asks next, as long as it is of use.
+    fn keep(&self, connection: &Arc<Connection>, clock: Clock) {
+        if connection.is_usable(clock.now().mono) {
+            *self.current() = Some(Current::Made(Arc::clone(connection)));
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Current>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a connection, which whoever asks next is given, and tells how it went, step by step.
     pub(super) async fn walk(&self, clock: Clock) -> Vec<Step> {
         let mut told = Vec::new();
-        let made = self.dialler.connect(clock, &mut told).await;
-        let made = made.map(Arc::new).map_err(|fault| self.dialler.fault(fault));
-        let fault = made.as_ref().err().cloned();
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(ready(made).boxed().shared());
+        let fault = match self.dialler.connect(clock, &mut told).await {
+            Ok(connection) => {
+                self.keep(&Arc::new(connection), clock);
+                None
+            }
+            Err(fault) => Some(self.dialler.fault(fault)),
+        };
         walked(self.dialler.plan(), told, fault)
     }
 }
@@ -314,25 +341,35 @@ impl Dialler {
     }
 
     /// Connects to the server, and tells which way. Where its own address does not answer, and nobody has said that it has to,
-    /// an endpoint of its network will do.
+    /// an endpoint of its network will do, which is then tried first the next time: an address that is silent takes long.
     async fn reach(&self, place: Place) -> Result<(Place, Box<dyn Stream>), SshFault> {
-        self.say(format!("connecting to {place}"));
-        let fault = match self.dial(&place).await {
-            Ok(stream) => return Ok((place, stream)),
-            Err(fault) => fault,
-        };
-        if !matches!(fault, SshFault::Unreachable { .. }) {
-            return Err(fault);
+        if self.is_detoured.swap(false, Ordering::Relaxed)
+            && let Some(reached) = self.detour(&place).await
+        {
+            return Ok(reached);
         }
-        // What goes wrong on the other way is not about the one that was meant.
-        let Some(other) = place::detour(&self.aws, &self.spec, &place).await else { return Err(fault) };
-        debug!(error = sentence(&fault), %other, "the address does not answer");
+        self.say(format!("connecting to {place}"));
+        match self.dial(&place).await {
+            Ok(stream) => Ok((place, stream)),
+            // What goes wrong on the other way is not about the one that was meant.
+            Err(fault @ SshFault::Unreachable { .. }) => self.detour(&place).await.ok_or(fault),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Connects to the server through an endpoint, where its own address does not answer.
+    async fn detour(&self, place: &Place) -> Option<(Place, Box<dyn Stream>)> {
+        let other = place::detour(&self.aws, &self.spec, place).await?;
+        debug!(%other, "the address does not answer");
         self.say(format!("connecting to {other}, as {} does not answer", place.host));
         match self.dial(&other).await {
-            Ok(stream) => Ok((other, stream)),
+            Ok(stream) => {
+                self.is_detoured.store(true, Ordering::Relaxed);
+                Some((other, stream))
+            }
             Err(error) => {
                 debug!(error = sentence(&error), "the endpoint leads nowhere, either");
-                Err(fault)
+                None
             }
         }
     }

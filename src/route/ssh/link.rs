@@ -45,6 +45,9 @@ const OPEN_LIMIT: Duration = Duration::from_secs(15);
 /// How long what comes waits for another connection, when the one that there is is congested.
 const MOVE_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a congested connection is stayed on when no other could be made.
+const MOVE_AGAIN: Duration = Duration::from_secs(30);
+
 /// How long channels have for being closed, once all local connections are.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -170,6 +173,7 @@ impl Link {
         let make_next = || timeout(MOVE_LIMIT, bastion.connection(clock));
         let mut next = pin!(make_next());
         let (mut is_leaving, mut is_moving, mut is_stuck) = (false, false, false);
+        let mut again = pin!(sleep(Duration::ZERO));
         loop {
             tokio::select! {
                 biased;
@@ -189,9 +193,11 @@ impl Link {
                         };
                         warn!(why, "cannot make another connection: new ones share the one that there is");
                         (is_moving, is_stuck) = (false, true);
+                        again.set(sleep(MOVE_AGAIN));
                         self.take_waiting(mailbox);
                     }
                 },
+                () = &mut again, if is_stuck => is_stuck = false,
                 command = mailbox.commands.recv() => match command {
                     Some(Command::Connect(held)) if is_moving => self.waiting.push(held),
                     Some(Command::Connect(held)) => self.take(held, mailbox),

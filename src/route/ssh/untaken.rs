@@ -47,8 +47,7 @@ struct Inner {
     share: Share,
     holders: BTreeMap<u64, Holder>,
     next: u64,
-    /// Since when there has been too little room, and how much was held then.
-    short_since: Option<(Duration, usize)>,
+    short: Option<Shortage>,
     /// Whether new connections still get their accounts here.
     is_left: bool,
 }
@@ -57,10 +56,20 @@ impl Inner {
     fn give_back(&mut self, len: usize) {
         self.share.give_back(len);
         // A slow program makes room all the time, and never enough.
-        if self.short_since.is_some_and(|(_, held)| self.share.held() < held / 2) {
-            self.short_since = None;
+        if self.short.as_ref().is_some_and(|short| self.share.held() < short.held / 2) {
+            self.short = None;
         }
     }
+}
+
+/// There has been too little room.
+#[derive(Debug)]
+struct Shortage {
+    since: Duration,
+    /// How much was held then.
+    held: usize,
+    /// When there was last too little.
+    seen_at: Duration,
 }
 
 #[derive(Debug)]
@@ -73,7 +82,7 @@ struct Holder {
 
 impl Untaken {
     pub(super) fn new(clock: Clock, meter: Arc<Meter>, share: Share, congestion: Arc<Congestion>) -> Arc<Self> {
-        let inner = Inner { share, holders: BTreeMap::new(), next: 0, short_since: None, is_left: false };
+        let inner = Inner { share, holders: BTreeMap::new(), next: 0, short: None, is_left: false };
         Arc::new(Self { clock, meter, congestion, inner: Mutex::new(inner), room: Notify::new() })
     }
 
@@ -109,9 +118,11 @@ impl Untaken {
         let now = self.clock.now().mono;
         let mut inner = self.lock();
         let held = inner.share.held();
-        let (since, _) = *inner.short_since.get_or_insert((now, held));
+        let goes_on = |short: &Shortage| now.saturating_sub(short.seen_at) < CONGESTED_AFTER;
+        let since = inner.short.take().filter(goes_on).map_or((now, held), |short| (short.since, short.held));
+        inner.short = Some(Shortage { since: since.0, held: since.1, seen_at: now });
         drop(inner);
-        if since + CONGESTED_AFTER <= now {
+        if since.0 + CONGESTED_AFTER <= now {
             self.congestion.set();
         }
     }
@@ -257,6 +268,27 @@ mod tests {
         }
         assert!(!untaken.congestion.is_congested());
         assert_eq!(untaken.meter.held.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_shortages_are_not_one() {
+        let budget = Budget::new(1000, 2);
+        let congestion = Congestion::new(&Arc::default());
+        let untaken = Untaken::new(Clock::start(), Arc::default(), Share::new(Arc::clone(&budget)), congestion);
+        let mut other = Share::new(budget);
+        let seat = untaken.seat(CancellationToken::new());
+        // More than is its own.
+        seat.take(300);
+        for _ in 0..2 {
+            other.take(1000);
+            assert!(!seat.has_room());
+            let _waited = timeout(CONGESTED_AFTER / 5, seat.room()).await;
+            // Another link makes room, and this one holds what it held.
+            other.give_back(1000);
+            assert!(seat.has_room());
+            tokio::time::sleep(10 * CONGESTED_AFTER).await;
+        }
+        assert!(!untaken.congestion.is_congested());
     }
 
     #[tokio::test(start_paused = true)]

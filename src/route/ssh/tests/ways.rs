@@ -274,3 +274,43 @@ async fn an_endpoint_is_reached_through_a_proxy_with_the_users_authority() {
     }
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_is_withdrawn_with_the_last_who_waits_for_its_answer() {
+    let Some(mut world) = World::start(|_| ()).await else { return };
+    let open = watch::Sender::new(0);
+    let questions = open.clone();
+    world.config.ask = Some(Ask::new(move |question| {
+        assert_eq!((question.known_as.as_str(), question.kind.as_str()), (ID, "ssh-ed25519"));
+        questions.send_modify(|open| *open += 1);
+        let withdrawn = questions.clone();
+        let guard = at_the_end(move || withdrawn.send_modify(|open| *open -= 1));
+        Box::pin(async move {
+            let _until_dropped = guard;
+            std::future::pending().await
+        })
+    }));
+    let servers = world.servers().await;
+    let tunnels = [(); 2].map(|()| world.tunnel_of(&servers, &world.address(""), world.echo));
+    let mut count = open.subscribe();
+    in_time(count.wait_for(|open| *open == 1)).await.unwrap();
+    for tunnel in tunnels {
+        tunnel.stop().await;
+    }
+    assert_eq!(*open.borrow(), 0, "what is kept of the bastion keeps no question");
+    drop(servers);
+    world.end().await;
+}
+
+/// Does something when it is dropped.
+fn at_the_end(last: impl FnOnce() + Send + 'static) -> impl Send {
+    struct Guard<F: FnOnce()>(Option<F>);
+    impl<F: FnOnce()> Drop for Guard<F> {
+        fn drop(&mut self) {
+            if let Some(last) = self.0.take() {
+                last();
+            }
+        }
+    }
+    Guard(Some(last))
+}

@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest, Sha256};
 
 use super::network::Network;
-
 use crate::{
     aws::ecs::{Architecture, NewContainer, NewTask, NewTaskDefinition, Task},
     bastion::{Fargate, FargateOptions},
