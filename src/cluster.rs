@@ -2,7 +2,7 @@
 //!
 //! Leaves out everything that AWS says of a cluster beyond what a tunnel and a kubeconfig need.
 
-use std::{fmt, path::PathBuf};
+use std::fmt;
 
 /// A cluster that a tunnel can lead to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,8 +43,6 @@ pub enum Origin {
 pub struct Imported {
     /// The name of the user in that kubeconfig. What is in there stays there.
     pub user: String,
-    /// The file that has the user.
-    pub user_file: PathBuf,
     pub namespace: Option<String>,
     /// The name or address that the certificate is for.
     pub server_name: String,

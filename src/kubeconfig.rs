@@ -84,11 +84,7 @@ pub enum User {
     /// A user of the context's name, for whom kubectl runs this for a token.
     Own(Exec),
     /// One that the user has in a kubeconfig already: nothing of it is copied.
-    Theirs {
-        name: String,
-        /// It is in the kubeconfig that is written, and not in another.
-        is_here: bool,
-    },
+    Theirs(String),
 }
 
 /// Which server a client is told of, to get to a cluster's.

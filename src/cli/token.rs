@@ -142,7 +142,7 @@ mod tests {
             ("AWS_REGION", "us-east-1"),
         ]);
         let settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
-        let user = contexts::user(&settings, &settings.identity, &cluster("no", "0f-id"), Path::new("/")).unwrap();
+        let user = contexts::user(&settings, &settings.identity, &cluster("no", "0f-id")).unwrap();
         let User::Own(entry) = user else { panic!("{user:?}") };
         assert_eq!(entry.command, "/opt/bin/autoheal-pa");
         assert_eq!(
@@ -178,7 +178,7 @@ mod tests {
         let mut environment = surroundings("");
         environment.executable = Some(std::ffi::OsStr::from_bytes(b"/opt/\xff").into());
         let settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
-        let error = contexts::user(&settings, &settings.identity, &cluster("a", "a"), Path::new("/")).unwrap_err();
+        let error = contexts::user(&settings, &settings.identity, &cluster("a", "a")).unwrap_err();
         assert_eq!(CommandError::from(error).kind, Kind::Usage);
     }
 

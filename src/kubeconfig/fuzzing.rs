@@ -30,7 +30,7 @@ static CONTEXTS: LazyLock<[ContextEntry; 2]> = LazyLock::new(|| {
     let mut imported = context("b", 10101);
     let origin = Imported { user: THEIRS.to_owned(), server_name: "b".to_owned(), ..Imported::default() };
     imported.cluster.origin = Origin::Imported(origin);
-    imported.user = User::Theirs { name: THEIRS.to_owned(), is_here: false };
+    imported.user = User::Theirs(THEIRS.to_owned());
     [context("no", 10100), imported]
 });
 

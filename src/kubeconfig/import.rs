@@ -218,7 +218,7 @@ impl<'a> Merged<'a> {
         let namespace = text(content, "namespace")?;
         let missing = |kind, name: &str| Unusable::Missing { kind, name: name.to_owned() };
         let (path, root, cluster) = self.find("clusters", cluster_name).ok_or(missing("cluster", cluster_name))?;
-        let (user_file, ..) = self.find("users", user).ok_or(missing("user", user))?;
+        self.find("users", user).ok_or(missing("user", user))?;
         refuse_own(root, cluster, "cluster")?;
         let cluster = cluster.get("cluster");
         if is_true(cluster, "insecure-skip-tls-verify") {
@@ -236,7 +236,6 @@ impl<'a> Merged<'a> {
             certificate_authority: authority.data,
             imported: Imported {
                 user: user.to_owned(),
-                user_file: user_file.to_owned(),
                 namespace: namespace.map(ToOwned::to_owned),
                 server_name,
                 path: url_path,

@@ -267,7 +267,7 @@ fn item(kind: &str, entry: &ContextEntry, manager: &str, old: Option<&Node>) -> 
         ("cluster", _) => cluster(&entry.cluster, entry.server),
         ("user", User::Own(run)) => vec![("exec", exec(run))],
         (_, User::Own(_)) => vec![("cluster", Node::text(&entry.name)), ("user", Node::text(&entry.name))],
-        (_, User::Theirs { name, .. }) => vec![("cluster", Node::text(&entry.name)), ("user", Node::text(name))],
+        (_, User::Theirs(name)) => vec![("cluster", Node::text(&entry.name)), ("user", Node::text(name))],
     };
     if kind == "context" {
         let theirs = entry.cluster.imported().and_then(|imported| imported.namespace.as_ref()).map(Node::text);

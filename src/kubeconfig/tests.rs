@@ -137,10 +137,10 @@ fn a_client_may_come_through_the_proxy() {
 }
 
 /// The context of a cluster that was imported.
-fn imported(name: &str, is_here: bool, more: Imported) -> ContextEntry {
+fn imported(name: &str, more: Imported) -> ContextEntry {
     let mut entry = entry(name, 10101);
     let server_name = format!("api.internal.{name}");
-    let user = User::Theirs { name: "admin".to_owned(), is_here };
+    let user = User::Theirs("admin".to_owned());
     entry.cluster.endpoint = Destination { host: format!("lb.{name}"), port: 8443 };
     entry.cluster.origin = Origin::Imported(Imported { user: "admin".to_owned(), server_name, ..more });
     ContextEntry { user, ..entry }
@@ -149,7 +149,7 @@ fn imported(name: &str, is_here: bool, more: Imported) -> ContextEntry {
 #[test]
 fn the_context_of_an_imported_cluster_names_a_user_that_is_elsewhere() {
     let more = Imported { namespace: Some("on".into()), path: "/k8s/clusters/c-1".into(), ..Imported::default() };
-    let kops = imported("kops", false, more.clone());
+    let kops = imported("kops", more.clone());
     let text = updated("", &update(std::slice::from_ref(&kops)));
     let expected = r#"apiVersion: "v1"
 kind: "Config"
@@ -180,7 +180,7 @@ current-context: "pa-kops"
     assert_eq!(updated(expected, &update(std::slice::from_ref(&kops))), expected);
 
     // A namespace follows that of the user's context, until the user has chosen another for ours.
-    let moved = imported("kops", false, Imported { namespace: Some("off".into()), ..more.clone() });
+    let moved = imported("kops", Imported { namespace: Some("off".into()), ..more.clone() });
     let text = updated(expected, &update(std::slice::from_ref(&moved)));
     assert_eq!(text.matches("namespace: \"off\"").count(), 2, "{text}");
     let chosen = expected.replace("    namespace: \"on\"\n    ext", "    namespace: mine\n    ext");
@@ -189,7 +189,7 @@ current-context: "pa-kops"
 
     // And the way by the proxy, with a file of the authority.
     let file = Imported { authority_file: Some("/ca.crt".into()), disable_compression: true, ..more };
-    let entry = ContextEntry { server: Server::Proxy(10099), ..imported("kops", false, file) };
+    let entry = ContextEntry { server: Server::Proxy(10099), ..imported("kops", file) };
     let text = updated(expected, &update(&[entry]));
     let cluster = r#"    server: "https://lb.kops:8443/k8s/clusters/c-1"
     proxy-url: "http://127.0.0.1:10099"
@@ -204,7 +204,7 @@ current-context: "pa-kops"
 #[test]
 fn a_user_of_theirs_stays_as_it_is() {
     let theirs = "kind: Config\nusers:\n- name: admin\n  user: {token: secret}\n";
-    let text = updated(theirs, &update(&[imported("kops", true, Imported::default())]));
+    let text = updated(theirs, &update(&[imported("kops", Imported::default())]));
     assert_eq!((text.matches("secret").count(), text.matches("user: \"admin\"").count()), (1, 1), "{text}");
     let text = updated(&text, &update(&[]));
     assert!(text.contains("secret") && !text.contains("kops"), "{text}");

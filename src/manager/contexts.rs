@@ -7,25 +7,16 @@ use crate::{
     cluster::{Cluster, Origin},
     kubeconfig::{Exec, MANAGER_FLAG, User},
     settings::{ExecIdentity, Settings},
-    util::read::is_same,
 };
 
-/// Says whose credentials kubectl shows to a cluster by a context in `kubeconfig`.
+/// Says whose credentials kubectl shows to a cluster.
 ///
 /// # Errors
 /// If a path is not UTF-8, which kubeconfigs are, or that of the binary is not known.
-pub(crate) fn user(
-    settings: &Settings,
-    identity: &ExecIdentity,
-    cluster: &Cluster,
-    kubeconfig: &Path,
-) -> Result<User, ManagerError> {
+pub(crate) fn user(settings: &Settings, identity: &ExecIdentity, cluster: &Cluster) -> Result<User, ManagerError> {
     match &cluster.origin {
         Origin::Eks { token_name } => exec_entry(settings, identity, cluster, token_name).map(User::Own),
-        Origin::Imported(imported) => {
-            let is_here = is_same(&imported.user_file, kubeconfig);
-            Ok(User::Theirs { name: imported.user.clone(), is_here })
-        }
+        Origin::Imported(imported) => Ok(User::Theirs(imported.user.clone())),
     }
 }
 
@@ -42,7 +33,7 @@ fn exec_entry(
     };
     let mut args = vec![
         "token".to_owned(),
-        format!("--cluster-name={}", token_name),
+        format!("--cluster-name={token_name}"),
         format!("--region={}", cluster.region),
         format!("--account-id={}", cluster.account),
         format!("{MANAGER_FLAG}={}", utf8(&settings.control_dir)?),

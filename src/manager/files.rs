@@ -54,7 +54,7 @@ impl Manager {
         let contexts = tunnels
             .iter()
             .map(|TunnelEntry { port, context, cluster, access }| {
-                let user = contexts::user(common, &access.settings.identity, cluster, &self.kubeconfig)?;
+                let user = contexts::user(common, &access.settings.identity, cluster)?;
                 let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
                 Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), server, user })
             })

@@ -76,7 +76,6 @@ fn takes_what_kops_writes_and_none_of_its_keys() {
         certificate_authority: Some("TFMwdA==".into()),
         imported: Imported {
             user: "kops.example.com".into(),
-            user_file: files.paths[0].clone(),
             namespace: Some("demo".into()),
             server_name: "api.internal.kops.example.com".into(),
             path: String::new(),
@@ -124,7 +123,6 @@ fn merges_files_as_kubectl_does() {
     paths.insert(0, files.dir.path().join("missing"));
     let import = &import(&paths, &["c".to_owned()]).unwrap()[0];
     assert_eq!((import.endpoint.host.as_str(), import.imported.server_name.as_str()), ("first", "first"));
-    assert_eq!(import.imported.user_file, files.paths[2]);
     assert_eq!(import.imported.namespace, None, "nothing is taken from a second entry of a name");
     // The path is that of the file that the cluster stands in, and what is in it is at hand for a proof.
     assert_eq!(import.imported.authority_file.as_deref(), authority.to_str());
