@@ -293,6 +293,9 @@ impl Manager {
         });
         let tunnels = named(&self.settings, all);
         self.write_kubeconfig(&tunnels).await?;
+        if self.state.borrow().imported_from != old.imported_from {
+            self.write_environment_again(&mut outcome.problems);
+        }
         let started: Vec<&TunnelEntry> = bound
             .listeners
             .iter()

@@ -326,8 +326,10 @@ impl UpSettings {
 /// What is wanted of a manager that runs already, which has settings of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// Names of the clusters, and of contexts whose clusters it has imported; empty: all that it has.
+    /// Names of clusters of EKS.
     pub clusters: Vec<String>,
+    /// Names of contexts that clusters were imported from. Without either it is all that the manager has.
+    pub contexts: Vec<String>,
     /// How long they may take until all are ready.
     pub timeout: Duration,
 }
@@ -340,13 +342,11 @@ impl Wanted {
     pub fn load(args: &UpArgs) -> Result<Self, SettingsError> {
         let (mut layer, mut problems, nowhere) = (Layer::default(), Vec::new(), Environment::default());
         args.add_to(&mut layer);
-        let mut clusters: Vec<String> = ACCESS.clusters.read(layer.get(&ACCESS.clusters), &nowhere, &mut problems);
-        let contexts: Vec<String> =
-            ACCESS.import_contexts.read(layer.get(&ACCESS.import_contexts), &nowhere, &mut problems);
-        clusters.extend(contexts);
+        let clusters = ACCESS.clusters.read(layer.get(&ACCESS.clusters), &nowhere, &mut problems);
+        let contexts = ACCESS.import_contexts.read(layer.get(&ACCESS.import_contexts), &nowhere, &mut problems);
         let timeout = UP.timeout.read(layer.get(&UP.timeout), &nowhere, &mut problems);
         SettingsError::unless_empty(problems)?;
-        Ok(Self { clusters, timeout })
+        Ok(Self { clusters, contexts, timeout })
     }
 }
 

@@ -102,11 +102,7 @@ fn refuse(up: &UpArgs) -> Result<(), CommandError> {
 }
 
 /// Waits until the tunnels of a running manager that are wanted work, and returns its kubeconfigs.
-async fn running(
-    mut client: Client,
-    Wanted { clusters, timeout: limit }: &Wanted,
-    printer: &Printer,
-) -> Result<Files, CommandError> {
+async fn running(mut client: Client, wanted: &Wanted, printer: &Printer) -> Result<Files, CommandError> {
     client.send(&Request::Status { follow: true }).await?;
     let mut last: Option<Box<ManagerStatus>> = None;
     let ready = async {
@@ -119,13 +115,12 @@ async fn running(
                 break;
             }
             if let Some(path) = &status.kubeconfig {
-                let knows = |name: &String| status.tunnels.iter().any(|tunnel| tunnel.cluster == *name);
-                if let Some(unknown) = clusters.iter().find(|name| !knows(name)) {
-                    let message = format!("the running manager `{}` has no tunnel to `{unknown}`", status.name);
+                if let Some(unknown) = unknown(&status, wanted) {
+                    let message = format!("the running manager `{}` has no tunnel to {unknown}", status.name);
                     return Err(CommandError::new(Kind::NotFound, message)
                         .hint("make it look for clusters again with `autoheal-pa reload`, or give another `--name`"));
                 }
-                if waiting(&status, clusters).next().is_none() {
+                if waiting(&status, wanted).next().is_none() {
                     return Ok(env::files(PathBuf::from(path), &status));
                 }
             }
@@ -133,32 +128,46 @@ async fn running(
         }
         Err(CommandError::new(Kind::Tunnel, "the running manager is stopping").hint("run it again"))
     };
-    match timeout(*limit, ready).await {
+    match timeout(wanted.timeout, ready).await {
         Ok(kubeconfigs) => kubeconfigs,
-        Err(_) => Err(not_active(last.as_deref(), clusters)),
+        Err(_) => Err(not_active(last.as_deref(), wanted)),
     }
 }
 
+/// Says which of those that are wanted the manager does not have.
+fn unknown(status: &ManagerStatus, Wanted { clusters, contexts, .. }: &Wanted) -> Option<String> {
+    let knows = |name: &String, imported: bool| {
+        status.tunnels.iter().any(|tunnel| tunnel.cluster == *name && tunnel.imported == imported)
+    };
+    let cluster = clusters.iter().find(|name| !knows(name, false)).map(|name| format!("`{name}`"));
+    let context = || contexts.iter().find(|name| !knows(name, true));
+    cluster.or_else(|| context().map(|name| format!("the cluster of the context `{name}`")))
+}
+
 /// The tunnels that are wanted and do not work.
-fn waiting<'a>(status: &'a ManagerStatus, clusters: &'a [String]) -> impl Iterator<Item = &'a TunnelReport> {
-    let is_wanted = |tunnel: &&TunnelReport| clusters.is_empty() || clusters.contains(&tunnel.cluster);
+fn waiting<'a>(status: &'a ManagerStatus, wanted: &'a Wanted) -> impl Iterator<Item = &'a TunnelReport> {
+    let Wanted { clusters, contexts, .. } = wanted;
+    let is_wanted = move |tunnel: &&TunnelReport| {
+        let names = if tunnel.imported { contexts } else { clusters };
+        (clusters.is_empty() && contexts.is_empty()) || names.contains(&tunnel.cluster)
+    };
     status.tunnels.iter().filter(is_wanted).filter(|tunnel| tunnel.state != "active")
 }
 
 /// Says which tunnels of a running manager do not work.
-fn not_active(status: Option<&ManagerStatus>, clusters: &[String]) -> CommandError {
+fn not_active(status: Option<&ManagerStatus>, wanted: &Wanted) -> CommandError {
     let Some(status) = status else {
         return CommandError::new(Kind::Unexpected, "the running manager does not answer");
     };
     let name = &status.name;
-    let first = waiting(status, clusters).find_map(|tunnel| Some((tunnel, tunnel.last_error.as_ref()?)));
+    let first = waiting(status, wanted).find_map(|tunnel| Some((tunnel, tunnel.last_error.as_ref()?)));
     let message = match first {
         Some((tunnel, error)) => {
             format!("the tunnel to `{}` of the running manager is {}: {error}", tunnel.cluster, tunnel.state)
         }
         None => {
             // A session without a version has an agent that has not spoken yet.
-            let mut silent = waiting(status, clusters).filter(|tunnel| tunnel.agent_version.is_none());
+            let mut silent = waiting(status, wanted).filter(|tunnel| tunnel.agent_version.is_none());
             let target = silent.find_map(|tunnel| tunnel.session_id.as_ref().and(tunnel.target.as_ref()));
             let what = target.map(|target| format!(": it is waiting for the agent on `{target}`")).unwrap_or_default();
             format!("the running manager `{name}` is {} and not ready in time{what}", status.state)

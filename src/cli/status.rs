@@ -326,6 +326,7 @@ mod tests {
         TunnelReport {
             context: format!("pa-{cluster}"),
             cluster: cluster.to_owned(),
+            imported: false,
             region: "us-east-1".to_owned(),
             account: "123456789012".to_owned(),
             port,
@@ -497,6 +498,7 @@ mod tests {
     const TUNNEL: &[(&str, &str)] = &[
         ("context", "string"),
         ("cluster", "string"),
+        ("imported", "boolean"),
         ("region", "string"),
         ("account", "string"),
         ("port", "number"),

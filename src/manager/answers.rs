@@ -299,6 +299,7 @@ fn report(tunnel: &TunnelStatus, entry: Option<&TunnelEntry>) -> TunnelReport {
     TunnelReport {
         context: entry.map(|entry| entry.context.clone()).unwrap_or_default(),
         cluster: cluster.name.clone(),
+        imported: cluster.imported().is_some(),
         region: cluster.region.clone(),
         account: cluster.account.clone(),
         port: tunnel.port,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::{control::ControlError, env_file::EnvFileError};
 use crate::{
     aws::{AwsError, SkipReason},
+    cluster::Destination,
     kubeconfig::{KubeconfigError, import::ImportError},
     tunnel::BindError,
     util::peer_text::sentence,
@@ -25,6 +26,9 @@ pub(crate) enum ManagerError {
     /// There is no port for the CONNECT proxy.
     #[error("cannot open a port for the CONNECT proxy")]
     ProxyPort(#[source] BindError),
+    /// Two clusters have one address, in two networks.
+    #[error("the clusters of `{}` and `{}` both have the address `{endpoint}`, which a CONNECT proxy cannot tell apart", contexts[0], contexts[1])]
+    Alike { contexts: [String; 2], endpoint: Destination },
     /// The kubeconfig cannot be written.
     #[error(transparent)]
     Kubeconfig(#[from] KubeconfigError),

@@ -50,6 +50,9 @@ impl Manager {
 
     /// Writes the contexts, in the order of the clusters, and leads the proxy to these.
     pub(super) async fn write_kubeconfig(&self, tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
+        if self.proxy.is_some() {
+            refuse_alike(tunnels)?;
+        }
         let common = &self.settings.common;
         let contexts = tunnels
             .iter()
@@ -79,6 +82,18 @@ impl Manager {
         Ok(())
     }
 
+    /// Has others find the kubeconfigs that there are now. The step of a job that has told the others is over.
+    pub(super) fn write_environment_again(&self, problems: &mut Vec<String>) {
+        let kubeconfigs = self.kubeconfigs();
+        self.listener.tell(Event::SeveralKubeconfigs(kubeconfigs.clone()));
+        if let Some(path) = &self.settings.env_file {
+            match env_file::write(path, &kubeconfigs, &Environment::read()) {
+                Ok(()) => self.listener.tell(Event::EnvFileWritten(path.clone())),
+                Err(error) => problems.push(ManagerError::from(error).sentence()),
+            }
+        }
+    }
+
     /// Writes the files by which others find the kubeconfig.
     pub(super) fn write_environment(&self) -> Result<(), ManagerError> {
         let kubeconfigs = self.kubeconfigs();
@@ -95,4 +110,27 @@ impl Manager {
         }
         Ok(())
     }
+}
+
+/// Refuses clusters that a proxy cannot tell apart: one would be shown the credentials of the other's user.
+fn refuse_alike(tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
+    let is_same = |one: &TunnelEntry, other: &TunnelEntry| {
+        let (a, b) = (&one.cluster, &other.cluster);
+        let is_verified_alike =
+            (&a.certificate_authority, a.server_name()) == (&b.certificate_authority, b.server_name());
+        let is_reached_alike =
+            one.access.is_same(&other.access.settings) && one.access.settings.bastion == other.access.settings.bastion;
+        is_verified_alike && is_reached_alike
+    };
+    for (at, one) in tunnels.iter().enumerate() {
+        let mut before = tunnels.iter().take(at);
+        if let Some(other) = before.find(|other| other.cluster.endpoint == one.cluster.endpoint && !is_same(one, other))
+        {
+            return Err(ManagerError::Alike {
+                contexts: [other.context.clone(), one.context.clone()],
+                endpoint: one.cluster.endpoint.clone(),
+            });
+        }
+    }
+    Ok(())
 }

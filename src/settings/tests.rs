@@ -300,7 +300,7 @@ fn a_context_is_imported_by_one_entry() {
         "{error}"
     );
     let wanted = Wanted::load(&typed(&["--cluster", "x", "--import-context", "y"])).unwrap();
-    assert_eq!(wanted.clusters, ["x", "y"]);
+    assert_eq!((wanted.clusters, wanted.contexts), (vec!["x".to_owned()], vec!["y".to_owned()]));
 }
 
 #[test]

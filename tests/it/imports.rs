@@ -412,3 +412,60 @@ async fn the_policy_for_it_has_nothing_of_eks() {
     let ended = Running::start(lab.program(&args).args(["--cluster", "payments"])).ended().await;
     assert!(ended.assert_success().contains("cluster/payments"), "{ended:#?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_imports_the_first_context_tells_where_its_user_is() {
+    let lab = lab().await;
+    let (theirs, env) = (own(&lab), lab.path("env"));
+    let settings = |more: &str| {
+        let entry = format!("region: us-east-1, bastion: i-0dc03fbcae2a87472{more}");
+        write(&lab, "config.yaml", &format!("env_file: {}\naccess: [{{{entry}}}]\n", env.display()))
+    };
+    let file = settings("");
+    let up = lab.up(&["--config", file.to_str().unwrap()]).await;
+    let ours = lab.path(".kube/autoheal-pa.yaml");
+    let exported = || fs::read_to_string(&env).unwrap();
+    assert_eq!(exported(), format!("export KUBECONFIG='{}'\n", ours.display()));
+    // Names of clusters are none of contexts.
+    let exec =
+        async |args: &[&str]| Running::start(lab.program(&["exec"]).args(args).args(["--", "true"])).ended().await;
+    let ended = exec(&["--import-context", "payments"]).await;
+    assert_eq!(ended.code(), Some(4), "{ended:#?}");
+    assert!(ended.stderr.contains("has no tunnel to the cluster of the context `payments`"), "{ended:#?}");
+    settings(", import_contexts: [kops]");
+    lab.run(&["reload"]).await.assert_success();
+    assert_eq!(exported(), format!("export KUBECONFIG='{}:{}'\n", ours.display(), theirs.display()));
+    let said = up.stderr_so_far();
+    assert!(said.contains("imported contexts have their users elsewhere: `export KUBECONFIG="), "{said}");
+    exec(&["--import-context", "kops"]).await.assert_success();
+    let ended = exec(&["--cluster", "kops"]).await;
+    assert!(ended.code() == Some(4) && ended.stderr.contains("has no tunnel to `kops`"), "{ended:#?}");
+    up.stop().await.assert_success();
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_does_not_mix_up_two_clusters_with_one_address() {
+    let mut config = Config { clusters: vec![ClusterConfig::new("a"), ClusterConfig::new("b")], ..Config::default() };
+    config.bastions.push(BastionConfig::new("i-0dc03fbcae2a87473"));
+    let lab = Lab::start(config).await;
+    let clusters =
+        ["one", "two"].map(|name| format!("{{name: {name}, cluster: {{server: 'https://10.0.0.10:6443'}}}}"));
+    let contexts = ["one", "two"].map(|name| format!("{{name: {name}, context: {{cluster: {name}, user: u}}}}"));
+    let text = format!(
+        "kind: Config\nclusters: [{}]\ncontexts: [{}]\nusers: [{{name: u, user: {{token: secret}}}}]\n",
+        clusters.join(", "),
+        contexts.join(", ")
+    );
+    write(&lab, ".kube/config", &text);
+    let entry = |bastion: &str, cluster: &str, context: &str| {
+        format!("- {{region: us-east-1, bastion: {bastion}, clusters: [{cluster}], import_contexts: [{context}]}}\n")
+    };
+    let entries = [entry("i-0dc03fbcae2a87472", "a", "one"), entry("i-0dc03fbcae2a87473", "b", "two")].concat();
+    let file = write(&lab, "config.yaml", &format!("kubeconfig_mode: proxy\nproxy_port: 0\naccess:\n{entries}"));
+    let ended = lab.run(&["up", "--base-port", "0", "--config", file.to_str().unwrap()]).await;
+    assert_eq!(ended.code(), Some(2), "{ended:#?}");
+    let said = "the clusters of `pa-one` and `pa-two` both have the address `10.0.0.10:6443`, which a CONNECT proxy cannot tell apart";
+    assert!(ended.stderr.contains(said) && ended.stderr.contains("--kubeconfig-mode direct"), "{ended:#?}");
+    assert!(!lab.path(".kube/autoheal-pa.yaml").exists() && !ended.stderr.contains("secret"));
+}

@@ -22,6 +22,8 @@ impl From<ManagerError> for CommandError {
             ManagerError::EnvFile(error) => error.into(),
             error @ ManagerError::ProxyPort(_) => Self::of(Kind::Tunnel, error)
                 .hint("choose another port with `--proxy-port`, or any free one with `--proxy-port 0`"),
+            error @ ManagerError::Alike { .. } => Self::of(Kind::Usage, error)
+                .hint("use `--kubeconfig-mode direct`, or a manager of its own for each: `--name`"),
             error @ ManagerError::NoClusters { .. } => Self::of(Kind::NotFound, error).hint(
                 "`autoheal-pa clusters` shows what these credentials can see; choose another region with `--region`",
             ),

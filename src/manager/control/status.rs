@@ -66,6 +66,9 @@ pub struct TunnelReport {
     pub context: String,
     /// The cluster's name.
     pub cluster: String,
+    /// It was imported from the context of this name, and is not one of EKS.
+    #[serde(default)]
+    pub imported: bool,
     /// The cluster's region.
     pub region: String,
     /// The cluster's account id.
