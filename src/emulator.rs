@@ -438,6 +438,12 @@ impl Emulator {
         fleet::replace(&self.world, id)
     }
 
+    /// Whether an instance's agent is connected.
+    #[must_use]
+    pub fn is_online(&self, instance: &str) -> bool {
+        self.world.fleet.find(instance).is_some_and(|instance| fleet::is_online(&self.world, &instance))
+    }
+
     // What goes wrong.
 
     /// The settings in force.

@@ -6,9 +6,12 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use autoheal_pa::emulator::{AgentConfig, BastionConfig, ClusterConfig, Config, EcsConfig, Place, TaskTimes};
+use autoheal_pa::emulator::{AgentConfig, BastionConfig, ClusterConfig, Config, EcsConfig, Place, TaskInfo, TaskTimes};
 use kube::config::Kubeconfig;
-use tokio::task::JoinSet;
+use tokio::{
+    task::JoinSet,
+    time::{interval, timeout},
+};
 
 use super::{
     destination::Grounds,
@@ -17,8 +20,11 @@ use super::{
     workload::{Ledger, Load, Port, Site, Visits, Workload},
 };
 
-/// How long the workload runs before the first time.
-const WARM_UP: Duration = Duration::from_secs(3);
+/// How long the workload may take to begin, beyond what machines are slow.
+const BEGIN_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long old tasks may take to go after the last deployment.
+const GONE_LIMIT: Duration = Duration::from_secs(180);
 
 /// How long a new bastion may take at most until connections are answered again.
 const BACK_LIMIT: Duration = Duration::from_secs(60);
@@ -148,26 +154,30 @@ impl Trial {
             ledger: Arc::clone(&ledger),
         };
         let workload = Workload::start(&site, Load::FULL, 1);
-        tokio::time::sleep(WARM_UP).await;
+        within(BEGIN_LIMIT, "everything gets something", ledger.wait_until(Ledger::has_begun)).await?;
         ledger.inject();
-        let begun = time::now();
+        // The pace of the trial, whatever comes of it.
+        let mut beat = interval(self.every);
+        beat.tick().await;
         let mut instance = INSTANCE.to_owned();
         let mut back = Duration::ZERO;
-        for n in 1..=self.times {
+        for _ in 0..self.times {
             match self.kind {
                 Kind::Deployment(_) => drop(scene.emulator.deploy(None)),
                 Kind::Instance(start) => {
                     let new = scene.emulator.replace_instance(&instance).ok_or("there is no instance to replace")?;
                     instance = new;
-                    tokio::time::sleep(start).await;
+                    let online = scene.emulator.wait_until(|emulator| emulator.is_online(&instance));
+                    within(start + BACK_LIMIT, "the new agent is online", online).await?;
                     back = back.max(answered(&ledger).await?);
                 }
             }
-            tokio::time::sleep((begun + n * self.every).saturating_sub(time::now())).await;
+            beat.tick().await;
         }
         if matches!(self.kind, Kind::Deployment(_)) {
-            // Until the last of the old tasks has gone.
-            tokio::time::sleep(self.every).await;
+            let is_there = |task: &&TaskInfo| task.status != "STOPPED";
+            let gone = scene.emulator.wait_until(|emulator| emulator.tasks().iter().filter(is_there).count() == 1);
+            within(GONE_LIMIT, "the last of the old tasks is gone", gone).await?;
         }
         let (visits, cuts, outcome) = (ledger.visits(), ledger.cuts(), ledger.outcome());
         let longest = if matches!(self.kind, Kind::Deployment(_)) { visits.longest } else { back };
@@ -195,16 +205,14 @@ impl Trial {
 /// How long it takes from now until a new connection is answered.
 async fn answered(ledger: &Ledger) -> Result<Duration, String> {
     ledger.mark();
-    let marked = time::now();
-    loop {
-        if let Some(wait) = ledger.outcome().new_wait {
-            return Ok(wait);
-        }
-        if time::now() > marked + BACK_LIMIT {
-            return Err(format!("no connection was answered within {} s", BACK_LIMIT.as_secs()));
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let wait = |ledger: &Ledger| ledger.outcome().new_wait;
+    within(BACK_LIMIT, "a new connection is answered", ledger.wait_until(|ledger| wait(ledger).is_some())).await?;
+    wait(ledger).ok_or_else(|| "the wait was forgotten".to_owned())
+}
+
+/// Waits, and says for what if it takes too long.
+async fn within(limit: Duration, what: &str, waited: impl Future<Output = ()>) -> Result<(), String> {
+    timeout(limit, waited).await.map_err(|_| format!("it took more than {} s until {what}", limit.as_secs()))
 }
 
 /// The port of the only tunnel.

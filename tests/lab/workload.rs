@@ -14,6 +14,7 @@ use autoheal_pa::{random::SplitMix64, tunnel::MemoryPort, util::connection::Conn
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::Notify,
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -144,6 +145,8 @@ struct Inner {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     inner: Mutex<Inner>,
+    /// Something has come, or a new connection has been answered.
+    changed: Notify,
 }
 
 /// What the ledger comes to.
@@ -190,6 +193,8 @@ impl Ledger {
             activity.longest = activity.longest.max(now.saturating_sub(since.max(mark)));
         }
         activity.waiting = more.then_some(now);
+        drop(inner);
+        self.changed.notify_waiters();
     }
 
     /// Takes note that an activity's connection has ended, and that it starts afresh.
@@ -217,6 +222,19 @@ impl Ledger {
         inner.visits.longest = inner.visits.longest.max(now.saturating_sub(started));
         if inner.mark.is_some_and(|mark| started >= mark) {
             inner.activities[activity as usize].visited.get_or_insert(now);
+        }
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until a condition holds. It is looked at whenever something has come.
+    pub(crate) async fn wait_until(&self, condition: impl Fn(&Self) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if condition(self) {
+                return;
+            }
+            changed.await;
         }
     }
 
