@@ -5,7 +5,10 @@ use std::process::Stdio;
 use autoheal_pa::emulator::Config;
 use tokio::io::AsyncWriteExt;
 
-use super::support::{Lab, PROGRAM, Running, example, kubectl, path_variable, within};
+use super::{
+    ssh,
+    support::{Lab, PROGRAM, Running, example, kubectl, path_variable, within},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn decode_reads_a_recorded_exchange() {
@@ -204,9 +207,11 @@ async fn bench_measures_the_ssh_way_or_says_what_is_missing() {
     bench.env("TMPDIR", lab.home.path()).env("PATH", path_variable()).args(["--quick", "--only", "ssh"]);
     let ended = within("the figures", Running::start(&mut bench).ended()).await;
     let text = ended.assert_success();
-    if ended.stderr.contains("the SSH way is not measured") {
-        return;
+    let is_missing = ended.stderr.contains("the SSH way is not measured");
+    if ssh::program().is_none() {
+        return assert!(is_missing, "{ended:#?}");
     }
+    assert!(!is_missing, "{ended:#?}");
     let agreed = |who: &str| ended.stderr.lines().find_map(|line| line.strip_prefix(who)?.rsplit(", ").next()).unwrap();
     assert_eq!(agreed("autoheal-pa: "), agreed("ssh -L: "), "the same cipher: {}", ended.stderr);
     for name in

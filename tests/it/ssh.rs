@@ -23,7 +23,7 @@ pub(crate) fn sshd(config: SshdConfig) -> Option<Sshd> {
 
 /// OpenSSH's server, if there is one. In the gate there has to be.
 #[expect(clippy::disallowed_methods, reason = "the gate asks for it by a variable")]
-fn program() -> Option<PathBuf> {
+pub(crate) fn program() -> Option<PathBuf> {
     let found = Sshd::find(std::env::split_paths(&path_variable()));
     let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_SSHD").is_some();
     assert!(found.is_some() || !required, "sshd is not on the PATH");
