@@ -28,11 +28,14 @@ use crate::route::{
     near::Near,
 };
 
-/// Bytes read at once from a local program: as much as a server takes in one message.
-const READ_LEN: usize = 32 << 10;
+/// Bytes read at once from a local program.
+const READ_LEN: usize = 128 << 10;
 
 /// Size of the blocks that local programs are read into, in bytes.
 const READ_BLOCK: usize = 256 << 10;
+
+/// Bytes that are collected before they are written to a local program, if as many have come.
+const WRITE_LEN: usize = 256 << 10;
 
 /// How long a program has for closing its side after the last byte has been written to it.
 const LINGER: Duration = Duration::from_secs(5);
@@ -75,7 +78,25 @@ async fn down(mut receiving: Receiving, write: &mut WriteHalf<Near>, seat: &Seat
     let mut backlog = Backlog::default();
     // Nothing else comes; and then the channel is over.
     let (mut is_at_end, mut is_shut, mut is_closed) = (false, false, false);
+    let mut next = None;
     loop {
+        let mut has_room = seat.has_room();
+        // What came together is written together.
+        while let Some(received) = next.take() {
+            match received {
+                Some(Received::Data(data)) => {
+                    seat.take(data.len());
+                    backlog.push(data);
+                }
+                Some(Received::End) => is_at_end = true,
+                Some(Received::Closed) => (is_at_end, is_closed) = (true, true),
+                None => return Err(io::ErrorKind::ConnectionReset.into()),
+            }
+            has_room = seat.has_room();
+            if has_room && !is_closed && backlog.len() < WRITE_LEN {
+                next = receiving.next_if_there();
+            }
+        }
         if backlog.is_empty() {
             if is_at_end && !is_shut {
                 write.shutdown().await?;
@@ -85,7 +106,6 @@ async fn down(mut receiving: Receiving, write: &mut WriteHalf<Near>, seat: &Seat
                 return Ok(());
             }
         }
-        let has_room = seat.has_room();
         tokio::select! {
             biased;
             written = write_some(write, &backlog), if !backlog.is_empty() => {
@@ -93,15 +113,7 @@ async fn down(mut receiving: Receiving, write: &mut WriteHalf<Near>, seat: &Seat
                 backlog.advance(written);
                 seat.give_back(written);
             }
-            received = receiving.next(), if has_room && !is_closed => match received {
-                Some(Received::Data(data)) => {
-                    seat.take(data.len());
-                    backlog.push(data);
-                }
-                Some(Received::End) => is_at_end = true,
-                Some(Received::Closed) => (is_at_end, is_closed) = (true, true),
-                None => return Err(io::ErrorKind::ConnectionReset.into()),
-            },
+            received = receiving.next(), if has_room && !is_closed => next = Some(received),
             () = seat.room(), if !has_room => {}
         }
     }

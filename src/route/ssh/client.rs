@@ -8,7 +8,7 @@
 use std::{fmt, io, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use russh::{
     AlgorithmKind, Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Limits, Names,
     Preferred, SshId, cipher,
@@ -46,9 +46,21 @@ const MISSED_KEEPALIVES: usize = 3;
 /// Keys of an agent that are offered. Servers close a connection after six by default; `MaxAuthTries` of sshd_config(5).
 const MAX_OFFERED: usize = 5;
 
-/// Bytes that are read ahead. The library asks for the length of a message and then for the message: a small one comes with
-/// its length at once, and the rest of a large one goes where it is wanted.
-const READ_AHEAD: usize = 4 << 10;
+/// Bytes that are read ahead. The library asks for the length of a message and then for the message: small ones come with their
+/// lengths, several at once, and most of a large one goes where it is wanted.
+const READ_AHEAD: usize = 16 << 10;
+
+/// Most bytes in a message of a channel that is asked for: as many as the library takes. OpenSSH's server sends 32 KiB to its
+/// own client, and more to whoever asks for it.
+const MAX_MESSAGE: u32 = u16::MAX as u32;
+
+/// Bytes that a server may send through a channel before it hears that half of them have been read off the connection. It bounds
+/// nothing here, as the library says so on receipt: what is [not taken](super::untaken) is bounded by the tunnel's budget. Less
+/// holds up a server while this program waits for a processor, or for a far one to answer.
+const WINDOW: u32 = 16 << 20;
+
+/// Messages of a channel that wait for their connection: 3.2 MB at most, beside the tunnel's budget.
+const CHANNEL_QUEUE: usize = 50;
 
 /// Longest time between two exchanges of keys.
 const REKEY_EVERY: Duration = Duration::from_secs(3600);
@@ -95,6 +107,9 @@ impl Options {
             },
             keepalive_interval: Some(self.keepalive),
             keepalive_max: MISSED_KEEPALIVES,
+            maximum_packet_size: MAX_MESSAGE,
+            window_size: WINDOW,
+            channel_buffer_size: CHANNEL_QUEUE,
             nodelay: true,
             ..client::Config::default()
         }
@@ -395,6 +410,11 @@ impl Receiving {
                 _ => {}
             }
         }
+    }
+
+    /// Returns what has come already, as [`next`](Self::next) does; `None`: nothing has.
+    pub(super) fn next_if_there(&mut self) -> Option<Option<Received>> {
+        self.next().now_or_never()
     }
 }
 
