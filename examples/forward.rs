@@ -20,8 +20,9 @@ use std::{
 use autoheal_pa::{
     aws::Aws,
     bastion::Target,
-    cluster::{Cluster, Destination, Origin},
+    cluster::Destination,
     manager::supervisor::Supervisor,
+    remote::Host,
     route::ssm,
     settings::{Environment, GlobalArgs, Settings},
     tunnel::{self, Admission, Listeners, Readiness, Tunnel},
@@ -124,16 +125,12 @@ async fn serve(supervisor: &Supervisor, limit: Duration) -> Result<(), Box<dyn E
     std::future::pending().await
 }
 
-/// A destination in the place of a cluster: with [`Readiness::Established`] only its name and endpoint count.
-fn destination(args: &Args, region: &str) -> Cluster {
-    Cluster {
+fn destination(args: &Args, region: &str) -> Host {
+    Host {
         name: args.host.clone(),
         region: region.to_owned(),
         account: String::new(),
-        id: String::new(),
         endpoint: Destination { host: args.host.clone(), port: args.port },
-        certificate_authority: Some(String::new()),
-        origin: Origin::Eks { token_name: String::new() },
         vpc: None,
     }
 }

@@ -48,6 +48,7 @@ use crate::{
     bastion::{Bastion, SshFiles, Target},
     clock::{self, Clock},
     cluster::Cluster,
+    remote::Remote,
     route::ssm::proto::Version,
     route::{
         ProbeError, Route, Routes,
@@ -146,7 +147,7 @@ struct Cut;
 enum Way {
     /// Through sessions with a target, against which nothing speaks.
     Sessions(Target),
-    /// Through sessions with one of the targets that were found for a cluster, by its id; else this check has failed.
+    /// Through sessions with one of the targets that were found for a cluster or host, by its id; else this check has failed.
     Found(BTreeMap<String, Result<Vec<Target>, Check>>),
     /// By connections that need nothing before them.
     Straight(Arc<dyn Route>),
@@ -185,17 +186,18 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         let mut clusters = Vec::with_capacity(names.len());
         for name in names {
             self.place.cluster = Some(name.clone());
-            clusters.push(self.cluster(aws, &name).await.map(|(description, cluster)| (Some(description), cluster)));
+            let looked = self.cluster(aws, &name).await;
+            clusters.push(looked.map(|(description, cluster)| (Some(description), Remote::from(cluster))));
             (self.place.cluster, self.place.description) = (None, None);
         }
         for ImportedCluster { cluster, port } in &subject.imported {
-            clusters.push(Ok((None, self.imported(aws, cluster.clone(), *port).await)));
+            clusters.push(Ok((None, self.imported(aws, cluster.clone(), *port).await.into())));
             self.place.name(None, None);
         }
-        let usable: Vec<&Cluster> = clusters.iter().flatten().map(|(_, cluster)| cluster).collect();
+        let usable: Vec<&Remote> = clusters.iter().flatten().map(|(_, to)| to).collect();
         let bastions = self.bastions(aws, &usable).await;
         for outcome in clusters {
-            let (description, cluster) = match outcome {
+            let (description, to) = match outcome {
                 Ok(found) => found,
                 Err((name, check)) => {
                     self.place.cluster = Some(name);
@@ -204,8 +206,8 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                     continue;
                 }
             };
-            self.place.name(description, Some(&cluster));
-            Box::pin(self.through(aws, &cluster, &bastions)).await;
+            self.place.name(description, to.cluster());
+            Box::pin(self.through(aws, &to, &bastions)).await;
             self.place.name(None, None);
             (self.place.route, self.place.target) = (None, None);
         }
@@ -340,7 +342,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     }
 
     /// Looks at what is known of the bastions.
-    async fn bastions(&mut self, aws: &Aws, clusters: &[&Cluster]) -> Vec<Way> {
+    async fn bastions(&mut self, aws: &Aws, remotes: &[&Remote]) -> Vec<Way> {
         let subject = self.subject;
         if subject.bastions.is_empty() {
             self.doubtful(Check::BastionKnown, Trouble::NoBastion);
@@ -357,7 +359,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                     Ok(()) => Way::Sessions(target.clone()),
                     Err(check) => Way::Broken(check),
                 },
-                Bastion::Found(_) | Bastion::Fargate(_) => self.search(&routes, bastion, clusters).await,
+                Bastion::Found(_) | Bastion::Fargate(_) => self.search(&routes, bastion, remotes).await,
                 Bastion::Ssh(server) => {
                     let steps = routes.walk_to_server(server).await;
                     self.steps(steps).map_or_else(|| Way::Straight(routes.route(bastion)), Way::Broken)
@@ -372,24 +374,24 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         ways
     }
 
-    /// Looks for the targets of a bastion, which may be others for each cluster, step by step.
-    async fn search(&mut self, routes: &Routes, bastion: &Bastion, clusters: &[&Cluster]) -> Way {
-        let mut by_cluster = BTreeMap::new();
+    /// Looks for the targets of a bastion, which may be others for each that it is to lead to, step by step.
+    async fn search(&mut self, routes: &Routes, bastion: &Bastion, remotes: &[&Remote]) -> Way {
+        let mut by_remote = BTreeMap::new();
         let mut by_place = BTreeMap::new();
-        for cluster in clusters {
-            let place = routes.place(bastion, cluster);
+        for to in remotes {
+            let place = routes.place(bastion, to);
             if !by_place.contains_key(&place) {
-                let walk = routes.walk(bastion, cluster).await;
+                let walk = routes.walk(bastion, to).await;
                 self.place.target = walk.targets.first().cloned();
                 let failed = self.steps(walk.steps);
                 by_place.insert(place.clone(), failed.map_or(Ok(walk.targets), Err));
             }
-            by_cluster.extend(by_place.get(&place).map(|targets| (cluster.id.clone(), targets.clone())));
+            by_remote.extend(by_place.get(&place).map(|targets| (to.id(), targets.clone())));
         }
-        if clusters.is_empty() {
+        if remotes.is_empty() {
             self.skip(Check::OF_BASTION.iter().copied(), Check::DescribeCluster);
         }
-        Way::Found(by_cluster)
+        Way::Found(by_remote)
     }
 
     /// Reports steps, and returns the one that has failed.

@@ -6,6 +6,7 @@
 //!      │    └─ tunnel ── route      listeners and the pool of links; the routes, each in a folder of its own
 //!      │                   └─ ssm   sessions, transports, recovery; the protocol as values
 //!      ├─ aws         credentials, clients, endpoints, errors, clusters
+//!      ├─ remote      what tunnels lead to: clusters, or any other host
 //!      ├─ kubeconfig  contexts and exec credentials
 //!      ├─ doctor      every link from credentials to the API server, looked at in order
 //!      ├─ iam         the IAM policy and the access entries that all this needs
@@ -46,6 +47,7 @@ pub mod kubeconfig;
 pub mod manager;
 pub mod overlap;
 pub mod random;
+pub mod remote;
 pub mod route;
 pub mod secret;
 pub mod settings;

@@ -33,7 +33,7 @@ pub use self::{
     proof::{Answer, ProbeError, Unproved},
 };
 pub use crate::fault::{BoxError, Class, Fault};
-use crate::{cluster::Cluster, util::connection::Connection};
+use crate::{remote::Remote, util::connection::Connection};
 
 /// A connection that is being opened.
 pub type Connecting = BoxFuture<'static, Result<Box<dyn Connection>, Arc<Fault>>>;
@@ -45,14 +45,14 @@ pub trait Route: fmt::Debug + Send + Sync + 'static {
 
     /// Runs one link to the endpoint of a cluster, until it is over and whatever had come for local programs has been
     /// taken, or until a stop is asked for. See the module's documentation.
-    fn run(self: Arc<Self>, to: Arc<Cluster>, mailbox: Mailbox) -> BoxFuture<'static, ()>;
+    fn run(self: Arc<Self>, to: Arc<Remote>, mailbox: Mailbox) -> BoxFuture<'static, ()>;
 
     /// Returns what to do about a link that did not lead to the API server of a cluster.
-    fn advise(&self, to: &Cluster, error: &ProbeError) -> Vec<String>;
+    fn advise(&self, to: &Remote, error: &ProbeError) -> Vec<String>;
 
     /// Opens one connection to the endpoint of a cluster by itself, within `limit`, where that takes nothing that could fail
     /// before it; `None`: there is no such thing on this route. For whoever looks at a route step by step.
-    fn connect(&self, _to: &Arc<Cluster>, _limit: Duration) -> Option<Connecting> {
+    fn connect(&self, _to: &Arc<Remote>, _limit: Duration) -> Option<Connecting> {
         None
     }
 

@@ -1,4 +1,4 @@
-//! A tunnel: one cluster's local port, and the links that carry its connections.
+//! A tunnel: the local port of one cluster or other host, and the links that carry its connections.
 //!
 //! [`Tunnel`] accepts connections, holds them while no link can take them, and gives each to the
 //! link where it gets through soonest. Links come and go behind the listener: each runs by itself on a
@@ -47,7 +47,7 @@ pub use self::{
 };
 use self::{held::HeldConnections, pool::Pool, status::system_time};
 use crate::{
-    cluster::Cluster,
+    remote::Remote,
     route::{Io, PipeEnd, RECEIVE_BUDGET, Report, Route},
 };
 
@@ -120,7 +120,7 @@ pub enum Readiness {
     Established,
 }
 
-/// One cluster's tunnel. See the module's documentation.
+/// The tunnel to one cluster or other host. See the module's documentation.
 pub struct Tunnel {
     shared: Arc<Shared>,
     listeners: Listeners,
@@ -129,7 +129,7 @@ pub struct Tunnel {
 
 impl std::fmt::Debug for Tunnel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tunnel").field("cluster", &self.shared.cluster.name).finish_non_exhaustive()
+        f.debug_struct("Tunnel").field("to", &self.shared.to.name()).finish_non_exhaustive()
     }
 }
 
@@ -141,16 +141,16 @@ impl Tunnel {
     /// If there is no route.
     #[must_use]
     pub fn new(
-        cluster: Cluster,
+        to: impl Into<Remote>,
         routes: Vec<Arc<dyn Route>>,
         listeners: Listeners,
         config: Config,
         common: Arc<Common>,
     ) -> Self {
         assert!(!routes.is_empty(), "a tunnel needs a route");
-        let cluster = Arc::new(cluster);
+        let to = Arc::new(to.into());
         let status = TunnelStatus {
-            cluster: Arc::clone(&cluster),
+            to: Arc::clone(&to),
             port: listeners.port(),
             state: State::Starting,
             since: system_time(common.clock().now().wall),
@@ -166,7 +166,7 @@ impl Tunnel {
             last_error: None,
             last_probe: None,
         };
-        let shared = Arc::new(Shared { cluster, routes, config, common });
+        let shared = Arc::new(Shared { to, routes, config, common });
         Self { shared, listeners, status: watch::Sender::new(status) }
     }
 
@@ -185,7 +185,7 @@ impl Tunnel {
     /// # Cancel safety
     /// None: dropping the future leaves links to be ended at their other end.
     pub async fn run(self, stop: CancellationToken) {
-        let span = info_span!("tunnel", cluster = %self.shared.cluster.name);
+        let span = info_span!("tunnel", to = %self.shared.to.name());
         let Self { shared, listeners, status } = self;
         let task = async { Running::start(shared, status, &stop).run(listeners, stop).await };
         task.instrument(span).await;
@@ -194,7 +194,7 @@ impl Tunnel {
 
 /// What all links of a tunnel share.
 struct Shared {
-    cluster: Arc<Cluster>,
+    to: Arc<Remote>,
     routes: Vec<Arc<dyn Route>>,
     config: Config,
     common: Arc<Common>,

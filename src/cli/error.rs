@@ -10,10 +10,10 @@ use crate::{
         AwsError,
         advice::{self, Concern},
     },
-    cluster::Cluster,
     fault::{BoxError, Class, Fault},
     kubeconfig::KubeconfigError,
     manager::control::ControlError,
+    remote::Remote,
     route::Caution,
     settings::{Problem, SettingsError, inputs::TOKEN_ITSELF},
     tunnel::{BindError, LinkStatus},
@@ -189,17 +189,17 @@ impl From<Concern> for Kind {
 }
 
 impl CommandError {
-    /// Says why there is no tunnel to a cluster.
+    /// Says why there is no tunnel.
     #[must_use]
-    pub fn tunnel(cluster: &Cluster, fault: &Arc<Fault>) -> Self {
-        let error = Self::new(fault.class.into(), format!("cannot open a tunnel to `{}`", cluster.name));
+    pub fn tunnel(to: &Remote, fault: &Arc<Fault>) -> Self {
+        let error = Self::new(fault.class.into(), format!("cannot open a tunnel to `{}`", to.name()));
         error.with_source(Arc::clone(fault)).hints(fault.hints.iter().cloned())
     }
 
     /// Says that the other end of a link has not answered yet.
     #[must_use]
-    pub fn peer_awaited(cluster: &Cluster, link: &LinkStatus) -> Self {
-        let message = format!("the tunnel to `{}` is still waiting for the agent on `{}`", cluster.name, link.place());
+    pub fn peer_awaited(to: &Remote, link: &LinkStatus) -> Self {
+        let message = format!("the tunnel to `{}` is still waiting for the agent on `{}`", to.name(), link.place());
         Self::new(Kind::Tunnel, message).hints(link.silence_hints.iter().cloned())
     }
 

@@ -38,7 +38,7 @@ pub(super) async fn until_ready(
                 continue;
             }
             let text = progress_text(tunnel);
-            let label = &tunnel.cluster.name;
+            let label = &tunnel.to.name();
             let mut line = lines.remove(&tunnel.port).unwrap_or_else(|| printer.line(label, &text));
             if tunnel.is_ready() {
                 shown.insert(tunnel.port, true);
@@ -100,9 +100,9 @@ fn progress_text(tunnel: &TunnelStatus) -> String {
 /// Says what is wrong with each tunnel that is not ready; the first one's error is what the command ends with.
 pub(super) fn failure(board: &Board, printer: &Printer) -> CommandError {
     let mut errors = board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()).map(|tunnel| match &tunnel.last_error {
-        Some(error) => CommandError::tunnel(&tunnel.cluster, &error.fault),
+        Some(error) => CommandError::tunnel(&tunnel.to, &error.fault),
         None => match awaited(tunnel, Duration::ZERO) {
-            Some(link) => CommandError::peer_awaited(&tunnel.cluster, link),
+            Some(link) => CommandError::peer_awaited(&tunnel.to, link),
             None => not_ready(tunnel),
         },
     });
@@ -117,7 +117,7 @@ pub(super) fn failure(board: &Board, printer: &Printer) -> CommandError {
 
 /// Says what a tunnel was waiting for, if it is known.
 fn not_ready(tunnel: &TunnelStatus) -> CommandError {
-    let message = format!("the tunnel to `{}` is not ready", tunnel.cluster.name);
+    let message = format!("the tunnel to `{}` is not ready", tunnel.to.name());
     match tunnel.link().and_then(|link| link.progress.as_ref()) {
         Some(progress) => {
             CommandError::new(Kind::Tunnel, format!("{message}: {progress}")).hint("give it more time with `--timeout`")
@@ -130,10 +130,10 @@ fn not_ready(tunnel: &TunnelStatus) -> CommandError {
 pub(super) fn report_unready(board: &Board, seconds: u64, printer: &Printer) {
     for tunnel in board.tunnels.iter().filter(|tunnel| !tunnel.is_ready()) {
         match &tunnel.last_error {
-            Some(error) => printer.error(&CommandError::tunnel(&tunnel.cluster, &error.fault)),
+            Some(error) => printer.error(&CommandError::tunnel(&tunnel.to, &error.fault)),
             None => match awaited(tunnel, Duration::ZERO) {
-                Some(link) => printer.error(&CommandError::peer_awaited(&tunnel.cluster, link)),
-                None => printer.warning(&format!("`{}` is not ready after {seconds} s", tunnel.cluster.name)),
+                Some(link) => printer.error(&CommandError::peer_awaited(&tunnel.to, link)),
+                None => printer.warning(&format!("`{}` is not ready after {seconds} s", tunnel.to.name())),
             },
         }
     }
@@ -156,7 +156,7 @@ pub(super) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Pr
                 None => true,
             };
             if is_news {
-                printer.progress(&format!("{} {}", tunnel.cluster.name, progress_text(tunnel)));
+                printer.progress(&format!("{} {}", tunnel.to.name(), progress_text(tunnel)));
             }
         }
         known = states(&now);

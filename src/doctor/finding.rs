@@ -116,6 +116,9 @@ impl Check {
         Self::TerminateSession,
     ];
 
+    /// Those of what only an API server answers.
+    pub const OF_API_SERVER: [Self; 4] = [Self::Certificate, Self::Api, Self::WhoAmI, Self::ListPods];
+
     /// Those that come after one, but for that of a tunnel, which there may not be.
     pub fn after(check: Self) -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(move |other| *other > check && *other != Self::LocalPort)
@@ -383,6 +386,8 @@ pub enum Reason {
     NotNeeded,
     /// EKS has nothing to do with a cluster that was imported.
     Imported,
+    /// Another host is not asked what it speaks.
+    NotAnApiServer,
     /// The user of an imported context is the user's own, whose credentials are not used here.
     TheirUser,
 }

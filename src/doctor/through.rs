@@ -13,10 +13,11 @@ use crate::{
     aws::Aws,
     bastion::Target,
     cluster::Cluster,
+    remote::Remote,
     route::ssm::proto::{self, CloseReason},
     route::{
         ProbeError, Route,
-        proof::after_end,
+        proof::{after_end, knock},
         ssm::{self, DialError, SessionFault, SoloSession},
     },
     tunnel::Probe,
@@ -32,14 +33,14 @@ enum Step<'a> {
 }
 
 impl<R: FnMut(Finding) + Send> Examination<'_, R> {
-    /// Goes to the API server of a cluster on the first route that leads there.
-    pub(super) async fn through(&mut self, aws: &Aws, cluster: &Cluster, ways: &[Way]) {
+    /// Goes to the API server of a cluster, or to another host, on the first route that leads there.
+    pub(super) async fn through(&mut self, aws: &Aws, to: &Remote, ways: &[Way]) {
         let mut broken = Check::BastionKnown;
         let mut usable = Vec::new();
         for way in ways {
             match way {
                 Way::Sessions(target) => usable.push(Step::Session(target)),
-                Way::Found(found) => match found.get(&cluster.id) {
+                Way::Found(found) => match found.get(&to.id()) {
                     Some(Ok(targets)) => usable.extend(targets.iter().take(MAX_TARGETS).map(Step::Session)),
                     Some(Err(check)) => broken = *check,
                     None => {}
@@ -54,8 +55,8 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         let last = usable.len() - 1;
         for (number, step) in usable.into_iter().enumerate() {
             let leads_there = match step {
-                Step::Session(target) => Box::pin(self.by_session(aws, cluster, target, number == last)).await,
-                Step::Straight(route) => Box::pin(self.straight(aws, cluster, route, number == last)).await,
+                Step::Session(target) => Box::pin(self.by_session(aws, to, target, number == last)).await,
+                Step::Straight(route) => Box::pin(self.straight(aws, to, route, number == last)).await,
             };
             if leads_there {
                 return;
@@ -64,9 +65,9 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     }
 
     /// Goes there through a session. Returns whether the bastion took it.
-    async fn by_session(&mut self, aws: &Aws, cluster: &Cluster, target: &Target, is_last: bool) -> bool {
+    async fn by_session(&mut self, aws: &Aws, to: &Remote, target: &Target, is_last: bool) -> bool {
         (self.place.route, self.place.target) = (Some(target.to_string()), Some(target.clone()));
-        if let Err(check) = self.start(aws, cluster, target).await {
+        if let Err(check) = self.start(aws, to, target).await {
             if is_last {
                 self.skip(Check::after(check), check);
             }
@@ -74,7 +75,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         }
         let established = self.handshake().await;
         if established {
-            Box::pin(self.reach(aws, cluster)).await;
+            Box::pin(self.reach(aws, to)).await;
             self.resume().await;
         } else if is_last {
             let rest = Check::after(Check::Handshake).filter(|check| *check < Check::TerminateSession);
@@ -85,27 +86,35 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     }
 
     /// Goes there by a connection of its own. Returns whether something answered.
-    async fn straight(&mut self, aws: &Aws, cluster: &Cluster, route: &dyn Route, is_last: bool) -> bool {
+    async fn straight(&mut self, aws: &Aws, to: &Remote, route: &dyn Route, is_last: bool) -> bool {
         (self.place.route, self.place.target) = (Some(route.label()), None);
         self.skip_for([Check::StartSession, Check::DataChannel, Check::Handshake], || Reason::NotNeeded);
         let limit = self.limits.reach;
-        let Some(connecting) = route.connect(&Arc::new(cluster.clone()), limit) else { return false };
-        let unproved = |error: ProbeError| Trouble::NotReached(Arc::new(error.into_fault(route, cluster)));
-        let opened = match connecting.await {
-            Ok(stream) => match Probe::new(cluster) {
+        let Some(connecting) = route.connect(&Arc::new(to.clone()), limit) else { return false };
+        let unproved = |error: ProbeError| Trouble::NotReached(Arc::new(error.into_fault(route, to)));
+        let opened = match (connecting.await, to.cluster()) {
+            (Ok(stream), Some(cluster)) => match Probe::new(cluster) {
                 Ok(probe) => match timeout(limit, probe.connect(stream)).await {
-                    Ok(outcome) => outcome.map_err(|error| (Check::Certificate, unproved(error))),
+                    Ok(outcome) => {
+                        outcome.map(|tls| Some((cluster, tls))).map_err(|error| (Check::Certificate, unproved(error)))
+                    }
                     Err(_) => Err((Check::Endpoint, unproved(ProbeError::NoAnswer { seconds: limit.as_secs() }))),
                 },
                 Err(error) => Err((Check::Certificate, unproved(error))),
             },
-            Err(fault) => Err((Check::Endpoint, Trouble::NotReached(fault))),
+            (Ok(_stream), None) => Ok(None),
+            (Err(fault), _) => Err((Check::Endpoint, Trouble::NotReached(fault))),
         };
         let answers = match opened {
-            Ok(tls) => {
+            Ok(opened) => {
                 self.passed(Check::Endpoint, Fact::Reached);
-                self.passed(Check::Certificate, Fact::Verified);
-                Box::pin(self.api(aws, cluster, tls)).await;
+                match opened {
+                    Some((cluster, tls)) => {
+                        self.passed(Check::Certificate, Fact::Verified);
+                        Box::pin(self.api(aws, cluster, tls)).await;
+                    }
+                    None => self.skip_for(Check::OF_API_SERVER, || Reason::NotAnApiServer),
+                }
                 true
             }
             Err((check, trouble)) => {
@@ -127,11 +136,11 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     }
 
     /// Starts a session. The error is the check that has failed.
-    async fn start(&mut self, aws: &Aws, cluster: &Cluster, target: &Target) -> Result<(), Check> {
+    async fn start(&mut self, aws: &Aws, to: &Remote, target: &Target) -> Result<(), Check> {
         let config = proto::Config { handshake_timeout: self.limits.handshake, ..proto::Config::default() };
         let service = ssm::Service::new(aws.clone(), Some(REASON));
         let dial = Arc::new(service.clone());
-        match SoloSession::start(dial, target, &cluster.endpoint, config, self.clock).await {
+        match SoloSession::start(dial, target, to.endpoint(), config, self.clock).await {
             Ok(session) => {
                 self.passed(Check::StartSession, Fact::Session(session.id().clone()));
                 self.session = Some(session);
@@ -168,8 +177,21 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     }
 
     /// Looks at what is behind the bastion.
-    async fn reach(&mut self, aws: &Aws, cluster: &Cluster) {
+    async fn reach(&mut self, aws: &Aws, to: &Remote) {
         let Some(session) = &mut self.session else { return };
+        let Some(cluster) = to.cluster() else {
+            match accepts(session, self.limits.reach).await {
+                Ok(()) => {
+                    self.passed(Check::Endpoint, Fact::Reached);
+                    self.skip_for(Check::OF_API_SERVER, || Reason::NotAnApiServer);
+                }
+                Err(fault) => {
+                    self.failed(Check::Endpoint, of_endpoint(fault));
+                    self.skip(Check::OF_API_SERVER, Check::Endpoint);
+                }
+            }
+            return;
+        };
         let opened = match Probe::new(cluster) {
             Ok(probe) => open(session, &probe, self.limits.reach).await,
             Err(error) => Err(SessionFault::Probe(error)),
@@ -297,6 +319,13 @@ async fn open(
         Ok(Err(error)) => Err(SessionFault::Probe(after_end(error, ended))),
         Err(_) => Err(SessionFault::Probe(ProbeError::NoAnswer { seconds: limit.as_secs() })),
     }
+}
+
+/// Finds out whether a host accepts a connection through a session.
+async fn accepts(session: &mut SoloSession, limit: Duration) -> Result<(), SessionFault> {
+    let (near, ended) = session.connect(limit);
+    let outcome = session.run(timeout(limit, knock(near, ended))).await?;
+    outcome.unwrap_or(Err(ProbeError::NoAnswer { seconds: limit.as_secs() })).map_err(SessionFault::Probe)
 }
 
 /// Whether a session was started, and only its WebSocket could not be had.

@@ -293,15 +293,15 @@ fn access_status(access: &OpenAccess, credentials: &CredentialStatus) -> AccessS
 }
 
 fn report(tunnel: &TunnelStatus, entry: Option<&TunnelEntry>) -> TunnelReport {
-    let cluster = &tunnel.cluster;
+    let to = &tunnel.to;
     let base = tunnel.link();
     let hints = tunnel.last_error.as_ref().map(|error| error.fault.hints.join("; ")).filter(|hints| !hints.is_empty());
     TunnelReport {
         context: entry.map(|entry| entry.context.clone()).unwrap_or_default(),
-        cluster: cluster.name.clone(),
-        imported: cluster.imported().is_some(),
-        region: cluster.region.clone(),
-        account: cluster.account.clone(),
+        cluster: to.name().to_owned(),
+        imported: to.cluster().is_some_and(|cluster| cluster.imported().is_some()),
+        region: to.region().to_owned(),
+        account: to.account().to_owned(),
         port: tunnel.port,
         state: tunnel.state.to_string(),
         since: tunnel.since.into(),

@@ -221,7 +221,7 @@ async fn supervise(
     stop: CancellationToken,
     clock: Clock,
 ) {
-    let name = status.borrow().cluster.name.clone();
+    let name = status.borrow().to.name().to_owned();
     let copy = |status: &mut watch::Receiver<TunnelStatus>| {
         let status = status.borrow_and_update().clone();
         change(&board, clock, |board| {
@@ -243,7 +243,7 @@ async fn supervise(
     let panic = ended.and_then(|ended| ended.err()).and_then(|error| error.try_into_panic().ok());
     let message = panic.map(|panic| panic_message(&*panic));
     if let Some(message) = &message {
-        error!(cluster = name, message, "tunnel panicked: the others go on");
+        error!(to = name, message, "tunnel panicked: the others go on");
     }
     change(&board, clock, |board| {
         if stop.is_cancelled() && !board.stopping {
@@ -283,6 +283,7 @@ mod tests {
     use super::*;
     use crate::{
         cluster::{Cluster, Destination, Origin},
+        remote::Remote,
         route::{Mailbox, ProbeError, Route},
         tunnel::{Admission, Config, Listeners},
     };
@@ -298,12 +299,12 @@ mod tests {
             "nowhere".to_owned()
         }
 
-        fn run(self: Arc<Self>, _to: Arc<Cluster>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
+        fn run(self: Arc<Self>, _to: Arc<Remote>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
             assert!(!self.panics, "a bug");
             Box::pin(async move { mailbox.stop.cancelled().await })
         }
 
-        fn advise(&self, _to: &Cluster, _error: &ProbeError) -> Vec<String> {
+        fn advise(&self, _to: &Remote, _error: &ProbeError) -> Vec<String> {
             Vec::new()
         }
 

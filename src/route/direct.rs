@@ -27,7 +27,8 @@ use crate::{
     aws::{Aws, advice},
     bastion::Bastion,
     clock::Clock,
-    cluster::{Cluster, Origin},
+    cluster::Origin,
+    remote::Remote,
     util::{
         connection::Connection,
         peer_text::{PeerText, sentence},
@@ -59,29 +60,29 @@ struct Unreachable {
 
 impl Direct {
     /// Opens one connection within `limit`.
-    async fn open(&self, to: &Cluster, limit: Duration) -> Result<Box<dyn Connection>, BoxError> {
-        match timeout(limit, self.aws.connector().reach(&to.endpoint)).await {
+    async fn open(&self, to: &Remote, limit: Duration) -> Result<Box<dyn Connection>, BoxError> {
+        match timeout(limit, self.aws.connector().reach(to.endpoint())).await {
             Ok(connected) => Ok(connected?),
             Err(_) => Err(format!("no answer within {} s", limit.as_secs()).into()),
         }
     }
 
-    fn unreachable(to: &Cluster, source: BoxError) -> Arc<Fault> {
-        let network = advice::network(&to.endpoint.to_string(), &*source);
-        let error = Unreachable { endpoint: to.endpoint.to_string(), source };
+    fn unreachable(to: &Remote, source: BoxError) -> Arc<Fault> {
+        let network = advice::network(&to.endpoint().to_string(), &*source);
+        let error = Unreachable { endpoint: to.endpoint().to_string(), source };
         Arc::new(Fault::new(Class::Away, error).with_hints(network).with_hints([Self::elsewhere(to)]))
     }
 
     /// Says what else may lead to a cluster.
-    fn elsewhere(to: &Cluster) -> String {
-        match &to.origin {
-            Origin::Eks { .. } => command!(
+    fn elsewhere(to: &Remote) -> String {
+        match to.cluster().map(|cluster| &cluster.origin) {
+            Some(Origin::Eks { .. }) => command!(
                 "`aws eks describe-cluster --name {} --region {} --query cluster.resourcesVpcConfig` shows whether the \
                  endpoint is public, and to which addresses; if it is not, connect through a VPN or another `--bastion`",
-                to.name,
-                to.region
+                to.name(),
+                to.region()
             ),
-            Origin::Imported(_) => "connect through a VPN or another `--bastion`".to_owned(),
+            Some(Origin::Imported(_)) | None => "connect through a VPN or another `--bastion`".to_owned(),
         }
     }
 }
@@ -91,17 +92,17 @@ impl Route for Direct {
         Bastion::Direct.to_string()
     }
 
-    fn run(self: Arc<Self>, to: Arc<Cluster>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
+    fn run(self: Arc<Self>, to: Arc<Remote>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
         Box::pin(run(self, to, mailbox).instrument(info_span!("direct")))
     }
 
-    fn advise(&self, to: &Cluster, error: &ProbeError) -> Vec<String> {
+    fn advise(&self, to: &Remote, error: &ProbeError) -> Vec<String> {
         match error {
             ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![Self::elsewhere(to)],
             ProbeError::Certificate { host, .. } => vec![format!(
                 "what answers here is not the API server of `{}`: check what `{host}` resolves to, and whether a proxy \
                  intercepts TLS",
-                to.name
+                to.name()
             )],
             ProbeError::Authority { .. } | ProbeError::Tls { .. } | ProbeError::NotHttp | ProbeError::LinkLost => {
                 Vec::new()
@@ -109,7 +110,7 @@ impl Route for Direct {
         }
     }
 
-    fn connect(&self, to: &Arc<Cluster>, limit: Duration) -> Option<Connecting> {
+    fn connect(&self, to: &Arc<Remote>, limit: Duration) -> Option<Connecting> {
         let (direct, to) = (Self { aws: self.aws.clone() }, Arc::clone(to));
         Some(Box::pin(async move { direct.open(&to, limit).await.map_err(|source| Self::unreachable(&to, source)) }))
     }
@@ -127,7 +128,7 @@ enum Outcome {
     NotMade(Held, BoxError),
 }
 
-async fn run(route: Arc<Direct>, to: Arc<Cluster>, mut mailbox: Mailbox) {
+async fn run(route: Arc<Direct>, to: Arc<Remote>, mut mailbox: Mailbox) {
     let (stop, clock, limit) = (mailbox.stop.clone(), mailbox.terms.clock, mailbox.terms.up_within);
     let Some(first) = stop.run_until_cancelled(route.open(&to, limit.min(CONNECT_LIMIT))).await else { return };
     drop(mailbox.permit.take());
@@ -218,7 +219,7 @@ fn is_refused(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Carries one local connection on a connection of its own.
-async fn carry(route: Arc<Direct>, to: Arc<Cluster>, held: Held, meter: Arc<Meter>, clock: Clock) -> Outcome {
+async fn carry(route: Arc<Direct>, to: Arc<Remote>, held: Held, meter: Arc<Meter>, clock: Clock) -> Outcome {
     let is_counted = held.io.is_counted();
     let _open = Open::count(&meter, is_counted);
     let left = held.deadline.saturating_sub(clock.now().mono);

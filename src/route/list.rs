@@ -6,9 +6,9 @@ use super::{Route, direct, ssh, ssm, step::Step};
 use crate::{
     aws::{Aws, AwsError},
     bastion::{Bastion, Fargate, Search, SshBastion, SshFiles, Target},
-    cluster::Cluster,
     iam::{Document, Grant, ServiceRole},
     journal::Entry,
+    remote::Remote,
 };
 
 /// Returns the IAM policy for clusters and the routes to them; without a bastion, one for sessions on none yet.
@@ -127,7 +127,7 @@ impl Routes {
     }
 
     /// Looks for the targets of a bastion that lead to a cluster, and tells how it went, step by step. Nothing is made.
-    pub async fn walk(&self, bastion: &Bastion, to: &Cluster) -> ssm::Walk {
+    pub async fn walk(&self, bastion: &Bastion, to: &Remote) -> ssm::Walk {
         self.sessions.walk(bastion, &self.aws, to).await
     }
 
@@ -138,7 +138,7 @@ impl Routes {
 
     /// Returns what that depends on besides the bastion: one walk is for all clusters with the same.
     #[must_use]
-    pub fn place(&self, bastion: &Bastion, to: &Cluster) -> String {
+    pub fn place(&self, bastion: &Bastion, to: &Remote) -> String {
         self.sessions.place(bastion, &self.aws, to)
     }
 

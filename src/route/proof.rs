@@ -2,43 +2,45 @@
 
 use std::{io, time::Duration};
 
-use tokio::sync::oneshot;
-
-use super::{BoxError, Class, Fault, PipeEnd, Route};
-use crate::{
-    cluster::{Cluster, Origin},
-    util::quote::command,
+use tokio::{
+    io::{AsyncWriteExt, DuplexStream},
+    sync::oneshot,
 };
 
+use super::{BoxError, Class, Fault, PipeEnd, Route};
+use crate::{cluster::Origin, remote::Remote, util::quote::command};
+
 /// What to do about a bastion that did not lead to the API server.
-pub(super) fn behind_bastion(to: &Cluster, error: &ProbeError) -> Vec<String> {
-    let Cluster { name, region, endpoint, .. } = to;
+pub(super) fn behind_bastion(to: &Remote, error: &ProbeError) -> Vec<String> {
+    let (name, region, endpoint) = (to.name(), to.region(), to.endpoint());
+    let origin = to.cluster().map(|cluster| &cluster.origin);
     match error {
         ProbeError::Refused | ProbeError::NoAnswer { .. } | ProbeError::Ended => vec![
             format!("the bastion must resolve `{}` and reach it on port {}", endpoint.host, endpoint.port),
-            match &to.origin {
-                Origin::Eks { .. } => command!(
+            match origin {
+                Some(Origin::Eks { .. }) => command!(
                     "the cluster's security group must admit the bastion: `aws eks describe-cluster --name {} --region {} \
                      --query cluster.resourcesVpcConfig.clusterSecurityGroupId`",
                     name,
                     region
                 ),
-                Origin::Imported(_) => {
+                Some(Origin::Imported(_)) => {
                     "whatever guards the API server, such as its load balancer's security group, must admit the bastion"
                         .to_owned()
                 }
+                None => format!("whatever guards `{endpoint}`, such as its security group, must admit the bastion"),
             },
         ],
         ProbeError::Certificate { host, .. } => vec![format!(
             "what answers on the bastion's side is not the API server of `{name}`: check what `{host}` resolves to there"
         )],
-        ProbeError::Authority { .. } => vec![match &to.origin {
-            Origin::Eks { .. } => command!(
+        ProbeError::Authority { .. } => vec![match origin {
+            Some(Origin::Eks { .. }) => command!(
                 "check what EKS says: `aws eks describe-cluster --name {} --region {} --query cluster.certificateAuthority`",
                 name,
                 region
             ),
-            Origin::Imported(_) => {
+            Some(Origin::Imported(_)) | None => {
                 format!(
                     "check the certificate authority that the kubeconfig gives for the cluster of the context `{name}`"
                 )
@@ -105,7 +107,7 @@ impl ProbeError {
 
     /// Makes a fault of it, with what the route that was taken says to do about it.
     #[must_use]
-    pub fn into_fault(self, route: &dyn Route, to: &Cluster) -> Fault {
+    pub fn into_fault(self, route: &dyn Route, to: &Remote) -> Fault {
         let hints = route.advise(to, &self);
         Fault::new(self.class(), Unproved(self)).with_hints(hints)
     }
@@ -123,6 +125,22 @@ pub struct Answer {
     pub round_trip: Duration,
     /// The HTTP status, if a request was sent.
     pub status: Option<u16>,
+}
+
+/// Finds out whether a destination accepts a connection, by one that is closed without a word. `near` is the end of a pipe
+/// whose other end the link has, and `end` tells how that closed. What is at its end is never sent anything.
+///
+/// # Errors
+/// [`ProbeError::Refused`], [`ProbeError::LinkLost`].
+pub async fn knock(mut near: DuplexStream, mut end: oneshot::Receiver<PipeEnd>) -> Result<(), ProbeError> {
+    // What becomes of the pipe says it all.
+    let _outcome = near.shutdown().await;
+    let _outcome = tokio::io::copy(&mut near, &mut tokio::io::sink()).await;
+    match end.try_recv() {
+        Ok(PipeEnd::Refused) => Err(ProbeError::Refused),
+        Ok(PipeEnd::Lost) => Err(ProbeError::LinkLost),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Tells apart why the pipe ended, which the probe itself sees as an end of file.

@@ -44,7 +44,7 @@ use crate::{
     aws::Aws,
     bastion::SshBastion,
     clock::Clock,
-    cluster::Cluster,
+    remote::Remote,
     route::{Connecting, Mailbox, ProbeError, Route, proof::behind_bastion, step::Step},
 };
 
@@ -96,20 +96,20 @@ impl Route for SshRoute {
         self.bastion.spec().to_string()
     }
 
-    fn run(self: Arc<Self>, to: Arc<Cluster>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
+    fn run(self: Arc<Self>, to: Arc<Remote>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
         Box::pin(link::run(Arc::clone(&self.bastion), to, mailbox))
     }
 
-    fn advise(&self, to: &Cluster, error: &ProbeError) -> Vec<String> {
+    fn advise(&self, to: &Remote, error: &ProbeError) -> Vec<String> {
         behind_bastion(to, error)
     }
 
-    fn connect(&self, to: &Arc<Cluster>, limit: Duration) -> Option<Connecting> {
+    fn connect(&self, to: &Arc<Remote>, limit: Duration) -> Option<Connecting> {
         let (bastion, to) = (Arc::clone(&self.bastion), Arc::clone(to));
         Some(Box::pin(async move {
             let connection = bastion.connection(Clock::start()).await?;
-            let destination = to.endpoint.to_string();
-            match timeout(limit, connection.stream(&to.endpoint)).await {
+            let destination = to.endpoint().to_string();
+            match timeout(limit, connection.stream(to.endpoint())).await {
                 Ok(opened) => opened.map_err(|source| bastion.fault(SshFault::NotForwarded { destination, source })),
                 Err(_) => {
                     Err(bastion

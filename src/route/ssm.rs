@@ -60,7 +60,7 @@ pub use self::{
 use crate::{
     aws::Aws,
     bastion::{Bastion, Fargate, Search, Target},
-    cluster::Cluster,
+    remote::Remote,
     route::{Mailbox, ProbeError, Route, proof::behind_bastion},
 };
 
@@ -143,7 +143,7 @@ impl Targets {
     }
 
     /// Looks for the targets that lead to a cluster, and tells how it went. Nothing is made.
-    pub async fn walk(&self, bastion: &Bastion, aws: &Aws, to: &Cluster) -> Walk {
+    pub async fn walk(&self, bastion: &Bastion, aws: &Aws, to: &Remote) -> Walk {
         match self.finder_of(bastion, aws) {
             Some(finder) => finder.walk(to).await,
             None => Walk { steps: Vec::new(), targets: bastion.target().cloned().into_iter().collect() },
@@ -152,7 +152,7 @@ impl Targets {
 
     /// Returns what the answer depends on: clusters with the same share it.
     #[must_use]
-    pub fn place(&self, bastion: &Bastion, aws: &Aws, to: &Cluster) -> String {
+    pub fn place(&self, bastion: &Bastion, aws: &Aws, to: &Remote) -> String {
         self.finder_of(bastion, aws).map(|finder| finder.place(to)).unwrap_or_default()
     }
 
@@ -231,11 +231,11 @@ impl Route for SsmRoute {
         }
     }
 
-    fn run(self: Arc<Self>, to: Arc<Cluster>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
+    fn run(self: Arc<Self>, to: Arc<Remote>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
         Box::pin(session::run(self, to, mailbox))
     }
 
-    fn advise(&self, to: &Cluster, error: &ProbeError) -> Vec<String> {
+    fn advise(&self, to: &Remote, error: &ProbeError) -> Vec<String> {
         behind_bastion(to, error)
     }
 

@@ -193,8 +193,8 @@ impl Pool {
             up_within: recovery::up_within(config.up_within, member.starts, routes),
             grace: config.grace,
         };
-        if self.proof != Proof::Established {
-            match Probe::new(&self.shared.cluster) {
+        if let Some(cluster) = self.shared.to.cluster().filter(|_| self.proof != Proof::Established) {
+            match Probe::new(cluster) {
                 Ok(probe) => {
                     let prober = Prober {
                         probe,
@@ -208,7 +208,7 @@ impl Pool {
                         suspicion,
                         jitter: Jitter::new(self.jitter.next_u64()),
                         route: Arc::clone(&self.shared.routes[route]),
-                        cluster: Arc::clone(&self.shared.cluster),
+                        to: Arc::clone(&self.shared.to),
                     };
                     self.probers.spawn(prober.run().in_current_span());
                 }
@@ -226,7 +226,7 @@ impl Pool {
             terms,
             permit: None,
         };
-        let (route, cluster) = (Arc::clone(&self.shared.routes[route]), Arc::clone(&self.shared.cluster));
+        let (route, to) = (Arc::clone(&self.shared.routes[route]), Arc::clone(&self.shared.to));
         let task = async move {
             let stop = mailbox.stop.clone();
             let leave = async {
@@ -236,7 +236,7 @@ impl Pool {
             if let Some(permit) = stop.run_until_cancelled(leave).await {
                 mailbox.permit = Some(permit);
                 reports.send(Report::Connecting);
-                route.run(cluster, mailbox).await;
+                route.run(to, mailbox).await;
             }
             number
         };
@@ -342,7 +342,7 @@ impl Pool {
         let (in_use, is_coming) = (member.open() > 0, member.is_coming());
         let fault = match member.slot.apply(report, in_use, now)? {
             Wrong::Fault(fault) => fault,
-            Wrong::Probe(error) => Arc::new(error.into_fault(&*self.shared.routes[member.route], &self.shared.cluster)),
+            Wrong::Probe(error) => Arc::new(error.into_fault(&*self.shared.routes[member.route], &self.shared.to)),
         };
         self.news_of(place, is_coming, fault)
     }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    cluster::Cluster,
+    remote::Remote,
     route::{Answer, Command, Held, Io, LinkState, Meter, ProbeError, Report, Reporter, Route},
     util::backoff::Jitter,
 };
@@ -57,7 +57,7 @@ pub(super) struct Prober {
     pub(super) suspicion: Arc<Notify>,
     pub(super) jitter: Jitter,
     pub(super) route: Arc<dyn Route>,
-    pub(super) cluster: Arc<Cluster>,
+    pub(super) to: Arc<Remote>,
 }
 
 impl Prober {
@@ -201,7 +201,7 @@ impl Prober {
     }
 
     fn abandon(&self, error: ProbeError) {
-        let fault = error.into_fault(&*self.route, &self.cluster);
+        let fault = error.into_fault(&*self.route, &self.to);
         // One that is over has nothing to give up.
         let _outcome = self.commands.send(Command::Abandon(Arc::new(fault)));
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    cluster::Cluster,
+    remote::Remote,
     route::{Class, Fault},
     util::{peer_text::sentence, time::Now},
 };
@@ -67,8 +67,8 @@ impl fmt::Display for State {
 /// A tunnel at one moment. The tunnel is the only source of it.
 #[derive(Debug, Clone)]
 pub struct TunnelStatus {
-    /// The cluster that the tunnel leads to.
-    pub cluster: Arc<Cluster>,
+    /// What the tunnel leads to.
+    pub to: Arc<Remote>,
     /// The local port.
     pub port: u16,
     /// Its state.

@@ -51,6 +51,7 @@ pub fn entry(finding: &Finding) -> Entry {
                 | Reason::SessionOver
                 | Reason::NotNeeded
                 | Reason::Imported
+                | Reason::NotAnApiServer
                 | Reason::TheirUser => Vec::new(),
             };
             (Status::Skipped, None, Some(skipped(reason, place)), fixes)
@@ -226,6 +227,7 @@ fn skipped(reason: &Reason, place: &Place) -> String {
         Reason::SessionOver => "the agent has ended the session".to_owned(),
         Reason::NotNeeded => "does not apply to this route".to_owned(),
         Reason::Imported => "EKS is not asked for what was imported from a kubeconfig".to_owned(),
+        Reason::NotAnApiServer => "for API servers only: other hosts are not asked what they speak".to_owned(),
         Reason::TheirUser => "imported, with a user whose credentials are for kubectl alone".to_owned(),
     }
 }

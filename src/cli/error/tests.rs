@@ -57,7 +57,7 @@ fn shown(error: impl Into<CommandError>) -> (Kind, String) {
 }
 
 fn tunnel(fault: SessionFault) -> (Kind, String) {
-    shown(CommandError::tunnel(&cluster(), &fault.into_fault(&cluster())))
+    shown(CommandError::tunnel(&cluster().into(), &fault.into_fault(&cluster().into())))
 }
 
 #[test]

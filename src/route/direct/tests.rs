@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     aws::testing::{aws_at, in_time},
     closed_port::ClosedPort,
-    cluster::{Destination, Origin},
+    cluster::{Cluster, Destination, Origin},
     tunnel::{Admission, Common, Config, Listeners, Readiness, State, Tunnel, TunnelStatus},
 };
 
@@ -140,13 +140,13 @@ impl Route for Away {
         "i-00000000".to_owned()
     }
 
-    fn run(self: Arc<Self>, _to: Arc<Cluster>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
+    fn run(self: Arc<Self>, _to: Arc<Remote>, mailbox: Mailbox) -> BoxFuture<'static, ()> {
         let fault = Arc::new(Fault::new(Class::Away, "it is off"));
         mailbox.reports.send(Report::Ended(End { fault, served: false, open: 0 }));
         Box::pin(std::future::ready(()))
     }
 
-    fn advise(&self, _to: &Cluster, _error: &ProbeError) -> Vec<String> {
+    fn advise(&self, _to: &Remote, _error: &ProbeError) -> Vec<String> {
         Vec::new()
     }
 

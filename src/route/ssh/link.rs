@@ -31,7 +31,7 @@ use super::{
     untaken::Untaken,
 };
 use crate::{
-    cluster::Cluster,
+    remote::Remote,
     route::{
         Command, End, Fault, Held, LinkState, Mailbox, Meter, PipeEnd, Report, Terms,
         near::{Near, Open, give_back},
@@ -60,12 +60,12 @@ enum Outcome {
 }
 
 /// Runs a link.
-pub(super) async fn run(bastion: Arc<Bastion>, to: Arc<Cluster>, mailbox: Mailbox) {
+pub(super) async fn run(bastion: Arc<Bastion>, to: Arc<Remote>, mailbox: Mailbox) {
     let span = info_span!("ssh", bastion = %bastion.spec());
     run_link(bastion, to, mailbox).instrument(span).await;
 }
 
-async fn run_link(bastion: Arc<Bastion>, to: Arc<Cluster>, mut mailbox: Mailbox) {
+async fn run_link(bastion: Arc<Bastion>, to: Arc<Remote>, mut mailbox: Mailbox) {
     let stop = mailbox.stop.clone();
     let Some(connection) = stop.run_until_cancelled(connect(&bastion, &mailbox)).await else { return };
     drop(mailbox.permit.take());
@@ -128,7 +128,7 @@ async fn connect(bastion: &Bastion, mailbox: &Mailbox) -> Result<Arc<Connection>
 struct Link {
     bastion: Arc<Bastion>,
     connection: Arc<Connection>,
-    to: Arc<Cluster>,
+    to: Arc<Remote>,
     untaken: Arc<Untaken>,
     connections: JoinSet<Outcome>,
     /// What waits for another connection.
@@ -138,7 +138,7 @@ struct Link {
 }
 
 impl Link {
-    fn new(bastion: &Arc<Bastion>, connection: Arc<Connection>, to: Arc<Cluster>, mailbox: &mut Mailbox) -> Self {
+    fn new(bastion: &Arc<Bastion>, connection: Arc<Connection>, to: Arc<Remote>, mailbox: &mut Mailbox) -> Self {
         let untaken = account(&connection, mailbox);
         let bastion = Arc::clone(bastion);
         let (connections, waiting) = (JoinSet::new(), Vec::new());
@@ -266,7 +266,7 @@ impl Link {
             }
             OpenError::Prohibited => {
                 give_back(&mailbox.reports, held);
-                let destination = self.to.endpoint.to_string();
+                let destination = self.to.endpoint().to_string();
                 Some(self.bastion.fault(SshFault::NotForwarded { destination, source: error }))
             }
             OpenError::Lost => {
@@ -322,7 +322,7 @@ fn account(connection: &Connection, mailbox: &mut Mailbox) -> Arc<Untaken> {
 /// Opens a channel for a local connection, and carries it.
 async fn serve_one(
     connection: Arc<Connection>,
-    to: Arc<Cluster>,
+    to: Arc<Remote>,
     held: Held,
     untaken: Arc<Untaken>,
     meter: Arc<Meter>,
@@ -332,7 +332,7 @@ async fn serve_one(
     let is_counted = held.io.is_counted();
     let _open = Open::count(&meter, is_counted);
     let left = held.deadline.saturating_sub(terms.clock.now().mono).min(OPEN_LIMIT);
-    let mut opening = pin!(connection.open(&to.endpoint));
+    let mut opening = pin!(connection.open(to.endpoint()));
     let opened = tokio::select! {
         biased;
         opened = &mut opening => opened,

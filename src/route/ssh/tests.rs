@@ -27,7 +27,7 @@ use crate::{
     aws::testing::{aws_at, in_time},
     bastion::{Bastion as Way, SshFiles},
     closed_port::ClosedPort,
-    cluster::{Destination, Origin},
+    cluster::{Cluster, Destination, Origin},
     emulator::{
         BastionConfig, Config as Emulated, ConnectEndpointConfig, Emulator, Event, SshServerConfig, Sshd, SshdConfig,
     },

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Crowd, DialError, TransportError, hints, proto::CloseReason};
 use crate::{
     bastion::Target,
-    cluster::Cluster,
+    remote::Remote,
     route::{Class, Fault, ProbeError},
 };
 
@@ -124,7 +124,7 @@ impl SessionFault {
 
     /// Makes a fault of it, with what to do about it.
     #[must_use]
-    pub fn into_fault(self, to: &Cluster) -> Arc<Fault> {
+    pub fn into_fault(self, to: &Remote) -> Arc<Fault> {
         let (class, hints) = (self.class(), hints::of(&self, to));
         Arc::new(match self {
             Self::Abandoned(fault) => return fault,

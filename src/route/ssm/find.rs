@@ -38,8 +38,8 @@ use crate::{
     aws::AwsError,
     bastion::Target,
     clock::Clock,
-    cluster::Cluster,
     fault::{Class, Fault},
+    remote::Remote,
     route::{
         Caution, Report,
         step::{StepName, Told},
@@ -80,12 +80,12 @@ pub(super) trait Look: fmt::Debug + Send + Sync {
     /// Looks for targets that lead to a cluster. `in_use` are those that sessions run on: what has become of them is part of
     /// the answer.
     /// An error says that it could not be looked.
-    fn look<'a>(&'a self, to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>>;
+    fn look<'a>(&'a self, to: &'a Remote, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>>;
 
     /// Looks, and sees to it that there will be as many targets as this, where what is missing can be made.
     fn make<'a>(
         &'a self,
-        to: &'a Cluster,
+        to: &'a Remote,
         in_use: &'a [Target],
         _at_least: usize,
     ) -> BoxFuture<'a, Result<Sight, Fault>> {
@@ -103,7 +103,7 @@ pub(super) trait Look: fmt::Debug + Send + Sync {
     }
 
     /// Returns what an answer depends on besides the bastion that was asked for: clusters with the same share it.
-    fn place(&self, _to: &Cluster) -> String {
+    fn place(&self, _to: &Remote) -> String {
         String::new()
     }
 
@@ -295,7 +295,7 @@ impl Finder {
     /// Nothing is taken.
     pub(super) async fn choose(
         self: &Arc<Self>,
-        to: &Cluster,
+        to: &Remote,
         mut tell: impl FnMut(Report),
     ) -> Result<Seat, Arc<Fault>> {
         let sight = self.sight(to, GOOD_FOR, Some(1)).await.map_err(|fault| self.judge(fault))?;
@@ -347,7 +347,7 @@ impl Finder {
     }
 
     /// Chooses a target among those that were found, if there is one more.
-    pub(super) async fn another(self: &Arc<Self>, to: &Cluster) -> Option<Seat> {
+    pub(super) async fn another(self: &Arc<Self>, to: &Remote) -> Option<Seat> {
         let sight = self.sight(to, GOOD_FOR, None).await.ok()?;
         self.take(&sight, to)
     }
@@ -368,7 +368,7 @@ impl Finder {
 
     /// Returns an answer that is not older than `most`, or at least as new as one may ask for. With `at_least`, what is missing
     /// of so many targets is made.
-    async fn sight(&self, to: &Cluster, most: Duration, at_least: Option<usize>) -> Result<Arc<Sight>, Arc<Fault>> {
+    async fn sight(&self, to: &Remote, most: Duration, at_least: Option<usize>) -> Result<Arc<Sight>, Arc<Fault>> {
         let cell = {
             let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(answers.entry(self.look.place(to)).or_default())
@@ -437,10 +437,10 @@ impl Finder {
     }
 
     /// Takes a seat on the best target that has one.
-    fn take(self: &Arc<Self>, sight: &Sight, to: &Cluster) -> Option<Seat> {
+    fn take(self: &Arc<Self>, sight: &Sight, to: &Remote) -> Option<Seat> {
         let now = self.clock.now().mono;
         let mut state = self.state();
-        let before = state.chosen.get(&to.id).cloned();
+        let before = state.chosen.get(&to.id()).cloned();
         let free = sight.usable.iter().enumerate().filter_map(|(order, candidate)| {
             let seats = state.seats.get(candidate.target.as_str());
             let taken = seats.map_or(0, |seats| seats.taken);
@@ -462,15 +462,15 @@ impl Finder {
             spoiled_at: None,
         });
         seats.taken += 1;
-        state.chosen.insert(to.id.clone(), target.clone());
-        *state.held.entry(to.id.clone()).or_default() += 1;
+        state.chosen.insert(to.id(), target.clone());
+        *state.held.entry(to.id()).or_default() += 1;
         drop(state);
         Some(Seat::new(Arc::clone(self), to, candidate, sight.found))
     }
 
     /// Whether a cluster has a session.
-    fn has_seat(&self, to: &Cluster) -> bool {
-        self.state().held.get(&to.id).is_some_and(|held| *held > 0)
+    fn has_seat(&self, to: &Remote) -> bool {
+        self.state().held.get(&to.id()).is_some_and(|held| *held > 0)
     }
 
     async fn unavailable(&self, sight: &Sight) -> Arc<Fault> {

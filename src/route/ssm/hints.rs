@@ -13,14 +13,14 @@ use crate::{
         error::{Blame, blame},
     },
     bastion::Target,
-    cluster::Cluster,
     iam,
+    remote::Remote,
     route::{Caution, Class, proof::behind_bastion},
     util::{peer_text::sentence, quote::command},
 };
 
 /// What to do about a fault of a session to a cluster.
-pub(super) fn of(fault: &SessionFault, to: &Cluster) -> Vec<String> {
+pub(super) fn of(fault: &SessionFault, to: &Remote) -> Vec<String> {
     match fault {
         SessionFault::Start(error) | SessionFault::Resume(error) => dial(to, error),
         SessionFault::Probe(error) => behind_bastion(to, error),
@@ -32,7 +32,7 @@ pub(super) fn of(fault: &SessionFault, to: &Cluster) -> Vec<String> {
                 command!(
                     "`aws ssm describe-sessions --state Active --filters key=Target,value={} --region {}` shows all that it carries",
                     target.as_str(),
-                    to.region
+                    to.region()
                 ),
                 "end those that nobody needs, let the service have more tasks, or use fewer `--sessions`".to_owned(),
             ];
@@ -67,8 +67,8 @@ fn allow_on_own_sessions(action: &str, region: &str) -> String {
     )
 }
 
-fn dial(cluster: &Cluster, error: &DialError) -> Vec<String> {
-    let region = &cluster.region;
+fn dial(to: &Remote, error: &DialError) -> Vec<String> {
+    let region = to.region();
     match error {
         DialError::TargetNotConnected { target, source } => {
             let sighting = find(&**source).map(|found: &NotConnected| &found.sighting);
@@ -86,7 +86,7 @@ fn dial(cluster: &Cluster, error: &DialError) -> Vec<String> {
             region
         )],
         DialError::Refused { action: "ssm:StartSession", resource, source } => {
-            let hints = resource.parse().map(|target| refused(&target, region, &cluster.account, &**source));
+            let hints = resource.parse().map(|target| refused(&target, region, to.account(), &**source));
             hints.unwrap_or_default()
         }
         DialError::Credentials { source, .. } => {
@@ -238,10 +238,10 @@ pub(super) fn silent_agent() -> Vec<String> {
     ]
 }
 
-fn closed(cluster: &Cluster, reason: &CloseReason) -> Vec<String> {
+fn closed(to: &Remote, reason: &CloseReason) -> Vec<String> {
     match reason {
         CloseReason::ChannelClosed { .. } if reason.is_refused_destination() => {
-            let host = &cluster.endpoint.host;
+            let host = &to.endpoint().host;
             vec![
                 command!(
                     "on the bastion `{}` resolves to an address that its agent does not forward to, such as loopback or \
@@ -249,11 +249,15 @@ fn closed(cluster: &Cluster, reason: &CloseReason) -> Vec<String> {
                     host,
                     host
                 ),
-                command!(
-                    "it must resolve to the API server: check `/etc/hosts`, the resolver, and the private hosted zones of \
+                match to.cluster() {
+                    Some(cluster) => command!(
+                        "it must resolve to the API server: check `/etc/hosts`, the resolver, and the private hosted zones of \
                      the VPC; `autoheal-pa doctor --cluster {}` prints the commands",
-                    cluster.name
-                ),
+                        cluster.name
+                    ),
+                    None => "name another host, or another kind of `--bastion`: an SSH server forwards wherever it may"
+                        .to_owned(),
+                },
             ]
         }
         CloseReason::Handshake(_) => {

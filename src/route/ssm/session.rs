@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     bastion::Target,
-    cluster::Cluster,
+    remote::Remote,
     route::{End, Fault, LinkState, Mailbox, Report, Reporter, RetryNow, Terms},
     util::{backoff::Jitter, peer_text::sentence},
 };
@@ -78,7 +78,7 @@ enum Stage {
 
 pub(super) struct SessionTask {
     route: Arc<SsmRoute>,
-    to: Arc<Cluster>,
+    to: Arc<Remote>,
     handle: SessionHandle,
     /// Its place on a target that was found, and what is known to become of that.
     seat: Option<Seat>,
@@ -112,7 +112,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(2);
 const CAPPED_HANDSHAKE: Duration = Duration::from_secs(15);
 
 /// Starts a session, and keeps it going until it is over or a stop is asked for.
-pub(super) async fn run(route: Arc<SsmRoute>, to: Arc<Cluster>, mut mailbox: Mailbox) {
+pub(super) async fn run(route: Arc<SsmRoute>, to: Arc<Remote>, mut mailbox: Mailbox) {
     let mut permit = mailbox.permit.take();
     let Some(outcome) = find_and_start(&route, &to, &mailbox, &mut permit).await else { return };
     drop(permit);
@@ -137,7 +137,7 @@ struct Started {
 /// Finds a target and starts a session on it. `None`: a stop was asked for.
 async fn find_and_start(
     route: &SsmRoute,
-    to: &Cluster,
+    to: &Remote,
     mailbox: &Mailbox,
     permit: &mut Option<OwnedSemaphorePermit>,
 ) -> Option<Result<Started, Arc<Fault>>> {
@@ -203,11 +203,11 @@ async fn find_and_start(
 async fn start(
     route: &SsmRoute,
     target: &Target,
-    to: &Cluster,
+    to: &Remote,
     mailbox: &Mailbox,
 ) -> Option<Result<(SessionHandle, Transport), DialError>> {
     debug!(%target, "starting a session");
-    let mut dial = Box::pin(timeout(START_LIMIT, route.dial.start(target, &to.endpoint)));
+    let mut dial = Box::pin(timeout(START_LIMIT, route.dial.start(target, to.endpoint())));
     let outcome = tokio::select! {
         biased;
         () = mailbox.stop.cancelled() => None,
@@ -234,13 +234,7 @@ enum Event {
 
 impl SessionTask {
     /// Takes a session that has just been started.
-    fn new(
-        route: Arc<SsmRoute>,
-        to: Arc<Cluster>,
-        handle: SessionHandle,
-        seat: Option<Seat>,
-        mailbox: Mailbox,
-    ) -> Self {
+    fn new(route: Arc<SsmRoute>, to: Arc<Remote>, handle: SessionHandle, seat: Option<Seat>, mailbox: Mailbox) -> Self {
         let Mailbox { commands, reports, meter, state, share, stop, retry_now, terms, permit: _ } = mailbox;
         info!(session = %handle.id, target = %handle.target, "session started");
         let mut jitter = Jitter::new(terms.seed);
@@ -411,7 +405,7 @@ impl SessionTask {
         match recovery::denial(is_active, unheard, self.route.resumes.load(Ordering::Relaxed)) {
             Denial::Proven => {
                 // The next is tried all the same: policies change, and a call costs little.
-                self.reports.send(Report::Caution(hints::resume_denied(&self.to.region)));
+                self.reports.send(Report::Caution(hints::resume_denied(self.to.region())));
                 error
             }
             Denial::Ended => DialError::SessionEnded { id: self.handle.id.clone() },

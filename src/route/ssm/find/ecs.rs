@@ -21,8 +21,8 @@ use crate::{
     },
     bastion::{EcsSearch, EcsWhat, Target},
     clock,
-    cluster::Cluster,
     fault::{Class, Fault},
+    remote::Remote,
     route::{
         ssm::open_sessions::{self, OpenSessions},
         step::StepName,
@@ -84,12 +84,13 @@ impl EcsLook {
         Self { aws, search }
     }
 
-    async fn find(&self, to: &Cluster, in_use: &[Target]) -> Result<Sight, Fault> {
+    async fn find(&self, to: &Remote, in_use: &[Target]) -> Result<Sight, Fault> {
         let EcsSearch { cluster, what, of, .. } = &self.search;
         if let Some([_, region, account]) = of
-            && (region != self.aws.region() || (*account != to.account && !to.account.is_empty()))
+            && (region != self.aws.region() || (*account != to.account() && !to.account().is_empty()))
         {
-            let (arn, region, account) = (self.search.to_string(), self.aws.region().to_owned(), to.account.clone());
+            let (arn, region, account) =
+                (self.search.to_string(), self.aws.region().to_owned(), to.account().to_owned());
             let hint = "use credentials and `--region` of the ARN's account and region, or name another `--bastion`"
                 .to_owned();
             return Err(Fault::new(Class::Refused, NoContainer::Elsewhere { arn, region, account }).with_hints([hint]));
@@ -261,7 +262,7 @@ impl std::fmt::Display for Lack {
 }
 
 impl Look for EcsLook {
-    fn look<'a>(&'a self, to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
+    fn look<'a>(&'a self, to: &'a Remote, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
         Box::pin(self.find(to, in_use))
     }
 

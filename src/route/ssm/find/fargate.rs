@@ -49,8 +49,9 @@ use crate::{
     },
     bastion::{Bastion, Fargate, Target},
     clock::Clock,
-    cluster::{Cluster, Vpc},
+    cluster::Vpc,
     fault::{Class, Fault},
+    remote::Remote,
     route::ssm::{
         Owner,
         made::UsedAt,
@@ -127,7 +128,7 @@ impl FargateLook {
     }
 
     /// Looks apart from whoever waits for it: what was begun is carried out.
-    async fn find(&self, to: &Cluster, in_use: &[Target], at_least: usize) -> Result<Sight, Fault> {
+    async fn find(&self, to: &Remote, in_use: &[Target], at_least: usize) -> Result<Sight, Fault> {
         let (maker, to, in_use) = (Arc::clone(&self.maker), to.clone(), in_use.to_vec());
         let (sender, outcome) = oneshot::channel();
         {
@@ -158,11 +159,11 @@ impl FargateLook {
 }
 
 impl Maker {
-    async fn find(&self, to: &Cluster, in_use: &[Target], at_least: usize) -> Result<Sight, Fault> {
-        let Some(vpc) = &to.vpc else { return Err(failure::no_vpc(to)) };
+    async fn find(&self, to: &Remote, in_use: &[Target], at_least: usize) -> Result<Sight, Fault> {
+        let Some(vpc) = to.vpc() else { return Err(failure::no_vpc(to)) };
         let Share { network, site, closed } = self.share(vpc);
         let mut site = site.lock().await;
-        let role = task::role_arn(&self.fargate.options.task_role, self.aws.region(), &to.account);
+        let role = task::role_arn(&self.fargate.options.task_role, self.aws.region(), to.account());
         let spec = Spec::new(&self.fargate.cluster, &self.fargate.options, network, &role);
         let about = About { fargate: &self.fargate, role: &role, region: self.aws.region(), vpc: &vpc.id };
         let wanted = Wanted { in_use, at_least };
@@ -278,7 +279,7 @@ impl Maker {
         &self,
         site: &mut Site,
         spec: &Spec,
-        to: &Cluster,
+        to: &Remote,
         about: About<'_>,
     ) -> Result<Task, (Fault, failure::Remedy)> {
         if site.definition.is_none() {
@@ -479,13 +480,13 @@ impl Maker {
 }
 
 impl Look for FargateLook {
-    fn look<'a>(&'a self, to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
+    fn look<'a>(&'a self, to: &'a Remote, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
         Box::pin(self.find(to, in_use, 0))
     }
 
     fn make<'a>(
         &'a self,
-        to: &'a Cluster,
+        to: &'a Remote,
         in_use: &'a [Target],
         at_least: usize,
     ) -> BoxFuture<'a, Result<Sight, Fault>> {
@@ -504,8 +505,8 @@ impl Look for FargateLook {
         Box::pin(async { open_sessions::on(&self.maker.aws, target).await.map(Some) })
     }
 
-    fn place(&self, to: &Cluster) -> String {
-        to.vpc.as_ref().map(|vpc| self.maker.share(vpc).network.key()).unwrap_or_default()
+    fn place(&self, to: &Remote) -> String {
+        to.vpc().map(|vpc| self.maker.share(vpc).network.key()).unwrap_or_default()
     }
 }
 

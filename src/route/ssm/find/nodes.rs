@@ -18,8 +18,8 @@ use crate::{
         nodes::{ManagedNode, NodeFilter},
     },
     bastion::{Search, Target},
-    cluster::Cluster,
     fault::{Class, Fault},
+    remote::Remote,
     route::{
         ssm::proto::Version,
         step::{StepName, Told},
@@ -65,8 +65,12 @@ pub(in crate::route::ssm) enum NoNode {
     Old { what: String, found: usize, least: Version },
     #[error("no instance in `{vpc}`, the network of `{cluster}`, is a bastion for `auto`, of {running} that run there")]
     NoBastion { vpc: String, cluster: String, running: usize },
-    #[error("{told_by} does not say in which network `{cluster}` is, so `auto` cannot look for a bastion there")]
-    NoVpc { cluster: String, told_by: &'static str },
+    #[error("{told_by} does not say in which network `{name}` is, so `auto` cannot look for a bastion there")]
+    NoVpc { name: String, told_by: &'static str },
+    #[error(
+        "`auto` looks for a bastion in the network of a cluster, and `{name}` has no clusters beside it that are all in one"
+    )]
+    NoVpcOfHost { name: String },
 }
 
 impl NodesLook {
@@ -74,7 +78,7 @@ impl NodesLook {
         Self { aws, search }
     }
 
-    async fn find(&self, to: &Cluster, in_use: &[Target]) -> Result<Sight, Fault> {
+    async fn find(&self, to: &Remote, in_use: &[Target]) -> Result<Sight, Fault> {
         let (what, nodes) = match &self.search {
             Search::Auto { nodes } => return self.in_vpc(to, *nodes, in_use).await,
             Search::Tag { key, value } => (format!("the tag `{key}={value}`"), self.tagged(key, value).await?),
@@ -120,10 +124,14 @@ impl NodesLook {
     }
 
     /// Looks for bastions in the network of a cluster.
-    async fn in_vpc(&self, to: &Cluster, workers: bool, in_use: &[Target]) -> Result<Sight, Fault> {
-        let Some(vpc) = &to.vpc else {
+    async fn in_vpc(&self, to: &Remote, workers: bool, in_use: &[Target]) -> Result<Sight, Fault> {
+        let Some(vpc) = to.vpc() else {
             let hint = "name a `--bastion` by its id, its tag or its group".to_owned();
-            let error = NoNode::NoVpc { cluster: to.name.clone(), told_by: to.told_by() };
+            let name = to.name().to_owned();
+            let error = match to.cluster() {
+                Some(cluster) => NoNode::NoVpc { name, told_by: cluster.told_by() },
+                None => NoNode::NoVpcOfHost { name },
+            };
             return Err(Fault::new(Class::Gone, error).with_hints([hint]));
         };
         let filters = [Filter::new("vpc-id", [vpc.id.as_str()]), Filter::new("instance-state-name", ["running"])];
@@ -134,7 +142,7 @@ impl NodesLook {
             .filter_map(|instance| rank(&instance, workers).map(|rank| (instance, rank)))
             .collect();
         if ranked.is_empty() {
-            let error = NoNode::NoBastion { vpc: vpc.id.clone(), cluster: to.name.clone(), running };
+            let error = NoNode::NoBastion { vpc: vpc.id.clone(), cluster: to.name().to_owned(), running };
             let mut hints = vec![command!(
                 "give a bastion the tag: `aws ec2 create-tags --resources INSTANCE --tags Key={},Value=true --region {}`, or have \
                      `bastion` or `jump` in its name",
@@ -277,7 +285,7 @@ fn spread_of(host: &[u8], id: &str) -> u64 {
 }
 
 impl Look for NodesLook {
-    fn look<'a>(&'a self, to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
+    fn look<'a>(&'a self, to: &'a Remote, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
         Box::pin(self.find(to, in_use))
     }
 
@@ -299,9 +307,9 @@ impl Look for NodesLook {
         ]
     }
 
-    fn place(&self, to: &Cluster) -> String {
+    fn place(&self, to: &Remote) -> String {
         match &self.search {
-            Search::Auto { .. } => to.vpc.as_ref().map(|vpc| vpc.id.clone()).unwrap_or_default(),
+            Search::Auto { .. } => to.vpc().map(|vpc| vpc.id.clone()).unwrap_or_default(),
             Search::Ecs(_) | Search::Tag { .. } | Search::Name(_) | Search::Group(_) => String::new(),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use super::{AGAIN, Candidate, Fate, Finder};
-use crate::{bastion::Target, cluster::Cluster};
+use crate::{bastion::Target, remote::Remote};
 
 /// How many looks for a fate are [`AGAIN`] apart at most, before they are as seldom as usual.
 const CLOSE_LOOKS: u32 = 150;
@@ -26,9 +26,9 @@ pub(in crate::route::ssm) struct Seat {
 }
 
 impl Seat {
-    pub(super) fn new(finder: Arc<Finder>, to: &Cluster, candidate: &Candidate, found: usize) -> Self {
+    pub(super) fn new(finder: Arc<Finder>, to: &Remote, candidate: &Candidate, found: usize) -> Self {
         let Candidate { target, fresh, capped } = candidate.clone();
-        Self { finder, target, cluster: to.id.clone(), fresh, capped, found, up: AtomicBool::new(false) }
+        Self { finder, target, cluster: to.id(), fresh, capped, found, up: AtomicBool::new(false) }
     }
 
     pub(in crate::route::ssm) fn target(&self) -> &Target {
@@ -93,7 +93,7 @@ impl Seat {
     ///
     /// # Cancel safety
     /// Safe: the next look is put off.
-    pub(in crate::route::ssm) async fn fate_after(&self, to: &Cluster, known: Fate) -> Fate {
+    pub(in crate::route::ssm) async fn fate_after(&self, to: &Remote, known: Fate) -> Fate {
         let usual = self.finder.look.watch();
         let (mut pause, mut looks) = (usual, 0);
         loop {
@@ -112,7 +112,7 @@ impl Seat {
     }
 
     /// Whether the target has gone, by a look that is new.
-    pub(in crate::route::ssm) async fn has_gone(&self, to: &Cluster) -> bool {
+    pub(in crate::route::ssm) async fn has_gone(&self, to: &Remote) -> bool {
         self.finder.sight(to, AGAIN, None).await.is_ok_and(|sight| sight.fate(&self.target) == Fate::Gone)
     }
 }

@@ -49,7 +49,7 @@ impl Shown {
 }
 
 impl Look for Shown {
-    fn look<'a>(&'a self, _to: &'a Cluster, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
+    fn look<'a>(&'a self, _to: &'a Remote, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
         self.looks.lock().unwrap().push(in_use.to_vec());
         if self.held.load(Ordering::Relaxed) {
             return Box::pin(std::future::pending());
@@ -66,7 +66,7 @@ impl Look for Shown {
 
     fn make<'a>(
         &'a self,
-        to: &'a Cluster,
+        to: &'a Remote,
         in_use: &'a [Target],
         at_least: usize,
     ) -> BoxFuture<'a, Result<Sight, Fault>> {
@@ -104,8 +104,8 @@ fn finder(sights: impl IntoIterator<Item = Result<Sight, Class>>) -> (Arc<Finder
     (Finder::new("tag:a=b".to_owned(), Arc::clone(&shown) as Arc<dyn Look>), shown)
 }
 
-fn to(name: &str) -> Cluster {
-    Cluster { id: name.to_owned(), ..cluster("") }
+fn to(name: &str) -> Remote {
+    crate::cluster::Cluster { id: name.to_owned(), ..cluster("") }.into()
 }
 
 async fn choose(finder: &Arc<Finder>, name: &str) -> Result<Seat, Arc<Fault>> {

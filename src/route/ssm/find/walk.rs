@@ -9,7 +9,7 @@ use super::{Candidate, FIRST_CAP, Finder, GOOD_FOR, Seat, Sight};
 use crate::{
     aws::{AwsError, advice},
     bastion::Target,
-    cluster::Cluster,
+    remote::Remote,
     route::{
         ssm::open_sessions::OpenSessions,
         step::{Step, StepName, Told, walked},
@@ -42,7 +42,7 @@ pub struct Crowd {
 
 impl Finder {
     /// Looks for the targets that lead to a cluster, and tells how it went. No look is made for it if there is a good answer.
-    pub(in crate::route::ssm) async fn walk(&self, to: &Cluster) -> Walk {
+    pub(in crate::route::ssm) async fn walk(&self, to: &Remote) -> Walk {
         let plan = self.look.plan();
         let sight = match self.sight(to, GOOD_FOR, None).await {
             Ok(sight) => sight,
@@ -61,12 +61,12 @@ impl Finder {
     }
 
     /// Returns what an answer depends on besides the bastion: clusters with the same share it.
-    pub(in crate::route::ssm) fn place(&self, to: &Cluster) -> String {
+    pub(in crate::route::ssm) fn place(&self, to: &Remote) -> String {
         self.look.place(to)
     }
 
     /// Says how many sessions a target has that takes a few only.
-    async fn sessions(&self, to: &Cluster, best: &Candidate) -> Option<Step> {
+    async fn sessions(&self, to: &Remote, best: &Candidate) -> Option<Step> {
         if !best.capped {
             return None;
         }
@@ -139,7 +139,7 @@ fn untold(error: &AwsError) -> Told {
 }
 
 /// What the number of sessions means for one more, on a target that does not say how many it takes.
-fn load(open: OpenSessions, target: &Target, to: &Cluster) -> Told {
+fn load(open: OpenSessions, target: &Target, to: &Remote) -> Told {
     let said =
         format!("{open}; its agent takes {FIRST_CAP} unless ECS has told it more, {QUOTA} by the published quota");
     if open.count() < FIRST_CAP {
@@ -148,7 +148,7 @@ fn load(open: OpenSessions, target: &Target, to: &Cluster) -> Told {
     let list = command!(
         "`aws ssm describe-sessions --state Active --filters key=Target,value={} --region {}` lists them",
         target.as_str(),
-        to.region
+        to.region()
     );
     Told::Doubtful {
         said,

@@ -73,7 +73,7 @@ async fn look(bastion: &str, tasks: Vec<Value>, in_use: &[Target]) -> Result<Sig
     let Ok(Bastion::Found(Search::Ecs(search))) = bastion.parse() else { panic!("{bastion}") };
     let fake = Fake::start(move |request| answer(request, &tasks)).await;
     let look = EcsLook::new(aws(&fake).await, search);
-    in_time(look.look(&cluster(""), in_use)).await
+    in_time(look.look(&cluster("").into(), in_use)).await
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn what_is_not_there_is_told_from_what_cannot_be_asked() {
     ] {
         let Ok(Bastion::Found(Search::Ecs(search))) = "ecs:tools/web".parse() else { panic!() };
         let fake = Fake::start(move |_| Answer::json_error(400, code, "no")).await;
-        let fault = in_time(EcsLook::new(aws(&fake).await, search).look(&cluster(""), &[])).await.unwrap_err();
+        let fault = in_time(EcsLook::new(aws(&fake).await, search).look(&cluster("").into(), &[])).await.unwrap_err();
         assert_eq!(fault.class, class, "{code}: {fault}");
         assert!(fault.to_string().contains(text), "{fault}");
     }
@@ -196,7 +196,7 @@ async fn walk(bastion: &str, tasks: Vec<Value>, sessions: Answer) -> Vec<String>
     })
     .await;
     let look = Arc::new(EcsLook::new(aws(&fake).await, search));
-    lines(&in_time(Finder::new(bastion.to_owned(), look).walk(&cluster(""))).await.steps)
+    lines(&in_time(Finder::new(bastion.to_owned(), look).walk(&cluster("").into())).await.steps)
 }
 
 fn sessions(owners: &[&str]) -> Answer {

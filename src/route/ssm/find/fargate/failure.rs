@@ -7,8 +7,8 @@ use super::task::FAMILY;
 use crate::{
     aws::{AwsError, advice, ecs::Task, error::Refusal},
     bastion::Fargate,
-    cluster::Cluster,
     fault::{Class, Fault},
+    remote::Remote,
     util::{peer_text::PeerText, quote::command},
 };
 
@@ -114,8 +114,12 @@ pub(in crate::route::ssm) enum NoTask {
     NoCluster { cluster: String, region: String },
     #[error("no Fargate task of this manager runs in {vpc}")]
     None { vpc: String },
-    #[error("{told_by} does not tell which VPC `{cluster}` is in, so no task can be started there")]
-    NoVpc { cluster: String, told_by: &'static str },
+    #[error("{told_by} does not tell which VPC `{name}` is in, so no task can be started there")]
+    NoVpc { name: String, told_by: &'static str },
+    #[error(
+        "a task is started in the network of a cluster, and `{name}` has no clusters beside it that are all in one"
+    )]
+    NoVpcOfHost { name: String },
     #[error(
         "{count} Fargate tasks were stopped within the hour, the last one as {why}, so no other is started for now"
     )]
@@ -133,10 +137,14 @@ impl About<'_> {
     }
 }
 
-/// Says that it is not known where a cluster is.
-pub(super) fn no_vpc(to: &Cluster) -> Fault {
+/// Says that it is not known where a cluster or host is.
+pub(super) fn no_vpc(to: &Remote) -> Fault {
     let hint = "name a bastion of another kind".to_owned();
-    let error = NoTask::NoVpc { cluster: to.name.clone(), told_by: to.told_by() };
+    let name = to.name().to_owned();
+    let error = match to.cluster() {
+        Some(cluster) => NoTask::NoVpc { name, told_by: cluster.told_by() },
+        None => NoTask::NoVpcOfHost { name },
+    };
     Fault::new(Class::Refused, error).with_hints([hint])
 }
 

@@ -16,8 +16,9 @@ use crate::{
         error::Refusal,
     },
     bastion::{Fargate, Target},
-    cluster::{Cluster, Vpc},
+    cluster::Vpc,
     fault::{Class, Fault},
+    remote::Remote,
     route::{
         ssm::open_sessions::{self, OpenSessions},
         step::{StepName, Told},
@@ -41,9 +42,9 @@ impl Survey {
         Self { aws, fargate, started_by }
     }
 
-    async fn find(&self, to: &Cluster) -> Result<Sight, Fault> {
-        let Some(vpc) = &to.vpc else { return Err(failure::no_vpc(to)) };
-        let role = task::role_arn(&self.fargate.options.task_role, self.aws.region(), &to.account);
+    async fn find(&self, to: &Remote) -> Result<Sight, Fault> {
+        let Some(vpc) = to.vpc() else { return Err(failure::no_vpc(to)) };
+        let role = task::role_arn(&self.fargate.options.task_role, self.aws.region(), to.account());
         let about = About { fargate: &self.fargate, role: &role, region: self.aws.region(), vpc: &vpc.id };
         let mut sight = Sight::default();
         match self.definition(about).await {
@@ -125,7 +126,7 @@ impl Survey {
 }
 
 impl Look for Survey {
-    fn look<'a>(&'a self, to: &'a Cluster, _in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
+    fn look<'a>(&'a self, to: &'a Remote, _in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
         Box::pin(self.find(to))
     }
 
@@ -140,7 +141,7 @@ impl Look for Survey {
         Box::pin(async { open_sessions::on(&self.aws, target).await.map(Some) })
     }
 
-    fn place(&self, to: &Cluster) -> String {
-        to.vpc.as_ref().map(|vpc| Network::of(&self.fargate.options, vpc).key()).unwrap_or_default()
+    fn place(&self, to: &Remote) -> String {
+        to.vpc().map(|vpc| Network::of(&self.fargate.options, vpc).key()).unwrap_or_default()
     }
 }

@@ -8,8 +8,8 @@ use super::network::Network;
 use crate::{
     aws::ecs::{Architecture, NewContainer, NewTask, NewTaskDefinition, Task},
     bastion::{Fargate, FargateOptions},
-    cluster::Cluster,
     iam::partition,
+    remote::Remote,
     route::ssm::Owner,
     util::{arn::Arn, written::rfc3339},
 };
@@ -128,7 +128,7 @@ impl Spec {
             ("autoheal-pa:owner", owner.caller.arn.as_str()),
             ("autoheal-pa:host", &owner.host),
             ("autoheal-pa:pid", &std::process::id().to_string()),
-            ("autoheal-pa:cluster", &to.name),
+            ("autoheal-pa:cluster", to.name()),
             (RUN_TAG, &owner.run),
             (SPEC_TAG, &self.digest),
             (EXPIRES_TAG, &expires),
@@ -159,7 +159,7 @@ pub(super) struct Run<'a> {
     pub(super) subnets: Vec<String>,
     pub(super) owner: &'a Owner,
     /// The cluster that it is started for.
-    pub(super) to: &'a Cluster,
+    pub(super) to: &'a Remote,
     pub(super) token: String,
     /// By AWS's clock.
     pub(super) now: SystemTime,

@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     aws::testing::{Answer, Fake, Request, aws, in_time},
     bastion::Bastion,
-    cluster::Vpc,
+    cluster::{Cluster, Vpc},
     route::{
         ssm::tests::support::cluster,
         step::{tests::lines, walked},
@@ -40,7 +40,7 @@ async fn look(
         vpc: Some(Vpc { id: "vpc-1".into(), subnets: Vec::new(), security_groups: Vec::new() }),
         ..cluster("")
     };
-    let sight = in_time(NodesLook::new(aws(&fake).await, search).look(&to, in_use)).await;
+    let sight = in_time(NodesLook::new(aws(&fake).await, search).look(&to.into(), in_use)).await;
     (sight, fake.requests())
 }
 
