@@ -65,6 +65,18 @@ impl Bastion {
         }
     }
 
+    /// Whether it is looked for, or made, in the network of a cluster.
+    #[must_use]
+    pub fn needs_vpc(&self) -> bool {
+        matches!(self, Self::Fargate(_) | Self::Found(Search::Auto { .. }))
+    }
+
+    /// Whether it leads through sessions of Systems Manager.
+    #[must_use]
+    pub fn is_by_session(&self) -> bool {
+        matches!(self, Self::Target(_) | Self::Found(_) | Self::Fargate(_))
+    }
+
     /// Returns what a text that is no bastion may have been meant for, if only its kind is mistyped.
     #[must_use]
     pub fn nearest(text: &str) -> Option<String> {

@@ -26,6 +26,7 @@ pub mod env;
 pub mod error;
 mod events;
 pub mod exec;
+pub mod forward;
 pub mod limits;
 pub mod log;
 pub mod logs;
@@ -92,6 +93,27 @@ pub enum Command {
         after_help = "Examples:\n  autoheal-pa exec --bastion i-0dc03fbcae2a87472 -- kubectl get nodes\n  \
                             autoheal-pa exec --bastion i-0dc03fbcae2a87472 --cluster payments -- sh -c 'kubectl apply -f . && kubectl rollout status deploy/api'")]
     Exec(exec::ExecArgs),
+    /// Opens local ports for hosts behind a bastion, such as databases, and asks EKS nothing
+    ///
+    /// As `up --forward` without clusters: the same manager, which `status`, `doctor` and `down` are about. Prints
+    /// `tunnel ready` when the other end takes connections, with `--check tcp` when the hosts have accepted one.
+    #[command(
+        // They are about clusters, and refused.
+        mut_arg("clusters", |arg| arg.hide(true)),
+        mut_arg("import_contexts", |arg| arg.hide(true)),
+        mut_arg("no_clusters", |arg| arg.hide(true)),
+        mut_arg("forwards", |arg| arg.hide(true)),
+        mut_arg("kubeconfig", |arg| arg.hide(true)),
+        mut_arg("import_kubeconfig", |arg| arg.hide(true)),
+        mut_arg("set_current", |arg| arg.hide(true)),
+        mut_arg("kubeconfig_mode", |arg| arg.hide(true)),
+        mut_arg("proxy_port", |arg| arg.hide(true)),
+        mut_arg("context_prefix", |arg| arg.hide(true)),
+        mut_arg("env_file", |arg| arg.hide(true)),
+        mut_arg("github_env", |arg| arg.hide(true)),
+        after_help = "Examples:\n  autoheal-pa forward --bastion i-0dc03fbcae2a87472 db.internal:5432@5432\n  \
+                            autoheal-pa forward --bastion i-0dc03fbcae2a87472 db=db.internal:5432@15432 cache=10.0.7.20:6379@16379 --detach")]
+    Forward(forward::ForwardArgs),
     /// Shows the log of the manager in the background
     #[command(after_help = "Examples:\n  autoheal-pa logs\n  autoheal-pa logs -f -n 20")]
     Logs(logs::LogsArgs),
@@ -158,7 +180,7 @@ impl Cli {
     #[must_use]
     pub fn needs_threads(&self) -> bool {
         match self.command {
-            Command::Up(_) | Command::Exec(_) => true,
+            Command::Up(_) | Command::Exec(_) | Command::Forward(_) => true,
             #[cfg(feature = "demo")]
             Command::Demo(_) => true,
             Command::Clusters(_)
@@ -179,7 +201,25 @@ impl Cli {
     /// Tells whether this is the process in the background that `up --detach` has started.
     #[must_use]
     pub fn is_in_background(&self) -> bool {
-        matches!(&self.command, Command::Up(args) if args.background)
+        match &self.command {
+            Command::Up(args) => args.background,
+            Command::Forward(args) => args.up.background,
+            Command::Down(_)
+            | Command::Status(_)
+            | Command::Exec(_)
+            | Command::Logs(_)
+            | Command::Reload
+            | Command::Clusters(_)
+            | Command::Config(_)
+            | Command::Env(_)
+            | Command::Token(_)
+            | Command::Doctor(_)
+            | Command::Policy(_)
+            | Command::Completions(_)
+            | Command::Man(_) => false,
+            #[cfg(feature = "demo")]
+            Command::Demo(_) => false,
+        }
     }
 
     /// Opens the log of a process in the background, and returns its path as well. Settings that are wrong are the
@@ -199,15 +239,8 @@ impl Cli {
     pub async fn run(self, log: Option<PathBuf>, printer: &Printer) -> Result<ExitCode, CommandError> {
         let Self { global, command } = self;
         match command {
-            Command::Up(args) => {
-                let settings = UpSettings::load(&global, &args, &Environment::read())?;
-                if args.detach {
-                    return Box::pin(background::launch(&settings, printer)).await;
-                }
-                let attended = args.background.then(|| background::attended(log)).transpose()?;
-                let reread = Box::new(move || UpSettings::load(&global, &args, &Environment::read()));
-                Box::pin(up::run(settings, reread, attended, printer)).await
-            }
+            Command::Up(args) => Box::pin(open(args, global, log, printer)).await,
+            Command::Forward(args) => Box::pin(open(args.into_up()?, global, log, printer)).await,
             Command::Down(args) => Box::pin(down::run(args, global, printer)).await,
             Command::Status(args) => Box::pin(status::run(args, global, printer)).await,
             Command::Exec(args) => Box::pin(exec::run(args, global, printer)).await,
@@ -225,6 +258,22 @@ impl Cli {
             Command::Demo(args) => Box::pin(demo::run(args, &global, printer)).await,
         }
     }
+}
+
+/// Opens tunnels, here or in the background.
+async fn open(
+    args: UpArgs,
+    global: GlobalArgs,
+    log: Option<PathBuf>,
+    printer: &Printer,
+) -> Result<ExitCode, CommandError> {
+    let settings = UpSettings::load(&global, &args, &Environment::read())?;
+    if args.detach {
+        return Box::pin(background::launch(&settings, printer)).await;
+    }
+    let attended = args.background.then(|| background::attended(log)).transpose()?;
+    let reread = Box::new(move || UpSettings::load(&global, &args, &Environment::read()));
+    Box::pin(up::run(settings, reread, attended, printer)).await
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ use crate::{
     bastion::{Bastion, SshFiles, Target},
     clock::{self, Clock},
     cluster::Cluster,
-    remote::Remote,
+    remote::{Host, Remote},
     route::ssm::proto::Version,
     route::{
         ProbeError, Route, Routes,
@@ -80,6 +80,8 @@ pub struct Subject {
     pub clusters: Wanted,
     /// Clusters that were imported.
     pub imported: Vec<ImportedCluster>,
+    /// Hosts that are forwarded to.
+    pub hosts: Vec<Host>,
     /// What a manager has made for its routes is known by this; `None` without a manager.
     pub tasks_of: Option<String>,
     /// Files that have to do with SSH servers.
@@ -194,6 +196,12 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             clusters.push(Ok((None, self.imported(aws, cluster.clone(), *port).await.into())));
             self.place.name(None, None);
         }
+        for host in &subject.hosts {
+            let account = self.place.caller.as_ref().map(|caller| caller.account.clone());
+            let region = aws.region().to_owned();
+            let account = account.unwrap_or_else(|| host.account.clone());
+            clusters.push(Ok((None, Host { region, account, ..host.clone() }.into())));
+        }
         let usable: Vec<&Remote> = clusters.iter().flatten().map(|(_, to)| to).collect();
         let bastions = self.bastions(aws, &usable).await;
         for outcome in clusters {
@@ -206,7 +214,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                     continue;
                 }
             };
-            self.place.name(description, to.cluster());
+            self.place.name_remote(description, &to);
             Box::pin(self.through(aws, &to, &bastions)).await;
             self.place.name(None, None);
             (self.place.route, self.place.target) = (None, None);
@@ -238,14 +246,16 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             Err(error) => return Err(self.cut(Check::Identity, error)),
         }
         let (wanted, imports) = (&self.subject.clusters, !self.subject.imported.is_empty());
+        let is_enough = imports || !self.subject.hosts.is_empty();
         if let Wanted::Named(names) = wanted
             && names.is_empty()
         {
-            self.skip_for([Check::ListClusters], || Reason::Imported);
+            let reason = || if imports { Reason::Imported } else { Reason::NotAnApiServer };
+            self.skip_for([Check::ListClusters], reason);
             return Ok(Vec::new());
         }
         match aws.list_clusters().await {
-            Ok(names) if names.is_empty() && !imports && *wanted == Wanted::All => {
+            Ok(names) if names.is_empty() && !is_enough && *wanted == Wanted::All => {
                 self.failed(Check::ListClusters, Trouble::NoClusters);
                 self.skip(Check::after(Check::ListClusters), Check::ListClusters);
                 Err(Cut)
@@ -263,7 +273,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
                     self.doubtful(Check::ListClusters, Trouble::Aws(error));
                     Ok(wanted.clone())
                 }
-                Wanted::All if imports => {
+                Wanted::All if is_enough => {
                     self.doubtful(Check::ListClusters, Trouble::Aws(error));
                     Ok(Vec::new())
                 }

@@ -39,6 +39,7 @@ pub mod doctor;
 #[cfg(feature = "demo")]
 pub mod emulator;
 pub mod fault;
+pub mod forward;
 #[cfg(any(fuzzing, test))]
 pub mod fuzzing;
 pub mod iam;

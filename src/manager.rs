@@ -17,7 +17,7 @@
 //!
 //! Leaves out how long a command waits for the tunnels and what it does then: `up` and `exec` differ in that.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::{join_all, try_join_all};
 use tokio::{
@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use answers::{Answers, Examinations};
-use clusters::{Found, clusters, imports, known_imports, named, no_clusters, of_access, search, usable};
+use clusters::{Found, Wanted, clusters, hosts, imports, known_imports, named, no_clusters, of_access, search, usable};
 use control::Reloaded;
 use proxy::Proxy;
 use supervisor::{Board, Supervisor};
@@ -41,14 +41,14 @@ pub(crate) use state::{ManagerState, OpenAccess, TunnelEntry};
 
 use crate::{
     aws::{Aws, Caller},
-    cluster::Cluster,
     doctor::{self, Finding},
     journal::{Entry, Journal},
     kubeconfig,
     overlap::overlap,
+    remote::Remote,
     route::{Routes, ssm},
-    settings::{Access, UpSettings},
-    tunnel::{self, Admission, Common, Listeners, News, Ports, Tunnel},
+    settings::{Access, ForwardCheck, UpSettings},
+    tunnel::{self, Admission, Common, Listeners, News, Ports, Readiness, Tunnel},
     util::folder::Folder,
 };
 
@@ -156,6 +156,7 @@ impl Manager {
     pub(crate) async fn open(&mut self) -> Result<(), ManagerError> {
         let imports = imports(&self.settings).await?;
         self.check_files(&imports).await?;
+        let fixed = self.bind_fixed()?;
         let wanted = self.settings.access.clone();
         let clients = try_join_all(wanted.iter().map(|settings| Aws::new(&settings.aws))).await?;
         let (senders, found): (Vec<_>, Vec<_>) = wanted.iter().map(|_| mpsc::unbounded_channel()).unzip();
@@ -171,11 +172,11 @@ impl Manager {
         self.state.send_modify(|state| state.accesses.clone_from(&accesses));
         self.welcome(&accesses, &[]);
         self.end_left_behind(&accesses).await;
-        let (_all, tunnels) = tokio::try_join!(searches, self.open_each(&accesses, found))?;
+        let (_all, tunnels) = tokio::try_join!(searches, self.open_each(&accesses, found, fixed))?;
         if tunnels.is_empty() {
             return Err(no_clusters(&accesses));
         }
-        let tunnels = named(&self.settings, tunnels.into_iter());
+        let tunnels = named(&self.settings, tunnels.into_iter())?;
         if let Some(proxy) = self.settings.proxy() {
             let proxy = Proxy::start(proxy, self.admission.clone(), &mut self.tasks, &self.stop)?;
             self.listener.tell(Event::ProxyServes { port: proxy.port() });
@@ -187,37 +188,67 @@ impl Manager {
         Ok(())
     }
 
+    /// Binds the local ports that forwards name.
+    fn bind_fixed(&self) -> Result<BTreeMap<u16, Listeners>, ManagerError> {
+        let forwards = self.settings.access.iter().flat_map(|access| &access.forwards);
+        let ports = forwards.filter_map(|forward| Some((forward.local_port?, forward.to_string())));
+        ports.map(|(port, forward)| Ok((port, self.bind_on(port, forward)?))).collect()
+    }
+
+    fn bind_on(&self, port: u16, forward: String) -> Result<Listeners, ManagerError> {
+        Listeners::on(port, self.admission.clone()).map_err(|source| ManagerError::ForwardPort { forward, source })
+    }
+
     /// Opens a tunnel to each cluster as soon as it is found, in the order of accesses and of clusters in them; where bastions
     /// are made, once all are found, so that what is made serves all. Returns their ports and what they lead to.
     async fn open_each(
         &mut self,
         accesses: &[Arc<OpenAccess>],
         found: Vec<mpsc::UnboundedReceiver<Found>>,
-    ) -> Result<Vec<(u16, (Arc<OpenAccess>, Cluster))>, ManagerError> {
-        let mut ports = Ports::new(self.settings.base_port, self.settings.strict_ports, self.admission.clone());
+        mut fixed: BTreeMap<u16, Listeners>,
+    ) -> Result<Vec<Wanted>, ManagerError> {
+        let ports = Ports::new(self.settings.base_port, self.settings.strict_ports, self.admission.clone());
+        let mut ports = ports.without(fixed.keys().copied());
         let (mut tunnels, mut waiting) = (Vec::new(), Vec::new());
         let waits =
             accesses.iter().any(|access| access.settings.bastion.iter().any(|bastion| bastion.fargate().is_some()));
         for (access, mut found) in accesses.iter().zip(found) {
             while let Some(found) = found.recv().await {
                 let Some(cluster) = usable(found, access, &self.listener) else { continue };
-                let listeners = ports.bind_next()?;
-                for taken in ports.skipped() {
-                    self.listener.tell(Event::PortSkipped(taken.clone()));
-                }
-                tunnels.push((listeners.port(), (Arc::clone(access), cluster.clone())));
+                let (listeners, to) = (self.bind_next(&mut ports)?, Remote::from(cluster));
+                tunnels.push((listeners.port(), (Arc::clone(access), to.clone())));
                 if waits {
-                    waiting.push((access, cluster, listeners));
+                    waiting.push((access, to, listeners));
                 } else {
-                    self.start(access, cluster, listeners);
+                    self.start(access, to, listeners);
                 }
             }
         }
-        self.made.expect(tunnels.iter().flat_map(|(_, (access, cluster))| access.uses(cluster)).collect());
-        for (access, cluster, listeners) in waiting {
-            self.start(access, cluster, listeners);
+        for access in accesses {
+            let of_access = tunnels.iter().filter(|(_, (other, _))| Arc::ptr_eq(other, access));
+            for (local_port, host) in hosts(access, of_access.filter_map(|(_, (_, to))| to.cluster())) {
+                let listeners = match local_port.and_then(|port| fixed.remove(&port)) {
+                    Some(listeners) => listeners,
+                    None => self.bind_next(&mut ports)?,
+                };
+                waiting.push((access, host, listeners));
+            }
+        }
+        let of_hosts = waiting.iter().filter(|(_, to, _)| to.cluster().is_none());
+        tunnels.extend(of_hosts.map(|(access, to, listeners)| (listeners.port(), (Arc::clone(access), to.clone()))));
+        self.made.expect(tunnels.iter().flat_map(|(_, (access, to))| access.uses(to)).collect());
+        for (access, to, listeners) in waiting {
+            self.start(access, to, listeners);
         }
         Ok(tunnels)
+    }
+
+    fn bind_next(&self, ports: &mut Ports) -> Result<Listeners, ManagerError> {
+        let listeners = ports.bind_next()?;
+        for taken in ports.skipped() {
+            self.listener.tell(Event::PortSkipped(taken));
+        }
+        Ok(listeners)
     }
 
     /// Looks for clusters again, by settings that may have changed. Tunnels to clusters that are as they were go on
@@ -252,68 +283,88 @@ impl Manager {
         }))
         .await;
         let mut wanted = Vec::new();
+        let mut of_hosts = Vec::new();
         for (access, found) in accesses.iter().zip(found) {
-            match found {
-                Ok(found) => wanted.extend(found.into_iter().map(|cluster| (Arc::clone(access), cluster))),
-                Err(error) => {
-                    outcome.problems.push(error.sentence());
-                    let known = old.tunnels.iter().filter(|tunnel| access.is_same(&tunnel.access.settings));
-                    wanted.extend(known.map(|tunnel| (Arc::clone(access), tunnel.cluster.clone())));
-                }
-            }
+            let found = found.unwrap_or_else(|error| {
+                outcome.problems.push(error.sentence());
+                let known = old.tunnels.iter().filter(|tunnel| access.is_same(&tunnel.access.settings));
+                known.filter_map(|tunnel| tunnel.to.cluster().cloned()).collect()
+            });
+            let hosts = hosts(access, found.iter()).into_iter();
+            of_hosts.extend(hosts.map(|(local_port, host)| (Arc::clone(access), host, local_port)));
+            wanted.extend(found.into_iter().map(|cluster| (Arc::clone(access), Remote::from(cluster), None)));
         }
+        wanted.extend(of_hosts);
 
         let mut free: Vec<&TunnelEntry> = old.tunnels.iter().collect();
-        let is_as_it_was = |tunnel: &TunnelEntry, access: &OpenAccess, cluster: &Cluster| {
-            tunnel.cluster.is_reached_as(cluster)
+        let is_as_it_was = |tunnel: &TunnelEntry, access: &OpenAccess, to: &Remote, local_port: Option<u16>| {
+            tunnel.to.is_reached_as(to)
+                && local_port.is_none_or(|port| port == tunnel.port)
                 && tunnel.access.is_same(&access.settings)
                 && tunnel.access.settings.bastion == access.settings.bastion
         };
         // Those that stay with their ports, the others without.
         let tunnels: Vec<_> = wanted
             .into_iter()
-            .map(|(access, cluster)| match free.iter().position(|tunnel| is_as_it_was(tunnel, &access, &cluster)) {
-                Some(at) => (Some(free.remove(at).port), access, cluster),
-                None => (None, access, cluster),
+            .map(|(access, to, local_port)| {
+                let known = free.iter().position(|tunnel| is_as_it_was(tunnel, &access, &to, local_port));
+                (known.map(|at| free.remove(at).port), access, to, local_port)
             })
             .collect();
         let gone: Vec<u16> = free.iter().map(|tunnel| tunnel.port).collect();
-        outcome.removed = free.iter().map(|tunnel| tunnel.context.clone()).collect();
-        let new = tunnels.iter().filter(|(port, ..)| port.is_none()).count();
-        outcome.kept = tunnels.len() - new;
+        outcome.removed = free.iter().map(|tunnel| tunnel.name.clone()).collect();
+        outcome.kept = tunnels.iter().filter(|(port, ..)| port.is_some()).count();
 
-        let bound = Listeners::bind(self.settings.base_port, new, false, self.admission.clone())?;
-        for taken in bound.skipped.iter().filter(|taken| old.tunnel(taken.port).is_none()) {
-            self.listener.tell(Event::PortSkipped(taken.clone()));
+        let unbound =
+            tunnels.iter().map(|(port, access, to, _)| (port.unwrap_or_default(), (Arc::clone(access), to.clone())));
+        named(&self.settings, unbound)?;
+        // A forward may have the port of one that goes, as when it gets another name.
+        let wanted_ports: Vec<u16> =
+            tunnels.iter().filter(|(port, ..)| port.is_none()).filter_map(|wanted| wanted.3).collect();
+        let in_the_way: Vec<u16> = gone.iter().copied().filter(|port| wanted_ports.contains(port)).collect();
+        self.supervisor.end(&in_the_way).await;
+        let gone: Vec<u16> = gone.into_iter().filter(|port| !in_the_way.contains(port)).collect();
+        let mut bound = Vec::new();
+        for port in &wanted_ports {
+            let forward =
+                tunnels.iter().find(|wanted| wanted.3 == Some(*port)).map(|wanted| wanted.2.name().to_owned());
+            bound.push(self.bind_on(*port, forward.unwrap_or_default())?);
         }
-        let mut new_ports = bound.listeners.iter().map(Listeners::port);
-        let all = tunnels.into_iter().map(|(port, access, cluster)| {
-            let port = port.or_else(|| new_ports.next()).expect("there are as many ports as new tunnels");
-            (port, (access, cluster))
-        });
-        let tunnels = named(&self.settings, all);
+        let mut ports = Ports::new(self.settings.base_port, false, self.admission.clone())
+            .without(old.tunnels.iter().map(|tunnel| tunnel.port).chain(wanted_ports));
+        let mut all = Vec::new();
+        for (port, access, to, local_port) in tunnels {
+            let port = match port.or(local_port) {
+                Some(port) => port,
+                None => {
+                    bound.push(self.bind_next(&mut ports)?);
+                    bound.last().map_or(0, Listeners::port)
+                }
+            };
+            all.push((port, (access, to)));
+        }
+        let tunnels = named(&self.settings, all.into_iter())?;
         self.write_kubeconfig(&tunnels).await?;
         if self.state.borrow().imported_from != old.imported_from {
             self.write_environment_again(&mut outcome.problems);
         }
-        let started: Vec<&TunnelEntry> = bound
-            .listeners
-            .iter()
-            .filter_map(|listeners| tunnels.iter().find(|tunnel| tunnel.port == listeners.port()))
+        let started: Vec<(&TunnelEntry, Listeners)> = bound
+            .into_iter()
+            .filter_map(|listeners| Some((tunnels.iter().find(|tunnel| tunnel.port == listeners.port())?, listeners)))
             .collect();
-        outcome.added = started.iter().map(|tunnel| tunnel.context.clone()).collect();
+        outcome.added = started.iter().map(|(tunnel, _)| tunnel.name.clone()).collect();
 
         self.welcome(&accesses, &old.accesses);
         for access in old.accesses.iter().filter(|access| !accesses.iter().any(|new| new.is_same(&access.settings))) {
             access.stop.cancel();
         }
-        self.made.expect(tunnels.iter().flat_map(|tunnel| tunnel.access.uses(&tunnel.cluster)).collect());
+        self.made.expect(tunnels.iter().flat_map(|tunnel| tunnel.access.uses(&tunnel.to)).collect());
         // Those that are gone have their names until they have ended.
         let ending = free.into_iter().cloned();
         let both = tunnels.iter().cloned().chain(ending).collect();
         self.state.send_modify(|state| (state.accesses, state.tunnels) = (accesses, both));
-        for (tunnel, listeners) in started.into_iter().zip(bound.listeners) {
-            self.start(&tunnel.access, tunnel.cluster.clone(), listeners);
+        for (tunnel, listeners) in started {
+            self.start(&tunnel.access, tunnel.to.clone(), listeners);
         }
         self.supervisor.end(&gone).await;
         let closed = self.made.close_unused().await;
@@ -339,6 +390,11 @@ impl Manager {
     /// Returns the kubeconfig that is written, with those that contexts were imported from.
     pub(crate) fn kubeconfigs(&self) -> kubeconfig::Files {
         kubeconfig::Files::new(self.kubeconfig.clone(), &self.settings.common.imported_from)
+    }
+
+    /// Returns them where there are any contexts.
+    pub(crate) fn written_kubeconfigs(&self) -> Option<kubeconfig::Files> {
+        self.state.borrow().kubeconfig.is_some().then(|| self.kubeconfigs())
     }
 
     /// Ends everything in good order; with `forget`, the contexts leave the kubeconfig as well.
@@ -399,7 +455,9 @@ impl Manager {
             Some(access)
                 if access.settings.bastion == settings.bastion
                     && access.settings.clusters == settings.clusters
-                    && access.settings.import_contexts == settings.import_contexts =>
+                    && access.settings.import_contexts == settings.import_contexts
+                    && access.settings.no_clusters == settings.no_clusters
+                    && access.settings.forwards == settings.forwards =>
             {
                 Ok(Arc::clone(access))
             }
@@ -451,8 +509,14 @@ impl Manager {
         left_behind.end(&self.stop, &mut self.tasks).await;
     }
 
-    fn start(&mut self, access: &OpenAccess, cluster: Cluster, listeners: Listeners) {
+    fn start(&mut self, access: &OpenAccess, to: Remote, listeners: Listeners) {
+        let readiness = match (&to, self.settings.check) {
+            (Remote::Cluster(_), _) => Readiness::Proved,
+            (Remote::Host(_), ForwardCheck::Agent) => Readiness::Established,
+            (Remote::Host(_), ForwardCheck::Tcp) => Readiness::Reached,
+        };
         let config = tunnel::Config {
+            readiness,
             probe_interval: self.settings.probe_interval,
             up_within: self.settings.timeout,
             links: self.settings.sessions,
@@ -464,7 +528,7 @@ impl Manager {
         session.messages_per_second = session.messages_per_second.filter(|_| !self.settings.no_rate_limit);
         let routes = access.routes.with_sessions(sessions);
         let routes = access.settings.bastion.iter().map(|bastion| routes.route(bastion)).collect();
-        self.supervisor.start(Tunnel::new(cluster, routes, listeners, config, Arc::clone(&access.common)));
+        self.supervisor.start(Tunnel::new(to, routes, listeners, config, Arc::clone(&access.common)));
     }
 }
 

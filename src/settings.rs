@@ -12,7 +12,7 @@ use std::{
 
 pub use environment::Environment;
 pub use file::FileProblem;
-pub use flags::{Flags, GlobalArgs, KubeconfigMode, LogFormat, UpArgs};
+pub use flags::{Flags, ForwardCheck, GlobalArgs, KubeconfigMode, LogFormat, UpArgs};
 pub use identity::{CiOidc, ExecIdentity};
 pub use inputs::{INPUTS, Input, SdkVariables, Takes, variables};
 pub use policy::{PolicyArgs, PolicySettings};
@@ -24,6 +24,7 @@ pub use schema::schema;
 pub use source::{Origin, Place};
 pub use sources::{Chosen, PassedOver, Source};
 
+use crate::forward::Forward;
 use file::File;
 use rows::{ACCESS, AWS, UP};
 use source::{Given, Layer, Stack};
@@ -289,6 +290,10 @@ impl UpSettings {
         }
         let given = stack.one(&UP.base_port);
         problems.extend(given.and_then(|given| settings.too_few_ports(given)));
+        if !settings.wants_clusters() {
+            let useless = sources.flags.get(&UP.env_file).first();
+            problems.extend(useless.map(|given| given.malformed("of use where no clusters are wanted")));
+        }
         if settings.kubeconfig_mode == KubeconfigMode::Direct {
             let useless = stack.one(&UP.proxy_port);
             problems.extend(useless.map(|given| given.malformed("of use without `--kubeconfig-mode proxy`")));
@@ -299,14 +304,23 @@ impl UpSettings {
     /// Says whether there are too few ports: one is needed for each cluster that is named, and one for each access that names
     /// none.
     fn too_few_ports(&self, given: &Given) -> Option<Problem> {
-        let of = |access: &Access| match (access.clusters.len(), access.import_contexts.len()) {
-            (0, 0) => 1,
-            (clusters, contexts) => clusters + contexts,
+        let of = |access: &Access| {
+            let clusters = match (access.clusters.len(), access.import_contexts.len()) {
+                (0, 0) => usize::from(!access.no_clusters),
+                (clusters, contexts) => clusters + contexts,
+            };
+            clusters + access.forwards.iter().filter(|forward| forward.local_port.is_none()).count()
         };
         let (port, clusters) = (self.base_port, self.access.iter().map(of).sum());
         let left = usize::from(u16::MAX - port) + 1;
         let origin = given.origin.clone();
         (port != 0 && clusters > left).then_some(Problem::BasePortTooHigh { origin, port, clusters, left })
+    }
+
+    /// Whether there are to be tunnels to clusters.
+    #[must_use]
+    pub fn wants_clusters(&self) -> bool {
+        self.access.iter().any(|access| !access.no_clusters)
     }
 
     /// Returns where the CONNECT proxy that the contexts name listens: before the first tunnel, so that it is the same at every
@@ -328,8 +342,10 @@ impl UpSettings {
 pub struct Wanted {
     /// Names of clusters of EKS.
     pub clusters: Vec<String>,
-    /// Names of contexts that clusters were imported from. Without either it is all that the manager has.
+    /// Names of contexts that clusters were imported from.
     pub contexts: Vec<String>,
+    /// Names of forwards. Without any of the three it is all that the manager has.
+    pub forwards: Vec<String>,
     /// How long they may take until all are ready.
     pub timeout: Duration,
 }
@@ -344,9 +360,11 @@ impl Wanted {
         args.add_to(&mut layer);
         let clusters = ACCESS.clusters.read(layer.get(&ACCESS.clusters), &nowhere, &mut problems);
         let contexts = ACCESS.import_contexts.read(layer.get(&ACCESS.import_contexts), &nowhere, &mut problems);
+        let forwards: Vec<Forward> = ACCESS.forwards.read(layer.get(&ACCESS.forwards), &nowhere, &mut problems);
+        let forwards = forwards.into_iter().map(|forward| forward.name).collect();
         let timeout = UP.timeout.read(layer.get(&UP.timeout), &nowhere, &mut problems);
         SettingsError::unless_empty(problems)?;
-        Ok(Self { clusters, contexts, timeout })
+        Ok(Self { clusters, contexts, forwards, timeout })
     }
 }
 

@@ -107,7 +107,7 @@ impl Default for Config {
 impl Config {
     /// Whether idle links are kept from being ended at their other end.
     fn keeps_warm(&self) -> bool {
-        self.readiness == Readiness::Established || !self.probe_interval.is_zero()
+        !self.probe_interval.is_zero()
     }
 }
 
@@ -118,6 +118,8 @@ pub enum Readiness {
     Proved,
     /// A link takes connections. For destinations that are not API servers.
     Established,
+    /// The destination has accepted a connection through it, which was closed without a word. For the same.
+    Reached,
 }
 
 /// The tunnel to one cluster or other host. See the module's documentation.

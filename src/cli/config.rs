@@ -83,9 +83,13 @@ fn check(
 
 fn summary(path: &Path, settings: &UpSettings) -> String {
     let mut text = format!("`{}` is valid; `up` would open tunnels\n", path.display());
-    for Access { aws, bastion, clusters, import_contexts, reason, .. } in &settings.access {
+    for Access { aws, bastion, clusters, import_contexts, no_clusters, forwards, reason, .. } in &settings.access {
         let bastions: Vec<_> = bastion.iter().map(ToString::to_string).collect();
-        let clusters = if clusters.is_empty() { "all active ones".to_owned() } else { clusters.join(", ") };
+        let clusters = match &clusters[..] {
+            [] if *no_clusters => "none".to_owned(),
+            [] => "all active ones".to_owned(),
+            some => some.join(", "),
+        };
         let mut line = |name: &str, value: &str| write_line(&mut text, "  ", name, value);
         line("region", aws.region.as_deref().unwrap_or("that of the profile"));
         line("identity", &identity(aws));
@@ -93,6 +97,9 @@ fn summary(path: &Path, settings: &UpSettings) -> String {
         line("clusters", &clusters);
         if !import_contexts.is_empty() {
             line("imported", &format!("{}, from {}", import_contexts.join(", "), list(&settings.common.imported_from)));
+        }
+        if !forwards.is_empty() {
+            line("forwards", &forwards.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
         }
         if let Some(reason) = reason {
             line("reason", reason);
@@ -198,6 +205,17 @@ mod tests {
         assert!(said.contains("  imported    kops, k3s, from /home/alice/.kube/config\n"), "{said}");
         let said = checked(&format!("{text}import_kubeconfig: own.yaml\n"), &[("KUBECONFIG", "/a:/b")]).unwrap();
         assert!(said.contains("  imported    kops, k3s, from /work/own.yaml\n"), "{said}");
+    }
+
+    #[test]
+    fn says_what_is_forwarded_to() {
+        let said =
+            checked("bastion: i-0abcdef1\nno_clusters: true\nforwards: ['db=db:5432@15432', 'x:1']\n", &[]).unwrap();
+        assert!(said.contains("  clusters    none\n  forwards    db=db:5432@15432, x:1\n"), "{said}");
+        let twice =
+            "forwards: [x:1]\naccess:\n- {region: a-1, bastion: i-0abcdef1}\n- {region: b-1, bastion: i-0abcdef1}\n";
+        let error = checked(twice, &[]).unwrap_err().sentence();
+        assert!(error.contains("`x:1` is not the only one with its name and local port in all entries"), "{error}");
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub async fn run(args: DemoArgs, global: &GlobalArgs, printer: &Printer) -> Resu
             },
             Err(error) => Err(error),
         },
-        Ok(None) => run_child(&args.command, kubeconfig(&dir).as_os_str()).await,
+        Ok(None) => run_child(&args.command, Some(kubeconfig(&dir).as_os_str())).await,
         Ok(Some(status)) => Ok(exit_code(status)),
         Err(error) => Err(error),
     };

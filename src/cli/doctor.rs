@@ -31,8 +31,10 @@ use super::{
 use crate::{
     aws::Aws,
     doctor::{self, Check, Entry, ImportedCluster, Limits, Status, Subject, Wanted},
+    forward::Forward,
     kubeconfig::import::{self, Import},
     manager::control::{Answer, Client, ControlError, Request},
+    remote::Host,
     settings::{Access, Environment, Settings, UpArgs},
 };
 
@@ -66,6 +68,9 @@ pub struct DoctorArgs {
     /// Kubeconfig that these contexts are in [default: the files of KUBECONFIG, else ~/.kube/config]
     #[arg(long, value_name = "PATH", requires = "import_context")]
     pub import_kubeconfig: Option<PathBuf>,
+    /// Forward to check, by the name that `status` shows, or with `--bastion` as `[NAME=]HOST:PORT`; repeat it for others
+    #[arg(long, value_name = "FORWARD")]
+    pub forward: Vec<String>,
     /// Prints JSON
     #[arg(long)]
     pub json: bool,
@@ -83,7 +88,7 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
         match Client::connect_if_it_answers(&control_dir).await {
             Ok(client) => {
                 let mut sheet = Sheet::new(args.json, printer);
-                ask(client, args.cluster, &mut signals, &mut sheet).await?;
+                ask(client, [args.cluster, args.forward].concat(), &mut signals, &mut sheet).await?;
                 if let Some(kubeconfigs) = env::of_manager(&control_dir).await {
                     try_plugins(kubeconfigs.own(), &name, &mut signals, &mut sheet).await?;
                 }
@@ -95,7 +100,10 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
     }
     let given = UpArgs::of_access(&args.bastion, &args.cluster)
         .with_task(args.fargate_task_definition.as_ref(), args.fargate_task_role.as_ref())
-        .with_imports(&args.import_context, args.import_kubeconfig.as_ref());
+        .with_imports(&args.import_context, args.import_kubeconfig.as_ref())
+        .with_forwards(&args.forward);
+    let of_hosts_alone = args.cluster.is_empty() && args.import_context.is_empty() && !args.forward.is_empty();
+    let given = if of_hosts_alone { given.without_clusters() } else { given };
     let ways = Access::load(&global, &given, &environment)?;
     // Before anything is printed: what it has kubectl run is run here as well.
     let settings = Settings::load_with(&global, &given, &environment)?;
@@ -114,7 +122,8 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
             aws,
             bastions: access.bastion,
             tasks_of: None,
-            clusters: Wanted::of(access.clusters),
+            clusters: if access.no_clusters { Wanted::Named(Vec::new()) } else { Wanted::of(access.clusters) },
+            hosts: access.forwards.iter().map(|forward| host(forward, &region)).collect(),
             imported: imports.into_iter().map(cluster).collect(),
             ssh: access.ssh,
             ports: BTreeMap::new(),
@@ -123,6 +132,17 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
     }
     try_plugins(&kubeconfig, &name, &mut signals, &mut sheet).await?;
     sheet.finish()
+}
+
+/// Returns what a forward leads to. Whose account it is will be asked.
+fn host(forward: &Forward, region: &str) -> Host {
+    Host {
+        name: forward.name.clone(),
+        region: region.to_owned(),
+        account: String::new(),
+        endpoint: forward.to.clone(),
+        vpc: None,
+    }
 }
 
 /// Reads contexts.

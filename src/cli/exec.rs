@@ -75,7 +75,7 @@ pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -
                 ready = running(client, &wanted, printer) => ready?,
             };
             drop(signals);
-            run_child(&args.command, &kubeconfigs.variable()).await
+            run_child(&args.command, kubeconfigs.as_ref().map(Files::variable).as_deref()).await
         }
         Err(ControlError::NotRunning { .. }) => {
             let mut settings = UpSettings::load(&global, &args.up, &environment)?;
@@ -101,8 +101,9 @@ fn refuse(up: &UpArgs) -> Result<(), CommandError> {
     }
 }
 
-/// Waits until the tunnels of a running manager that are wanted work, and returns its kubeconfigs.
-async fn running(mut client: Client, wanted: &Wanted, printer: &Printer) -> Result<Files, CommandError> {
+/// Waits until the tunnels of a running manager that are wanted work, and returns its kubeconfigs; `None`: it has none, as it
+/// has forwards alone.
+async fn running(mut client: Client, wanted: &Wanted, printer: &Printer) -> Result<Option<Files>, CommandError> {
     client.send(&Request::Status { follow: true }).await?;
     let mut last: Option<Box<ManagerStatus>> = None;
     let ready = async {
@@ -114,14 +115,15 @@ async fn running(mut client: Client, wanted: &Wanted, printer: &Printer) -> Resu
             if status.state == "stopping" {
                 break;
             }
-            if let Some(path) = &status.kubeconfig {
+            if status.opened || status.kubeconfig.is_some() {
                 if let Some(unknown) = unknown(&status, wanted) {
                     let message = format!("the running manager `{}` has no tunnel to {unknown}", status.name);
                     return Err(CommandError::new(Kind::NotFound, message)
                         .hint("make it look for clusters again with `autoheal-pa reload`, or give another `--name`"));
                 }
                 if waiting(&status, wanted).next().is_none() {
-                    return Ok(env::files(PathBuf::from(path), &status));
+                    let own = status.kubeconfig.as_ref().map(PathBuf::from);
+                    return Ok(own.map(|own| env::files(own, &status)));
                 }
             }
             last = Some(status);
@@ -135,21 +137,29 @@ async fn running(mut client: Client, wanted: &Wanted, printer: &Printer) -> Resu
 }
 
 /// Says which of those that are wanted the manager does not have.
-fn unknown(status: &ManagerStatus, Wanted { clusters, contexts, .. }: &Wanted) -> Option<String> {
+fn unknown(status: &ManagerStatus, Wanted { clusters, contexts, forwards, .. }: &Wanted) -> Option<String> {
     let knows = |name: &String, imported: bool| {
-        status.tunnels.iter().any(|tunnel| tunnel.cluster == *name && tunnel.imported == imported)
+        let is_it = |tunnel: &TunnelReport| tunnel.cluster == *name && tunnel.imported == imported;
+        status.tunnels.iter().filter(|tunnel| tunnel.forward.is_none()).any(is_it)
     };
+    let forwards_to =
+        |name: &String| status.tunnels.iter().any(|tunnel| tunnel.forward.is_some() && tunnel.cluster == *name);
     let cluster = clusters.iter().find(|name| !knows(name, false)).map(|name| format!("`{name}`"));
     let context = || contexts.iter().find(|name| !knows(name, true));
-    cluster.or_else(|| context().map(|name| format!("the cluster of the context `{name}`")))
+    let forward = || forwards.iter().find(|name| !forwards_to(name)).map(|name| format!("`{name}`"));
+    cluster.or_else(|| context().map(|name| format!("the cluster of the context `{name}`"))).or_else(forward)
 }
 
 /// The tunnels that are wanted and do not work.
 fn waiting<'a>(status: &'a ManagerStatus, wanted: &'a Wanted) -> impl Iterator<Item = &'a TunnelReport> {
-    let Wanted { clusters, contexts, .. } = wanted;
+    let Wanted { clusters, contexts, forwards, .. } = wanted;
     let is_wanted = move |tunnel: &&TunnelReport| {
-        let names = if tunnel.imported { contexts } else { clusters };
-        (clusters.is_empty() && contexts.is_empty()) || names.contains(&tunnel.cluster)
+        let names = match tunnel.forward {
+            Some(_) => forwards,
+            None if tunnel.imported => contexts,
+            None => clusters,
+        };
+        (clusters.is_empty() && contexts.is_empty() && forwards.is_empty()) || names.contains(&tunnel.cluster)
     };
     status.tunnels.iter().filter(is_wanted).filter(|tunnel| tunnel.state != "active")
 }
@@ -212,7 +222,8 @@ async fn under(
     let outcome = match ready {
         Ok(()) => {
             drop(signals);
-            run_child(command, &manager.kubeconfigs().variable()).await
+            let kubeconfigs = manager.written_kubeconfigs();
+            run_child(command, kubeconfigs.as_ref().map(Files::variable).as_deref()).await
         }
         Err(error) => Err(error),
     };
@@ -235,14 +246,14 @@ async fn ready(manager: &mut Manager, printer: &Printer) -> Result<(), CommandEr
 }
 
 /// Runs a command to its end, and passes on to it what it does not get by itself.
-pub(super) async fn run_child(command: &[OsString], kubeconfig: &OsStr) -> Result<ExitCode, CommandError> {
+pub(super) async fn run_child(command: &[OsString], kubeconfig: Option<&OsStr>) -> Result<ExitCode, CommandError> {
     let Some((program, arguments)) = command.split_first() else {
         return Err(CommandError::new(Kind::Usage, "there is no command to run"));
     };
     let (mut forwarded, _listening) = forwarded()?;
     let mut child = Command::new(program)
         .args(arguments)
-        .env("KUBECONFIG", kubeconfig)
+        .envs(kubeconfig.map(|kubeconfig| ("KUBECONFIG", kubeconfig)))
         .envs(no_proxy(&Environment::read()))
         .kill_on_drop(true)
         .spawn()

@@ -214,6 +214,9 @@ fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
         if let Some(waits) = tunnel.progress.as_ref().filter(|_| tunnel.session_id.is_none()) {
             text.push_str(&format!("  {waits}\n"));
         }
+        if let Some(endpoint) = tunnel.forward.as_ref().filter(|endpoint| **endpoint != tunnel.context) {
+            text.push_str(&format!("  to `{endpoint}`\n"));
+        }
         if let (Some(asked), Some(target)) = (&tunnel.bastion, &tunnel.target)
             && asked != target
         {
@@ -326,6 +329,7 @@ mod tests {
         TunnelReport {
             context: format!("pa-{cluster}"),
             cluster: cluster.to_owned(),
+            forward: None,
             imported: false,
             region: "us-east-1".to_owned(),
             account: "123456789012".to_owned(),
@@ -398,6 +402,7 @@ mod tests {
             started_at: stamp("2026-11-22T02:00:00Z"),
             identity: Some("arn:aws:sts::123456789012:assumed-role/ReadOnly/ann".to_owned()),
             credentials_expire: Some(stamp("2026-11-22T03:30:00Z")),
+            opened: true,
             kubeconfig: Some("/home/ann/.kube/autoheal-pa.yaml".to_owned()),
             imported_from: Vec::new(),
             log: Some("/home/ann/.local/state/autoheal-pa/default.log".to_owned()),
@@ -478,6 +483,7 @@ mod tests {
         ("started_at", "string"),
         ("identity", "string or null"),
         ("credentials_expire", "string or null"),
+        ("opened", "boolean"),
         ("kubeconfig", "string or null"),
         ("imported_from", "array"),
         ("log", "string or null"),
@@ -497,6 +503,7 @@ mod tests {
     ];
     const TUNNEL: &[(&str, &str)] = &[
         ("context", "string"),
+        ("forward", "string or null"),
         ("cluster", "string"),
         ("imported", "boolean"),
         ("region", "string"),

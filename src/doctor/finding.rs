@@ -12,6 +12,7 @@ use crate::{
     bastion::Target,
     cluster::{Cluster, Destination},
     fault::Fault,
+    remote::Remote,
     route::{
         ssm::{DialError, SessionFault, SessionId, targets::Sighting},
         step::StepName,
@@ -193,7 +194,7 @@ pub struct Place {
     pub cluster: Option<String>,
     /// What EKS says of it.
     pub description: Option<Arc<ClusterDescription>>,
-    /// Where it answers, if it was imported.
+    /// Where it answers, if EKS does not say it: it was imported, or is another host.
     pub imported: Option<Destination>,
     /// What the route is called, for checks of one.
     pub route: Option<String>,
@@ -207,6 +208,16 @@ impl Place {
         self.cluster = cluster.map(|cluster| cluster.name.clone());
         self.description = description;
         self.imported = cluster.filter(|cluster| cluster.imported().is_some()).map(|cluster| cluster.endpoint.clone());
+    }
+}
+
+impl Place {
+    /// Changes which cluster or host it is about.
+    pub(super) fn name_remote(&mut self, description: Option<Arc<ClusterDescription>>, to: &Remote) {
+        self.name(description, to.cluster());
+        if let Remote::Host(host) = to {
+            (self.cluster, self.imported) = (Some(host.name.clone()), Some(host.endpoint.clone()));
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use crate::{
     aws::CredentialStatus,
     clock,
     doctor::{self, Finding, ImportedCluster, Limits, Subject, Wanted},
+    remote::Remote,
     tunnel::{LinkStatus, TunnelStatus},
     util::{peer_text::sentence, written::Timestamp},
 };
@@ -113,7 +114,8 @@ impl View {
     async fn token(&self, TokenRequest { cluster, region, account }: &TokenRequest) -> Result<Answer, Refusal> {
         let access = {
             let state = self.state.borrow();
-            let tunnel = state.tunnels.iter().find(|TunnelEntry { cluster: known, .. }| {
+            let tunnel = state.tunnels.iter().find(|tunnel| {
+                let Some(known) = tunnel.to.cluster() else { return false };
                 known.token_name() == Some(cluster.as_str())
                     && known.region == *region
                     && account.as_ref().is_none_or(|account| *account == known.account)
@@ -133,30 +135,38 @@ impl View {
     /// Returns what there is to examine: every access with its tunnels, or only the clusters of these names.
     fn subjects(&self, clusters: &[String]) -> Result<Vec<Subject>, Refusal> {
         let state = self.state.borrow();
-        let known = |name: &String| state.tunnels.iter().any(|tunnel| tunnel.cluster.name == *name);
+        let known = |name: &String| state.tunnels.iter().any(|tunnel| tunnel.to.name() == name);
         if let Some(unknown) = clusters.iter().find(|name| !known(name)) {
             return Err(Refusal::new("unknown-cluster", format!("the manager has no tunnel to `{unknown}`")));
         }
         let subjects = state.accesses.iter().filter_map(|access| {
             let tunnels = state.tunnels.iter().filter(|tunnel| Arc::ptr_eq(&tunnel.access, access));
-            let (of_eks, imported): (Vec<_>, Vec<_>) = tunnels.partition(|tunnel| tunnel.cluster.imported().is_none());
-            let ports: BTreeMap<_, _> =
-                of_eks.iter().map(|tunnel| (tunnel.cluster.name.clone(), tunnel.port)).collect();
-            let is_wanted = |tunnel: &&TunnelEntry| clusters.is_empty() || clusters.contains(&tunnel.cluster.name);
-            let imported = imported.into_iter().filter(is_wanted);
-            let imported: Vec<_> = imported
-                .map(|tunnel| ImportedCluster { cluster: tunnel.cluster.clone(), port: Some(tunnel.port) })
-                .collect();
+            let is_wanted = |name: &str| clusters.is_empty() || clusters.iter().any(|wanted| wanted == name);
+            let (mut ports, mut imported, mut hosts) = (BTreeMap::new(), Vec::new(), Vec::new());
+            for TunnelEntry { port, to, .. } in tunnels {
+                match to {
+                    Remote::Cluster(cluster) if cluster.imported().is_none() => {
+                        ports.insert(cluster.name.clone(), *port);
+                    }
+                    Remote::Cluster(cluster) if is_wanted(&cluster.name) => {
+                        imported.push(ImportedCluster { cluster: cluster.clone(), port: Some(*port) });
+                    }
+                    Remote::Host(host) if is_wanted(&host.name) => hosts.push(host.clone()),
+                    Remote::Cluster(_) | Remote::Host(_) => {}
+                }
+            }
             let wanted: Vec<_> = clusters.iter().filter(|name| ports.contains_key(*name)).cloned().collect();
-            (clusters.is_empty() || !wanted.is_empty() || !imported.is_empty()).then(|| Subject {
+            (clusters.is_empty() || !wanted.is_empty() || !imported.is_empty() || !hosts.is_empty()).then(|| Subject {
                 aws: Ok(access.aws.clone()),
                 bastions: access.settings.bastion.clone(),
                 tasks_of: access.routes.tasks_of(),
                 clusters: match clusters {
+                    [] if access.settings.no_clusters => Wanted::Named(Vec::new()),
                     [] => Wanted::of(access.settings.clusters.clone()),
                     _ => Wanted::Named(wanted),
                 },
                 imported,
+                hosts,
                 ssh: access.settings.ssh.clone(),
                 ports,
             })
@@ -184,6 +194,7 @@ impl View {
             identity: access.first().map(|access| access.identity.clone()),
             credentials_expire: expire.map(Timestamp::from),
             // Whoever sees it sees all tunnels.
+            opened: state.opened,
             kubeconfig: state.kubeconfig.as_ref().filter(|_| state.opened).map(|path| path.display().to_string()),
             imported_from: state.imported_from.iter().map(|path| path.display().to_string()).collect(),
             log: self.log.as_ref().map(|path| path.display().to_string()),
@@ -297,7 +308,8 @@ fn report(tunnel: &TunnelStatus, entry: Option<&TunnelEntry>) -> TunnelReport {
     let base = tunnel.link();
     let hints = tunnel.last_error.as_ref().map(|error| error.fault.hints.join("; ")).filter(|hints| !hints.is_empty());
     TunnelReport {
-        context: entry.map(|entry| entry.context.clone()).unwrap_or_default(),
+        context: entry.map_or_else(|| to.name().to_owned(), |entry| entry.name.clone()),
+        forward: to.cluster().is_none().then(|| to.endpoint().to_string()),
         cluster: to.name().to_owned(),
         imported: to.cluster().is_some_and(|cluster| cluster.imported().is_some()),
         region: to.region().to_owned(),

@@ -1,17 +1,20 @@
 //! Which clusters get tunnels, and what their contexts are called.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::mpsc;
 
 use super::{Event, Listener, ManagerError, ManagerState, OpenAccess, TunnelEntry, in_thread};
 use crate::{
     aws::{Aws, AwsError, ClusterDescription},
-    cluster::Cluster,
+    bastion::Bastion,
+    cluster::{Cluster, Vpc},
+    forward::Forward,
     kubeconfig::{
         self,
         import::{self, Import},
     },
+    remote::{Host, Remote},
     settings::{Access, UpSettings},
 };
 
@@ -38,7 +41,7 @@ pub(super) async fn imports(settings: &UpSettings) -> Result<Vec<Import>, Manage
 
 /// Returns what a manager has imported before, for when it cannot be read again.
 pub(super) fn known_imports(state: &ManagerState) -> Vec<Import> {
-    state.tunnels.iter().filter_map(|tunnel| Import::of(&tunnel.cluster)).collect()
+    state.tunnels.iter().filter_map(|tunnel| Import::of(tunnel.to.cluster()?)).collect()
 }
 
 /// Returns those that are an access's.
@@ -58,21 +61,26 @@ pub(super) async fn clusters(
 }
 
 /// Finds clusters, and sends each as soon as it and those before it are known. Those that were asked for by name are only
-/// sent when there can be a tunnel to each. Where contexts are imported, clusters of EKS are welcome and not needed.
+/// sent when there can be a tunnel to each. Where contexts are imported, or there are forwards, clusters of EKS
+/// are welcome and not needed.
 pub(super) async fn search(
     aws: &Aws,
     access: &Access,
     imports: Vec<Import>,
     found: mpsc::UnboundedSender<Found>,
 ) -> Result<(), ManagerError> {
+    if access.no_clusters {
+        return Ok(());
+    }
     let wanted = &access.clusters;
+    let is_enough = !imports.is_empty() || !access.forwards.is_empty();
     // Whoever does not take them any more has failed, and says so.
     let send = |what: Found| drop(found.send(what));
     let described = |description: &ClusterDescription| send(Found::Described(Box::new(description.clone())));
     if wanted.is_empty() {
         match aws.discover_each(wanted, described).await {
             Ok(_) => {}
-            Err(error @ AwsError::AccessDenied { .. }) if !imports.is_empty() => send(Found::NothingOfEks(error)),
+            Err(error @ AwsError::AccessDenied { .. }) if is_enough => send(Found::NothingOfEks(error)),
             Err(error) => return Err(error.into()),
         }
     } else {
@@ -114,14 +122,54 @@ pub(super) fn no_clusters(accesses: &[Arc<OpenAccess>]) -> ManagerError {
     ManagerError::NoClusters { places: accesses.iter().map(place).collect() }
 }
 
-/// Gives the tunnels the names of their contexts.
+/// A tunnel that is wanted: its port, and what it leads to as whom.
+pub(super) type Wanted = (u16, (Arc<OpenAccess>, Remote));
+
+/// Returns the hosts that an access forwards to, beside these clusters.
+pub(super) fn hosts<'a>(
+    access: &OpenAccess,
+    clusters: impl Iterator<Item = &'a Cluster>,
+) -> Vec<(Option<u16>, Remote)> {
+    let needs_vpc = access.settings.bastion.iter().any(Bastion::needs_vpc);
+    let mut vpcs: Vec<&Vpc> = clusters.filter_map(|cluster| cluster.vpc.as_ref()).filter(|_| needs_vpc).collect();
+    vpcs.dedup_by(|one, other| one.id == other.id);
+    let vpc = if let [vpc] = vpcs[..] { Some(vpc) } else { None };
+    let host = |forward: &Forward| {
+        let host = Host {
+            name: forward.name.clone(),
+            region: access.aws.region().to_owned(),
+            account: access.caller.account.clone(),
+            endpoint: forward.to.clone(),
+            vpc: vpc.cloned(),
+        };
+        (forward.local_port, host.into())
+    };
+    access.settings.forwards.iter().map(host).collect()
+}
+
+/// Gives the tunnels their names: of their contexts, or of forwards.
+///
+/// # Errors
+/// [`ManagerError::NameTaken`] for a forward with the name of a cluster.
 pub(super) fn named(
     settings: &UpSettings,
-    tunnels: impl Iterator<Item = (u16, (Arc<OpenAccess>, Cluster))>,
-) -> Vec<TunnelEntry> {
+    tunnels: impl Iterator<Item = Wanted>,
+) -> Result<Vec<TunnelEntry>, ManagerError> {
     let tunnels: Vec<_> = tunnels.collect();
-    let clusters: Vec<Cluster> = tunnels.iter().map(|(_, (_, cluster))| cluster.clone()).collect();
-    let names = kubeconfig::context_names(&settings.context_prefix, &clusters);
-    let tunnels = tunnels.into_iter().zip(names);
-    tunnels.map(|((port, (access, cluster)), context)| TunnelEntry { port, context, cluster, access }).collect()
+    let clusters: Vec<Cluster> = tunnels.iter().filter_map(|(_, (_, to))| to.cluster().cloned()).collect();
+    let contexts = kubeconfig::context_names(&settings.context_prefix, &clusters);
+    let known: BTreeSet<&str> =
+        contexts.iter().map(String::as_str).chain(clusters.iter().map(|cluster| cluster.name.as_str())).collect();
+    let mut names = contexts.iter();
+    let tunnels = tunnels.into_iter().map(|(port, (access, to))| {
+        let name = match &to {
+            Remote::Cluster(_) => names.next().cloned().unwrap_or_default(),
+            Remote::Host(host) if known.contains(host.name.as_str()) => {
+                return Err(ManagerError::NameTaken { name: host.name.clone(), endpoint: host.endpoint.clone() });
+            }
+            Remote::Host(host) => host.name.clone(),
+        };
+        Ok(TunnelEntry { port, name, to, access })
+    });
+    tunnels.collect()
 }

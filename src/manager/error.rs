@@ -23,12 +23,22 @@ pub(crate) enum ManagerError {
     /// There are no local ports.
     #[error(transparent)]
     Ports(#[from] BindError),
+    /// A forward does not get the local port that it names.
+    #[error("cannot open the local port of the forward `{forward}`")]
+    ForwardPort {
+        forward: String,
+        #[source]
+        source: BindError,
+    },
     /// There is no port for the CONNECT proxy.
     #[error("cannot open a port for the CONNECT proxy")]
     ProxyPort(#[source] BindError),
     /// Two clusters have one address, in two networks.
     #[error("the clusters of `{}` and `{}` both have the address `{endpoint}`, which a CONNECT proxy cannot tell apart", contexts[0], contexts[1])]
     Alike { contexts: [String; 2], endpoint: Destination },
+    /// A forward is called as a cluster or its context.
+    #[error("the forward to `{endpoint}` cannot be called `{name}`, as a cluster is")]
+    NameTaken { name: String, endpoint: Destination },
     /// The kubeconfig cannot be written.
     #[error(transparent)]
     Kubeconfig(#[from] KubeconfigError),

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::{Event, Manager, ManagerError, TunnelEntry, contexts, env_file, in_thread, proxy::Proxy};
 use crate::{
+    cluster::Cluster,
     kubeconfig::{self, ContextEntry, KubeconfigError, Server, Update, import::Import},
     settings::Environment,
 };
@@ -14,6 +15,9 @@ impl Manager {
     /// Finds out whether all files can be written that will have to be. Where the default kubeconfig cannot, one in the
     /// manager's own directory will do: there are machines whose home is missing or read-only.
     pub(super) async fn check_files(&mut self, imports: &[Import]) -> Result<(), ManagerError> {
+        if !self.settings.wants_clusters() {
+            return Ok(());
+        }
         let common = &self.settings.common;
         match self.check_kubeconfig(&self.kubeconfig, imports).await? {
             Err(error @ (KubeconfigError::Unreadable { .. } | KubeconfigError::Unwritable { .. }))
@@ -54,12 +58,15 @@ impl Manager {
             refuse_alike(tunnels)?;
         }
         let common = &self.settings.common;
-        let contexts = tunnels
-            .iter()
-            .map(|TunnelEntry { port, context, cluster, access }| {
+        let clusters = || tunnels.iter().filter_map(|tunnel| Some((tunnel, tunnel.to.cluster()?)));
+        if clusters().next().is_none() && self.state.borrow().kubeconfig.is_none() {
+            return Ok(());
+        }
+        let contexts = clusters()
+            .map(|(TunnelEntry { port, name, access, .. }, cluster)| {
                 let user = contexts::user(common, &access.settings.identity, cluster)?;
                 let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
-                Ok(ContextEntry { name: context.clone(), cluster: cluster.clone(), server, user })
+                Ok(ContextEntry { name: name.clone(), cluster: cluster.clone(), server, user })
             })
             .collect::<Result<Vec<_>, ManagerError>>()?;
         let path = self.kubeconfig.clone();
@@ -74,7 +81,7 @@ impl Manager {
         });
         let current = written.await??;
         if let Some(proxy) = &self.proxy {
-            proxy.lead(tunnels.iter().map(|tunnel| (&tunnel.cluster, tunnel.port)));
+            proxy.lead(clusters().map(|(tunnel, cluster)| (cluster, tunnel.port)));
         }
         self.listener.tell(Event::KubeconfigWritten { path: path.clone(), current });
         let imported_from = self.kubeconfigs().others().to_vec();
@@ -96,6 +103,9 @@ impl Manager {
 
     /// Writes the files by which others find the kubeconfig.
     pub(super) fn write_environment(&self) -> Result<(), ManagerError> {
+        if self.state.borrow().kubeconfig.is_none() {
+            return Ok(());
+        }
         let kubeconfigs = self.kubeconfigs();
         if kubeconfigs.are_several() {
             self.listener.tell(Event::SeveralKubeconfigs(kubeconfigs.clone()));
@@ -114,21 +124,20 @@ impl Manager {
 
 /// Refuses clusters that a proxy cannot tell apart: one would be shown the credentials of the other's user.
 fn refuse_alike(tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
-    let is_same = |one: &TunnelEntry, other: &TunnelEntry| {
-        let (a, b) = (&one.cluster, &other.cluster);
+    let clusters: Vec<_> = tunnels.iter().filter_map(|tunnel| Some((tunnel, tunnel.to.cluster()?))).collect();
+    let is_same = |(one, a): &(&TunnelEntry, &Cluster), (other, b): &(&TunnelEntry, &Cluster)| {
         let is_verified_alike =
             (&a.certificate_authority, a.server_name()) == (&b.certificate_authority, b.server_name());
         let is_reached_alike =
             one.access.is_same(&other.access.settings) && one.access.settings.bastion == other.access.settings.bastion;
         is_verified_alike && is_reached_alike
     };
-    for (at, one) in tunnels.iter().enumerate() {
-        let mut before = tunnels.iter().take(at);
-        if let Some(other) = before.find(|other| other.cluster.endpoint == one.cluster.endpoint && !is_same(one, other))
-        {
+    for (at, one) in clusters.iter().enumerate() {
+        let mut before = clusters.iter().take(at);
+        if let Some(other) = before.find(|other| other.1.endpoint == one.1.endpoint && !is_same(one, other)) {
             return Err(ManagerError::Alike {
-                contexts: [other.context.clone(), one.context.clone()],
-                endpoint: one.cluster.endpoint.clone(),
+                contexts: [other.0.name.clone(), one.0.name.clone()],
+                endpoint: one.1.endpoint.clone(),
             });
         }
     }

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     aws::{Aws, Caller},
     bastion::Bastion,
-    cluster::Cluster,
+    remote::Remote,
     route::{Routes, ssm},
     settings::Access,
     tunnel::Common,
@@ -17,7 +17,7 @@ use crate::{
 pub(crate) struct ManagerState {
     /// The accesses, in their order.
     pub(crate) accesses: Vec<Arc<OpenAccess>>,
-    /// The tunnels, in the order of their clusters.
+    /// The tunnels, in the order of their clusters, then of forwards.
     pub(crate) tunnels: Vec<TunnelEntry>,
     /// The kubeconfig that has been written.
     pub(crate) kubeconfig: Option<PathBuf>,
@@ -32,8 +32,9 @@ pub(crate) struct ManagerState {
 pub(crate) struct TunnelEntry {
     /// The local port, by which a tunnel is known.
     pub(crate) port: u16,
-    pub(crate) context: String,
-    pub(crate) cluster: Cluster,
+    /// What it is called: its context, or the name of the forward.
+    pub(crate) name: String,
+    pub(crate) to: Remote,
     pub(crate) access: Arc<OpenAccess>,
 }
 
@@ -61,11 +62,11 @@ impl OpenAccess {
     }
 
     /// Returns what its bastions are used for by a tunnel to a cluster.
-    pub(super) fn uses(&self, to: &Cluster) -> impl Iterator<Item = ssm::Use> {
+    pub(super) fn uses(&self, to: &Remote) -> impl Iterator<Item = ssm::Use> {
         let of = |bastion: &Bastion| {
             let (region, account) = (self.aws.region().to_owned(), self.caller.account.clone());
             let at = ssm::UsedAt { region, account, bastion: bastion.clone() };
-            to.vpc.clone().map(|vpc| ssm::Use { at, vpc })
+            to.vpc().cloned().map(|vpc| ssm::Use { at, vpc })
         };
         self.settings.bastion.iter().filter_map(of)
     }

@@ -142,6 +142,10 @@ pub struct Terms {
     pub up_within: Duration,
     /// How long open connections have for ending by themselves when a stop is asked for.
     pub grace: Duration,
+    /// Nobody probes what is at the other end, so the link has to find out by itself whether that is there.
+    pub is_unprobed: bool,
+    /// It is kept from idling out, and what is at the other end from going unnoticed.
+    pub keeps_warm: bool,
 }
 
 /// What a link is given to talk through. It is dropped with the link's future.

@@ -105,11 +105,30 @@ impl ProbeError {
         }
     }
 
+    /// Says why a host that is no API server was not reached.
+    fn why(&self) -> String {
+        match self {
+            Self::Refused => "it could not be connected to".to_owned(),
+            Self::NoAnswer { seconds } => format!("no answer within {seconds} s"),
+            Self::LinkLost => "the link was lost meanwhile".to_owned(),
+            Self::Authority { .. } | Self::Ended | Self::Certificate { .. } | Self::Tls { .. } | Self::NotHttp => {
+                self.to_string()
+            }
+        }
+    }
+
     /// Makes a fault of it, with what the route that was taken says to do about it.
     #[must_use]
     pub fn into_fault(self, route: &dyn Route, to: &Remote) -> Fault {
         let hints = route.advise(to, &self);
-        Fault::new(self.class(), Unproved(self)).with_hints(hints)
+        let class = self.class();
+        match to {
+            Remote::Cluster(_) => Fault::new(class, Unproved(self)),
+            Remote::Host(host) => {
+                Fault::new(class, NotAccepted { endpoint: host.endpoint.to_string(), why: self.why() })
+            }
+        }
+        .with_hints(hints)
     }
 }
 
@@ -117,6 +136,14 @@ impl ProbeError {
 #[derive(Debug, thiserror::Error)]
 #[error("the API server was not reached through the tunnel")]
 pub struct Unproved(#[source] pub ProbeError);
+
+/// A host that is no API server, and that has not accepted a connection.
+#[derive(Debug, thiserror::Error)]
+#[error("`{endpoint}` did not accept a connection through the tunnel: {why}")]
+struct NotAccepted {
+    endpoint: String,
+    why: String,
+}
 
 /// What a successful probe found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -31,6 +31,7 @@ pub mod targets;
 #[cfg(test)]
 mod tests;
 pub mod transport;
+mod vigil;
 
 use std::{
     collections::HashMap,

@@ -8,9 +8,12 @@ use super::{
     file::Entry,
     identity::need_role,
     rows,
-    source::{Layer, Stack},
+    source::{Given, Layer, Stack},
 };
-use crate::bastion::{Bastion, FargateOptions};
+use crate::{
+    bastion::{Bastion, FargateOptions},
+    forward::Forward,
+};
 
 /// Most security groups and subnets of a task, the limits of ECS.
 const MAX_SECURITY_GROUPS: usize = 5;
@@ -43,6 +46,8 @@ impl Access {
             }
         }
         access.refuse_useless(stack, problems);
+        access.refuse_forwards(stack, problems);
+        access.leave_clusters(stack, problems);
         access
     }
 
@@ -77,6 +82,50 @@ impl Access {
         }
     }
 
+    /// Refuses forwards of which it is known that they can lead nowhere.
+    fn refuse_forwards(&self, stack: &Stack<'_>, problems: &mut Vec<Problem>) {
+        let given = stack.all(&ACCESS.forwards).first();
+        let of = |value: &dyn ToString, expected: String| {
+            given.map(|given| Problem::malformed(&given.origin, &value.to_string(), expected))
+        };
+        let by_session = !self.bastion.is_empty() && self.bastion.iter().all(Bastion::is_by_session);
+        let needs_vpc = !self.bastion.is_empty() && self.bastion.iter().all(Bastion::needs_vpc);
+        for (at, forward) in self.forwards.iter().enumerate() {
+            if let Some(what) = forward.refused_by_agents().filter(|_| by_session) {
+                let expected = format!("an address that SSM agents connect to: they refuse that of {what}");
+                problems.extend(of(forward, expected));
+            }
+            let before = self.forwards.get(..at).unwrap_or_default();
+            if before.iter().any(|other| other.name == forward.name) {
+                problems.extend(of(forward, format!("the only forward that is called `{}`", forward.name)));
+            }
+            if let Some(port) = forward.local_port
+                && before.iter().any(|other| other.local_port == Some(port))
+            {
+                problems.extend(of(forward, format!("the only forward with the local port {port}")));
+            }
+        }
+        if self.no_clusters && needs_vpc && !self.forwards.is_empty() {
+            let expected = "of use to forwards alone: it is looked for in the network of a cluster, and there are to be none; \
+                            name a bastion by its id, its tag or its group";
+            let bastion = stack.all(&ACCESS.bastion).first();
+            problems.extend(bastion.map(|given| given.malformed(expected)));
+        }
+    }
+
+    /// Leaves out all clusters where none are wanted.
+    fn leave_clusters(&mut self, stack: &Stack<'_>, problems: &mut Vec<Problem>) {
+        if !self.no_clusters {
+            return;
+        }
+        let Some(none) = stack.one(&ACCESS.no_clusters) else { return };
+        let is_beside = |given: &&Given| std::mem::discriminant(&given.origin) == std::mem::discriminant(&none.origin);
+        let useless = [stack.one(&ACCESS.clusters), stack.one(&ACCESS.import_contexts)].into_iter().flatten();
+        problems.extend(useless.filter(is_beside).map(|given| given.malformed("of use where no clusters are wanted")));
+        self.clusters.clear();
+        self.import_contexts.clear();
+    }
+
     /// Tells whether two lead to the same account and region as the same identity, as far as the settings tell.
     fn has_same_place(&self, other: &Self) -> bool {
         fn place(access: &Access) -> [Option<&str>; 3] {
@@ -88,6 +137,9 @@ impl Access {
 
     /// Says which clusters both lead to.
     fn common_clusters(&self, other: &Self) -> Option<String> {
+        if self.no_clusters || other.no_clusters {
+            return None;
+        }
         match (&self.clusters[..], &other.clusters[..]) {
             ([], []) => Some("all clusters".to_owned()),
             ([], some) | (some, []) => some.first().map(|name| format!("`{name}`")),
@@ -112,6 +164,7 @@ pub(super) fn all(sources: &Sources, environment: &Environment, problems: &mut V
     }
     refuse_overlaps(entries, &access, problems);
     refuse_contexts_twice(entries, &access, problems);
+    refuse_forwards_twice(sources, &stacks, &access, problems);
     access
 }
 
@@ -154,6 +207,32 @@ fn refuse_contexts_twice(entries: &[Entry], access: &[Access], problems: &mut Ve
         if let Some((name, other)) = common.into_iter().find(|(name, _)| second.import_contexts.contains(name)) {
             let (entry, context) = (entry.place.clone(), name.clone());
             problems.push(Problem::ContextTwice { entry, context, other: other.place.line });
+        }
+    }
+}
+
+/// Refuses forwards that several entries would have: names and local ports are there once.
+fn refuse_forwards_twice(sources: &Sources, stacks: &[Stack<'_>], access: &[Access], problems: &mut Vec<Problem>) {
+    let entries = sources.file.entries.len();
+    if entries > 1
+        && let Some(flag) = sources.flags.get(&ACCESS.forwards).first()
+    {
+        let expected = format!("for one of the {entries} entries of `access`: name it in `forwards` of that entry");
+        problems.push(flag.malformed(expected));
+        return;
+    }
+    for (index, (stack, second)) in stacks.iter().zip(access).enumerate() {
+        let earlier = || access.iter().take(index).flat_map(|first| &first.forwards);
+        let clash = second.forwards.iter().find_map(|forward| {
+            let is_same = |other: &&Forward| {
+                other.name == forward.name || (other.local_port.is_some() && other.local_port == forward.local_port)
+            };
+            earlier().find(is_same).map(|other| (forward, other))
+        });
+        if let (Some((forward, other)), Some(given)) = (clash, stack.all(&ACCESS.forwards).first()) {
+            let expected =
+                format!("the only one with its name and local port in all entries: there is `{other}` as well");
+            problems.push(Problem::malformed(&given.origin, &forward.to_string(), expected));
         }
     }
 }

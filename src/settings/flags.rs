@@ -142,6 +142,26 @@ impl Value for KubeconfigMode {
     }
 }
 
+/// What makes a forward ready.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum ForwardCheck {
+    /// The other end of its session takes connections; the host is not asked.
+    #[default]
+    Agent,
+    /// The host has accepted a connection, which is closed without a word.
+    Tcp,
+}
+
+impl Value for ForwardCheck {
+    fn read(text: &str, _given: &Given, _environment: &Environment) -> Option<Self> {
+        Self::from_str(text, false).ok()
+    }
+
+    fn to_text(&self) -> Option<String> {
+        self.to_possible_value().map(|value| value.get_name().to_owned())
+    }
+}
+
 #[derive(Debug, Clone, Default, Args)]
 pub struct UpArgs {
     /// Where to, and through what.
@@ -177,6 +197,39 @@ impl UpArgs {
         self.access.add(&super::ACCESS.import_contexts, contexts);
         self.up.add(&super::UP.import_kubeconfig, kubeconfig);
         self
+    }
+
+    /// Adds forwards.
+    #[must_use]
+    pub fn with_forwards(mut self, forwards: &[String]) -> Self {
+        self.access.add(&super::ACCESS.forwards, forwards);
+        self
+    }
+
+    /// Leaves all clusters out.
+    #[must_use]
+    pub fn without_clusters(mut self) -> Self {
+        self.access.add(&super::ACCESS.no_clusters, ["true"]);
+        self
+    }
+
+    /// Returns a flag that was typed and is about clusters or their contexts.
+    #[must_use]
+    pub fn of_clusters(&self) -> Option<String> {
+        let (access, up) = (&super::ACCESS, &super::UP);
+        let of_access = [&access.clusters, &access.import_contexts, &access.no_clusters, &access.forwards];
+        let of_up = [
+            &up.kubeconfig,
+            &up.import_kubeconfig,
+            &up.set_current,
+            &up.kubeconfig_mode,
+            &up.proxy_port,
+            &up.context_prefix,
+            &up.env_file,
+        ];
+        let of_access = of_access.into_iter().find(|row| self.access.has(row));
+        let given = of_access.or_else(|| of_up.into_iter().find(|row| self.up.has(row)));
+        given.map(Row::flag).or_else(|| self.github_env.then(|| "--github-env".to_owned()))
     }
 
     /// Adds what a task on Fargate runs, and as whom.

@@ -26,6 +26,9 @@ pub struct PolicyArgs {
     /// Context of a kubeconfig of yours, whose cluster needs no permission of EKS: without `--cluster` none are in the policy
     #[arg(long, value_name = "NAME", conflicts_with = "access_entry")]
     pub import_context: Vec<String>,
+    /// Host that is forwarded to, which needs no permission of EKS: without `--cluster` none are in the policy
+    #[arg(long, value_name = "[NAME=]HOST:PORT", conflicts_with = "access_entry")]
+    pub forward: Vec<String>,
     /// Account of bastions and clusters [default: the role's, else that of the credentials]
     #[arg(long, value_name = "ID")]
     pub account_id: Option<String>,
@@ -57,6 +60,7 @@ impl PolicySettings {
         let mut sources = Sources::read(flags, environment, &mut problems)?;
         sources.flags.add_flag(&ACCESS.bastion, &args.bastion);
         sources.flags.add_flag(&ACCESS.clusters, &args.cluster);
+        sources.flags.add_flag(&ACCESS.forwards, &args.forward);
         sources.flags.add_flag(&ACCESS.fargate_task_role, &args.fargate_task_role);
         sources.flags.add_flag(&ACCESS.fargate_task_definition, &args.fargate_task_definition);
         let access = all(&sources, environment, &mut problems);
@@ -75,7 +79,8 @@ impl PolicySettings {
         }
         SettingsError::unless_empty(problems)?;
         let account = args.account_id.clone().or_else(|| role_account.map(ToOwned::to_owned));
-        let without_eks = args.cluster.is_empty() && !args.import_context.is_empty();
+        let of_others = !args.import_context.is_empty() || !args.forward.is_empty();
+        let without_eks = (args.cluster.is_empty() && of_others) || access.iter().all(|access| access.no_clusters);
         Ok(Self { access, account, without_eks })
     }
 }

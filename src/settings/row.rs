@@ -18,7 +18,7 @@ use super::{
     Environment, Problem, duration,
     source::{Given, Origin},
 };
-use crate::bastion::Bastion;
+use crate::{bastion::Bastion, forward::Forward};
 
 /// A setting, and all that is said of it anywhere.
 #[derive(Debug)]
@@ -42,6 +42,8 @@ pub struct Row {
     value_name: &'static str,
     /// Says what a wrong value may have been meant for.
     guess: Option<fn(&str) -> Option<String>>,
+    /// Says what is wrong with a text, to follow "is not".
+    explain: Option<fn(&str) -> Option<String>>,
     help: &'static str,
 }
 
@@ -125,6 +127,7 @@ const fn row(value_name: &'static str, kind: Kind) -> Row {
         flag: None,
         value_name,
         guess: None,
+        explain: None,
         help: "",
     }
 }
@@ -154,6 +157,11 @@ impl Row {
     /// Lets wrong values be told from what they may have been meant for.
     pub(super) const fn guessed_by(self, guess: fn(&str) -> Option<String>) -> Self {
         Self { guess: Some(guess), ..self }
+    }
+
+    /// Has this say what is wrong with a text, to follow "is not".
+    pub(super) const fn explained_by(self, explain: fn(&str) -> Option<String>) -> Self {
+        Self { explain: Some(explain), ..self }
     }
 
     pub(super) const fn list(self) -> Self {
@@ -307,7 +315,7 @@ impl Row {
         };
         (!is_right).then(|| {
             let meant = self.guess.and_then(|guess| guess(text));
-            let expected = self.expected();
+            let expected = self.explain.and_then(|explain| explain(text)).map_or_else(|| self.expected(), Cow::from);
             let expected = match meant {
                 Some(meant) => format!("{expected}; did you mean `{meant}`?").into(),
                 None => expected,
@@ -391,7 +399,7 @@ macro_rules! values {
     };
 }
 
-values!(bool, u16, usize, String, Bastion);
+values!(bool, u16, usize, String, Bastion, Forward);
 
 impl Value for Duration {
     fn read(text: &str, _given: &Given, _environment: &Environment) -> Option<Self> {

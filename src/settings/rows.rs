@@ -8,14 +8,17 @@ use std::{
 };
 
 use super::{
-    CiOidc, ExecIdentity, KubeconfigMode, Proxies, SdkVariables, Settings,
+    CiOidc, ExecIdentity, ForwardCheck, KubeconfigMode, Proxies, SdkVariables, Settings,
     row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
     values::{
-        is_audience, is_bastion, is_cluster_name, is_context, is_context_prefix, is_external_id, is_image, is_profile,
-        is_reason, is_region, is_role, is_role_arn, is_security_group, is_session_name, is_subnet,
+        is_audience, is_bastion, is_cluster_name, is_context, is_context_prefix, is_external_id, is_forward, is_image,
+        is_profile, is_reason, is_region, is_role, is_role_arn, is_security_group, is_session_name, is_subnet,
     },
 };
-use crate::bastion::{Bastion, FargateOptions, SshFiles, is_task_definition};
+use crate::{
+    bastion::{Bastion, FargateOptions, SshFiles, is_task_definition},
+    forward::Forward,
+};
 
 /// All rows.
 #[must_use]
@@ -132,6 +135,16 @@ table! {
             .flag_for_one("import-context")
             .list()
             .in_entry(),
+        /// Opens no tunnels to clusters, so that EKS is asked nothing: for forwards alone
+        no_clusters: bool = switch().in_entry(),
+        /// Host behind the bastion that gets a local port as well, as `[NAME=]HOST:PORT[@LOCAL]`, such as
+        /// `db=db.internal:5432@15432`: a name for `status`, host and port as the bastion reaches them, and the local port, the
+        /// first free one after those of the clusters unless it is given; an IPv6 address goes into brackets; repeat it for more
+        forwards: Vec<Forward> = text("FORWARD", is_forward, Forward::EXPECTED)
+            .flag_for_one("forward")
+            .explained_by(Forward::fault)
+            .list()
+            .in_entry(),
         /// Reason for the sessions, shown in CloudTrail and in Session Manager's history
         reason: Option<String> =
             text("TEXT", is_reason, "a reason that Session Manager accepts: 1 to 256 characters on one line")
@@ -202,6 +215,8 @@ table! {
         /// How long to wait until all tunnels are ready
         timeout: Duration = duration("1s", "24h").default("60s").otherwise("one minute, and three where a task may have to be started"),
         // The default is several in each minute in which a session may idle out.
+        /// What makes a forward ready: that the other end of its session takes connections, or that the host has accepted one
+        check: ForwardCheck = choice::<ForwardCheck>("CHECK").default("agent"),
         /// How often each tunnel is proved to work, which also keeps its session from idling out; 0: only once
         probe_interval: Duration = duration_or_zero("1s", "1h").default("30s"),
         /// How long to try to resume a lost session, which keeps open connections, before starting a new one

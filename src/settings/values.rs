@@ -1,6 +1,6 @@
 //! The rules of settings that are text: what each may be, wherever it is given.
 
-use crate::{bastion::Bastion, util::arn::Arn};
+use crate::{bastion::Bastion, forward::Forward, util::arn::Arn};
 
 /// Most characters in a session's reason, which is the limit of `StartSession`.
 const MAX_REASON_LEN: usize = 256;
@@ -25,6 +25,10 @@ const MAX_AUDIENCE_LEN: usize = 255;
 
 pub(super) fn is_bastion(text: &str) -> bool {
     text.parse::<Bastion>().is_ok()
+}
+
+pub(super) fn is_forward(text: &str) -> bool {
+    text.parse::<Forward>().is_ok()
 }
 
 /// Tells whether EKS would take this as the name of a cluster.

@@ -5,6 +5,7 @@
 //! the [`Admission`] does not let in.
 
 use std::{
+    collections::BTreeSet,
     fmt, fs,
     future::poll_fn,
     io,
@@ -106,6 +107,8 @@ pub struct Ports {
     base_port: u16,
     strict: bool,
     admission: Admission,
+    /// Ports that are for somebody else: passed over without a word.
+    reserved: BTreeSet<u16>,
     /// The next to try; `None` when there are no more.
     next: Option<u16>,
     bound: usize,
@@ -118,7 +121,14 @@ impl Ports {
     /// instead of being skipped.
     #[must_use]
     pub fn new(base_port: u16, strict: bool, admission: Admission) -> Self {
-        Self { base_port, strict, admission, next: Some(base_port), bound: 0, skipped: Vec::new() }
+        let reserved = BTreeSet::new();
+        Self { base_port, strict, admission, reserved, next: Some(base_port), bound: 0, skipped: Vec::new() }
+    }
+
+    /// Returns the same without these ports.
+    #[must_use]
+    pub fn without(self, reserved: impl IntoIterator<Item = u16>) -> Self {
+        Self { reserved: reserved.into_iter().collect(), ..self }
     }
 
     /// Binds the next free port, on 127.0.0.1, and on ::1 where the machine has it.
@@ -134,6 +144,9 @@ impl Ports {
             let port = self.next.ok_or(exhausted)?;
             if port != 0 {
                 self.next = port.checked_add(1);
+            }
+            if self.reserved.contains(&port) {
+                continue;
             }
             match Listeners::bind_port(port, &self.admission) {
                 Ok(listeners) => {
@@ -172,6 +185,17 @@ impl Listeners {
         let mut ports = Ports::new(base_port, strict, admission);
         let listeners = (0..count).map(|_| ports.bind_next()).collect::<Result<_, _>>()?;
         Ok(Bound { listeners, skipped: ports.skipped })
+    }
+
+    /// Binds this port and no other, on 127.0.0.1, and on ::1 where the machine has it.
+    ///
+    /// # Errors
+    /// [`BindError::Taken`], [`BindError::Io`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with IO enabled.
+    pub fn on(port: u16, admission: Admission) -> Result<Self, BindError> {
+        Ports::new(port, true, admission).bind_next()
     }
 
     /// Binds one address as it is; port 0: the system chooses one.

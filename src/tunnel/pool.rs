@@ -124,6 +124,7 @@ impl Pool {
         let config = &shared.config;
         let proof = match config.readiness {
             Readiness::Established => Proof::Established,
+            Readiness::Reached => Proof::FirstProbe,
             Readiness::Proved if config.probe_interval.is_zero() => Proof::FirstProbe,
             Readiness::Proved => Proof::Probes,
         };
@@ -192,13 +193,16 @@ impl Pool {
             seed: self.jitter.next_u64(),
             up_within: recovery::up_within(config.up_within, member.starts, routes),
             grace: config.grace,
+            is_unprobed: self.shared.to.cluster().is_none(),
+            keeps_warm: config.keeps_warm(),
         };
-        if let Some(cluster) = self.shared.to.cluster().filter(|_| self.proof != Proof::Established) {
-            match Probe::new(cluster) {
+        if self.proof != Proof::Established {
+            match self.shared.to.cluster().map(Probe::new).transpose() {
                 Ok(probe) => {
                     let prober = Prober {
                         probe,
-                        interval: config.probe_interval,
+                        // A host is asked no more often than it has to be.
+                        interval: self.shared.to.cluster().map_or(Duration::ZERO, |_| config.probe_interval),
                         clock: common.clock(),
                         link: state.subscribe(),
                         commands,

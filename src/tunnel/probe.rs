@@ -22,7 +22,10 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use crate::{
     clock::Clock,
     cluster::Cluster,
-    route::{Answer, BoxError, PipeEnd, ProbeError, proof::after_end},
+    route::{
+        Answer, BoxError, PipeEnd, ProbeError,
+        proof::{after_end, knock},
+    },
 };
 
 /// Longest status line that is read from the API server, in bytes.
@@ -80,21 +83,10 @@ impl Probe {
         limit: impl Fn() -> Duration,
         clock: &Clock,
     ) -> Result<Answer, ProbeError> {
-        let started = clock.now().mono;
-        let passed = async {
-            let mut allowed = limit();
-            loop {
-                tokio::time::sleep_until(clock.instant(started + allowed)).await;
-                let before = std::mem::replace(&mut allowed, limit());
-                if allowed <= before {
-                    return before;
-                }
-            }
-        };
         tokio::select! {
             biased;
             outcome = self.exchange(stream, request, clock) => outcome.map_err(|error| after_end(error, end)),
-            limit = passed => Err(ProbeError::NoAnswer { seconds: limit.as_secs() }),
+            limit = passed(limit, clock) => Err(ProbeError::NoAnswer { seconds: limit.as_secs() }),
         }
     }
 
@@ -139,6 +131,36 @@ impl Probe {
         }
         let ended = [io::ErrorKind::UnexpectedEof, io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
         if ended.contains(&error.kind()) { ProbeError::Ended } else { ProbeError::Tls { source: error } }
+    }
+}
+
+/// Finds out whether the destination accepts a connection, through a pipe whose other end the link has.
+pub(super) async fn accepts(
+    stream: DuplexStream,
+    end: oneshot::Receiver<PipeEnd>,
+    limit: impl Fn() -> Duration,
+    clock: &Clock,
+) -> Result<Answer, ProbeError> {
+    let started = clock.now().mono;
+    tokio::select! {
+        biased;
+        outcome = knock(stream, end) => {
+            outcome.map(|()| Answer { round_trip: clock.now().mono.saturating_sub(started), status: None })
+        }
+        limit = passed(limit, clock) => Err(ProbeError::NoAnswer { seconds: limit.as_secs() }),
+    }
+}
+
+/// Waits until a limit has passed, which may grow meanwhile, and returns it.
+async fn passed(limit: impl Fn() -> Duration, clock: &Clock) -> Duration {
+    let started = clock.now().mono;
+    let mut allowed = limit();
+    loop {
+        tokio::time::sleep_until(clock.instant(started + allowed)).await;
+        let before = std::mem::replace(&mut allowed, limit());
+        if allowed <= before {
+            return before;
+        }
     }
 }
 

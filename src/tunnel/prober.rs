@@ -16,14 +16,14 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::{debug, info};
 
 use super::{
-    probe::Probe,
+    probe::{self, Probe},
     recovery::{self, AfterProbe},
 };
 use crate::{
     clock::Clock,
     remote::Remote,
     route::{Answer, Command, Held, Io, LinkState, Meter, ProbeError, Report, Reporter, Route},
-    util::backoff::Jitter,
+    util::{backoff::Jitter, peer_text::sentence},
 };
 
 /// How long a probe may take. Two in a row and the interval before them make less than 45 s.
@@ -43,7 +43,8 @@ const PIPE_LEN: usize = 16 << 10;
 
 /// Probes one link.
 pub(super) struct Prober {
-    pub(super) probe: Probe,
+    /// `None`: it is only seen whether the destination accepts a connection.
+    pub(super) probe: Option<Probe>,
     /// How long the path may go unproved; zero: only a new link is probed.
     pub(super) interval: Duration,
     pub(super) clock: Clock,
@@ -155,6 +156,25 @@ impl Prober {
     }
 
     async fn probe_once(&mut self, state: LinkState) -> Result<Answer, ProbeError> {
+        if self.probe.is_none()
+            && let Some(connecting) = self.route.connect(&self.to, PROBE_LIMIT)
+        {
+            // Such a route says itself whether there is a connection, which the end of a pipe may not.
+            let (started, clock) = (self.clock.now().mono, self.clock);
+            return tokio::select! {
+                biased;
+                _ = self.link.wait_for(|now| *now != state) => Err(ProbeError::LinkLost),
+                outcome = connecting => match outcome {
+                    Ok(_connection) => {
+                        Ok(Answer { round_trip: clock.now().mono.saturating_sub(started), status: None })
+                    }
+                    Err(fault) => {
+                        debug!(error = sentence(&*fault), "the host accepts no connection");
+                        Err(ProbeError::Refused)
+                    }
+                },
+            };
+        }
         let (near, far) = tokio::io::duplex(PIPE_LEN);
         let (end, ended) = oneshot::channel();
         let io = Io::Pipe { stream: far, end, probe: true };
@@ -164,12 +184,19 @@ impl Prober {
             return Err(ProbeError::LinkLost);
         }
         let request = !self.requested.load(Ordering::Relaxed);
+        let (asked, clock, link) = (&self.probe, &self.clock, &mut self.link);
+        let outcome = async {
+            match asked {
+                Some(probe) => probe.run(near, ended, request, limit, clock).await,
+                None => probe::accepts(near, ended, limit, clock).await,
+            }
+        };
         let outcome = tokio::select! {
             biased;
-            _ = self.link.wait_for(|now| *now != state) => Err(ProbeError::LinkLost),
-            outcome = self.probe.run(near, ended, request, limit, &self.clock) => outcome,
+            _ = link.wait_for(|now| *now != state) => Err(ProbeError::LinkLost),
+            outcome = outcome => outcome,
         };
-        if let Ok(answer) = &outcome
+        if let (Ok(answer), Some(_)) = (&outcome, &self.probe)
             && !self.requested.swap(true, Ordering::Relaxed)
         {
             info!(status = answer.status, round_trip_ms = answer.round_trip.as_millis(), "the API server answers");

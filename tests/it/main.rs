@@ -16,6 +16,7 @@ mod examples;
 mod exec;
 mod fargate;
 mod faults;
+mod forwards;
 mod found;
 mod imports;
 mod kubeconfigs;

@@ -35,7 +35,7 @@ pub(crate) fn program() -> Option<PathBuf> {
 }
 
 /// Two clusters behind a bastion with this server.
-async fn lab(sshd: &Sshd) -> Lab {
+pub(crate) async fn lab(sshd: &Sshd) -> Lab {
     let cluster = |name: &str| ClusterConfig { local: true, ..ClusterConfig::new(name) };
     let mut bastion = BastionConfig::new(ID);
     bastion.public_address = Some("127.0.0.1".to_owned());

@@ -198,6 +198,7 @@ impl<'a> Fixes<'a> {
             | SessionFault::Transport(_)
             | SessionFault::Silent { .. }
             | SessionFault::Mute { .. }
+            | SessionFault::Unanswered { .. }
             | SessionFault::TargetGone { .. }
             | SessionFault::Dropped { .. }
             | SessionFault::Exhausted

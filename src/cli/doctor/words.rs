@@ -227,7 +227,7 @@ fn skipped(reason: &Reason, place: &Place) -> String {
         Reason::SessionOver => "the agent has ended the session".to_owned(),
         Reason::NotNeeded => "does not apply to this route".to_owned(),
         Reason::Imported => "EKS is not asked for what was imported from a kubeconfig".to_owned(),
-        Reason::NotAnApiServer => "for API servers only: other hosts are not asked what they speak".to_owned(),
+        Reason::NotAnApiServer => "is for clusters: other hosts are not asked what they speak".to_owned(),
         Reason::TheirUser => "imported, with a user whose credentials are for kubectl alone".to_owned(),
     }
 }
@@ -332,6 +332,7 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
             | SessionFault::Transport(_)
             | SessionFault::Silent { .. }
             | SessionFault::Mute { .. }
+            | SessionFault::Unanswered { .. }
             | SessionFault::TargetGone { .. }
             | SessionFault::Dropped { .. }
             | SessionFault::Exhausted

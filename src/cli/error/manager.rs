@@ -24,6 +24,12 @@ impl From<ManagerError> for CommandError {
                 .hint("choose another port with `--proxy-port`, or any free one with `--proxy-port 0`"),
             error @ ManagerError::Alike { .. } => Self::of(Kind::Usage, error)
                 .hint("use `--kubeconfig-mode direct`, or a manager of its own for each: `--name`"),
+            error @ ManagerError::ForwardPort { .. } => Self::of(Kind::Tunnel, error)
+                .hint("name another port behind its `@`, or none, for the first that is free"),
+            ManagerError::NameTaken { ref endpoint, .. } => {
+                let hint = format!("give it another name: `NAME={endpoint}`");
+                Self::of(Kind::Usage, error).hint(hint)
+            }
             error @ ManagerError::NoClusters { .. } => Self::of(Kind::NotFound, error).hint(
                 "`autoheal-pa clusters` shows what these credentials can see; choose another region with `--region`",
             ),

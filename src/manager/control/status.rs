@@ -25,7 +25,11 @@ pub struct ManagerStatus {
     pub identity: Option<String>,
     /// When the credentials expire, the first of them if there are several; `null`: never, or not known yet.
     pub credentials_expire: Option<Timestamp>,
-    /// The path of the kubeconfig; `null` until it has been written and every tunnel is listed.
+    /// Every tunnel is listed.
+    #[serde(default)]
+    pub opened: bool,
+    /// The path of the kubeconfig; `null` until it has been written and every tunnel is listed, and where there are forwards
+    /// alone.
     pub kubeconfig: Option<String>,
     /// The paths of the kubeconfigs that have the users of imported contexts: `KUBECONFIG` has to name these as well.
     #[serde(default)]
@@ -63,9 +67,13 @@ pub struct AccessStatus {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelReport {
+    /// The context, or the name of a forward.
     pub context: String,
-    /// The cluster's name.
+    /// The cluster's name, or that of a forward.
     pub cluster: String,
+    /// The host and port that a forward leads to; `null` for a cluster.
+    #[serde(default)]
+    pub forward: Option<String>,
     /// It was imported from the context of this name, and is not one of EKS.
     #[serde(default)]
     pub imported: bool,

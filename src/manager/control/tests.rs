@@ -64,6 +64,7 @@ fn status() -> ManagerStatus {
         started_at: SystemTime::UNIX_EPOCH.into(),
         identity: None,
         credentials_expire: None,
+        opened: true,
         kubeconfig: None,
         imported_from: Vec::new(),
         log: None,

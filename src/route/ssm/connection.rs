@@ -48,6 +48,8 @@ pub(super) struct Connection<K> {
     /// When the program last took something, or had nothing to take.
     moved_at: Duration,
     pub(super) stage: Stage,
+    /// The program has written something.
+    pub(super) has_written: bool,
     pub(super) ready: Ready<K>,
 }
 
@@ -59,6 +61,7 @@ impl<K: Copy + Send + Sync + 'static> Connection<K> {
             backlog: Backlog::default(),
             moved_at: Duration::ZERO,
             stage: Stage::Open { input_ended: false },
+            has_written: false,
             ready,
         }
     }

@@ -45,6 +45,7 @@ use super::{
     liveness::{Due, Liveness, Signs},
     proto::{Event, Now, OpenError, PortSession, StreamId},
     ready::{Ready, ReadySet},
+    vigil::Vigil,
 };
 use crate::{
     clock::Clock,
@@ -119,6 +120,9 @@ pub(super) struct DriverParts {
     pub(super) meter: Arc<Meter>,
     pub(super) state: watch::Sender<LinkState>,
     pub(super) share: Share,
+    /// See [`Terms`](crate::route::Terms).
+    pub(super) is_unprobed: bool,
+    pub(super) keeps_warm: bool,
 }
 
 /// The state of the loop. See the module's documentation.
@@ -149,12 +153,18 @@ pub(super) struct Driver {
     held_back_at: Option<Duration>,
     /// When something was last sent for want of probes.
     kept_alive_at: Duration,
+    is_unprobed: bool,
+    /// What is to be said once the agent has acknowledged a message more than this number, which it does when it has looked
+    /// its destination up, and does not refuse it.
+    awaits_proof: Option<(u64, Report)>,
+    /// Watches over the agent where nobody probes.
+    vigil: Option<Vigil>,
 }
 
 impl Driver {
     /// Creates a driver of a session that is attached to its first transport.
     pub(super) fn new(mailbox: DriverParts, session: PortSession) -> Self {
-        let DriverParts { clock, inbox, reports, meter, state, share } = mailbox;
+        let DriverParts { clock, inbox, reports, meter, state, share, is_unprobed, keeps_warm } = mailbox;
         Self {
             clock,
             session: Some(session),
@@ -175,6 +185,9 @@ impl Driver {
             share,
             held_back_at: None,
             kept_alive_at: Duration::ZERO,
+            is_unprobed,
+            awaits_proof: None,
+            vigil: (is_unprobed && keeps_warm).then(|| Vigil::new(clock.now())),
         }
     }
 
@@ -419,10 +432,17 @@ impl Driver {
             match event {
                 Event::Established { agent_version, customer_message } => {
                     self.link_is_up();
-                    self.reports.send(Report::Established {
+                    let established = Report::Established {
                         peer_version: Some(agent_version.to_string()),
                         message: customer_message,
-                    });
+                    };
+                    match &mut self.session {
+                        Some(session) if self.is_unprobed => {
+                            session.keep_alive();
+                            self.awaits_proof = Some((session.stats().messages_sent, established));
+                        }
+                        Some(_) | None => self.reports.send(established),
+                    }
                 }
                 Event::Alive => {
                     self.alive = true;
@@ -468,6 +488,7 @@ impl Driver {
         let deadlines = [
             session,
             link.map(|link| link.liveness.deadline(self.signs())),
+            link.and_then(|link| self.vigil_deadline(link)),
             // What others give back of the budget wakes nobody.
             link.filter(|link| !link.reading).map(|_| now.mono + RETRY_BLOCKED),
             self.held_back_at.map(|at| at + HELD_BACK_FOR).filter(|at| *at > now.mono),

@@ -33,6 +33,12 @@ pub enum SessionFault {
         /// How long, in seconds.
         seconds: u64,
     },
+    /// The agent has acknowledged nothing, though it was sent something, and the gateway answers.
+    #[error("the agent has acknowledged nothing for {seconds} s")]
+    Unanswered {
+        /// How long, in seconds.
+        seconds: u64,
+    },
     /// A new transport for the session could not be had.
     #[error("cannot resume the session")]
     Resume(#[source] DialError),
@@ -79,6 +85,7 @@ impl SessionFault {
             Self::Start(_)
             | Self::Closed(_)
             | Self::Probe(_)
+            | Self::Unanswered { .. }
             | Self::TargetGone { .. }
             | Self::Dropped { .. }
             | Self::Exhausted
@@ -96,6 +103,7 @@ impl SessionFault {
             | Self::Silent { .. }
             | Self::Mute { .. }
             | Self::Probe(_)
+            | Self::Unanswered { .. }
             | Self::TargetGone { .. }
             | Self::Dropped { .. }
             | Self::Exhausted
@@ -117,6 +125,7 @@ impl SessionFault {
             | Self::Silent { .. }
             | Self::Mute { .. }
             | Self::Resume(_)
+            | Self::Unanswered { .. }
             | Self::TargetGone { .. }
             | Self::Exhausted => Class::Over,
         }
@@ -136,6 +145,7 @@ impl SessionFault {
             | Self::Resume(_)
             | Self::Closed(_)
             | Self::Probe(_)
+            | Self::Unanswered { .. }
             | Self::TargetGone { .. }
             | Self::Dropped { .. }
             | Self::Exhausted => Fault::new(class, self).with_hints(hints),

@@ -42,6 +42,7 @@ pub(super) fn of(fault: &SessionFault, to: &Remote) -> Vec<String> {
         | SessionFault::Transport(_)
         | SessionFault::Silent { .. }
         | SessionFault::Mute { .. }
+        | SessionFault::Unanswered { .. }
         | SessionFault::Exhausted => Vec::new(),
     }
 }
@@ -259,6 +260,14 @@ fn closed(to: &Remote, reason: &CloseReason) -> Vec<String> {
                         .to_owned(),
                 },
             ]
+        }
+        CloseReason::ChannelClosed { output } if to.cluster().is_none() && output.contains("lookup ") => {
+            let host = &to.endpoint().host;
+            vec![command!(
+                "the bastion must resolve `{}`: run `getent ahosts {}` there to see whether it does",
+                host,
+                host
+            )]
         }
         CloseReason::Handshake(_) => {
             vec!["update the SSM agent on the bastion; 3.1.1374.0 is the oldest that works".to_owned()]

@@ -37,6 +37,7 @@ pub(super) fn resume_after(fault: &SessionFault, history: &History, jitter: &mut
         SessionFault::Start(_)
         | SessionFault::Closed(_)
         | SessionFault::Probe(_)
+        | SessionFault::Unanswered { .. }
         | SessionFault::TargetGone { .. }
         | SessionFault::Dropped { .. }
         | SessionFault::Exhausted

@@ -246,7 +246,16 @@ impl SessionTask {
         }
         let session = PortSession::new(config, ids, terms.clock.now());
         let link = state.subscribe();
-        let parts = DriverParts { clock: terms.clock, inbox: commands, reports: reports.clone(), meter, state, share };
+        let parts = DriverParts {
+            clock: terms.clock,
+            inbox: commands,
+            reports: reports.clone(),
+            meter,
+            state,
+            share,
+            is_unprobed: terms.is_unprobed,
+            keeps_warm: terms.keeps_warm,
+        };
         let driver = Driver::new(parts, session);
         let through = seat.as_ref().map(|seat| seat.target().to_string());
         reports.send(Report::Started { id: Some(handle.id.to_string()), through });

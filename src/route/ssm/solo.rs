@@ -79,6 +79,8 @@ impl SoloSession {
             meter: Arc::new(Meter::default()),
             state: watch::Sender::new(LinkState::Down),
             share: Share::new(Budget::new(RECEIVE_BUDGET, 1)),
+            is_unprobed: false,
+            keeps_warm: false,
         };
         let ids = MessageIds::new(Uuid::new_v4().as_u64_pair().0);
         let now = clock.now();

@@ -2,6 +2,7 @@
 
 mod agent;
 mod found;
+mod hosts;
 #[cfg(feature = "demo")]
 mod proof;
 mod recovery;

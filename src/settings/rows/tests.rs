@@ -4,7 +4,7 @@ use super::*;
 use crate::settings::{Environment, Kind, Origin, SettingsError, duration as durations, source::Given};
 
 /// Texts of which every setting takes one.
-const SAMPLES: [&str; 8] = [
+const SAMPLES: [&str; 9] = [
     "us-east-1",
     "i-0abcdef1",
     "arn:aws:iam::123456789012:role/ReadOnly",
@@ -13,6 +13,7 @@ const SAMPLES: [&str; 8] = [
     "folder/file",
     "sg-0123456789abcdef0",
     "subnet-0123456789abcdef0",
+    "db.internal:5432",
 ];
 
 /// Returns a value that a setting takes.

@@ -30,6 +30,7 @@ pub(super) const TABLE: &[Row] = &[
     row("util", &[]),
     row("bastion", &["util"]),
     row("cluster", &[]),
+    row("forward", &["cluster"]),
     row("remote", &["cluster"]),
     row("fault", &[]),
     row("secret", &[]),
@@ -37,7 +38,7 @@ pub(super) const TABLE: &[Row] = &[
     row("overlap", &[]),
     row("clock", &["util"]),
     row("journal", &["util"]),
-    row("settings", &["bastion", "cluster", "secret", "util"]),
+    row("settings", &["bastion", "cluster", "forward", "secret", "util"]),
     // The seam knows none of the ways, and each of them knows the seam.
     row("route", &["clock", "cluster", "fault", "remote", "util", "!route::direct", "!route::ssh", "!route::ssm"]),
     // All ways in stand in one list.

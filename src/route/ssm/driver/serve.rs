@@ -103,10 +103,16 @@ impl Driver {
         match connection.poll_read(&mut self.scratch, limit) {
             Poll::Ready(Ok(0)) => {
                 connection.stage = Stage::Open { input_ended: true };
-                session.finish(now, stream);
+                if connection.is_counted() || connection.has_written {
+                    session.finish(now, stream);
+                } else {
+                    // A probe that says nothing waits for nothing but the end.
+                    session.close_stream(stream);
+                }
                 false
             }
             Poll::Ready(Ok(len)) => {
+                connection.has_written = true;
                 if connection.is_counted() {
                     self.gauge.sent(len, now);
                 }

@@ -8,7 +8,7 @@ use std::{
 use tracing::info;
 
 use super::{Attachment, Driver, Due, HELD_BACK_FOR, Incoming, PortSession, Report, SessionFault, Signs};
-use crate::util::time::Now;
+use crate::{route::ssm::vigil, util::time::Now};
 
 /// Messages that are read in one turn, so that a flood leaves the rest of the turn its time.
 const READ_BATCH: usize = 64;
@@ -45,6 +45,7 @@ impl Driver {
             link.heard_at = now;
             match incoming {
                 Incoming::Message(message) => {
+                    self.vigil.iter_mut().for_each(|vigil| vigil.heard(now));
                     link.liveness.heard_message(now);
                     if let Some(session) = &mut self.session {
                         session.handle_message(now, message);
@@ -102,6 +103,7 @@ impl Driver {
     }
 
     pub(super) fn check_liveness(&mut self, now: Now, link: &mut Attachment) -> Result<(), SessionFault> {
+        self.watch_agent(now, link)?;
         let signs = self.signs();
         self.gauge.lateness = link.liveness.lateness(signs.lag);
         match link.liveness.poll(now, signs) {
@@ -118,6 +120,51 @@ impl Driver {
         }
         // It goes into the transport's own queue, in front of what is written in this turn.
         link.transport.ping().map_err(SessionFault::Transport)
+    }
+
+    /// Looks whether the agent is still there, if nobody else does.
+    fn watch_agent(&mut self, now: Now, link: &Attachment) -> Result<(), SessionFault> {
+        self.see_proof();
+        let (signs, can_answer) = self.vigil_signs(link);
+        let (Some(vigil), Some(session)) = (&mut self.vigil, &mut self.session) else { return Ok(()) };
+        if !can_answer {
+            vigil.heard(now);
+            return Ok(());
+        }
+        match vigil.poll(now, signs) {
+            vigil::Due::Nothing => {}
+            vigil::Due::Ask => session.keep_alive(),
+            vigil::Due::Gone(time) => return Err(SessionFault::Unanswered { seconds: time.as_secs() }),
+        }
+        Ok(())
+    }
+
+    /// Says that the session is established, once the agent has shown that it takes data.
+    fn see_proof(&mut self) {
+        let (Some((sent, _)), Some(session)) = (&self.awaits_proof, &self.session) else { return };
+        if session.waiting_since().is_none()
+            && session.stats().messages_sent > *sent
+            && let Some((_, established)) = self.awaits_proof.take()
+        {
+            self.reports.send(established);
+        }
+    }
+
+    /// Returns when that is due again.
+    pub(super) fn vigil_deadline(&self, link: &Attachment) -> Option<Duration> {
+        let (signs, can_answer) = self.vigil_signs(link);
+        self.vigil.as_ref().filter(|_| can_answer).map(|vigil| vigil.deadline(signs))
+    }
+
+    /// Returns what is known of the agent, and whether it could answer at all.
+    fn vigil_signs(&self, link: &Attachment) -> (vigil::Signs, bool) {
+        let Some(session) = &self.session else { return (vigil::Signs::default(), false) };
+        let signs = vigil::Signs {
+            waiting_since: session.waiting_since(),
+            sent: session.bytes_sent(),
+            lateness: link.liveness.lateness(session.lag()),
+        };
+        (signs, session.is_established() && !session.is_paused() && link.reading)
     }
 
     /// What the session knows of its transport.

@@ -217,6 +217,12 @@ impl PortSession {
         self.channel.unacknowledged_since()
     }
 
+    /// Returns the bytes of streams that have been sent, each counted once.
+    #[must_use]
+    pub fn bytes_sent(&self) -> u64 {
+        self.mux.bytes_sent()
+    }
+
     /// Returns totals and present values.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -415,6 +421,11 @@ impl PortSession {
     /// [`Config::half_close_timeout`].
     pub fn finish(&mut self, now: Now, id: StreamId) {
         self.mux.finish(id, now.mono);
+    }
+
+    /// Closes a stream for which nothing more is wanted but word of its end, [`Event::Finished`] or [`Event::Refused`].
+    pub fn close_stream(&mut self, id: StreamId) {
+        self.mux.close(id);
     }
 
     /// Closes a stream whose local program is gone. What it had written is still delivered; what

@@ -410,7 +410,7 @@ impl Mux {
     }
 
     /// Sends FIN after what is queued.
-    fn close(&mut self, id: StreamId) {
+    pub(super) fn close(&mut self, id: StreamId) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if matches!(stream.local, Local::Open | Local::Finished) {
             self.half_closed.remove(&(stream.due, id));

@@ -97,6 +97,8 @@ async fn a_session_that_is_over_gives_connections_back_and_counts_programs_alone
         meter: Arc::clone(&meter),
         state: watch::Sender::new(LinkState::Down),
         share: Share::new(Budget::new(1 << 20, 1)),
+        is_unprobed: false,
+        keeps_warm: false,
     };
     let mut driver = Driver::new(parts, PortSession::new(Config::default(), MessageIds::new(1), clock.now()));
     driver.end();

@@ -21,6 +21,7 @@ use crate::{
     bastion::Target,
     clock::Clock,
     cluster::{self, Cluster, Origin},
+    remote::{Host, Remote},
     route::{
         PipeEnd, Route,
         ssm::{self, Dial, DialError, SessionHandle, SessionId, Transport, find::Look},
@@ -298,14 +299,28 @@ impl World {
     ) -> Self {
         let (listeners, local) = Listeners::in_memory(10100);
         let routes = |routes: &ssm::Targets| (0..targets).map(|number| routes.route(target(number))).collect();
-        Self::build(destination, config, routes, authority, prepare, listeners, local)
+        Self::build(destination, config, routes, cluster(authority).into(), prepare, listeners, local)
+    }
+
+    /// A tunnel to a host that is no cluster.
+    pub(super) fn to_host(destination: Destination, config: Config, targets: usize) -> Self {
+        let host = Host {
+            name: "db".into(),
+            region: "eu-west-1".into(),
+            account: "123456789012".into(),
+            endpoint: cluster::Destination { host: "db.internal".into(), port: 5432 },
+            vpc: None,
+        };
+        let (listeners, local) = Listeners::in_memory(10100);
+        let routes = |routes: &ssm::Targets| (0..targets).map(|number| routes.route(target(number))).collect();
+        Self::build(destination, config, routes, host.into(), |_| {}, listeners, local)
     }
 
     /// A tunnel by whatever targets are found.
     pub(super) fn finding(look: Arc<dyn Look>, prepare: impl FnOnce(&mut NetworkState)) -> Self {
         let (listeners, local) = Listeners::in_memory(10100);
         let routes = |routes: &ssm::Targets| vec![routes.finding(&"ecs:tools/bastion".parse().unwrap(), || look)];
-        Self::build(Destination::Echo, config(), routes, "", prepare, listeners, local)
+        Self::build(Destination::Echo, config(), routes, cluster("").into(), prepare, listeners, local)
     }
 
     /// A tunnel with a real port, for tests in real time.
@@ -313,14 +328,14 @@ impl World {
         let (_unused, local) = Listeners::in_memory(0);
         let listeners = Listeners::bind(0, 1, false, Admission::owner()).unwrap().listeners.remove(0);
         let routes = |routes: &ssm::Targets| vec![routes.route(target(0))];
-        Self::build(destination, config(), routes, "", |_| {}, listeners, local)
+        Self::build(destination, config(), routes, cluster("").into(), |_| {}, listeners, local)
     }
 
     fn build(
         destination: Destination,
         config: Config,
         routes: impl FnOnce(&ssm::Targets) -> Vec<Arc<dyn Route>>,
-        authority: &str,
+        to: Remote,
         prepare: impl FnOnce(&mut NetworkState),
         listeners: Listeners,
         local: MemoryPort,
@@ -345,7 +360,7 @@ impl World {
         let network = Arc::new(Network { state: Mutex::new(state), notes: note_sender, calls: call_sender });
         let targets = ssm::Targets::new(Arc::clone(&network) as Arc<dyn Dial>, sessions);
         let common = Common::new(Clock::start());
-        let tunnel = Tunnel::new(cluster(authority), routes(&targets), listeners, config, Arc::clone(&common));
+        let tunnel = Tunnel::new(to, routes(&targets), listeners, config, Arc::clone(&common));
         let status = tunnel.status();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
