@@ -8,6 +8,7 @@
 mod config;
 mod crash;
 mod credentials;
+mod databases;
 mod direct;
 mod doctor;
 mod documents;
