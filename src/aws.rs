@@ -387,7 +387,15 @@ impl Aws {
     where
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
     {
-        let error = classify(call, error);
+        let mut error = classify(call, error);
+        // EC2 says the same of credentials that have expired, and no clock is to blame that is known to be right.
+        if let AwsError::ClockSkew { source } = &error
+            && source.to_string().starts_with("RequestExpired")
+            && self.offset().is_known()
+            && self.offset().off().is_none()
+        {
+            error = AwsError::ExpiredCredentials { source: Arc::clone(source) };
+        }
         // What the cache still takes for valid is not: the next call asks the source again.
         if let AwsError::ExpiredCredentials { .. } = error {
             self.inner.credentials.discard(&error);

@@ -259,6 +259,18 @@ async fn a_clock_that_is_off_is_found_out() {
 }
 
 #[tokio::test]
+async fn by_a_clock_that_is_right_it_is_the_credentials_that_have_expired() {
+    let fake = Fake::start(|_| {
+        let now = DateTime::from(SystemTime::UNIX_EPOCH + crate::clock::wall());
+        let answer = error(400, "RequestExpired", "Request has expired.");
+        answer.with("date", &now.fmt(Format::HttpDate).unwrap()).with("x-amzn-requestid", "r-1")
+    })
+    .await;
+    let answer = in_time(aws(&fake).await.describe_instances(&[])).await;
+    assert!(matches!(answer, Err(AwsError::ExpiredCredentials { .. })), "{answer:?}");
+}
+
+#[tokio::test]
 async fn derives_the_endpoints_that_botocore_has() {
     let table = include_str!("../../../tests/fixtures/ec2-endpoints.txt");
     let mut count = 0;
