@@ -433,6 +433,11 @@ impl Emulator {
         self.world.fleet.write_to_console(instance, text);
     }
 
+    /// Gives an instance another public address, as a stop and a start do, or none.
+    pub fn change_public_address(&self, instance: &str, address: Option<&str>) {
+        self.world.fleet.change_public_address(instance, address);
+    }
+
     /// Lets Auto Scaling replace an instance; returns the id of the new one, or `None` if there is no such instance.
     pub fn replace_instance(&self, id: &str) -> Option<String> {
         fleet::replace(&self.world, id)

@@ -227,7 +227,7 @@ pub struct BastionConfig {
     pub tags: BTreeMap<String, String>,
     /// Id of its VPC.
     pub vpc: String,
-    /// Its private IPv4 address; `None`: one that is free.
+    /// Its private IPv4 address; `None`: one that is free; empty: it has none.
     pub private_address: Option<String>,
     /// Its public IPv4 address, if it has one.
     pub public_address: Option<String>,

@@ -77,6 +77,10 @@ impl Fleet {
         self.change(id, |instance| instance.config.console = Some(text.to_owned()));
     }
 
+    pub(super) fn change_public_address(&self, id: &str, address: Option<&str>) {
+        self.change(id, |instance| instance.config.public_address = address.map(str::to_owned));
+    }
+
     fn change(&self, id: &str, change: impl FnOnce(&mut Instance)) {
         if let Some(instance) = lock(&self.instances).iter_mut().find(|instance| instance.config.id == id) {
             change(instance);

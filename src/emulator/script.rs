@@ -55,7 +55,7 @@ pub struct Settings {
     pub line_up: Option<Line>,
     /// The line from gateway to client, likewise.
     pub line_down: Option<Line>,
-    /// Cuts each tunnel of EC2 Instance Connect at this age; `None`: when it wants to be, after an hour at most.
+    /// Cuts each tunnel of EC2 Instance Connect at this age, those that are open as well; `None`: when it wants to be, after an hour at most.
     pub tunnel_lifetime: Option<Duration>,
     /// Sends data channel messages in text frames.
     pub text_frames: bool,

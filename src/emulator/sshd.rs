@@ -184,6 +184,16 @@ impl Sshd {
         Ok(())
     }
 
+    /// Starts it anew as `systemctl restart ssh` does: connections that are open go on.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.start_again()
+    }
+
     /// Sends a signal to the server and to what it has started, until there is nothing else.
     fn signal_all(&self, signal: Signal) -> io::Result<()> {
         let first = i32::try_from(self.child.id()).map_err(io::Error::other)?;

@@ -105,7 +105,9 @@ impl<'a> Seen<'a> {
         if name != "terminated" {
             item += &element("subnetId", &self.subnet);
             item += &element("vpcId", &config.vpc);
-            item += &element("privateIpAddress", &self.private);
+            if !self.private.is_empty() {
+                item += &element("privateIpAddress", &self.private);
+            }
             if let Some(address) = &config.public_address {
                 item += &element("ipAddress", address);
             }

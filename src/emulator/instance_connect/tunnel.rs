@@ -1,6 +1,6 @@
 //! An endpoint of EC2 Instance Connect: a WebSocket that carries what goes to the SSH server of an instance.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_tungstenite::{
     WebSocketStream, accept_hdr_async,
@@ -50,6 +50,7 @@ const MESSAGE_LEN: usize = 64 << 10;
 /// A tunnel that was let in.
 struct Admitted {
     to: SocketAddr,
+    /// How long it is to be.
     life: Duration,
 }
 
@@ -73,10 +74,11 @@ where
     let upgrade = timeout(OPENING_TIMEOUT, accept_hdr_async(connection, callback));
     let Ok(Ok(websocket)) = upgrade.await else { return };
     let Some(Admitted { to, life }) = admitted else { return };
+    let opened = world.clock.instant();
     let Ok(server) = TcpStream::connect(to).await else {
         return close(websocket, 1011, "Unable to connect to target").await;
     };
-    carry(websocket, server, life).await;
+    carry(websocket, server, lifetime(&world, opened, life)).await;
 }
 
 fn refusal(world: &World, status: u16, code: &str, message: &str) -> ErrorResponse {
@@ -150,13 +152,28 @@ fn admit(world: &World, request: &Request) -> Result<Admitted, (u16, &'static st
     });
     let server = instance.and_then(|instance| instance.config.ssh.as_ref());
     let server = server.ok_or_else(|| invalid("The specified PrivateIpAddress is not valid."))?;
-    let life = settings.tunnel_lifetime.unwrap_or(Duration::from_secs(life));
     world.journal.record(Event::TunnelOpened { endpoint: id.to_owned(), address: address.to_owned() });
-    Ok(Admitted { to: server.address, life })
+    Ok(Admitted { to: server.address, life: Duration::from_secs(life) })
+}
+
+/// Waits until a tunnel that was opened at `opened` is as old as it may get.
+async fn lifetime(world: &World, opened: Instant, wanted: Duration) {
+    let mut changes = world.settings_version.subscribe();
+    loop {
+        let life = world.settings().tunnel_lifetime.unwrap_or(wanted);
+        tokio::select! {
+            () = sleep_until(opened + life) => return,
+            changed = changes.changed() => if changed.is_err() { return pending().await },
+        }
+    }
 }
 
 /// Carries bytes until either side ends, or the tunnel is too old.
-async fn carry<S: AsyncRead + AsyncWrite + Unpin>(websocket: WebSocketStream<S>, server: TcpStream, life: Duration) {
+async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
+    websocket: WebSocketStream<S>,
+    server: TcpStream,
+    lifetime: impl Future<Output = ()>,
+) {
     let (mut read, mut write) = server.into_split();
     let (mut sink, mut stream) = websocket.split();
     let up = async {
@@ -181,7 +198,7 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(websocket: WebSocketStream<S>,
     };
     let reason = tokio::select! {
         biased;
-        () = tokio::time::sleep(life) => "Tunnel duration exceeded",
+        () = lifetime => "Tunnel duration exceeded",
         _ = up => "",
         _ = down => "",
     };
