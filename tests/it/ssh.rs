@@ -1,6 +1,9 @@
 //! `--bastion ssh://…`: OpenSSH's own server, and an emulated EC2 Instance Connect.
 
-use std::{io::Write as _, path::PathBuf};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use autoheal_pa::emulator::{
     BastionConfig, ClusterConfig, Config, ConnectEndpointConfig, Event, SshServerConfig, Sshd, SshdConfig,
@@ -36,6 +39,11 @@ pub(crate) fn program() -> Option<PathBuf> {
 
 /// Two clusters behind a bastion with this server.
 pub(crate) async fn lab(sshd: &Sshd) -> Lab {
+    lab_with(sshd, |_| ()).await
+}
+
+/// The same with something else about it.
+async fn lab_with(sshd: &Sshd, change: impl FnOnce(&mut Config)) -> Lab {
     let cluster = |name: &str| ClusterConfig { local: true, ..ClusterConfig::new(name) };
     let mut bastion = BastionConfig::new(ID);
     bastion.public_address = Some("127.0.0.1".to_owned());
@@ -48,8 +56,10 @@ pub(crate) async fn lab(sshd: &Sshd) -> Lab {
         state: "create-complete".to_owned(),
     };
     let clusters = vec![cluster("payments"), cluster("search")];
-    Lab::start(Config { clusters, bastions: vec![bastion], connect_endpoints: vec![endpoint], ..Config::default() })
-        .await
+    let mut config =
+        Config { clusters, bastions: vec![bastion], connect_endpoints: vec![endpoint], ..Config::default() };
+    change(&mut config);
+    Lab::start(config).await
 }
 
 /// The address of the bastion, with these options.
@@ -159,12 +169,158 @@ async fn what_is_wrong_is_said_with_its_exit_code() {
     assert!(ended.stderr.contains("`ssh://[<user>@]<instance or host>`"), "{ended:#?}");
 }
 
-/// Runs `up` on a terminal of its own, of which stdin and stdout are the other end.
-fn up_on_terminal(lab: &Lab, bastion: &str, more: &[(&str, &str)]) -> Running {
+/// Runs a command behind a bastion, and looks at what it ends with.
+async fn assert_fails(lab: &Lab, bastion: &str, variables: &[(&str, &Path)], code: i32, wanted: &[&str]) {
+    let args = ["exec", "--base-port", "0", "--bastion", bastion, "--timeout", "5s", "--", "true"];
+    let mut command = lab.program(&args);
+    command.envs(variables.iter().copied());
+    let ended = within("the end", Running::start(&mut command).ended()).await;
+    assert_eq!(ended.code(), Some(code), "{bastion}: {ended:#?}");
+    for wanted in wanted {
+        assert!(ended.stderr.contains(wanted), "{bastion}: {wanted}: {ended:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_closed_is_named_with_what_must_be_open() {
+    let Some(sshd) = sshd(SshdConfig::default()) else { return };
+    let lab = lab(&sshd).await;
+    // It is taken, and nobody listens there.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = closed.local_addr().unwrap();
+    let said = format!("no connection to `{address}`");
+    let hint = format!("must admit this machine on port {}", address.port());
+    assert_fails(&lab, &format!("ssh://{ID}:{}", address.port()), &[], 4, &[&said, &hint, "`via=eice`"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_forward_is_told_what_its_configuration_must_say() {
+    let options = vec!["AllowTcpForwarding no".to_owned()];
+    let Some(sshd) = sshd(SshdConfig { options, ..SshdConfig::default() }) else { return };
+    let lab = lab(&sshd).await;
+    let wanted = ["the bastion opens no connection to `127.0.0.1:", "hint: `sshd_config`", "`AllowTcpForwarding yes`"];
+    assert_fails(&lab, &address(&sshd, "?host_key=new"), &[], 5, &wanted).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_without_any_address_is_named() {
+    let Some(sshd) = sshd(SshdConfig::default()) else { return };
+    let lab = lab_with(&sshd, |config| {
+        config.connect_endpoints.clear();
+        config.bastions[0].public_address = None;
+        config.bastions[0].private_address = Some(String::new());
+    })
+    .await;
+    assert_fails(&lab, &address(&sshd, ""), &[], 4, &[&format!("instance `{ID}` has no address")]).await;
+    let wanted = [&format!("of `{ID}` has no EC2 Instance Connect Endpoint"), "create-instance-connect-endpoint"];
+    assert_fails(&lab, &format!("ssh://{ID}?via=eice"), &[], 4, &wanted).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bastion_that_does_not_ask_for_pushed_keys_is_told_what_it_needs() {
+    let Some(sshd) = sshd(SshdConfig::default()) else { return };
+    let lab = lab_with(&sshd, |config| {
+        if let Some(server) = &mut config.bastions[0].ssh {
+            server.installed = false;
+        }
+    })
+    .await;
+    let said = format!("does not let `{}` in with the key of this program", sshd.user());
+    let wanted = [said.as_str(), "the package `ec2-instance-connect`", "`key=agent`"];
+    assert_fails(&lab, &address(&sshd, "?host_key=new"), &[], 3, &wanted).await;
+    assert!(lab.count(|event| matches!(event, Event::KeyPushed { .. })) > 0, "the push itself is let through");
+}
+
+/// OpenSSH's agent. It ends with what it is dropped with.
+struct Agent {
+    folder: tempfile::TempDir,
+    _child: tokio::process::Child,
+}
+
+impl Agent {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = tokio::process::Command::new("ssh-agent");
+        command.arg("-D").arg("-a").arg(folder.path().join("socket")).stdout(std::process::Stdio::null());
+        let agent = Self { _child: command.kill_on_drop(true).spawn().unwrap(), folder };
+        let is_there = async {
+            while tokio::net::UnixStream::connect(agent.socket()).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        within("the agent", is_there).await;
+        agent
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    /// Makes a key of a kind, and gives it to the agent.
+    async fn add(&self, kind: &str) {
+        let file = self.folder.path().join(kind);
+        let mut make = tokio::process::Command::new("ssh-keygen");
+        make.args(["-q", "-N", "", "-t", kind, "-f"]).arg(&file);
+        let mut add = tokio::process::Command::new("ssh-add");
+        add.arg("-q").arg(&file).env("SSH_AUTH_SOCK", self.socket());
+        for command in [&mut make, &mut add] {
+            assert!(command.status().await.unwrap().success(), "{command:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_without_a_key_of_use_is_told_which_kinds_are() {
+    let Some(sshd) = sshd(SshdConfig::default()) else { return };
+    let lab = lab(&sshd).await;
+    let bastion = address(&sshd, "?key=agent&host_key=new");
+    let agent = Agent::start().await;
+    let socket = agent.socket();
+    let variables = [("SSH_AUTH_SOCK", socket.as_path())];
+    let hint = "RSA keys are not supported: add another kind with `ssh-keygen -t ed25519` and `ssh-add`";
+    assert_fails(&lab, &bastion, &variables, 3, &["has no Ed25519 or ECDSA key, of 0", hint]).await;
+    agent.add("rsa").await;
+    assert_fails(&lab, &bastion, &variables, 3, &["has no Ed25519 or ECDSA key, of 1", hint]).await;
+    // One that could be used, and is not known there.
+    agent.add("ed25519").await;
+    let said = format!("does not let `{}` in with any of 1 keys of the SSH agent", sshd.user());
+    assert_fails(&lab, &bastion, &variables, 3, &[&said, "`~/.ssh/authorized_keys`"]).await;
+    let nowhere = lab.path("nowhere");
+    let said = format!("there is no SSH agent at `{}`", nowhere.display());
+    assert_fails(&lab, &bastion, &[("SSH_AUTH_SOCK", &nowhere)], 3, &[&said, "ssh-add"]).await;
+    sshd.admit(&std::fs::read_to_string(agent.folder.path().join("ed25519.pub")).unwrap()).unwrap();
+    let args = ["exec", "--base-port", "0", "--bastion", &bastion, "--", "true"];
+    let mut command = lab.program(&args);
+    within("the end", Running::start(command.envs(variables)).ended()).await.assert_success();
+}
+
+/// Runs the program on a terminal of its own, of which stdin and stdout are the other end.
+fn on_terminal(lab: &Lab, arguments: &str, more: &[(&str, &str)]) -> Running {
     let mut command = lab.command("script");
-    let up = format!("exec '{PROGRAM}' up --base-port 0 --timeout 20s --bastion '{bastion}'");
-    command.args(["--quiet", "--return", "--flush", "--command", &up, "/dev/null"]).stdin(std::process::Stdio::piped());
+    let line = format!("exec '{PROGRAM}' {arguments}");
+    command.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
+    command.stdin(std::process::Stdio::piped());
     Running::start(command.env_remove("CI").envs(more.iter().copied()))
+}
+
+fn up_on_terminal(lab: &Lab, bastion: &str, more: &[(&str, &str)]) -> Running {
+    on_terminal(lab, &format!("up --base-port 0 --timeout 20s --bastion '{bastion}'"), more)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_asked_about_a_key_in_the_background_or_under_a_command() {
+    let Some(sshd) = sshd(SshdConfig::default()) else { return };
+    let lab = lab(&sshd).await;
+    let options = format!("--base-port 0 --timeout 20s --bastion '{}'", address(&sshd, ""));
+    for arguments in [format!("up --detach {options}"), format!("exec {options} -- true")] {
+        let ended = within("the end", on_terminal(&lab, &arguments, &[]).ended()).await;
+        assert_eq!(ended.code(), Some(5), "{ended:#?}");
+        assert!(ended.stdout.contains("is not known: it is SHA256:"), "{ended:#?}");
+        assert!(!ended.stdout.contains("take it, and keep it"), "{ended:#?}");
+    }
+    assert_eq!(lab.count(|event| matches!(event, Event::KeyPushed { .. })), 0);
+    assert!(!lab.path(".local/state/autoheal-pa/known_hosts").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
