@@ -1,24 +1,20 @@
 //! Runs every fault of the matrix and prints the page of what came of it; `--write` writes it to `tests/faults.md`, and the
 //! names of the tests to `tests/it/matrix/rows.rs`. Of a page with some faults only, just these are written.
-//! The last few concern the program itself, which has to be there, built in the same profile.
+//! Those of SSH servers need OpenSSH's, `ssh` names them all. The last few concern the program itself, which has to be there, built
+//! in the same profile.
 //!
 //! ```text
 //! cargo build --release && cargo run --release --example faults -- --write
 //! cargo run --release --example faults -- --seeds 3 silence half-open
 //! cargo run --release --example faults -- --write silence
+//! cargo run --release --example faults -- --write ssh
 //! ```
 
 #[expect(dead_code, reason = "the soak and the tests use the rest")]
 #[path = "../tests/lab/lab.rs"]
 mod lab;
 
-use std::{
-    error::Error,
-    io::Write as _,
-    path::{Path, PathBuf},
-    sync::Mutex,
-    thread,
-};
+use std::{error::Error, io::Write as _, path::PathBuf, sync::Mutex, thread};
 
 use clap::Parser;
 
@@ -27,7 +23,15 @@ use self::lab::{
     matrix::{self, Row, Run},
     page::{self, Runs},
     process::{PROCESS_ROWS, ProcessRow, ProcessRun, program},
+    ssh::sshd,
+    ssh_rows::{SSH_ROWS, SshRow},
 };
+
+/// All faults of SSH servers.
+const SSH: &str = "ssh";
+
+/// How often a fault in real time is run at most.
+const MOST_LONG: u64 = 3;
 
 /// Injects faults into a tunnel at work, and measures what they do.
 #[derive(Debug, Parser)]
@@ -46,13 +50,22 @@ struct Args {
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let all = matrix::rows();
-    let names = || all.iter().map(|row| row.name).chain(PROCESS_ROWS.iter().map(|row| row.name));
+    let real = || SSH_ROWS.iter().map(|row| row.name).chain(PROCESS_ROWS.iter().map(|row| row.name));
+    let names = || all.iter().map(|row| row.name).chain(real()).chain([SSH]);
     if let Some(name) = args.names.iter().find(|name| names().all(|known| known != **name)) {
         let known: Vec<_> = names().collect();
         return Err(format!("there is no fault `{name}`; known are {}", known.join(", ")).into());
     }
     let wanted = |name: &str| args.names.is_empty() || args.names.iter().any(|wanted| wanted == name);
     let rows: Vec<Row> = all.iter().filter(|row| wanted(row.name)).copied().collect();
+    let ssh_rows: Vec<SshRow> =
+        SSH_ROWS.iter().filter(|row| wanted(row.name) || args.names.iter().any(|name| name == SSH)).copied().collect();
+    let server = if ssh_rows.is_empty() { None } else { sshd()? };
+    if args.write && !ssh_rows.is_empty() && server.is_none() {
+        return Err(
+            "rows of SSH servers cannot be written without `sshd`: install OpenSSH's server, or name other rows".into(),
+        );
+    }
     let process_rows: Vec<ProcessRow> = PROCESS_ROWS.iter().filter(|row| wanted(row.name)).copied().collect();
     let program = if process_rows.is_empty() { PathBuf::new() } else { program()? };
     let (mut texts, mut quick_texts) = (Vec::new(), Vec::new());
@@ -79,9 +92,22 @@ fn main() -> Result<(), Box<dyn Error>> {
             line_rows.push(row);
         }
     }
+    let mut ssh_texts = Vec::new();
+    for row in ssh_rows {
+        let Some(server) = &server else { break };
+        let (runs, failures) = one_by_one(args.seeds.min(MOST_LONG), |seed| row.run(server, seed));
+        let text = page::ssh_row(&row, &runs);
+        writeln!(std::io::stderr(), "{text}")?;
+        ssh_texts.push(text);
+        for failure in failures {
+            writeln!(std::io::stderr(), "{failure}")?;
+            wrong.push(failure);
+        }
+    }
     let mut process_texts = Vec::new();
     for row in process_rows {
-        let (runs, failures) = run_process(&row, &program, args.seeds);
+        let seeds = if row.is_long { args.seeds.min(MOST_LONG) } else { args.seeds };
+        let (runs, failures): (Vec<ProcessRun>, _) = one_by_one(seeds, |seed| row.run(&program, seed));
         let text = page::process_row(&row, &runs);
         writeln!(std::io::stderr(), "{text}")?;
         process_texts.push(text);
@@ -94,9 +120,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err(format!("{} runs were not as expected", wrong.len()).into());
     }
     let page = if args.write && !args.names.is_empty() {
-        page::with_rows(&std::fs::read_to_string(page::PATH)?, &all, &[texts, quick_texts, process_texts].concat())
+        page::with_rows(
+            &std::fs::read_to_string(page::PATH)?,
+            &all,
+            &[texts, quick_texts, ssh_texts, process_texts].concat(),
+        )
     } else {
-        page::page(args.seeds, &texts, &quick_texts, &line_rows, &process_texts, checked)
+        page::page(args.seeds, &texts, &quick_texts, &line_rows, &ssh_texts, &process_texts, checked)
     };
     if args.write {
         std::fs::write(page::PATH, page)?;
@@ -129,9 +159,8 @@ fn run_all(row: &Row, seeds: u64) -> (Vec<Run>, Vec<String>) {
     (runs.into_iter().flatten().collect(), failures.into_iter().filter_map(Result::err).collect())
 }
 
-/// Runs a fault of the process with every seed, one after the other: they take real time.
-fn run_process(row: &ProcessRow, program: &Path, seeds: u64) -> (Vec<ProcessRun>, Vec<String>) {
-    let seeds = if row.is_long { seeds.min(3) } else { seeds };
-    let (runs, failures): (Vec<_>, Vec<_>) = (1..=seeds).map(|seed| row.run(program, seed)).partition(Result::is_ok);
+/// Runs a fault with every seed, one after the other: they take real time.
+fn one_by_one<T>(seeds: u64, run: impl Fn(u64) -> Result<T, String>) -> (Vec<T>, Vec<String>) {
+    let (runs, failures): (Vec<_>, Vec<_>) = (1..=seeds).map(run).partition(Result::is_ok);
     (runs.into_iter().flatten().collect(), failures.into_iter().filter_map(Result::err).collect())
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::support::PROGRAM;
-use crate::lab::{matrix, page, process::PROCESS_ROWS, soak};
+use crate::lab::{matrix, page, process::PROCESS_ROWS, soak, ssh::sshd, ssh_rows::SSH_ROWS};
 
 /// Makes a test of each row.
 macro_rules! rows {
@@ -19,6 +19,18 @@ macro_rules! rows {
     };
 }
 
+/// The same of the rows of SSH servers, which take real time.
+macro_rules! ssh_rows {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                survives_with_server(stringify!($name));
+            }
+        )*
+    };
+}
+
 include!("matrix/rows.rs");
 
 #[track_caller]
@@ -26,6 +38,15 @@ fn survives(name: &str) {
     let mut rows = matrix::rows().into_iter();
     let row = rows.find(|row| row.name.replace('-', "_") == name).expect("the row is in the matrix");
     if let Err(wrong) = row.run(1) {
+        panic!("{wrong}");
+    }
+}
+
+#[track_caller]
+fn survives_with_server(name: &str) {
+    let row = SSH_ROWS.iter().find(|row| row.name.replace('-', "_") == name).expect("the row is in the matrix");
+    let Some(server) = sshd().unwrap() else { return };
+    if let Err(wrong) = row.run(&server, 1) {
         panic!("{wrong}");
     }
 }
@@ -38,6 +59,10 @@ fn every_row_is_a_test_and_is_on_the_page() {
     let page = std::fs::read_to_string(page::PATH).unwrap();
     let missing: Vec<_> =
         rows.iter().filter(|row| !page.contains(&format!("\n| `{}` | {} |", row.name, row.what))).collect();
+    assert!(missing.is_empty(), "write the page again: {:?}", missing.iter().map(|row| row.name).collect::<Vec<_>>());
+    assert!(page.contains(page::SSH), "write the page again");
+    let missing: Vec<_> =
+        SSH_ROWS.iter().filter(|row| !page.contains(&format!("\n| `{}` | {} |", row.name, row.what))).collect();
     assert!(missing.is_empty(), "write the page again: {:?}", missing.iter().map(|row| row.name).collect::<Vec<_>>());
     let missing: Vec<_> =
         PROCESS_ROWS.iter().map(|row| row.name).filter(|name| !page.contains(&format!("\n| `{name}` | "))).collect();
@@ -60,6 +85,7 @@ fn a_page_is_written_again_row_by_row() {
     let new = [
         "| `silence` | a | b | c | d | e | f | x \\| y |",
         "| `silence` | a | b | c | d |",
+        "| `ssh-killed` | a | b | c | d | e | f | g |",
         "| `disk-full` | a | b | c | d |",
     ]
     .map(str::to_owned);

@@ -6,9 +6,10 @@
 
 use std::{io, sync::Arc};
 
-use autoheal_pa::emulator::{MemoryListener, Place, Wire};
+use autoheal_pa::emulator::{MemoryListener, Place};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpListener,
     task::JoinSet,
 };
 
@@ -124,7 +125,21 @@ impl Grounds {
         }
     }
 
-    async fn connection(&self, mut wire: Wire) -> io::Result<()> {
+    /// The same on a socket, until it is dropped.
+    pub(crate) async fn serve_sockets(self, listener: TcpListener) {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            while connections.try_join_next().is_some() {}
+            let grounds = self.clone();
+            connections.spawn(async move {
+                // As above.
+                let _outcome = stream.set_nodelay(true);
+                let _outcome = grounds.connection(stream).await;
+            });
+        }
+    }
+
+    async fn connection(&self, mut wire: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
         let mut header = [0; HEADER_LEN];
         loop {
             if wire.read(&mut header[..1]).await? == 0 {
@@ -154,7 +169,7 @@ impl Grounds {
     }
 
     /// Reads content; returns how many bytes of it were right.
-    async fn receive(&self, wire: &mut Wire, header: &Header) -> io::Result<u64> {
+    async fn receive(&self, wire: &mut (impl AsyncRead + Unpin), header: &Header) -> io::Result<u64> {
         let (mut at, mut wrong) = (0, 0);
         let mut buffer = vec![0; CHUNK];
         while at < header.len {
@@ -174,7 +189,7 @@ impl Grounds {
 }
 
 /// Writes content.
-pub(crate) async fn send(wire: &mut (impl tokio::io::AsyncWrite + Unpin), seed: u64, len: u64) -> io::Result<()> {
+pub(crate) async fn send(wire: &mut (impl AsyncWrite + Unpin), seed: u64, len: u64) -> io::Result<()> {
     let mut at = 0;
     let mut buffer = vec![0; CHUNK];
     while at < len {

@@ -17,9 +17,12 @@ pub(crate) mod line;
 pub(crate) mod matrix;
 pub(crate) mod page;
 pub(crate) mod process;
+pub(crate) mod relay;
 pub(crate) mod replaced;
 pub(crate) mod slow_readers;
 pub(crate) mod soak;
+pub(crate) mod ssh;
+pub(crate) mod ssh_rows;
 pub(crate) mod time;
 pub(crate) mod workload;
 

@@ -4,8 +4,12 @@
 
 use std::time::Duration;
 
-use autoheal_pa::emulator::{self, Command, FAULTS, Fault, Matrix, SessionInfo, SessionState, Trial};
+use autoheal_pa::{
+    emulator::{self, Command, FAULTS, Fault, Matrix, SessionInfo, SessionState, Trial},
+    manager::supervisor::Board,
+};
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 use super::{
     Lab, Setup, on_virtual_time, time,
@@ -213,6 +217,23 @@ pub(crate) struct Run {
     pub(crate) behind: usize,
 }
 
+/// Writes down the states of the only tunnel and how long after the injection they come, for ever.
+pub(super) async fn follow(
+    mut board: watch::Receiver<Board>,
+    injected: Duration,
+    states: &mut Vec<(String, Duration)>,
+) {
+    loop {
+        let state = board.borrow_and_update().tunnels[0].state.to_string();
+        if states.last().is_none_or(|(last, _)| *last != state) {
+            states.push((state, time::now() - injected));
+        }
+        if board.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// How the download gets on after an injection.
 struct Progress {
     injected: Duration,
@@ -287,22 +308,13 @@ impl Row {
             return Err(format!("not all activities have begun: {:?}", lab.ledger.stuck(Duration::ZERO)));
         }
         let error_before = lab.status().last_error.map(|error| error.to_string());
-        let mut board = lab.board();
-        let mut states = vec![(board.borrow_and_update().tunnels[0].state.to_string(), Duration::ZERO)];
         lab.ledger.inject();
         let injected = time::now();
-        let follow = async {
-            while board.changed().await.is_ok() {
-                let state = board.borrow_and_update().tunnels[0].state.to_string();
-                if states.last().is_none_or(|(last, _)| *last != state) {
-                    states.push((state, time::now() - injected));
-                }
-            }
-        };
+        let mut states = Vec::new();
         let mut progress = Progress::new(&lab, injected);
         tokio::select! {
             biased;
-            () = follow => {}
+            () = follow(lab.board(), injected, &mut states) => {}
             () = progress.follow(&lab) => {}
             () = self.happen(&lab) => {}
         }

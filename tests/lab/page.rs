@@ -6,6 +6,7 @@ use super::{
     line,
     matrix::{Expected, From, Row, Run},
     process::{PROCESS_ROWS, ProcessRow, ProcessRun},
+    ssh_rows::{SSH_ROWS, SshRow},
     workload::Load,
 };
 
@@ -41,12 +42,21 @@ fn states(run: &Run) -> String {
 
 /// Writes the row of a fault.
 pub(crate) fn row(Runs { row, runs }: &Runs) -> String {
+    fault_row((row.name, row.what), (row.from, row.expected), runs)
+}
+
+/// Writes the row of a fault on the way through an SSH server.
+pub(crate) fn ssh_row(row: &SshRow, runs: &[Run]) -> String {
+    fault_row((row.name, row.what), (row.from, row.expected), runs)
+}
+
+fn fault_row((name, what): (&str, &str), (from, expected): (From, Expected), runs: &[Run]) -> String {
     let waits = |read: fn(&Run) -> Option<Duration>| summary(runs.iter().filter_map(read).collect());
-    let from = match row.from {
+    let from = match from {
         From::Injection => "injection",
         From::End => "its end",
     };
-    let open = match row.expected {
+    let open = match expected {
         Expected::Kept => waits(|run| run.outcome.open_wait),
         Expected::Reset(_) => format!("cut: {}", waits(|run| run.outcome.told_after)),
     };
@@ -56,17 +66,22 @@ pub(crate) fn row(Runs { row, runs }: &Runs) -> String {
     let (states, error) = runs.first().map_or((String::new(), None), |run| (states(run), run.last_error.clone()));
     let error = error.map_or(String::new(), |error| format!("; {}", error.replace('|', "\\|")));
     format!(
-        "| `{}` | {} | {from} | {open} | {new} | {kept} of {} | {lost} | {states}{error} |",
-        row.name,
-        row.what,
+        "| `{name}` | {what} | {from} | {open} | {new} | {kept} of {} | {lost} | {states}{error} |",
         Load::FULL.connections()
     )
 }
 
 /// Writes the tests of the rows.
 pub(crate) fn tests(rows: &[Row]) -> String {
-    let names = rows.iter().map(|row| format!("    {}\n", row.name.replace('-', "_"))).collect::<String>();
-    format!("// Written by `cargo run --example faults -- --write`, not by hand.\nrows! {{\n{names}}}\n")
+    let list =
+        |names: &[&str]| names.iter().map(|name| format!("    {}\n", name.replace('-', "_"))).collect::<String>();
+    let names: Vec<&str> = rows.iter().map(|row| row.name).collect();
+    let ssh: Vec<&str> = SSH_ROWS.iter().map(|row| row.name).collect();
+    format!(
+        "// Written by `cargo run --example faults -- --write`, not by hand.\nrows! {{\n{}}}\n\nssh_rows! {{\n{}}}\n",
+        list(&names),
+        list(&ssh)
+    )
 }
 
 /// Puts rows into a page that has been written, in the place of those of their names. What is not in the matrix any more
@@ -77,10 +92,11 @@ pub(crate) fn with_rows(page: &str, order: &[Row], new: &[String]) -> String {
     let columns = |line: &str| line.replace("\\|", "").matches('|').count();
     let mut lines: Vec<&str> = page.lines().collect();
     let faults: Vec<&str> = order.iter().map(|row| row.name).collect();
+    let of_ssh: Vec<&str> = SSH_ROWS.iter().map(|row| row.name).collect();
     let of_process: Vec<&str> = PROCESS_ROWS.iter().map(|row| row.name).collect();
-    for (count, order, others) in [(9, &faults, &of_process), (6, &faults, &of_process), (6, &of_process, &faults)] {
+    for (count, order) in [(9, &faults), (6, &faults), (9, &of_ssh), (6, &of_process)] {
         // What is not in the matrix any more goes with the table that it is in.
-        let is_row = |line: &str| name(line).is_some_and(|name| !others.contains(&name.as_str()));
+        let is_row = |line: &str| name(line).is_some();
         let is_of_table = |line: &str| name(line).is_some_and(|name| order.contains(&name.as_str()));
         let Some(start) = lines.iter().position(|line| is_of_table(line) && columns(line) == count) else { continue };
         let len = lines[start..].iter().take_while(|line| is_row(line)).count();
@@ -119,6 +135,7 @@ pub(crate) fn page(
     rows: &[String],
     busy_rows: &[String],
     lines: &[Vec<String>],
+    ssh_rows: &[String],
     process_rows: &[String],
     checked: u64,
 ) -> String {
@@ -160,6 +177,11 @@ pub(crate) fn page(
     for row in lines {
         writeln!(page, "| {} |", row.join(" | ")).expect("a string takes everything");
     }
+    page.push_str(SSH);
+    for row in ssh_rows {
+        page.push_str(row);
+        page.push('\n');
+    }
     page.push_str(PROCESSES);
     for row in process_rows {
         page.push_str(row);
@@ -180,7 +202,21 @@ second, and `status` says `catching up`, and how many messages are missing. Medi
 | fault | what happens | found | old rate | messages behind |\n\
 |---|---|---|---|---:|\n";
 
-/// What leads up to the second table.
+/// What leads up to the table of SSH servers.
+pub(crate) const SSH: &str = "\n\
+## SSH\n\
+\n\
+The bastion is an SSH server: OpenSSH's own, beside an emulated EC2 Instance Connect and its endpoint. So these run in real time,\n\
+with three seeds at most, and waits are those of a machine that others use as well. The supervisor, the tunnel and the SSH\n\
+connection are those of `up`, the connections those of the first table, with a pause of 20 ms between two transfers of 512 KiB,\n\
+and new connections are made every 0.2 s. SSH resumes nothing: when its connection is lost, all that it carries is cut.\n\
+In the rows where a server or the network is given up, that is after 0.5 s without a word and three questions that nobody answers;\n\
+`up` asks after 15 s, so that it takes a minute there.\n\
+\n\
+| fault | what happens | from | open connections wait | a new connection is answered | kept | bytes lost | what the user sees |\n\
+|---|---|---|---|---|---:|---:|---|\n";
+
+/// What leads up to the last table.
 const PROCESSES: &str = "\n\
 ## Files and processes\n\
 \n\

@@ -30,3 +30,23 @@ rows! {
     destination_refuses
     destination_black_holed
 }
+
+ssh_rows! {
+    ssh_nothing
+    ssh_rekey
+    ssh_restart
+    ssh_killed
+    ssh_stopped_short
+    ssh_stopped
+    ssh_silence_short
+    ssh_silence
+    ssh_reset
+    ssh_reset_twice
+    ssh_address
+    ssh_replaced
+    ssh_endpoint_cut
+    ssh_endpoint_left
+    ssh_push_throttled
+    ssh_credentials_expired
+    ssh_api_restart
+}
