@@ -12,6 +12,13 @@
 //! cargo build && cargo run --example soak -- --redeploy 10
 //! ```
 
+//! Or lives through so many closes of an EC2 Instance Connect Endpoint, 720 of which are a month, against OpenSSH's own server, and
+//! fails on any new connection that is refused. It takes 1.25 s for each:
+//!
+//! ```text
+//! cargo run --release --example soak -- --endpoint-closes 720
+//! ```
+
 #[expect(dead_code, reason = "the matrix and the tests use the rest")]
 #[path = "../tests/lab/lab.rs"]
 mod lab;
@@ -24,6 +31,8 @@ use clap::Parser;
 use self::lab::{
     process::program,
     replaced::{Report, Trial},
+    ssh::sshd,
+    ssh_soak::{Rest, SshReport, ssh_soak},
 };
 
 /// Lets a tunnel live for days.
@@ -45,6 +54,9 @@ struct Args {
     /// Instead: for so many minutes, replace the bastion of an Auto Scaling group once a minute
     #[arg(long, value_name = "MINUTES", conflicts_with = "redeploy", value_parser = clap::value_parser!(u32).range(1..))]
     replace: Option<u32>,
+    /// Instead: let an EC2 Instance Connect Endpoint close the connection so many times, as it does after each hour
+    #[arg(long, value_name = "N", conflicts_with_all = ["redeploy", "replace"], value_parser = clap::value_parser!(u32).range(1..))]
+    endpoint_closes: Option<u32>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -64,6 +76,22 @@ fn main() -> Result<(), Box<dyn Error>> {
             longest.as_secs_f64(),
             checked / 1_000_000
         )?;
+        return Ok(());
+    }
+    if let Some(closes) = args.endpoint_closes {
+        let Some(server) = sshd()? else { return Ok(()) };
+        writeln!(stdout, "{closes} closes of an endpoint with --seed {seed}")?;
+        let SshReport { closes, answered, cuts, longest, bytes, rest: (then, now) } = ssh_soak(&server, closes, seed)?;
+        writeln!(
+            stdout,
+            "{closes} closed; {answered} new connections answered, none refused, the longest wait {:.1} s; {cuts} connections cut at \
+             their close; {} MB compared, none lost",
+            longest.as_secs_f64(),
+            bytes / 1_000_000
+        )?;
+        for (when, Rest { memory, tasks, files }) in [("after the first days", then), ("at the end", now)] {
+            writeln!(stdout, "{when}: memory {} MiB, {tasks} tasks, {files} open files", memory >> 20)?;
+        }
         return Ok(());
     }
     writeln!(stdout, "{} days with --seed {seed} --sessions {}", args.days, args.sessions)?;

@@ -23,6 +23,7 @@ pub(crate) mod slow_readers;
 pub(crate) mod soak;
 pub(crate) mod ssh;
 pub(crate) mod ssh_rows;
+pub(crate) mod ssh_soak;
 pub(crate) mod time;
 pub(crate) mod workload;
 

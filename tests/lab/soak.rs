@@ -40,7 +40,7 @@ const REST: Duration = Duration::from_secs(20 * 60);
 const RECOVERY: Duration = Duration::from_secs(300);
 
 /// Memory that may come on top after the third day, in bytes: allocators do not give everything back at once.
-const MEMORY_SLACK: u64 = 8 << 20;
+pub(super) const MEMORY_SLACK: u64 = 8 << 20;
 
 /// A little of everything, all the time.
 const LOAD: Load = Load {
@@ -255,7 +255,7 @@ fn left_behind(lab: &Lab, tasks: usize) -> Result<(), String> {
 }
 
 /// Resident memory of this process, in bytes; 0 where the system does not tell.
-fn memory() -> u64 {
+pub(super) fn memory() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
     let pages = pages.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
     pages.unwrap_or_default() * 4096
