@@ -32,6 +32,7 @@ use clusters::{Found, Wanted, clusters, hosts, imports, known_imports, named, no
 use control::Reloaded;
 use proxy::Proxy;
 use supervisor::{Board, Supervisor};
+use tried::Tried;
 
 pub(crate) use answers::{Asked, Requests};
 pub(crate) use error::ManagerError;
@@ -67,6 +68,7 @@ pub(crate) mod orphans;
 mod proxy;
 mod state;
 pub mod supervisor;
+mod tried;
 
 /// How long calls that end sessions may take after the tunnels have stopped.
 const SETTLE_LIMIT: Duration = Duration::from_secs(3);
@@ -87,6 +89,7 @@ pub(crate) struct Manager {
     run: String,
     /// What has been made for the tunnels.
     made: ssm::Made,
+    tried: Tried,
     proxy: Option<Proxy>,
     /// Who gets through the local ports.
     admission: Admission,
@@ -138,6 +141,7 @@ impl Manager {
                 place,
                 run,
                 made: ssm::Made::default(),
+                tried: Tried::default(),
                 proxy: None,
                 admission,
                 tasks,
@@ -517,6 +521,7 @@ impl Manager {
         };
         let config = tunnel::Config {
             readiness,
+            presence: self.tried.presence(&self.settings, access, &to),
             probe_interval: self.settings.probe_interval,
             up_within: self.settings.timeout,
             links: self.settings.sessions,

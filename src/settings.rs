@@ -298,6 +298,10 @@ impl UpSettings {
             let useless = stack.one(&UP.proxy_port);
             problems.extend(useless.map(|given| given.malformed("of use without `--kubeconfig-mode proxy`")));
         }
+        if !settings.on_demand {
+            let useless = stack.one(&UP.idle);
+            problems.extend(useless.map(|given| given.malformed("of use without `--on-demand`")));
+        }
         settings
     }
 

@@ -81,6 +81,8 @@ pub struct Config {
     /// How many connections wait for a link at most. It bounds what a client that tries again and
     /// again can pile up.
     pub held_connections: usize,
+    /// When it has a link: always, or on demand only.
+    pub presence: Presence,
     /// How long open connections have for ending by themselves when the tunnel is stopped.
     pub grace: Duration,
     /// Seed of delays and message ids; `None`: a random one.
@@ -98,6 +100,7 @@ impl Default for Config {
             hold_time: Duration::from_secs(30),
             max_connections: 1024,
             held_connections: 256,
+            presence: Presence::Always,
             grace: Duration::from_secs(1),
             seed: None,
         }
@@ -109,6 +112,19 @@ impl Config {
     fn keeps_warm(&self) -> bool {
         !self.probe_interval.is_zero()
     }
+}
+
+/// When a tunnel has a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    Always,
+    /// The first connection that comes has one started, which ends when there has been no connection for a while.
+    OnDemand {
+        /// How long a link is kept without connections.
+        idle: Duration,
+        /// Whether one is started to begin with, which proves that it can be had.
+        proved: bool,
+    },
 }
 
 /// What it takes for a tunnel to be ready.
@@ -263,7 +279,7 @@ impl Running {
                 () = sleep_until(accept_again), if accept_again > now => {}
                 () = sleep_until(due.unwrap_or_default()), if due.is_some() => self.handle_timers(),
             }
-            self.links.review(clock.now());
+            self.changed |= self.links.review(clock.now(), !self.held.is_empty());
             self.dispatch();
         }
         drop(listeners);
@@ -415,7 +431,7 @@ impl Running {
                 status.state = state;
                 status.since = system_time(now.wall);
             }
-            if state == State::Active {
+            if matches!(state, State::Active | State::Idle) {
                 status.ready_at.get_or_insert(status.since);
             }
             status.links = links;

@@ -220,8 +220,12 @@ mod tests {
 
     #[test]
     fn every_setting_may_be_in_the_file() {
-        let others =
-            ["bastion: i-0abcdef1".to_owned(), format!("role_arn: {ROLE}"), "kubeconfig_mode: proxy".to_owned()];
+        let others = [
+            "bastion: i-0abcdef1".to_owned(),
+            format!("role_arn: {ROLE}"),
+            "kubeconfig_mode: proxy".to_owned(),
+            "on_demand: true".to_owned(),
+        ];
         for row in rows::all() {
             let line = format!("{}: {}", row.name, example(row));
             let own = format!("{}:", row.name);

@@ -69,7 +69,7 @@ fn awaited(tunnel: &TunnelStatus, silence: Duration) -> Option<&LinkStatus> {
     let link = tunnel.link().filter(|link| link.awaits_peer(silence, now))?;
     match tunnel.state {
         State::Starting | State::Reconnecting | State::Failed => Some(link),
-        State::Active | State::Degraded | State::Stopped => None,
+        State::Active | State::Degraded | State::Idle | State::Stopped => None,
     }
 }
 
@@ -89,6 +89,7 @@ fn progress_text(tunnel: &TunnelStatus) -> String {
                 tunnel.last_probe.map(|probe| format!(", {} ms", probe.round_trip.as_millis())).unwrap_or_default();
             format!("{place} active{through}{probe}")
         }
+        State::Idle => format!("{place} idle, until a connection comes"),
         State::Starting => format!("{place} starting"),
         State::Reconnecting | State::Degraded | State::Failed | State::Stopped => {
             let error = tunnel.last_error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();

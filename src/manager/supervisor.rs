@@ -60,7 +60,7 @@ pub struct Board {
 }
 
 impl Board {
-    /// Whether every tunnel is proved to work.
+    /// Whether every tunnel can be used.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.tunnels.iter().all(TunnelStatus::is_ready)
@@ -72,9 +72,9 @@ impl Board {
         if self.stopping {
             return Overall::Stopping;
         }
-        let works = self.tunnels.iter().filter(|tunnel| tunnel.state == State::Active).count();
+        let works = self.tunnels.iter().filter(|tunnel| tunnel.is_ready()).count();
         let failed = self.tunnels.iter().any(|tunnel| matches!(tunnel.state, State::Failed | State::Stopped));
-        let starting = self.tunnels.iter().all(|tunnel| tunnel.ready_at.is_none() || tunnel.state == State::Active);
+        let starting = self.tunnels.iter().all(|tunnel| tunnel.ready_at.is_none() || tunnel.is_ready());
         if works == self.tunnels.len() {
             Overall::Active
         } else if !failed && starting {
@@ -395,5 +395,9 @@ mod tests {
         assert_eq!(of(&[away, away]), Overall::Degraded);
         assert_eq!(of(&[failed, starting]), Overall::Failed);
         assert_eq!(of(&[failed, away]), Overall::Failed);
+        let (idle, waking) = ((State::Idle, true), (State::Starting, true));
+        assert_eq!(of(&[active, idle, waking]), Overall::Active);
+        assert_eq!(of(&[idle, away]), Overall::Degraded);
+        assert_eq!(of(&[starting, idle]), Overall::Starting);
     }
 }

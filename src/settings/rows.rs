@@ -227,6 +227,11 @@ table! {
         /// large ones. More are started when connections come while the others carry data; these connections wait up to 2 s
         /// for them. An additional session ends after a minute without connections
         sessions: usize = number("N", "a number of sessions", 1, 16).default("1"),
+        /// Binds the ports and writes the contexts as always, and starts a cluster's session with the first connection, which
+        /// waits for it. One session for each bastion is started at once, so that `tunnel ready` means that there can be one
+        on_demand: bool = switch(),
+        /// With `--on-demand`, how long a session is kept without connections
+        idle: Duration = duration("1m", "24h").default("15m"),
         // Agents took 32 KiB in one message (`StreamDataPayloadSize` of the official client is 1024, and agents have no limit of
         // their own); less than 256 would be mostly headers.
         /// Payload of each message that is sent, in bytes: larger ones carry more, but not every agent handles them well

@@ -143,7 +143,8 @@ impl Member {
     /// counts for nothing until it works.
     pub(super) fn speaks_for_tunnel(&self) -> bool {
         match self.role {
-            Role::Base | Role::Relief | Role::Retiring => true,
+            Role::Base | Role::Relief => true,
+            Role::Retiring => self.open() > 0,
             Role::Extra => self.slot.state() == State::Active,
             Role::Candidate => false,
         }

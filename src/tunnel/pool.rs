@@ -22,6 +22,9 @@
 //! What becomes of them is no matter for the tunnel: one that cannot be had is tried again with a growing pause, while
 //! connections take what there is; one that is lost is resumed for its connections' sake, and closed if it has none.
 //!
+//! A tunnel [on demand](Presence::OnDemand) **rests** when no connection has come for a while: all of its links end, and its
+//! base is a place without one until a connection waits.
+//!
 //! Invariants: a link that may take connections is never stopped while it has some; what is not the base is not
 //! replaced when it ends; base and extra links are never more than the configured number; there is one relief and one
 //! candidate at most.
@@ -42,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, warn};
 
 use super::{
-    LinkStatus, Readiness, Shared, State,
+    LinkStatus, Presence, Readiness, Shared, State,
     member::{Link, Member, Role, Totals},
     probe::Probe,
     prober::Prober,
@@ -111,10 +114,14 @@ pub(super) struct Pool {
     share_at: Duration,
     /// Extra links in a row that never worked.
     share_failures: u32,
+    /// When a connection was last seen, waiting or open.
+    used_at: Duration,
+    /// Whether the base had worked when it was last looked at.
+    was_up: bool,
 }
 
 impl Pool {
-    /// Starts the base.
+    /// Starts the base, or lets it rest to begin with.
     pub(super) fn start(
         shared: Arc<Shared>,
         seed: u64,
@@ -149,20 +156,40 @@ impl Pool {
             failbacks: 0,
             share_at: Duration::ZERO,
             share_failures: 0,
+            used_at: Duration::ZERO,
+            was_up: false,
         };
-        let routes = pool.shared.routes.len();
-        pool.open(Role::Base, 0, routes);
+        let now = pool.shared.common.clock().now();
+        pool.used_at = now.mono;
+        match pool.shared.config.presence {
+            Presence::OnDemand { proved: false, .. } => pool.open_resting(now),
+            Presence::OnDemand { proved: true, .. } | Presence::Always => {
+                pool.open(Role::Base, 0, pool.shared.routes.len());
+            }
+        }
         pool
     }
 
     /// Makes a place, with a link on one of the first `routes` routes, `first` to begin with.
     fn open(&mut self, role: Role, first: usize, routes: usize) {
-        let number = self.next_member;
+        let slot = Slot::new(self.shared.common.clock().now(), self.proof);
+        let place = self.add(role, slot, first, routes);
+        self.link(place, first, Duration::ZERO);
+    }
+
+    /// Makes a base that has no link until a connection waits.
+    fn open_resting(&mut self, now: Now) {
+        let mut slot = Slot::new(now, self.proof);
+        slot.rest(now);
+        self.add(Role::Base, slot, 0, self.shared.routes.len());
+    }
+
+    fn add(&mut self, role: Role, slot: Slot, first: usize, routes: usize) -> usize {
+        let place = self.next_member;
         self.next_member += 1;
-        let now = self.shared.common.clock().now();
-        let slot = Slot::new(now, self.proof);
-        self.members.insert(number, Member::new(role, slot, first, routes, self.stop.child_token(), now.mono));
-        self.link(number, first, Duration::ZERO);
+        let now = self.shared.common.clock().now().mono;
+        self.members.insert(place, Member::new(role, slot, first, routes, self.stop.child_token(), now));
+        place
     }
 
     /// Starts a link for a place, after a pause.
@@ -286,8 +313,17 @@ impl Pool {
         let idle = self.members.values().filter(|member| member.role == Role::Extra);
         let idle = idle.map(|member| member.used_at + SHARE_IDLE);
         let failback = self.failback_at.filter(|_| self.candidate().is_none());
-        let deadlines = settling.chain(relieved).chain(given_up).chain(shared).chain(idle).chain(failback);
+        let deadlines =
+            settling.chain(relieved).chain(given_up).chain(shared).chain(idle).chain(failback).chain(self.rests_at());
         deadlines.filter(|at| *at > now).min()
+    }
+
+    /// Returns when the links end unless a connection comes; `None`: they do not. What has never worked goes on until it
+    /// does, as nobody would learn that it cannot be had.
+    fn rests_at(&self) -> Option<Duration> {
+        let Presence::OnDemand { idle, .. } = self.shared.config.presence else { return None };
+        let (_, base) = self.base()?;
+        (base.slot.was_active() && base.slot.state() != State::Idle).then(|| self.used_at + idle)
     }
 
     fn base(&self) -> Option<(usize, &Member)> {

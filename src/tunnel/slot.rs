@@ -154,13 +154,25 @@ impl Slot {
         self.behind = recovery::is_behind(self.backlog, self.behind, start_time);
     }
 
+    /// Waits for a connection that needs a link. If the first one that is started then does not come, what follows is no
+    /// beginning any more.
+    pub(super) fn rest(&mut self, now: Now) {
+        self.dormant = true;
+        self.was_active = true;
+        self.set(State::Idle, now);
+    }
+
     /// Takes note that a link is being started on a route.
     pub(super) fn connect(&mut self, route: &dyn Route, now: Now) {
         self.dormant = false;
         self.route = Some(route.label());
         self.silence_hints = route.advise_silence();
-        if self.state != State::Failed {
-            self.set(self.connecting(), now);
+        match self.state {
+            State::Failed => {}
+            State::Idle => self.set(State::Starting, now),
+            State::Starting | State::Active | State::Reconnecting | State::Degraded | State::Stopped => {
+                self.set(self.connecting(), now);
+            }
         }
     }
 

@@ -23,6 +23,8 @@ pub enum State {
     Reconnecting,
     /// The link is there and the API server is not, or not always.
     Degraded,
+    /// It has no link until a connection comes.
+    Idle,
     /// Only a human can help; it is tried again all the same, slowly.
     Failed,
     /// It has been stopped.
@@ -38,6 +40,7 @@ impl State {
             Self::Active => "active",
             Self::Reconnecting => "reconnecting",
             Self::Degraded => "degraded",
+            Self::Idle => "idle",
             Self::Failed => "failed",
             Self::Stopped => "stopped",
         }
@@ -48,11 +51,12 @@ impl State {
     pub(super) fn of(links: impl Iterator<Item = Self>) -> Self {
         let rank = |state: &Self| match state {
             Self::Active => 0,
-            Self::Degraded => 1,
-            Self::Reconnecting => 2,
-            Self::Starting => 3,
-            Self::Failed => 4,
-            Self::Stopped => 5,
+            Self::Idle => 1,
+            Self::Degraded => 2,
+            Self::Reconnecting => 3,
+            Self::Starting => 4,
+            Self::Failed => 5,
+            Self::Stopped => 6,
         };
         links.min_by_key(rank).unwrap_or(Self::Stopped)
     }
@@ -75,7 +79,7 @@ pub struct TunnelStatus {
     pub state: State,
     /// Since when it has been in this state.
     pub since: SystemTime,
-    /// When it was first proved to work.
+    /// When it was first ready: proved to work, or left idle because another is.
     pub ready_at: Option<SystemTime>,
     /// Its links: the one that is always there, then others in the order of their starts. Those without a route yet
     /// are left out.
@@ -116,10 +120,15 @@ impl TunnelStatus {
         self.last_error = Some(LastError { at, fault: Arc::new(Fault::new(Class::Bug, Panicked { message })) });
     }
 
-    /// Whether the tunnel is proved to work.
+    /// Whether it can be used: the tunnel is proved to work, is idle, or is being started from there.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.state == State::Active
+        match self.state {
+            State::Active | State::Idle => true,
+            // One that has worked is not starting but reconnecting.
+            State::Starting => self.ready_at.is_some(),
+            State::Reconnecting | State::Degraded | State::Failed | State::Stopped => false,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod config;
 mod crash;
 mod credentials;
 mod databases;
+mod demand;
 mod direct;
 mod doctor;
 mod documents;

@@ -1,6 +1,7 @@
 //! Whole tunnels on paused time, over in-memory transports, against a scripted agent.
 
 mod agent;
+mod demand;
 mod found;
 mod hosts;
 #[cfg(feature = "demo")]

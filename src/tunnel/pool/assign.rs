@@ -15,10 +15,21 @@ use crate::{
 };
 
 impl Pool {
-    /// Sees to it that there are the links that there have to be. To be called after reports.
-    pub(in crate::tunnel) fn review(&mut self, now: Now) {
+    /// Sees to it that there are the links that there have to be. To be called after reports; `is_waited_for`: a connection
+    /// waits for one. Returns whether the tunnel rests from now on.
+    pub(in crate::tunnel) fn review(&mut self, now: Now, is_waited_for: bool) -> bool {
         if self.stop.is_cancelled() {
-            return;
+            return false;
+        }
+        // What has just come up for the first time is kept as long as what has been used.
+        let was_up = self.base().is_some_and(|(_, base)| base.slot.was_active());
+        if is_waited_for || self.open_connections() > 0 || !self.was_up {
+            self.used_at = now.mono;
+        }
+        self.was_up = was_up;
+        let rests = self.rests_at().is_some_and(|at| at <= now.mono);
+        if rests {
+            self.rest(now);
         }
         self.adopt();
         let start_time = self.start_time;
@@ -64,6 +75,20 @@ impl Pool {
             self.remove_gone(place, now);
         }
         self.look_for_better_route(now);
+        rests
+    }
+
+    /// Ends all links, none of which has a connection, until one comes.
+    fn rest(&mut self, now: Now) {
+        info!("there has been no connection for a while: no link until one comes");
+        for member in self.members.values_mut() {
+            if member.role == Role::Base {
+                self.past.restarts += member.slot.restarts;
+            }
+            member.retire();
+        }
+        (self.failbacks, self.failback_at) = (0, None);
+        self.open_resting(now);
     }
 
     /// Puts a candidate that has proved itself in the place of the base, and of extra links on worse routes.

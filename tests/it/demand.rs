@@ -1,0 +1,49 @@
+//! `up --on-demand`: sessions for those clusters that somebody uses.
+
+use autoheal_pa::emulator::{ClusterConfig, Config};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use super::support::{Lab, within};
+
+async fn pods(lab: &Lab, context: &str) -> usize {
+    let kubeconfig = Kubeconfig::read_from(lab.kubeconfig()).unwrap();
+    let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
+    let pods: Api<Pod> = Api::all(Client::try_from(config).unwrap());
+    within("the pods", pods.list(&Default::default())).await.unwrap().items.len()
+}
+
+fn states(status: &serde_json::Value) -> Vec<String> {
+    let tunnels = status["tunnels"].as_array().unwrap();
+    tunnels.iter().map(|tunnel| tunnel["state"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_has_a_session_once_somebody_uses_it() {
+    let clusters = ["blue", "green", "red"].map(ClusterConfig::new).to_vec();
+    let lab = Lab::start(Config { clusters, ..Config::default() }).await;
+    let up = lab.up(&["--on-demand"]).await;
+    assert_eq!(lab.emulator.sessions().len(), 1, "one shows that there can be sessions");
+    assert_eq!(states(&lab.status(&[]).await), ["active", "idle", "idle"]);
+
+    assert!(pods(&lab, "pa-red").await > 0);
+    assert_eq!(lab.emulator.sessions().len(), 2);
+    within("a tunnel that works", async { while states(&lab.status(&[]).await) != ["active", "idle", "active"] {} })
+        .await;
+    let said = lab.run(&["status"]).await;
+    assert!(said.assert_success().contains("idle"), "it is nothing bad");
+    up.stop().await.assert_success();
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_session_is_kept_means_nothing_without_on_demand() {
+    let lab = Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await;
+    let ended = lab.run(&["up", "--idle", "5m"]).await;
+    assert_eq!(ended.code(), Some(2));
+    assert!(ended.stderr.contains("`--idle`") && ended.stderr.contains("`--on-demand`"), "{}", ended.stderr);
+}
