@@ -63,7 +63,7 @@ async fn a_session_ends_when_nobody_has_used_it_for_a_while_and_not_before() {
     let status = world.until_state(State::Idle).await;
     // What a closed connection leaves behind counts for half a minute more.
     assert!((IDLE.as_secs()..IDLE.as_secs() + 35).contains(&clock.elapsed().as_secs()), "{:?}", clock.elapsed());
-    world.until_call(&Call::Terminate("1".into())).await;
+    world.until_call(&Call::Terminate("0".into())).await;
     assert_eq!((status.restarts, status.connections_total), (0, 5));
 
     let mut next = world.connect();
