@@ -161,7 +161,7 @@ fn waiting<'a>(status: &'a ManagerStatus, wanted: &'a Wanted) -> impl Iterator<I
         };
         (clusters.is_empty() && contexts.is_empty() && forwards.is_empty()) || names.contains(&tunnel.cluster)
     };
-    status.tunnels.iter().filter(is_wanted).filter(|tunnel| tunnel.state != "active")
+    status.tunnels.iter().filter(is_wanted).filter(|tunnel| !tunnel.is_ready())
 }
 
 /// Says which tunnels of a running manager do not work.

@@ -76,7 +76,7 @@ fn ready(status: &ManagerStatus) -> Result<ExitCode, CommandError> {
     if status.state == "active" {
         return Ok(ExitCode::SUCCESS);
     }
-    let broken = status.tunnels.iter().filter(|tunnel| tunnel.state != "active").count();
+    let broken = status.tunnels.iter().filter(|tunnel| !tunnel.is_ready()).count();
     let message = format!("the manager is {}: {broken} of {} tunnels do not work", status.state, status.tunnels.len());
     Err(CommandError::new(Kind::Tunnel, message).hint("`autoheal-pa doctor` says why"))
 }
@@ -228,7 +228,7 @@ fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
         let Some(error) = &tunnel.last_error else { continue };
         let at = tunnel.last_error_at.map(|at| ago(at, now)).unwrap_or_default();
         text.push_str(&format!("  {at} ago: {error}\n"));
-        if let Some(hint) = tunnel.hint.as_ref().filter(|_| tunnel.state != "active") {
+        if let Some(hint) = tunnel.hint.as_ref().filter(|_| !tunnel.is_ready()) {
             text.push_str(&format!("  hint: {hint}\n"));
         }
     }
@@ -237,7 +237,7 @@ fn table(tunnels: &[TunnelReport], now: SystemTime, paint: Paint) -> String {
 
 /// Whether its session has been started and the agent has not spoken yet.
 fn awaits_agent(tunnel: &TunnelReport) -> bool {
-    tunnel.session_id.is_some() && tunnel.agent_version.is_none() && tunnel.state != "active"
+    tunnel.session_id.is_some() && tunnel.agent_version.is_none() && !tunnel.is_ready()
 }
 
 fn or_dash(text: Option<&String>) -> String {

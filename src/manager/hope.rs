@@ -24,7 +24,12 @@ impl Hope {
         let is_lost = |tunnel: &TunnelStatus| {
             tunnel.state == State::Failed && tunnel.ready_at.is_none() && (time_is_up || !self.may_return(tunnel))
         };
-        !board.tunnels.iter().all(|tunnel| tunnel.state == State::Stopped || is_lost(tunnel))
+        // That one is idle says nothing of whether there could be a session: another is tried for that.
+        let mut tried = board.tunnels.iter().filter(|tunnel| tunnel.state != State::Idle).peekable();
+        if tried.peek().is_none() {
+            return !board.tunnels.is_empty();
+        }
+        !tried.all(|tunnel| tunnel.state == State::Stopped || is_lost(tunnel))
     }
 
     fn may_return(&self, tunnel: &TunnelStatus) -> bool {

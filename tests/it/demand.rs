@@ -34,6 +34,8 @@ async fn a_cluster_has_a_session_once_somebody_uses_it() {
     assert_eq!(lab.emulator.sessions().len(), 2);
     within("a tunnel that works", async { while states(&lab.status(&[]).await) != ["active", "idle", "active"] {} })
         .await;
+    assert_eq!(lab.run(&["exec", "--", "true"]).await.code(), Some(0), "one that is idle is waited for by nobody");
+    assert_eq!(lab.run(&["status", "--ready"]).await.code(), Some(0));
     let said = lab.run(&["status"]).await;
     assert!(said.assert_success().contains("idle"), "it is nothing bad");
     up.stop().await.assert_success();
@@ -46,4 +48,14 @@ async fn how_long_a_session_is_kept_means_nothing_without_on_demand() {
     let ended = lab.run(&["up", "--idle", "5m"]).await;
     assert_eq!(ended.code(), Some(2));
     assert!(ended.stderr.contains("`--idle`") && ended.stderr.contains("`--on-demand`"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bastion_that_is_not_there_is_told_at_once_however_many_tunnels_are_idle() {
+    let clusters = ["blue", "green", "red"].map(ClusterConfig::new).to_vec();
+    let lab = Lab::start(Config { clusters, ..Config::default() }).await;
+    let up = lab.run(&["up", "--base-port", "0", "--on-demand", "--bastion", "i-00000000", "--timeout", "10m"]);
+    let ended = within("the end", up).await;
+    assert_eq!(ended.code(), Some(4), "{}", ended.stderr);
+    assert!(ended.stderr.contains("i-00000000"), "{}", ended.stderr);
 }

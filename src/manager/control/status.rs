@@ -83,7 +83,7 @@ pub struct TunnelReport {
     pub account: String,
     /// The local port, on 127.0.0.1.
     pub port: u16,
-    /// `starting`, `active`, `reconnecting`, `degraded`, `failed` or `stopped`.
+    /// `starting`, `active`, `idle`, `reconnecting`, `degraded`, `failed` or `stopped`.
     pub state: String,
     /// Since when it has been in this state.
     pub since: Timestamp,
@@ -126,6 +126,14 @@ pub struct TunnelReport {
     // A manager of an earlier version does not say.
     #[serde(default)]
     pub sessions: Vec<SessionReport>,
+}
+
+impl TunnelReport {
+    /// Whether it can be used: it works, or a session is started for the first connection.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state.as_str(), "active" | "idle")
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
