@@ -389,10 +389,11 @@ impl Aws {
     {
         let mut error = classify(call, error);
         // EC2 says the same of credentials that have expired, and no clock is to blame that is known to be right.
-        if let AwsError::ClockSkew { source } = &error
-            && source.to_string().starts_with("RequestExpired")
+        let code = error.answer().and_then(|answer| answer.code.as_deref());
+        if code == Some("RequestExpired")
             && self.offset().is_known()
             && self.offset().off().is_none()
+            && let AwsError::ClockSkew { source } = &error
         {
             error = AwsError::ExpiredCredentials { source: Arc::clone(source) };
         }
