@@ -326,14 +326,17 @@ impl Manager {
         let wanted_ports: Vec<u16> =
             tunnels.iter().filter(|(port, ..)| port.is_none()).filter_map(|wanted| wanted.3).collect();
         let in_the_way: Vec<u16> = gone.iter().copied().filter(|port| wanted_ports.contains(port)).collect();
-        self.supervisor.end(&in_the_way).await;
-        let gone: Vec<u16> = gone.into_iter().filter(|port| !in_the_way.contains(port)).collect();
         let mut bound = Vec::new();
-        for port in &wanted_ports {
-            let forward =
-                tunnels.iter().find(|wanted| wanted.3 == Some(*port)).map(|wanted| wanted.2.name().to_owned());
-            bound.push(self.bind_on(*port, forward.unwrap_or_default())?);
+        // What can fail comes before anything ends.
+        let (later, first): (Vec<u16>, Vec<u16>) = wanted_ports.iter().partition(|port| in_the_way.contains(port));
+        for port in first.into_iter().chain(later) {
+            if in_the_way.contains(&port) {
+                self.supervisor.end(&in_the_way).await;
+            }
+            let forward = tunnels.iter().find(|wanted| wanted.3 == Some(port)).map(|wanted| wanted.2.name().to_owned());
+            bound.push(self.bind_on(port, forward.unwrap_or_default())?);
         }
+        let gone: Vec<u16> = gone.into_iter().filter(|port| !in_the_way.contains(port)).collect();
         let mut ports = Ports::new(self.settings.base_port, false, self.admission.clone())
             .without(old.tunnels.iter().map(|tunnel| tunnel.port).chain(wanted_ports));
         let mut all = Vec::new();
