@@ -214,9 +214,9 @@ table! {
             text("PREFIX", is_context_prefix, "a prefix: at most 64 characters without spaces").default("pa-"),
         /// How long to wait until all tunnels are ready
         timeout: Duration = duration("1s", "24h").default("60s").otherwise("one minute, and three where a task may have to be started"),
-        // The default is several in each minute in which a session may idle out.
         /// What makes a forward ready: that the other end of its session takes connections, or that the host has accepted one
         check: ForwardCheck = choice::<ForwardCheck>("CHECK").default("agent"),
+        // The default is several in each minute in which a session may idle out.
         /// How often each tunnel is proved to work, which also keeps its session from idling out; 0: only once
         probe_interval: Duration = duration_or_zero("1s", "1h").default("30s"),
         /// How long to try to resume a lost session, which keeps open connections, before starting a new one

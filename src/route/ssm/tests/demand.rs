@@ -61,7 +61,7 @@ async fn a_session_ends_when_nobody_has_used_it_for_a_while_and_not_before() {
     assert_eq!(starts(&mut world), 1, "nothing has flapped");
     let clock = Stopwatch::start();
     let status = world.until_state(State::Idle).await;
-    // What a closed connection leaves behind counts for half a minute more.
+    // A destination that has more to say has half a minute for it, see `half_close_timeout`.
     assert!((IDLE.as_secs()..IDLE.as_secs() + 35).contains(&clock.elapsed().as_secs()), "{:?}", clock.elapsed());
     world.until_call(&Call::Terminate("0".into())).await;
     assert_eq!((status.restarts, status.connections_total), (0, 5));
