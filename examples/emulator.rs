@@ -24,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[command(name = "emulator", after_help = faults())]
 struct Args {
     /// Number of EKS clusters
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=200))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=2000))]
     clusters: u16,
     /// Port of the AWS APIs on 127.0.0.1; 0 takes a free one
     #[arg(long, value_name = "P", default_value_t = 0)]

@@ -27,6 +27,7 @@ pub mod error;
 mod events;
 pub mod exec;
 pub mod forward;
+pub mod kubeconfig;
 pub mod limits;
 pub mod log;
 pub mod logs;
@@ -132,6 +133,21 @@ pub enum Command {
     #[command(after_help = "Examples:\n  eval \"$(autoheal-pa env)\"\n  autoheal-pa env --shell fish | source\n  \
                             autoheal-pa env --shell powershell | Out-String | Invoke-Expression")]
     Env(env::EnvArgs),
+    /// Writes contexts by which kubectl starts the tunnels itself, and starts nothing
+    ///
+    /// As `aws eks update-kubeconfig`, for all clusters: from then on there is nothing to start or stop. The first kubectl
+    /// starts the manager in the background, which ends when nobody has used it for `--idle`. Ports stay as they are.
+    #[command(
+        // It is on demand in any case; what cannot be is refused, with the reason.
+        mut_arg("on_demand", |arg| arg.hide(true)),
+        mut_arg("detach", |arg| arg.hide(true)),
+        mut_arg("no_clusters", |arg| arg.hide(true)),
+        after_help = "Examples:\n  autoheal-pa kubeconfig --bastion i-0dc03fbcae2a87472\n  \
+                            kubectl --kubeconfig ~/.kube/autoheal-pa.yaml --context pa-payments get pods\n  \
+                            autoheal-pa kubeconfig --bastion auto --idle 1h --kubeconfig ~/.kube/config\n  \
+                            autoheal-pa kubeconfig --remove"
+    )]
+    Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Prints a token for a cluster as an ExecCredential; kubectl runs this itself
     #[command(after_help = "Example:\n  autoheal-pa token --cluster-name payments --region us-east-1")]
     Token(token::TokenArgs),
@@ -189,6 +205,7 @@ impl Cli {
             | Command::Doctor(_)
             | Command::Down(_)
             | Command::Env(_)
+            | Command::Kubeconfig(_)
             | Command::Logs(_)
             | Command::Man(_)
             | Command::Policy(_)
@@ -212,6 +229,7 @@ impl Cli {
             | Command::Clusters(_)
             | Command::Config(_)
             | Command::Env(_)
+            | Command::Kubeconfig(_)
             | Command::Token(_)
             | Command::Doctor(_)
             | Command::Policy(_)
@@ -251,6 +269,7 @@ impl Cli {
             Command::Config(args) => config::run(args, global, printer),
             Command::Doctor(args) => Box::pin(doctor::run(args, global, printer)).await,
             Command::Env(args) => Box::pin(env::run(&args, &global, printer)).await,
+            Command::Kubeconfig(args) => Box::pin(kubeconfig::run(args, global, printer)).await,
             Command::Man(args) => man::run(&args, printer),
             Command::Policy(args) => Box::pin(policy::run(&args, &global, printer)).await,
             Command::Token(args) => Box::pin(token::run(args, global, printer)).await,

@@ -53,6 +53,9 @@ const MAX_LEN: u64 = 32 << 20;
 /// The flag by which the plugin is told the directory of its manager, whose last part is the manager's name.
 pub const MANAGER_FLAG: &str = "--manager";
 
+/// What stands before the words with which a manager is started.
+const START: &str = "--";
+
 /// Room on the disk that a kubeconfig is taken to need beyond what it has, in bytes: some five clusters.
 const ROOM: usize = 16 << 10;
 
@@ -65,6 +68,37 @@ pub struct Exec {
     pub args: Vec<String>,
     /// Variables that are set for it, name and value. Never a secret.
     pub env: Vec<(String, String)>,
+}
+
+impl Exec {
+    /// Puts the words behind `--`, with which the program starts a manager where none runs.
+    #[must_use]
+    pub fn starting(mut self, words: impl IntoIterator<Item = String>) -> Self {
+        self.args.push(START.to_owned());
+        self.args.extend(words);
+        self
+    }
+
+    /// Returns the same without these: it gives a token then, and starts nothing.
+    #[must_use]
+    pub fn starting_nothing(mut self) -> Self {
+        self.args.truncate(self.args.iter().position(|arg| arg == START).unwrap_or(self.args.len()));
+        self
+    }
+
+    /// Returns the words, if there are any.
+    #[must_use]
+    pub fn start(&self) -> Option<&[String]> {
+        let at = self.args.iter().position(|arg| arg == START)?;
+        self.args.get(at + 1..)
+    }
+
+    /// Returns the value of an option of the program itself.
+    #[must_use]
+    pub fn option(&self, flag: &str) -> Option<&str> {
+        let own = self.args.iter().take_while(|arg| *arg != START);
+        own.filter_map(|arg| arg.strip_prefix(flag)?.strip_prefix('=')).next()
+    }
 }
 
 /// One cluster in a kubeconfig: a cluster and a context of the same name, and mostly a user as well.
@@ -169,6 +203,15 @@ pub fn still_there(path: &Path, names: &[String]) -> Result<Vec<String>, Kubecon
 /// See [`KubeconfigError`].
 pub fn plugins_of(path: &Path, manager: &str) -> Result<Vec<Exec>, KubeconfigError> {
     merge::plugins_of(&read_or_empty(path)?, manager).map_err(|refusal| refusal.at(path))
+}
+
+/// Returns what kubectl runs for each context of a manager that has it start one.
+///
+/// # Errors
+/// See [`KubeconfigError`].
+pub fn starting(path: &Path, manager: &str) -> Result<Vec<Exec>, KubeconfigError> {
+    let all = merge::execs_of(&read_or_empty(path)?, manager).map_err(|refusal| refusal.at(path))?;
+    Ok(all.into_iter().filter(|exec| exec.start().is_some()).collect())
 }
 
 /// Reads, merges and writes. The caller holds the lock.

@@ -27,10 +27,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use accesses::shared;
 use answers::{Answers, Examinations};
 use clusters::{Found, Wanted, clusters, hosts, imports, known_imports, named, no_clusters, of_access, search, usable};
 use control::Reloaded;
+use life::Life;
 use proxy::Proxy;
+use standing::Standing;
 use supervisor::{Board, Supervisor};
 use tried::Tried;
 
@@ -41,18 +44,19 @@ pub(crate) use hope::Hope;
 pub(crate) use state::{ManagerState, OpenAccess, TunnelEntry};
 
 use crate::{
-    aws::{Aws, Caller},
+    aws::Aws,
     doctor::{self, Finding},
     journal::{Entry, Journal},
     kubeconfig,
     overlap::overlap,
     remote::Remote,
-    route::{Routes, ssm},
-    settings::{Access, ForwardCheck, UpSettings},
-    tunnel::{self, Admission, Common, Listeners, News, Ports, Readiness, Tunnel},
+    route::ssm,
+    settings::{ForwardCheck, UpSettings},
+    tunnel::{self, Admission, Listeners, Ports, Readiness, Tunnel},
     util::folder::Folder,
 };
 
+mod accesses;
 mod answers;
 pub mod background;
 mod clusters;
@@ -64,8 +68,10 @@ mod error;
 mod events;
 mod files;
 mod hope;
+mod life;
 pub(crate) mod orphans;
 mod proxy;
+mod standing;
 mod state;
 pub mod supervisor;
 mod tried;
@@ -90,6 +96,8 @@ pub(crate) struct Manager {
     /// What has been made for the tunnels.
     made: ssm::Made,
     tried: Tried,
+    standing: Standing,
+    life: Arc<Life>,
     proxy: Option<Proxy>,
     /// Who gets through the local ports.
     admission: Admission,
@@ -120,7 +128,9 @@ impl Manager {
         let state = Arc::new(watch::Sender::new(ManagerState::default()));
         let (asked, requests) = mpsc::channel(4);
         let examinations = Examinations::new(words);
-        let answers = Answers::new(settings.common.name.clone(), log, &supervisor, &state, asked, examinations.clone());
+        let life = Life::new(supervisor.clock(), settings.ends_unused.then_some(settings.idle));
+        let life = Arc::new(if settings.contexts_only { life.over() } else { life });
+        let answers = Answers::new(&settings, log, &supervisor, &state, asked, examinations.clone(), Arc::clone(&life));
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn({
@@ -142,6 +152,8 @@ impl Manager {
                 run,
                 made: ssm::Made::default(),
                 tried: Tried::default(),
+                standing: Standing::default(),
+                life,
                 proxy: None,
                 admission,
                 tasks,
@@ -160,6 +172,7 @@ impl Manager {
     pub(crate) async fn open(&mut self) -> Result<(), ManagerError> {
         let imports = imports(&self.settings).await?;
         self.check_files(&imports).await?;
+        self.read_standing().await?;
         let fixed = self.bind_fixed()?;
         let wanted = self.settings.access.clone();
         let clients = try_join_all(wanted.iter().map(|settings| Aws::new(&settings.aws))).await?;
@@ -184,6 +197,7 @@ impl Manager {
         if let Some(proxy) = self.settings.proxy() {
             let proxy = Proxy::start(proxy, self.admission.clone(), &mut self.tasks, &self.stop)?;
             self.listener.tell(Event::ProxyServes { port: proxy.port() });
+            self.state.send_modify(|state| state.proxy_port = Some(proxy.port()));
             self.proxy = Some(proxy);
         }
         self.write_kubeconfig(&tunnels).await?;
@@ -212,14 +226,14 @@ impl Manager {
         mut fixed: BTreeMap<u16, Listeners>,
     ) -> Result<Vec<Wanted>, ManagerError> {
         let ports = Ports::new(self.settings.base_port, self.settings.strict_ports, self.admission.clone());
-        let mut ports = ports.without(fixed.keys().copied());
+        let mut ports = ports.without(fixed.keys().copied().chain(self.standing.ports()));
         let (mut tunnels, mut waiting) = (Vec::new(), Vec::new());
         let waits =
             accesses.iter().any(|access| access.settings.bastion.iter().any(|bastion| bastion.fargate().is_some()));
         for (access, mut found) in accesses.iter().zip(found) {
             while let Some(found) = found.recv().await {
                 let Some(cluster) = usable(found, access, &self.listener) else { continue };
-                let (listeners, to) = (self.bind_next(&mut ports)?, Remote::from(cluster));
+                let (listeners, to) = (self.bind_for(&cluster, &mut ports)?, Remote::from(cluster));
                 tunnels.push((listeners.port(), (Arc::clone(access), to.clone())));
                 if waits {
                     waiting.push((access, to, listeners));
@@ -338,14 +352,19 @@ impl Manager {
         }
         let gone: Vec<u16> = gone.into_iter().filter(|port| !in_the_way.contains(port)).collect();
         let mut ports = Ports::new(self.settings.base_port, false, self.admission.clone())
-            .without(old.tunnels.iter().map(|tunnel| tunnel.port).chain(wanted_ports));
+            .without(old.tunnels.iter().map(|tunnel| tunnel.port).chain(wanted_ports).chain(self.standing.ports()));
         let mut all = Vec::new();
         for (port, access, to, local_port) in tunnels {
             let port = match port.or(local_port) {
                 Some(port) => port,
                 None => {
-                    bound.push(self.bind_next(&mut ports)?);
-                    bound.last().map_or(0, Listeners::port)
+                    let listeners = match to.cluster() {
+                        Some(cluster) => self.bind_for(cluster, &mut ports)?,
+                        None => self.bind_next(&mut ports)?,
+                    };
+                    let port = listeners.port();
+                    bound.push(listeners);
+                    port
                 }
             };
             all.push((port, (access, to)));
@@ -390,6 +409,15 @@ impl Manager {
         Hope::new(self.state.subscribe())
     }
 
+    /// Waits until kubectl, which has started the manager, has not used it for a while; else for ever.
+    ///
+    /// # Cancel safety
+    /// Can be dropped at any time.
+    pub(crate) fn unused(&self) -> impl Future<Output = ()> + use<> {
+        let (life, board) = (Arc::clone(&self.life), self.board());
+        async move { life.end(board).await }
+    }
+
     pub(crate) fn settings(&self) -> &UpSettings {
         &self.settings
     }
@@ -417,7 +445,7 @@ impl Manager {
         if timeout(SETTLE_LIMIT, settled).await.is_err() {
             tracing::warn!("calls that end sessions did not return in time");
         }
-        if let Some(path) = state.kubeconfig.filter(|_| forget) {
+        if let Some(path) = state.kubeconfig.filter(|_| forget && !state.stands) {
             remove_contexts(path.clone(), self.settings.common.name.clone(), &self.listener).await;
             let common = &self.settings.common;
             if path == common.own_kubeconfig() {
@@ -428,83 +456,6 @@ impl Manager {
         self.stop.cancel();
         self.tasks.join_all().await;
         drop(self.control);
-    }
-
-    /// Finds out who an access is to AWS.
-    async fn enter(&self, settings: Access, aws: Aws) -> Result<OpenAccess, ManagerError> {
-        let caller = aws.caller().await?;
-        let routes = Routes::new(&aws, settings.reason.as_deref(), Some(self.owner(&caller)))
-            .with_ssh(&settings.ssh, self.listener.ask());
-        let common = Common::new(self.supervisor.clock());
-        Ok(OpenAccess { settings, aws, caller, routes, common, stop: self.stop.child_token() })
-    }
-
-    /// Returns by what it is found again what routes make for this manager.
-    fn owner(&self, caller: &Caller) -> ssm::Owner {
-        let common = &self.settings.common;
-        let dir = common.control_dir.clone();
-        ssm::Owner {
-            name: common.name.clone(),
-            place: self.place.clone(),
-            run: self.run.clone(),
-            host: common.aws.host_name.clone().unwrap_or_default(),
-            caller: caller.clone(),
-            journal: self.journal.clone(),
-            // What cannot be looked at is left alone.
-            is_running: Arc::new(move |name| !matches!(control::holder(&dir.with_file_name(name)), Ok(None))),
-            made: self.made.clone(),
-        }
-    }
-
-    /// As [`enter`](Self::enter), with the credentials and clients of a known access if there is one like it.
-    async fn enter_again(&self, settings: Access, known: &[Arc<OpenAccess>]) -> Result<Arc<OpenAccess>, ManagerError> {
-        match known.iter().find(|access| access.is_same(&settings)) {
-            Some(access)
-                if access.settings.bastion == settings.bastion
-                    && access.settings.clusters == settings.clusters
-                    && access.settings.import_contexts == settings.import_contexts
-                    && access.settings.no_clusters == settings.no_clusters
-                    && access.settings.forwards == settings.forwards =>
-            {
-                Ok(Arc::clone(access))
-            }
-            Some(access) => Ok(Arc::new(access.with(settings))),
-            None => {
-                let aws = Aws::new(&settings.aws).await?;
-                self.enter(settings, aws).await.map(Arc::new)
-            }
-        }
-    }
-
-    /// Tells who the identities are that are not known yet, and looks after each.
-    fn welcome(&mut self, accesses: &[Arc<OpenAccess>], known: &[Arc<OpenAccess>]) {
-        for (at, access) in accesses.iter().enumerate() {
-            let mut before = known.iter().chain(accesses.iter().take(at));
-            if !before.any(|other| other.is_same(&access.settings)) {
-                self.listener.tell(Event::Identified(access.caller.clone()));
-                self.look_after(access);
-            }
-        }
-    }
-
-    /// Keeps the credentials of an access fresh, and tells what the user has to know of them.
-    fn look_after(&mut self, access: &Arc<OpenAccess>) {
-        self.tasks.spawn({
-            let (aws, stop) = (access.aws.clone(), access.stop.clone());
-            async move { stop.run_until_cancelled(aws.keep_credentials()).await.unwrap_or_default() }
-        });
-        self.tasks.spawn({
-            let (listener, access) = (self.listener.clone(), Arc::clone(access));
-            async move {
-                let status = access.aws.credential_status();
-                let watched = credentials::watch(status, &listener, || access.common.retry_now());
-                access.stop.run_until_cancelled(watched).await.unwrap_or_default();
-            }
-        });
-        let (listener, access) = (self.listener.clone(), Arc::clone(access));
-        self.tasks.spawn(async move {
-            access.stop.run_until_cancelled(tell_news(&access.common, &listener)).await.unwrap_or_default();
-        });
     }
 
     async fn end_left_behind(&mut self, accesses: &[Arc<OpenAccess>]) {
@@ -537,40 +488,6 @@ impl Manager {
         let routes = access.routes.with_sessions(sessions);
         let routes = access.settings.bastion.iter().map(|bastion| routes.route(bastion)).collect();
         self.supervisor.start(Tunnel::new(to, routes, listeners, config, Arc::clone(&access.common)));
-    }
-}
-
-/// Has accesses of one identity in one region share what they have: credentials, routes, and what these make.
-fn shared(accesses: impl Iterator<Item = Arc<OpenAccess>>) -> Vec<Arc<OpenAccess>> {
-    let mut all: Vec<Arc<OpenAccess>> = Vec::new();
-    for access in accesses {
-        let shared = all.iter().find(|known| known.is_same(&access.settings));
-        let access = shared.map_or_else(|| Arc::clone(&access), |known| Arc::new(known.with(access.settings.clone())));
-        all.push(access);
-    }
-    all
-}
-
-/// Tells what tunnels have found that the user has to know. Never ends.
-async fn tell_news(common: &Common, listener: &Listener) {
-    let mut news = common.news();
-    let mut told = 0;
-    loop {
-        let new: Vec<News> = {
-            let all = news.borrow_and_update();
-            let (new, count) = all.since(told);
-            told = count;
-            new.cloned().collect()
-        };
-        for news in new {
-            listener.tell(match news {
-                News::Caution(caution) => Event::Caution(caution),
-                News::Notice(notice) => Event::Notice(notice),
-            });
-        }
-        if news.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
     }
 }
 

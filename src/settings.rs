@@ -15,6 +15,7 @@ pub use file::FileProblem;
 pub use flags::{Flags, ForwardCheck, GlobalArgs, KubeconfigMode, LogFormat, UpArgs};
 pub use identity::{CiOidc, ExecIdentity};
 pub use inputs::{INPUTS, Input, SdkVariables, Takes, variables};
+pub use launch::Launch;
 pub use policy::{PolicyArgs, PolicySettings};
 pub use problem::{Problem, SettingsError};
 pub use proxies::{Proxies, Proxy};
@@ -38,6 +39,7 @@ pub(crate) mod flags;
 pub(crate) mod fuzzing;
 mod identity;
 pub(crate) mod inputs;
+mod launch;
 mod policy;
 mod problem;
 mod proxies;
@@ -267,7 +269,13 @@ impl UpSettings {
         let mut problems = Vec::new();
         let mut sources = Sources::read(flags, environment, &mut problems)?;
         args.add_to(&mut sources.flags);
-        let settings = Self::collect(flags, &sources, environment, &mut problems);
+        let mut settings = Self::collect(flags, &sources, environment, &mut problems);
+        settings.launch = Launch::of(flags, &sources, &settings, environment);
+        settings.contexts_only = args.contexts_only;
+        settings.ends_unused = args.started_by_plugin;
+        if let Some(dir) = &args.manager {
+            settings.common.control_dir.clone_from(dir);
+        }
         let github_env = github_env(args.github_env, environment).unwrap_or_else(|error| {
             problems.extend(error.problems);
             None

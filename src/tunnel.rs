@@ -32,7 +32,7 @@ mod status;
 
 use std::{io, sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 use uuid::Uuid;
@@ -143,6 +143,7 @@ pub struct Tunnel {
     shared: Arc<Shared>,
     listeners: Listeners,
     status: watch::Sender<TunnelStatus>,
+    wanted: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -185,7 +186,13 @@ impl Tunnel {
             last_probe: None,
         };
         let shared = Arc::new(Shared { to, routes, config, common });
-        Self { shared, listeners, status: watch::Sender::new(status) }
+        Self { shared, listeners, status: watch::Sender::new(status), wanted: Arc::default() }
+    }
+
+    /// Returns what tells the tunnel that a connection will come soon, so that it has a link by then if it has none.
+    #[must_use]
+    pub fn wanted(&self) -> Arc<Notify> {
+        Arc::clone(&self.wanted)
     }
 
     /// Returns what the tunnel shows of itself, now and later.
@@ -204,8 +211,8 @@ impl Tunnel {
     /// None: dropping the future leaves links to be ended at their other end.
     pub async fn run(self, stop: CancellationToken) {
         let span = info_span!("tunnel", to = %self.shared.to.name());
-        let Self { shared, listeners, status } = self;
-        let task = async { Running::start(shared, status, &stop).run(listeners, stop).await };
+        let Self { shared, listeners, status, wanted } = self;
+        let task = async { Running::start(shared, status, &stop).run(listeners, &wanted, stop).await };
         task.instrument(span).await;
     }
 }
@@ -249,7 +256,7 @@ impl Running {
         }
     }
 
-    async fn run(mut self, mut listeners: Listeners, stop: CancellationToken) {
+    async fn run(mut self, mut listeners: Listeners, wanted: &Notify, stop: CancellationToken) {
         let clock = self.shared.common.clock();
         let sleep_until = |at: Duration| tokio::time::sleep_until(clock.instant(at));
         let mut accept_again = Duration::ZERO;
@@ -259,6 +266,7 @@ impl Running {
             let review_at = self.links.deadline(now, self.held.since());
             let timers = [self.held.deadline(), self.publish_at, review_at];
             let due = timers.into_iter().flatten().min();
+            let mut is_waited_for = false;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -276,10 +284,15 @@ impl Running {
                         accept_again = now + accept_pause(&error);
                     }
                 },
+                () = wanted.notified() => {
+                    self.links.wake();
+                    is_waited_for = true;
+                }
                 () = sleep_until(accept_again), if accept_again > now => {}
                 () = sleep_until(due.unwrap_or_default()), if due.is_some() => self.handle_timers(),
             }
-            self.changed |= self.links.review(clock.now(), !self.held.is_empty());
+            is_waited_for |= !self.held.is_empty();
+            self.changed |= self.links.review(clock.now(), is_waited_for);
             self.dispatch();
         }
         drop(listeners);

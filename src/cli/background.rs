@@ -69,12 +69,17 @@ pub(super) fn attended(log: Option<PathBuf>) -> Result<Attended, CommandError> {
     })
 }
 
-fn unexpected(what: &str) -> CommandError {
+pub(super) fn unexpected(what: &str) -> CommandError {
     CommandError::new(Kind::Unexpected, format!("cannot {what}"))
 }
 
 /// Returns a status as a shell does: 128 and the signal's number for a command that a signal ended.
 pub(super) fn exit_code(status: ExitStatus) -> ExitCode {
+    ExitCode::from(exit_code_of(status))
+}
+
+/// Returns it as a number.
+pub(super) fn exit_code_of(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
-    ExitCode::from(u8::try_from(code).unwrap_or(1))
+    u8::try_from(code).unwrap_or(1)
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     aws::{Aws, AwsError},
     journal::{Entry, Journal},
-    kubeconfig,
+    kubeconfig::{self, KubeconfigError},
     manager::{
         control::{self, Client, ControlError, Request},
         orphans, remove_contexts,
@@ -114,7 +114,9 @@ async fn clean_up(settings: &Settings, access: Vec<Access>, printer: &Printer) -
     }
     for kubeconfig in kubeconfigs.into_iter().filter(|path| path.exists()) {
         let before = Before::read(kubeconfig.clone(), &settings.name).await;
-        remove_contexts(kubeconfig, settings.name.clone(), &shown(printer)).await;
+        if before.as_ref().is_none_or(|before| !before.stay) {
+            remove_contexts(kubeconfig, settings.name.clone(), &shown(printer)).await;
+        }
         if let Some(before) = before {
             before.say_what_is_left(printer).await;
         }
@@ -125,20 +127,32 @@ async fn clean_up(settings: &Settings, access: Vec<Access>, printer: &Printer) -
 /// The contexts of a kubeconfig that needed a manager while it was there.
 struct Before {
     kubeconfig: PathBuf,
+    manager: String,
     contexts: Vec<String>,
+    /// kubectl starts the manager by some, so that these stay.
+    stay: bool,
 }
 
 impl Before {
     /// `None` if the file cannot be read: then nothing will be changed in it, and that is said.
     async fn read(kubeconfig: PathBuf, manager: &str) -> Option<Self> {
-        let (path, manager) = (kubeconfig.clone(), manager.to_owned());
-        let contexts = spawn_blocking(move || kubeconfig::contexts_of(&path, &manager)).await;
-        Some(Self { kubeconfig, contexts: contexts.ok()?.ok()? })
+        let (path, name) = (kubeconfig.clone(), manager.to_owned());
+        let read =
+            move || Ok((kubeconfig::contexts_of(&path, &name)?, !kubeconfig::starting(&path, &name)?.is_empty()));
+        let (contexts, stay) = spawn_blocking(read).await.ok()?.map_err(|_: KubeconfigError| ()).ok()?;
+        Some(Self { kubeconfig, manager: manager.to_owned(), contexts, stay })
     }
 
     /// Names those that are there still: the user's own, which used what was removed, or all, if that has failed.
     async fn say_what_is_left(self, printer: &Printer) {
-        let Self { kubeconfig, contexts } = self;
+        let Self { kubeconfig, manager, contexts, stay } = self;
+        if stay {
+            printer.progress(&command!(
+                "its contexts stay, and kubectl starts it again by them: `autoheal-pa kubeconfig --remove --name {}` removes them",
+                manager.as_str()
+            ));
+            return;
+        }
         let path = kubeconfig.clone();
         let left = spawn_blocking(move || kubeconfig::still_there(&path, &contexts)).await;
         let Ok(Ok(left)) = left else { return };

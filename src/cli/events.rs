@@ -40,6 +40,9 @@ fn show(event: Event, printer: &Printer) {
             files.variable().to_string_lossy().as_ref()
         )),
         Event::PortSkipped(taken) => printer.progress(&format!("{taken}: skipped")),
+        Event::PortLost { cluster, taken } => {
+            printer.progress(&format!("{taken}, which the context of `{cluster}` had: it gets another"));
+        }
         Event::ProxyServes { port } => printer.progress(&format!("CONNECT proxy on 127.0.0.1:{port}")),
         Event::KubeconfigElsewhere(error) => printer.progress(&CommandError::from(error).sentence()),
         Event::KubeconfigWritten { path, current } => {

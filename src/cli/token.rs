@@ -1,10 +1,11 @@
 //! `token`: an ExecCredential on stdout, for kubectl.
 //!
-//! Asks the running manager first, which has credentials at hand, and finds them itself if there is none.
-//! The kubeconfig calls it with what `manager::contexts` says, so that it needs no
-//! variable of any shell.
+//! Asks the running manager first, which has credentials at hand, and finds them itself if there is none; a context of
+//! `kubeconfig` has a manager started instead ([`start`]). The kubeconfig calls it with what `manager::contexts` says, so that
+//! it needs no variable of any shell.
 
 use std::{
+    ffi::OsString,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, SystemTime},
@@ -12,7 +13,11 @@ use std::{
 
 use clap::Args;
 
-use super::{GlobalArgs, error::CommandError, output::Printer};
+use super::{
+    GlobalArgs,
+    error::{CommandError, Kind},
+    output::Printer,
+};
 use crate::{
     aws::{Aws, BearerToken},
     clock,
@@ -20,6 +25,10 @@ use crate::{
     manager::control::{self, ControlError, TokenRequest},
     settings::{Environment, Settings},
 };
+
+mod start;
+
+use start::{Start, Started};
 
 /// Time for the manager to answer. It has the token at hand, unless it is just renewing its credentials.
 const MANAGER_DEADLINE: Duration = Duration::from_secs(3);
@@ -35,6 +44,18 @@ pub struct TokenArgs {
     /// Directory of the manager to ask first
     #[arg(long, value_name = "PATH")]
     pub manager: Option<PathBuf>,
+    /// The local port that the context leads to.
+    #[arg(long, hide = true, value_name = "PORT", requires_all = ["manager", "start"])]
+    pub port: Option<u16>,
+    /// Options of `up`, with which the manager is started if it does not run
+    #[arg(last = true, value_name = "OPTION", requires = "manager")]
+    pub start: Vec<OsString>,
+}
+
+impl TokenArgs {
+    fn request(&self, region: String, starts: bool) -> TokenRequest {
+        TokenRequest { cluster: self.cluster_name.clone(), region, account: self.account_id.clone(), starts }
+    }
 }
 
 /// Prints a token.
@@ -44,7 +65,21 @@ pub struct TokenArgs {
 pub async fn run(args: TokenArgs, global: GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
     let environment = Environment::read();
     let version = ApiVersion::asked_for(environment.get("KUBERNETES_EXEC_INFO"));
-    let BearerToken { token, expires } = token(&args, &global, &environment).await?;
+    let BearerToken { token, expires } = match &args.manager {
+        Some(dir) if !args.start.is_empty() => {
+            let settings = Settings::without_file(&global, &environment)?;
+            let Some(region) = settings.aws.region.clone() else {
+                return Err(CommandError::new(Kind::Usage, "`--region` is missing"));
+            };
+            let request = args.request(region, true);
+            let start = Start { dir, request, port: args.port, options: &args.start, environment: &environment };
+            match start.token(printer).await? {
+                Started::Token(token) => token,
+                Started::Failed(code) => return Ok(code),
+            }
+        }
+        _ => token(&args, &global, &environment).await?,
+    };
     let now = SystemTime::UNIX_EPOCH + clock::wall();
     printer.result(exec::credential(version, &token, expires, now).expose())?;
     Ok(ExitCode::SUCCESS)
@@ -54,11 +89,7 @@ async fn token(args: &TokenArgs, global: &GlobalArgs, environment: &Environment)
     let (settings, fit_for_calls) = Settings::with_problems_of_calls(global, environment)?;
     let refused = match (&args.manager, &settings.aws.region) {
         (Some(dir), Some(region)) => {
-            let request = TokenRequest {
-                cluster: args.cluster_name.clone(),
-                region: region.clone(),
-                account: args.account_id.clone(),
-            };
+            let request = args.request(region.clone(), false);
             match control::request_token(dir, &request, MANAGER_DEADLINE).await {
                 Ok(answer) => return Ok(BearerToken { token: answer.token, expires: answer.expires }),
                 Err(error) => Some(error),
@@ -142,7 +173,7 @@ mod tests {
             ("AWS_REGION", "us-east-1"),
         ]);
         let settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
-        let user = contexts::user(&settings, &settings.identity, &cluster("no", "0f-id")).unwrap();
+        let user = contexts::user(&settings, &settings.identity, &cluster("no", "0f-id"), None).unwrap();
         let User::Own(entry) = user else { panic!("{user:?}") };
         assert_eq!(entry.command, "/opt/bin/autoheal-pa");
         assert_eq!(
@@ -178,7 +209,7 @@ mod tests {
         let mut environment = surroundings("");
         environment.executable = Some(std::ffi::OsStr::from_bytes(b"/opt/\xff").into());
         let settings = Settings::load(&GlobalArgs::default(), None, &environment).unwrap();
-        let error = contexts::user(&settings, &settings.identity, &cluster("a", "a")).unwrap_err();
+        let error = contexts::user(&settings, &settings.identity, &cluster("a", "a"), None).unwrap_err();
         assert_eq!(CommandError::from(error).kind, Kind::Usage);
     }
 
@@ -187,11 +218,11 @@ mod tests {
 
     impl Handler for OneCluster {
         fn answer(&self, request: Request) -> BoxStream<'static, Result<Answer, Refusal>> {
-            let Request::Token(TokenRequest { cluster, region, account }) = request else { panic!("{request:?}") };
+            let Request::Token(TokenRequest { cluster, region, account, .. }) = request else { panic!("{request:?}") };
             let answer = match (cluster.as_str(), region.as_str(), account.as_deref()) {
                 ("no", "eu-west-1", None) => {
                     let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_317_508);
-                    Ok(Answer::Token(TokenAnswer { token: Secret::new("t".to_owned()), expires }))
+                    Ok(Answer::Token(TokenAnswer { token: Secret::new("t".to_owned()), expires, port: None }))
                 }
                 _ => Err(Refusal::new("unknown-cluster", "there is no tunnel to it")),
             };
@@ -201,7 +232,8 @@ mod tests {
 
     fn args(name: &str, manager: &Path) -> (TokenArgs, GlobalArgs) {
         let manager = Some(manager.to_owned());
-        let args = TokenArgs { cluster_name: name.to_owned(), account_id: None, manager };
+        let args =
+            TokenArgs { cluster_name: name.to_owned(), account_id: None, manager, port: None, start: Vec::new() };
         // A CA bundle that is not there keeps the fallback from going anywhere.
         let global = typed(&["--region=eu-west-1", "--ca-bundle=/does/not/exist"]);
         (args, global)

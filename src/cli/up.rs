@@ -141,6 +141,7 @@ impl Up {
     ) -> Result<(), CommandError> {
         let mut shown = pin!(show_changes(board.clone(), printer));
         let mut told = pin!(tell_systemd(board.clone()));
+        let mut manager_unused = pin!(self.manager.unused());
         let end = |signal: Signal, ready: bool| if ready { Ok(()) } else { Err(CommandError::from(signal)) };
         loop {
             let reply = tokio::select! {
@@ -158,6 +159,10 @@ impl Up {
                     ready = true;
                     announce(&board, printer)?;
                     continue;
+                }
+                () = manager_unused.as_mut() => {
+                    printer.progress("nobody has used the tunnels for a while: ending");
+                    return Ok(());
                 }
                 () = &mut shown => return Ok(()),
                 () = &mut told => return Ok(()),

@@ -124,16 +124,20 @@ pub(super) fn contexts_of(root: &Node, manager: &str) -> Result<Vec<String>, Ref
 
 /// Returns what users of a manager have kubectl run, each program once.
 pub(super) fn plugins_of(root: &Node, manager: &str) -> Result<Vec<Exec>, Refusal> {
-    let owners = Owners::of(root);
     let mut plugins: Vec<Exec> = Vec::new();
-    for user in items(root, "users")?.iter().filter(|user| owners.owner(user, "user") == Some(manager)) {
-        if let Some(plugin) = user.get("user").and_then(|content| read_exec(content.get("exec")?))
-            && plugins.iter().all(|other| other.command != plugin.command)
-        {
+    for plugin in execs_of(root, manager)? {
+        if plugins.iter().all(|other| other.command != plugin.command) {
             plugins.push(plugin);
         }
     }
     Ok(plugins)
+}
+
+/// Returns what users of a manager have kubectl run.
+pub(super) fn execs_of(root: &Node, manager: &str) -> Result<Vec<Exec>, Refusal> {
+    let owners = Owners::of(root);
+    let users = items(root, "users")?.iter().filter(|user| owners.owner(user, "user") == Some(manager));
+    Ok(users.filter_map(|user| read_exec(user.get("user")?.get("exec")?)).collect())
 }
 
 /// Names all contexts in a file.

@@ -12,21 +12,21 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    ManagerState, OpenAccess, TunnelEntry,
-    control::{
-        AccessStatus, Answer, Handler, ManagerStatus, Refusal, Reloaded, Request, SessionReport, TokenAnswer,
-        TokenRequest, TunnelReport,
-    },
-    supervisor::{Board, Supervisor},
+    Life, ManagerState, OpenAccess, TunnelEntry,
+    control::{AccessStatus, Answer, Handler, ManagerStatus, Refusal, Reloaded, Request, SessionReport, TunnelReport},
+    supervisor::{Board, Supervisor, Wanted},
 };
 use crate::{
     aws::CredentialStatus,
     clock,
-    doctor::{self, Finding, ImportedCluster, Limits, Subject, Wanted},
+    doctor::{self, Finding, ImportedCluster, Limits, Subject},
     remote::Remote,
+    settings::UpSettings,
     tunnel::{LinkStatus, TunnelStatus},
     util::{peer_text::sentence, written::Timestamp},
 };
+
+mod token;
 
 /// Shortest time between two lines to somebody who follows the status.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
@@ -50,11 +50,15 @@ pub(super) struct Answers {
     view: Arc<View>,
     asked: mpsc::Sender<Asked>,
     examinations: Examinations,
+    wanted: Wanted,
+    life: Arc<Life>,
 }
 
 /// All that a status is made of.
 struct View {
     name: String,
+    /// How long a tunnel may take to be ready.
+    timeout: Duration,
     log: Option<PathBuf>,
     started_at: SystemTime,
     board: watch::Receiver<Board>,
@@ -63,16 +67,24 @@ struct View {
 
 impl Answers {
     pub(super) fn new(
-        name: String,
+        settings: &UpSettings,
         log: Option<PathBuf>,
         supervisor: &Supervisor,
         state: &watch::Sender<ManagerState>,
         asked: mpsc::Sender<Asked>,
         examinations: Examinations,
+        life: Arc<Life>,
     ) -> Self {
         let started_at = SystemTime::UNIX_EPOCH + clock::wall();
-        let view = View { name, log, started_at, board: supervisor.board(), state: state.subscribe() };
-        Self { view: Arc::new(view), asked, examinations }
+        let view = View {
+            name: settings.common.name.clone(),
+            timeout: settings.timeout,
+            log,
+            started_at,
+            board: supervisor.board(),
+            state: state.subscribe(),
+        };
+        Self { view: Arc::new(view), asked, examinations, wanted: supervisor.wanted(), life }
     }
 
     async fn reload(self) -> Result<Answer, Refusal> {
@@ -87,7 +99,7 @@ impl Handler for Answers {
     fn answer(&self, request: Request) -> BoxStream<'static, Result<Answer, Refusal>> {
         let this = self.clone();
         match request {
-            Request::Token(request) => stream::once(async move { this.view.token(&request).await }).boxed(),
+            Request::Token(request) => stream::once(async move { this.token(&request).await }).boxed(),
             Request::Status { follow: false } => {
                 stream::once(async move { Ok(Answer::Status(Box::new(this.view.status()))) }).boxed()
             }
@@ -111,27 +123,6 @@ impl Handler for Answers {
 }
 
 impl View {
-    async fn token(&self, TokenRequest { cluster, region, account }: &TokenRequest) -> Result<Answer, Refusal> {
-        let access = {
-            let state = self.state.borrow();
-            let tunnel = state.tunnels.iter().find(|tunnel| {
-                let Some(known) = tunnel.to.cluster() else { return false };
-                known.token_name() == Some(cluster.as_str())
-                    && known.region == *region
-                    && account.as_ref().is_none_or(|account| *account == known.account)
-            });
-            tunnel.map(|tunnel| Arc::clone(&tunnel.access))
-        };
-        let Some(access) = access else {
-            let message = format!("the manager has no tunnel to `{cluster}` in {region}");
-            return Err(Refusal::new("unknown-cluster", message));
-        };
-        match access.aws.bearer_token(cluster).await {
-            Ok(token) => Ok(Answer::Token(TokenAnswer { token: token.token, expires: token.expires })),
-            Err(error) => Err(Refusal::new("credentials", sentence(&error))),
-        }
-    }
-
     /// Returns what there is to examine: every access with its tunnels, or only the clusters of these names.
     fn subjects(&self, clusters: &[String]) -> Result<Vec<Subject>, Refusal> {
         let state = self.state.borrow();
@@ -161,9 +152,9 @@ impl View {
                 bastions: access.settings.bastion.clone(),
                 tasks_of: access.routes.tasks_of(),
                 clusters: match clusters {
-                    [] if access.settings.no_clusters => Wanted::Named(Vec::new()),
-                    [] => Wanted::of(access.settings.clusters.clone()),
-                    _ => Wanted::Named(wanted),
+                    [] if access.settings.no_clusters => doctor::Wanted::Named(Vec::new()),
+                    [] => doctor::Wanted::of(access.settings.clusters.clone()),
+                    _ => doctor::Wanted::Named(wanted),
                 },
                 imported,
                 hosts,

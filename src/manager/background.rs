@@ -1,7 +1,7 @@
-//! The manager in the background: how `up --detach` starts it, and how it parts from whoever has started it.
+//! The manager in the background: how `up --detach` or kubectl's plugin starts it, and how it parts from whoever has started it.
 //!
-//! The process in the background is this program again, with the same arguments and `--background`, in a session of
-//! its own. Until its tunnels are ready it speaks to the one in the foreground through pipes, which shows what it says
+//! The process in the background is this program again, with the same arguments or those in the kubeconfig, and
+//! `--background`, in a session of its own. Until its tunnels are ready it speaks to the one in the foreground through pipes, which shows what it says
 //! and ends as it ends; after that it has nothing open that anybody could wait for.
 //!
 //! ```text
@@ -9,7 +9,7 @@
 //!            ◄── stdout, stderr: what `up` says ────────────
 //! ```
 //!
-//! It keeps its current directory, as files that the SDK reads again may be named relative to that.
+//! With the same arguments it keeps its current directory, as files that the SDK reads again may be named relative to that.
 
 use std::{
     ffi::OsString,
@@ -39,19 +39,26 @@ pub(crate) struct Background {
 }
 
 impl Background {
-    /// Starts this program again, in the background.
+    /// Starts this program again with the same arguments, in the background.
     ///
     /// # Errors
     /// If the system refuses.
     pub(crate) fn start(program: &Path) -> io::Result<Self> {
-        let arguments: Vec<OsString> = std::env::args_os().skip(1).filter(|argument| argument != "--detach").collect();
-        let mut child = Command::new(program)
-            .args(arguments)
-            .arg(FLAG)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--detach");
+        Self::spawn(Command::new(program).args(arguments))
+    }
+
+    /// Starts this program with these arguments, in the background and away from the current directory.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(crate) fn start_as(program: &Path, arguments: &[OsString]) -> io::Result<Self> {
+        Self::spawn(Command::new(program).args(arguments).current_dir("/"))
+    }
+
+    fn spawn(command: &mut Command) -> io::Result<Self> {
+        let mut child =
+            command.arg(FLAG).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let waited_for = child.stdin.take();
         Ok(Self { child, waited_for })
     }

@@ -6,16 +6,37 @@ use super::error::ManagerError;
 use crate::{
     cluster::{Cluster, Origin},
     kubeconfig::{Exec, MANAGER_FLAG, User},
-    settings::{ExecIdentity, Settings},
+    settings::{ExecIdentity, Launch, Settings},
 };
+
+/// The flags by which the plugin is told what cluster it is asked a token for.
+pub(crate) const CLUSTER_FLAG: &str = "--cluster-name";
+pub(crate) const REGION_FLAG: &str = "--region";
+pub(crate) const ACCOUNT_FLAG: &str = "--account-id";
+
+/// The flag by which the plugin is told the port that its context leads to.
+pub(crate) const PORT_FLAG: &str = "--port";
+
+/// How a context has kubectl start a manager.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Start<'a> {
+    pub(crate) launch: &'a Launch,
+    /// The port that the context leads to.
+    pub(crate) port: u16,
+}
 
 /// Says whose credentials kubectl shows to a cluster.
 ///
 /// # Errors
 /// If a path is not UTF-8, which kubeconfigs are, or that of the binary is not known.
-pub(crate) fn user(settings: &Settings, identity: &ExecIdentity, cluster: &Cluster) -> Result<User, ManagerError> {
+pub(crate) fn user(
+    settings: &Settings,
+    identity: &ExecIdentity,
+    cluster: &Cluster,
+    start: Option<Start<'_>>,
+) -> Result<User, ManagerError> {
     match &cluster.origin {
-        Origin::Eks { token_name } => exec_entry(settings, identity, cluster, token_name).map(User::Own),
+        Origin::Eks { token_name } => exec_entry(settings, identity, cluster, token_name, start).map(User::Own),
         Origin::Imported(imported) => Ok(User::Theirs(imported.user.clone())),
     }
 }
@@ -27,19 +48,30 @@ fn exec_entry(
     identity: &ExecIdentity,
     cluster: &Cluster,
     token_name: &str,
+    start: Option<Start<'_>>,
 ) -> Result<Exec, ManagerError> {
     let Some(executable) = &settings.executable else {
         return Err(ManagerError::NoExecutable);
     };
     let mut args = vec![
         "token".to_owned(),
-        format!("--cluster-name={token_name}"),
-        format!("--region={}", cluster.region),
-        format!("--account-id={}", cluster.account),
+        format!("{CLUSTER_FLAG}={token_name}"),
+        format!("{REGION_FLAG}={}", cluster.region),
+        format!("{ACCOUNT_FLAG}={}", cluster.account),
         format!("{MANAGER_FLAG}={}", utf8(&settings.control_dir)?),
     ];
+    args.extend(start.map(|start| format!("{PORT_FLAG}={}", start.port)));
     args.extend(identity.args.iter().cloned());
-    Ok(Exec { command: utf8(executable)?.to_owned(), args, env: identity.env.clone() })
+    let mut exec = Exec { command: utf8(executable)?.to_owned(), args, env: identity.env.clone() };
+    if let Some(Start { launch, .. }) = start {
+        for (name, value) in &launch.env {
+            exec.env.retain(|(other, _)| other != name);
+            exec.env.push((name.clone(), utf8(Path::new(value))?.to_owned()));
+        }
+        let words = launch.args.iter().map(|word| utf8(Path::new(word)).map(ToOwned::to_owned));
+        exec = exec.starting(words.collect::<Result<Vec<_>, _>>()?);
+    }
+    Ok(exec)
 }
 
 fn utf8(path: &Path) -> Result<&str, ManagerError> {

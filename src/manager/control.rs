@@ -95,6 +95,9 @@ pub struct TokenRequest {
     pub region: String,
     /// The cluster's account id; `None`: whichever has it.
     pub account: Option<String>,
+    /// A program is about to connect by a context that has kubectl start the manager: the answer comes when the tunnel takes
+    /// connections, or it is said why it does not.
+    pub starts: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -116,6 +119,8 @@ pub struct TokenAnswer {
     pub token: Secret<String>,
     /// When the token or the credentials behind it expire; travels in whole seconds.
     pub expires: SystemTime,
+    /// The local port that the cluster's context leads to.
+    pub port: Option<u16>,
 }
 
 /// What has changed since a manager looked for clusters before.

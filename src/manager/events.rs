@@ -36,6 +36,11 @@ pub(crate) enum Event {
     SeveralKubeconfigs(kubeconfig::Files),
     /// A local port is not taken, as somebody else has it.
     PortSkipped(PortTaken),
+    /// Somebody else has taken the port of a context.
+    PortLost {
+        cluster: String,
+        taken: PortTaken,
+    },
     ProxyServes {
         port: u16,
     },

@@ -4,7 +4,12 @@
 
 use std::path::Path;
 
-use super::{Event, Manager, ManagerError, TunnelEntry, contexts, env_file, in_thread, proxy::Proxy};
+use super::{
+    Event, Manager, ManagerError, TunnelEntry,
+    contexts::{self, Start},
+    env_file, in_thread,
+    proxy::Proxy,
+};
 use crate::{
     cluster::Cluster,
     kubeconfig::{self, ContextEntry, KubeconfigError, Server, Update, import::Import},
@@ -58,14 +63,17 @@ impl Manager {
             refuse_alike(tunnels)?;
         }
         let common = &self.settings.common;
+        let stands = self.state.borrow().stands;
         let clusters = || tunnels.iter().filter_map(|tunnel| Some((tunnel, tunnel.to.cluster()?)));
         if clusters().next().is_none() && self.state.borrow().kubeconfig.is_none() {
             return Ok(());
         }
         let contexts = clusters()
             .map(|(TunnelEntry { port, name, access, .. }, cluster)| {
-                let user = contexts::user(common, &access.settings.identity, cluster)?;
                 let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
+                let (Server::Tunnel(port) | Server::Proxy(port)) = server;
+                let start = stands.then_some(Start { launch: &self.settings.launch, port });
+                let user = contexts::user(common, &access.settings.identity, cluster, start)?;
                 Ok(ContextEntry { name: name.clone(), cluster: cluster.clone(), server, user })
             })
             .collect::<Result<Vec<_>, ManagerError>>()?;

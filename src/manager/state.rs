@@ -23,6 +23,10 @@ pub(crate) struct ManagerState {
     pub(crate) kubeconfig: Option<PathBuf>,
     /// The kubeconfigs that contexts were imported from.
     pub(crate) imported_from: Vec<PathBuf>,
+    /// The port that contexts lead to, if that is not each tunnel's own.
+    pub(crate) proxy_port: Option<u16>,
+    /// The contexts stay when the manager has ended, and have kubectl start it again.
+    pub(crate) stands: bool,
     /// The tunnels are under way.
     pub(crate) opened: bool,
 }

@@ -5,11 +5,15 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -109,7 +113,25 @@ pub struct Supervisor {
     stop: CancellationToken,
     /// Ends one tunnel, by its port.
     stops: BTreeMap<u16, CancellationToken>,
+    wanted: Wanted,
     common: Arc<Common>,
+}
+
+/// Tells tunnels, by their ports, that a connection will come soon. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted(Arc<Mutex<BTreeMap<u16, Arc<Notify>>>>);
+
+impl Wanted {
+    /// Tells the tunnel on a port.
+    pub fn tell(&self, port: u16) {
+        if let Some(tunnel) = self.all().get(&port) {
+            tunnel.notify_one();
+        }
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<u16, Arc<Notify>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Default for Supervisor {
@@ -134,6 +156,7 @@ impl Supervisor {
             board: Arc::new(watch::Sender::new(board)),
             stop: CancellationToken::new(),
             stops: BTreeMap::new(),
+            wanted: Wanted::default(),
             common: Common::new(clock),
         }
     }
@@ -142,6 +165,12 @@ impl Supervisor {
     #[must_use]
     pub fn common(&self) -> Arc<Common> {
         Arc::clone(&self.common)
+    }
+
+    /// Returns what tells tunnels that they are wanted.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
+        self.wanted.clone()
     }
 
     #[must_use]
@@ -157,6 +186,7 @@ impl Supervisor {
         change(&self.board, self.clock(), |board| board.tunnels.push(first));
         let stop = self.stop.child_token();
         self.stops.insert(port, stop.clone());
+        self.wanted.all().insert(port, tunnel.wanted());
         let board = Arc::clone(&self.board);
         self.tunnels.spawn(supervise(tunnel, status, port, board, stop, self.common.clock()));
     }
@@ -171,6 +201,7 @@ impl Supervisor {
             if let Some(stop) = self.stops.remove(port) {
                 stop.cancel();
             }
+            self.wanted.all().remove(port);
         }
         let is_gone = |board: &Board| board.tunnels.iter().all(|tunnel| !ports.contains(&tunnel.port));
         // The sender is in this value; each tunnel bounds its own end.

@@ -28,6 +28,10 @@ impl Tried {
         if !settings.on_demand {
             return Presence::Always;
         }
+        // Who has kubectl start the tunnels has one at once; who only writes contexts needs none.
+        if settings.contexts_only || settings.ends_unused {
+            return Presence::OnDemand { idle: settings.idle, proved: false };
+        }
         let Access { aws, identity, bastion, .. } = &access.settings;
         let by_vpc = bastion.iter().any(Bastion::needs_vpc);
         let way = Way {

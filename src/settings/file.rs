@@ -125,6 +125,8 @@ impl FileProblem {
 /// What a file gives; nothing for one that is empty or not there.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct File {
+    /// Where it is, absolute; `None`: there is none.
+    pub(super) path: Option<PathBuf>,
     /// The keys of the top level.
     pub(super) top: Layer,
     /// The entries of `access`.
@@ -156,8 +158,9 @@ impl File {
             return Ok(Self::default());
         }
         let not_text = |reason| FileProblem::NotText { path: path.clone(), reason };
-        match read_text(&environment.absolute(&path), MAX_LEN) {
-            Ok(text) => Self::parse(&path, &text, problems),
+        let absolute = environment.absolute(&path);
+        match read_text(&absolute, MAX_LEN) {
+            Ok(text) => Ok(Self { path: Some(absolute), ..Self::parse(&path, &text, problems)? }),
             // Of one in a home that is not this user's nobody knows whether it is there.
             Err(ReadError::Io(_)) if named.is_none() && fs::symlink_metadata(&path).is_err() => Ok(Self::default()),
             Err(ReadError::Io(source)) => Err(FileProblem::Unreadable { path, source }),

@@ -179,6 +179,15 @@ pub struct UpArgs {
     /// This is the process in the background that `--detach` has started.
     #[arg(long, hide = true)]
     pub background: bool,
+    /// kubectl's plugin has started this: a session begins when it is needed, and all ends when nobody uses it any more.
+    #[arg(long, hide = true)]
+    pub started_by_plugin: bool,
+    /// Directory of the manager, where it need not be the one that the environment leads to.
+    #[arg(long, hide = true, value_name = "PATH")]
+    pub manager: Option<PathBuf>,
+    /// Nothing but contexts is wanted.
+    #[arg(skip)]
+    pub contexts_only: bool,
 }
 
 impl UpArgs {
@@ -230,6 +239,15 @@ impl UpArgs {
         let of_access = of_access.into_iter().find(|row| self.access.has(row));
         let given = of_access.or_else(|| of_up.into_iter().find(|row| self.up.has(row)));
         given.map(Row::flag).or_else(|| self.github_env.then(|| "--github-env".to_owned()))
+    }
+
+    /// Has contexts written and nothing else, by which kubectl starts the tunnels.
+    #[must_use]
+    pub fn for_contexts(mut self) -> Self {
+        if !self.up.has(&super::UP.on_demand) {
+            self.up.add(&super::UP.on_demand, ["true"]);
+        }
+        Self { contexts_only: true, ..self }
     }
 
     /// Adds what a task on Fargate runs, and as whom.

@@ -65,6 +65,17 @@ const PASSED: [&str; 15] = [
     "SSL_CERT_DIR",
 ];
 
+/// Variables that a manager needs besides these, which does more than to give tokens.
+const PASSED_TO_MANAGERS: [&str; 7] = [
+    "AWS_ENDPOINT_URL_EC2",
+    "AWS_ENDPOINT_URL_EC2_INSTANCE_CONNECT",
+    "AWS_ENDPOINT_URL_ECS",
+    "AWS_ENDPOINT_URL_EKS",
+    "AWS_ENDPOINT_URL_SSM",
+    "AWS_RETRY_MODE",
+    "AWS_MAX_ATTEMPTS",
+];
+
 /// Variables that hold the address of a proxy, perhaps with a password in it.
 const PROXIES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
@@ -198,7 +209,7 @@ impl ExecIdentity {
             env.extend(value.map(|value| (name.to_owned(), value.to_owned())));
         };
         for name in PASSED {
-            variable(name, environment.get(name).filter(|value| !value.contains("://") || !value.contains('@')));
+            variable(name, passed(environment, name));
         }
         for name in PROXIES {
             variable(name, environment.get(name).filter(|value| !value.contains('@')));
@@ -219,6 +230,16 @@ impl ExecIdentity {
         }
         Self { args, env }
     }
+}
+
+/// Returns the value of a variable that is handed on, unless it is an address with a password.
+fn passed<'a>(environment: &'a Environment, name: &str) -> Option<&'a str> {
+    environment.get(name).filter(|value| !value.contains("://") || !value.contains('@'))
+}
+
+/// Returns the variables that a manager needs besides those of its identity.
+pub(super) fn of_managers(environment: &Environment) -> impl Iterator<Item = (&'static str, &str)> {
+    PASSED_TO_MANAGERS.into_iter().filter_map(|name| Some((name, passed(environment, name)?)))
 }
 
 fn has_static_keys(environment: &Environment) -> bool {

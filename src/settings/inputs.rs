@@ -84,6 +84,13 @@ const fn both(variable: &'static str, key: &'static str, takes: Takes) -> Input 
     Input { variable: Some(variable), key: Some(key), takes, to_sdk: false }
 }
 
+#[cfg(test)]
+impl Input {
+    pub(crate) fn is_for_sdk(&self) -> bool {
+        self.to_sdk
+    }
+}
+
 const fn to_sdk(input: Input) -> Input {
     Input { to_sdk: true, ..input }
 }

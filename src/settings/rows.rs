@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    CiOidc, ExecIdentity, ForwardCheck, KubeconfigMode, Proxies, SdkVariables, Settings,
+    CiOidc, ExecIdentity, ForwardCheck, KubeconfigMode, Launch, Proxies, SdkVariables, Settings,
     row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
     values::{
         is_audience, is_bastion, is_cluster_name, is_context, is_context_prefix, is_external_id, is_forward, is_image,
@@ -230,8 +230,8 @@ table! {
         /// Binds the ports and writes the contexts as always, and starts a cluster's session with the first connection, which
         /// waits for it. One session for each bastion is started at once, so that `tunnel ready` means that there can be one
         on_demand: bool = switch(),
-        /// With `--on-demand`, how long a session is kept without connections
-        idle: Duration = duration("1m", "24h").default("15m"),
+        /// With `--on-demand`, how long a session is kept without connections; a manager that kubectl has started ends then as well
+        idle: Duration = duration("10s", "24h").default("15m"),
         // Agents took 32 KiB in one message (`StreamDataPayloadSize` of the official client is 1024, and agents have no limit of
         // their own); less than 256 would be mostly headers.
         /// Payload of each message that is sent, in bytes: larger ones carry more, but not every agent handles them well
@@ -248,6 +248,12 @@ table! {
         pub access: Vec<Access>,
         /// The file by which a step of a GitHub Actions job sets variables of later ones.
         pub github_env: Option<PathBuf>,
+        /// What a manager has to be given to be started like this from anywhere.
+        pub launch: Launch,
+        /// Nothing but contexts is wanted, by which kubectl starts the manager.
+        pub contexts_only: bool,
+        /// kubectl has started the manager, so it ends when it has not been used for [`idle`](Self::idle).
+        pub ends_unused: bool,
     }
 }
 

@@ -39,6 +39,7 @@ mod profiles;
 mod refusals;
 mod sessions;
 mod ssh;
+mod started_by_kubectl;
 mod support;
 mod tidy;
 mod transfer;

@@ -26,7 +26,7 @@ impl Handler for OneCluster {
             Request::Token(TokenRequest { cluster, region, .. }) if cluster == "no" => {
                 let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_317_508);
                 let token = Secret::new(format!("token for {region}"));
-                stream::iter([Ok(Answer::Token(TokenAnswer { token, expires }))]).boxed()
+                stream::iter([Ok(Answer::Token(TokenAnswer { token, expires, port: None }))]).boxed()
             }
             Request::Token(TokenRequest { cluster, .. }) => {
                 stream::iter([Err(Refusal::new("unknown-cluster", format!("there is no tunnel to `{cluster}`")))])
@@ -85,7 +85,7 @@ impl Handler for Silent {
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn request(cluster: &str) -> TokenRequest {
-    TokenRequest { cluster: cluster.to_owned(), region: "us-east-1".to_owned(), account: None }
+    TokenRequest { cluster: cluster.to_owned(), region: "us-east-1".to_owned(), account: None, starts: false }
 }
 
 /// Runs a client against a server in a directory of its own.

@@ -30,6 +30,8 @@ enum RequestLine {
         region: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         account: Option<String>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        starts: bool,
     },
     Status {
         #[serde(default)]
@@ -50,6 +52,8 @@ enum AnswerLine {
         #[serde(with = "secret")]
         token: Secret<String>,
         expires: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
     },
     Status {
         status: Box<ManagerStatus>,
@@ -84,7 +88,9 @@ pub(super) fn decode_request(line: &str) -> Result<Request, Refusal> {
         return Err(Refusal::new("unknown-request", message));
     }
     Ok(match serde_json::from_str(line).map_err(malformed)? {
-        RequestLine::Token { cluster, region, account } => Request::Token(TokenRequest { cluster, region, account }),
+        RequestLine::Token { cluster, region, account, starts } => {
+            Request::Token(TokenRequest { cluster, region, account, starts })
+        }
         RequestLine::Status { follow } => Request::Status { follow },
         RequestLine::Reload {} => Request::Reload,
         RequestLine::Stop {} => Request::Stop,
@@ -94,7 +100,9 @@ pub(super) fn decode_request(line: &str) -> Result<Request, Refusal> {
 
 pub(super) fn encode_request(request: &Request) -> String {
     line(match request.clone() {
-        Request::Token(TokenRequest { cluster, region, account }) => RequestLine::Token { cluster, region, account },
+        Request::Token(TokenRequest { cluster, region, account, starts }) => {
+            RequestLine::Token { cluster, region, account, starts }
+        }
         Request::Status { follow } => RequestLine::Status { follow },
         Request::Reload => RequestLine::Reload {},
         Request::Stop => RequestLine::Stop {},
@@ -104,9 +112,9 @@ pub(super) fn encode_request(request: &Request) -> String {
 
 pub(super) fn encode_answer(answer: &Answer) -> Secret<String> {
     Secret::new(line(match answer {
-        Answer::Token(TokenAnswer { token, expires }) => {
+        Answer::Token(TokenAnswer { token, expires, port }) => {
             let expires = expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-            AnswerLine::Token { token: token.clone(), expires }
+            AnswerLine::Token { token: token.clone(), expires, port: *port }
         }
         Answer::Status(status) => AnswerLine::Status { status: status.clone() },
         Answer::Reloaded(reloaded) => AnswerLine::Reloaded(reloaded.clone()),
@@ -128,10 +136,10 @@ pub(super) fn decode_answer(line: &str) -> Result<Answer, ControlError> {
         return Err(malformed(serde_json::Error::custom(format_args!("its version is {version}, not {VERSION}"))));
     }
     Ok(match content {
-        AnswerLine::Token { token, expires } => {
+        AnswerLine::Token { token, expires, port } => {
             let expires = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(expires));
             let expires = expires.ok_or_else(|| malformed(serde_json::Error::custom("its time is out of range")))?;
-            Answer::Token(TokenAnswer { token, expires })
+            Answer::Token(TokenAnswer { token, expires, port })
         }
         AnswerLine::Status { status } => Answer::Status(status),
         AnswerLine::Reloaded(reloaded) => Answer::Reloaded(reloaded),

@@ -222,7 +222,9 @@ fn a_file_that_cannot_be_read_is_the_only_problem() {
     ] {
         assert_eq!(load(name).unwrap_err().to_string(), expected);
     }
-    assert_eq!(load("just").unwrap(), File::default());
+    let File { path, top, entries } = load("just").unwrap();
+    assert!(path.is_some_and(|path| path.is_absolute() && path.ends_with("just")));
+    assert_eq!(File { path: None, top, entries }, File::default());
     assert_eq!(load("/dev/null").unwrap(), File::default());
     let error = up("region: [", &GlobalArgs::default(), &[("AWS_REGION", "nowhere")]).unwrap_err();
     assert_eq!(error.lines().count(), 1, "{error}");

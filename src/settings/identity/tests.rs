@@ -369,3 +369,13 @@ fn what_the_sdk_would_panic_on_is_read_first() {
         assert_eq!(problems(&GlobalArgs::default(), &environment([(name, value)])), [expected]);
     }
 }
+
+#[test]
+fn what_the_sdk_takes_of_the_environment_is_handed_on_to_managers_but_for_secrets() {
+    let rows: Vec<_> = crate::settings::rows::all().iter().flat_map(|row| row.variables).copied().collect();
+    for input in crate::settings::INPUTS.iter().filter(|input| input.takes != Takes::Secret && input.is_for_sdk()) {
+        let Some(name) = input.variable else { continue };
+        let is_passed = [&PASSED[..], &PASSED_TO_MANAGERS, &FILES, &rows].iter().any(|names| names.contains(&name));
+        assert!(is_passed, "{name}");
+    }
+}

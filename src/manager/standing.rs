@@ -1,0 +1,99 @@
+//! Contexts that stay when the manager has ended: kubectl starts it again by them, and finds it where it was.
+//!
+//! Their ports are in the kubeconfig and nowhere else, so they are the same after a reboot, and whoever moves the file moves
+//! them with it. A manager of the same name that a person starts keeps to them, and leaves such contexts where they are.
+
+use std::path::Path;
+
+use super::{
+    Event, Manager, ManagerError, TunnelEntry,
+    contexts::{ACCOUNT_FLAG, CLUSTER_FLAG, PORT_FLAG, REGION_FLAG},
+    in_thread,
+};
+use crate::{
+    cluster::Cluster,
+    kubeconfig::{self, Exec, KubeconfigError},
+    settings::KubeconfigMode,
+    tunnel::{BindError, Listeners, Ports},
+};
+
+/// What the contexts of a manager have kubectl run to start it.
+#[derive(Debug, Default)]
+pub(super) struct Standing(Vec<Exec>);
+
+impl Standing {
+    pub(super) async fn read(path: &Path, manager: &str) -> Result<Result<Self, KubeconfigError>, ManagerError> {
+        let (path, manager) = (path.to_owned(), manager.to_owned());
+        in_thread(move || kubeconfig::starting(&path, &manager).map(Self)).await
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the port that the context of a cluster leads to.
+    fn port_of(&self, cluster: &Cluster) -> Option<u16> {
+        let is_of = |exec: &&Exec| {
+            exec.option(CLUSTER_FLAG) == cluster.token_name()
+                && exec.option(REGION_FLAG) == Some(cluster.region.as_str())
+                && exec.option(ACCOUNT_FLAG) == Some(cluster.account.as_str())
+        };
+        self.0.iter().find(is_of)?.option(PORT_FLAG)?.parse().ok()
+    }
+
+    /// Returns all ports that contexts lead to.
+    pub(super) fn ports(&self) -> impl Iterator<Item = u16> {
+        self.0.iter().filter_map(|exec| exec.option(PORT_FLAG)?.parse().ok())
+    }
+}
+
+/// A context that is in the kubeconfig.
+pub(crate) struct Context {
+    pub(crate) name: String,
+    /// The local port that it leads to.
+    pub(crate) port: u16,
+    /// kubectl starts the manager by it.
+    pub(crate) starts: bool,
+}
+
+impl Manager {
+    /// Finds out whether there are contexts that stay.
+    pub(super) async fn read_standing(&mut self) -> Result<(), ManagerError> {
+        if self.settings.wants_clusters() {
+            self.standing = Standing::read(&self.kubeconfig, &self.settings.common.name).await??;
+        }
+        let stands = self.settings.contexts_only || self.settings.ends_unused || !self.standing.is_empty();
+        self.state.send_modify(|state| state.stands = stands);
+        Ok(())
+    }
+
+    /// Returns the contexts that have been written.
+    pub(crate) fn contexts(&self) -> Vec<Context> {
+        let state = self.state.borrow();
+        let clusters = state.tunnels.iter().filter_map(|tunnel| Some((tunnel, tunnel.to.cluster()?)));
+        let context = |(tunnel, cluster): (&TunnelEntry, &Cluster)| Context {
+            name: tunnel.name.clone(),
+            port: state.proxy_port.unwrap_or(tunnel.port),
+            starts: state.stands && cluster.imported().is_none(),
+        };
+        clusters.map(context).collect()
+    }
+
+    /// Binds the port that the context of a cluster has, if it has one and nobody else has taken it; else the next.
+    pub(super) fn bind_for(&self, cluster: &Cluster, ports: &mut Ports) -> Result<Listeners, ManagerError> {
+        let kept = match self.settings.kubeconfig_mode {
+            // There it is the proxy's.
+            KubeconfigMode::Proxy => None,
+            KubeconfigMode::Direct => self.standing.port_of(cluster),
+        };
+        match kept.map(|port| Listeners::on(port, self.admission.clone())) {
+            None => self.bind_next(ports),
+            Some(Ok(listeners)) => Ok(listeners),
+            Some(Err(BindError::Taken(taken))) => {
+                self.listener.tell(Event::PortLost { cluster: cluster.name.clone(), taken });
+                self.bind_next(ports)
+            }
+            Some(Err(error)) => Err(error.into()),
+        }
+    }
+}
