@@ -45,7 +45,7 @@ pub struct TokenArgs {
     #[arg(long, value_name = "PATH")]
     pub manager: Option<PathBuf>,
     /// The local port that the context leads to.
-    #[arg(long, hide = true, value_name = "PORT", requires_all = ["manager", "start"])]
+    #[arg(long, hide = true, value_name = "PORT", requires = "manager")]
     pub port: Option<u16>,
     /// Options of `up`, with which the manager is started if it does not run
     #[arg(last = true, value_name = "OPTION", requires = "manager")]

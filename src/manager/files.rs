@@ -63,7 +63,7 @@ impl Manager {
             refuse_alike(tunnels)?;
         }
         let common = &self.settings.common;
-        let stands = self.state.borrow().stands;
+        let launch = self.launch();
         let clusters = || tunnels.iter().filter_map(|tunnel| Some((tunnel, tunnel.to.cluster()?)));
         if clusters().next().is_none() && self.state.borrow().kubeconfig.is_none() {
             return Ok(());
@@ -72,7 +72,7 @@ impl Manager {
             .map(|(TunnelEntry { port, name, access, .. }, cluster)| {
                 let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
                 let (Server::Tunnel(port) | Server::Proxy(port)) = server;
-                let start = stands.then_some(Start { launch: &self.settings.launch, port });
+                let start = launch.as_ref().map(|launch| Start { launch, port });
                 let user = contexts::user(common, &access.settings.identity, cluster, start)?;
                 Ok(ContextEntry { name: name.clone(), cluster: cluster.clone(), server, user })
             })

@@ -3,7 +3,7 @@
 //! Their ports are in the kubeconfig and nowhere else, so they are the same after a reboot, and whoever moves the file moves
 //! them with it. A manager of the same name that a person starts keeps to them, and leaves such contexts where they are.
 
-use std::path::Path;
+use std::{ffi::OsString, path::Path};
 
 use super::{
     Event, Manager, ManagerError, TunnelEntry,
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     cluster::Cluster,
     kubeconfig::{self, Exec, KubeconfigError},
-    settings::KubeconfigMode,
+    settings::{KubeconfigMode, Launch},
     tunnel::{BindError, Listeners, Ports},
 };
 
@@ -29,6 +29,13 @@ impl Standing {
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Returns what contexts have a manager started with, which is the same for all.
+    fn launch(&self) -> Option<Launch> {
+        let exec = self.0.first()?;
+        let args = exec.start()?.iter().map(OsString::from).collect();
+        Some(Launch { args, env: exec.env.iter().map(|(name, value)| (name.clone(), value.into())).collect() })
     }
 
     /// Returns the port that the context of a cluster leads to.
@@ -65,6 +72,12 @@ impl Manager {
         let stands = self.settings.contexts_only || self.settings.ends_unused || !self.standing.is_empty();
         self.state.send_modify(|state| state.stands = stands);
         Ok(())
+    }
+
+    /// Returns what contexts are to have a manager started with. One that a person starts leaves that as it is.
+    pub(super) fn launch(&self) -> Option<Launch> {
+        let known = self.standing.launch().filter(|_| !self.settings.contexts_only);
+        self.state.borrow().stands.then(|| known.unwrap_or_else(|| self.settings.launch.clone()))
     }
 
     /// Returns the contexts that have been written.

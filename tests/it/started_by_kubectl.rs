@@ -106,7 +106,7 @@ async fn why_nothing_could_be_started_is_what_kubectl_says() {
     let Some(get) = client(&lab, &["get", "pods"]) else { return };
     let ended = run(get).await;
     assert!(!ended.status.success());
-    assert!(ended.stderr.contains("error: no AWS credentials"), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("error: no AWS credentials").count(), 1, "{}", ended.stderr);
     assert!(ended.stderr.contains("hint:"), "{}", ended.stderr);
     assert!(manager.pid().is_none());
 
@@ -201,11 +201,13 @@ async fn two_configuration_files_have_two_managers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manager_that_a_person_starts_keeps_the_ports_and_the_contexts() {
-    let (lab, _manager) = written(&["payments", "search"], &[]).await;
+    let (lab, _manager) = written(&["payments", "search"], &["--idle", "1h"]).await;
     let before = servers(&lab.kubeconfig());
-    let up = lab.up(&[]).await;
+    let text = std::fs::read_to_string(lab.kubeconfig()).unwrap();
+    let up = lab.up(&["--probe-interval", "10s"]).await;
     assert_eq!(servers(&lab.kubeconfig()), before);
-    let again = write(&lab, &[]).await;
+    assert_eq!(std::fs::read_to_string(lab.kubeconfig()).unwrap(), text, "it has others started as before");
+    let again = write(&lab, &["--idle", "1h"]).await;
     again.assert_success();
     assert!(again.stderr.contains("is running"), "{}", again.stderr);
     let other = write(&lab, &["--sessions", "2"]).await;

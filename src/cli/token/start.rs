@@ -38,7 +38,7 @@ use crate::{
         control::{self, ControlError, TokenAnswer, TokenRequest},
     },
     settings::Environment,
-    util::folder::Missing,
+    util::{folder::Missing, quote::command},
 };
 
 /// Name of the file that whoever starts a manager has locked.
@@ -55,6 +55,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a manager that ends, or another program that starts one, is waited for.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How often a manager is started that is gone when it is asked.
+const MAX_STARTS: usize = 3;
 
 /// How often to look whether a manager that is ending has ended.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -84,6 +87,14 @@ pub(super) enum Started {
     Failed(ExitCode),
 }
 
+/// What has become of an attempt to have a manager run.
+enum Outcome {
+    Started,
+    /// Others have one run, or are at it, or it is ending.
+    OfOthers,
+    Failed(Failure),
+}
+
 /// Why there was no token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Failure {
@@ -103,7 +114,7 @@ impl Start<'_> {
         let asked_at = SystemTime::UNIX_EPOCH + clock::wall();
         let lately = asked_at.checked_sub(SAME_ANSWER).unwrap_or(asked_at);
         let told = Failure::since(lately, &self.place());
-        if let Some(told) = told.filter(|told| told.asker.is_some() && told.asker == asker()) {
+        if let Some(told) = told.filter(|told| told.asker.is_some() && told.asker == self.asker()) {
             return Ok(Started::Failed(ExitCode::from(told.code)));
         }
         let mut asking = Box::pin(self.token_of(asked_at));
@@ -120,7 +131,7 @@ impl Start<'_> {
             }
             Ok(Err(failure)) => failure,
             Err(error) => {
-                let failure = Failure { code: error.kind as u8, asker: asker(), words: String::new() };
+                let failure = Failure { code: error.kind as u8, asker: self.asker(), words: String::new() };
                 failure.note(&self.place());
                 return Err(error);
             }
@@ -131,16 +142,20 @@ impl Start<'_> {
 
     async fn token_of(&self, asked_at: SystemTime) -> Result<Result<TokenAnswer, Failure>, CommandError> {
         let give_up_at = after(PATIENCE);
+        let mut starts = 0;
         loop {
             let dir = self.place();
             match control::request_token(&dir, &self.request, ANSWER_LIMIT).await {
                 Ok(answer) => return self.at_its_port(answer).map(Ok),
                 Err(error) if !has_ended(&error) => return Err(self.refused(error)),
-                Err(error) if is_over(give_up_at) => return Err(error.into()),
+                // One that ends as soon as it runs does so again.
+                Err(error) if is_over(give_up_at) || starts == MAX_STARTS => return Err(error.into()),
                 Err(_) => {}
             }
-            if let Some(failure) = self.have_one(&dir, asked_at).await? {
-                return Ok(Err(failure));
+            match self.have_one(&dir, asked_at).await? {
+                Outcome::Failed(failure) => return Ok(Err(failure)),
+                Outcome::Started => starts += 1,
+                Outcome::OfOthers => {}
             }
         }
     }
@@ -160,26 +175,30 @@ impl Start<'_> {
         }
     }
 
-    /// Sees to it that a manager runs, or is being started by somebody. Returns why there can be none.
-    async fn have_one(&self, dir: &Path, asked_at: SystemTime) -> Result<Option<Failure>, CommandError> {
+    /// Sees to it that a manager runs, unless there is one already, or somebody starts it.
+    async fn have_one(&self, dir: &Path, asked_at: SystemTime) -> Result<Outcome, CommandError> {
         if !is_free(dir) {
             // It is beginning, or ending.
             sleep(PAUSE).await;
-            return Ok(None);
+            return Ok(Outcome::OfOthers);
         }
         let _lock = lock(dir).await?;
         if !is_free(dir) {
-            return Ok(None);
+            return Ok(Outcome::OfOthers);
         }
         // Whoever has waited while it failed need not see it fail again.
         if let Some(failure) = Failure::since(asked_at, dir).filter(|failure| !failure.words.is_empty()) {
-            return Ok(Some(failure));
+            return Ok(Outcome::Failed(failure));
         }
-        let failure = self.start(dir).await?;
-        if let Some(failure) = &failure {
-            failure.note(dir);
+        match self.start(dir).await? {
+            None => Ok(Outcome::Started),
+            // A person has been faster.
+            Some(_) if !is_free(dir) => Ok(Outcome::OfOthers),
+            Some(failure) => {
+                failure.note(dir);
+                Ok(Outcome::Failed(failure))
+            }
         }
-        Ok(failure)
     }
 
     /// Starts a manager, and waits until its ports are bound or it has failed.
@@ -206,7 +225,18 @@ impl Start<'_> {
             }
         });
         let ended = relayed.await.map_err(|error| unexpected("wait for the manager").with_source(error))?;
-        Ok(ended.map(|status| Failure { code: exit_code_of(status), asker: asker(), words }))
+        Ok(ended.map(|status| {
+            if words.is_empty() {
+                words = format!("error: the manager ended with {status} before its ports were bound\n");
+            }
+            Failure { code: exit_code_of(status), asker: self.asker(), words }
+        }))
+    }
+
+    /// Returns the process that runs the plugin, if that is a client of Kubernetes and no person: it asks several times.
+    fn asker(&self) -> Option<i32> {
+        let asks_again = self.environment.get("KUBERNETES_EXEC_INFO").is_some();
+        asks_again.then(|| Pid::as_raw(getppid()))
     }
 
     /// Makes sure that the port of the context is the tunnel's.
@@ -235,11 +265,11 @@ impl Start<'_> {
                 hints.fold(CommandError::new(Kind::Tunnel, message), CommandError::hint)
             }
             "unknown-cluster" => {
-                let hint = format!("`autoheal-pa reload --name {name}` has it look for clusters again");
+                let hint = command!("`autoheal-pa reload --name {}` has it look for clusters again", &*name);
                 CommandError::new(Kind::NotFound, source.message.clone()).hint(hint)
             }
             "credentials" => CommandError::new(Kind::Credentials, source.message.clone())
-                .hint(format!("`autoheal-pa status --name {name}` shows whose credentials it has")),
+                .hint(command!("`autoheal-pa status --name {}` shows whose credentials it has", &*name)),
             _ => error.into(),
         }
     }
@@ -271,11 +301,6 @@ fn after(time: Duration) -> Instant {
 
 fn is_over(at: Instant) -> bool {
     after(Duration::ZERO) >= at
-}
-
-/// Returns the process that runs the plugin.
-fn asker() -> Option<i32> {
-    getppid().map(|pid| Pid::as_raw(Some(pid)))
 }
 
 /// Takes the right to start a manager, which ends with the file.
@@ -320,5 +345,29 @@ impl Failure {
         if !matches!(noted, Ok(Ok(()))) {
             tracing::debug!(?noted, "cannot note why there was no token");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_to_whoever_has_waited_for_it_and_to_nobody_later() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("run/default");
+        let before = SystemTime::UNIX_EPOCH;
+        assert_eq!(Failure::since(before, &dir), None);
+        for failure in [
+            Failure { code: 3, asker: Some(4711), words: "error: no credentials\nhint: sign in\n".to_owned() },
+            Failure { code: 5, asker: None, words: String::new() },
+        ] {
+            failure.note(&dir);
+            assert_eq!(Failure::since(before, &dir), Some(failure));
+        }
+        let later = SystemTime::UNIX_EPOCH + clock::wall() + Duration::from_secs(60);
+        assert_eq!(Failure::since(later, &dir), None);
+        std::fs::write(dir.join(FAILED), "no failure at all").unwrap();
+        assert_eq!(Failure::since(before, &dir), None);
     }
 }
