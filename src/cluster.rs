@@ -50,6 +50,8 @@ pub struct Imported {
     pub path: String,
     /// The absolute path of the file that the certificate authority was read from.
     pub authority_file: Option<String>,
+    /// The user logs in by a client certificate.
+    pub client_certificate: bool,
     /// Clients are not to ask for compressed answers.
     pub disable_compression: bool,
 }
@@ -97,7 +99,8 @@ impl Cluster {
         let way = |cluster: &Self| {
             let mut cluster = cluster.clone();
             if let Origin::Imported(imported) = &mut cluster.origin {
-                *imported = Imported { server_name: imported.server_name.clone(), ..Imported::default() };
+                let Imported { server_name, client_certificate, .. } = imported.clone();
+                *imported = Imported { server_name, client_certificate, ..Imported::default() };
             }
             cluster
         };

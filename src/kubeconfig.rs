@@ -19,6 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -122,10 +123,16 @@ pub enum User {
 }
 
 /// Which server a client is told of, to get to a cluster's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Server {
     /// By the local port of its tunnel, on 127.0.0.1, with the endpoint's name told apart for TLS.
     Tunnel(u16),
+    /// By the local port of its tunnel, where TLS ends.
+    LocalTls {
+        port: u16,
+        /// Who vouches for the local port: PEM in base64.
+        authority: Arc<str>,
+    },
     /// By the endpoint's own address, through a CONNECT proxy on this port of 127.0.0.1.
     Proxy(u16),
 }

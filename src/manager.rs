@@ -32,6 +32,7 @@ use answers::{Answers, Examinations};
 use clusters::{Found, Wanted, clusters, hosts, imports, known_imports, named, no_clusters, of_access, search, usable};
 use control::Reloaded;
 use life::Life;
+use local_tls::LocalTls;
 use proxy::Proxy;
 use standing::Standing;
 use supervisor::{Board, Supervisor};
@@ -69,6 +70,7 @@ mod events;
 mod files;
 mod hope;
 mod life;
+mod local_tls;
 pub(crate) mod orphans;
 mod proxy;
 mod standing;
@@ -99,6 +101,7 @@ pub(crate) struct Manager {
     standing: Standing,
     life: Arc<Life>,
     proxy: Option<Proxy>,
+    local_tls: Option<LocalTls>,
     /// Who gets through the local ports.
     admission: Admission,
     /// All that goes on beside the tunnels.
@@ -155,6 +158,7 @@ impl Manager {
                 standing: Standing::default(),
                 life,
                 proxy: None,
+                local_tls: None,
                 admission,
                 tasks,
                 examinations,
@@ -173,6 +177,7 @@ impl Manager {
         let imports = imports(&self.settings).await?;
         self.check_files(&imports).await?;
         self.read_standing().await?;
+        self.local_tls = LocalTls::start(&self.settings, self.state.borrow().stands, &self.listener)?;
         let fixed = self.bind_fixed()?;
         let wanted = self.settings.access.clone();
         let clients = try_join_all(wanted.iter().map(|settings| Aws::new(&settings.aws))).await?;
@@ -487,6 +492,10 @@ impl Manager {
         session.messages_per_second = session.messages_per_second.filter(|_| !self.settings.no_rate_limit);
         let routes = access.routes.with_sessions(sessions);
         let routes = access.settings.bastion.iter().map(|bastion| routes.route(bastion)).collect();
+        let listeners = match &self.local_tls {
+            Some(local_tls) => local_tls.on(listeners, &to),
+            None => listeners,
+        };
         self.supervisor.start(Tunnel::new(to, routes, listeners, config, Arc::clone(&access.common)));
     }
 }

@@ -302,7 +302,7 @@ impl UpSettings {
             let useless = sources.flags.get(&UP.env_file).first();
             problems.extend(useless.map(|given| given.malformed("of use where no clusters are wanted")));
         }
-        if settings.kubeconfig_mode == KubeconfigMode::Direct {
+        if settings.kubeconfig_mode != KubeconfigMode::Proxy {
             let useless = stack.one(&UP.proxy_port);
             problems.extend(useless.map(|given| given.malformed("of use without `--kubeconfig-mode proxy`")));
         }
@@ -340,7 +340,7 @@ impl UpSettings {
     #[must_use]
     pub fn proxy(&self) -> Option<ProxySettings> {
         match self.kubeconfig_mode {
-            KubeconfigMode::Direct => None,
+            KubeconfigMode::Direct | KubeconfigMode::LocalTls => None,
             KubeconfigMode::Proxy => Some(ProxySettings {
                 port: self.proxy_port.unwrap_or(self.base_port.saturating_sub(1)),
                 strict: self.proxy_port.is_some() || self.strict_ports,

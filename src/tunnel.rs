@@ -21,6 +21,7 @@ mod common;
 mod held;
 mod listener;
 mod load;
+mod local_tls;
 mod member;
 mod memory;
 mod pool;
@@ -41,6 +42,7 @@ pub use self::{
     admission::Admission,
     common::{Common, News, Told},
     listener::{BindError, Bound, Listeners, PortOwner, PortTaken, Ports},
+    local_tls::{Authority, AuthorityError, Termination},
     memory::{MemoryConnection, MemoryPort},
     probe::Probe,
     status::{LastError, LinkStatus, ProbeStatus, State, TunnelStatus},
@@ -295,10 +297,11 @@ impl Running {
             self.changed |= self.links.review(clock.now(), is_waited_for);
             self.dispatch();
         }
-        drop(listeners);
+        let connections = listeners.close();
         self.held.clear();
         self.links.stop_probers().await;
         self.stop_links().await;
+        connections.end().await;
     }
 
     async fn stop_links(&mut self) {

@@ -18,6 +18,10 @@ use crate::{
 const CONSEQUENCES: &str = "open connections go on, but until there are new credentials lost sessions cannot be resumed, \
                             new ones cannot be started, and kubectl gets no tokens";
 
+/// What `--kubeconfig-mode local-tls` costs.
+const LOCAL_TLS: &str = "TLS ends in this process: it sees what clients send, client certificates do not get through, and \
+                         clients have to read the kubeconfig again after each start, as its certificate authority is a new one";
+
 /// Returns what says all that happens.
 pub(super) fn shown(printer: &Printer) -> Listener {
     let printer = printer.clone();
@@ -44,6 +48,10 @@ fn show(event: Event, printer: &Printer) {
             printer.progress(&format!("{taken}, which the context of `{cluster}` had: it gets another"));
         }
         Event::ProxyServes { port } => printer.progress(&format!("CONNECT proxy on 127.0.0.1:{port}")),
+        Event::TlsEndsHere => printer.progress(LOCAL_TLS),
+        Event::TlsGoesOn { context, why } => {
+            printer.progress(&format!("`{context}` is as with `--kubeconfig-mode direct`: {why}"));
+        }
         Event::KubeconfigElsewhere(error) => printer.progress(&CommandError::from(error).sentence()),
         Event::KubeconfigWritten { path, current } => {
             let current = current.map(|name| format!(", current context `{name}`")).unwrap_or_default();

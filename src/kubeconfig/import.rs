@@ -3,7 +3,7 @@
 //! Files are merged as kubectl merges them: of entries with one name the first counts, files that are missing do not, and paths
 //! are relative to the file that they stand in.
 //!
-//! Invariants: of a user nothing but its name is read; what cannot be proved by TLS is refused.
+//! Invariants: of a user nothing is read but its name, and whether it has a client certificate; what cannot be proved by TLS is refused.
 
 use std::{
     io,
@@ -218,7 +218,9 @@ impl<'a> Merged<'a> {
         let namespace = text(content, "namespace")?;
         let missing = |kind, name: &str| Unusable::Missing { kind, name: name.to_owned() };
         let (path, root, cluster) = self.find("clusters", cluster_name).ok_or(missing("cluster", cluster_name))?;
-        self.find("users", user).ok_or(missing("user", user))?;
+        let (_, _, shown) = self.find("users", user).ok_or(missing("user", user))?;
+        let has = |key: &str| shown.get("user").and_then(|user| user.get(key)).is_some_and(|node| !node.is_null());
+        let client_certificate = has("client-certificate") || has("client-certificate-data");
         refuse_own(root, cluster, "cluster")?;
         let cluster = cluster.get("cluster");
         if is_true(cluster, "insecure-skip-tls-verify") {
@@ -240,6 +242,7 @@ impl<'a> Merged<'a> {
                 server_name,
                 path: url_path,
                 authority_file: authority.file,
+                client_certificate,
                 disable_compression: is_true(cluster, "disable-compression"),
             },
             has_proxy: text(cluster, "proxy-url")?.is_some(),

@@ -268,7 +268,7 @@ fn served_by(user: &Node) -> Option<&str> {
 fn item(kind: &str, entry: &ContextEntry, manager: &str, old: Option<&Node>) -> Node {
     let mut extension = vec![("manager", Node::text(manager))];
     let mut content = match (kind, &entry.user) {
-        ("cluster", _) => cluster(&entry.cluster, entry.server),
+        ("cluster", _) => cluster(&entry.cluster, &entry.server),
         ("user", User::Own(run)) => vec![("exec", exec(run))],
         (_, User::Own(_)) => vec![("cluster", Node::text(&entry.name)), ("user", Node::text(&entry.name))],
         (_, User::Theirs(name)) => vec![("cluster", Node::text(&entry.name)), ("user", Node::text(name))],
@@ -284,12 +284,13 @@ fn item(kind: &str, entry: &ContextEntry, manager: &str, old: Option<&Node>) -> 
 }
 
 /// Says where a cluster is, and how it is known.
-fn cluster(cluster: &Cluster, server: Server) -> Vec<(&'static str, Node)> {
+fn cluster(cluster: &Cluster, server: &Server) -> Vec<(&'static str, Node)> {
     let imported = cluster.imported();
     let path = imported.map(|imported| imported.path.as_str()).unwrap_or_default();
     let name = ("tls-server-name", Node::text(cluster.server_name()));
     let mut content = match server {
         Server::Tunnel(port) => vec![("server", Node::text(format!("https://127.0.0.1:{port}{path}"))), name],
+        Server::LocalTls { port, .. } => vec![("server", Node::text(format!("https://127.0.0.1:{port}{path}")))],
         Server::Proxy(port) => {
             let mut content = vec![
                 ("server", Node::text(format!("{}{path}", cluster.endpoint.url()))),
@@ -301,10 +302,13 @@ fn cluster(cluster: &Cluster, server: Server) -> Vec<(&'static str, Node)> {
         }
     };
     let file = imported.and_then(|imported| imported.authority_file.as_ref());
-    match (file, &cluster.certificate_authority) {
-        (Some(file), _) => content.push(("certificate-authority", Node::text(file))),
-        (None, Some(data)) => content.push(("certificate-authority-data", Node::text(data))),
-        (None, None) => {}
+    match (server, file, &cluster.certificate_authority) {
+        (Server::LocalTls { authority, .. }, ..) => {
+            content.push(("certificate-authority-data", Node::text(&**authority)));
+        }
+        (_, Some(file), _) => content.push(("certificate-authority", Node::text(file))),
+        (_, None, Some(data)) => content.push(("certificate-authority-data", Node::text(data))),
+        (_, None, None) => {}
     }
     if let Some(Imported { disable_compression: true, .. }) = imported {
         content.push(("disable-compression", Node::bare("true")));

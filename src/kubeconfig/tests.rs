@@ -136,6 +136,28 @@ fn a_client_may_come_through_the_proxy() {
     assert_eq!(updated(&text, &update(&entries)), ONE);
 }
 
+#[test]
+fn tls_may_end_at_the_local_port() {
+    let server = Server::LocalTls { port: 10100, authority: "T3VycwA=".into() };
+    let file = Imported {
+        path: "/k8s".into(),
+        authority_file: Some("/ca.crt".into()),
+        disable_compression: true,
+        ..Imported::default()
+    };
+    let entries =
+        [ContextEntry { server: server.clone(), ..entry("no", 0) }, ContextEntry { server, ..imported("kops", file) }];
+    let text = updated("", &update(&entries));
+    let authority = "    certificate-authority-data: \"T3VycwA=\"\n";
+    assert!(text.contains(&format!("    server: \"https://127.0.0.1:10100\"\n{authority}    ext")), "{text}");
+    let kops = format!("    server: \"https://127.0.0.1:10100/k8s\"\n{authority}    disable-compression: true\n");
+    assert!(text.contains(&kops), "{text}");
+    assert!(!text.contains("tls-server-name"), "{text}");
+    // And back: nothing of it stays.
+    let entries = [entry("no", 10100)];
+    assert_eq!(updated(&text, &update(&entries)), ONE);
+}
+
 /// The context of a cluster that was imported.
 fn imported(name: &str, more: Imported) -> ContextEntry {
     let mut entry = entry(name, 10101);

@@ -7,7 +7,7 @@ use crate::{
     aws::{AwsError, SkipReason},
     cluster::Destination,
     kubeconfig::{KubeconfigError, import::ImportError},
-    tunnel::BindError,
+    tunnel::{AuthorityError, BindError},
     util::peer_text::sentence,
 };
 
@@ -33,6 +33,14 @@ pub(crate) enum ManagerError {
     /// There is no port for the CONNECT proxy.
     #[error("cannot open a port for the CONNECT proxy")]
     ProxyPort(#[source] BindError),
+    /// There is no certificate for the local ports.
+    #[error(transparent)]
+    Authority(AuthorityError),
+    /// Contexts are to stay whose authority does not.
+    #[error(
+        "contexts by which kubectl starts the manager cannot be of `--kubeconfig-mode local-tls`, whose certificate authority is a new one at each start"
+    )]
+    AuthorityStays,
     /// Two clusters have one address, in two networks.
     #[error("the clusters of `{}` and `{}` both have the address `{endpoint}`, which a CONNECT proxy cannot tell apart", contexts[0], contexts[1])]
     Alike { contexts: [String; 2], endpoint: Destination },

@@ -44,6 +44,13 @@ pub(crate) enum Event {
     ProxyServes {
         port: u16,
     },
+    /// TLS ends at the local ports, which has a price.
+    TlsEndsHere,
+    /// TLS ends there, but not for a context.
+    TlsGoesOn {
+        context: String,
+        why: &'static str,
+    },
     /// The kubeconfig is written elsewhere than by default, which cannot be written.
     KubeconfigElsewhere(KubeconfigError),
     KubeconfigWritten {

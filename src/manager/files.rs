@@ -8,7 +8,6 @@ use super::{
     Event, Manager, ManagerError, TunnelEntry,
     contexts::{self, Start},
     env_file, in_thread,
-    proxy::Proxy,
 };
 use crate::{
     cluster::Cluster,
@@ -70,9 +69,13 @@ impl Manager {
         }
         let contexts = clusters()
             .map(|(TunnelEntry { port, name, access, .. }, cluster)| {
-                let server = self.proxy.as_ref().map_or(Server::Tunnel(*port), Proxy::server);
-                let (Server::Tunnel(port) | Server::Proxy(port)) = server;
-                let start = launch.as_ref().map(|launch| Start { launch, port });
+                let server = match (&self.proxy, &self.local_tls) {
+                    (Some(proxy), _) => proxy.server(),
+                    (None, Some(local_tls)) => local_tls.server(cluster, *port),
+                    (None, None) => Server::Tunnel(*port),
+                };
+                let (Server::Tunnel(port) | Server::Proxy(port) | Server::LocalTls { port, .. }) = &server;
+                let start = launch.as_ref().map(|launch| Start { launch, port: *port });
                 let user = contexts::user(common, &access.settings.identity, cluster, start)?;
                 Ok(ContextEntry { name: name.clone(), cluster: cluster.clone(), server, user })
             })
@@ -88,6 +91,9 @@ impl Manager {
             }
         });
         let current = written.await??;
+        if let Some(local_tls) = &self.local_tls {
+            local_tls.tell_of_others(clusters().map(|(tunnel, cluster)| (&*tunnel.name, cluster)), &self.listener);
+        }
         if let Some(proxy) = &self.proxy {
             proxy.lead(clusters().map(|(tunnel, cluster)| (cluster, tunnel.port)));
         }

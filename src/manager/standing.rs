@@ -97,7 +97,7 @@ impl Manager {
         let kept = match self.settings.kubeconfig_mode {
             // There it is the proxy's.
             KubeconfigMode::Proxy => None,
-            KubeconfigMode::Direct => self.standing.port_of(cluster),
+            KubeconfigMode::Direct | KubeconfigMode::LocalTls => self.standing.port_of(cluster),
         };
         match kept.map(|port| Listeners::on(port, self.admission.clone())) {
             None => self.bind_next(ports),

@@ -130,6 +130,8 @@ pub enum KubeconfigMode {
     Direct,
     /// By the clusters' own addresses, through a CONNECT proxy on this machine, for clients that ignore `tls-server-name`.
     Proxy,
+    /// By the local ports of the tunnels, where TLS ends and begins anew, for clients that ignore `proxy-url` as well.
+    LocalTls,
 }
 
 impl Value for KubeconfigMode {

@@ -204,7 +204,9 @@ table! {
         import_kubeconfig = path().otherwise("the files of KUBECONFIG, else ~/.kube/config"),
         /// Makes the first cluster the current context, even in a kubeconfig that has other contexts
         set_current: bool = switch(),
-        /// How the contexts reach the clusters
+        /// How the contexts reach the clusters: `proxy` is for clients that ignore `tls-server-name`, `local-tls` for those that
+        /// ignore `proxy-url` as well. With `local-tls`, TLS ends in this process, which then sees what clients send, and client
+        /// certificates do not get through; the contexts have a certificate authority that is made anew at each start
         kubeconfig_mode: KubeconfigMode = choice::<KubeconfigMode>("MODE").default("direct"),
         /// Port of the CONNECT proxy with `--kubeconfig-mode proxy`; 0: any free one
         proxy_port: Option<u16> = port()

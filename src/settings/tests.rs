@@ -436,6 +436,9 @@ fn the_proxy_is_before_the_tunnels() {
     assert_eq!(proxy(&["--proxy-port", "3128"]), (3128, true));
     assert_eq!(up(&bastion("i-0abcdef1"), &environment([])).unwrap().proxy(), None);
 
+    let local = typed(&["--kubeconfig-mode", "local-tls", "--bastion", "i-0abcdef1"]);
+    assert_eq!(up(&local, &environment([])).unwrap().proxy(), None);
+
     let alone = typed(&["--proxy-port", "3128", "--bastion", "i-0abcdef1"]);
     let error = up(&alone, &environment([])).unwrap_err();
     assert_eq!(error, "`--proxy-port`: `3128` is not of use without `--kubeconfig-mode proxy`");
@@ -458,7 +461,7 @@ fn a_file_may_ask_for_the_proxy() {
     assert_eq!(proxy("kubeconfig_mode: proxy\nproxy_port: 3128\n"), Ok(strict(3128)));
     assert_eq!(proxy("kubeconfig_mode: direct\n"), Ok(None));
     let error = proxy("kubeconfig_mode: proxies\n").unwrap_err();
-    assert!(error.ends_with("`kubeconfig_mode`: `proxies` is not `direct` or `proxy`"), "{error}");
+    assert!(error.ends_with("`kubeconfig_mode`: `proxies` is not `direct` or `proxy` or `local-tls`"), "{error}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -20,7 +20,11 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{admission::Admission, memory::MemoryPort};
+use super::{
+    admission::Admission,
+    local_tls::{Connections, Termination, Terminator},
+    memory::MemoryPort,
+};
 use crate::route::Io;
 
 /// Connections that the system keeps until they are accepted.
@@ -35,6 +39,8 @@ pub struct Listeners {
     port: u16,
     admission: Admission,
     source: Source,
+    /// TLS ends here; `None`: it is for whoever is at the other end.
+    terminator: Option<Terminator>,
 }
 
 /// Where connections come from.
@@ -209,7 +215,7 @@ impl Listeners {
         let port = address.port();
         let bound = listen(address.ip(), port).and_then(|socket| Ok((socket.local_addr()?.port(), socket)));
         match bound {
-            Ok((chosen, socket)) => Ok(Self { port: chosen, admission, source: Source::Tcp(vec![socket]) }),
+            Ok((chosen, socket)) => Ok(Self::of(chosen, admission, Source::Tcp(vec![socket]))),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 Err(BindError::Taken(PortTaken { port, owner: owner_of(port) }))
             }
@@ -218,7 +224,7 @@ impl Listeners {
     }
 
     fn bind_port(port: u16, admission: &Admission) -> io::Result<Self> {
-        let bound = |port, sockets| Self { port, admission: admission.clone(), source: Source::Tcp(sockets) };
+        let bound = |port, sockets| Self::of(port, admission.clone(), Source::Tcp(sockets));
         let mut choices = 0;
         loop {
             let v4 = listen(IpAddr::V4(Ipv4Addr::LOCALHOST), port)?;
@@ -241,7 +247,22 @@ impl Listeners {
     #[must_use]
     pub fn in_memory(port: u16) -> (Self, MemoryPort) {
         let (way, connections) = MemoryPort::new();
-        (Self { port, admission: Admission::everyone(), source: Source::Memory(connections) }, way)
+        (Self::of(port, Admission::everyone(), Source::Memory(connections)), way)
+    }
+
+    fn of(port: u16, admission: Admission, source: Source) -> Self {
+        Self { port, admission, source, terminator: None }
+    }
+
+    /// Returns the same with TLS that ends at their port.
+    #[must_use]
+    pub fn with_tls(self, termination: Termination) -> Self {
+        Self { terminator: Some(Terminator::new(termination)), ..self }
+    }
+
+    /// Gives up the port, and returns the connections whose TLS ends here.
+    pub(super) fn close(self) -> Connections {
+        self.terminator.map(Terminator::close).unwrap_or_default()
     }
 
     #[must_use]
@@ -276,13 +297,30 @@ impl Listeners {
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Io>> {
-        match &mut self.source {
-            Source::Tcp(sockets) => {
+        loop {
+            if let Some(terminator) = &mut self.terminator
+                && let Poll::Ready(io) = terminator.poll_next(cx)
+            {
+                return Poll::Ready(Ok(io));
+            }
+            let io = ready!(self.source.poll_accept(&self.admission, cx))?;
+            match (&mut self.terminator, io) {
+                (Some(terminator), Io::Tcp(client)) => terminator.take(client),
+                (_, io) => return Poll::Ready(Ok(io)),
+            }
+        }
+    }
+}
+
+impl Source {
+    fn poll_accept(&mut self, admission: &Admission, cx: &mut Context<'_>) -> Poll<io::Result<Io>> {
+        match self {
+            Self::Tcp(sockets) => {
                 for socket in sockets {
                     // Ends however many are turned away: tokio's budget makes it pend now and then.
                     while let Poll::Ready(outcome) = socket.poll_accept(cx) {
                         let (stream, peer) = outcome?;
-                        if self.admission.admits(peer, stream.local_addr()?) {
+                        if admission.admits(peer, stream.local_addr()?) {
                             return Poll::Ready(prepare(stream));
                         }
                         // Closing sends RST.
@@ -291,7 +329,7 @@ impl Listeners {
                 }
                 Poll::Pending
             }
-            Source::Memory(connections) => match std::task::ready!(connections.poll_recv(cx)) {
+            Self::Memory(connections) => match ready!(connections.poll_recv(cx)) {
                 Some(io) => Poll::Ready(Ok(io)),
                 None => Poll::Pending,
             },

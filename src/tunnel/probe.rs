@@ -69,7 +69,29 @@ impl Probe {
     /// # Errors
     /// [`ProbeError::Certificate`], [`ProbeError::Tls`], [`ProbeError::Ended`].
     pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(&self, io: S) -> Result<TlsStream<S>, ProbeError> {
-        let tls = TlsConnector::from(Arc::clone(&self.tls)).connect(self.name.clone(), io).await;
+        self.connect_by(&self.tls, io).await
+    }
+
+    /// The same, and offers these protocols, of which the API server may choose one.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub(super) async fn connect_offering<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        protocols: Vec<Vec<u8>>,
+        io: S,
+    ) -> Result<TlsStream<S>, ProbeError> {
+        let mut tls = ClientConfig::clone(&self.tls);
+        tls.alpn_protocols = protocols;
+        self.connect_by(&Arc::new(tls), io).await
+    }
+
+    async fn connect_by<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        tls: &Arc<ClientConfig>,
+        io: S,
+    ) -> Result<TlsStream<S>, ProbeError> {
+        let tls = TlsConnector::from(Arc::clone(tls)).connect(self.name.clone(), io).await;
         tls.map_err(|error| self.tls_error(error))
     }
 

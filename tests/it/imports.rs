@@ -19,7 +19,7 @@ const SERVER: &str = "api-kops-example-com.elb.us-east-1.amazonaws.com:8443";
 const SERVER_NAME: &str = "kubernetes.default.svc";
 
 /// A cluster of EKS, and one that EKS does not know, behind a bastion.
-async fn lab() -> Lab {
+pub(super) async fn lab_with_kops() -> Lab {
     let mut config =
         Config { clusters: vec![ClusterConfig::new("payments"), ClusterConfig::new("kops")], ..Config::default() };
     config.settings.hidden_clusters.insert("kops".to_owned());
@@ -50,7 +50,7 @@ fn admin(lab: &Lab, name: &str) -> String {
 }
 
 /// The user's own kubeconfig: a cluster of kops, whose authority is in a file beside it.
-fn own(lab: &Lab) -> PathBuf {
+pub(super) fn own(lab: &Lab) -> PathBuf {
     let authority = STANDARD.decode(api_server(lab).certificate_authority).unwrap();
     write(lab, ".kube/pki/ca.crt", std::str::from_utf8(&authority).unwrap());
     let text = format!(
@@ -63,20 +63,20 @@ fn own(lab: &Lab) -> PathBuf {
 }
 
 /// Runs kubectl in a shell that has evaluated what `env` prints.
-async fn kubectl_after_env(lab: &Lab, args: &str) -> Ended {
+pub(super) async fn kubectl_after_env(lab: &Lab, args: &str) -> Ended {
     let program = kubectl().unwrap();
     let script = format!("eval \"$({PROGRAM} env --shell bash)\" && {} {args}", program.display());
     Running::start(lab.bare_command("sh").args(["-c", &script])).ended().await
 }
 
-const WHO_AM_I: &str = "auth whoami -o jsonpath={.status.userInfo.username}";
+pub(super) const WHO_AM_I: &str = "auth whoami -o jsonpath={.status.userInfo.username}";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_of_kops_is_reached_through_a_session_as_its_own_user() {
     if kubectl().is_none() {
         return;
     }
-    let lab = lab().await;
+    let lab = lab_with_kops().await;
     let theirs = own(&lab);
     let before = fs::read(&theirs).unwrap();
     let env_file = lab.path("env");
@@ -133,7 +133,7 @@ async fn a_cluster_of_kops_is_reached_through_a_session_as_its_own_user() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_files_and_an_exec_plugin_work_without_eks() {
     let Some(kubectl) = kubectl() else { return };
-    let lab = lab().await;
+    let lab = lab_with_kops().await;
     lab.emulator.update(|settings| settings.denied_actions.extend(["eks:ListClusters".to_owned()]));
     let certificate = lab.emulator.client_certificate("kops", "plugin@kops\n").unwrap();
     let credential = serde_json::json!({
@@ -226,7 +226,7 @@ async fn an_ssh_server_and_no_bastion_lead_there_as_well() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_proxy_leads_to_the_very_host_and_port() {
     let Some(kubectl) = kubectl() else { return };
-    let lab = lab().await;
+    let lab = lab_with_kops().await;
     own(&lab);
     let args = ["--import-context", "kops", "--kubeconfig-mode", "proxy", "--proxy-port", "0"];
     let up = lab.up(&args).await;
@@ -251,7 +251,7 @@ async fn the_proxy_leads_to_the_very_host_and_port() {
 #[tokio::test(flavor = "multi_thread")]
 async fn contexts_may_be_written_where_the_users_are() {
     let Some(kubectl) = kubectl() else { return };
-    let lab = lab().await;
+    let lab = lab_with_kops().await;
     let theirs = own(&lab);
     let up = lab.up(&["--import-context", "kops", "--kubeconfig", theirs.to_str().unwrap()]).await;
     assert!(!up.stderr_so_far().contains("KUBECONFIG"), "{}", up.stderr_so_far());
@@ -271,7 +271,7 @@ async fn contexts_may_be_written_where_the_users_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_authority_those_of_the_system_count() {
     let Some(kubectl) = kubectl() else { return };
-    let lab = lab().await;
+    let lab = lab_with_kops().await;
     let authority = STANDARD.decode(api_server(&lab).certificate_authority).unwrap();
     let trusted = write(&lab, "trusted.pem", std::str::from_utf8(&authority).unwrap());
     let text = format!(
@@ -299,7 +299,7 @@ async fn without_an_authority_those_of_the_system_count() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_follows_the_users_kubeconfig() {
-    let lab = lab().await;
+    let lab = lab_with_kops().await;
     let theirs = own(&lab);
     let text = fs::read_to_string(&theirs).unwrap();
     let mut up = lab.up(&["--import-context", "kops"]).await;
@@ -338,7 +338,7 @@ async fn a_reload_follows_the_users_kubeconfig() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_imported_is_said_before_any_call() {
-    let lab = lab().await;
+    let lab = lab_with_kops().await;
     let theirs = own(&lab);
     let text = fs::read_to_string(&theirs).unwrap();
     let with = |from: &str, to: &str| text.replace(from, to);
@@ -401,7 +401,7 @@ async fn what_cannot_be_imported_is_said_before_any_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_policy_for_it_has_nothing_of_eks() {
-    let lab = lab().await;
+    let lab = lab_with_kops().await;
     let args = ["policy", "--region", "us-east-1", "--account-id", "123456789012", "--import-context", "kops"];
     let ended = lab.run(&args).await;
     let policy = ended.assert_success();
@@ -415,7 +415,7 @@ async fn the_policy_for_it_has_nothing_of_eks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_that_imports_the_first_context_tells_where_its_user_is() {
-    let lab = lab().await;
+    let lab = lab_with_kops().await;
     let (theirs, env) = (own(&lab), lab.path("env"));
     let settings = |more: &str| {
         let entry = format!("region: us-east-1, bastion: i-0dc03fbcae2a87472{more}");

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::support::{Ended, Lab, Running, kubectl, within};
 
 /// A client for one context of the lab's kubeconfig.
-async fn client(lab: &Lab, context: &str) -> Client {
+pub(super) async fn client(lab: &Lab, context: &str) -> Client {
     let kubeconfig = Kubeconfig::read_from(lab.kubeconfig()).expect("kube reads the kubeconfig");
     let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("the context is complete");
@@ -92,11 +92,11 @@ async fn awkward_names_make_contexts_that_clients_can_use() {
 }
 
 /// Runs the real kubectl in a shell that has none of the variables of the one that ran `up`.
-async fn kube_ctl(lab: &Lab, args: &[&str]) -> Ended {
+pub(super) async fn kube_ctl(lab: &Lab, args: &[&str]) -> Ended {
     start_kubectl(lab, args).ended().await
 }
 
-fn start_kubectl(lab: &Lab, args: &[&str]) -> Running {
+pub(super) fn start_kubectl(lab: &Lab, args: &[&str]) -> Running {
     let mut command = lab.bare_command(kubectl().expect("asked before"));
     command.env_remove("XDG_RUNTIME_DIR").env_remove("AWS_EC2_METADATA_DISABLED");
     Running::start(command.arg("--kubeconfig").arg(lab.kubeconfig()).args(args))

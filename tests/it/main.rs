@@ -27,6 +27,7 @@ mod kubernetes;
 #[path = "../lab/lab.rs"]
 mod lab;
 mod line;
+mod local_tls;
 mod manager;
 mod matrix;
 mod moto;

@@ -24,6 +24,9 @@ impl From<ManagerError> for CommandError {
                 .hint("choose another port with `--proxy-port`, or any free one with `--proxy-port 0`"),
             error @ ManagerError::Alike { .. } => Self::of(Kind::Usage, error)
                 .hint("use `--kubeconfig-mode direct`, or a manager of its own for each: `--name`"),
+            error @ ManagerError::AuthorityStays => Self::of(Kind::Usage, error).hint(
+                "use `--kubeconfig-mode direct` or `proxy`, or beside such contexts a manager of another `--name`",
+            ),
             error @ ManagerError::ForwardPort { .. } => Self::of(Kind::Tunnel, error)
                 .hint("name another port behind its `@`, or none, for the first that is free"),
             ManagerError::NameTaken { ref endpoint, .. } => {
@@ -46,7 +49,9 @@ impl From<ManagerError> for CommandError {
                 Self::of(kind, error).hint(hint)
             }
             error @ ManagerError::PathNotUtf8(_) => Self::of(Kind::Usage, error),
-            error @ (ManagerError::NoExecutable | ManagerError::Task(_)) => Self::of(Kind::Unexpected, error),
+            error @ (ManagerError::Authority(_) | ManagerError::NoExecutable | ManagerError::Task(_)) => {
+                Self::of(Kind::Unexpected, error)
+            }
         }
     }
 }

@@ -80,6 +80,7 @@ fn takes_what_kops_writes_and_none_of_its_keys() {
             server_name: "api.internal.kops.example.com".into(),
             path: String::new(),
             authority_file: None,
+            client_certificate: true,
             disable_compression: false,
         },
         has_proxy: false,

@@ -120,6 +120,7 @@ pub(super) const TABLE: &[Row] = &[
             "fault",
             "remote",
             "route",
+            "secret",
             "util",
             "!route::direct",
             "!route::list",
