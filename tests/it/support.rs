@@ -178,10 +178,15 @@ pub(crate) fn path_variable() -> std::ffi::OsString {
     std::env::var_os("PATH").unwrap_or_default()
 }
 
+/// Finds a program as a shell does.
+pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&path_variable()).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
 /// The real kubectl, if there is one. In the gate there has to be.
 #[expect(clippy::disallowed_methods, reason = "the gate asks for it by a variable")]
 pub(crate) fn kubectl() -> Option<PathBuf> {
-    let found = std::env::split_paths(&path_variable()).map(|dir| dir.join("kubectl")).find(|path| path.is_file());
+    let found = on_path("kubectl");
     let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_KUBECTL").is_some();
     assert!(found.is_some() || !required, "kubectl is not on the PATH");
     found
