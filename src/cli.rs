@@ -36,6 +36,7 @@ pub mod output;
 pub mod policy;
 mod progress;
 pub mod reload;
+mod screen;
 mod signals;
 pub mod status;
 mod table;

@@ -318,7 +318,7 @@ fn is_skipped_with(one: &Entry, other: &Entry) -> bool {
 }
 
 /// Writes an entry as an aligned line, with what is to be said of trouble below it.
-fn text(entry: &Entry, paint: Paint) -> String {
+pub(super) fn text(entry: &Entry, paint: Paint) -> String {
     let status = entry.status.as_str();
     let mark = paint.state(status, &format!("{status:<8}"));
     let place = match (&entry.cluster, &entry.target) {

@@ -111,6 +111,25 @@ impl Printer {
         self.result(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")))
     }
 
+    /// Writes to stdout what a terminal is to do, as it is.
+    ///
+    /// # Errors
+    /// As [`result`](Self::result).
+    pub fn write(&self, text: &str) -> Result<(), CommandError> {
+        self.suspended(|| {
+            let mut out = lock(&self.inner.out);
+            out.write_all(text.as_bytes())
+                .and_then(|()| out.flush())
+                .map_err(|error| CommandError::new(Kind::Unexpected, "cannot write to the terminal").with_source(error))
+        })
+    }
+
+    /// Tells whether somebody is there who can look and press keys.
+    #[must_use]
+    pub fn has_person(&self) -> bool {
+        self.inner.redraws && io::stdin().is_terminal()
+    }
+
     /// Tells whether a picture takes the place of the one before.
     #[must_use]
     pub fn redraws(&self) -> bool {

@@ -14,6 +14,7 @@ use super::{
     GlobalArgs,
     error::{CommandError, Kind},
     output::{Paint, Printer},
+    screen,
     signals::Signals,
 };
 use crate::{
@@ -35,7 +36,7 @@ const STATE: usize = 1;
 /// Options of `status`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct StatusArgs {
-    /// Shows it again whenever it changes, until Ctrl-C or the manager's end
+    /// Shows it again whenever it changes, until Ctrl-C or the manager's end; on a terminal as a view with keys
     #[arg(long, short)]
     pub watch: bool,
     /// Writes JSON; with `--watch` one object per line
@@ -67,6 +68,9 @@ pub async fn run(args: StatusArgs, global: GlobalArgs, printer: &Printer) -> Res
             printer.result(&text(&status, now(), printer.paint()))?;
         }
         return if args.ready { ready(&status) } else { Ok(ExitCode::SUCCESS) };
+    }
+    if !args.json && printer.has_person() {
+        return Box::pin(screen::run(client, status, dir, printer)).await;
     }
     watch(client, status, args.json, printer).await
 }
@@ -116,7 +120,7 @@ async fn watch(
 ///
 /// # Cancel safety
 /// Nothing is lost.
-async fn next(client: &mut Client) -> Result<Option<ManagerStatus>, CommandError> {
+pub(super) async fn next(client: &mut Client) -> Result<Option<ManagerStatus>, CommandError> {
     match client.next().await? {
         Some(Answer::Status(status)) => Ok(Some(*status)),
         None => Ok(None),
@@ -308,7 +312,7 @@ fn left(at: Timestamp, now: SystemTime) -> String {
 }
 
 /// Writes a number of bytes in the largest decimal unit that leaves something before the point.
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     const UNITS: [(&str, u64); 4] = [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)];
     match UNITS.iter().find(|(_, unit)| count >= *unit) {
         Some((name, unit)) => format!("{}.{} {name}", count / unit, count % unit * 10 / unit),
@@ -317,7 +321,7 @@ fn bytes(count: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
 
     use serde_json::Value;
@@ -373,7 +377,7 @@ mod tests {
         }
     }
 
-    fn status() -> ManagerStatus {
+    pub(in crate::cli) fn status() -> ManagerStatus {
         let mut active = tunnel("payments", 10100, "active");
         active.last_error = Some("the WebSocket was closed with code 1000: `Bye`".to_owned());
         active.last_error_at = Some(stamp("2026-11-22T02:04:05Z"));

@@ -39,6 +39,7 @@ mod other_users;
 mod policy;
 mod profiles;
 mod refusals;
+mod screen;
 mod sessions;
 mod ssh;
 mod started_by_kubectl;
