@@ -36,8 +36,6 @@ impl<'a> Terminal<'a> {
         let started = within("a terminal", start.output()).await.unwrap();
         assert!(started.status.success(), "{started:?}");
         terminal.tmux(&["set-option", "-s", "set-clipboard", "on"]).await;
-        terminal.run("PS1='prompt> '").await;
-        terminal.shows("\nprompt>").await;
         terminal
     }
 
@@ -87,17 +85,19 @@ impl<'a> Terminal<'a> {
         }
     }
 
-    /// Waits until the screen has gone: keys are the shell's again.
-    async fn left(&self) {
-        within("the end of the screen", async { while self.picture().await.contains("EVENTS") {} }).await;
-    }
-
-    /// What the terminal is set to.
+    /// What the terminal is set to. What is typed may be shown before the prompt, so the file is what is waited for.
     async fn settings(&self, name: &str) -> String {
         let file = self.lab.path(name);
-        self.run(&format!("stty -g > {}; echo {name} is written", file.display())).await;
-        self.shows(&format!("\n{name} is written")).await;
-        std::fs::read_to_string(file).unwrap()
+        self.run(&format!("stty -g > {0}.part; mv {0}.part {0}", file.display())).await;
+        let read = async {
+            loop {
+                if let Ok(settings) = std::fs::read_to_string(&file) {
+                    return settings;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        within("the terminal's settings", read).await
     }
 }
 
@@ -146,7 +146,7 @@ async fn a_person_sees_the_tunnels_and_what_happens() {
     let up = lab.up(&[]).await;
     let terminal = Terminal::start(&lab, tmux, &[]).await;
     let before = terminal.settings("before").await;
-    terminal.run(&format!("{PROGRAM} status --watch")).await;
+    terminal.run(&format!("{PROGRAM} status --watch; echo ended $?")).await;
     let picture = terminal.shows("B/s").await;
     insta::assert_snapshot!("tunnels", steady(&picture));
 
@@ -169,7 +169,7 @@ async fn a_person_sees_the_tunnels_and_what_happens() {
     within("the new size", async { while terminal.picture().await.lines().count() < 30 {} }).await;
     terminal.shows("q quit").await;
     terminal.press(&["q"]).await;
-    terminal.left().await;
+    terminal.shows("ended 0").await;
     let after = terminal.settings("after").await;
     assert_eq!(after, before, "the terminal is as it was");
     assert!(!terminal.picture().await.contains("EVENTS"), "and so is what it shows");
@@ -191,7 +191,7 @@ async fn the_terminal_is_given_back_however_it_ends() {
     terminal.run(&format!("{watch}; echo ended $?")).await;
     terminal.shows("EVENTS").await;
     terminal.press(&["C-c"]).await;
-    terminal.shows("\nended 0").await;
+    terminal.shows("ended 0").await;
     assert_eq!(terminal.settings("interrupted").await, before);
 
     // Stopped, and on again.
@@ -210,7 +210,14 @@ async fn the_terminal_is_given_back_however_it_ends() {
     let pid = std::fs::read_to_string(pid).unwrap();
     let screen = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
     rustix::process::kill_process(screen, rustix::process::Signal::TERM).unwrap();
-    terminal.left().await;
+    // Until then keys may be its own.
+    let process = PathBuf::from(format!("/proc/{}", pid.trim()));
+    within("the end of the process", async {
+        while process.exists() {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
     assert_eq!(terminal.settings("terminated").await, before);
 
     // And with the manager's end.
@@ -227,12 +234,12 @@ async fn without_colours_and_on_terminals_that_can_do_nothing() {
     let lab = lab().await;
     let up = lab.up(&[]).await;
     let terminal = Terminal::start(&lab, tmux.clone(), &[("NO_COLOR", "1")]).await;
-    terminal.run(&format!("{PROGRAM} status --watch")).await;
+    terminal.run(&format!("{PROGRAM} status --watch; echo ended $?")).await;
     terminal.shows("EVENTS").await;
     let picture = terminal.tmux(&["capture-pane", "-p", "-e"]).await;
     assert!(!picture.contains("\x1b[3") && picture.contains("> pa-payments"), "{picture:?}");
     terminal.press(&["q"]).await;
-    terminal.left().await;
+    terminal.shows("ended 0").await;
     // The plain form, one below the other.
     terminal.run(&format!("clear; TERM=dumb {PROGRAM} status --watch")).await;
     let plain = terminal.shows("RECEIVED").await;

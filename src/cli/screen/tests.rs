@@ -207,6 +207,16 @@ fn neither_events_nor_traffic_pile_up() {
     assert_eq!(screen.rates("pa-payments").next_back(), Some(999));
 }
 
+#[test]
+fn what_is_longer_than_a_line_is_shown_whole() {
+    let mut screen = Screen::new(status());
+    screen.press(Key::Char('d'));
+    let arn = format!("arn:aws:sts::123456789012:assumed-role/{}/ann", "r".repeat(64));
+    screen.found(Entry { answer: Some(arn.clone()), ..entry("identity", Status::Ok, &[]) });
+    let text: String = picture(&screen, 60, 24).split_whitespace().collect();
+    assert!(text.contains(&arn), "{text}");
+}
+
 /// Errors quote what peers have sent.
 #[test]
 fn nothing_commands_the_terminal() {

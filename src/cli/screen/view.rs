@@ -273,7 +273,7 @@ fn wrapped(text: &str, width: usize, most: usize, look: Look) -> Vec<Line> {
     shown.into_iter().map(|line| Line(vec![(line, look.clone())])).collect()
 }
 
-/// Cuts a text into pieces at blanks, the first of which comes behind so many columns.
+/// Cuts a text into pieces, at blanks where there are any, the first of which comes behind so many columns.
 fn pieces(text: &str, width: usize, indent: usize) -> Vec<String> {
     let room = width.saturating_sub(indent.max(9)).max(20);
     let mut pieces = vec![String::new()];
@@ -282,8 +282,15 @@ fn pieces(text: &str, width: usize, indent: usize) -> Vec<String> {
         if last > 0 && last + word.trim_end().chars().count() > room {
             pieces.push(String::new());
         }
-        if let Some(piece) = pieces.last_mut() {
-            piece.push_str(word);
+        // A word that no line has room for is cut where the line ends.
+        for letter in word.chars() {
+            let is_full = pieces.last().is_none_or(|piece| piece.chars().count() >= room);
+            if is_full && letter != ' ' {
+                pieces.push(String::new());
+            }
+            if let Some(piece) = pieces.last_mut() {
+                piece.push(letter);
+            }
         }
     }
     pieces
