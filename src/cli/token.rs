@@ -1,7 +1,7 @@
 //! `token`: an ExecCredential on stdout, for kubectl.
 //!
 //! Asks the running manager first, which has credentials at hand, and finds them itself if there is none; a context of
-//! `kubeconfig` has a manager started instead ([`start`]). The kubeconfig calls it with what `manager::contexts` says, so that
+//! `kubeconfig` has a manager started instead (the private module `start`). The kubeconfig calls it with what `manager::contexts` says, so that
 //! it needs no variable of any shell.
 
 use std::{
