@@ -142,8 +142,10 @@ pub enum Server {
 pub struct Update<'a> {
     /// The manager's name.
     pub manager: &'a str,
-    /// Its contexts, in order; what it had before and is not among them is removed.
+    /// Its contexts, in order.
     pub contexts: &'a [ContextEntry],
+    /// What it had before and is not among them stays; else it is removed.
+    pub keeps_others: bool,
     /// The current context is set to the first of them even in a file with contexts of others, unless it is
     /// one of them already.
     pub set_current: bool,
@@ -157,7 +159,8 @@ pub struct Update<'a> {
 /// # Errors
 /// See [`KubeconfigError`].
 pub fn check(path: &Path, manager: &str, beside: &[PathBuf]) -> Result<(), KubeconfigError> {
-    let text = read_merged(path, &Update { manager, contexts: &[], set_current: false, beside })?.1;
+    let text =
+        read_merged(path, &Update { manager, contexts: &[], keeps_others: false, set_current: false, beside })?.1;
     replace::check_replaceable(path, text.map_or(0, |text| text.len()) + ROOM)
         .map_err(|source| KubeconfigError::Unwritable { path: path.to_owned(), source })
 }
@@ -182,7 +185,7 @@ pub fn remove(path: &Path, manager: &str) -> Result<(), KubeconfigError> {
         return Ok(());
     }
     let _lock = lock::Lock::acquire(path, Missing::Fail, lock::LOCK_ATTEMPTS)?;
-    rewrite(path, &Update { manager, contexts: &[], set_current: false, beside: &[] })?;
+    rewrite(path, &Update { manager, contexts: &[], keeps_others: false, set_current: false, beside: &[] })?;
     Ok(())
 }
 

@@ -15,7 +15,7 @@ pub use file::FileProblem;
 pub use flags::{Flags, ForwardCheck, GlobalArgs, KubeconfigMode, LogFormat, UpArgs};
 pub use identity::{CiOidc, ExecIdentity};
 pub use inputs::{INPUTS, Input, SdkVariables, Takes, variables};
-pub use launch::Launch;
+pub use launch::{KUBECONFIG_FLAG, Launch};
 pub use policy::{PolicyArgs, PolicySettings};
 pub use problem::{Problem, SettingsError};
 pub use proxies::{Proxies, Proxy};
@@ -261,6 +261,9 @@ pub struct ProxySettings {
 }
 
 impl UpSettings {
+    /// The flag of how contexts lead to clusters.
+    pub const MODE_FLAG: &str = "--kubeconfig-mode";
+
     /// Reads the settings of `up`.
     ///
     /// # Errors

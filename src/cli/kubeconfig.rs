@@ -5,10 +5,10 @@
 use std::{path::Path, process::ExitCode};
 
 use clap::Args;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 
 use super::{
-    UpArgs, doctor, down,
+    UpArgs, doctor, down, env,
     error::{CommandError, Kind},
     events::shown,
     output::Printer,
@@ -16,8 +16,8 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    kubeconfig::{self, Exec},
-    manager::{Manager, control, remove_contexts},
+    kubeconfig::{self, Exec, KubeconfigError},
+    manager::{Manager, control},
     settings::{Environment, GlobalArgs, Settings, UpSettings},
     util::quote::command,
 };
@@ -94,7 +94,9 @@ async fn look_again(
     let common = &settings.common;
     let known = starting(&common.kubeconfig, &common.name).await?;
     let options: Vec<_> = settings.launch.args.iter().map(|option| option.to_string_lossy()).collect();
-    if known.iter().any(|exec| exec.start().is_some_and(|start| start == options)) {
+    let running = env::of_manager(&common.control_dir).await;
+    let is_of_file = running.is_some_and(|running| running.own() == common.kubeconfig);
+    if is_of_file && known.iter().any(|exec| exec.start().is_some_and(|start| start == options)) {
         printer.progress(&format!("the manager `{}` is running, and looks for clusters again", common.name));
         return reload::run(global, printer).await;
     }
@@ -105,7 +107,7 @@ async fn look_again(
         .hint("`--name` gives these contexts a manager of their own"))
 }
 
-/// Removes what was written, and stops the manager.
+/// Removes what was written, and stops the manager that is there for it.
 async fn remove(
     args: &UpArgs,
     global: GlobalArgs,
@@ -113,14 +115,34 @@ async fn remove(
     printer: &Printer,
 ) -> Result<ExitCode, CommandError> {
     let settings = Settings::load_with(&global, args, environment)?;
-    let kubeconfig = settings.kubeconfig.clone();
-    let contexts = starting(&kubeconfig, &settings.name).await?.len();
-    if control::holder(&settings.control_dir)?.is_some() {
-        let args = down::DownArgs { kubeconfig: Some(kubeconfig.clone()) };
-        down::run(args, global, printer).await?;
+    // Where the usual one could not be written, it is the manager's own.
+    let mut paths = vec![settings.kubeconfig.clone()];
+    paths.extend((!settings.kubeconfig_given).then(|| settings.own_kubeconfig()));
+    let mut removed = 0;
+    for path in paths {
+        if starting(&path, &settings.name).await?.is_empty() {
+            continue;
+        }
+        let running = env::of_manager(&settings.control_dir).await;
+        if running.is_some_and(|running| running.own() == path) {
+            let args = down::DownArgs { kubeconfig: Some(path.clone()) };
+            down::run(args, global.clone(), printer).await?;
+        }
+        let name = settings.name.clone();
+        let task = spawn_blocking(move || {
+            let contexts = kubeconfig::contexts_of(&path, &name)?;
+            kubeconfig::remove(&path, &name)?;
+            let left = kubeconfig::still_there(&path, &contexts)?.len();
+            Ok::<_, KubeconfigError>((contexts.len() - left, path))
+        });
+        let (count, path) = task.await.map_err(unreadable)??;
+        removed += count;
+        printer.progress(&format!("removed {count} contexts from `{}`", path.display()));
     }
-    remove_contexts(kubeconfig.clone(), settings.name.clone(), &shown(printer)).await;
-    printer.progress(&format!("removed {contexts} contexts from `{}`", kubeconfig.display()));
+    if removed == 0 {
+        let kubeconfig = settings.kubeconfig.display();
+        printer.progress(&format!("there are no contexts in `{kubeconfig}` by which kubectl starts the tunnels"));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -129,6 +151,10 @@ async fn starting(kubeconfig: &Path, manager: &str) -> Result<Vec<Exec>, Command
     let (path, manager) = (kubeconfig.to_owned(), manager.to_owned());
     match spawn_blocking(move || kubeconfig::starting(&path, &manager)).await {
         Ok(found) => Ok(found?),
-        Err(error) => Err(CommandError::new(Kind::Unexpected, "cannot read the kubeconfig").with_source(error)),
+        Err(error) => Err(unreadable(error)),
     }
+}
+
+fn unreadable(error: JoinError) -> CommandError {
+    CommandError::new(Kind::Unexpected, "cannot read the kubeconfig").with_source(error)
 }

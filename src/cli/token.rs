@@ -23,7 +23,7 @@ use crate::{
     clock,
     kubeconfig::exec::{self, ApiVersion},
     manager::control::{self, ControlError, TokenRequest},
-    settings::{Environment, Settings},
+    settings::{Environment, KUBECONFIG_FLAG, Settings},
 };
 
 mod start;
@@ -53,7 +53,7 @@ pub struct TokenArgs {
 }
 
 impl TokenArgs {
-    fn request(&self, region: String, starts: bool) -> TokenRequest {
+    fn request(&self, region: String, starts: Option<String>) -> TokenRequest {
         TokenRequest { cluster: self.cluster_name.clone(), region, account: self.account_id.clone(), starts }
     }
 }
@@ -71,7 +71,9 @@ pub async fn run(args: TokenArgs, global: GlobalArgs, printer: &Printer) -> Resu
             let Some(region) = settings.aws.region.clone() else {
                 return Err(CommandError::new(Kind::Usage, "`--region` is missing"));
             };
-            let request = args.request(region, true);
+            let mut options = args.start.iter().filter_map(|option| option.to_str());
+            let kubeconfig = options.find_map(|option| option.strip_prefix(KUBECONFIG_FLAG)?.strip_prefix('='));
+            let request = args.request(region, Some(kubeconfig.unwrap_or_default().to_owned()));
             let start = Start { dir, request, port: args.port, options: &args.start, environment: &environment };
             match start.token(printer).await? {
                 Started::Token(token) => token,
@@ -89,7 +91,7 @@ async fn token(args: &TokenArgs, global: &GlobalArgs, environment: &Environment)
     let (settings, fit_for_calls) = Settings::with_problems_of_calls(global, environment)?;
     let refused = match (&args.manager, &settings.aws.region) {
         (Some(dir), Some(region)) => {
-            let request = args.request(region.clone(), false);
+            let request = args.request(region.clone(), None);
             match control::request_token(dir, &request, MANAGER_DEADLINE).await {
                 Ok(answer) => return Ok(BearerToken { token: answer.token, expires: answer.expires }),
                 Err(error) => Some(error),

@@ -65,7 +65,8 @@ pub fn kubeconfig(data: &[u8]) {
     import::look(root.clone());
 
     let contexts = &CONTEXTS[usize::from(choice & 1)..][..usize::from(choice >> 1 & 1) + usize::from(!choice & 1)];
-    let update = Update { manager: MANAGER, contexts, set_current: choice >> 2 & 1 == 1, beside: &[] };
+    let update =
+        Update { manager: MANAGER, contexts, keeps_others: false, set_current: choice >> 2 & 1 == 1, beside: &[] };
     let merged = match merge::merge(root.clone(), &update) {
         Ok(merged) => merged,
         Err(Refusal::NameTaken { section, name, .. }) => {
@@ -88,7 +89,7 @@ pub fn kubeconfig(data: &[u8]) {
     let again = merge::merge(merged.root.clone(), &update).expect("what was merged once can be again");
     assert_eq!((&again.root, &again.current), (&merged.root, &merged.current), "merging twice changes nothing");
 
-    let removal = Update { manager: MANAGER, contexts: &[], set_current: false, beside: &[] };
+    let removal = Update { manager: MANAGER, contexts: &[], keeps_others: false, set_current: false, beside: &[] };
     let removed = merge::merge(merged.root, &removal).expect("what was put in can be taken out");
     assert_kept(&root, &removed.root);
     assert!(SECTIONS.iter().all(|(section, kind)| of(&removed.root, section, kind, true).is_empty()));

@@ -69,6 +69,10 @@ pub(super) fn merge(root: Node, update: &Update<'_>) -> Result<Merged, Refusal> 
                 return Err(Refusal::NameTaken { section, name: entry.name.clone(), owner });
             }
         }
+        let is_named = |item: &&Node| update.contexts.iter().any(|entry| Some(entry.name.as_str()) == name(item));
+        if update.keeps_others {
+            items.extend(ours.iter().filter(|item| !is_named(item)).cloned());
+        }
         let old: BTreeMap<&str, &Node> = ours.iter().filter_map(|item| Some((name(item)?, item))).collect();
         let new = update.contexts.iter().filter(|entry| has(entry, kind));
         items.extend(new.map(|entry| item(kind, entry, update.manager, old.get(entry.name.as_str()).copied())));

@@ -40,7 +40,7 @@ fn entry(name: &str, port: u16) -> ContextEntry {
 }
 
 fn update<'a>(contexts: &'a [ContextEntry]) -> Update<'a> {
-    Update { manager: "default", contexts, set_current: false, beside: &[] }
+    Update { manager: "default", contexts, keeps_others: false, set_current: false, beside: &[] }
 }
 
 /// Writes a file and tries to bring it up to date. Returns its content and what was wrong.
@@ -340,7 +340,10 @@ fn keeps_the_current_context_and_the_namespace() {
 fn managers_share_a_file() {
     let text = updated("", &update(&[entry("a", 1)]));
     let other = [entry("b", 2)];
-    let text = updated(&text, &Update { manager: "ci", contexts: &other, set_current: false, beside: &[] });
+    let text = updated(
+        &text,
+        &Update { manager: "ci", contexts: &other, keeps_others: false, set_current: false, beside: &[] },
+    );
     assert!(text.contains("pa-a") && text.contains("pa-b"), "{text}");
     assert_eq!(current(&text).as_deref(), Some("pa-a"));
     let text = updated(&text, &update(&[]));
@@ -477,7 +480,13 @@ fn two_writers_lose_nothing() {
                 let contexts = [entry(&format!("c{number}"), number)];
                 write(
                     path,
-                    &Update { manager: &format!("m{number}"), contexts: &contexts, set_current: false, beside: &[] },
+                    &Update {
+                        manager: &format!("m{number}"),
+                        contexts: &contexts,
+                        keeps_others: false,
+                        set_current: false,
+                        beside: &[],
+                    },
                 )
                 .unwrap();
             });

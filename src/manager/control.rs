@@ -95,9 +95,9 @@ pub struct TokenRequest {
     pub region: String,
     /// The cluster's account id; `None`: whichever has it.
     pub account: Option<String>,
-    /// A program is about to connect by a context that has kubectl start the manager: the answer comes when the tunnel takes
-    /// connections, or it is said why it does not.
-    pub starts: bool,
+    /// A program is about to connect by a context in this kubeconfig, which has kubectl start the manager: the answer comes
+    /// when the tunnel takes connections, or it is said why it does not.
+    pub starts: Option<String>,
 }
 
 #[derive(Debug, Clone)]

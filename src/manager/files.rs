@@ -82,11 +82,12 @@ impl Manager {
             .collect::<Result<Vec<_>, ManagerError>>()?;
         let path = self.kubeconfig.clone();
         let (manager, set_current) = (common.name.clone(), self.settings.set_current);
-        let beside = self.kubeconfigs().others().to_vec();
+        let (beside, keeps_others) = (self.kubeconfigs().others().to_vec(), self.keeps_other_contexts());
         let written = in_thread({
             let path = path.clone();
             move || {
-                let update = Update { manager: &manager, contexts: &contexts, set_current, beside: &beside };
+                let update =
+                    Update { manager: &manager, contexts: &contexts, keeps_others, set_current, beside: &beside };
                 kubeconfig::write(&path, &update)
             }
         });

@@ -4,7 +4,7 @@
 //! for as long as that is valid: it ends before the manager does.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -28,12 +28,14 @@ pub(super) struct Life {
 #[derive(Debug)]
 struct Last {
     used_at: Duration,
+    /// How many use it now.
+    users: usize,
     is_over: bool,
 }
 
 impl Life {
     pub(super) fn new(clock: Clock, idle: Option<Duration>) -> Self {
-        Self { clock, idle, last: Mutex::new(Last { used_at: clock.now().mono, is_over: false }) }
+        Self { clock, idle, last: Mutex::new(Last { used_at: clock.now().mono, users: 0, is_over: false }) }
     }
 
     /// Makes it one that is over from the beginning: nobody is to use it.
@@ -55,12 +57,24 @@ impl Life {
         Ok(self.idle)
     }
 
+    /// Takes note that it is used until the answer is dropped.
+    ///
+    /// # Errors
+    /// [`Over`]: it is ending already.
+    pub(super) fn using(self: &Arc<Self>) -> Result<Using, Over> {
+        self.used()?;
+        self.last().users += 1;
+        Ok(Using(Arc::clone(self)))
+    }
+
     /// Waits until it has not been used for a while; then it is over. A manager that nobody has started so goes on for ever.
     ///
     /// # Cancel safety
     /// Can be dropped at any time.
     pub(super) async fn end(&self, mut board: watch::Receiver<Board>) {
         let Some(idle) = self.idle else { return std::future::pending().await };
+        // However long it took to begin.
+        let _goes_on = self.used();
         let mut total = 0;
         loop {
             let (open, now_total) = {
@@ -75,8 +89,12 @@ impl Life {
             }
             let at = {
                 let mut last = self.last();
+                let now = self.clock.now().mono;
+                if last.users > 0 {
+                    last.used_at = now;
+                }
                 let at = last.used_at + idle + SLACK;
-                last.is_over = at <= self.clock.now().mono;
+                last.is_over = at <= now;
                 if last.is_over {
                     return;
                 }
@@ -95,6 +113,18 @@ impl Life {
 
     fn last(&self) -> MutexGuard<'_, Last> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody uses the manager.
+#[derive(Debug)]
+pub(super) struct Using(Arc<Life>);
+
+impl Drop for Using {
+    fn drop(&mut self) {
+        let mut last = self.0.last();
+        last.users -= 1;
+        last.used_at = self.0.clock.now().mono;
     }
 }
 
@@ -123,6 +153,20 @@ mod tests {
         tokio::join!(life.end(supervisor.board()), uses);
         assert_eq!(clock.now().mono - began, Duration::from_secs(150) + IDLE + SLACK);
         assert_eq!(life.used(), Err(Over), "who comes now has another one started");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_a_tunnel_uses_it_however_long_that_takes() {
+        let supervisor = Supervisor::new();
+        let life = Arc::new(Life::new(supervisor.clock(), Some(IDLE)));
+        let waits = async {
+            let using = life.using().unwrap();
+            tokio::time::sleep(5 * IDLE).await;
+            assert_eq!(life.used(), Ok(Some(IDLE)));
+            drop(using);
+        };
+        tokio::join!(life.end(supervisor.board()), waits);
+        assert_eq!(supervisor.clock().now().mono, 5 * IDLE + IDLE + SLACK);
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     cluster::Cluster,
     kubeconfig::{self, Exec, KubeconfigError},
-    settings::{KubeconfigMode, Launch},
+    settings::{KubeconfigMode, Launch, UpSettings},
     tunnel::{BindError, Listeners, Ports},
 };
 
@@ -45,7 +45,10 @@ impl Standing {
                 && exec.option(REGION_FLAG) == Some(cluster.region.as_str())
                 && exec.option(ACCOUNT_FLAG) == Some(cluster.account.as_str())
         };
-        self.0.iter().find(is_of)?.option(PORT_FLAG)?.parse().ok()
+        // With a proxy it is that of all.
+        let of_proxy = format!("{}={}", UpSettings::MODE_FLAG, KubeconfigMode::PROXY);
+        let exec = self.0.iter().find(is_of).filter(|exec| exec.start().is_none_or(|start| !start.contains(&of_proxy)));
+        exec?.option(PORT_FLAG)?.parse().ok()
     }
 
     /// Returns all ports that contexts lead to.
@@ -76,8 +79,16 @@ impl Manager {
 
     /// Returns what contexts are to have a manager started with. One that a person starts leaves that as it is.
     pub(super) fn launch(&self) -> Option<Launch> {
+        if !self.state.borrow().stands {
+            return None;
+        }
         let known = self.standing.launch().filter(|_| !self.settings.contexts_only);
-        self.state.borrow().stands.then(|| known.unwrap_or_else(|| self.settings.launch.clone()))
+        Some(known.unwrap_or_else(|| self.settings.launch.clone().with_kubeconfig(&self.kubeconfig)))
+    }
+
+    /// Tells whether contexts stay that there are no tunnels for now: whoever has had them written may want these.
+    pub(super) fn keeps_other_contexts(&self) -> bool {
+        self.state.borrow().stands && !self.settings.contexts_only
     }
 
     /// Returns the contexts that have been written.
@@ -102,7 +113,7 @@ impl Manager {
         match kept.map(|port| Listeners::on(port, self.admission.clone())) {
             None => self.bind_next(ports),
             Some(Ok(listeners)) => Ok(listeners),
-            Some(Err(BindError::Taken(taken))) => {
+            Some(Err(BindError::Taken(taken))) if !self.settings.strict_ports => {
                 self.listener.tell(Event::PortLost { cluster: cluster.name.clone(), taken });
                 self.bind_next(ports)
             }

@@ -156,13 +156,8 @@ impl Environment {
         let usable = |dir: &&Path| dir.is_absolute() && Folder::open(dir).is_ok_and(is_own);
         match self.get("XDG_RUNTIME_DIR").map(Path::new).filter(usable) {
             Some(dir) => dir.join("autoheal-pa"),
-            None => self.runtime_dir_without_session(),
+            None => self.current_dir.join(&self.temp_dir).join(format!("autoheal-pa-{}", self.uid)),
         }
-    }
-
-    /// Returns what that is for a program that is started outside of a session of the user's, such as by cron.
-    pub(crate) fn runtime_dir_without_session(&self) -> PathBuf {
-        self.current_dir.join(&self.temp_dir).join(format!("autoheal-pa-{}", self.uid))
     }
 }
 

@@ -134,6 +134,11 @@ pub enum KubeconfigMode {
     LocalTls,
 }
 
+impl KubeconfigMode {
+    /// The word for contexts that lead through a proxy.
+    pub const PROXY: &str = "proxy";
+}
+
 impl Value for KubeconfigMode {
     fn read(text: &str, _given: &Given, _environment: &Environment) -> Option<Self> {
         Self::from_str(text, false).ok()

@@ -16,6 +16,9 @@ use super::{
     source::Given,
 };
 
+/// The flag of the kubeconfig.
+pub const KUBECONFIG_FLAG: &str = "--kubeconfig";
+
 /// Options of `up`, and the variables that they need. Never holds keys, tokens or passwords.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Launch {
@@ -33,7 +36,7 @@ impl Launch {
         let mut launch = Self::default();
         launch.add("--name", &common.name);
         launch.add("--config", file);
-        launch.add("--kubeconfig", &common.kubeconfig);
+        launch.add(KUBECONFIG_FLAG, &common.kubeconfig);
         launch.args.push(UP.on_demand.flag().into());
         // These are written down already, or are about one run.
         let left_out = [&UP.on_demand, &UP.kubeconfig, &UP.set_current, &UP.env_file];
@@ -69,6 +72,19 @@ impl Launch {
         }
         launch.args.extend((flags.verbose > 0).then(|| format!("-{}", "v".repeat(flags.verbose.into())).into()));
         launch
+    }
+
+    /// Returns the same for another kubeconfig.
+    #[must_use]
+    pub fn with_kubeconfig(mut self, path: &Path) -> Self {
+        let named = joined(KUBECONFIG_FLAG, "=", path.as_os_str());
+        let is_named = |arg: &&mut OsString| {
+            arg.to_str().and_then(|arg| arg.strip_prefix(KUBECONFIG_FLAG)).is_some_and(|rest| rest.starts_with('='))
+        };
+        if let Some(arg) = self.args.iter_mut().find(is_named) {
+            *arg = named;
+        }
+        self
     }
 
     fn add(&mut self, flag: &str, value: impl AsRef<OsStr>) {

@@ -104,8 +104,10 @@ fn compare(path: &Path, copy: &Path) {
     let before = view(path);
     fs::copy(path, copy).unwrap();
     let contexts = [entry("no", 10100), entry("payments", 10101)];
-    let merged =
-        kubeconfig::write(copy, &Update { manager: "default", contexts: &contexts, set_current: false, beside: &[] });
+    let merged = kubeconfig::write(
+        copy,
+        &Update { manager: "default", contexts: &contexts, keeps_others: false, set_current: false, beside: &[] },
+    );
     if let Some((_, words)) = REFUSED.iter().find(|(refused, _)| *refused == name) {
         let error = merged.expect_err(name);
         let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
@@ -176,8 +178,11 @@ fn ten_thousand_contexts_of_others_are_kept_and_cost_little() {
 
     let contexts: Vec<_> = (0..1000).map(|port| entry(&format!("x{port}"), port)).collect();
     let clock = Clock::start();
-    kubeconfig::write(&copy, &Update { manager: "default", contexts: &contexts, set_current: false, beside: &[] })
-        .unwrap();
+    kubeconfig::write(
+        &copy,
+        &Update { manager: "default", contexts: &contexts, keeps_others: false, set_current: false, beside: &[] },
+    )
+    .unwrap();
     kubeconfig::remove(&copy, "default").unwrap();
     let took = clock.now().mono;
     assert!(took < LARGE_LIMIT, "{took:?}");

@@ -154,6 +154,73 @@ async fn it_works_without_a_home_from_cron_and_in_a_list_of_files() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_folder_that_is_gone_is_told_with_what_brings_it_back() {
+    let lab = Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await;
+    let session = lab.path("session");
+    std::fs::create_dir(&session).unwrap();
+    let mut write = lab.program(&["kubeconfig", "--base-port", "0"]);
+    run({
+        write.env("XDG_RUNTIME_DIR", &session);
+        write
+    })
+    .await
+    .assert_success();
+    std::fs::remove_dir_all(&session).unwrap();
+    let Some(get) = client(&lab, &["get", "pods"]) else { return };
+    let ended = run(get).await;
+    assert!(!ended.status.success());
+    assert!(ended.stderr.contains("session` is not there") && ended.stderr.contains("enable-linger"), "{ended:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_has_other_contexts_is_not_taken_for_theirs() {
+    let lab = Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await;
+    let other = lab.path("other.yaml");
+    write(&lab, &["--kubeconfig", other.to_str().unwrap()]).await.assert_success();
+    let up = lab.up(&[]).await;
+    let again = write(&lab, &["--kubeconfig", other.to_str().unwrap()]).await;
+    assert_eq!(again.code(), Some(2), "{again:#?}");
+    let Some(kubectl) = kubectl() else { return };
+    let mut get = lab.bare_command(kubectl);
+    get.arg("--kubeconfig").arg(&other).args(["get", "pods"]);
+    let ended = run(get).await;
+    assert!(ended.stderr.contains("is running, and has its contexts in"), "{ended:#?}");
+    let remove = lab.run(&["kubeconfig", "--remove", "--kubeconfig", other.to_str().unwrap()]).await;
+    remove.assert_success();
+    assert!(servers(&other).is_empty(), "{remove:#?}");
+    assert_eq!(lab.run(&["status", "--ready"]).await.code(), Some(0), "it has nothing to do with these");
+    let nothing = lab.run(&["kubeconfig", "--remove"]).await;
+    nothing.assert_success();
+    assert!(nothing.stderr.contains("no contexts"), "{nothing:#?}");
+    assert_eq!(lab.run(&["status", "--ready"]).await.code(), Some(0));
+    up.stop().await.assert_success();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_may_take_longer_than_it_is_kept_unused() {
+    let (lab, _manager) = written(&["payments"], &["--idle", "10s"]).await;
+    lab.emulator.inject(&"slow-agent=20s".parse().unwrap());
+    let Some(get) = client(&lab, &["get", "pods"]) else { return };
+    run(get).await.assert_success();
+    lab.run(&["down"]).await.assert_success();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_home_cannot_be_written_the_contexts_lead_to_where_they_are() {
+    let lab = Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await;
+    // A file where the folder would be.
+    std::fs::write(lab.path(".kube"), "").unwrap();
+    write(&lab, &[]).await.assert_success();
+    let kubeconfig = lab.path("autoheal-pa/default/kubeconfig");
+    let Some(kubectl) = kubectl() else { return };
+    let mut get = lab.bare_command(kubectl);
+    get.arg("--kubeconfig").arg(&kubeconfig).args(["get", "pods"]);
+    run(get).await.assert_success();
+    lab.run(&["kubeconfig", "--remove"]).await.assert_success();
+    assert!(servers(&kubeconfig).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_another_program_has_taken_is_told_and_another_is_there_at_once() {
     let (lab, _manager) = written(&["payments"], &[]).await;
     let before = servers(&lab.kubeconfig());
@@ -216,6 +283,9 @@ async fn a_manager_that_a_person_starts_keeps_the_ports_and_the_contexts() {
     lab.run(&["down"]).await.assert_success();
     within("its end", up.ended()).await.assert_success();
     assert_eq!(servers(&lab.kubeconfig()), before);
+    let fewer = lab.up(&["--cluster", "search"]).await;
+    assert_eq!(servers(&lab.kubeconfig()).len(), before.len(), "nobody has had contexts removed");
+    fewer.stop().await.assert_success();
     let Some(get) = client(&lab, &["--context", "pa-payments", "get", "pods"]) else { return };
     run(get).await.assert_success();
     lab.run(&["kubeconfig", "--remove"]).await.assert_success();

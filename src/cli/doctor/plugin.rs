@@ -146,7 +146,8 @@ mod tests {
         };
         let context =
             ContextEntry { name: "pa-a".to_owned(), cluster, server: Server::Tunnel(1), user: User::Own(exec) };
-        let update = Update { manager: "default", contexts: &[context], set_current: false, beside: &[] };
+        let update =
+            Update { manager: "default", contexts: &[context], keeps_others: false, set_current: false, beside: &[] };
         kubeconfig::write(&path, &update).unwrap();
         let examine = async |script: Option<&str>| {
             if let Some(script) = script {

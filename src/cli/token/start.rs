@@ -13,7 +13,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{self, Read, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     time::{Duration, SystemTime},
 };
@@ -99,8 +99,8 @@ enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Failure {
     code: u8,
-    /// The process that was told: the one that runs the plugin.
-    asker: Option<i32>,
+    /// The process that was told, the one that runs the plugin, and of which cluster.
+    asker: Option<(i32, String)>,
     /// Lines for people.
     words: String,
 }
@@ -111,9 +111,10 @@ impl Start<'_> {
     /// # Errors
     /// The manager refuses, or cannot be asked or started.
     pub(super) async fn token(&self, printer: &Printer) -> Result<Started, CommandError> {
+        self.has_runtime_folder()?;
         let asked_at = SystemTime::UNIX_EPOCH + clock::wall();
         let lately = asked_at.checked_sub(SAME_ANSWER).unwrap_or(asked_at);
-        let told = Failure::since(lately, &self.place());
+        let told = Failure::since(lately, self.dir);
         if let Some(told) = told.filter(|told| told.asker.is_some() && told.asker == self.asker()) {
             return Ok(Started::Failed(ExitCode::from(told.code)));
         }
@@ -132,7 +133,7 @@ impl Start<'_> {
             Ok(Err(failure)) => failure,
             Err(error) => {
                 let failure = Failure { code: error.kind as u8, asker: self.asker(), words: String::new() };
-                failure.note(&self.place());
+                failure.note(self.dir);
                 return Err(error);
             }
         };
@@ -144,15 +145,14 @@ impl Start<'_> {
         let give_up_at = after(PATIENCE);
         let mut starts = 0;
         loop {
-            let dir = self.place();
-            match control::request_token(&dir, &self.request, ANSWER_LIMIT).await {
+            match control::request_token(self.dir, &self.request, ANSWER_LIMIT).await {
                 Ok(answer) => return self.at_its_port(answer).map(Ok),
                 Err(error) if !has_ended(&error) => return Err(self.refused(error)),
                 // One that ends as soon as it runs does so again.
                 Err(error) if is_over(give_up_at) || starts == MAX_STARTS => return Err(error.into()),
                 Err(_) => {}
             }
-            match self.have_one(&dir, asked_at).await? {
+            match self.have_one(asked_at).await? {
                 Outcome::Failed(failure) => return Ok(Err(failure)),
                 Outcome::Started => starts += 1,
                 Outcome::OfOthers => {}
@@ -160,23 +160,22 @@ impl Start<'_> {
         }
     }
 
-    /// Returns the manager's directory: the one that the context names, or where that cannot be, as its whole runtime folder is
-    /// only there while the user is logged in, the one that a program without such a folder takes.
-    fn place(&self) -> PathBuf {
-        let runtime = self.dir.parent().and_then(Path::parent);
-        let other = || Some(self.environment.runtime_dir_without_session().join(self.dir.file_name()?));
-        match runtime.is_some_and(Path::is_dir) {
-            true if is_free(self.dir) => {
-                // One that was started before the user logged in goes on there.
-                other().filter(|other| !is_free(other)).unwrap_or_else(|| self.dir.to_owned())
+    /// Makes sure that the folder is there in which the managers of a user are while he is logged in.
+    fn has_runtime_folder(&self) -> Result<(), CommandError> {
+        match self.dir.parent().and_then(Path::parent) {
+            Some(folder) if !folder.is_dir() => {
+                let message = format!("the folder `{}` is not there, in which the manager would be", folder.display());
+                Err(CommandError::new(Kind::Usage, message)
+                    .hint("it comes with a login; `loginctl enable-linger` has it there always")
+                    .hint("`env -u XDG_RUNTIME_DIR autoheal-pa kubeconfig …` writes contexts that do without it"))
             }
-            true => self.dir.to_owned(),
-            false => other().unwrap_or_else(|| self.dir.to_owned()),
+            _ => Ok(()),
         }
     }
 
     /// Sees to it that a manager runs, unless there is one already, or somebody starts it.
-    async fn have_one(&self, dir: &Path, asked_at: SystemTime) -> Result<Outcome, CommandError> {
+    async fn have_one(&self, asked_at: SystemTime) -> Result<Outcome, CommandError> {
+        let dir = self.dir;
         if !is_free(dir) {
             // It is beginning, or ending.
             sleep(PAUSE).await;
@@ -190,7 +189,7 @@ impl Start<'_> {
         if let Some(failure) = Failure::since(asked_at, dir).filter(|failure| !failure.words.is_empty()) {
             return Ok(Outcome::Failed(failure));
         }
-        match self.start(dir).await? {
+        match self.start().await? {
             None => Ok(Outcome::Started),
             // A person has been faster.
             Some(_) if !is_free(dir) => Ok(Outcome::OfOthers),
@@ -202,14 +201,14 @@ impl Start<'_> {
     }
 
     /// Starts a manager, and waits until its ports are bound or it has failed.
-    async fn start(&self, dir: &Path) -> Result<Option<Failure>, CommandError> {
+    async fn start(&self) -> Result<Option<Failure>, CommandError> {
         let Some(program) = &self.environment.executable else {
             return Err(unexpected("find the path of this program"));
         };
         let mut arguments = vec![OsString::from("up")];
         arguments.extend(self.options.iter().cloned());
         let mut place = OsString::from(format!("{MANAGER_FLAG}="));
-        place.push(dir);
+        place.push(self.dir);
         arguments.extend([place, "--started-by-plugin".into()]);
         let failed = |error| unexpected(&format!("run `{}`", program.display())).with_source(error);
         let mut background = Background::start_as(program, &arguments).map_err(failed)?;
@@ -227,16 +226,20 @@ impl Start<'_> {
         let ended = relayed.await.map_err(|error| unexpected("wait for the manager").with_source(error))?;
         Ok(ended.map(|status| {
             if words.is_empty() {
+                let name = self.dir.file_name().unwrap_or_default().to_string_lossy();
                 words = format!("error: the manager ended with {status} before its ports were bound\n");
+                words.push_str(&command!("hint: `autoheal-pa logs --name {}` shows what it did\n", &*name));
             }
             Failure { code: exit_code_of(status), asker: self.asker(), words }
         }))
     }
 
-    /// Returns the process that runs the plugin, if that is a client of Kubernetes and no person: it asks several times.
-    fn asker(&self) -> Option<i32> {
+    /// Returns the process that runs the plugin, if that is a client of Kubernetes and no person: it asks several times for a
+    /// cluster.
+    fn asker(&self) -> Option<(i32, String)> {
         let asks_again = self.environment.get("KUBERNETES_EXEC_INFO").is_some();
-        asks_again.then(|| Pid::as_raw(getppid()))
+        let TokenRequest { cluster, region, .. } = &self.request;
+        asks_again.then(|| (Pid::as_raw(getppid()), format!("{region}/{cluster}")))
     }
 
     /// Makes sure that the port of the context is the tunnel's.
@@ -268,6 +271,9 @@ impl Start<'_> {
                 let hint = command!("`autoheal-pa reload --name {}` has it look for clusters again", &*name);
                 CommandError::new(Kind::NotFound, source.message.clone()).hint(hint)
             }
+            "other-kubeconfig" => CommandError::new(Kind::Usage, source.message.clone())
+                .hint(command!("stop it with `autoheal-pa down --name {}`", &*name))
+                .hint("give these contexts a manager of their own: `autoheal-pa kubeconfig --name NAME`"),
             "credentials" => CommandError::new(Kind::Credentials, source.message.clone())
                 .hint(command!("`autoheal-pa status --name {}` shows whose credentials it has", &*name)),
             _ => error.into(),
@@ -324,20 +330,25 @@ impl Failure {
     /// Returns what was noted since then.
     fn since(time: SystemTime, dir: &Path) -> Option<Self> {
         let file = control::open(dir, Missing::Fail).ok()??.place(FAILED).open(OFlags::RDONLY).ok()?;
-        if file.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|at| at < time) {
+        // One of the future is of a clock that has been set back.
+        let now = SystemTime::UNIX_EPOCH + clock::wall();
+        if !file.metadata().and_then(|metadata| metadata.modified()).is_ok_and(|at| (time..=now).contains(&at)) {
             return None;
         }
         let mut text = String::new();
         file.take(2 * MAX_WORDS as u64).read_to_string(&mut text).ok()?;
         let (head, words) = text.split_once('\n')?;
-        let (code, asker) = head.split_once(' ')?;
-        Some(Self { code: code.parse().ok()?, asker: asker.parse().ok(), words: words.to_owned() })
+        let mut head = head.splitn(3, ' ');
+        let code = head.next()?.parse().ok()?;
+        let asker = head.next().and_then(|pid| pid.parse().ok()).zip(head.next().map(ToOwned::to_owned));
+        Some(Self { code, asker, words: words.to_owned() })
     }
 
     /// Notes it. Without that, each that asks tries itself.
     fn note(&self, dir: &Path) {
         let Self { code, asker, words } = self;
-        let text = format!("{code} {}\n{words}", asker.map(|asker| asker.to_string()).unwrap_or_default());
+        let asker = asker.as_ref().map(|(pid, cluster)| format!(" {pid} {cluster}")).unwrap_or_default();
+        let text = format!("{code}{asker}\n{words}");
         let noted = control::open(dir, Missing::Make).map(|folder| {
             let place = folder.ok_or(io::ErrorKind::NotFound)?.place(FAILED);
             place.open(OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?.write_all(text.as_bytes())
@@ -359,7 +370,11 @@ mod tests {
         let before = SystemTime::UNIX_EPOCH;
         assert_eq!(Failure::since(before, &dir), None);
         for failure in [
-            Failure { code: 3, asker: Some(4711), words: "error: no credentials\nhint: sign in\n".to_owned() },
+            Failure {
+                code: 3,
+                asker: Some((4711, "eu-west-1/a".to_owned())),
+                words: "error: no credentials\nhint: sign in\n".to_owned(),
+            },
             Failure { code: 5, asker: None, words: String::new() },
         ] {
             failure.note(&dir);

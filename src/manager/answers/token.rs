@@ -26,19 +26,24 @@ impl Answers {
     /// Returns a token. For a context by which kubectl starts tunnels that is when the tunnel takes connections, or when it
     /// is known why it does not.
     pub(super) async fn token(self, request: &TokenRequest) -> Result<Answer, Refusal> {
-        if request.starts {
+        // Whoever waits uses it, too.
+        let _using = self.life.using().map_err(|Over| stopping())?;
+        if let Some(kubeconfig) = &request.starts {
             let mut state = self.view.state.clone();
-            state.wait_for(|state| state.opened).await.map_err(|_gone| stopping())?;
+            let state = state.wait_for(|state| state.opened).await.map_err(|_gone| stopping())?;
+            let own = state.kubeconfig.as_ref().map(|path| path.display().to_string());
+            if own.as_ref() != Some(kubeconfig) {
+                return Err(other_kubeconfig(&self.view.name, own.as_deref()));
+            }
         }
-        // What asks next finds the ports bound for as long as the token is good.
-        let lasts = self.life.used().map_err(|Over| stopping())?;
         let (access, port) = self.view.tunnel_of(request)?;
-        if request.starts {
+        if request.starts.is_some() {
             self.usable(&access, port).await?;
         }
         let token = access.aws.bearer_token(&request.cluster).await;
         let token = token.map_err(|error| Refusal::new("credentials", sentence(&error)))?;
-        let lasts = self.life.used().map_err(|Over| stopping())?.or(lasts);
+        // What asks next finds the ports bound for as long as the token is good.
+        let lasts = self.life.used().map_err(|Over| stopping())?;
         let until = lasts.map(|lasts| SystemTime::UNIX_EPOCH + clock::wall() + lasts);
         let expires = until.map_or(token.expires, |until| until.min(token.expires));
         let port = self.view.state.borrow().proxy_port.or(Some(port));
@@ -62,7 +67,11 @@ impl Answers {
                 // One that was there is coming back: connections wait for that.
                 State::Active | State::Degraded | State::Reconnecting | State::Stopped => true,
                 State::Failed => tunnel.last_error.as_ref().map(|error| error.at) != error_before,
-                State::Starting | State::Idle => false,
+                State::Idle => {
+                    self.wanted.tell(port);
+                    false
+                }
+                State::Starting => false,
             })
         });
         let _in_time = timeout(limit, settled).await.map(|settled| settled.map(drop));
@@ -91,6 +100,12 @@ impl View {
             Refusal::new("unknown-cluster", message)
         })
     }
+}
+
+/// Says that the manager has other contexts than the one that asks.
+fn other_kubeconfig(name: &str, own: Option<&str>) -> Refusal {
+    let contexts = own.map_or_else(|| "no contexts".to_owned(), |own| format!("its contexts in `{own}`"));
+    Refusal::new("other-kubeconfig", format!("the manager `{name}` is running, and has {contexts}"))
 }
 
 fn stopping() -> Refusal {

@@ -85,7 +85,7 @@ impl Handler for Silent {
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn request(cluster: &str) -> TokenRequest {
-    TokenRequest { cluster: cluster.to_owned(), region: "us-east-1".to_owned(), account: None, starts: false }
+    TokenRequest { cluster: cluster.to_owned(), region: "us-east-1".to_owned(), account: None, starts: None }
 }
 
 /// Runs a client against a server in a directory of its own.

@@ -30,8 +30,8 @@ enum RequestLine {
         region: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         account: Option<String>,
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        starts: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        starts: Option<String>,
     },
     Status {
         #[serde(default)]
