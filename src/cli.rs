@@ -109,7 +109,6 @@ pub enum Command {
         mut_arg("import_kubeconfig", |arg| arg.hide(true)),
         mut_arg("set_current", |arg| arg.hide(true)),
         mut_arg("kubeconfig_mode", |arg| arg.hide(true)),
-        mut_arg("proxy_port", |arg| arg.hide(true)),
         mut_arg("context_prefix", |arg| arg.hide(true)),
         mut_arg("env_file", |arg| arg.hide(true)),
         mut_arg("github_env", |arg| arg.hide(true)),

@@ -8,7 +8,7 @@
 pub use crate::{
     aws::fuzzing::stream_url,
     kubeconfig::fuzzing::kubeconfig,
-    manager::control::fuzzing::control,
+    manager::{control::fuzzing::control, proxy::fuzzing::proxy},
     route::ssm::proto::fuzzing::{handshake, message, session, smux},
     settings::fuzzing::config,
 };
@@ -31,12 +31,13 @@ mod tests {
     /// A target's name and its function.
     type Target = (&'static str, fn(&[u8]));
 
-    const TARGETS: [Target; 8] = [
+    const TARGETS: [Target; 9] = [
         ("config", config),
         ("control", control),
         ("handshake", handshake),
         ("kubeconfig", kubeconfig),
         ("message", message),
+        ("proxy", proxy),
         ("session", session),
         ("smux", smux),
         ("stream_url", stream_url),

@@ -18,6 +18,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -133,8 +134,8 @@ pub enum Server {
         /// Who vouches for the local port: PEM in base64.
         authority: Arc<str>,
     },
-    /// By the endpoint's own address, through a CONNECT proxy on this port of 127.0.0.1.
-    Proxy(u16),
+    /// By the endpoint's own address, through the proxy that listens here.
+    Proxy(SocketAddr),
 }
 
 /// What a manager wants a kubeconfig to hold of it.

@@ -72,7 +72,7 @@ mod hope;
 mod life;
 mod local_tls;
 pub(crate) mod orphans;
-mod proxy;
+pub(crate) mod proxy;
 mod standing;
 mod state;
 pub mod supervisor;
@@ -199,13 +199,8 @@ impl Manager {
             return Err(no_clusters(&accesses));
         }
         let tunnels = named(&self.settings, tunnels.into_iter())?;
-        if let Some(proxy) = self.settings.proxy() {
-            let proxy = Proxy::start(proxy, self.admission.clone(), &mut self.tasks, &self.stop)?;
-            self.listener.tell(Event::ProxyServes { port: proxy.port() });
-            self.state.send_modify(|state| state.proxy_port = Some(proxy.port()));
-            self.proxy = Some(proxy);
-        }
-        self.write_kubeconfig(&tunnels).await?;
+        self.open_proxy(&accesses)?;
+        self.publish(&tunnels).await?;
         self.write_environment()?;
         self.state.send_modify(|state| (state.tunnels, state.opened) = (tunnels, true));
         Ok(())
@@ -375,7 +370,7 @@ impl Manager {
             all.push((port, (access, to)));
         }
         let tunnels = named(&self.settings, all.into_iter())?;
-        self.write_kubeconfig(&tunnels).await?;
+        self.publish(&tunnels).await?;
         if self.state.borrow().imported_from != old.imported_from {
             self.write_environment_again(&mut outcome.problems);
         }

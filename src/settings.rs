@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-pub use environment::Environment;
+pub use environment::{Environment, OWN_PROXY, PROXY_VARIABLES};
 pub use file::FileProblem;
 pub use flags::{Flags, ForwardCheck, GlobalArgs, KubeconfigMode, LogFormat, UpArgs};
 pub use identity::{CiOidc, ExecIdentity};
@@ -19,6 +19,7 @@ pub use launch::{KUBECONFIG_FLAG, Launch};
 pub use policy::{PolicyArgs, PolicySettings};
 pub use problem::{Problem, SettingsError};
 pub use proxies::{Proxies, Proxy};
+pub use proxy::{ProxyAddress, ProxyOthers, ProxyPlace, ProxySettings};
 pub use row::{Kind, Row, Table};
 pub use rows::{Access, AwsSettings, UpSettings};
 pub use schema::schema;
@@ -43,6 +44,7 @@ mod launch;
 mod policy;
 mod problem;
 mod proxies;
+mod proxy;
 mod row;
 pub mod rows;
 mod schema;
@@ -251,15 +253,6 @@ fn imported_from(sources: &Sources, environment: &Environment, problems: &mut Ve
     }
 }
 
-/// Where the CONNECT proxy listens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProxySettings {
-    /// The port; 0: any free one.
-    pub port: u16,
-    /// A port that is taken is an error; else the next free one will do.
-    pub strict: bool,
-}
-
 impl UpSettings {
     /// The flag of how contexts lead to clusters.
     pub const MODE_FLAG: &str = "--kubeconfig-mode";
@@ -305,10 +298,7 @@ impl UpSettings {
             let useless = sources.flags.get(&UP.env_file).first();
             problems.extend(useless.map(|given| given.malformed("of use where no clusters are wanted")));
         }
-        if settings.kubeconfig_mode != KubeconfigMode::Proxy {
-            let useless = stack.one(&UP.proxy_port);
-            problems.extend(useless.map(|given| given.malformed("of use without `--kubeconfig-mode proxy`")));
-        }
+        problems.extend(settings.problems_of_proxy(&stack));
         if !settings.on_demand {
             let useless = stack.one(&UP.idle);
             problems.extend(useless.map(|given| given.malformed("of use without `--on-demand`")));
@@ -336,19 +326,6 @@ impl UpSettings {
     #[must_use]
     pub fn wants_clusters(&self) -> bool {
         self.access.iter().any(|access| !access.no_clusters)
-    }
-
-    /// Returns where the CONNECT proxy that the contexts name listens: before the first tunnel, so that it is the same at every
-    /// start. `None`: they lead straight to the tunnels' ports.
-    #[must_use]
-    pub fn proxy(&self) -> Option<ProxySettings> {
-        match self.kubeconfig_mode {
-            KubeconfigMode::Direct | KubeconfigMode::LocalTls => None,
-            KubeconfigMode::Proxy => Some(ProxySettings {
-                port: self.proxy_port.unwrap_or(self.base_port.saturating_sub(1)),
-                strict: self.proxy_port.is_some() || self.strict_ports,
-            }),
-        }
     }
 }
 

@@ -5,15 +5,20 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::future::{Ready, ready};
-use http::Uri;
+use futures_util::future::{BoxFuture, Ready, ready};
+use http::{HeaderValue, Uri};
 use hyper_util::{
-    client::legacy::connect::{HttpConnector, proxy::Tunnel},
+    client::legacy::connect::{
+        HttpConnector,
+        dns::{GaiResolver, Name},
+        proxy::Tunnel,
+    },
     rt::TokioIo,
 };
 use rustls::pki_types::ServerName;
@@ -25,7 +30,7 @@ use super::{
     endpoint::Gateway,
     error::place,
     outbound::wants_authorization,
-    routes::{Routes, Way},
+    routes::{ProxyError, Routes, Way, is_inside},
     tls::Tls,
 };
 use crate::{cluster::Destination, fault::BoxError, util::connection::Connection};
@@ -75,6 +80,34 @@ pub(crate) enum ConnectError {
         #[source]
         source: BoxError,
     },
+    /// It is this machine, or where it gets metadata and credentials, which is nobody else's business.
+    #[error("`{peer}` is this machine or its metadata service, which other users are not connected to")]
+    Inside { peer: String },
+}
+
+/// For whom a connection is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    /// This program's own user, who may connect to everything here anyway.
+    Owner,
+    /// Perhaps others, who are led to other machines alone, whatever their names resolve to.
+    Anybody,
+}
+
+/// A connection for one request of plain HTTP.
+pub(crate) struct Hop {
+    pub(crate) connection: Box<dyn Connection>,
+    /// The proxy at its other end, which has to be told the whole URL.
+    pub(crate) proxy: Option<HopProxy>,
+}
+
+/// A proxy that is asked in plain HTTP.
+#[derive(Debug)]
+pub(crate) struct HopProxy {
+    /// What it wants to know of who calls.
+    pub(crate) authorization: Option<HeaderValue>,
+    /// Why it does not answer, if it does not take that.
+    pub(crate) refusal: ProxyError,
 }
 
 impl Connector {
@@ -105,14 +138,28 @@ impl Connector {
     ///
     /// # Errors
     /// See [`ConnectError`].
-    pub(crate) async fn reach(&self, to: &Destination) -> Result<Box<dyn Connection>, ConnectError> {
-        let peer = to.to_string();
-        let destination: Uri = format!("https://{peer}/")
-            .parse()
-            .map_err(|error: http::uri::InvalidUri| ConnectError::Tcp { peer: peer.clone(), source: error.into() })?;
+    pub(crate) async fn reach(&self, to: &Destination, whom: For) -> Result<Box<dyn Connection>, ConnectError> {
+        let destination = url("https", to)?;
         match self.routes.of(&destination) {
-            Some(way) => self.tunnel(&way, peer).await,
-            None => Ok(Box::new(tcp(&destination).await?)),
+            Some(way) => self.tunnel(&way, to.to_string()).await,
+            None => Ok(Box::new(direct(&destination, whom).await?)),
+        }
+    }
+
+    /// Opens a connection for one request of plain HTTP to a host, through a proxy where the environment has one for it.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub(crate) async fn reach_plain(&self, to: &Destination, whom: For) -> Result<Hop, ConnectError> {
+        let destination = url("http", to)?;
+        match self.routes.of(&destination) {
+            Some(way) => {
+                let authorization = way.intercept.basic_auth().cloned();
+                let refusal = way.refusal(Vec::new());
+                let connection = self.proxy(way.intercept.uri()).await?;
+                Ok(Hop { connection, proxy: Some(HopProxy { authorization, refusal }) })
+            }
+            None => Ok(Hop { connection: Box::new(direct(&destination, whom).await?), proxy: None }),
         }
     }
 
@@ -122,23 +169,14 @@ impl Connector {
     /// # Errors
     /// See [`ConnectError`].
     pub(crate) async fn plain(&self, to: &Destination) -> Result<Box<dyn Connection>, ConnectError> {
-        let peer = to.to_string();
-        let destination: Uri = format!("ssh://{peer}/")
-            .parse()
-            .map_err(|error: http::uri::InvalidUri| ConnectError::Tcp { peer, source: error.into() })?;
-        Ok(Box::new(tcp(&destination).await?))
+        Ok(Box::new(tcp(&url("ssh", to)?).await?))
     }
 
     /// Has a proxy connect to `peer`, a host and a port.
     async fn tunnel(&self, way: &Way<'_>, peer: String) -> Result<Box<dyn Connection>, ConnectError> {
         let (name, proxy) = (way.name(), way.intercept.uri());
         let failed = |source| ConnectError::Proxy { proxy: name.clone(), peer: peer.clone(), source };
-        let stream = Box::new(tcp(proxy).await?);
-        let stream: Box<dyn Connection> = if proxy.scheme_str() == Some("https") {
-            self.secure(stream, proxy.host().unwrap_or_default().trim_matches(['[', ']'])).await?
-        } else {
-            stream
-        };
+        let stream = self.proxy(proxy).await?;
         let destination: Uri = peer.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))?;
         let mut tunnel = Tunnel::new(proxy.clone(), Opened(Some(TokioIo::new(stream))));
         if let Some(authorization) = way.intercept.basic_auth() {
@@ -149,6 +187,16 @@ impl Connector {
             failed(if wants_authorization(&error) { way.refusal(Vec::new()).into() } else { error.into() })
         })?;
         Ok(stream.into_inner())
+    }
+
+    /// Connects to a proxy.
+    async fn proxy(&self, proxy: &Uri) -> Result<Box<dyn Connection>, ConnectError> {
+        let stream = Box::new(tcp(proxy).await?);
+        if proxy.scheme_str() == Some("https") {
+            self.secure(stream, proxy.host().unwrap_or_default().trim_matches(['[', ']'])).await
+        } else {
+            Ok(stream)
+        }
     }
 
     async fn secure(&self, stream: Box<dyn Connection>, host: &str) -> Result<Box<dyn Connection>, ConnectError> {
@@ -164,9 +212,34 @@ fn host_and_port(gateway: &Gateway) -> String {
     Destination { host: gateway.host().to_owned(), port: gateway.port() }.to_string()
 }
 
+fn url(scheme: &str, to: &Destination) -> Result<Uri, ConnectError> {
+    let peer = to.to_string();
+    let failed = |error: http::uri::InvalidUri| ConnectError::Tcp { peer: peer.clone(), source: error.into() };
+    format!("{scheme}://{peer}/").parse().map_err(failed)
+}
+
+/// Connects without a proxy, where the other end may be led to.
+async fn direct(destination: &Uri, whom: For) -> Result<TcpStream, ConnectError> {
+    if whom == For::Owner {
+        return tcp(destination).await;
+    }
+    // An address is not looked up.
+    let host = destination.host().unwrap_or_default().trim_matches(['[', ']']);
+    if host.parse().is_ok_and(is_inside) {
+        return Err(ConnectError::Inside { peer: destination.authority().map(place).unwrap_or_default() });
+    }
+    tcp_by(HttpConnector::new_with_resolver(Outside(GaiResolver::new())), destination).await
+}
+
 /// Connects to whichever address of the host answers first, both families at once.
 async fn tcp(destination: &Uri) -> Result<TcpStream, ConnectError> {
-    let mut connector = HttpConnector::new();
+    tcp_by(HttpConnector::new(), destination).await
+}
+
+async fn tcp_by<R>(mut connector: HttpConnector<R>, destination: &Uri) -> Result<TcpStream, ConnectError>
+where
+    HttpConnector<R>: Service<Uri, Response = TokioIo<TcpStream>, Error: Into<BoxError>>,
+{
     connector.enforce_http(false);
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(TCP_LIMIT));
@@ -181,6 +254,31 @@ async fn tcp(destination: &Uri) -> Result<TcpStream, ConnectError> {
     std::future::poll_fn(|cx| connector.poll_ready(cx)).await.map_err(|error| failed(error.into()))?;
     let stream = connector.call(destination.clone()).await.map_err(|error| failed(error.into()))?;
     Ok(stream.into_inner())
+}
+
+/// Looks names up, and leaves out what is inside this machine.
+#[derive(Clone)]
+struct Outside(GaiResolver);
+
+impl Service<Name> for Outside {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let found = self.0.call(name);
+        Box::pin(async move {
+            let outside: Vec<_> = found.await?.filter(|address| !is_inside(address.ip())).collect();
+            if outside.is_empty() {
+                return Err(io::Error::other("it is this machine, which other users are not connected to"));
+            }
+            Ok(outside.into_iter())
+        })
+    }
 }
 
 /// A connector that gives the connection that is there already, once.

@@ -115,11 +115,16 @@ fn bare(host: &str) -> String {
 /// Says whether a bare host is this machine, or where a cloud gives metadata and credentials to the machine.
 fn is_direct(host: &str) -> bool {
     match host.parse::<IpAddr>() {
-        Ok(address) => match address.to_canonical() {
-            IpAddr::V4(address) => address.is_loopback() || address.is_unspecified() || address.is_link_local(),
-            IpAddr::V6(address) => address.is_loopback() || address.is_unspecified() || is_metadata(address),
-        },
+        Ok(address) => is_inside(address),
         Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    }
+}
+
+/// Says the same of an address.
+pub(super) fn is_inside(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_loopback() || address.is_unspecified() || address.is_link_local(),
+        IpAddr::V6(address) => address.is_loopback() || address.is_unspecified() || is_metadata(address),
     }
 }
 

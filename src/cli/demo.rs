@@ -34,6 +34,7 @@ use crate::{
         AgentConfig, BastionConfig, ClusterConfig, Config, ConnectEndpointConfig, EcsConfig, Emulator, FAULTS, Fault,
         SshServerConfig, Sshd, SshdConfig, TaskTimes,
     },
+    kubeconfig::Files,
     manager::{background::READY_LINE, env_file::Shell},
     settings::Environment,
 };
@@ -129,7 +130,7 @@ pub async fn run(args: DemoArgs, global: &GlobalArgs, printer: &Printer) -> Resu
             },
             Err(error) => Err(error),
         },
-        Ok(None) => run_child(&args.command, Some(kubeconfig(&dir).as_os_str())).await,
+        Ok(None) => run_child(&args.command, Some(&Files::new(kubeconfig(&dir), &[])), None).await,
         Ok(Some(status)) => Ok(exit_code(status)),
         Err(error) => Err(error),
     };

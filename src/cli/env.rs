@@ -1,4 +1,5 @@
-//! `env`: lines for a shell to evaluate, which set `KUBECONFIG`. `up --env-file` writes the same to a file.
+//! `env`: lines for a shell to evaluate, which set `KUBECONFIG`, and with `--proxy` the variables by which programs find the
+//! manager's proxy. `up --env-file` writes those for the kubeconfig to a file.
 //!
 //! The running manager is asked first, as it knows which kubeconfig it has written.
 
@@ -13,17 +14,20 @@ use rustix::fs::OFlags;
 
 use super::{
     GlobalArgs,
-    error::{CommandError, Kind},
+    error::{CommandError, Kind, name_option},
     output::Printer,
 };
 use crate::{
     kubeconfig::Files,
     manager::{
-        control::{self, Answer, ManagerStatus, Request},
-        env_file::{Shell, lines, write_github},
+        control::{self, Answer, ManagerStatus, ProxyStatus, Request},
+        env_file::{Shell, Told, lines, write_github},
     },
     settings::{self, Environment, Settings},
-    util::folder::{Missing, Place, is_refusal},
+    util::{
+        folder::{Missing, Place, is_refusal},
+        quote::command,
+    },
 };
 
 /// Time for the manager to answer.
@@ -41,7 +45,10 @@ pub struct EnvArgs {
     /// Kubeconfig that `up` was given [default: the running manager's, else ~/.kube/autoheal-pa.yaml]
     #[arg(long, value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
-    /// Writes nothing to stdout, but adds KUBECONFIG to the GITHUB_ENV file, for later steps of a GitHub Actions job
+    /// Sets the variables by which programs find a proxy as well, to that of the running manager, which `up --proxy` opens
+    #[arg(long)]
+    pub proxy: bool,
+    /// Writes nothing to stdout, but adds the variables to the GITHUB_ENV file, for later steps of a GitHub Actions job
     #[arg(long, conflicts_with = "shell")]
     pub github_env: bool,
 }
@@ -90,27 +97,53 @@ async fn print(
     environment: &Environment,
     printer: &Printer,
 ) -> Result<ExitCode, CommandError> {
-    let manager = match args.kubeconfig {
-        Some(_) => None,
-        None => of_manager(&Settings::without_file(global, environment)?.control_dir).await,
-    };
-    let kubeconfigs = match manager {
-        Some(kubeconfigs) => kubeconfigs,
+    let common = Settings::without_file(global, environment)?;
+    let manager = if args.kubeconfig.is_none() || args.proxy { ask_manager(&common.control_dir).await } else { None };
+    let proxy = if args.proxy { Some(proxy_of(manager.as_deref(), &common.name)?) } else { None };
+    if proxy.is_some_and(|proxy| proxy.others == "refuse") {
+        printer.warning(
+            "the proxy refuses all names but those of the tunnels, and programs of this shell use it for everything: \
+             `up --proxy-others direct` lets them",
+        );
+    }
+    let written = manager.as_ref().filter(|_| args.kubeconfig.is_none());
+    let kubeconfigs = match written.and_then(|status| Some(files(PathBuf::from(status.kubeconfig.as_ref()?), status))) {
+        Some(kubeconfigs) => Some(kubeconfigs),
+        // A manager that is there has none where it has forwards alone.
+        None if written.is_some_and(|status| args.proxy && status.opened) => None,
         None => {
             let settings = Settings::load(global, args.kubeconfig.as_deref(), environment)?;
-            Files::new(of_settings(&settings, printer)?, &settings.imported_from)
+            Some(Files::new(of_settings(&settings, printer)?, &settings.imported_from))
         }
     };
-    if !kubeconfigs.own().exists() {
-        printer.warning(&format!("`{}` does not exist yet: `autoheal-pa up` writes it", kubeconfigs.own().display()));
+    if let Some(own) = kubeconfigs.as_ref().map(Files::own).filter(|own| !own.exists()) {
+        printer.warning(&format!("`{}` does not exist yet: `autoheal-pa up` writes it", own.display()));
     }
+    let told = Told { kubeconfig: kubeconfigs.as_ref(), proxy: proxy.map(|proxy| proxy.address.as_str()) };
     if let Some(path) = settings::github_env(args.github_env, environment)? {
-        write_github(&path, &kubeconfigs, environment)?;
+        write_github(&path, told, environment)?;
     } else {
         let shell = args.shell.map_or_else(|| shell_of(environment), Ok)?;
-        printer.result(&lines(shell, &kubeconfigs, environment)?)?;
+        printer.result(&lines(shell, told, environment)?)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns the proxy of a manager, of which there may be none.
+///
+/// # Errors
+/// [`Kind::NotFound`] if it has no proxy, or is not there.
+pub(super) fn proxy_of<'a>(manager: Option<&'a ManagerStatus>, name: &str) -> Result<&'a ProxyStatus, CommandError> {
+    let option = name_option(name);
+    match manager.map(|manager| &manager.proxy) {
+        Some(Some(proxy)) => Ok(proxy),
+        Some(None) => Err(CommandError::new(Kind::NotFound, format!("the running manager `{name}` has no proxy"))
+            .hint(command!("stop it with `autoheal-pa down{}`, and start it with `--proxy`", option))),
+        None => {
+            Err(CommandError::new(Kind::NotFound, format!("the manager `{name}` is not running, and the proxy is its"))
+                .hint(command!("start it with `autoheal-pa up --detach --proxy{}`", option)))
+        }
+    }
 }
 
 /// Returns the kubeconfig that the settings say. One in the manager's directory is only named if that is this user's own,
@@ -140,11 +173,17 @@ pub(super) fn of_settings(settings: &Settings, printer: &Printer) -> Result<Path
 
 /// Asks the running manager which kubeconfig it has written, and where it has imported contexts from.
 pub(super) async fn of_manager(dir: &Path) -> Option<Files> {
+    let status = ask_manager(dir).await?;
+    Some(files(PathBuf::from(status.kubeconfig.as_ref()?), &status))
+}
+
+/// Asks the running manager, if there is one.
+async fn ask_manager(dir: &Path) -> Option<Box<ManagerStatus>> {
     match control::ask(dir, &Request::Status { follow: false }, MANAGER_DEADLINE).await {
-        Ok(Answer::Status(status)) => Some(files(PathBuf::from(status.kubeconfig.as_ref()?), &status)),
+        Ok(Answer::Status(status)) => Some(status),
         Ok(Answer::Token(_) | Answer::Reloaded(_) | Answer::Stopping | Answer::Finding(_) | Answer::Done) => None,
         Err(error) => {
-            tracing::debug!(%error, "no kubeconfig from the manager");
+            tracing::debug!(%error, "no status from the manager");
             None
         }
     }
@@ -189,7 +228,7 @@ mod tests {
     async fn prints_and_warns() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config");
-        let args = EnvArgs { shell: Some(Shell::Bash), kubeconfig: Some(path.clone()), github_env: false };
+        let args = EnvArgs { shell: Some(Shell::Bash), kubeconfig: Some(path.clone()), ..EnvArgs::default() };
         let (printer, out, err) = Captured::printer();
         print(&args, &GlobalArgs::default(), &Environment::default(), &printer).await.unwrap();
         assert_eq!(out.text(), format!("export KUBECONFIG='{}'\n", path.display()));
@@ -209,7 +248,7 @@ mod tests {
         let (path, kubeconfig) = (dir.path().join("env"), dir.path().join("config"));
         std::fs::write(&path, "A=b\n").unwrap();
         std::fs::write(&kubeconfig, "").unwrap();
-        let args = EnvArgs { shell: None, kubeconfig: Some(kubeconfig.clone()), github_env: true };
+        let args = EnvArgs { kubeconfig: Some(kubeconfig.clone()), github_env: true, ..EnvArgs::default() };
         let (printer, out, err) = Captured::printer();
         let environment = Environment::default().with([("GITHUB_ENV", path.to_str().unwrap())]);
         print(&args, &GlobalArgs::default(), &environment, &printer).await.unwrap();

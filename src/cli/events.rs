@@ -47,7 +47,7 @@ fn show(event: Event, printer: &Printer) {
         Event::PortLost { cluster, taken } => {
             printer.progress(&format!("{taken}, which the context of `{cluster}` had: it gets another"));
         }
-        Event::ProxyServes { port } => printer.progress(&format!("CONNECT proxy on 127.0.0.1:{port}")),
+        Event::ProxyServes { address } => printer.progress(&format!("proxy {address} for HTTP and SOCKS5")),
         Event::TlsEndsHere => printer.progress(LOCAL_TLS),
         Event::TlsGoesOn { context, why } => {
             printer.progress(&format!("`{context}` is as with `--kubeconfig-mode direct`: {why}"));

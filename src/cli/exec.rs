@@ -38,9 +38,9 @@ use crate::{
     manager::{
         Manager, Requests,
         control::{Answer, Client, ControlError, ManagerStatus, Request, TunnelReport},
-        env_file::no_proxy,
+        env_file::{no_proxy, own_proxy},
     },
-    settings::{Environment, GlobalArgs, Settings, UpArgs, UpSettings, Wanted},
+    settings::{Environment, GlobalArgs, ProxyPlace, Settings, UpArgs, UpSettings, Wanted},
     util::quote::command,
 };
 
@@ -52,7 +52,7 @@ pub struct ExecArgs {
     /// Options of the tunnels.
     #[command(flatten)]
     pub up: UpArgs,
-    /// The command to run, with KUBECONFIG set
+    /// The command to run, with KUBECONFIG set, and with `--proxy` the variables of `autoheal-pa env --proxy`
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
 }
@@ -69,13 +69,17 @@ pub(super) async fn run(args: ExecArgs, global: GlobalArgs, printer: &Printer) -
     match Client::connect_if_it_answers(&common.control_dir).await {
         Ok(client) => {
             let wanted = Wanted::load(&args.up)?;
-            let kubeconfigs = tokio::select! {
+            let found = tokio::select! {
                 biased;
                 signal = signals.next() => return Err(signal.into()),
                 ready = running(client, &wanted, printer) => ready?,
             };
             drop(signals);
-            run_child(&args.command, kubeconfigs.as_ref().map(Files::variable).as_deref()).await
+            let proxy = match args.up.wants_proxy() {
+                true => Some(env::proxy_of(Some(&found.status), &common.name)?.address.as_str()),
+                false => None,
+            };
+            run_child(&args.command, found.kubeconfigs.as_ref(), proxy).await
         }
         Err(ControlError::NotRunning { .. }) => {
             let mut settings = UpSettings::load(&global, &args.up, &environment)?;
@@ -101,9 +105,15 @@ fn refuse(up: &UpArgs) -> Result<(), CommandError> {
     }
 }
 
-/// Waits until the tunnels of a running manager that are wanted work, and returns its kubeconfigs; `None`: it has none, as it
-/// has forwards alone.
-async fn running(mut client: Client, wanted: &Wanted, printer: &Printer) -> Result<Option<Files>, CommandError> {
+/// A running manager whose tunnels work.
+struct Found {
+    status: Box<ManagerStatus>,
+    /// `None`: it has forwards alone.
+    kubeconfigs: Option<Files>,
+}
+
+/// Waits until the tunnels of a running manager that are wanted work.
+async fn running(mut client: Client, wanted: &Wanted, printer: &Printer) -> Result<Found, CommandError> {
     client.send(&Request::Status { follow: true }).await?;
     let mut last: Option<Box<ManagerStatus>> = None;
     let ready = async {
@@ -123,7 +133,8 @@ async fn running(mut client: Client, wanted: &Wanted, printer: &Printer) -> Resu
                 }
                 if waiting(&status, wanted).next().is_none() {
                     let own = status.kubeconfig.as_ref().map(PathBuf::from);
-                    return Ok(own.map(|own| env::files(own, &status)));
+                    let kubeconfigs = own.map(|own| env::files(own, &status));
+                    return Ok(Found { status, kubeconfigs });
                 }
             }
             last = Some(status);
@@ -131,7 +142,7 @@ async fn running(mut client: Client, wanted: &Wanted, printer: &Printer) -> Resu
         Err(CommandError::new(Kind::Tunnel, "the running manager is stopping").hint("run it again"))
     };
     match timeout(wanted.timeout, ready).await {
-        Ok(kubeconfigs) => kubeconfigs,
+        Ok(found) => found,
         Err(_) => Err(not_active(last.as_deref(), wanted)),
     }
 }
@@ -222,8 +233,9 @@ async fn under(
     let outcome = match ready {
         Ok(()) => {
             drop(signals);
-            let kubeconfigs = manager.written_kubeconfigs();
-            run_child(command, kubeconfigs.as_ref().map(Files::variable).as_deref()).await
+            let proxy = manager.proxy_address().filter(|_| manager.settings().proxy != ProxyPlace::Nowhere);
+            let proxy = proxy.map(|address| address.to_string());
+            run_child(command, manager.written_kubeconfigs().as_ref(), proxy.as_deref()).await
         }
         Err(error) => Err(error),
     };
@@ -246,15 +258,19 @@ async fn ready(manager: &mut Manager, printer: &Printer) -> Result<(), CommandEr
 }
 
 /// Runs a command to its end, and passes on to it what it does not get by itself.
-pub(super) async fn run_child(command: &[OsString], kubeconfig: Option<&OsStr>) -> Result<ExitCode, CommandError> {
+pub(super) async fn run_child(
+    command: &[OsString],
+    kubeconfigs: Option<&Files>,
+    proxy: Option<&str>,
+) -> Result<ExitCode, CommandError> {
     let Some((program, arguments)) = command.split_first() else {
         return Err(CommandError::new(Kind::Usage, "there is no command to run"));
     };
     let (mut forwarded, _listening) = forwarded()?;
     let mut child = Command::new(program)
         .args(arguments)
-        .envs(kubeconfig.map(|kubeconfig| ("KUBECONFIG", kubeconfig)))
-        .envs(no_proxy(&Environment::read()))
+        .envs(kubeconfigs.map(|kubeconfigs| ("KUBECONFIG", kubeconfigs.variable())))
+        .envs(proxy.map_or_else(|| no_proxy(&Environment::read()), own_proxy))
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| not_run(program, error))?;

@@ -69,6 +69,11 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
          ask the proxy for the local ports unless NO_PROXY has 127.0.0.1: `env`, `exec` and `up --env-file` add that.",
     ),
     (
+        &["AUTOHEAL_PA_OWN_PROXY"],
+        "The proxy that `env --proxy` has put into the variables above. This program's own calls do not go through it, \
+         but as if those were not set.",
+    ),
+    (
         &[
             "AWS_ENDPOINT_URL",
             "AWS_ENDPOINT_URL_STS",
@@ -441,7 +446,7 @@ mod tests {
         let help = command.find_subcommand_mut("up").unwrap().render_help().to_string();
         for row in rows::all() {
             let flag = row.flag();
-            assert!(help.contains(&format!("{flag} <")) || help.contains(&format!("{flag}  ")), "{flag}");
+            assert!(["<", "[<", " "].iter().any(|next| help.contains(&format!("{flag} {next}"))), "{flag}");
             assert!(up.contains(&flag), "{flag}");
             assert!(all.contains(&format!(".TP\n{}\n", row.name)), "{}", row.name);
             for words in [row.without().map(ToOwned::to_owned), row.range()].into_iter().flatten() {

@@ -295,10 +295,10 @@ fn cluster(cluster: &Cluster, server: &Server) -> Vec<(&'static str, Node)> {
     let mut content = match server {
         Server::Tunnel(port) => vec![("server", Node::text(format!("https://127.0.0.1:{port}{path}"))), name],
         Server::LocalTls { port, .. } => vec![("server", Node::text(format!("https://127.0.0.1:{port}{path}")))],
-        Server::Proxy(port) => {
+        Server::Proxy(address) => {
             let mut content = vec![
                 ("server", Node::text(format!("{}{path}", cluster.endpoint.url()))),
-                ("proxy-url", Node::text(format!("http://127.0.0.1:{port}"))),
+                ("proxy-url", Node::text(format!("http://{address}"))),
             ];
             // One that is not the host's own is needed this way, too.
             content.extend((cluster.server_name() != cluster.endpoint.host).then_some(name));

@@ -117,7 +117,7 @@ current-context: "pa-no"
 #[test]
 fn a_client_may_come_through_the_proxy() {
     let through = |name: &str, endpoint: &str, port: u16| {
-        let mut entry = ContextEntry { server: Server::Proxy(10099), ..entry(name, 0) };
+        let mut entry = ContextEntry { server: Server::Proxy(([127, 0, 0, 1], 10099).into()), ..entry(name, 0) };
         entry.cluster.endpoint = Destination { host: endpoint.to_owned(), port };
         entry
     };
@@ -211,7 +211,7 @@ current-context: "pa-kops"
 
     // And the way by the proxy, with a file of the authority.
     let file = Imported { authority_file: Some("/ca.crt".into()), disable_compression: true, ..more };
-    let entry = ContextEntry { server: Server::Proxy(10099), ..imported("kops", file) };
+    let entry = ContextEntry { server: Server::Proxy(([127, 0, 0, 1], 10099).into()), ..imported("kops", file) };
     let text = updated(expected, &update(&[entry]));
     let cluster = r#"    server: "https://lb.kops:8443/k8s/clusters/c-1"
     proxy-url: "http://127.0.0.1:10099"

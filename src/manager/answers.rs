@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Life, ManagerState, OpenAccess, TunnelEntry,
     control::{AccessStatus, Answer, Handler, ManagerStatus, Refusal, Reloaded, Request, SessionReport, TunnelReport},
+    proxy::ProxyView,
     supervisor::{Board, Supervisor, Wanted},
 };
 use crate::{
@@ -188,6 +189,7 @@ impl View {
             opened: state.opened,
             kubeconfig: state.kubeconfig.as_ref().filter(|_| state.opened).map(|path| path.display().to_string()),
             imported_from: state.imported_from.iter().map(|path| path.display().to_string()).collect(),
+            proxy: state.proxy.as_ref().map(ProxyView::status),
             log: self.log.as_ref().map(|path| path.display().to_string()),
             access,
             tunnels: board.tunnels.iter().map(|tunnel| report(tunnel, state.tunnel(tunnel.port))).collect(),
@@ -300,6 +302,7 @@ fn report(tunnel: &TunnelStatus, entry: Option<&TunnelEntry>) -> TunnelReport {
     let hints = tunnel.last_error.as_ref().map(|error| error.fault.hints.join("; ")).filter(|hints| !hints.is_empty());
     TunnelReport {
         context: entry.map_or_else(|| to.name().to_owned(), |entry| entry.name.clone()),
+        endpoint: to.endpoint().to_string(),
         forward: to.cluster().is_none().then(|| to.endpoint().to_string()),
         cluster: to.name().to_owned(),
         imported: to.cluster().is_some_and(|cluster| cluster.imported().is_some()),

@@ -1,6 +1,10 @@
-//! Files by which others find the kubeconfig: lines for a shell, and variables of a job of GitHub Actions.
+//! How others find the kubeconfig and the proxy: lines for a shell, and variables of a job of GitHub Actions.
 //!
 //! Where a proxy is set they take the local ports out of it: there are clients that would ask it for 127.0.0.1.
+//!
+//! With the proxy of this program, all variables by which programs find one name it. Also `ALL_PROXY` has its HTTP form, as
+//! there are programs that fail at once when that is `socks5h://` and they have not been built for it. What was excepted before is
+//! not excepted any more, since clusters and forwards may be among it; the proxy has the exceptions of the manager's environment.
 
 use std::{
     fs::File,
@@ -12,7 +16,7 @@ use clap::ValueEnum;
 
 use crate::{
     kubeconfig::Files,
-    settings::Environment,
+    settings::{Environment, OWN_PROXY, PROXY_VARIABLES},
     util::{
         folder::{Missing, Place},
         quote::Language,
@@ -23,8 +27,9 @@ use crate::{
 /// Where the tunnels are.
 const LOCAL: &str = "127.0.0.1";
 
-/// The variables by which clients find a proxy.
-const PROXIES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+/// What the proxy of this program is not for: this machine itself, and where it gets metadata and credentials.
+const NOT_BY_OWN_PROXY: &str =
+    "localhost,127.0.0.1,::1,169.254.169.254,169.254.170.2,169.254.170.23,fd00:ec2::254,fd00:ec2::23";
 
 /// Those by which they find what it is not for. Which of the two counts depends on the client.
 const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
@@ -96,18 +101,44 @@ impl Shell {
     }
 }
 
-fn variables(kubeconfig: &Files, environment: &Environment) -> Result<Vec<(&'static str, String)>, EnvFileError> {
-    // An argument or a variable cannot hold a zero, so no path that gets here has one.
-    let value = kubeconfig.variable().into_string().map_err(|value| EnvFileError::NotUtf8(value.into()))?;
-    let mut variables = vec![("KUBECONFIG", value)];
-    variables.extend(no_proxy(environment));
+/// What others are told.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Told<'a> {
+    pub kubeconfig: Option<&'a Files>,
+    /// The address of the proxy, if they are to use it.
+    pub proxy: Option<&'a str>,
+}
+
+impl<'a> From<&'a Files> for Told<'a> {
+    fn from(kubeconfig: &'a Files) -> Self {
+        Self { kubeconfig: Some(kubeconfig), proxy: None }
+    }
+}
+
+type Variables = Vec<(&'static str, String)>;
+
+fn variables(told: Told<'_>, environment: &Environment) -> Result<Variables, EnvFileError> {
+    let mut variables = Vec::new();
+    if let Some(kubeconfig) = told.kubeconfig {
+        // An argument or a variable cannot hold a zero, so no path that gets here has one.
+        let value = kubeconfig.variable().into_string().map_err(|value| EnvFileError::NotUtf8(value.into()))?;
+        variables.push(("KUBECONFIG", value));
+    }
+    variables.extend(told.proxy.map_or_else(|| no_proxy(environment), own_proxy));
     Ok(variables)
+}
+
+/// Returns the variables that lead programs through the proxy of this program, which listens at this address.
+pub fn own_proxy(address: &str) -> Variables {
+    let url = format!("http://{address}");
+    let proxies = PROXY_VARIABLES.into_iter().chain([OWN_PROXY]).map(|name| (name, url.clone()));
+    proxies.chain(NO_PROXY.map(|name| (name, NOT_BY_OWN_PROXY.to_owned()))).collect()
 }
 
 /// Returns the variables that take the local ports out of the proxy of an environment, where it has one and they do not
 /// yet. kubectl asks no proxy for 127.0.0.1, and other clients do.
-pub fn no_proxy(environment: &Environment) -> Vec<(&'static str, String)> {
-    if !PROXIES.iter().any(|name| environment.get(name).is_some()) {
+pub fn no_proxy(environment: &Environment) -> Variables {
+    if !PROXY_VARIABLES.iter().any(|name| environment.get(name).is_some()) {
         return Vec::new();
     }
     let old = NO_PROXY.map(|name| environment.get(name));
@@ -129,26 +160,26 @@ pub fn no_proxy(environment: &Environment) -> Vec<(&'static str, String)> {
 ///
 /// # Errors
 /// [`EnvFileError`] if it cannot be written.
-pub fn write_github(path: &Path, kubeconfig: &Files, environment: &Environment) -> Result<(), EnvFileError> {
-    add_to_github(path, kubeconfig, environment, |mut file, lines| file.write_all(lines.as_bytes()))
+pub fn write_github(path: &Path, told: Told<'_>, environment: &Environment) -> Result<(), EnvFileError> {
+    add_to_github(path, told, environment, |mut file, lines| file.write_all(lines.as_bytes()))
 }
 
 /// Finds out whether [`write_github`] will be able to; adds nothing.
 ///
 /// # Errors
 /// [`EnvFileError`] if it will not.
-pub fn check_github(path: &Path, kubeconfig: &Files, environment: &Environment) -> Result<(), EnvFileError> {
-    add_to_github(path, kubeconfig, environment, |_file, _lines| Ok(()))
+pub fn check_github(path: &Path, told: Told<'_>, environment: &Environment) -> Result<(), EnvFileError> {
+    add_to_github(path, told, environment, |_file, _lines| Ok(()))
 }
 
 fn add_to_github(
     path: &Path,
-    kubeconfig: &Files,
+    told: Told<'_>,
     environment: &Environment,
     add: impl FnOnce(File, String) -> io::Result<()>,
 ) -> Result<(), EnvFileError> {
     let failed = |source: io::Error| EnvFileError::Job { path: path.to_owned(), source };
-    let variables = variables(kubeconfig, environment)?;
+    let variables = variables(told, environment)?;
     if variables.iter().any(|(_, value)| value.contains(['\n', '\r'])) {
         return Err(failed(io::Error::other("the path of the kubeconfig has a line break")));
     }
@@ -163,7 +194,7 @@ fn add_to_github(
 /// # Errors
 /// [`EnvFileError`] if it cannot be written.
 pub fn write(path: &Path, kubeconfig: &Files, environment: &Environment) -> Result<(), EnvFileError> {
-    let lines = lines(Shell::of_file(path), kubeconfig, environment)?;
+    let lines = lines(Shell::of_file(path), kubeconfig.into(), environment)?;
     replace(path, lines.as_bytes()).map_err(|source| unwritable(path, source))
 }
 
@@ -172,7 +203,7 @@ pub fn write(path: &Path, kubeconfig: &Files, environment: &Environment) -> Resu
 /// # Errors
 /// [`EnvFileError`] if it will not.
 pub fn check(path: &Path, kubeconfig: &Files, environment: &Environment) -> Result<(), EnvFileError> {
-    let lines = lines(Shell::of_file(path), kubeconfig, environment)?;
+    let lines = lines(Shell::of_file(path), kubeconfig.into(), environment)?;
     check_replaceable(path, lines.len()).map_err(|source| unwritable(path, source))
 }
 
@@ -184,8 +215,8 @@ fn unwritable(path: &Path, source: io::Error) -> EnvFileError {
 ///
 /// # Errors
 /// [`EnvFileError::NotUtf8`].
-pub fn lines(shell: Shell, kubeconfig: &Files, environment: &Environment) -> Result<String, EnvFileError> {
-    let variables = variables(kubeconfig, environment)?;
+pub fn lines(shell: Shell, told: Told<'_>, environment: &Environment) -> Result<String, EnvFileError> {
+    let variables = variables(told, environment)?;
     Ok(variables.iter().map(|(name, value)| shell.export(name, value)).collect())
 }
 
@@ -242,8 +273,28 @@ mod tests {
         let all = [("HTTP_PROXY", "http://p:1"), ("NO_PROXY", "a, 127.0.0.1"), ("no_proxy", "127.0.0.1")];
         assert_eq!(added(&all), []);
         let environment = Environment::default().with([("HTTPS_PROXY", "http://p:1")]);
-        let lines = lines(Shell::Bash, &files("/a"), &environment).unwrap();
+        let lines = lines(Shell::Bash, (&files("/a")).into(), &environment).unwrap();
         assert_eq!(lines, "export KUBECONFIG='/a'\nexport NO_PROXY='127.0.0.1'\nexport no_proxy='127.0.0.1'\n");
+    }
+
+    #[test]
+    fn every_variable_of_a_proxy_names_that_of_this_program() {
+        let environment =
+            Environment::default().with([("HTTPS_PROXY", "http://corp:1"), ("no_proxy", ".internal,10.0.0.0/8")]);
+        let told = Told { kubeconfig: None, proxy: Some("127.0.0.1:10099") };
+        let lines = lines(Shell::Bash, told, &environment).unwrap();
+        for name in ["HTTPS_PROXY", "http_proxy", "all_proxy", "AUTOHEAL_PA_OWN_PROXY"] {
+            assert!(lines.contains(&format!("export {name}='http://127.0.0.1:10099'\n")), "{lines}");
+        }
+        // Where clusters and forwards may be is not excepted.
+        assert!(lines.contains("export NO_PROXY='localhost,127.0.0.1,::1,") && !lines.contains(".internal"), "{lines}");
+        assert_eq!(lines.lines().count(), 9);
+
+        // And this program's own calls take no notice of them.
+        let environment = environment.with(own_proxy("127.0.0.1:10099"));
+        assert!(PROXY_VARIABLES.iter().all(|name| environment.get(name).is_none()));
+        let other = environment.with([("HTTPS_PROXY", "http://corp:1")]);
+        assert_eq!(other.get("HTTPS_PROXY"), Some("http://corp:1"));
     }
 
     #[test]
@@ -270,6 +321,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("env");
         std::fs::write(&path, "A=b\n").unwrap();
-        assert!(write_github(&path, &files("/a\nb"), &Environment::default()).is_err());
+        assert!(write_github(&path, (&files("/a\nb")).into(), &Environment::default()).is_err());
     }
 }

@@ -30,8 +30,8 @@ pub(crate) enum ManagerError {
         #[source]
         source: BindError,
     },
-    /// There is no port for the CONNECT proxy.
-    #[error("cannot open a port for the CONNECT proxy")]
+    /// There is no port for the proxy.
+    #[error("cannot open a port for the proxy")]
     ProxyPort(#[source] BindError),
     /// There is no certificate for the local ports.
     #[error(transparent)]
@@ -41,9 +41,13 @@ pub(crate) enum ManagerError {
         "contexts by which kubectl starts the manager cannot be of `--kubeconfig-mode local-tls`, whose certificate authority is a new one at each start"
     )]
     AuthorityStays,
-    /// Two clusters have one address, in two networks.
-    #[error("the clusters of `{}` and `{}` both have the address `{endpoint}`, which a CONNECT proxy cannot tell apart", contexts[0], contexts[1])]
-    Alike { contexts: [String; 2], endpoint: Destination },
+    /// Two tunnels lead to one address, in two networks.
+    #[error("`{}` and `{}` both lead to `{endpoint}`, which a proxy cannot tell apart", tunnels[0], tunnels[1])]
+    Alike {
+        /// Their names.
+        tunnels: [String; 2],
+        endpoint: Destination,
+    },
     /// A forward is called as a cluster or its context.
     #[error("the forward to `{endpoint}` cannot be called `{name}`, as a cluster is")]
     NameTaken { name: String, endpoint: Destination },

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -22,35 +23,25 @@ pub(crate) enum Event {
     /// It is known who calls AWS.
     Identified(Caller),
     /// A cluster gets no tunnel.
-    ClusterSkipped {
-        name: String,
-        reason: SkipReason,
-    },
+    ClusterSkipped { name: String, reason: SkipReason },
     /// EKS may not be asked for clusters, of which none are needed.
     NothingOfEks(AwsError),
     /// An imported cluster has a proxy that is not used.
-    ProxyLeftOut {
-        context: String,
-    },
+    ProxyLeftOut { context: String },
     /// kubectl needs several files for the contexts that were imported.
     SeveralKubeconfigs(kubeconfig::Files),
     /// A local port is not taken, as somebody else has it.
     PortSkipped(PortTaken),
     /// Somebody else has taken the port of a context.
-    PortLost {
-        cluster: String,
-        taken: PortTaken,
-    },
+    PortLost { cluster: String, taken: PortTaken },
     ProxyServes {
-        port: u16,
+        /// Where programs of this machine find it.
+        address: SocketAddr,
     },
     /// TLS ends at the local ports, which has a price.
     TlsEndsHere,
     /// TLS ends there, but not for a context.
-    TlsGoesOn {
-        context: String,
-        why: &'static str,
-    },
+    TlsGoesOn { context: String, why: &'static str },
     /// The kubeconfig is written elsewhere than by default, which cannot be written.
     KubeconfigElsewhere(KubeconfigError),
     KubeconfigWritten {
@@ -72,10 +63,7 @@ pub(crate) enum Event {
         source: io::Error,
     },
     /// A session of an earlier run goes on.
-    SessionLeft {
-        session: Entry,
-        error: NotEnded,
-    },
+    SessionLeft { session: Entry, error: NotEnded },
     /// Sessions of an earlier run have been ended, as many as this.
     SessionsEnded(usize),
     /// Credentials expire soon and cannot be renewed.

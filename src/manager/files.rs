@@ -8,11 +8,11 @@ use super::{
     Event, Manager, ManagerError, TunnelEntry,
     contexts::{self, Start},
     env_file, in_thread,
+    proxy::refuse_alike,
 };
 use crate::{
-    cluster::Cluster,
     kubeconfig::{self, ContextEntry, KubeconfigError, Server, Update, import::Import},
-    settings::Environment,
+    settings::{Environment, KubeconfigMode},
 };
 
 impl Manager {
@@ -40,7 +40,7 @@ impl Manager {
             env_file::check(path, &self.kubeconfigs(), &Environment::read())?;
         }
         if let Some(path) = &self.settings.github_env {
-            env_file::check_github(path, &self.kubeconfigs(), &Environment::read())?;
+            env_file::check_github(path, (&self.kubeconfigs()).into(), &Environment::read())?;
         }
         Ok(())
     }
@@ -56,11 +56,16 @@ impl Manager {
         in_thread(move || kubeconfig::check(&path, &manager, &beside)).await
     }
 
-    /// Writes the contexts, in the order of the clusters, and leads the proxy to these.
-    pub(super) async fn write_kubeconfig(&self, tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
-        if self.proxy.is_some() {
-            refuse_alike(tunnels)?;
-        }
+    /// Lets others find the tunnels: writes the contexts, in the order of the clusters, and leads the proxy there.
+    pub(super) async fn publish(&self, tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
+        let Some(proxy) = &self.proxy else { return self.write_kubeconfig(tunnels).await };
+        refuse_alike(tunnels)?;
+        self.write_kubeconfig(tunnels).await?;
+        proxy.lead(tunnels);
+        Ok(())
+    }
+
+    async fn write_kubeconfig(&self, tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
         let common = &self.settings.common;
         let launch = self.launch();
         let clusters = || tunnels.iter().filter_map(|tunnel| Some((tunnel, tunnel.to.cluster()?)));
@@ -69,13 +74,17 @@ impl Manager {
         }
         let contexts = clusters()
             .map(|(TunnelEntry { port, name, access, .. }, cluster)| {
-                let server = match (&self.proxy, &self.local_tls) {
+                let proxy = self.proxy.as_ref().filter(|_| self.settings.kubeconfig_mode == KubeconfigMode::Proxy);
+                let server = match (proxy, &self.local_tls) {
                     (Some(proxy), _) => proxy.server(),
                     (None, Some(local_tls)) => local_tls.server(cluster, *port),
                     (None, None) => Server::Tunnel(*port),
                 };
-                let (Server::Tunnel(port) | Server::Proxy(port) | Server::LocalTls { port, .. }) = &server;
-                let start = launch.as_ref().map(|launch| Start { launch, port: *port });
+                let port = match &server {
+                    Server::Tunnel(port) | Server::LocalTls { port, .. } => *port,
+                    Server::Proxy(address) => address.port(),
+                };
+                let start = launch.as_ref().map(|launch| Start { launch, port });
                 let user = contexts::user(common, &access.settings.identity, cluster, start)?;
                 Ok(ContextEntry { name: name.clone(), cluster: cluster.clone(), server, user })
             })
@@ -94,9 +103,6 @@ impl Manager {
         let current = written.await??;
         if let Some(local_tls) = &self.local_tls {
             local_tls.tell_of_others(clusters().map(|(tunnel, cluster)| (&*tunnel.name, cluster)), &self.listener);
-        }
-        if let Some(proxy) = &self.proxy {
-            proxy.lead(clusters().map(|(tunnel, cluster)| (cluster, tunnel.port)));
         }
         self.listener.tell(Event::KubeconfigWritten { path: path.clone(), current });
         let imported_from = self.kubeconfigs().others().to_vec();
@@ -130,31 +136,9 @@ impl Manager {
             self.listener.tell(Event::EnvFileWritten(path.clone()));
         }
         if let Some(path) = &self.settings.github_env {
-            env_file::write_github(path, &kubeconfigs, &Environment::read())?;
+            env_file::write_github(path, (&kubeconfigs).into(), &Environment::read())?;
             self.listener.tell(Event::JobTold);
         }
         Ok(())
     }
-}
-
-/// Refuses clusters that a proxy cannot tell apart: one would be shown the credentials of the other's user.
-fn refuse_alike(tunnels: &[TunnelEntry]) -> Result<(), ManagerError> {
-    let clusters: Vec<_> = tunnels.iter().filter_map(|tunnel| Some((tunnel, tunnel.to.cluster()?))).collect();
-    let is_same = |(one, a): &(&TunnelEntry, &Cluster), (other, b): &(&TunnelEntry, &Cluster)| {
-        let is_verified_alike =
-            (&a.certificate_authority, a.server_name()) == (&b.certificate_authority, b.server_name());
-        let is_reached_alike =
-            one.access.is_same(&other.access.settings) && one.access.settings.bastion == other.access.settings.bastion;
-        is_verified_alike && is_reached_alike
-    };
-    for (at, one) in clusters.iter().enumerate() {
-        let mut before = clusters.iter().take(at);
-        if let Some(other) = before.find(|other| other.1.endpoint == one.1.endpoint && !is_same(one, other)) {
-            return Err(ManagerError::Alike {
-                contexts: [other.0.name.clone(), one.0.name.clone()],
-                endpoint: one.1.endpoint.clone(),
-            });
-        }
-    }
-    Ok(())
 }

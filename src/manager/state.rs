@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
+use super::proxy::ProxyView;
 use crate::{
     aws::{Aws, Caller},
     bastion::Bastion,
@@ -27,6 +28,7 @@ pub(crate) struct ManagerState {
     pub(crate) proxy_port: Option<u16>,
     /// The contexts stay when the manager has ended, and have kubectl start it again.
     pub(crate) stands: bool,
+    pub(crate) proxy: Option<ProxyView>,
     /// The tunnels are under way.
     pub(crate) opened: bool,
 }

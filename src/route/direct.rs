@@ -24,7 +24,7 @@ use super::{
     near::{Near, Open, give_back},
 };
 use crate::{
-    aws::{Aws, advice},
+    aws::{Aws, advice, connect::For},
     bastion::Bastion,
     clock::Clock,
     cluster::Origin,
@@ -61,7 +61,7 @@ struct Unreachable {
 impl Direct {
     /// Opens one connection within `limit`.
     async fn open(&self, to: &Remote, limit: Duration) -> Result<Box<dyn Connection>, BoxError> {
-        match timeout(limit, self.aws.connector().reach(to.endpoint())).await {
+        match timeout(limit, self.aws.connector().reach(to.endpoint(), For::Owner)).await {
             Ok(connected) => Ok(connected?),
             Err(_) => Err(format!("no answer within {} s", limit.as_secs()).into()),
         }

@@ -17,6 +17,13 @@ use crate::{
     util::folder::{Folder, own_uid},
 };
 
+/// The variables by which programs find a proxy.
+pub const PROXY_VARIABLES: [&str; 6] =
+    ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+
+/// The variable with the proxy of this program that `env --proxy` has put into those: it is not for this program.
+pub const OWN_PROXY: &str = "AUTOHEAL_PA_OWN_PROXY";
+
 /// The surroundings of the process when it was started.
 #[derive(Clone, Default)]
 pub struct Environment {
@@ -92,10 +99,12 @@ impl Environment {
     }
 
     /// Returns the value of a variable, without blanks around it, such as the carriage return of a file with Windows line
-    /// ends. One that is empty counts as not set, as it does for AWS tools.
+    /// ends. One that is empty counts as not set, as it does for AWS tools, and so does a proxy that is this program's own.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+        let value = |name: &str| self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty());
+        // Calls of a manager that went through its own proxy would wait for themselves.
+        value(name).filter(|found| !PROXY_VARIABLES.contains(&name) || value(OWN_PROXY) != Some(found))
     }
 
     /// Tells whether a variable is set to a word that means yes.

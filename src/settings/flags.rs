@@ -128,7 +128,7 @@ pub enum KubeconfigMode {
     /// By the local ports of the tunnels, with the clusters' names for TLS.
     #[default]
     Direct,
-    /// By the clusters' own addresses, through a CONNECT proxy on this machine, for clients that ignore `tls-server-name`.
+    /// By the clusters' own addresses, through the proxy of `--proxy`, for clients that ignore `tls-server-name`.
     Proxy,
     /// By the local ports of the tunnels, where TLS ends and begins anew, for clients that ignore `proxy-url` as well.
     LocalTls,
@@ -239,7 +239,6 @@ impl UpArgs {
             &up.import_kubeconfig,
             &up.set_current,
             &up.kubeconfig_mode,
-            &up.proxy_port,
             &up.context_prefix,
             &up.env_file,
         ];
@@ -263,6 +262,13 @@ impl UpArgs {
         self.access.add(&super::ACCESS.fargate_task_definition, definition);
         self.access.add(&super::ACCESS.fargate_task_role, role);
         self
+    }
+
+    /// Tells whether a proxy was asked for.
+    #[must_use]
+    pub fn wants_proxy(&self) -> bool {
+        let nowhere = super::ProxyPlace::Nowhere.to_string();
+        self.up.layer.get(&super::UP.proxy).first().is_some_and(|given| given.text() != nowhere)
     }
 
     /// Tells whether a kubeconfig was named.

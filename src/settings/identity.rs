@@ -13,7 +13,7 @@ use std::{
 use aws_smithy_types::date_time::{DateTime, Format};
 
 use super::{
-    AWS, AwsSettings, Environment, Problem, Proxies, Row, SdkVariables,
+    AWS, AwsSettings, Environment, PROXY_VARIABLES, Problem, Proxies, Row, SdkVariables,
     inputs::Takes,
     row::Table,
     source::{Given, Stack},
@@ -75,9 +75,6 @@ const PASSED_TO_MANAGERS: [&str; 7] = [
     "AWS_RETRY_MODE",
     "AWS_MAX_ATTEMPTS",
 ];
-
-/// Variables that hold the address of a proxy, perhaps with a password in it.
-const PROXIES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
 
 /// Variables that hold the path of a file.
 const FILES: [&str; 4] =
@@ -211,7 +208,7 @@ impl ExecIdentity {
         for name in PASSED {
             variable(name, passed(environment, name));
         }
-        for name in PROXIES {
+        for name in PROXY_VARIABLES {
             variable(name, environment.get(name).filter(|value| !value.contains('@')));
         }
         for name in FILES {

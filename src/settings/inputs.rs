@@ -15,7 +15,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use http::Uri;
 
-use super::{Environment, Problem, rows, source::Origin, values::is_region};
+use super::{Environment, OWN_PROXY, Problem, rows, source::Origin, values::is_region};
 
 /// Longest value that anything takes, in bytes: several times the longest session token, and less than an environment holds.
 const MAX_LEN: usize = 32 << 10;
@@ -96,7 +96,7 @@ const fn to_sdk(input: Input) -> Input {
 }
 
 /// All but the variables that only a setting has, see [`variables`].
-pub static INPUTS: [Input; 84] = [
+pub static INPUTS: [Input; 85] = [
     // Not a secret, and often a secret stands there by mistake.
     to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Secret)),
     to_sdk(both("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Takes::Secret)),
@@ -159,6 +159,7 @@ pub static INPUTS: [Input; 84] = [
     variable("http_proxy", Takes::Text),
     variable("ALL_PROXY", Takes::Text),
     variable("all_proxy", Takes::Text),
+    variable(OWN_PROXY, Takes::Text),
     variable("NO_PROXY", Takes::Text),
     variable("no_proxy", Takes::Text),
     variable("REQUEST_METHOD", Takes::Text),

@@ -15,7 +15,7 @@ use clap::{
 };
 
 use super::{
-    Environment, Problem, duration,
+    Environment, Problem, ProxyPlace, duration,
     source::{Given, Origin},
 };
 use crate::{bastion::Bastion, forward::Forward};
@@ -38,6 +38,8 @@ pub struct Row {
     pub default: Option<&'static str>,
     /// In words, what is done without a value.
     pub otherwise: Option<&'static str>,
+    /// What its flag means without a value; `None`: it has to have one.
+    pub alone: Option<&'static str>,
     flag: Option<&'static str>,
     value_name: &'static str,
     /// Says what a wrong value may have been meant for.
@@ -124,6 +126,7 @@ const fn row(value_name: &'static str, kind: Kind) -> Row {
         needs_role: false,
         default: None,
         otherwise: None,
+        alone: None,
         flag: None,
         value_name,
         guess: None,
@@ -152,6 +155,11 @@ impl Row {
 
     pub(super) const fn otherwise(self, otherwise: &'static str) -> Self {
         Self { otherwise: Some(otherwise), ..self }
+    }
+
+    /// Lets its flag stand without a value, which means this one. The configuration file may have it as a word of YAML.
+    pub(super) const fn alone(self, alone: &'static str) -> Self {
+        Self { alone: Some(alone), ..self }
     }
 
     /// Lets wrong values be told from what they may have been meant for.
@@ -269,7 +277,11 @@ impl Row {
                 arg.value_parser(PossibleValuesParser::new(values())).value_name(self.value_name).action(action)
             }
             Kind::Number { .. } | Kind::Duration { .. } | Kind::Text { .. } => {
-                arg.value_name(self.value_name).action(action)
+                let arg = arg.value_name(self.value_name).action(action);
+                match self.alone {
+                    Some(alone) => arg.num_args(0..=1).default_missing_value(alone),
+                    None => arg,
+                }
             }
         }
     }
@@ -399,7 +411,7 @@ macro_rules! values {
     };
 }
 
-values!(bool, u16, usize, String, Bastion, Forward);
+values!(bool, u16, usize, String, Bastion, Forward, ProxyPlace);
 
 impl Value for Duration {
     fn read(text: &str, _given: &Given, _environment: &Environment) -> Option<Self> {

@@ -8,7 +8,9 @@ use std::{
 };
 
 use super::{
-    CiOidc, ExecIdentity, ForwardCheck, KubeconfigMode, Launch, Proxies, SdkVariables, Settings,
+    CiOidc, ExecIdentity, ForwardCheck, KubeconfigMode, Launch, Proxies, ProxyOthers, ProxyPlace, SdkVariables,
+    Settings,
+    proxy::is_proxy_place,
     row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
     values::{
         is_audience, is_bastion, is_cluster_name, is_context, is_context_prefix, is_external_id, is_forward, is_image,
@@ -208,9 +210,16 @@ table! {
         /// ignore `proxy-url` as well. With `local-tls`, TLS ends in this process, which then sees what clients send, and client
         /// certificates do not get through; the contexts have a certificate authority that is made anew at each start
         kubeconfig_mode: KubeconfigMode = choice::<KubeconfigMode>("MODE").default("direct"),
-        /// Port of the CONNECT proxy with `--kubeconfig-mode proxy`; 0: any free one
-        proxy_port: Option<u16> = port()
-            .otherwise("the one before the first local port, 10099, or the next that is free"),
+        /// Opens a proxy for programs of this machine, for HTTP, CONNECT and SOCKS5, which leads to the API servers and to forwards
+        /// by their real names and ports; `autoheal-pa env --proxy` prints the variables. A port, 0 for any free one, or an IP
+        /// address and a port; without a value the port before the first local one, 10099, or the next that is free
+        proxy: ProxyPlace = text("PLACE", is_proxy_place, ProxyPlace::EXPECTED)
+            .default("false")
+            .otherwise("none, unless with --kubeconfig-mode proxy")
+            .alone(ProxyPlace::ANYWHERE),
+        /// What the proxy does with all other names: `refuse`, or `direct`, which connects to them from here, through
+        /// the proxy of HTTPS_PROXY and HTTP_PROXY where there is one
+        proxy_others: ProxyOthers = choice::<ProxyOthers>("WHAT").default("refuse"),
         /// Prefix of the context names
         context_prefix: String =
             text("PREFIX", is_context_prefix, "a prefix: at most 64 characters without spaces").default("pa-"),

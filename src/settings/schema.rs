@@ -68,6 +68,8 @@ fn value(row: &Row) -> Value {
             let words: Vec<_> = values().iter().map(|value| value.get_name().to_owned()).collect();
             json!({"enum": words})
         }
+        // A word of YAML, such as `true`, or a number.
+        Kind::Text { .. } if row.alone.is_some() => json!({"type": ["string", "boolean", "integer"]}),
         Kind::Path | Kind::Text { .. } => json!({"type": "string"}),
     }
 }

@@ -426,25 +426,39 @@ fn what_talks_to_a_manager_or_for_kubectl_does_not_read_the_file() {
 #[test]
 fn the_proxy_is_before_the_tunnels() {
     let proxy = |more: &[&str]| {
-        let words = [&["--kubeconfig-mode", "proxy", "--bastion", "i-0abcdef1"], more].concat();
-        let ProxySettings { port, strict } = up(&typed(&words), &environment([])).unwrap().proxy().unwrap();
-        (port, strict)
+        let words = [&["--bastion", "i-0abcdef1"], more].concat();
+        up(&typed(&words), &environment([])).map(|settings| settings.proxy())
     };
-    assert_eq!(proxy(&[]), (10099, false));
-    assert_eq!(proxy(&["--base-port", "20000", "--strict-ports"]), (19999, true));
-    assert_eq!(proxy(&["--base-port", "0"]), (0, false));
-    assert_eq!(proxy(&["--proxy-port", "3128"]), (3128, true));
-    assert_eq!(up(&bastion("i-0abcdef1"), &environment([])).unwrap().proxy(), None);
+    let on = |address| Ok(Some(ProxySettings { address, others: ProxyOthers::Refuse }));
+    let port = |port, strict| on(ProxyAddress::Port { port, strict });
+    let at = |address: &str| on(ProxyAddress::At(address.parse().unwrap()));
+    assert_eq!(proxy(&[]), Ok(None));
+    assert_eq!(proxy(&["--proxy", "false"]), Ok(None));
+    for asked in [&["--proxy"][..], &["--kubeconfig-mode", "proxy"], &["--proxy", "--kubeconfig-mode", "proxy"]] {
+        assert_eq!(proxy(asked), port(10099, false));
+    }
+    assert_eq!(proxy(&["--proxy", "--base-port", "20000", "--strict-ports"]), port(19999, true));
+    assert_eq!(proxy(&["--proxy", "--base-port", "0"]), port(0, false));
+    assert_eq!(proxy(&["--proxy", "3128"]), port(3128, true));
+    assert_eq!(proxy(&["--proxy", "127.0.0.1:3128"]), at("127.0.0.1:3128"));
+    assert_eq!(proxy(&["--proxy", "0.0.0.0:3128", "--allow-other-users"]), at("0.0.0.0:3128"));
+    let direct = proxy(&["--kubeconfig-mode", "proxy", "--proxy-others", "direct"]).unwrap().unwrap();
+    assert_eq!(direct.others, ProxyOthers::Direct);
 
     let local = typed(&["--kubeconfig-mode", "local-tls", "--bastion", "i-0abcdef1"]);
     assert_eq!(up(&local, &environment([])).unwrap().proxy(), None);
 
-    let alone = typed(&["--proxy-port", "3128", "--bastion", "i-0abcdef1"]);
-    let error = up(&alone, &environment([])).unwrap_err();
-    assert_eq!(error, "`--proxy-port`: `3128` is not of use without `--kubeconfig-mode proxy`");
-    let malformed = typed(&["--kubeconfig-mode", "proxy", "--proxy-port", "x", "--bastion", "i-0abcdef1"]);
-    let error = up(&malformed, &environment([])).unwrap_err();
-    assert_eq!(error, "`--proxy-port`: `x` is not a port: a number from 0 to 65535");
+    let error = |more: &[&str]| proxy(more).unwrap_err();
+    assert_eq!(error(&["--proxy-others", "direct"]), "`--proxy-others`: `direct` is not of use without `--proxy`");
+    let open = error(&["--proxy", "0.0.0.0:3128"]);
+    assert!(
+        open.contains("`0.0.0.0:3128` is not an address of loopback") && open.contains("`--allow-other-users`"),
+        "{open}"
+    );
+    assert_eq!(
+        error(&["--proxy", "x"]),
+        "`--proxy`: `x` is not a place for the proxy: a port, or an IP address and a port, such as `3128` or `127.0.0.1:3128`"
+    );
 }
 
 #[test]
@@ -457,8 +471,10 @@ fn a_file_may_ask_for_the_proxy() {
         let settings = UpSettings::load(&flags, &UpArgs::default(), &environment([]));
         settings.map(|settings| settings.proxy()).map_err(|error| error.to_string())
     };
-    let strict = |port| Some(ProxySettings { port, strict: true });
-    assert_eq!(proxy("kubeconfig_mode: proxy\nproxy_port: 3128\n"), Ok(strict(3128)));
+    let on = |port, strict, others| Some(ProxySettings { address: ProxyAddress::Port { port, strict }, others });
+    assert_eq!(proxy("kubeconfig_mode: proxy\nproxy: 3128\n"), Ok(on(3128, true, ProxyOthers::Refuse)));
+    assert_eq!(proxy("proxy: true\nproxy_others: direct\n"), Ok(on(10099, false, ProxyOthers::Direct)));
+    assert_eq!(proxy("proxy: false\n"), Ok(None));
     assert_eq!(proxy("kubeconfig_mode: direct\n"), Ok(None));
     let error = proxy("kubeconfig_mode: proxies\n").unwrap_err();
     assert!(error.ends_with("`kubeconfig_mode`: `proxies` is not `direct` or `proxy` or `local-tls`"), "{error}");

@@ -215,6 +215,27 @@ def stream_url_seeds():
     yield 15, "ws://127.255.255.254:1/?a=b"
 
 
+def proxy_seeds():
+    """What clients begin with: see `src/manager/proxy/opening.rs`."""
+    host = b"0AB1.gr7.us-east-1.eks.amazonaws.com"
+    named = bytes([5, 1, 0, 3, len(host)]) + host + bytes([1, 187])
+    return [
+        b"CONNECT " + host + b":443 HTTP/1.1\r\nHost: " + host + b":443\r\nUser-Agent: kubectl\r\n\r\n\x16\x03\x01",
+        b"CONNECT [fd00::5]:6443 HTTP/1.0\r\n\r\n",
+        b"CONNECT db.internal:0 HTTP/1.1\r\nProxy-Authorization: Basic eDp5\r\n\r\n",
+        b"GET http://wiki.internal:8080/a?b HTTP/1.1\r\nHost: wiki.internal\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1:10099\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        bytes([5, 1, 0]) + named + b"early",
+        bytes([5, 3, 0, 1, 2, 5, 1, 0, 1, 10, 0, 0, 7, 21, 56]),
+        bytes([5, 1, 0, 5, 1, 0, 4, 253] + [0] * 14 + [5, 1, 187]),
+        bytes([5, 1, 0, 5, 2, 0, 1, 10, 0, 0, 7, 21, 56]),
+        bytes([5, 1, 0, 5, 1, 0, 2]),
+        bytes([5, 1, 2]),
+        bytes([4, 1, 0, 80, 0, 0, 0, 1, 0]) + host + b"\0",
+    ]
+
+
 OURS = """apiVersion: "v1"
 kind: "Config"
 clusters:
@@ -320,5 +341,6 @@ write("smux", smux_seeds())
 write("handshake", handshake_seeds())
 write("session", session_seeds())
 write("control", control_seeds())
+write("proxy", proxy_seeds())
 write("stream_url", (bytes([choice]) + url.encode() for choice, url in stream_url_seeds()))
 write("kubeconfig", (bytes([choice]) + text.encode() for choice, text in kubeconfig_seeds()))

@@ -24,14 +24,14 @@ const BASTION: &str = "i-0dc03fbcae2a87472";
 const NOBODY: u32 = 65534;
 
 /// How long a WebSocket lives here. AWS closes each after an hour.
-const LIFETIME: Duration = Duration::from_millis(700);
+pub(super) const LIFETIME: Duration = Duration::from_millis(700);
 
 /// How many cuts connections have to survive.
-const CUTS: usize = 5;
+pub(super) const CUTS: usize = 5;
 
 /// Programs of a package, if they are there. In the gate they have to be.
 #[expect(clippy::disallowed_methods, reason = "the gate asks for them by a variable")]
-fn programs<const N: usize>(variable: &str, names: [&str; N]) -> Option<[PathBuf; N]> {
+pub(super) fn programs<const N: usize>(variable: &str, names: [&str; N]) -> Option<[PathBuf; N]> {
     let find =
         |name: &str| std::env::split_paths(&path_variable()).map(|dir| dir.join(name)).find(|path| path.is_file());
     let found: Option<Vec<_>> = names.iter().map(|name| find(name)).collect();
@@ -45,12 +45,12 @@ fn programs<const N: usize>(variable: &str, names: [&str; N]) -> Option<[PathBuf
 }
 
 /// A port that was free a moment ago.
-async fn free_port() -> u16 {
+pub(super) async fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
 
 /// A command that does not run as root.
-fn as_nobody(program: &Path) -> Command {
+pub(super) fn as_nobody(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env("HOME", "/").current_dir("/").kill_on_drop(true);
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
@@ -61,7 +61,7 @@ fn as_nobody(program: &Path) -> Command {
 }
 
 /// A folder of theirs.
-fn folder() -> TempDir {
+pub(super) fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
@@ -69,7 +69,7 @@ fn folder() -> TempDir {
     folder
 }
 
-async fn until_it_answers(server: &Running, port: u16) {
+pub(super) async fn until_it_answers(server: &Running, port: u16) {
     let answers = async {
         while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
             tokio::task::yield_now().await;
@@ -94,7 +94,7 @@ async fn forwarding(name: &str, server: u16) -> (Lab, Running, u16) {
 }
 
 /// Waits for more cuts, each of which was followed by a resume.
-async fn cuts(lab: &Lab, more: usize) {
+pub(super) async fn cuts(lab: &Lab, more: usize) {
     let resumes =
         |events: &[Event]| events.iter().filter(|event| matches!(event, Event::SessionResumed { .. })).count();
     let wanted = resumes(&lab.emulator.events()) + more;

@@ -228,7 +228,7 @@ async fn the_proxy_leads_to_the_very_host_and_port() {
     let Some(kubectl) = kubectl() else { return };
     let lab = lab_with_kops().await;
     own(&lab);
-    let args = ["--import-context", "kops", "--kubeconfig-mode", "proxy", "--proxy-port", "0"];
+    let args = ["--import-context", "kops", "--kubeconfig-mode", "proxy", "--proxy", "0"];
     let up = lab.up(&args).await;
     let written = fs::read_to_string(lab.kubeconfig()).unwrap();
     for wanted in [format!("server: \"https://{SERVER}\""), format!("tls-server-name: \"{SERVER_NAME}\"")] {
@@ -462,10 +462,10 @@ async fn a_proxy_does_not_mix_up_two_clusters_with_one_address() {
         format!("- {{region: us-east-1, bastion: {bastion}, clusters: [{cluster}], import_contexts: [{context}]}}\n")
     };
     let entries = [entry("i-0dc03fbcae2a87472", "a", "one"), entry("i-0dc03fbcae2a87473", "b", "two")].concat();
-    let file = write(&lab, "config.yaml", &format!("kubeconfig_mode: proxy\nproxy_port: 0\naccess:\n{entries}"));
+    let file = write(&lab, "config.yaml", &format!("kubeconfig_mode: proxy\nproxy: 0\naccess:\n{entries}"));
     let ended = lab.run(&["up", "--base-port", "0", "--config", file.to_str().unwrap()]).await;
     assert_eq!(ended.code(), Some(2), "{ended:#?}");
-    let said = "the clusters of `pa-one` and `pa-two` both have the address `10.0.0.10:6443`, which a CONNECT proxy cannot tell apart";
+    let said = "`pa-one` and `pa-two` both lead to `10.0.0.10:6443`, which a proxy cannot tell apart";
     assert!(ended.stderr.contains(said) && ended.stderr.contains("--kubeconfig-mode direct"), "{ended:#?}");
     assert!(!lab.path(".kube/autoheal-pa.yaml").exists() && !ended.stderr.contains("secret"));
 }

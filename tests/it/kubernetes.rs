@@ -142,7 +142,7 @@ async fn kubectl_does_its_daily_work_from_an_empty_environment() {
 /// Their endpoints are below another domain.
 #[tokio::test(flavor = "multi_thread")]
 async fn clusters_with_ipv6_are_reached_as_all_others() {
-    for args in [&[][..], &["--kubeconfig-mode", "proxy", "--proxy-port", "0"]] {
+    for args in [&[][..], &["--kubeconfig-mode", "proxy", "--proxy", "0"]] {
         let clusters = vec![ClusterConfig { ipv6: true, ..ClusterConfig::new("six") }, ClusterConfig::new("four")];
         let lab = Lab::start(Config { clusters, ..Config::default() }).await;
         let host = lab.emulator.api_servers()[0].host.clone();
@@ -178,7 +178,7 @@ async fn clusters_with_ipv6_are_reached_as_all_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_need_the_real_names_come_through_the_proxy() {
     let lab = Lab::start(Config::default()).await;
-    let up = lab.up(&["--kubeconfig-mode", "proxy", "--proxy-port", "0"]).await;
+    let up = lab.up(&["--kubeconfig-mode", "proxy", "--proxy", "0"]).await;
     let text = std::fs::read_to_string(lab.kubeconfig()).unwrap();
     let proxies: BTreeSet<_> = text.lines().filter_map(|line| line.trim().strip_prefix("proxy-url: ")).collect();
     assert_eq!(proxies.len(), 1, "{text}");
@@ -207,10 +207,10 @@ async fn clients_that_need_the_real_names_come_through_the_proxy() {
     let port = address.rsplit(':').next().unwrap();
     let kubeconfig = lab.path("other");
     let options = ["--name", "other", "--kubeconfig", kubeconfig.to_str().unwrap(), "--kubeconfig-mode", "proxy"];
-    let second = lab.start_up(&[&options[..], &["--proxy-port", port]].concat()).ended().await;
+    let second = lab.start_up(&[&options[..], &["--proxy", port]].concat()).ended().await;
     assert_eq!(second.code(), Some(5), "{second:#?}");
     assert!(
-        second.stderr.contains(&format!("cannot open a port for the CONNECT proxy: port {port} is taken by ")),
+        second.stderr.contains(&format!("cannot open a port for the proxy: port {port} is taken by ")),
         "{second:#?}"
     );
 

@@ -38,6 +38,7 @@ mod odd_files;
 mod other_users;
 mod policy;
 mod profiles;
+mod proxy;
 mod refusals;
 mod screen;
 mod sessions;

@@ -36,7 +36,7 @@ async fn only_the_owner_s_programs_get_through_a_local_port() {
     if !is_root() {
         return;
     }
-    const PROXY: [&str; 4] = ["--kubeconfig-mode", "proxy", "--proxy-port", "0"];
+    const PROXY: [&str; 4] = ["--kubeconfig-mode", "proxy", "--proxy", "0"];
     let lab = Lab::start(Config::default()).await;
     let mut up = lab.up(&PROXY).await;
     for port in ports(&lab).await {

@@ -21,9 +21,9 @@ impl From<ManagerError> for CommandError {
             ManagerError::Import(error) => error.into(),
             ManagerError::EnvFile(error) => error.into(),
             error @ ManagerError::ProxyPort(_) => Self::of(Kind::Tunnel, error)
-                .hint("choose another port with `--proxy-port`, or any free one with `--proxy-port 0`"),
+                .hint("choose another with `--proxy PORT`, or any free one with `--proxy 0`"),
             error @ ManagerError::Alike { .. } => Self::of(Kind::Usage, error)
-                .hint("use `--kubeconfig-mode direct`, or a manager of its own for each: `--name`"),
+                .hint("leave the proxy out, with `--kubeconfig-mode direct`, or start a manager for each: `--name`"),
             error @ ManagerError::AuthorityStays => Self::of(Kind::Usage, error).hint(
                 "use `--kubeconfig-mode direct` or `proxy`, or beside such contexts a manager of another `--name`",
             ),

@@ -34,12 +34,30 @@ pub struct ManagerStatus {
     /// The paths of the kubeconfigs that have the users of imported contexts: `KUBECONFIG` has to name these as well.
     #[serde(default)]
     pub imported_from: Vec<String>,
+    /// The proxy; `null`: there is none.
+    #[serde(default)]
+    pub proxy: Option<ProxyStatus>,
     /// The path of the log; `null`: it goes to the manager's stderr.
     pub log: Option<String>,
     /// The accesses, in their order.
     pub access: Vec<AccessStatus>,
     /// The tunnels, in the order in which they were started.
     pub tunnels: Vec<TunnelReport>,
+}
+
+/// The proxy of a manager. It leads to the `endpoint` of each tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyStatus {
+    /// The address and the port where programs of this machine find it, for HTTP and for SOCKS5.
+    pub address: String,
+    /// What it does with all other names: `refuse` or `direct`.
+    pub others: String,
+    /// Clients that are connected.
+    pub open_connections: usize,
+    /// Clients that have connected since the start.
+    pub connections_total: u64,
+    /// Requests that it has refused since the start.
+    pub refused_total: u64,
 }
 
 /// An access: an identity in a region.
@@ -71,6 +89,9 @@ pub struct TunnelReport {
     pub context: String,
     /// The cluster's name, or that of a forward.
     pub cluster: String,
+    /// The host and port that it leads to, as seen from the bastion; the proxy knows it by them.
+    #[serde(default)]
+    pub endpoint: String,
     /// The host and port that a forward leads to; `null` for a cluster.
     #[serde(default)]
     pub forward: Option<String>,

@@ -67,6 +67,7 @@ fn status() -> ManagerStatus {
         opened: true,
         kubeconfig: None,
         imported_from: Vec::new(),
+        proxy: None,
         log: None,
         access: vec![],
         tunnels: vec![],

@@ -1,0 +1,153 @@
+//! Where the proxy connects: to the tunnels by their local ports, and to all else where that is wanted.
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{net::TcpStream, sync::watch, time::timeout};
+
+use super::{names::Names, refusal::Refusal};
+use crate::{
+    aws::{
+        Aws,
+        connect::{For, Hop},
+    },
+    cluster::Destination,
+    util::connection::Connection,
+};
+
+/// Time to connect to a tunnel's port and to write an answer, both on this machine: what takes longer hangs.
+pub(super) const LOCAL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Time to connect elsewhere, perhaps through a proxy, which has as much to do.
+const ELSEWHERE_LIMIT: Duration = Duration::from_secs(30);
+
+/// What the proxy knows when it connects. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Ways {
+    /// May change at any time, which concerns new connections.
+    pub(super) names: watch::Receiver<Names>,
+    pub(super) others: Others,
+    pub(super) counts: Arc<Counts>,
+}
+
+/// What is done with names that no tunnel leads to.
+#[derive(Debug, Clone)]
+pub(super) enum Others {
+    Refused,
+    /// They are connected to from here, as this identity's calls are.
+    Direct(Aws, For),
+}
+
+/// How many clients there are and have been.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    open: AtomicUsize,
+    total: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
+    pub(super) fn total(&self) -> u64 {
+        self.total.load(Relaxed)
+    }
+
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+
+    pub(super) fn note_refused(&self) {
+        self.refused.fetch_add(1, Relaxed);
+    }
+}
+
+/// Counts a client as long as it is there.
+#[derive(Debug)]
+pub(super) struct Counted(Arc<Counts>);
+
+impl Counted {
+    pub(super) fn new(counts: &Arc<Counts>) -> Self {
+        counts.open.fetch_add(1, Relaxed);
+        counts.total.fetch_add(1, Relaxed);
+        Self(Arc::clone(counts))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The other end of a client's connection.
+pub(super) enum Server {
+    Tunnel(TcpStream),
+    Elsewhere(Box<dyn Connection>),
+}
+
+impl Ways {
+    /// Connects to what a client has asked for.
+    pub(super) async fn connect(&self, to: Destination) -> Result<Server, Refusal> {
+        if let Some(server) = self.tunnel(&to).await? {
+            return Ok(Server::Tunnel(server));
+        }
+        let (aws, whom) = self.elsewhere(&to)?;
+        let reached = timeout(ELSEWHERE_LIMIT, aws.connector().reach(&to, whom)).await;
+        reached
+            .map_err(|_| late())
+            .and_then(|reached| reached.map_err(Into::into))
+            .map(Server::Elsewhere)
+            .map_err(failed(to))
+    }
+
+    /// Connects to what is asked for one request of plain HTTP.
+    pub(super) async fn connect_plain(&self, to: Destination) -> Result<Hop, Refusal> {
+        if let Some(server) = self.tunnel(&to).await? {
+            return Ok(Hop { connection: Box::new(server), proxy: None });
+        }
+        let (aws, whom) = self.elsewhere(&to)?;
+        let reached = timeout(ELSEWHERE_LIMIT, aws.connector().reach_plain(&to, whom)).await;
+        reached.map_err(|_| late()).and_then(|reached| reached.map_err(Into::into)).map_err(failed(to))
+    }
+
+    /// Connects to the tunnel that leads there, if there is one.
+    async fn tunnel(&self, to: &Destination) -> Result<Option<TcpStream>, Refusal> {
+        let Some(port) = self.names.borrow().port(to) else { return Ok(None) };
+        let connecting = timeout(LOCAL_LIMIT, TcpStream::connect((Ipv4Addr::LOCALHOST, port))).await;
+        let server = connecting.map_err(io::Error::from).flatten().and_then(|server| {
+            server.set_nodelay(true)?;
+            Ok(server)
+        });
+        server.map(Some).map_err(|source| Refusal::NoTunnel { endpoint: to.clone(), source })
+    }
+
+    fn elsewhere(&self, to: &Destination) -> Result<(&Aws, For), Refusal> {
+        match &self.others {
+            Others::Direct(aws, whom) => Ok((aws, *whom)),
+            Others::Refused => {
+                let known = self.names.borrow().listed(to);
+                Err(Refusal::Foreign { endpoint: to.clone(), known })
+            }
+        }
+    }
+}
+
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+fn late() -> Source {
+    format!("there was no answer within {} s", ELSEWHERE_LIMIT.as_secs()).into()
+}
+
+fn failed(endpoint: Destination) -> impl FnOnce(Source) -> Refusal {
+    |source| Refusal::Elsewhere { endpoint, source }
+}
