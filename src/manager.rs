@@ -52,7 +52,7 @@ use crate::{
     overlap::overlap,
     remote::Remote,
     route::ssm,
-    settings::{ForwardCheck, UpSettings},
+    settings::{ForwardCheck, MetricsAddress, UpSettings},
     tunnel::{self, Admission, Listeners, Ports, Readiness, Tunnel},
     util::folder::Folder,
 };
@@ -71,6 +71,7 @@ mod files;
 mod hope;
 mod life;
 mod local_tls;
+pub mod metrics;
 pub(crate) mod orphans;
 pub(crate) mod proxy;
 mod standing;
@@ -136,6 +137,11 @@ impl Manager {
         let answers = Answers::new(&settings, log, &supervisor, &state, asked, examinations.clone(), Arc::clone(&life));
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
+        if let Some(MetricsAddress(address)) = settings.metrics {
+            let address = metrics::start(address, answers.status(), &mut tasks, &stop)?;
+            state.send_modify(|state| state.metrics = Some(address));
+            listener.tell(Event::MetricsServed { address });
+        }
         tasks.spawn({
             let (control, stop) = (Arc::clone(&control), stop.clone());
             async move { control.serve(Arc::new(answers), stop).await }

@@ -19,7 +19,7 @@ pub use launch::{KUBECONFIG_FLAG, Launch};
 pub use policy::{PolicyArgs, PolicySettings};
 pub use problem::{Problem, SettingsError};
 pub use proxies::{Proxies, Proxy};
-pub use proxy::{ProxyAddress, ProxyOthers, ProxyPlace, ProxySettings};
+pub use proxy::{MetricsAddress, ProxyAddress, ProxyOthers, ProxyPlace, ProxySettings};
 pub use row::{Kind, Row, Table};
 pub use rows::{Access, AwsSettings, UpSettings};
 pub use schema::schema;

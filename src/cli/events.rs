@@ -48,6 +48,7 @@ fn show(event: Event, printer: &Printer) {
             printer.progress(&format!("{taken}, which the context of `{cluster}` had: it gets another"));
         }
         Event::ProxyServes { address } => printer.progress(&format!("proxy {address} for HTTP and SOCKS5")),
+        Event::MetricsServed { address } => printer.progress(&format!("metrics at http://{address}/metrics")),
         Event::TlsEndsHere => printer.progress(LOCAL_TLS),
         Event::TlsGoesOn { context, why } => {
             printer.progress(&format!("`{context}` is as with `--kubeconfig-mode direct`: {why}"));

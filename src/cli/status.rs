@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     clock,
-    manager::control::{self, ANSWER_LIMIT, Answer, Client, ManagerStatus, Request, SessionReport, TunnelReport},
+    manager::{
+        control::{self, ANSWER_LIMIT, Answer, Client, ManagerStatus, Request, SessionReport, TunnelReport},
+        metrics,
+    },
     settings::{Environment, Settings},
     util::written::{Timestamp, in_words},
 };
@@ -42,6 +45,9 @@ pub struct StatusArgs {
     /// Writes JSON; with `--watch` one object per line
     #[arg(long)]
     pub json: bool,
+    /// Writes metrics, in the text format of Prometheus
+    #[arg(long, conflicts_with_all = ["watch", "json"])]
+    pub metrics: bool,
     /// Fails unless every tunnel works, for probes
     #[arg(long, conflicts_with = "watch")]
     pub ready: bool,
@@ -64,6 +70,8 @@ pub async fn run(args: StatusArgs, global: GlobalArgs, printer: &Printer) -> Res
     if !args.watch {
         if args.json {
             printer.result(&pretty(&status)?)?;
+        } else if args.metrics {
+            printer.result(&metrics::text(&status, metrics::Format::Prometheus))?;
         } else {
             printer.result(&text(&status, now(), printer.paint()))?;
         }
@@ -179,6 +187,9 @@ fn text(status: &ManagerStatus, now: SystemTime, paint: Paint) -> String {
         let others = if proxy.others == "refuse" { "refused" } else { "connected to from here" };
         let clients = proxy.open_connections;
         head("proxy", &format!("{}, {clients} connected; names that no tunnel leads to are {others}", proxy.address));
+    }
+    if let Some(url) = &status.metrics {
+        head("metrics", url);
     }
     if let Some(path) = &status.log {
         head("log", path);

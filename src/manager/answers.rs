@@ -88,6 +88,12 @@ impl Answers {
         Self { view: Arc::new(view), asked, examinations, wanted: supervisor.wanted(), life }
     }
 
+    /// Returns what says how the manager is, at any time.
+    pub(super) fn status(&self) -> impl Fn() -> ManagerStatus + Clone + Send + Sync + 'static {
+        let view = Arc::clone(&self.view);
+        move || view.status()
+    }
+
     async fn reload(self) -> Result<Answer, Refusal> {
         let (reply, outcome) = oneshot::channel();
         let stopping = || Refusal::new("stopping", "the manager is stopping");
@@ -190,6 +196,7 @@ impl View {
             kubeconfig: state.kubeconfig.as_ref().filter(|_| state.opened).map(|path| path.display().to_string()),
             imported_from: state.imported_from.iter().map(|path| path.display().to_string()).collect(),
             proxy: state.proxy.as_ref().map(ProxyView::status),
+            metrics: state.metrics.map(|address| format!("http://{address}/metrics")),
             log: self.log.as_ref().map(|path| path.display().to_string()),
             access,
             tunnels: board.tunnels.iter().map(|tunnel| report(tunnel, state.tunnel(tunnel.port))).collect(),

@@ -33,6 +33,9 @@ pub(crate) enum ManagerError {
     /// There is no port for the proxy.
     #[error("cannot open a port for the proxy")]
     ProxyPort(#[source] BindError),
+    /// There is no port for the metrics.
+    #[error("cannot open the port of the metrics")]
+    MetricsPort(#[source] BindError),
     /// There is no certificate for the local ports.
     #[error(transparent)]
     Authority(AuthorityError),

@@ -38,6 +38,8 @@ pub(crate) enum Event {
         /// Where programs of this machine find it.
         address: SocketAddr,
     },
+    /// The metrics can be fetched.
+    MetricsServed { address: SocketAddr },
     /// TLS ends at the local ports, which has a price.
     TlsEndsHere,
     /// TLS ends there, but not for a context.

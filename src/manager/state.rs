@@ -1,6 +1,6 @@
 //! What a manager has: its accesses and its tunnels.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,8 @@ pub(crate) struct ManagerState {
     /// The contexts stay when the manager has ended, and have kubectl start it again.
     pub(crate) stands: bool,
     pub(crate) proxy: Option<ProxyView>,
+    /// Where the metrics are.
+    pub(crate) metrics: Option<SocketAddr>,
     /// The tunnels are under way.
     pub(crate) opened: bool,
 }

@@ -68,6 +68,37 @@ pub(super) fn is_proxy_place(text: &str) -> bool {
     text.parse::<ProxyPlace>().is_ok()
 }
 
+/// Where metrics are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetricsAddress(pub SocketAddr);
+
+impl MetricsAddress {
+    /// What a text has to be to be one.
+    pub const EXPECTED: &str = "a port, or an IP address and a port, such as `9464` or `127.0.0.1:9464`";
+}
+
+impl fmt::Display for MetricsAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for MetricsAddress {
+    type Err = NoProxyPlace;
+
+    fn from_str(text: &str) -> Result<Self, NoProxyPlace> {
+        match text.parse()? {
+            ProxyPlace::Port(port) => Ok(Self((Ipv4Addr::LOCALHOST, port).into())),
+            ProxyPlace::At(address) => Ok(Self(address)),
+            ProxyPlace::Nowhere | ProxyPlace::BeforeTunnels => Err(NoProxyPlace),
+        }
+    }
+}
+
+pub(super) fn is_metrics_address(text: &str) -> bool {
+    text.parse::<MetricsAddress>().is_ok()
+}
+
 /// What the proxy does with names that no tunnel leads to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum ProxyOthers {
@@ -185,6 +216,15 @@ mod tests {
         {
             assert_eq!(text.parse::<ProxyPlace>(), Err(NoProxyPlace), "{text}");
         }
+    }
+
+    #[test]
+    fn metrics_are_on_loopback_unless_asked_otherwise() {
+        let read = |text: &str| text.parse().map(|MetricsAddress(address)| address.to_string());
+        assert_eq!(read("9464").as_deref(), Ok("127.0.0.1:9464"));
+        assert_eq!(read("0.0.0.0:9464").as_deref(), Ok("0.0.0.0:9464"));
+        assert_eq!(read("localhost:1").as_deref(), Ok("127.0.0.1:1"));
+        assert!(["true", "false", "x", ""].iter().all(|text| read(text).is_err()));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use clap::{
 };
 
 use super::{
-    Environment, Problem, ProxyPlace, duration,
+    Environment, MetricsAddress, Problem, ProxyPlace, duration,
     source::{Given, Origin},
 };
 use crate::{bastion::Bastion, forward::Forward};
@@ -38,6 +38,8 @@ pub struct Row {
     pub default: Option<&'static str>,
     /// In words, what is done without a value.
     pub otherwise: Option<&'static str>,
+    /// A text that may be a number, or a word such as `true`, to YAML.
+    pub is_bare: bool,
     /// What its flag means without a value; `None`: it has to have one.
     pub alone: Option<&'static str>,
     flag: Option<&'static str>,
@@ -126,6 +128,7 @@ const fn row(value_name: &'static str, kind: Kind) -> Row {
         needs_role: false,
         default: None,
         otherwise: None,
+        is_bare: false,
         alone: None,
         flag: None,
         value_name,
@@ -159,7 +162,12 @@ impl Row {
 
     /// Lets its flag stand without a value, which means this one. The configuration file may have it as a word of YAML.
     pub(super) const fn alone(self, alone: &'static str) -> Self {
-        Self { alone: Some(alone), ..self }
+        Self { alone: Some(alone), is_bare: true, ..self }
+    }
+
+    /// Lets the configuration file have a text that is a number to YAML.
+    pub(super) const fn bare(self) -> Self {
+        Self { is_bare: true, ..self }
     }
 
     /// Lets wrong values be told from what they may have been meant for.
@@ -411,7 +419,7 @@ macro_rules! values {
     };
 }
 
-values!(bool, u16, usize, String, Bastion, Forward, ProxyPlace);
+values!(bool, u16, usize, String, Bastion, Forward, MetricsAddress, ProxyPlace);
 
 impl Value for Duration {
     fn read(text: &str, _given: &Given, _environment: &Environment) -> Option<Self> {

@@ -8,9 +8,9 @@ use std::{
 };
 
 use super::{
-    CiOidc, ExecIdentity, ForwardCheck, KubeconfigMode, Launch, Proxies, ProxyOthers, ProxyPlace, SdkVariables,
-    Settings,
-    proxy::is_proxy_place,
+    CiOidc, ExecIdentity, ForwardCheck, KubeconfigMode, Launch, MetricsAddress, Proxies, ProxyOthers, ProxyPlace,
+    SdkVariables, Settings,
+    proxy::{is_metrics_address, is_proxy_place},
     row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
     values::{
         is_audience, is_bastion, is_cluster_name, is_context, is_context_prefix, is_external_id, is_forward, is_image,
@@ -250,6 +250,10 @@ table! {
         /// Sends as fast as the agent accepts data. AWS pauses, then closes sessions with more than about 1000 messages a second,
         /// so this is only for endpoints of your own
         no_rate_limit: bool = switch(),
+        /// Serves metrics for Prometheus at `http://127.0.0.1:PORT/metrics`, to programs of all users of this machine; or at an IP
+        /// address and a port
+        metrics: Option<MetricsAddress> =
+            text("ADDR", is_metrics_address, MetricsAddress::EXPECTED).otherwise("nowhere").bare(),
         /// File to write shell lines to that set KUBECONFIG, for sourcing when the tunnels are ready
         env_file: Option<PathBuf> = path(),
     } {

@@ -69,7 +69,7 @@ fn value(row: &Row) -> Value {
             json!({"enum": words})
         }
         // A word of YAML, such as `true`, or a number.
-        Kind::Text { .. } if row.alone.is_some() => json!({"type": ["string", "boolean", "integer"]}),
+        Kind::Text { .. } if row.is_bare => json!({"type": ["string", "boolean", "integer"]}),
         Kind::Path | Kind::Text { .. } => json!({"type": "string"}),
     }
 }

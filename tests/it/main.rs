@@ -31,6 +31,7 @@ mod line;
 mod local_tls;
 mod manager;
 mod matrix;
+mod metrics;
 mod moto;
 mod neighbours;
 mod not_found;

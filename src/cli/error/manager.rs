@@ -22,6 +22,8 @@ impl From<ManagerError> for CommandError {
             ManagerError::EnvFile(error) => error.into(),
             error @ ManagerError::ProxyPort(_) => Self::of(Kind::Tunnel, error)
                 .hint("choose another with `--proxy PORT`, or any free one with `--proxy 0`"),
+            error @ ManagerError::MetricsPort(_) => Self::of(Kind::Tunnel, error)
+                .hint("choose another with `--metrics PORT`, or any free one with `--metrics 0`"),
             error @ ManagerError::Alike { .. } => Self::of(Kind::Usage, error)
                 .hint("leave the proxy out, with `--kubeconfig-mode direct`, or start a manager for each: `--name`"),
             error @ ManagerError::AuthorityStays => Self::of(Kind::Usage, error).hint(

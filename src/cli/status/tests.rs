@@ -95,6 +95,7 @@ pub(in crate::cli) fn status() -> ManagerStatus {
             connections_total: 17,
             refused_total: 1,
         }),
+        metrics: Some("http://127.0.0.1:9464/metrics".to_owned()),
         log: Some("/home/ann/.local/state/autoheal-pa/default.log".to_owned()),
         access: vec![AccessStatus {
             region: "us-east-1".to_owned(),
@@ -177,6 +178,7 @@ const MANAGER: &[(&str, &str)] = &[
     ("kubeconfig", "string or null"),
     ("imported_from", "array"),
     ("proxy", "object or null"),
+    ("metrics", "string or null"),
     ("log", "string or null"),
     ("access", "array"),
     ("tunnels", "array"),

@@ -37,6 +37,9 @@ pub struct ManagerStatus {
     /// The proxy; `null`: there is none.
     #[serde(default)]
     pub proxy: Option<ProxyStatus>,
+    /// Where the metrics are, as a URL; `null`: nowhere.
+    #[serde(default)]
+    pub metrics: Option<String>,
     /// The path of the log; `null`: it goes to the manager's stderr.
     pub log: Option<String>,
     /// The accesses, in their order.
@@ -150,6 +153,40 @@ pub struct TunnelReport {
 }
 
 impl TunnelReport {
+    /// One of which nothing is known.
+    #[cfg(test)]
+    pub(crate) fn unused(since: Timestamp) -> Self {
+        Self {
+            context: String::new(),
+            cluster: String::new(),
+            endpoint: String::new(),
+            forward: None,
+            imported: false,
+            region: String::new(),
+            account: String::new(),
+            port: 0,
+            state: String::new(),
+            since,
+            session_id: None,
+            bastion: None,
+            target: None,
+            progress: None,
+            agent_version: None,
+            open_connections: 0,
+            connections_total: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            resumes: 0,
+            restarts: 0,
+            probe_rtt_ms: None,
+            probed_at: None,
+            last_error: None,
+            last_error_at: None,
+            hint: None,
+            sessions: Vec::new(),
+        }
+    }
+
     /// Whether it can be used: it works, or a session is started for the first connection.
     #[must_use]
     pub fn is_ready(&self) -> bool {

@@ -68,6 +68,7 @@ fn status() -> ManagerStatus {
         kubeconfig: None,
         imported_from: Vec::new(),
         proxy: None,
+        metrics: None,
         log: None,
         access: vec![],
         tunnels: vec![],

@@ -4,7 +4,7 @@ use super::*;
 use crate::settings::{Environment, Kind, Origin, SettingsError, duration as durations, source::Given};
 
 /// Texts of which every setting takes one.
-const SAMPLES: [&str; 9] = [
+const SAMPLES: [&str; 10] = [
     "us-east-1",
     "i-0abcdef1",
     "arn:aws:iam::123456789012:role/ReadOnly",
@@ -14,6 +14,7 @@ const SAMPLES: [&str; 9] = [
     "sg-0123456789abcdef0",
     "subnet-0123456789abcdef0",
     "db.internal:5432",
+    "127.0.0.1:9464",
 ];
 
 /// Returns a value that a setting takes.
