@@ -52,7 +52,11 @@ impl Manager {
     /// # Errors
     /// [`ManagerError::ProxyPort`] if there is no port for it.
     pub(super) fn open_proxy(&mut self, accesses: &[Arc<OpenAccess>]) -> Result<(), ManagerError> {
-        let Some(settings) = self.settings.proxy() else { return Ok(()) };
+        let Some(mut settings) = self.settings.proxy() else { return Ok(()) };
+        // Where contexts lead to one already, it is to be that one again.
+        if let (ProxyAddress::Port { port, .. }, Some(known)) = (&mut settings.address, self.standing.proxy_port()) {
+            *port = known;
+        }
         let others = match (settings.others, accesses.first()) {
             (ProxyOthers::Refuse, _) | (_, None) => Others::Refused,
             (ProxyOthers::Direct, Some(access)) => {

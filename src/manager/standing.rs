@@ -45,16 +45,24 @@ impl Standing {
                 && exec.option(REGION_FLAG) == Some(cluster.region.as_str())
                 && exec.option(ACCOUNT_FLAG) == Some(cluster.account.as_str())
         };
-        // With a proxy it is that of all.
-        let of_proxy = format!("{}={}", UpSettings::MODE_FLAG, KubeconfigMode::PROXY);
-        let exec = self.0.iter().find(is_of).filter(|exec| exec.start().is_none_or(|start| !start.contains(&of_proxy)));
-        exec?.option(PORT_FLAG)?.parse().ok()
+        self.0.iter().find(is_of).filter(|exec| !leads_to_proxy(exec))?.option(PORT_FLAG)?.parse().ok()
+    }
+
+    /// Returns the port of the proxy that contexts lead to.
+    pub(super) fn proxy_port(&self) -> Option<u16> {
+        self.0.iter().find(|exec| leads_to_proxy(exec))?.option(PORT_FLAG)?.parse().ok()
     }
 
     /// Returns all ports that contexts lead to.
     pub(super) fn ports(&self) -> impl Iterator<Item = u16> {
         self.0.iter().filter_map(|exec| exec.option(PORT_FLAG)?.parse().ok())
     }
+}
+
+/// Tells whether the port of a context is the proxy's.
+fn leads_to_proxy(exec: &Exec) -> bool {
+    let option = format!("{}={}", UpSettings::MODE_FLAG, KubeconfigMode::PROXY);
+    exec.start().is_some_and(|start| start.contains(&option))
 }
 
 /// A context that is in the kubeconfig.

@@ -33,6 +33,8 @@ async fn fetch(address: &str, accept: &str) -> (String, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_takes_the_metrics_of_a_manager() {
     let lab = Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await;
+    // Nobody connects to it: that it is known will do.
+    lab.emulator.route("db.internal:5432", std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
     let args = ["--forward", "db=db.internal:5432", "--proxy", "0", "--metrics", "0"];
     let mut up = lab.up(&args).await;
     assert!(up.says("metrics at http://127.0.0.1:").await);

@@ -206,6 +206,16 @@ async fn a_start_may_take_longer_than_it_is_kept_unused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_proxy_that_contexts_lead_to_is_where_it_was() {
+    let (lab, _manager) = written(&["payments"], &["--kubeconfig-mode", "proxy", "--proxy", "0"]).await;
+    for _ in 0..2 {
+        let Some(get) = client(&lab, &["get", "pods"]) else { return };
+        run(get).await.assert_success();
+        lab.run(&["down"]).await.assert_success();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_the_home_cannot_be_written_the_contexts_lead_to_where_they_are() {
     let lab = Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await;
     // A file where the folder would be.
