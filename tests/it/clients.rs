@@ -215,7 +215,7 @@ async fn the_table_of_clients_is_what_they_do() {
     for mode in MODES {
         let lab = Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await;
         let up = match mode {
-            "proxy" => lab.up(&["--kubeconfig-mode", mode, "--proxy-port", "0"]).await,
+            "proxy" => lab.up(&["--kubeconfig-mode", mode, "--proxy", "0"]).await,
             _ => lab.up(&["--kubeconfig-mode", mode]).await,
         };
         let tried = clients.iter().map(async |(name, kind)| {
