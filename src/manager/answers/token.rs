@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{Answers, View};
 use crate::{
@@ -21,6 +21,9 @@ use crate::{
 
 /// How long a tunnel that has failed may take for another try.
 const RETRY_LIMIT: Duration = Duration::from_secs(15);
+
+/// How often a tunnel is told that somebody waits for it: it is kept for longer than that.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Answers {
     /// Returns a token. For a context by which kubectl starts tunnels that is when the tunnel takes connections, or when it
@@ -60,21 +63,27 @@ impl Answers {
             access.common.retry_now();
             limit = RETRY_LIMIT;
         }
-        self.wanted.tell(port);
         let error_before = first.last_error.as_ref().map(|error| error.at);
         let settled = board.wait_for(|board| {
             of(&board.tunnels).is_none_or(|tunnel| match tunnel.state {
                 // One that was there is coming back: connections wait for that.
                 State::Active | State::Degraded | State::Reconnecting | State::Stopped => true,
                 State::Failed => tunnel.last_error.as_ref().map(|error| error.at) != error_before,
-                State::Idle => {
-                    self.wanted.tell(port);
-                    false
-                }
-                State::Starting => false,
+                State::Starting | State::Idle => false,
             })
         });
-        let _in_time = timeout(limit, settled).await.map(|settled| settled.map(drop));
+        // It is wanted for as long as somebody waits, however long it takes to start.
+        let keep_wanted = async {
+            loop {
+                self.wanted.tell(port);
+                sleep(TELL_INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _settled = timeout(limit, settled) => {}
+            () = keep_wanted => {}
+        }
         let last = of(&self.view.board.borrow().tunnels).ok_or_else(stopping)?;
         match last.state {
             State::Active | State::Degraded | State::Reconnecting => Ok(()),
