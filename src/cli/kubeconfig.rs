@@ -116,12 +116,15 @@ async fn remove(
 ) -> Result<ExitCode, CommandError> {
     let settings = Settings::load_with(&global, args, environment)?;
     // Where the usual one could not be written, it is the manager's own.
-    let mut paths = vec![settings.kubeconfig.clone()];
-    paths.extend((!settings.kubeconfig_given).then(|| settings.own_kubeconfig()));
+    let own = (!settings.kubeconfig_given).then(|| settings.own_kubeconfig());
     let mut removed = 0;
-    for path in paths {
-        if starting(&path, &settings.name).await?.is_empty() {
-            continue;
+    for path in own.into_iter().chain([settings.kubeconfig.clone()]) {
+        match starting(&path, &settings.name).await {
+            Ok(contexts) if contexts.is_empty() => continue,
+            Ok(_) => {}
+            // Then nothing was written there.
+            Err(_) if removed > 0 => continue,
+            Err(error) => return Err(error),
         }
         let running = env::of_manager(&settings.control_dir).await;
         if running.is_some_and(|running| running.own() == path) {
