@@ -142,7 +142,8 @@ async fn start<T: DeserializeOwned>(this: &Path, home: &Path, args: &[String]) -
 }
 
 async fn start_command<T: DeserializeOwned>(mut command: Command, args: &[String]) -> Result<Role<T>, BoxError> {
-    let mut child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    // It ends when its stdin does, and what it has started with it: that would stay if it were killed.
+    let mut child = command.args(args).kill_on_drop(false).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     let mut stdout = BufReader::new(child.stdout.take().ok_or("there is no pipe")?);
     within(&args[0], stdout.read_line(&mut line)).await?;

@@ -16,7 +16,7 @@ use super::{Event, Manager, ManagerError, OpenAccess, TunnelEntry, control::Prox
 use crate::{
     aws::connect::For,
     kubeconfig::Server,
-    settings::{KubeconfigMode, ProxyAddress, ProxyOthers, ProxySettings},
+    settings::{KubeconfigMode, ProxyAddress, ProxyOthers},
     tunnel::{Admission, BindError, Listeners, Ports},
 };
 
@@ -52,11 +52,8 @@ impl Manager {
     /// # Errors
     /// [`ManagerError::ProxyPort`] if there is no port for it.
     pub(super) fn open_proxy(&mut self, accesses: &[Arc<OpenAccess>]) -> Result<(), ManagerError> {
-        let Some(mut settings) = self.settings.proxy() else { return Ok(()) };
-        // Where contexts lead to one already, it is to be that one again.
-        if let (ProxyAddress::Port { port, .. }, Some(known)) = (&mut settings.address, self.standing.proxy_port()) {
-            *port = known;
-        }
+        let Some(settings) = self.settings.proxy() else { return Ok(()) };
+        let bound = self.bind_proxy(settings.address).map_err(ManagerError::ProxyPort)?;
         let others = match (settings.others, accesses.first()) {
             (ProxyOthers::Refuse, _) | (_, None) => Others::Refused,
             (ProxyOthers::Direct, Some(access)) => {
@@ -64,7 +61,7 @@ impl Manager {
                 Others::Direct(access.aws.clone(), whom)
             }
         };
-        let proxy = Proxy::start(settings, others, self.admission.clone(), &mut self.tasks, &self.stop)?;
+        let proxy = Proxy::start(bound, settings.others, others, &mut self.tasks, &self.stop);
         self.listener.tell(Event::ProxyServes { address: proxy.view.address });
         let is_for_contexts = self.settings.kubeconfig_mode == KubeconfigMode::Proxy;
         self.state.send_modify(|state| {
@@ -75,6 +72,18 @@ impl Manager {
         Ok(())
     }
 
+    /// Binds the port of the proxy that contexts lead to already, unless somebody else has taken it; else the one that is asked
+    /// for.
+    fn bind_proxy(&self, asked: ProxyAddress) -> Result<(Listeners, SocketAddr), BindError> {
+        let bind = |address| bind(address, self.admission.clone());
+        let known = self.standing.proxy_port().filter(|_| matches!(asked, ProxyAddress::Port { .. }));
+        match known.map(|port| bind(ProxyAddress::Port { port, strict: true })) {
+            None => bind(asked),
+            Some(Err(BindError::Taken(_))) if !self.settings.strict_ports => bind(asked),
+            Some(bound) => bound,
+        }
+    }
+
     /// Returns where programs of this machine find the proxy, if there is one.
     pub(crate) fn proxy_address(&self) -> Option<SocketAddr> {
         Some(self.proxy.as_ref()?.view.address)
@@ -82,19 +91,18 @@ impl Manager {
 }
 
 impl Proxy {
-    /// Binds the proxy's port and serves in one of the tasks, at first with nowhere to lead to, those who are let in.
+    /// Serves those who are let in, in one of the tasks, at first with nowhere to lead to.
     fn start(
-        settings: ProxySettings,
+        (listeners, address): (Listeners, SocketAddr),
+        wanted: ProxyOthers,
         others: Others,
-        admission: Admission,
         tasks: &mut JoinSet<()>,
         stop: &CancellationToken,
-    ) -> Result<Self, ManagerError> {
-        let (listeners, address) = bind(settings.address, admission).map_err(ManagerError::ProxyPort)?;
+    ) -> Self {
         let (names, counts) = (watch::Sender::new(Names::default()), Arc::<Counts>::default());
         let ways = Ways { names: names.subscribe(), others, counts: Arc::clone(&counts) };
         tasks.spawn(serve::serve(listeners, ways, stop.clone()));
-        Ok(Self { view: ProxyView { address, others: settings.others, counts }, names })
+        Self { view: ProxyView { address, others: wanted, counts }, names }
     }
 
     /// Leads to what these tunnels lead to, by their ports, and to nothing else.

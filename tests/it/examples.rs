@@ -166,6 +166,14 @@ fn processes_at_home_in(folder: &std::path::Path) -> Vec<String> {
     found
 }
 
+/// Processes in whose command line a folder is. A server forgets its environment, and not how it was started.
+fn processes_that_name(folder: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir("/proc").unwrap();
+    let commands = entries.filter_map(|entry| std::fs::read(entry.unwrap().path().join("cmdline")).ok());
+    let commands = commands.map(|command| String::from_utf8_lossy(&command).into_owned());
+    commands.filter(|command| command.contains(&*folder.to_string_lossy())).collect()
+}
+
 /// Waits until none is left: a process that is killed takes its time.
 async fn no_process_is_at_home_in(folder: &std::path::Path) {
     let gone = async {
@@ -204,7 +212,15 @@ async fn bench_measures_every_figure_and_leaves_nothing_behind() {
 async fn bench_measures_the_ssh_way_or_says_what_is_missing() {
     let lab = Lab::start(Config::default()).await;
     let mut bench = lab.bare_command(example("bench"));
-    bench.env("TMPDIR", lab.home.path()).env("PATH", path_variable()).args(["--quick", "--only", "ssh"]);
+    // By a path of its own the server is told from those of other tests.
+    let folder = tempfile::tempdir().unwrap();
+    let mut path = folder.path().as_os_str().to_owned();
+    if let Some(sshd) = ssh::program() {
+        std::os::unix::fs::symlink(sshd, folder.path().join("sshd")).unwrap();
+    }
+    path.push(":");
+    path.push(path_variable());
+    bench.env("TMPDIR", lab.home.path()).env("PATH", path).args(["--quick", "--only", "ssh"]);
     let ended = within("the figures", Running::start(&mut bench).ended()).await;
     let text = ended.assert_success();
     let is_missing = ended.stderr.contains("the SSH way is not measured");
@@ -220,6 +236,12 @@ async fn bench_measures_the_ssh_way_or_says_what_is_missing() {
         assert!(text.lines().any(|line| line.starts_with(name) && line.contains("ssh -L")), "{name}: {text}");
     }
     no_process_is_at_home_in(lab.home.path()).await;
+    let gone = async {
+        while !processes_that_name(folder.path()).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("all SSH servers to end", gone).await;
     assert_eq!(std::fs::read_dir(lab.home.path()).unwrap().count(), 0, "its folder is gone");
 }
 

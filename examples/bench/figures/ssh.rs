@@ -61,8 +61,18 @@ impl Stage {
     }
 }
 
+/// How often a server is started that ends at once.
+const ATTEMPTS: usize = 3;
+
 async fn server(workshop: &Workshop, programs: &Programs) -> Result<Role<emulator::Hello>, BoxError> {
-    workshop.emulator(&World { sshd: Some(programs.sshd.clone()), ..World::default() }).await
+    let world = World { sshd: Some(programs.sshd.clone()), ..World::default() };
+    // The port behind it is free when it is chosen, and somebody else may be faster to take it.
+    for _ in 1..ATTEMPTS {
+        if let Ok(aws) = workshop.emulator(&world).await {
+            return Ok(aws);
+        }
+    }
+    workshop.emulator(&world).await
 }
 
 /// What the program agrees on with a server.
