@@ -58,6 +58,7 @@ pub(super) fn merge(root: Node, update: &Update<'_>) -> Result<Merged, Refusal> 
     let mut own_file = true;
     let mut former_contexts = Vec::new();
     let mut context_names = Vec::new();
+    let new_names: BTreeSet<&str> = update.contexts.iter().map(|entry| entry.name.as_str()).collect();
     for (section, kind) in SECTIONS {
         let (ours, mut items): (Vec<_>, Vec<_>) =
             items(&root, section)?.iter().cloned().partition(|item| owners.owner(item, kind) == Some(update.manager));
@@ -69,9 +70,9 @@ pub(super) fn merge(root: Node, update: &Update<'_>) -> Result<Merged, Refusal> 
                 return Err(Refusal::NameTaken { section, name: entry.name.clone(), owner });
             }
         }
-        let is_named = |item: &&Node| update.contexts.iter().any(|entry| Some(entry.name.as_str()) == name(item));
         if update.keeps_others {
-            items.extend(ours.iter().filter(|item| !is_named(item)).cloned());
+            let is_new = |item: &&Node| name(item).is_some_and(|name| new_names.contains(name));
+            items.extend(ours.iter().filter(|item| !is_new(item)).cloned());
         }
         let old: BTreeMap<&str, &Node> = ours.iter().filter_map(|item| Some((name(item)?, item))).collect();
         let new = update.contexts.iter().filter(|entry| has(entry, kind));

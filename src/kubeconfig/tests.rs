@@ -137,6 +137,18 @@ fn a_client_may_come_through_the_proxy() {
 }
 
 #[test]
+fn contexts_that_are_not_asked_for_stay_if_they_are_to() {
+    let all = updated(FOREIGN, &update(&[entry("a", 10100), entry("b", 10101)]));
+    let moved = [entry("b", 10102)];
+    let kept = updated(&all, &Update { keeps_others: true, ..update(&moved) });
+    for server in ["https://127.0.0.1:10100", "https://127.0.0.1:10102"] {
+        assert_eq!(kept.matches(server).count(), 1, "{kept}");
+    }
+    assert!(!kept.contains("10101"), "{kept}");
+    assert_eq!(updated(&kept, &update(&moved)), updated(FOREIGN, &update(&moved)), "and later they go");
+}
+
+#[test]
 fn tls_may_end_at_the_local_port() {
     let server = Server::LocalTls { port: 10100, authority: "T3VycwA=".into() };
     let file = Imported {
