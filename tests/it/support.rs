@@ -71,6 +71,8 @@ impl Lab {
             .env("PATH", path_variable())
             .env("HOME", self.home.path())
             .env("XDG_RUNTIME_DIR", self.home.path())
+            // Without a home kubectl writes into the folder that it is started in.
+            .env("KUBECACHEDIR", self.home.path().join("kubectl-cache"))
             .env("AWS_EC2_METADATA_DISABLED", "true")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -296,6 +296,31 @@ fn nothing_is_left_undone() {
 }
 
 #[test]
+fn nothing_else_stands_at_the_top() {
+    const TOP: &[&str] = &[
+        ".cargo",
+        ".ci",
+        ".clippy.toml",
+        ".deny.toml",
+        ".git",
+        ".github",
+        ".gitignore",
+        ".rustfmt.toml",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "README.md",
+        "examples",
+        "src",
+        "target",
+        "tests",
+    ];
+    let there = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let others: Vec<String> = there.filter(|name| !TOP.contains(&name.as_str())).collect();
+    assert!(others.is_empty(), "a program has left this behind, or the list is to grow: {others:?}");
+}
+
+#[test]
 fn the_page_of_pitfalls_names_tests_that_exist() {
     let sources: String = ["src", "tests/it"]
         .iter()
