@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use accesses::shared;
 use answers::{Answers, Examinations};
+use audit::AuditFile;
 use clusters::{Found, Wanted, clusters, hosts, imports, known_imports, named, no_clusters, of_access, search, usable};
 use control::Reloaded;
 use life::Life;
@@ -59,6 +60,7 @@ use crate::{
 
 mod accesses;
 mod answers;
+mod audit;
 pub mod background;
 mod clusters;
 pub(crate) mod contexts;
@@ -102,6 +104,7 @@ pub(crate) struct Manager {
     standing: Standing,
     life: Arc<Life>,
     proxy: Option<Proxy>,
+    audit: Option<AuditFile>,
     local_tls: Option<LocalTls>,
     /// Who gets through the local ports.
     admission: Admission,
@@ -142,6 +145,11 @@ impl Manager {
             state.send_modify(|state| state.metrics = Some(address));
             listener.tell(Event::MetricsServed { address });
         }
+        let audit = settings.audit.as_ref();
+        let audit = audit.map(|path| AuditFile::begin(path, &settings.common.name, &run, &listener)).transpose()?;
+        if let Some(audit) = &audit {
+            state.send_modify(|state| state.audit = Some(audit.path().to_owned()));
+        }
         tasks.spawn({
             let (control, stop) = (Arc::clone(&control), stop.clone());
             async move { control.serve(Arc::new(answers), stop).await }
@@ -164,6 +172,7 @@ impl Manager {
                 standing: Standing::default(),
                 life,
                 proxy: None,
+                audit,
                 local_tls: None,
                 admission,
                 tasks,
@@ -446,6 +455,9 @@ impl Manager {
             self.made.close().await
         };
         let (closed, ()) = tokio::join!(closing, self.examinations.end());
+        if let Some(audit) = self.audit {
+            audit.end().await;
+        }
         closed.into_iter().for_each(|notice| self.listener.tell(Event::Notice(notice)));
         let settled = join_all(state.accesses.iter().map(|access| access.aws.settle()));
         if timeout(SETTLE_LIMIT, settled).await.is_err() {

@@ -27,7 +27,7 @@ pub mod step;
 pub use self::{
     budget::{Budget, RECEIVE_BUDGET, Share},
     list::Routes,
-    local::{Held, Io, PipeEnd},
+    local::{Carried, CarriedBy, Ends, Held, Io, PipeEnd},
     mailbox::{Caution, Command, End, Mailbox, Report, Reporter, RetryNow, Terms},
     meter::{LinkState, Meter},
     proof::{Answer, ProbeError, Unproved},

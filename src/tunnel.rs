@@ -17,6 +17,7 @@
 //! Knows routes and classes of faults, and nothing of what is behind them.
 
 mod admission;
+mod audit;
 mod common;
 mod held;
 mod listener;
@@ -27,8 +28,11 @@ mod memory;
 mod pool;
 mod probe;
 mod prober;
+mod program;
 mod recovery;
 mod slot;
+#[cfg(target_os = "linux")]
+mod socket_user;
 mod status;
 
 use std::{io, sync::Arc, time::Duration};
@@ -40,11 +44,13 @@ use uuid::Uuid;
 
 pub use self::{
     admission::Admission,
+    audit::{Audit, Closed, Opened, Record, Records},
     common::{Common, News, Told},
-    listener::{BindError, Bound, Listeners, PortOwner, PortTaken, Ports},
+    listener::{BindError, Bound, Listeners, PortTaken, Ports},
     local_tls::{Authority, AuthorityError, Termination},
     memory::{MemoryConnection, MemoryPort},
     probe::Probe,
+    program::{Client, Process, Programs},
     status::{LastError, LinkStatus, ProbeStatus, State, TunnelStatus},
 };
 use self::{held::HeldConnections, pool::Pool, status::system_time};
@@ -335,7 +341,10 @@ impl Running {
     }
 
     /// Takes a connection that has just been accepted.
-    fn hold(&mut self, io: Io) {
+    fn hold(&mut self, mut io: Io) {
+        if let Some(audit) = self.shared.common.audit() {
+            audit.opened(&mut io, &self.shared.to, self.status.borrow().port, self.shared.common.clock());
+        }
         let now = self.shared.common.clock().now().mono;
         let limit = self.shared.config.max_connections;
         if self.links.open_connections() + self.held.len() >= limit {

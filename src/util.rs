@@ -8,6 +8,7 @@ pub(crate) mod peer_text;
 pub(crate) mod quote;
 pub mod read;
 pub mod replace;
+pub mod rotated;
 pub mod time;
 pub(crate) mod written;
 pub(crate) mod yaml;

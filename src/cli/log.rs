@@ -4,7 +4,6 @@
 //! is no secret, but whose clusters these are is nobody else's business.
 
 use std::{
-    fs::File,
     io::{self, Write},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -15,7 +14,10 @@ use super::error::CommandError;
 use crate::{
     manager::control,
     settings::Settings,
-    util::folder::{Missing, Place},
+    util::{
+        folder::{Missing, Place},
+        rotated::Rotated,
+    },
 };
 
 /// Size at which a new file is begun, in bytes.
@@ -27,15 +29,7 @@ const KEPT: u32 = 3;
 /// A log that is rotated by size. Cheap to clone; all clones write one file.
 #[derive(Debug, Clone)]
 pub struct LogFile {
-    inner: Arc<Mutex<Inner>>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    place: Place,
-    file: File,
-    len: u64,
-    max_len: u64,
+    inner: Arc<Mutex<Rotated>>,
 }
 
 /// Where a manager may log to, the best place first: among the user's logs, or else in its own directory.
@@ -73,39 +67,14 @@ impl LogFile {
     }
 
     fn at(place: Place, max_len: u64) -> io::Result<Self> {
-        let file = place.append()?;
-        let len = file.metadata()?.len();
-        let inner = Inner { place, file, len, max_len };
-        Ok(Self { inner: Arc::new(Mutex::new(inner)) })
-    }
-}
-
-impl Inner {
-    fn rotate(&mut self) -> io::Result<()> {
-        let older = |number: u32| older(&self.place, number);
-        for number in (1..KEPT).rev() {
-            match older(number).rename_to(&older(number + 1)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        self.place.rename_to(&older(1))?;
-        self.file = self.place.append()?;
-        self.len = 0;
-        Ok(())
+        Ok(Self { inner: Arc::new(Mutex::new(Rotated::open(place, max_len, KEPT)?)) })
     }
 }
 
 /// Writes whole events, one a call.
 impl Write for LogFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if inner.len > 0 && inner.len + bytes.len() as u64 > inner.max_len && inner.rotate().is_err() {
-            // Better a file that is too long than none; it is tried again after as much.
-            inner.len = 0;
-        }
-        inner.file.write_all(bytes)?;
-        inner.len += bytes.len() as u64;
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).add(bytes)?;
         Ok(bytes.len())
     }
 
@@ -122,46 +91,11 @@ impl<'a> MakeWriter<'a> for LogFile {
     }
 }
 
-/// Returns where an older file is; the higher the number, the older.
-pub(super) fn older(place: &Place, number: u32) -> Place {
-    place.with_suffix(&format!(".{number}"))
-}
-
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
     use super::*;
-
-    fn place(path: &Path) -> Place {
-        Place::behind(path, Missing::Make).unwrap()
-    }
-
-    fn read(place: &Place) -> String {
-        fs::read_to_string(place.path()).unwrap()
-    }
-
-    #[test]
-    fn is_rotated_by_size() {
-        let dir = tempfile::tempdir().unwrap();
-        let log_file = place(&dir.path().join("state/autoheal-pa/default.log"));
-        let mut log = LogFile::at(log_file.clone(), 20).unwrap();
-        for number in 0..12 {
-            log.write_all(format!("event {number:02}\n").as_bytes()).unwrap();
-        }
-        drop(log);
-        assert_eq!(read(&log_file), "event 10\nevent 11\n");
-        assert_eq!(read(&older(&log_file, 1)), "event 08\nevent 09\n");
-        assert_eq!(read(&older(&log_file, KEPT)), "event 04\nevent 05\n");
-        assert!(!older(&log_file, KEPT + 1).exists().unwrap());
-        assert_eq!(fs::metadata(log_file.path()).unwrap().permissions().mode() & 0o777, 0o600);
-
-        // It goes on where it was, and an event that is longer than a file is kept whole.
-        let mut log = LogFile::at(log_file.clone(), 20).unwrap();
-        log.write_all(b"an event that is longer than that\n").unwrap();
-        assert_eq!(read(&older(&log_file, 1)), "event 10\nevent 11\n");
-        assert_eq!(read(&log_file), "an event that is longer than that\n");
-    }
 
     #[test]
     fn takes_the_first_place_that_can_be_written() {

@@ -162,7 +162,7 @@ fn last_lines(text: &str, count: Option<usize>) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::log::older;
+    use crate::util::rotated::older;
 
     #[test]
     fn begins_with_the_last_lines() {

@@ -191,6 +191,9 @@ fn text(status: &ManagerStatus, now: SystemTime, paint: Paint) -> String {
     if let Some(url) = &status.metrics {
         head("metrics", url);
     }
+    if let Some(path) = &status.audit {
+        head("audit", path);
+    }
     if let Some(path) = &status.log {
         head("log", path);
     }

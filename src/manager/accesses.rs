@@ -16,7 +16,7 @@ impl Manager {
         let caller = aws.caller().await?;
         let routes = Routes::new(&aws, settings.reason.as_deref(), Some(self.owner(&caller)))
             .with_ssh(&settings.ssh, self.listener.ask());
-        let common = Common::new(self.supervisor.clock());
+        let common = Common::audited(self.supervisor.clock(), self.audit.as_ref().map(|file| file.audit().clone()));
         Ok(OpenAccess { settings, aws, caller, routes, common, stop: self.stop.child_token() })
     }
 

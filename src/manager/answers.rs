@@ -196,6 +196,7 @@ impl View {
             kubeconfig: state.kubeconfig.as_ref().filter(|_| state.opened).map(|path| path.display().to_string()),
             imported_from: state.imported_from.iter().map(|path| path.display().to_string()).collect(),
             proxy: state.proxy.as_ref().map(ProxyView::status),
+            audit: state.audit.as_ref().map(|path| path.display().to_string()),
             metrics: state.metrics.map(|address| format!("http://{address}/metrics")),
             log: self.log.as_ref().map(|path| path.display().to_string()),
             access,

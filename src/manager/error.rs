@@ -36,6 +36,14 @@ pub(crate) enum ManagerError {
     /// There is no port for the metrics.
     #[error("cannot open the port of the metrics")]
     MetricsPort(#[source] BindError),
+    /// There can be no evidence of connections.
+    #[error("cannot use the audit file `{}`", .path.display())]
+    Audit {
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
     /// There is no certificate for the local ports.
     #[error(transparent)]
     Authority(AuthorityError),

@@ -17,7 +17,7 @@ use crate::{
     aws::connect::For,
     kubeconfig::Server,
     settings::{KubeconfigMode, ProxyAddress, ProxyOthers},
-    tunnel::{Admission, BindError, Listeners, Ports},
+    tunnel::{Admission, Audit, BindError, Listeners, Ports},
 };
 
 #[cfg(any(fuzzing, test))]
@@ -61,7 +61,8 @@ impl Manager {
                 Others::Direct(access.aws.clone(), whom)
             }
         };
-        let proxy = Proxy::start(bound, settings.others, others, &mut self.tasks, &self.stop);
+        let audit = self.audit.as_ref().map(|file| file.audit().clone());
+        let proxy = Proxy::start(bound, (settings.others, others), audit, &mut self.tasks, &self.stop);
         self.listener.tell(Event::ProxyServes { address: proxy.view.address });
         let is_for_contexts = self.settings.kubeconfig_mode == KubeconfigMode::Proxy;
         self.state.send_modify(|state| {
@@ -94,13 +95,13 @@ impl Proxy {
     /// Serves those who are let in, in one of the tasks, at first with nowhere to lead to.
     fn start(
         (listeners, address): (Listeners, SocketAddr),
-        wanted: ProxyOthers,
-        others: Others,
+        (wanted, others): (ProxyOthers, Others),
+        audit: Option<Audit>,
         tasks: &mut JoinSet<()>,
         stop: &CancellationToken,
     ) -> Self {
         let (names, counts) = (watch::Sender::new(Names::default()), Arc::<Counts>::default());
-        let ways = Ways { names: names.subscribe(), others, counts: Arc::clone(&counts) };
+        let ways = Ways { names: names.subscribe(), others, counts: Arc::clone(&counts), audit, client: None };
         tasks.spawn(serve::serve(listeners, ways, stop.clone()));
         Self { view: ProxyView { address, others: wanted, counts }, names }
     }

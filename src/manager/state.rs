@@ -31,6 +31,8 @@ pub(crate) struct ManagerState {
     pub(crate) proxy: Option<ProxyView>,
     /// Where the metrics are.
     pub(crate) metrics: Option<SocketAddr>,
+    /// The file that has evidence of connections.
+    pub(crate) audit: Option<PathBuf>,
     /// The tunnels are under way.
     pub(crate) opened: bool,
 }

@@ -254,6 +254,9 @@ table! {
         /// address and a port
         metrics: Option<MetricsAddress> =
             text("ADDR", is_metrics_address, MetricsAddress::EXPECTED).otherwise("nowhere").bare(),
+        /// File to add a line of JSON to for each connection that is opened or closed, with the program that has opened it, the
+        /// session that carried it, and how many bytes. A new file is begun after 16 MiB, and four older ones are kept
+        audit: Option<PathBuf> = path(),
         /// File to write shell lines to that set KUBECONFIG, for sourcing when the tunnels are ready
         env_file: Option<PathBuf> = path(),
     } {

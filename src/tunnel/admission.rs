@@ -11,14 +11,14 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use tracing::{debug, warn};
 
 #[cfg(target_os = "linux")]
-mod socket_user;
+use super::socket_user::Sockets;
+use crate::route::Ends;
 
 /// How many users are named in the log, each once: what another user can write into it is bounded.
 const MAX_NAMED: usize = 16;
@@ -29,9 +29,9 @@ pub struct Admission(Option<Arc<Users>>);
 
 /// The user of the program at the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum User {
-    /// It has this user id.
-    Known(u32),
+pub(super) enum User {
+    /// It has this user id, and the socket this inode; 0: the program has closed it.
+    Known { id: u32, inode: u32 },
     /// The program has closed the connection, and the system has forgotten whose it was.
     Gone,
     /// The system does not tell.
@@ -43,7 +43,7 @@ struct Users {
     /// The user that this process acts as.
     own: u32,
     #[cfg(target_os = "linux")]
-    sockets: socket_user::Sockets,
+    sockets: Sockets,
     /// Users that have been named in the log.
     named: Mutex<BTreeSet<u32>>,
     /// It has been said that the system does not tell.
@@ -72,38 +72,33 @@ impl Admission {
 
     #[cfg(target_os = "linux")]
     fn of(own: u32) -> Self {
-        Self(Some(Arc::new(Users {
-            own,
-            sockets: socket_user::Sockets::default(),
-            named: Mutex::default(),
-            untold: false.into(),
-        })))
+        Self(Some(Arc::new(Users { own, sockets: Sockets::default(), named: Mutex::default(), untold: false.into() })))
     }
 
-    /// Returns whether the program that has connected from `peer` to `local`, on this machine, may go on.
-    pub(super) fn admits(&self, peer: SocketAddr, local: SocketAddr) -> bool {
-        self.0.as_ref().is_none_or(|users| users.admits(peer, local))
+    /// Returns whether the program that has made a connection, on this machine, may go on.
+    pub(super) fn admits(&self, ends: Ends) -> bool {
+        self.0.as_ref().is_none_or(|users| users.admits(ends))
     }
 }
 
 impl Users {
-    fn admits(&self, peer: SocketAddr, local: SocketAddr) -> bool {
-        match self.user(peer, local) {
-            User::Known(user) if user == self.own || user == 0 => true,
-            User::Known(user) => {
+    fn admits(&self, ends: Ends) -> bool {
+        match self.user(ends) {
+            User::Known { id, .. } if id == self.own || id == 0 => true,
+            User::Known { id: user, .. } => {
                 let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
                 if named.len() < MAX_NAMED && named.insert(user) {
                     warn!(
-                        port = local.port(),
+                        port = ends.local.port(),
                         user, "rejected a connection from another user's program; `--allow-other-users` would allow it"
                     );
                 } else {
-                    debug!(port = local.port(), user, "rejected a connection from another user's program");
+                    debug!(port = ends.local.port(), user, "rejected a connection from another user's program");
                 }
                 false
             }
             User::Gone => {
-                debug!(port = local.port(), "a connection was closed before its user was known");
+                debug!(port = ends.local.port(), "a connection was closed before its user was known");
                 false
             }
             User::Untold => {
@@ -118,12 +113,12 @@ impl Users {
     }
 
     #[cfg(target_os = "linux")]
-    fn user(&self, peer: SocketAddr, local: SocketAddr) -> User {
-        self.sockets.user(peer, local)
+    fn user(&self, ends: Ends) -> User {
+        self.sockets.user(ends)
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn user(&self, _peer: SocketAddr, _local: SocketAddr) -> User {
+    fn user(&self, _ends: Ends) -> User {
         User::Untold
     }
 }
@@ -131,32 +126,32 @@ impl Users {
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{SocketAddr, TcpListener, TcpStream};
 
     use super::*;
 
-    fn pair(address: &str) -> (TcpStream, SocketAddr, SocketAddr) {
+    fn pair(address: &str) -> (TcpStream, Ends) {
         let listener = TcpListener::bind(address).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (_server, peer) = listener.accept().unwrap();
-        (client, peer, listener.local_addr().unwrap())
+        (client, Ends { peer, local: listener.local_addr().unwrap() })
     }
 
     #[test]
     fn lets_in_its_own_user_and_root_and_nobody_else() {
         let own = rustix::process::geteuid().as_raw();
-        let (_client, peer, local) = pair("127.0.0.1:0");
-        assert!(Admission::owner().admits(peer, local));
-        assert!(Admission::everyone().admits(peer, local));
+        let (_client, ends) = pair("127.0.0.1:0");
+        assert!(Admission::owner().admits(ends));
+        assert!(Admission::everyone().admits(ends));
         // Seen by somebody else, this process is root or another user.
-        assert_eq!(Admission::of(own + 1).admits(peer, local), own == 0);
+        assert_eq!(Admission::of(own + 1).admits(ends), own == 0);
     }
 
     #[test]
     fn a_connection_that_is_not_there_is_nobody_s() {
-        let (client, peer, local) = pair("127.0.0.1:0");
+        let (client, ends) = pair("127.0.0.1:0");
         drop(client);
-        let never = SocketAddr::new(peer.ip(), 1);
-        assert!(!Admission::owner().admits(never, local));
+        let never = Ends { peer: SocketAddr::new(ends.peer.ip(), 1), ..ends };
+        assert!(!Admission::owner().admits(never));
     }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::Audit;
 use crate::{
     clock::Clock,
     route::{Caution, Class, RetryNow},
@@ -75,6 +76,7 @@ pub struct Common {
     starts: Arc<Semaphore>,
     retry_now: RetryNow,
     news: watch::Sender<Told>,
+    audit: Option<Audit>,
     /// Why routes cannot be taken, by their labels.
     troubles: Mutex<BTreeMap<String, Class>>,
 }
@@ -83,11 +85,18 @@ impl Common {
     /// Creates what the tunnels of one identity share.
     #[must_use]
     pub fn new(clock: Clock) -> Arc<Self> {
+        Self::audited(clock, None)
+    }
+
+    /// As [`new`](Self::new), with evidence of connections.
+    #[must_use]
+    pub fn audited(clock: Clock, audit: Option<Audit>) -> Arc<Self> {
         Arc::new(Self {
             clock,
             starts: Arc::new(Semaphore::new(CONCURRENT_STARTS)),
             retry_now: RetryNow::default(),
             news: watch::Sender::default(),
+            audit,
             troubles: Mutex::default(),
         })
     }
@@ -95,6 +104,11 @@ impl Common {
     #[must_use]
     pub fn clock(&self) -> Clock {
         self.clock
+    }
+
+    /// Returns where connections are told.
+    pub(super) fn audit(&self) -> Option<&Audit> {
+        self.audit.as_ref()
     }
 
     /// Says that what has failed until now may succeed: the machine has woken up, or there are good credentials

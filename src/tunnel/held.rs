@@ -86,7 +86,7 @@ mod tests {
 
     fn connection() -> (Io, oneshot::Receiver<PipeEnd>) {
         let (end, ended) = oneshot::channel();
-        (Io::Pipe { stream: tokio::io::duplex(1).0, end, probe: false }, ended)
+        (Io::pipe(tokio::io::duplex(1).0, end, None), ended)
     }
 
     #[test]

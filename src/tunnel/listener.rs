@@ -10,7 +10,6 @@ use std::{
     future::poll_fn,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
     task::{Context, Poll, ready},
 };
 
@@ -24,8 +23,9 @@ use super::{
     admission::Admission,
     local_tls::{Connections, Termination, Terminator},
     memory::MemoryPort,
+    program::Process,
 };
-use crate::route::Io;
+use crate::route::{Ends, Io};
 
 /// Connections that the system keeps until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -63,7 +63,7 @@ pub struct Bound {
 pub struct PortTaken {
     pub port: u16,
     /// Who has it, where the system tells.
-    pub owner: Option<PortOwner>,
+    pub owner: Option<Process>,
 }
 
 impl fmt::Display for PortTaken {
@@ -73,15 +73,6 @@ impl fmt::Display for PortTaken {
             None => write!(f, "port {} is taken by another process", self.port),
         }
     }
-}
-
-/// A process that listens on a port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortOwner {
-    /// Its process id.
-    pub pid: u32,
-    /// Its command's name, as the kernel keeps it: at most 15 bytes.
-    pub command: String,
 }
 
 /// Why not all ports could be bound.
@@ -277,9 +268,12 @@ impl Listeners {
     pub async fn accept_tcp(&mut self) -> TcpStream {
         loop {
             match self.accept().await {
-                Ok(Io::Tcp(stream)) => return stream,
-                // The other end sees that nobody takes it.
-                Ok(Io::Pipe { .. }) => {}
+                // The other end of what is no socket sees that nobody takes it.
+                Ok(io) => {
+                    if let Some(stream) = io.into_tcp() {
+                        return stream;
+                    }
+                }
                 Err(error) => tokio::time::sleep(super::accept_pause(&error)).await,
             }
         }
@@ -304,9 +298,11 @@ impl Listeners {
                 return Poll::Ready(Ok(io));
             }
             let io = ready!(self.source.poll_accept(&self.admission, cx))?;
-            match (&mut self.terminator, io) {
-                (Some(terminator), Io::Tcp(client)) => terminator.take(client),
-                (_, io) => return Poll::Ready(Ok(io)),
+            let Some(terminator) = &mut self.terminator else { return Poll::Ready(Ok(io)) };
+            let ends = io.ends();
+            // What is no socket has nobody behind it who speaks TLS.
+            if let Some(client) = io.into_tcp() {
+                terminator.take(client, ends);
             }
         }
     }
@@ -320,8 +316,10 @@ impl Source {
                     // Ends however many are turned away: tokio's budget makes it pend now and then.
                     while let Poll::Ready(outcome) = socket.poll_accept(cx) {
                         let (stream, peer) = outcome?;
-                        if admission.admits(peer, stream.local_addr()?) {
-                            return Poll::Ready(prepare(stream));
+                        let ends = Ends { peer, local: stream.local_addr()? };
+                        if admission.admits(ends) {
+                            stream.set_nodelay(true)?;
+                            return Poll::Ready(Ok(Io::tcp(stream, Some(ends))));
                         }
                         // Closing sends RST.
                         stream.set_zero_linger()?;
@@ -335,11 +333,6 @@ impl Source {
             },
         }
     }
-}
-
-fn prepare(stream: TcpStream) -> io::Result<Io> {
-    stream.set_nodelay(true)?;
-    Ok(Io::Tcp(stream))
 }
 
 fn listen(address: IpAddr, port: u16) -> io::Result<TcpListener> {
@@ -358,24 +351,10 @@ fn listen(address: IpAddr, port: u16) -> io::Result<TcpListener> {
 }
 
 /// Finds the process that listens on a port, as far as `/proc` shows it.
-fn owner_of(port: u16) -> Option<PortOwner> {
-    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .filter_map(|table| fs::read_to_string(table).ok())
-        .flat_map(|table| listening_inodes(&table, port))
-        .map(|inode| format!("socket:[{inode}]"))
-        .collect();
-    if inodes.is_empty() {
-        return None;
-    }
-    fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
-        let pid = process.file_name().to_str()?.parse().ok()?;
-        let holds = fs::read_dir(process.path().join("fd")).ok()?.flatten().any(|descriptor| {
-            fs::read_link(descriptor.path()).is_ok_and(|link| inodes.iter().any(|inode| link == Path::new(inode)))
-        });
-        let command = holds.then(|| fs::read_to_string(process.path().join("comm")).ok())??;
-        Some(PortOwner { pid, command: command.trim_end().to_owned() })
-    })
+fn owner_of(port: u16) -> Option<Process> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(fs::read_to_string);
+    let inodes: Vec<u64> = tables.iter().flatten().flat_map(|table| listening_inodes(table, port)).collect();
+    Process::with_socket(&inodes)
 }
 
 /// Returns the inodes of the sockets that listen on a port, from the text of `/proc/net/tcp`.
@@ -440,7 +419,7 @@ mod tests {
                 assert_eq!(address, "::1", "IPv4 is always there");
                 continue;
             };
-            let Io::Tcp(stream) = listeners.accept().await.unwrap() else { panic!("a TCP connection") };
+            let stream = listeners.accept().await.unwrap().into_tcp().expect("a TCP connection");
             assert_eq!(stream.peer_addr().unwrap(), client.local_addr().unwrap());
             assert!(stream.nodelay().unwrap());
         }

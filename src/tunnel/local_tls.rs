@@ -42,7 +42,7 @@ use relay::relay;
 use super::{MemoryConnection, MemoryPort, Probe};
 use crate::{
     cluster::Cluster,
-    route::{Io, ProbeError},
+    route::{Ends, Io, ProbeError},
     util::peer_text::sentence,
 };
 
@@ -106,14 +106,14 @@ impl Terminator {
     }
 
     /// Takes a connection of a client.
-    pub(super) fn take(&mut self, client: TcpStream) {
+    pub(super) fn take(&mut self, client: TcpStream, ends: Option<Ends>) {
         if self.connections.0.len() >= self.max_connections {
             debug!(limit = self.max_connections, "reset a connection: too many are open");
             cut(&client);
             return;
         }
         let (termination, tunnel) = (Arc::clone(&self.termination), self.tunnel.clone());
-        self.connections.0.spawn(async move { Box::pin(termination.serve(client, &tunnel)).await });
+        self.connections.0.spawn(async move { Box::pin(termination.serve(client, ends, &tunnel)).await });
     }
 
     /// Returns the next connection for the tunnel.
@@ -158,7 +158,7 @@ impl Connections {
 
 impl Termination {
     /// Serves a client to the end.
-    async fn serve(&self, client: TcpStream, tunnel: &MemoryPort) {
+    async fn serve(&self, client: TcpStream, ends: Option<Ends>, tunnel: &MemoryPort) {
         let mut hello = LazyConfigAcceptor::new(Acceptor::default(), Recorded::new(client));
         let mut start = match timeout(CLIENT_LIMIT, &mut hello).await {
             Ok(Ok(start)) => start,
@@ -168,7 +168,7 @@ impl Termination {
                 return;
             }
         };
-        let Ok(pipe) = tunnel.connect() else { return cut(start.io.stream()) };
+        let Ok(pipe) = tunnel.connect_for(ends) else { return cut(start.io.stream()) };
         let asked = start.client_hello();
         if asked.server_name().is_some_and(|name| name.eq_ignore_ascii_case(&self.server_name)) {
             return pass(start.io, pipe).await;

@@ -192,8 +192,9 @@ impl Member {
     }
 
     /// Gives it a connection, which comes back if its link has just ended.
-    pub(super) fn give(&mut self, held: Held, now: Duration) -> Result<(), Held> {
+    pub(super) fn give(&mut self, mut held: Held, now: Duration) -> Result<(), Held> {
         let Some(link) = &mut self.link else { return Err(held) };
+        held.io.note_link(|| self.slot.carries_as());
         let sent = link.commands.send(Command::Connect(held));
         sent.map_err(|error| match error.0 {
             Command::Connect(held) => held,

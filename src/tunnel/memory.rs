@@ -14,7 +14,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use crate::route::{Io, PipeEnd};
+use crate::route::{Ends, Io, PipeEnd};
 
 /// Bytes that one direction of a connection holds, about what a loopback socket does.
 const PIPE_LEN: usize = 64 << 10;
@@ -37,9 +37,14 @@ impl MemoryPort {
     /// # Errors
     /// [`io::ErrorKind::ConnectionRefused`] when the tunnel no longer listens.
     pub fn connect(&self) -> io::Result<MemoryConnection> {
+        self.connect_for(None)
+    }
+
+    /// As [`connect`](Self::connect), for a program that has connected by a socket with these ends.
+    pub(super) fn connect_for(&self, ends: Option<Ends>) -> io::Result<MemoryConnection> {
         let (ours, theirs) = tokio::io::duplex(PIPE_LEN);
         let (end, ended) = oneshot::channel();
-        let io = Io::Pipe { stream: theirs, end, probe: false };
+        let io = Io::pipe(theirs, end, ends);
         self.accepted.send(io).map_err(|_closed| io::Error::from(io::ErrorKind::ConnectionRefused))?;
         Ok(MemoryConnection { stream: ours, ended: Some(ended), reset: None })
     }

@@ -177,7 +177,7 @@ impl Prober {
         }
         let (near, far) = tokio::io::duplex(PIPE_LEN);
         let (end, ended) = oneshot::channel();
-        let io = Io::Pipe { stream: far, end, probe: true };
+        let io = Io::probe(far, end);
         let limit = self.limit();
         let deadline = self.clock.now().mono + 2 * limit();
         if self.commands.send(Command::Connect(Held { io, deadline })).is_err() {

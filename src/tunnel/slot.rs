@@ -14,7 +14,7 @@ use super::{
     status::system_time,
 };
 use crate::{
-    route::{Fault, Meter, ProbeError, Report, Route},
+    route::{CarriedBy, Fault, Meter, ProbeError, Report, Route},
     util::time::Now,
 };
 
@@ -296,6 +296,12 @@ impl Slot {
             self.state = state;
             self.since = now.wall;
         }
+    }
+
+    /// Returns what evidence calls the link, once a route has been chosen.
+    pub(super) fn carries_as(&self) -> Option<CarriedBy> {
+        let id = self.started.as_ref().and_then(|(id, _)| id.clone());
+        Some(CarriedBy { route: self.through.clone().or_else(|| self.route.clone())?, id })
     }
 
     /// Returns what to show of the link, once a route has been chosen. `meter` is the link's, `totals` what it and those

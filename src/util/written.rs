@@ -54,6 +54,16 @@ pub(crate) fn rfc3339(at: SystemTime) -> String {
     time.fmt(Format::DateTime).unwrap_or_else(|_| format!("{seconds} s after the Unix epoch"))
 }
 
+/// Writes a time as RFC 3339 in UTC, with milliseconds.
+pub(crate) fn rfc3339_millis(at: SystemTime) -> String {
+    let millis = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_millis();
+    let text = rfc3339(at);
+    match text.strip_suffix('Z') {
+        Some(seconds) => format!("{seconds}.{millis:03}Z"),
+        None => text,
+    }
+}
+
 /// Reads a time as RFC 3339.
 pub(crate) fn read_rfc3339(text: &str) -> Option<SystemTime> {
     DateTime::from_str(text, Format::DateTime).ok()?.try_into().ok()

@@ -39,7 +39,8 @@ const TOUCHES_FILES: &[&str] = &[
 /// Files that may do some of that, and why.
 const TOUCH_FILES: &[(&str, &[&str], &str)] = &[
     ("tunnel/listener.rs", &["fs::read"], "the kernel's tables"),
-    ("tunnel/admission/socket_user.rs", &["fs::read"], "the kernel's tables"),
+    ("tunnel/program.rs", &["fs::read"], "the kernel's tables"),
+    ("tunnel/socket_user.rs", &["fs::read"], "the kernel's tables"),
     ("cli/signals.rs", &["fs::read", "File::open("], "the kernel's tables, and the terminal"),
     ("cli/exec.rs", &["File::open("], "the terminal"),
     ("cli/ask.rs", &["fs::open"], "the terminal"),

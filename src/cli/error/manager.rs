@@ -24,6 +24,9 @@ impl From<ManagerError> for CommandError {
                 .hint("choose another with `--proxy PORT`, or any free one with `--proxy 0`"),
             error @ ManagerError::MetricsPort(_) => Self::of(Kind::Tunnel, error)
                 .hint("choose another with `--metrics PORT`, or any free one with `--metrics 0`"),
+            error @ ManagerError::Audit { .. } => {
+                Self::of(Kind::Usage, error).hint("give another file with `--audit`, or leave that out")
+            }
             error @ ManagerError::Alike { .. } => Self::of(Kind::Usage, error)
                 .hint("leave the proxy out, with `--kubeconfig-mode direct`, or start a manager for each: `--name`"),
             error @ ManagerError::AuthorityStays => Self::of(Kind::Usage, error).hint(

@@ -96,6 +96,7 @@ pub(in crate::cli) fn status() -> ManagerStatus {
             refused_total: 1,
         }),
         metrics: Some("http://127.0.0.1:9464/metrics".to_owned()),
+        audit: Some("/var/log/autoheal-pa/audit.jsonl".into()),
         log: Some("/home/ann/.local/state/autoheal-pa/default.log".to_owned()),
         access: vec![AccessStatus {
             region: "us-east-1".to_owned(),
@@ -179,6 +180,7 @@ const MANAGER: &[(&str, &str)] = &[
     ("imported_from", "array"),
     ("proxy", "object or null"),
     ("metrics", "string or null"),
+    ("audit", "string or null"),
     ("log", "string or null"),
     ("access", "array"),
     ("tunnels", "array"),

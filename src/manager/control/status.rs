@@ -40,6 +40,8 @@ pub struct ManagerStatus {
     /// Where the metrics are, as a URL; `null`: nowhere.
     #[serde(default)]
     pub metrics: Option<String>,
+    /// The audit file; `null`: there is none.
+    pub audit: Option<String>,
     /// The path of the log; `null`: it goes to the manager's stderr.
     pub log: Option<String>,
     /// The accesses, in their order.

@@ -69,6 +69,7 @@ fn status() -> ManagerStatus {
         imported_from: Vec::new(),
         proxy: None,
         metrics: None,
+        audit: None,
         log: None,
         access: vec![],
         tunnels: vec![],

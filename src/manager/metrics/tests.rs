@@ -40,6 +40,7 @@ fn status() -> ManagerStatus {
             refused_total: 3,
         }),
         metrics: None,
+        audit: None,
         log: None,
         access: Vec::new(),
         tunnels: vec![tunnel("pa-payments", "active"), tunnel("pa-\"odd\\\n", "failed")],

@@ -70,7 +70,7 @@ async fn serve_up_to(max_connections: usize, mut listeners: Listeners, ways: Way
                     ways.counts.note_refused();
                     continue;
                 }
-                let (ways, stop) = (ways.clone(), stop.clone());
+                let (ways, stop) = (ways.clone().of(&client), stop.clone());
                 connections.spawn(async move {
                     let _counted = Counted::new(&ways.counts);
                     let connection = Box::pin(handle(client, &ways));

@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpStream, sync::watch, time::timeout};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::watch,
+    time::timeout,
+};
 
 use super::{names::Names, refusal::Refusal};
 use crate::{
@@ -19,6 +23,8 @@ use crate::{
         connect::{For, Hop},
     },
     cluster::Destination,
+    route::Ends,
+    tunnel::Audit,
     util::connection::Connection,
 };
 
@@ -35,6 +41,9 @@ pub(super) struct Ways {
     pub(super) names: watch::Receiver<Names>,
     pub(super) others: Others,
     pub(super) counts: Arc<Counts>,
+    pub(super) audit: Option<Audit>,
+    /// Whom connections are for.
+    pub(super) client: Option<Ends>,
 }
 
 /// What is done with names that no tunnel leads to.
@@ -96,6 +105,13 @@ pub(super) enum Server {
 }
 
 impl Ways {
+    /// Returns the same for a client.
+    pub(super) fn of(self, client: &TcpStream) -> Self {
+        // What is gone by now is nobody's.
+        let ends = client.peer_addr().and_then(|peer| Ok(Ends { peer, local: client.local_addr()? }));
+        Self { client: ends.ok(), ..self }
+    }
+
     /// Connects to what a client has asked for.
     pub(super) async fn connect(&self, to: Destination) -> Result<Server, Refusal> {
         if let Some(server) = self.tunnel(&to).await? {
@@ -123,12 +139,27 @@ impl Ways {
     /// Connects to the tunnel that leads there, if there is one.
     async fn tunnel(&self, to: &Destination) -> Result<Option<TcpStream>, Refusal> {
         let Some(port) = self.names.borrow().port(to) else { return Ok(None) };
-        let connecting = timeout(LOCAL_LIMIT, TcpStream::connect((Ipv4Addr::LOCALHOST, port))).await;
+        let connecting = timeout(LOCAL_LIMIT, self.connect_to_tunnel(port)).await;
         let server = connecting.map_err(io::Error::from).flatten().and_then(|server| {
             server.set_nodelay(true)?;
             Ok(server)
         });
         server.map(Some).map_err(|source| Refusal::NoTunnel { endpoint: to.clone(), source })
+    }
+
+    /// Connects to the port of a tunnel. Evidence is to name the client, and not this process.
+    async fn connect_to_tunnel(&self, port: u16) -> io::Result<TcpStream> {
+        let to = (Ipv4Addr::LOCALHOST, port).into();
+        let (Some(audit), Some(client)) = (&self.audit, self.client) else { return TcpStream::connect(to).await };
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let from = socket.local_addr()?;
+        audit.introduce(from, client);
+        let connected = socket.connect(to).await;
+        if connected.is_err() {
+            audit.forget(from);
+        }
+        connected
     }
 
     fn elsewhere(&self, to: &Destination) -> Result<(&Aws, For), Refusal> {

@@ -199,7 +199,7 @@ impl SoloSession {
     pub fn connect(&self, limit: Duration) -> (DuplexStream, oneshot::Receiver<PipeEnd>) {
         let (near, far) = tokio::io::duplex(PIPE_LEN);
         let (end, ended) = oneshot::channel();
-        let io = Io::Pipe { stream: far, end, probe: true };
+        let io = Io::probe(far, end);
         let deadline = self.clock.now().mono + limit;
         // The driver, which has the other end, is part of this value.
         let _outcome = self.commands.send(Command::Connect(Held { io, deadline }));

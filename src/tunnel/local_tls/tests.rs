@@ -72,10 +72,9 @@ impl Lab {
 
     /// The next connection that the tunnel gets, and where a link says that it has lost it.
     async fn next(&mut self) -> (DuplexStream, oneshot::Sender<PipeEnd>) {
-        match in_time(self.accepted.recv()).await.unwrap() {
-            Io::Pipe { stream, end, probe: false } => (stream, end),
-            other @ (Io::Tcp(_) | Io::Pipe { .. }) => panic!("{other:?}"),
-        }
+        let io = in_time(self.accepted.recv()).await.unwrap();
+        assert!(io.is_counted() && io.ends().is_some(), "{io:?}");
+        io.into_pipe().expect("a pipe")
     }
 
     /// An API server with a certificate for this name, which knows these protocols.
@@ -356,7 +355,7 @@ async fn only_so_many_get_in() {
     for _ in 0..2 {
         let (client, accepted) =
             in_time(async { tokio::try_join!(TcpStream::connect(address), listener.accept()) }).await.unwrap();
-        terminator.take(accepted.0);
+        terminator.take(accepted.0, None);
         clients.push(client);
     }
     let error = in_time(clients[1].read(&mut [0])).await.unwrap_err();

@@ -50,7 +50,7 @@ impl Lab {
         let stop = CancellationToken::new();
         let mut serving = JoinSet::new();
         let counts = Arc::<Counts>::default();
-        let ways = Ways { names: names.subscribe(), others, counts: Arc::clone(&counts) };
+        let ways = Ways { names: names.subscribe(), others, counts: Arc::clone(&counts), audit: None, client: None };
         serving.spawn(serve_up_to(max_connections, listeners, ways, stop.clone()));
         Self { proxy, tunnel, names, counts, stop, serving }
     }

@@ -61,7 +61,7 @@ impl World {
             tokio::try_join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept()).unwrap();
         let channel = in_time(self.client.open("127.0.0.1", port)).await.unwrap();
         let cut = CancellationToken::new();
-        let near_side = Near::new(Io::Tcp(accepted.0), Arc::clone(&self.meter), self.clock);
+        let near_side = Near::new(Io::tcp(accepted.0, None), Arc::clone(&self.meter), self.clock);
         self.tasks.spawn(carry(channel, near_side, self.untaken.seat(cut.clone()), cut));
         near
     }

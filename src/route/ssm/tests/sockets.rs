@@ -104,7 +104,7 @@ async fn a_session_that_is_over_gives_connections_back_and_counts_programs_alone
     driver.end();
     let deadline = clock.now().mono + LIMIT;
     let (end, ended) = oneshot::channel();
-    let probe = Io::Pipe { stream: tokio::io::duplex(1).0, end, probe: true };
+    let probe = Io::probe(tokio::io::duplex(1).0, end);
     for io in [probe, io] {
         commands.send(Command::Connect(Held { io, deadline })).unwrap();
     }

@@ -13,7 +13,8 @@ use std::{
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
 
-use super::User;
+use super::admission::User;
+use crate::route::Ends;
 
 /// Length of `struct nlmsghdr`, in bytes. Source of this and what follows: `linux/netlink.h`.
 const HEADER_LEN: usize = 16;
@@ -50,8 +51,8 @@ enum Netlink {
 }
 
 impl Sockets {
-    /// Finds the user of the program that has the end `peer` of a connection to `local`.
-    pub(super) fn user(&self, peer: SocketAddr, local: SocketAddr) -> User {
+    /// Finds the user of the program that has made a connection.
+    pub(super) fn user(&self, Ends { peer, local }: Ends) -> User {
         let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner).ask(peer, local);
         match asked {
             // It was reset before it was asked about. The tables would have no more of it, and reading them costs what others
@@ -159,8 +160,8 @@ fn read_answer(answer: &[u8]) -> Option<Option<User>> {
 }
 
 /// A socket that its program has closed has no inode, and before Linux 6.17 its user is given as 0.
-fn user_of(user: u32, inode: u32) -> User {
-    if user == 0 && inode == 0 { User::Gone } else { User::Known(user) }
+fn user_of(id: u32, inode: u32) -> User {
+    if id == 0 && inode == 0 { User::Gone } else { User::Known { id, inode } }
 }
 
 fn number(bytes: &[u8], at: usize) -> Option<u32> {
@@ -220,8 +221,8 @@ mod tests {
 
     use super::*;
 
-    fn own() -> User {
-        User::Known(rustix::process::geteuid().as_raw())
+    fn is_own(user: User) -> bool {
+        matches!(user, User::Known { id, inode: 1.. } if id == rustix::process::geteuid().as_raw())
     }
 
     fn connected(listen: &str, connect: impl Fn(u16) -> SocketAddr) -> (TcpStream, TcpStream, SocketAddr, SocketAddr) {
@@ -241,8 +242,9 @@ mod tests {
             all.push(connected("[::1]:0", |port| (Ipv6Addr::LOCALHOST, port).into()));
         }
         for (_client, _server, peer, local) in &all {
-            assert_eq!(Netlink::default().ask(*peer, *local).unwrap(), Some(own()), "{peer}");
-            assert_eq!(from_tables(*peer, *local), own(), "{peer}");
+            let asked = Netlink::default().ask(*peer, *local).unwrap().unwrap();
+            assert!(is_own(asked), "{peer}");
+            assert_eq!(from_tables(*peer, *local), asked, "{peer}");
         }
     }
 
@@ -255,8 +257,8 @@ mod tests {
         socket.connect(&SocketAddr::new(address, port).into()).unwrap();
         let (server, peer) = listener.accept().unwrap();
         let local = server.local_addr().unwrap();
-        assert_eq!(Sockets::default().user(peer, local), own());
-        assert_eq!(from_tables(peer, local), own());
+        assert!(is_own(Sockets::default().user(Ends { peer, local })));
+        assert!(is_own(from_tables(peer, local)));
     }
 
     #[test]
@@ -264,7 +266,7 @@ mod tests {
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [peer, local] = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
         assert_eq!(Netlink::default().ask(peer, local).unwrap(), None);
-        assert_eq!(Sockets::default().user(peer, local), User::Gone);
+        assert_eq!(Sockets::default().user(Ends { peer, local }), User::Gone);
     }
 
     #[test]
@@ -280,8 +282,8 @@ mod tests {
         assert_eq!((loopback.as_str(), port.as_str()), ("0100007F:9C40", "0100007F:2774"));
         // The server's end of the same connection comes first.
         let table = line(&port, &loopback, 7, 7) + &line(&loopback, &port, 1000, 8);
-        assert_eq!(in_table(&table, peer, local), Some(User::Known(1000)));
-        assert_eq!(in_table(&line(&loopback, &port, 0, 8), peer, local), Some(User::Known(0)));
+        assert_eq!(in_table(&table, peer, local), Some(User::Known { id: 1000, inode: 8 }));
+        assert_eq!(in_table(&line(&loopback, &port, 0, 8), peer, local), Some(User::Known { id: 0, inode: 8 }));
         assert_eq!(in_table(&line(&loopback, &port, 0, 0), peer, local), Some(User::Gone));
         assert_eq!(in_table("nonsense\n  1: x y\n", peer, local), None);
     }
