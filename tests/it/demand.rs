@@ -7,7 +7,9 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::support::{Lab, within};
+use super::support::{Lab, Running, within};
+
+const BASTION: &str = "i-0dc03fbcae2a87472";
 
 async fn pods(lab: &Lab, context: &str) -> usize {
     let kubeconfig = Kubeconfig::read_from(lab.kubeconfig()).unwrap();
@@ -38,6 +40,36 @@ async fn a_cluster_has_a_session_once_somebody_uses_it() {
     assert_eq!(lab.run(&["status", "--ready"]).await.code(), Some(0));
     let said = lab.run(&["status"]).await;
     assert!(said.assert_success().contains("idle"), "it is nothing bad");
+    up.stop().await.assert_success();
+    lab.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_leaves_idle_tunnels_idle_and_adds_others() {
+    let clusters = ["blue", "green", "red"].map(ClusterConfig::new).to_vec();
+    let lab = Lab::start(Config { clusters, ..Config::default() }).await;
+    let file = lab.path("config.yaml");
+    let write = |clusters: &str| {
+        std::fs::write(&file, format!("bastion: {BASTION}\nbase_port: 0\non_demand: true\nclusters: [{clusters}]\n"))
+            .unwrap();
+    };
+    write("blue, green");
+    let mut up = Running::start(&mut lab.program(&["up", "--config", file.to_str().unwrap()]));
+    up.ready().await;
+    let ports = |status: &serde_json::Value| -> Vec<(String, u64)> {
+        let tunnels = status["tunnels"].as_array().unwrap().iter();
+        tunnels.map(|row| (row["cluster"].as_str().unwrap().to_owned(), row["port"].as_u64().unwrap())).collect()
+    };
+    let before = ports(&lab.status(&[]).await);
+    write("green, red, blue");
+    lab.run(&["reload"]).await.assert_success();
+    let status = lab.status(&[]).await;
+    let after = ports(&status);
+    assert!(before.iter().all(|known| after.contains(known)), "{before:?} {after:?}");
+    assert_eq!(states(&status), ["active", "idle", "idle"], "the first one has proved that there can be sessions");
+    assert_eq!(lab.emulator.sessions().len(), 1);
+    assert!(pods(&lab, "pa-red").await > 0);
+    assert_eq!(lab.emulator.sessions().len(), 2);
     up.stop().await.assert_success();
     lab.assert_clean().await;
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, net::SocketAddr, time::Duration};
 
-use autoheal_pa::emulator::{BastionConfig, ClusterConfig, Config, Event, SshdConfig};
+use autoheal_pa::emulator::{BastionConfig, ClusterConfig, Config, EcsConfig, Event, SshdConfig};
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::{
@@ -212,6 +212,65 @@ async fn hosts_are_forwarded_to_without_a_bastion_and_through_an_ssh_server() {
     forward.ready().await;
     let _open = echoes(port(row(&lab.status(&[]).await, "db"))).await;
     forward.stop().await.assert_success();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_are_forwarded_to_through_bastions_that_are_found_or_made() {
+    let echo = Echo::start().await;
+    let groups = BastionConfig::new("i-00000000000000001").in_group("bastions").tagged("role", "bastion");
+    let config = || Config {
+        clusters: vec![ClusterConfig::new("payments")],
+        bastions: vec![groups.clone()],
+        ecs: EcsConfig::with_service("tools", "bastion", 1),
+        ..Config::default()
+    };
+    for bastion in ["asg:bastions", "tag:role=bastion", "ecs:tools/bastion"] {
+        let lab = Lab::start(config()).await;
+        lab.emulator.route("db.internal:5432", echo.address);
+        let args = ["forward", "--base-port", "0", "--bastion", bastion, "db=db.internal:5432", "--check", "tcp"];
+        let mut forward = Running::start(&mut lab.program(&args));
+        forward.ready().await;
+        let status = lab.status(&[]).await;
+        assert_eq!(row(&status, "db")["bastion"], bastion);
+        let _open = echoes(port(row(&status, "db"))).await;
+        assert_eq!(calls_of_eks(&lab), 0, "{bastion}");
+        forward.stop().await.assert_success();
+        lab.assert_clean().await;
+    }
+    // These look at the network of clusters, so they need some beside the forward.
+    for bastion in ["auto:nodes", "fargate"] {
+        let bastions = vec![groups.clone().tagged("autoheal-pa:bastion", "true")];
+        let lab = Lab::start(Config { bastions, ecs: EcsConfig::default(), ..config() }).await;
+        lab.emulator.route("db.internal:5432", echo.address);
+        let up = lab.up(&["--bastion", bastion, "--forward", "db=db.internal:5432", "--check", "tcp"]).await;
+        let status = lab.status(&[]).await;
+        assert_eq!(row(&status, "db")["bastion"], bastion);
+        let _open = echoes(port(row(&status, "db"))).await;
+        up.stop().await.assert_success();
+        lab.assert_clean().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_to_a_host_are_shared_out_among_sessions() {
+    let (lab, echo) = (lab().await, Echo::start().await);
+    lab.emulator.route("db.internal:5432", echo.address);
+    let args = ["forward", "--base-port", "0", "--bastion", BASTION, "db=db.internal:5432", "--sessions", "3"];
+    let mut forward = Running::start(&mut lab.program(&args));
+    forward.ready().await;
+    let local = port(row(&lab.status(&[]).await, "db"));
+    let mut open = Vec::new();
+    within("a second session", async {
+        while lab.emulator.sessions().len() < 2 {
+            open.push(echoes(local).await);
+        }
+    })
+    .await;
+    for stream in &mut open {
+        echoes_again(stream).await;
+    }
+    forward.stop().await.assert_success();
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
