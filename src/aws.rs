@@ -30,6 +30,7 @@ pub mod nodes;
 pub(crate) mod offset;
 mod outbound;
 mod profile;
+mod program;
 mod routes;
 
 pub(crate) mod sign;

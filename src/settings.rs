@@ -10,10 +10,11 @@ use std::{
     time::Duration,
 };
 
+pub use ci::{CiOidc, CiSystem, Oidc, TokenFrom};
 pub use environment::{Environment, OWN_PROXY, PROXY_VARIABLES};
 pub use file::FileProblem;
 pub use flags::{Flags, ForwardCheck, GlobalArgs, KubeconfigMode, LogFormat, UpArgs};
-pub use identity::{CiOidc, ExecIdentity};
+pub use identity::ExecIdentity;
 pub use inputs::{INPUTS, Input, SdkVariables, Takes, variables};
 pub use launch::{KUBECONFIG_FLAG, Launch};
 pub use policy::{PolicyArgs, PolicySettings};
@@ -32,6 +33,7 @@ use rows::{ACCESS, AWS, UP};
 use source::{Given, Layer, Stack};
 
 mod access;
+mod ci;
 pub mod duration;
 mod environment;
 mod file;

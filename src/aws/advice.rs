@@ -112,8 +112,8 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
             Concern::Identity,
             "check `--web-identity-token-file` and `AWS_WEB_IDENTITY_TOKEN_FILE`, and whatever writes that file",
         ),
-        AwsError::TokenEndpoint { .. } => {
-            one(Concern::Identity, "the job needs `permissions: id-token: write`, and network access to its CI system")
+        AwsError::TokenEndpoint { system, .. } => {
+            (Concern::Identity, vec![format!("{}, and network access to its CI system", system.takes())])
         }
         AwsError::TokenMalformed { .. } => {
             one(Concern::Identity, "the token must be a JSON Web Token: three parts separated by dots")
@@ -126,9 +126,14 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
                     path.display()
                 )],
             ),
-            TokenOrigin::CiJob => {
+            TokenOrigin::CiJob { renews: true, .. } => {
                 one(Concern::Identity, "check this machine's clock: the token was issued a moment ago")
             }
+            TokenOrigin::CiJob { renews: false, .. } => one(
+                Concern::Identity,
+                "the job has no other: open tunnels in a step that begins soon after the job does, or have the credentials last \
+                 longer with `--duration`",
+            ),
         },
         AwsError::InvalidIdentityToken { role, .. } => (
             Concern::Identity,

@@ -26,7 +26,7 @@ pub(crate) use host::{HostSeen, place};
 
 use super::profile::fault::ProfileFault;
 use crate::{
-    settings::{PassedOver, inputs::shown},
+    settings::{CiSystem, PassedOver, inputs::shown},
     util::peer_text::{PeerText, sentence},
 };
 
@@ -107,9 +107,10 @@ pub enum AwsError {
         #[source]
         source: Cause,
     },
-    /// The CI system's endpoint for OIDC tokens gave none.
-    #[error("the CI system gave no OIDC token")]
+    /// The CI system gave no OIDC token.
+    #[error("{system} gave no OIDC token")]
     TokenEndpoint {
+        system: CiSystem,
         /// What went wrong.
         #[source]
         source: Cause,
@@ -295,15 +296,20 @@ pub(crate) const MAX_BEARER_TOKEN_LEN: usize = 4096;
 pub enum TokenOrigin {
     /// A file that somebody else keeps up to date.
     File(PathBuf),
-    /// The OIDC endpoint of the CI system that runs this job.
-    CiJob,
+    /// The CI system that runs this job.
+    CiJob {
+        /// What it is called.
+        name: String,
+        /// There is another at each renewal.
+        renews: bool,
+    },
 }
 
 impl std::fmt::Display for TokenOrigin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) => write!(f, "the web identity token in `{}`", path.display()),
-            Self::CiJob => f.write_str("the OIDC token of the CI job"),
+            Self::CiJob { name, .. } => write!(f, "the {name}"),
         }
     }
 }

@@ -202,7 +202,7 @@ impl Identity {
         match &self.choice {
             Choice::WebIdentity { role, tokens } => match tokens.origin() {
                 TokenOrigin::File(path) => format!("web identity token `{}` for role `{role}`", path.display()),
-                TokenOrigin::CiJob => format!("OIDC token of the CI job for role `{role}`"),
+                TokenOrigin::CiJob { name, .. } => format!("{name} for role `{role}`"),
             },
             Choice::Role { role, from: Source::Chain } => {
                 format!("role `{role}` assumed from the {}", Source::Chain)
@@ -359,13 +359,20 @@ pub(super) fn session_name(settings: &AwsSettings) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{aws::testing, secret::Secret, settings::CiOidc};
+    use crate::{
+        aws::testing,
+        secret::Secret,
+        settings::{CiOidc, CiSystem, TokenFrom},
+    };
 
     #[test]
     fn takes_what_the_settings_choose() {
         let role = "arn:aws:iam::123456789012:role/r";
         let mut settings = AwsSettings {
-            ci_oidc: Some(CiOidc { url: "http://x".into(), token: Secret::new("t".into()) }),
+            ci_oidc: Some(CiOidc {
+                system: CiSystem::GitHub,
+                from: TokenFrom::Endpoint { url: "http://x".into(), token: Secret::new("t".into()) },
+            }),
             ..AwsSettings::default()
         };
         let choice = |settings: &AwsSettings| Choice::new(&settings.choose(false), settings, "usual", testing::http);

@@ -25,6 +25,7 @@ use crate::{
 /// A request as the server read it.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
+    pub(crate) method: String,
     pub(crate) target: String,
     pub(crate) headers: HashMap<String, String>,
     pub(crate) body: String,
@@ -218,7 +219,8 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 async fn read<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Option<Request> {
     let mut line = String::new();
     stream.read_line(&mut line).await.ok().filter(|len| *len > 0)?;
-    let target = line.split(' ').nth(1)?.to_owned();
+    let mut words = line.split(' ').map(ToOwned::to_owned);
+    let (method, target) = (words.next()?, words.next()?);
     let mut headers = HashMap::new();
     loop {
         let mut line = String::new();
@@ -229,7 +231,7 @@ async fn read<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Option<Request
     let len = headers.get("content-length").map_or(0, |len| len.parse().unwrap());
     let mut body = vec![0; len];
     stream.read_exact(&mut body).await.ok()?;
-    Some(Request { target, headers, body: String::from_utf8(body).unwrap() })
+    Some(Request { method, target, headers, body: String::from_utf8(body).unwrap() })
 }
 
 /// Makes a TLS server for `localhost`, and the certificate that it shows.

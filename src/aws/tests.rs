@@ -9,7 +9,11 @@ use super::{
     token::tests::jwt,
     *,
 };
-use crate::{closed_port::ClosedPort, settings::CiOidc, util::peer_text::sentence};
+use crate::{
+    closed_port::ClosedPort,
+    settings::{CiOidc, CiSystem, TokenFrom},
+    util::peer_text::sentence,
+};
 
 mod peers;
 
@@ -119,11 +123,14 @@ async fn asks_the_ci_system_again_for_each_exchange() {
     let settings = AwsSettings {
         region: Some("us-east-1".into()),
         role_arn: Some(ROLE.into()),
-        ci_oidc: Some(CiOidc { url: format!("{}/oidc?a=b", fake.url()), token: Secret::new("t".into()) }),
+        ci_oidc: Some(CiOidc {
+            system: CiSystem::GitHub,
+            from: TokenFrom::Endpoint { url: format!("{}/oidc?a=b", fake.url()), token: Secret::new("t".into()) },
+        }),
         ..AwsSettings::default()
     };
     let aws = aws_with(&fake, &settings).await;
-    assert_eq!(in_time(aws.caller()).await.unwrap().source, format!("OIDC token of the CI job for role `{ROLE}`"));
+    assert_eq!(in_time(aws.caller()).await.unwrap().source, format!("OIDC token of GitHub Actions for role `{ROLE}`"));
     aws.inner.credentials.discard(&AwsError::NoRegion);
     in_time(aws.caller()).await.unwrap();
     let asked = fake.requests().iter().filter(|request| request.target.starts_with("/oidc")).count();

@@ -12,12 +12,16 @@ use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use http::{HeaderValue, Request, header};
+use http::{HeaderValue, Method, Request, header};
+use tokio::{process::Command, time::timeout};
 
-use super::error::{AwsError, Cause, TokenOrigin};
+use super::{
+    error::{AwsError, Cause, TokenOrigin},
+    program,
+};
 use crate::{
     secret::Secret,
-    settings::CiOidc,
+    settings::{CiOidc, CiSystem, TokenFrom},
     util::{peer_text::sentence, read::read_text},
 };
 
@@ -44,14 +48,17 @@ const MAX_ANSWER_LEN: usize = 64 << 10;
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a program of a CI system may take. It asks its system for the token.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(30);
+
 /// Where web identity tokens come from.
 #[derive(Debug)]
 pub(super) enum TokenSource {
     /// A file that somebody else keeps up to date.
     File(PathBuf),
-    /// GitHub Actions' endpoint for the job's OIDC token.
+    /// What the CI system offers its jobs.
     CiJob {
-        /// What the CI system says of its endpoint.
+        /// Where the job gets it.
         oidc: CiOidc,
         /// Whom the token is to be for.
         audience: String,
@@ -68,15 +75,19 @@ pub(super) enum EndpointError {
     Unreachable(#[source] Cause),
     #[error("the endpoint answered with HTTP status {0}")]
     Status(u16),
-    #[error("the endpoint's answer has no `value`")]
-    NoValue,
+    #[error("the endpoint's answer has no `{0}`")]
+    NoValue(&'static str),
+    #[error("{0}")]
+    Nowhere(String),
+    #[error("`{program}` {what}")]
+    Program { program: &'static str, what: String },
 }
 
 impl TokenSource {
     pub(super) fn origin(&self) -> TokenOrigin {
         match self {
             Self::File(path) => TokenOrigin::File(path.clone()),
-            Self::CiJob { .. } => TokenOrigin::CiJob,
+            Self::CiJob { oidc, .. } => TokenOrigin::CiJob { name: oidc.to_string(), renews: oidc.renews() },
         }
     }
 
@@ -90,9 +101,9 @@ impl TokenSource {
                     .map_err(|source| AwsError::TokenFile { path: path.clone(), source })?;
                 Secret::new(text.expose().trim().to_owned())
             }
-            Self::CiJob { oidc, audience, http } => request(oidc, audience, http)
+            Self::CiJob { oidc, audience, http } => of_job(oidc, audience, http)
                 .await
-                .map_err(|error| AwsError::TokenEndpoint { source: Arc::new(error) })?,
+                .map_err(|error| AwsError::TokenEndpoint { system: oidc.system, source: Arc::new(error) })?,
         };
         let leeway = if is_certain { CLOCK_LEEWAY } else { BLIND_LEEWAY };
         check(self.origin(), token.expose(), now, leeway)?;
@@ -153,39 +164,83 @@ fn end(claims: &str) -> Option<u64> {
     end.as_u64().or_else(|| end.as_f64().filter(|end| *end >= 0.0).map(|end| end as u64))
 }
 
-async fn request(
-    oidc: &CiOidc,
-    audience: &str,
-    http: &Arc<dyn HttpConnector>,
-) -> Result<Secret<String>, EndpointError> {
-    let mut attempt = 1;
-    loop {
-        let transient = match request_once(oidc, audience, http).await {
-            Err(error @ (EndpointError::Unreachable(_) | EndpointError::Status(429 | 500..))) => error,
-            outcome => return outcome,
-        };
-        if attempt == ATTEMPTS {
-            return Err(transient);
+/// Gets the token of a CI job, for an audience where that can be chosen.
+async fn of_job(oidc: &CiOidc, audience: &str, http: &Arc<dyn HttpConnector>) -> Result<Secret<String>, EndpointError> {
+    match &oidc.from {
+        TokenFrom::Variable { token, .. } => Ok(token.clone()),
+        TokenFrom::Nowhere(reason) => Err(EndpointError::Nowhere(reason.clone())),
+        TokenFrom::Program(program) => {
+            let mut command = Command::new(program);
+            match oidc.system {
+                CiSystem::CircleCi => {
+                    let claims = serde_json::json!({ "aud": audience }).to_string();
+                    command.args(["run", "oidc", "get", "--claims", &claims]);
+                }
+                CiSystem::Buildkite
+                | CiSystem::GitHub
+                | CiSystem::GitLab
+                | CiSystem::Bitbucket
+                | CiSystem::AzureDevOps
+                | CiSystem::Other => {
+                    command.args(["oidc", "request-token", "--audience", audience]);
+                }
+            }
+            let output = timeout(PROGRAM_LIMIT, program::output(command)).await;
+            let late = || format!("gave no token within {} s", PROGRAM_LIMIT.as_secs());
+            let output = output.unwrap_or_else(|_| Err(late()));
+            let failed = |what| EndpointError::Program { program, what };
+            let output = output.map_err(failed)?;
+            let token = std::str::from_utf8(output.expose()).map_err(|_| failed("gave no text".to_owned()))?;
+            Ok(Secret::new(token.trim().to_owned()))
         }
-        tracing::debug!(error = %sentence(&transient), "asking for an OIDC token again");
-        tokio::time::sleep(PAUSE * attempt).await;
-        attempt += 1;
+        TokenFrom::Endpoint { url, token } => {
+            let (method, query, key) = match oidc.system {
+                // Its audience is always `api://AzureADTokenExchange`.
+                CiSystem::AzureDevOps => (Method::POST, "api-version=7.1".to_owned(), "oidcToken"),
+                CiSystem::GitHub
+                | CiSystem::GitLab
+                | CiSystem::CircleCi
+                | CiSystem::Buildkite
+                | CiSystem::Bitbucket
+                | CiSystem::Other => (Method::GET, format!("audience={}", escaped(audience)), "value"),
+            };
+            let mut attempt = 1;
+            loop {
+                let asked = request(method.clone(), url, &query, token, key, http);
+                let transient = match asked.await {
+                    Err(error @ (EndpointError::Unreachable(_) | EndpointError::Status(429 | 500..))) => error,
+                    outcome => return outcome,
+                };
+                if attempt == ATTEMPTS {
+                    return Err(transient);
+                }
+                tracing::debug!(error = %sentence(&transient), "asking for an OIDC token again");
+                tokio::time::sleep(PAUSE * attempt).await;
+                attempt += 1;
+            }
+        }
     }
 }
 
-async fn request_once(
-    oidc: &CiOidc,
-    audience: &str,
+/// Asks an endpoint once for the value that its answer has under a key.
+async fn request(
+    method: Method,
+    url: &str,
+    query: &str,
+    token: &Secret<String>,
+    key: &'static str,
     http: &Arc<dyn HttpConnector>,
 ) -> Result<Secret<String>, EndpointError> {
     let unusable = |source: Cause| EndpointError::Request(source);
-    let joint = if oidc.url.contains('?') { '&' } else { '?' };
+    let joint = if url.contains('?') { '&' } else { '?' };
     let mut authorization =
-        HeaderValue::try_from(format!("bearer {}", oidc.token.expose())).map_err(|error| unusable(Arc::new(error)))?;
+        HeaderValue::try_from(format!("Bearer {}", token.expose())).map_err(|error| unusable(Arc::new(error)))?;
     authorization.set_sensitive(true);
-    let audience = escaped(audience);
-    let request = Request::get(format!("{}{joint}audience={audience}", oidc.url))
+    let request = Request::builder()
+        .method(method)
+        .uri(format!("{url}{joint}{query}"))
         .header(header::ACCEPT, "application/json")
+        .header(header::CONTENT_TYPE, "application/json")
         .header(header::AUTHORIZATION, authorization)
         .body(SdkBody::empty())
         .map_err(|error| unusable(Arc::new(error)))?;
@@ -200,14 +255,15 @@ async fn request_once(
     while let Some(chunk) = body.next().await {
         let chunk = chunk.map_err(|error| EndpointError::Unreachable(Arc::new(error)))?;
         if answer.expose().len() + chunk.len() > MAX_ANSWER_LEN {
-            return Err(EndpointError::NoValue);
+            return Err(EndpointError::NoValue(key));
         }
         answer = Secret::new([answer.expose(), &chunk[..]].concat());
     }
-    let mut answer: serde_json::Value = serde_json::from_slice(answer.expose()).map_err(|_| EndpointError::NoValue)?;
-    match answer.get_mut("value").map(serde_json::Value::take) {
+    let mut answer: serde_json::Value =
+        serde_json::from_slice(answer.expose()).map_err(|_| EndpointError::NoValue(key))?;
+    match answer.get_mut(key).map(serde_json::Value::take) {
         Some(serde_json::Value::String(token)) => Ok(Secret::new(token)),
-        _ => Err(EndpointError::NoValue),
+        _ => Err(EndpointError::NoValue(key)),
     }
 }
 
@@ -235,6 +291,10 @@ pub(super) mod tests {
     pub(in crate::aws) fn jwt(claims: &str) -> String {
         let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
         format!("{}.{}.{}", part(r#"{"alg":"RS256"}"#), part(claims), part("signature"))
+    }
+
+    fn endpoint(system: CiSystem, url: String) -> CiOidc {
+        CiOidc { system, from: TokenFrom::Endpoint { url, token: Secret::new("t0k".into()) } }
     }
 
     fn outcome(token: &str) -> Result<(), AwsError> {
@@ -295,12 +355,37 @@ pub(super) mod tests {
     #[tokio::test]
     async fn asks_the_ci_system_with_the_audience() {
         let fake = Fake::start(|_| Answer::json(200, &format!(r#"{{"count":1,"value":"{}"}}"#, jwt("{}")))).await;
-        let oidc = CiOidc { url: format!("{}/token?api-version=2.0", fake.url()), token: Secret::new("t0k".into()) };
+        let oidc = endpoint(CiSystem::GitHub, format!("{}/token?api-version=2.0", fake.url()));
         let source = TokenSource::CiJob { oidc, audience: "https://a b".to_owned(), http: http() };
         assert_eq!(*source.token(NOW, true).await.unwrap().expose(), jwt("{}"));
         let requests = fake.requests();
         assert_eq!(requests[0].target, "/token?api-version=2.0&audience=https%3A%2F%2Fa%20b");
-        assert_eq!(requests[0].header("authorization"), Some("bearer t0k"));
+        assert_eq!(requests[0].header("authorization"), Some("Bearer t0k"));
+    }
+
+    #[tokio::test]
+    async fn asks_azure_devops_in_its_own_way() {
+        let fake = Fake::start(|_| Answer::json(200, &format!(r#"{{"oidcToken":"{}"}}"#, jwt("{}")))).await;
+        let oidc = endpoint(CiSystem::AzureDevOps, format!("{}/oidctoken", fake.url()));
+        let source = TokenSource::CiJob { oidc, audience: "not asked for".to_owned(), http: http() };
+        assert_eq!(*source.token(NOW, true).await.unwrap().expose(), jwt("{}"));
+        let requests = fake.requests();
+        assert_eq!((&*requests[0].method, &*requests[0].target), ("POST", "/oidctoken?api-version=7.1"));
+    }
+
+    #[tokio::test]
+    async fn a_variable_is_taken_as_it_is() {
+        let of = |token: &str| {
+            let from = TokenFrom::Variable { name: "MY_TOKEN".into(), token: Secret::new(token.to_owned()) };
+            TokenSource::CiJob {
+                oidc: CiOidc { system: CiSystem::Other, from },
+                audience: "a".to_owned(),
+                http: http(),
+            }
+        };
+        assert_eq!(*of(&jwt("{}")).token(NOW, true).await.unwrap().expose(), jwt("{}"));
+        let error = of(&jwt(r#"{"exp":1699999000}"#)).token(NOW, true).await.unwrap_err();
+        assert_eq!(sentence(&error), "the OIDC token in `MY_TOKEN` has expired: its `exp` was 1000 s ago");
     }
 
     #[test]
@@ -312,17 +397,17 @@ pub(super) mod tests {
     #[tokio::test]
     async fn says_what_the_ci_system_answered() {
         for (status, body, expected) in [
-            (401, "", "the CI system gave no OIDC token: the endpoint answered with HTTP status 401"),
-            (200, "{}", "the CI system gave no OIDC token: the endpoint's answer has no `value`"),
-            (200, "<html>", "the CI system gave no OIDC token: the endpoint's answer has no `value`"),
+            (401, "", "GitHub Actions gave no OIDC token: the endpoint answered with HTTP status 401"),
+            (200, "{}", "GitHub Actions gave no OIDC token: the endpoint's answer has no `value`"),
+            (200, "<html>", "GitHub Actions gave no OIDC token: the endpoint's answer has no `value`"),
             (
                 200,
                 r#"{"value":"x"}"#,
-                "the OIDC token of the CI job is not a JSON Web Token: it does not have three parts separated by dots",
+                "the OIDC token of GitHub Actions is not a JSON Web Token: it does not have three parts separated by dots",
             ),
         ] {
             let fake = Fake::start(move |_| Answer::json(status, body)).await;
-            let oidc = CiOidc { url: fake.url(), token: Secret::new("t".into()) };
+            let oidc = endpoint(CiSystem::GitHub, fake.url());
             let error =
                 TokenSource::CiJob { oidc, audience: "a".to_owned(), http: http() }.token(NOW, true).await.unwrap_err();
             assert_eq!(sentence(&error), expected);

@@ -57,6 +57,21 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
          given, but no profile and no keys.",
     ),
     (
+        &["GITLAB_OIDC_TOKEN", "BITBUCKET_STEP_OIDC_TOKEN"],
+        "The OIDC token of a job of GitLab (`id_tokens`) or of a step of Bitbucket (`oidc: true`), used in the same way.",
+    ),
+    (
+        &[
+            "CIRCLECI",
+            "CIRCLE_OIDC_TOKEN_V2",
+            "CIRCLE_OIDC_TOKEN",
+            "BUILDKITE_JOB_ID",
+            "SYSTEM_OIDCREQUESTURI",
+            "SYSTEM_ACCESSTOKEN",
+        ],
+        "Where jobs of CircleCI, Buildkite and Azure DevOps get their OIDC tokens, with `--oidc` and their name.",
+    ),
+    (
         &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"],
         "Access keys, as for every AWS tool.",
     ),

@@ -14,24 +14,15 @@ use aws_smithy_types::date_time::{DateTime, Format};
 
 use super::{
     AWS, AwsSettings, Environment, PROXY_VARIABLES, Problem, Proxies, Row, SdkVariables,
+    ci::CiOidc,
     inputs::Takes,
     row::Table,
     source::{Given, Stack},
 };
-use crate::secret::Secret;
 
 /// What means nothing without a role.
 pub(super) fn need_role() -> impl Iterator<Item = &'static Row> {
     AwsSettings::rows().into_iter().filter(|row| row.needs_role)
-}
-
-/// Where a GitHub Actions job with `id-token: write` gets its OIDC tokens.
-#[derive(Debug, Clone)]
-pub struct CiOidc {
-    /// `ACTIONS_ID_TOKEN_REQUEST_URL`.
-    pub url: String,
-    /// `ACTIONS_ID_TOKEN_REQUEST_TOKEN`.
-    pub token: Secret<String>,
 }
 
 /// What `token` has to be given to find the same identity from a shell without any of these variables.
@@ -97,6 +88,10 @@ impl AwsSettings {
             let useless = need_role().filter_map(|row| stack.near(row));
             problems.extend(useless.map(|given| Problem::NeedsRole { origin: given.origin.clone() }));
         }
+        let ci_oidc = match &settings.oidc {
+            None => CiOidc::found(environment),
+            Some(asked) => Some(CiOidc::asked(asked, environment, settings.oidc_audience.is_some())),
+        };
         let ssm_endpoint = ["AWS_ENDPOINT_URL_SSM", "AWS_ENDPOINT_URL"]
             .into_iter()
             .find_map(|name| environment.get(name))
@@ -105,7 +100,7 @@ impl AwsSettings {
         Self {
             profile_is_chosen: stack.one(&AWS.profile).is_some_and(Given::is_chosen),
             token_file_in_environment: environment.get("AWS_WEB_IDENTITY_TOKEN_FILE").is_some(),
-            ci_oidc: CiOidc::load(environment),
+            ci_oidc,
             in_container: ["AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"]
                 .iter()
                 .any(|name| environment.get(name).is_some()),
@@ -122,14 +117,6 @@ impl AwsSettings {
             user_name: ["USER", "LOGNAME"].into_iter().find_map(|name| environment.get(name)).map(ToOwned::to_owned),
             ..settings
         }
-    }
-}
-
-impl CiOidc {
-    fn load(environment: &Environment) -> Option<Self> {
-        let url = environment.get("ACTIONS_ID_TOKEN_REQUEST_URL")?.to_owned();
-        let token = Secret::new(environment.get("ACTIONS_ID_TOKEN_REQUEST_TOKEN")?.to_owned());
-        Some(Self { url, token })
     }
 }
 
@@ -150,8 +137,8 @@ impl<'a> Counts<'a> {
     fn new(stack: &'a Stack<'a>, environment: &Environment) -> Self {
         let set = |row| !stack.environment.get(row).is_empty();
         let near = |row| stack.near(row).is_some();
-        let token = set(&AWS.web_identity_token_file) || CiOidc::load(environment).is_some();
-        let near_role = near(&AWS.role_arn) || near(&AWS.web_identity_token_file);
+        let token = set(&AWS.web_identity_token_file) || CiOidc::found(environment).is_some();
+        let near_role = near(&AWS.role_arn) || near(&AWS.web_identity_token_file) || near(&AWS.oidc);
         let nearer = has_static_keys(environment) || near(&AWS.profile);
         let role_is_overruled = set(&AWS.role_arn) && token && !near_role && nearer;
         Self {

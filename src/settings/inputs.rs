@@ -96,7 +96,7 @@ const fn to_sdk(input: Input) -> Input {
 }
 
 /// All but the variables that only a setting has, see [`variables`].
-pub static INPUTS: [Input; 85] = [
+pub static INPUTS: [Input; 93] = [
     // Not a secret, and often a secret stands there by mistake.
     to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Secret)),
     to_sdk(both("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Takes::Secret)),
@@ -153,6 +153,14 @@ pub static INPUTS: [Input; 85] = [
     variable("_X_AMZN_TRACE_ID", Takes::Text),
     variable("ACTIONS_ID_TOKEN_REQUEST_URL", Takes::Url),
     variable("ACTIONS_ID_TOKEN_REQUEST_TOKEN", Takes::Secret),
+    variable("SYSTEM_OIDCREQUESTURI", Takes::Url),
+    variable("SYSTEM_ACCESSTOKEN", Takes::Secret),
+    variable("GITLAB_OIDC_TOKEN", Takes::Secret),
+    variable("BITBUCKET_STEP_OIDC_TOKEN", Takes::Secret),
+    variable("CIRCLE_OIDC_TOKEN_V2", Takes::Secret),
+    variable("CIRCLE_OIDC_TOKEN", Takes::Secret),
+    variable("CIRCLECI", Takes::Text),
+    variable("BUILDKITE_JOB_ID", Takes::Text),
     variable("HTTPS_PROXY", Takes::Text),
     variable("https_proxy", Takes::Text),
     variable("HTTP_PROXY", Takes::Text),

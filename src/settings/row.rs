@@ -15,7 +15,7 @@ use clap::{
 };
 
 use super::{
-    Environment, MetricsAddress, Problem, ProxyPlace, duration,
+    Environment, MetricsAddress, Oidc, Problem, ProxyPlace, duration,
     source::{Given, Origin},
 };
 use crate::{bastion::Bastion, forward::Forward};
@@ -419,7 +419,7 @@ macro_rules! values {
     };
 }
 
-values!(bool, u16, usize, String, Bastion, Forward, MetricsAddress, ProxyPlace);
+values!(bool, u16, usize, String, Bastion, Forward, MetricsAddress, Oidc, ProxyPlace);
 
 impl Value for Duration {
     fn read(text: &str, _given: &Given, _environment: &Environment) -> Option<Self> {

@@ -8,8 +8,9 @@ use std::{
 };
 
 use super::{
-    CiOidc, ExecIdentity, ForwardCheck, KubeconfigMode, Launch, MetricsAddress, Proxies, ProxyOthers, ProxyPlace,
+    CiOidc, ExecIdentity, ForwardCheck, KubeconfigMode, Launch, MetricsAddress, Oidc, Proxies, ProxyOthers, ProxyPlace,
     SdkVariables, Settings,
+    ci::is_oidc,
     proxy::{is_metrics_address, is_proxy_place},
     row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
     values::{
@@ -61,7 +62,13 @@ table! {
             .variables(&["AWS_WEB_IDENTITY_TOKEN_FILE"])
             .of_role()
             .in_entry(),
-        /// Audience of the CI job's OIDC token
+        /// CI system whose OIDC token the role is assumed with, or `env:` and the variable that has one. Those of GitHub Actions
+        /// (`id-token: write`), GitLab (`GITLAB_OIDC_TOKEN`) and Bitbucket (`oidc: true`) are found without it
+        oidc: Option<Oidc> = text("SYSTEM", is_oidc, Oidc::EXPECTED)
+            .variables(&["AUTOHEAL_PA_OIDC"])
+            .of_role()
+            .in_entry(),
+        /// Audience of the CI job's OIDC token, for systems that let it be chosen
         oidc_audience: Option<String> = text("AUDIENCE", is_audience, "an audience, such as `sts.amazonaws.com`")
             .variables(&["AUTOHEAL_PA_OIDC_AUDIENCE"])
             .otherwise("sts.amazonaws.com, in China sts.amazonaws.com.cn")

@@ -70,6 +70,7 @@ impl AwsSettings {
         let role = self.role_arn.clone().filter(|_| !gives_way);
         let has_ci = self.ci_oidc.is_some() && role.is_some();
         let source = match (&self.web_identity_token_file, profile.clone()) {
+            _ if has_ci && self.oidc.is_some() => Source::CiJob,
             (Some(path), _) if role.is_some() => Source::TokenFile(path.clone()),
             (_, Some(profile)) if self.profile_is_chosen => Source::Profile(profile),
             _ if self.static_keys_in_environment => Source::Keys,
@@ -84,6 +85,7 @@ impl AwsSettings {
     fn passed_over(&self, taken: &Source, profile: Option<String>, has_ci: bool) -> Vec<PassedOver> {
         let reason = match taken {
             Source::TokenFile(_) => "a web identity token file comes first",
+            Source::CiJob if self.oidc.is_some() => "`--oidc` was given",
             Source::CiJob => "the token of the CI job comes first",
             Source::Keys => "keys in the environment come first",
             Source::Profile(_) if self.profile_is_chosen => "a profile was named",
@@ -123,7 +125,10 @@ impl AwsSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{secret::Secret, settings::CiOidc};
+    use crate::{
+        secret::Secret,
+        settings::{CiOidc, CiSystem, Oidc, TokenFrom},
+    };
 
     const ROLE: &str = "arn:aws:iam::123456789012:role/R";
 
@@ -138,7 +143,11 @@ mod tests {
             profile: (has("profile") || has("AWS_PROFILE")).then(|| "dev".to_owned()),
             profile_is_chosen: has("profile"),
             static_keys_in_environment: has("keys"),
-            ci_oidc: has("ci").then(|| CiOidc { url: "http://x".into(), token: Secret::new("t".into()) }),
+            ci_oidc: has("ci").then(|| CiOidc {
+                system: CiSystem::GitHub,
+                from: TokenFrom::Endpoint { url: "http://x".into(), token: Secret::new("t".into()) },
+            }),
+            oidc: has("--oidc").then_some(Oidc::Of(CiSystem::GitHub)),
             in_container: has("container"),
             ..AwsSettings::default()
         }
@@ -161,6 +170,7 @@ mod tests {
             (&["role", "ci", "keys", "profile"], "profile `dev`"),
             (&["role", "ci", "file", "keys", "profile"], "web identity token `/token`"),
             (&["role"], "default credential chain"),
+            (&["role", "ci", "--oidc", "file", "keys", "profile"], "OIDC token of the CI job"),
         ] {
             let (source, has_role, _) = chosen(what, false);
             assert_eq!((source.as_str(), has_role), (taken, true), "{what:?}");

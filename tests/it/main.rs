@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets an error fails")]
 
 mod audit;
+mod ci_jobs;
 mod clients;
 mod config;
 mod crash;

@@ -1,22 +1,14 @@
 //! Credentials that a program of the user's gives: `credential_process`.
 //!
-//! The SDK would leave a program that hangs behind at each renewal. Here it ends, with its process group, when nobody waits
-//! for it any more, which is after the limit of a load at the latest. On a terminal it stays in the group of this program, as
-//! it would be stopped else when it asks for a password.
-
-use std::{io::IsTerminal, process::Stdio};
+//! The SDK would leave a program that hangs behind at each renewal.
 
 use aws_credential_types::{Credentials, credential_feature::AwsCredentialFeature};
 use aws_smithy_types::date_time::{DateTime, Format};
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 use tokio::process::Command;
 
 use super::fault::ProfileFault;
-use crate::util::{peer_text::PeerText, read::read_pipe};
-
-/// Most that is read of what the program writes, in bytes.
-const MAX_OUTPUT_LEN: u64 = 256 << 10;
+use crate::aws::program;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -28,43 +20,16 @@ struct Output {
     expiration: Option<String>,
 }
 
-/// Ends a process group, unless it is told not to.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(pid) = self.0 {
-            let _gone = kill_process_group(pid, Signal::KILL);
-        }
-    }
-}
-
 /// Runs the program.
 ///
 /// # Cancel safety
-/// When it is dropped the program ends, with all that it has started and that has not left its group.
+/// As of [`program::output`].
 pub(super) async fn run(command: &str) -> Result<Credentials, ProfileFault> {
     let failed = |what: String| ProfileFault::Process { what };
-    let on_terminal = std::io::stdin().is_terminal();
     let mut process = Command::new("sh");
-    process.args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    if !on_terminal {
-        process.process_group(0);
-    }
-    let mut child = process.spawn().map_err(|error| failed(format!("cannot be started: {error}")))?;
-    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    let mut group = Group(pid.filter(|_| !on_terminal));
-    let (out, err) = (read_pipe(child.stdout.take(), MAX_OUTPUT_LEN), read_pipe(child.stderr.take(), MAX_OUTPUT_LEN));
-    let (out, err, status) = tokio::join!(out, err, child.wait());
-    // What it has left running on purpose, such as an agent that keeps keys, may stay.
-    group.0 = None;
-    let status = status.map_err(|error| failed(format!("cannot be waited for: {error}")))?;
-    if !status.success() {
-        let said = PeerText::from_bytes(err.expose());
-        let said = if said.is_empty() { String::new() } else { format!(": {said}") };
-        return Err(failed(format!("ended with {status}{said}")));
-    }
-    credentials(out.expose()).map_err(|what| failed(what.to_owned()))
+    process.args(["-c", command]);
+    let output = program::output(process).await.map_err(failed)?;
+    credentials(output.expose()).map_err(|what| failed(what.to_owned()))
 }
 
 fn credentials(output: &[u8]) -> Result<Credentials, &'static str> {
@@ -95,7 +60,7 @@ fn credentials(output: &[u8]) -> Result<Credentials, &'static str> {
 #[cfg(test)]
 mod tests {
     use std::{
-        io::{BufRead as _, BufReader, Read as _, Write as _},
+        io::{BufRead as _, BufReader, IsTerminal as _, Read as _, Write as _},
         time::Duration,
     };
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::settings::{GlobalArgs, flags::typed, source::Layer, values::is_role_arn};
+use crate::settings::{GlobalArgs, TokenFrom, flags::typed, source::Layer, values::is_role_arn};
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/ReadOnly";
 const OTHER_ROLE: &str = "arn:aws-cn:iam::210987654321:role/team/Admin";
@@ -152,8 +152,76 @@ fn reads_the_ci_endpoint_only_whole() {
     let (aws, _) = load(&role(ROLE), &environment([url]));
     assert!(aws.ci_oidc.is_none());
     let (aws, identity) = load(&role(ROLE), &environment([url, ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "hunter2")]));
-    assert_eq!(aws.ci_oidc.as_ref().unwrap().token.expose(), "hunter2");
+    let TokenFrom::Endpoint { token, .. } = &aws.ci_oidc.as_ref().unwrap().from else { panic!("an endpoint") };
+    assert_eq!(token.expose(), "hunter2");
     assert!(!format!("{aws:?}{identity:?}").contains("hunter2"));
+}
+
+/// What is found of a job's token with these variables, or what is wrong.
+fn token_of_job(oidc: Option<&str>, audience: Option<&str>, variables: &[(&str, &str)]) -> String {
+    let mut flags = vec!["--role-arn", ROLE];
+    flags.extend(oidc.iter().flat_map(|oidc| ["--oidc", oidc]));
+    flags.extend(audience.iter().flat_map(|audience| ["--oidc-audience", audience]));
+    let mut environment = environment([]);
+    environment.variables.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    let mut problems = Vec::new();
+    let aws = read(&typed(&flags), &environment, &mut problems);
+    let shown = format!("{aws:?}{problems:?}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+    match (aws.ci_oidc, &problems[..]) {
+        (Some(CiOidc { from: TokenFrom::Nowhere(reason), .. }), []) => reason,
+        (Some(oidc), []) => format!("{oidc}, {}", if oidc.renews() { "renewed" } else { "once" }),
+        (None, [problem]) => problem.to_string(),
+        (None, []) => "none".to_owned(),
+        (oidc, problems) => panic!("{oidc:?} {problems:?}"),
+    }
+}
+
+#[test]
+fn each_ci_system_has_its_token_in_its_own_place() {
+    let github = [("ACTIONS_ID_TOKEN_REQUEST_URL", "https://x"), ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "hunter2")];
+    let gitlab = [("GITLAB_CI", "true"), ("GITLAB_OIDC_TOKEN", "hunter2")];
+    let circleci = [("CIRCLECI", "true"), ("CIRCLE_OIDC_TOKEN", "hunter2"), ("CIRCLE_OIDC_TOKEN_V2", "hunter2")];
+    let buildkite = [("BUILDKITE", "true"), ("BUILDKITE_JOB_ID", "0189"), ("BUILDKITE_AGENT_ACCESS_TOKEN", "hunter2")];
+    let bitbucket = [("BITBUCKET_STEP_OIDC_TOKEN", "hunter2")];
+    let azure = [("SYSTEM_OIDCREQUESTURI", "https://x"), ("SYSTEM_ACCESSTOKEN", "hunter2")];
+    let once = |variable: &str| format!("OIDC token in `{variable}`, once");
+    let renewed = |system: &str| format!("OIDC token of {system}, renewed");
+    let none = || "none".to_owned();
+    let (in_gitlab, in_bitbucket) = (once("GITLAB_OIDC_TOKEN"), once("BITBUCKET_STEP_OIDC_TOKEN"));
+    let rows = [
+        ("github", &github[..], renewed("GitHub Actions"), renewed("GitHub Actions")),
+        ("gitlab", &gitlab, in_gitlab.clone(), in_gitlab),
+        ("circleci", &circleci, none(), once("CIRCLE_OIDC_TOKEN_V2")),
+        ("buildkite", &buildkite, none(), renewed("Buildkite")),
+        ("bitbucket", &bitbucket, in_bitbucket.clone(), in_bitbucket),
+        ("azure-devops", &azure, none(), renewed("Azure DevOps")),
+    ];
+    for (name, variables, found, asked) in rows {
+        assert_eq!(token_of_job(None, None, variables), found, "{name}");
+        assert_eq!(token_of_job(Some(name), None, variables), asked, "{name}");
+        let missing = token_of_job(Some(name), None, &[]);
+        assert_eq!(missing, "this is no job of its with a token");
+    }
+    assert_eq!(token_of_job(Some("env:MY_TOKEN"), None, &[("MY_TOKEN", "hunter2")]), "OIDC token in `MY_TOKEN`, once");
+    let missing = token_of_job(Some("env:MY_TOKEN"), None, &[]);
+    assert_eq!(missing, "there is no variable `MY_TOKEN`");
+    for wrong in ["env:", "env:a b", "env:1x", "jenkins", "GitHub"] {
+        assert!(token_of_job(Some(wrong), None, &[]).contains("is not `github`"), "{wrong}");
+    }
+}
+
+#[test]
+fn an_audience_is_chosen_only_where_that_can_be() {
+    let circleci = [("CIRCLECI", "true"), ("CIRCLE_OIDC_TOKEN", "hunter2")];
+    assert_eq!(token_of_job(Some("circleci"), Some("mine"), &circleci), "OIDC token of CircleCI, renewed");
+    for (name, variables) in [
+        ("gitlab", &[("GITLAB_OIDC_TOKEN", "hunter2")][..]),
+        ("azure-devops", &[("SYSTEM_OIDCREQUESTURI", "https://x"), ("SYSTEM_ACCESSTOKEN", "hunter2")]),
+    ] {
+        let said = token_of_job(Some(name), Some("mine"), variables);
+        assert!(said.contains("is not chosen here, so leave out `--oidc-audience`"), "{said}");
+    }
 }
 
 #[test]
