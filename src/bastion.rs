@@ -2,6 +2,7 @@
 //!
 //! [`route::list`](crate::route::list) makes routes of it.
 
+mod document;
 mod fargate;
 mod search;
 mod ssh;
@@ -10,6 +11,7 @@ mod target;
 use std::{fmt, str::FromStr};
 
 pub use self::{
+    document::SessionDocument,
     fargate::{Fargate, FargateOptions, is_task_definition},
     search::{EcsSearch, EcsWhat, Search},
     ssh::{HostKeyRule, KeySource, SshBastion, SshFiles, SshHost, SshInstance, Via},

@@ -45,7 +45,7 @@ pub use self::{
 };
 use crate::{
     aws::{Aws, AwsError, ClusterDescription},
-    bastion::{Bastion, SshFiles, Target},
+    bastion::{Bastion, SessionDocument, SshFiles, Target},
     clock::{self, Clock},
     cluster::Cluster,
     remote::{Host, Remote},
@@ -76,6 +76,8 @@ pub struct Subject {
     pub aws: Result<Aws, AwsError>,
     /// Bastions in order of preference. Without any, everything up to them is examined.
     pub bastions: Vec<Bastion>,
+    /// The session document, if it is not that of AWS.
+    pub document: Option<SessionDocument>,
     /// The clusters of EKS.
     pub clusters: Wanted,
     /// Clusters that were imported.

@@ -43,6 +43,8 @@ pub struct Grant {
     pub bastions: Vec<Bastion>,
     /// The clusters of EKS.
     pub clusters: Clusters,
+    /// The session documents of the account that may be used, by name or pattern; empty: that of AWS, for any host and port.
+    pub documents: Vec<String>,
 }
 
 /// Which clusters of EKS an identity may look at.

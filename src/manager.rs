@@ -503,6 +503,7 @@ impl Manager {
         let session = &mut sessions.session;
         session.payload_len = self.settings.payload_size.unwrap_or(session.payload_len);
         session.messages_per_second = session.messages_per_second.filter(|_| !self.settings.no_rate_limit);
+        sessions.document.clone_from(&access.settings.document);
         let routes = access.routes.with_sessions(sessions);
         let routes = access.settings.bastion.iter().map(|bastion| routes.route(bastion)).collect();
         let listeners = match &self.local_tls {

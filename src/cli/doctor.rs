@@ -53,6 +53,10 @@ pub struct DoctorArgs {
     /// manager's, else that of AUTOHEAL_PA_BASTION]
     #[arg(long, value_name = "TARGET")]
     pub bastion: Vec<String>,
+    /// Session document of your own that sessions are started with, with `{cluster}` for the name of the cluster [default: that of
+    /// AUTOHEAL_PA_DOCUMENT, else the one of AWS]
+    #[arg(long, value_name = "NAME", requires = "bastion")]
+    pub document: Option<String>,
     /// Task definition that `--bastion fargate` would run
     #[arg(long, value_name = "ARN", requires = "bastion")]
     pub fargate_task_definition: Option<String>,
@@ -101,7 +105,8 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
     let given = UpArgs::of_access(&args.bastion, &args.cluster)
         .with_task(args.fargate_task_definition.as_ref(), args.fargate_task_role.as_ref())
         .with_imports(&args.import_context, args.import_kubeconfig.as_ref())
-        .with_forwards(&args.forward);
+        .with_forwards(&args.forward)
+        .with_document(args.document.as_ref());
     let of_hosts_alone = args.cluster.is_empty() && args.import_context.is_empty() && !args.forward.is_empty();
     let given = if of_hosts_alone { given.without_clusters() } else { given };
     let ways = Access::load(&global, &given, &environment)?;
@@ -122,6 +127,7 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
             aws,
             bastions: access.bastion,
             tasks_of: None,
+            document: access.document,
             clusters: if access.no_clusters { Wanted::Named(Vec::new()) } else { Wanted::of(access.clusters) },
             hosts: access.forwards.iter().map(|forward| host(forward, &region)).collect(),
             imported: imports.into_iter().map(cluster).collect(),

@@ -12,10 +12,16 @@ use super::{
 };
 use crate::{
     aws::Aws,
+    bastion::SessionDocument,
+    cluster::Destination,
+    forward::Forward,
     iam::{Clusters, Grant, POLICY_NAME, Principal, ServiceRole, access_entry_commands, terraform},
     route::list,
     settings::{Access, Environment, PolicyArgs, PolicySettings},
-    util::quote::{Word, command},
+    util::{
+        peer_text::sentence,
+        quote::{Word, command},
+    },
 };
 
 /// Prints the policy.
@@ -24,19 +30,20 @@ use crate::{
 /// [`CommandError`] if something is missing that AWS does not tell either.
 pub async fn run(args: &PolicyArgs, global: &GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
     let settings = PolicySettings::load(global, args, &Environment::read())?;
-    let grant = Box::pin(grant(settings, args.access_entry || args.terraform)).await?;
-    print(args, &grant, printer)
+    let (grant, documents) = Box::pin(grant(settings, args.access_entry || args.terraform)).await?;
+    print(args, &grant, documents, printer)
 }
 
-/// Completes what the options say with what AWS says.
-async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant, CommandError> {
+/// Completes what the options say with what AWS says. Returns as well what to do about the session documents that it allows.
+async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<(Grant, Vec<String>), CommandError> {
     let PolicySettings { access, account, without_eks } = settings;
-    let [Access { aws, bastion: bastions, clusters, .. }] = <[Access; 1]>::try_from(access).map_err(|access| {
-        let message =
-            format!("the configuration file has {} entries of `access`, but a policy is for one", access.len());
-        CommandError::new(Kind::Usage, message)
-            .hint("choose one with `--config /dev/null` and `--region`, `--bastion`, `--role-arn`")
-    })?;
+    let [Access { aws, bastion: bastions, clusters, document, forwards, .. }] = <[Access; 1]>::try_from(access)
+        .map_err(|access| {
+            let message =
+                format!("the configuration file has {} entries of `access`, but a policy is for one", access.len());
+            CommandError::new(Kind::Usage, message)
+                .hint("choose one with `--config /dev/null` and `--region`, `--bastion`, `--role-arn`")
+        })?;
     let named = aws.role_arn.as_deref().and_then(Principal::from_arn);
     // Calls nothing, but finds the region wherever it is said.
     let aws = Box::pin(Aws::new(&aws)).await?;
@@ -54,14 +61,73 @@ async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<Grant,
         }
     };
     let clusters = if without_eks { Clusters::None } else { Clusters::of(clusters) };
-    let grant = Grant { region: aws.region().to_owned(), account, principal, bastions, clusters };
+    let documents = document.as_ref().map(|document| {
+        let names: Vec<String> = match &clusters {
+            // Any cluster that there may be.
+            Clusters::All => Vec::new(),
+            Clusters::Named(names) => {
+                names.iter().chain(forwards.iter().map(|forward| &forward.name)).cloned().collect()
+            }
+            Clusters::None => forwards.iter().map(|forward| forward.name.clone()).collect(),
+        };
+        document.patterns(&names)
+    });
+    let documents = documents.unwrap_or_default();
+    let grant = Grant { region: aws.region().to_owned(), account, principal, bastions, clusters, documents };
     let partition = grant.partition();
     if let Some(principal) = grant.principal.as_ref().filter(|principal| principal.partition() != partition) {
         let message =
             format!("{} is in the partition `{partition}`, but `{}` is in another", grant.region, principal.arn());
         return Err(CommandError::new(Kind::Usage, message).hint("choose the region with `--region`"));
     }
-    Ok(grant)
+    let documents = match document {
+        Some(document) => how_to_make_documents(&document, &grant, &forwards, &aws).await,
+        None => Vec::new(),
+    };
+    Ok((grant, documents))
+}
+
+/// Returns the commands that make the documents, as far as EKS tells where its clusters answer.
+async fn how_to_make_documents(
+    document: &SessionDocument,
+    grant: &Grant,
+    forwards: &[Forward],
+    aws: &Aws,
+) -> Vec<String> {
+    let named = match &grant.clusters {
+        Clusters::All => aws.list_clusters().await,
+        Clusters::Named(names) => Ok(names.clone()),
+        Clusters::None => Ok(Vec::new()),
+    };
+    let of_forwards = forwards.iter().map(|forward| (forward.name.clone(), Ok(forward.to.clone())));
+    let mut endpoints: Vec<(String, Result<Destination, String>)> = of_forwards.collect();
+    match named {
+        Err(error) => endpoints.push(("each cluster".to_owned(), Err(sentence(&error)))),
+        Ok(names) => {
+            for name in names {
+                let endpoint = match aws.describe_cluster(&name).await {
+                    Ok(Some(cluster)) => {
+                        cluster.access.map(|access| access.endpoint).map_err(|reason| sentence(&reason))
+                    }
+                    Ok(None) => Err(format!("there is no cluster `{name}` in {}", grant.region)),
+                    Err(error) => Err(sentence(&error)),
+                };
+                endpoints.push((name, endpoint));
+            }
+        }
+    }
+    let make = |(name, endpoint): (String, Result<Destination, String>)| match endpoint {
+        Ok(Destination { host, port }) => command!(
+            "the document for `{}` has to be there as well: `aws ssm create-document --region {} --name {} --document-type \
+             Session --content {}`",
+            Word::raw(name.clone()),
+            &*grant.region,
+            &*document.of(&name),
+            &*SessionDocument::content(&host, port)
+        ),
+        Err(reason) => format!("the document for {name} cannot be shown, as its endpoint is not known: {reason}"),
+    };
+    endpoints.into_iter().map(make).collect()
 }
 
 /// How to do without the call that failed.
@@ -73,7 +139,12 @@ fn without_aws(needs_principal: bool) -> &'static str {
     }
 }
 
-fn print(args: &PolicyArgs, grant: &Grant, printer: &Printer) -> Result<ExitCode, CommandError> {
+fn print(
+    args: &PolicyArgs,
+    grant: &Grant,
+    documents: Vec<String>,
+    printer: &Printer,
+) -> Result<ExitCode, CommandError> {
     let principal = grant.principal.as_ref();
     match principal {
         // `grant` has seen to it that both have one.
@@ -83,7 +154,7 @@ fn print(args: &PolicyArgs, grant: &Grant, printer: &Printer) -> Result<ExitCode
         }
         Some(_) | None => printer.result(&list::policy(grant).to_json())?,
     }
-    for hint in hints(args, grant) {
+    for hint in hints(args, grant).into_iter().chain(documents) {
         printer.hint(&hint);
     }
     Ok(ExitCode::SUCCESS)

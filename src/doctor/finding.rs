@@ -200,6 +200,8 @@ pub struct Place {
     pub route: Option<String>,
     /// The bastion, if it is one of Systems Manager.
     pub target: Option<Target>,
+    /// The session document, if it is one of the user's.
+    pub document: Option<String>,
 }
 
 impl Place {

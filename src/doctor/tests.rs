@@ -32,6 +32,7 @@ async fn subject(emulator: &Emulator, ports: BTreeMap<String, u16>) -> Subject {
         imported: Vec::new(),
         hosts: Vec::new(),
         tasks_of: None,
+        document: None,
         ssh: SshFiles::default(),
         ports,
     }
@@ -221,6 +222,7 @@ async fn nothing_is_tried_without_clients() {
         imported: Vec::new(),
         hosts: Vec::new(),
         tasks_of: None,
+        document: None,
         ssh: SshFiles::default(),
         ports: BTreeMap::from([("payments".to_owned(), 1)]),
     };

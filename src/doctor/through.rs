@@ -140,7 +140,8 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         let config = proto::Config { handshake_timeout: self.limits.handshake, ..proto::Config::default() };
         let service = ssm::Service::new(aws.clone(), Some(REASON));
         let dial = Arc::new(service.clone());
-        match SoloSession::start(dial, target, to.endpoint(), config, self.clock).await {
+        self.place.document = self.subject.document.as_ref().map(|document| document.of(to.name()));
+        match SoloSession::start(dial, target, to.endpoint(), self.place.document.clone(), config, self.clock).await {
             Ok(session) => {
                 self.passed(Check::StartSession, Fact::Session(session.id().clone()));
                 self.session = Some(session);

@@ -25,6 +25,8 @@ pub struct Settings {
     /// The policy of the identity goes by sessions' tags: what is about a session that has ended, and has lost its tags, is
     /// denied, as is what is about one that has never been.
     pub tag_policy: bool,
+    /// Session documents of the account's own, by name, with the host and port that are fixed in each.
+    pub session_documents: BTreeMap<String, (String, u16)>,
     /// Session documents that `ssm:StartSession` is denied on.
     pub denied_documents: BTreeSet<String>,
     /// IAM actions whose next calls fail.

@@ -86,6 +86,8 @@ pub struct SessionInfo {
     pub id: String,
     /// The target.
     pub target: String,
+    /// The session document.
+    pub document: String,
     /// `host:port` that it forwards to.
     pub destination: String,
     /// The reason that the client gave.
@@ -320,6 +322,7 @@ impl Session {
         SessionInfo {
             id: self.start.id.clone(),
             target: self.start.target.clone(),
+            document: self.start.document.clone(),
             destination: self.destination(),
             reason: self.start.reason.clone(),
             state: state.phase,

@@ -111,7 +111,8 @@ fn start(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
         return Err(call.denied(&target_arn(call, target)));
     }
     if world.settings().denied_documents.contains(document) {
-        return Err(call.denied(&format!("arn:aws:ssm:{}::document/{document}", call.region)));
+        let account = if document.starts_with("AWS-") { "" } else { &call.caller.account };
+        return Err(call.denied(&format!("arn:aws:ssm:{}:{account}:document/{document}", call.region)));
     }
     let reason = match input.get("Reason") {
         None | Some(Value::Null) => None,
@@ -129,12 +130,16 @@ fn start(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
     let Some(node) = node(world, target) else {
         return Err(ApiError::new(400, "TargetNotConnected", format!("{target} is not connected.")));
     };
-    if ![REMOTE_HOST_DOCUMENT, PORT_DOCUMENT].contains(&document)
-        || !node.documents.iter().any(|known| known == document)
-    {
+    let own = world.settings().session_documents.get(document).cloned();
+    let is_of_aws = [REMOTE_HOST_DOCUMENT, PORT_DOCUMENT].contains(&document)
+        && node.documents.iter().any(|known| known == document);
+    if own.is_none() && !is_of_aws {
         return Err(ApiError::new(400, "InvalidDocument", format!("Document with name {document} does not exist.")));
     }
-    let parameters = parameters(document, input)?;
+    let mut parameters = parameters(document, own.is_some(), input)?;
+    if let Some((host, port)) = own {
+        (parameters.host, parameters.port) = (Some(host), port.to_string());
+    }
     if target.starts_with("mi-") && world.settings().standard_tier {
         let message = "Enable advanced-instances tier to use Session Manager with your on-premises instances";
         return Err(ApiError::new(400, "BadRequest", message));
@@ -200,7 +205,7 @@ fn node(world: &World, target: &str) -> Option<Node> {
 }
 
 /// Reads `Parameters` as the documents declare them.
-fn parameters(document: &str, input: &Value) -> Result<Parameters, ApiError> {
+fn parameters(document: &str, is_fixed: bool, input: &Value) -> Result<Parameters, ApiError> {
     let wrong = |message: String| ApiError::new(400, "InvalidParameters", message);
     let empty = serde_json::Map::new();
     let given = match input.get("Parameters") {
@@ -215,7 +220,7 @@ fn parameters(document: &str, input: &Value) -> Result<Parameters, ApiError> {
         };
         let is_port = value.parse::<u16>().is_ok() && value.bytes().all(|byte| byte.is_ascii_digit());
         match name.as_str() {
-            "portNumber" if is_port && value != "0" => parameters.port = value,
+            "portNumber" if is_port && value != "0" && !is_fixed => parameters.port = value,
             "localPortNumber" if is_port => parameters.local_port = value,
             "host"
                 if document == REMOTE_HOST_DOCUMENT && !value.is_empty() && !value.contains([' ', '/', ';', '$']) =>

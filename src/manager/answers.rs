@@ -158,6 +158,7 @@ impl View {
                 aws: Ok(access.aws.clone()),
                 bastions: access.settings.bastion.clone(),
                 tasks_of: access.routes.tasks_of(),
+                document: access.settings.document.clone(),
                 clusters: match clusters {
                     [] if access.settings.no_clusters => doctor::Wanted::Named(Vec::new()),
                     [] => doctor::Wanted::of(access.settings.clusters.clone()),

@@ -150,12 +150,20 @@ pub(super) fn hosts<'a>(
 /// Gives the tunnels their names: of their contexts, or of forwards.
 ///
 /// # Errors
-/// [`ManagerError::NameTaken`] for a forward with the name of a cluster.
+/// [`ManagerError::NameTaken`] for a forward with the name of a cluster; [`ManagerError::OneDocument`] for a session document that
+/// would be for several tunnels.
 pub(super) fn named(
     settings: &UpSettings,
     tunnels: impl Iterator<Item = Wanted>,
 ) -> Result<Vec<TunnelEntry>, ManagerError> {
     let tunnels: Vec<_> = tunnels.collect();
+    for access in settings.access.iter().filter(|access| access.document.as_ref().is_some_and(|one| !one.is_for_each()))
+    {
+        let count = tunnels.iter().filter(|(_, (of, _))| of.settings.document == access.document).count();
+        if let Some(document) = access.document.as_ref().filter(|_| count > 1) {
+            return Err(ManagerError::OneDocument { document: document.to_string(), count });
+        }
+    }
     let clusters: Vec<Cluster> = tunnels.iter().filter_map(|(_, (_, to))| to.cluster().cloned()).collect();
     let contexts = kubeconfig::context_names(&settings.context_prefix, &clusters);
     let known: BTreeSet<&str> =

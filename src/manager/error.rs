@@ -52,6 +52,9 @@ pub(crate) enum ManagerError {
         "contexts by which kubectl starts the manager cannot be of `--kubeconfig-mode local-tls`, whose certificate authority is a new one at each start"
     )]
     AuthorityStays,
+    /// A session document leads to one host, and there are several.
+    #[error("the session document `{document}` leads to one host, and there are {count} to reach")]
+    OneDocument { document: String, count: usize },
     /// Two tunnels lead to one address, in two networks.
     #[error("`{}` and `{}` both lead to `{endpoint}`, which a proxy cannot tell apart", tunnels[0], tunnels[1])]
     Alike {

@@ -60,7 +60,7 @@ pub use self::{
 };
 use crate::{
     aws::Aws,
-    bastion::{Bastion, Fargate, Search, Target},
+    bastion::{Bastion, Fargate, Search, SessionDocument, Target},
     remote::Remote,
     route::{Mailbox, ProbeError, Route, proof::behind_bastion},
 };
@@ -72,11 +72,13 @@ pub struct Config {
     pub session: proto::Config,
     /// How long a lost transport is tried to be replaced before the session is given up, which resets open connections.
     pub resume_budget: Duration,
+    /// The session document; `None`: that of AWS, for any host and port.
+    pub document: Option<SessionDocument>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { session: proto::Config::default(), resume_budget: Duration::from_secs(90) }
+        Self { session: proto::Config::default(), resume_budget: Duration::from_secs(90), document: None }
     }
 }
 

@@ -47,6 +47,7 @@ impl Access {
         }
         access.refuse_useless(stack, problems);
         access.refuse_forwards(stack, problems);
+        access.refuse_document(stack, problems);
         access.leave_clusters(stack, problems);
         access
     }
@@ -79,6 +80,17 @@ impl Access {
                     given.malformed(format!("one of the first {most}, which are all that a task can have"))
                 }),
             );
+        }
+    }
+
+    /// Refuses one document for what may be several hosts.
+    fn refuse_document(&self, stack: &Stack<'_>, problems: &mut Vec<Problem>) {
+        let Some(document) = &self.document else { return };
+        let leads_to = self.clusters.len() + self.forwards.len() + self.import_contexts.len();
+        if !document.is_for_each() && leads_to > 1 {
+            let given = stack.one(&ACCESS.document);
+            let expected = "of use to several hosts, as it leads to one: put `{cluster}` into its name";
+            problems.extend(given.map(|given| given.malformed(expected)));
         }
     }
 

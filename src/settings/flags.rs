@@ -222,6 +222,13 @@ impl UpArgs {
         self
     }
 
+    /// Adds the session document, if one is named.
+    #[must_use]
+    pub fn with_document(mut self, document: Option<&String>) -> Self {
+        self.access.add(&super::ACCESS.document, document);
+        self
+    }
+
     /// Leaves all clusters out.
     #[must_use]
     pub fn without_clusters(mut self) -> Self {

@@ -29,6 +29,10 @@ pub struct PolicyArgs {
     /// Host that is forwarded to, which needs no permission of EKS: without `--cluster` none are in the policy
     #[arg(long, value_name = "[NAME=]HOST:PORT", conflicts_with = "access_entry")]
     pub forward: Vec<String>,
+    /// Session document of your own that sessions are started with, with `{cluster}` for the name of the cluster, instead of the one
+    /// of AWS: the policy allows that and nothing else, and the commands that make the documents are printed beside it
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["access_entry", "terraform"])]
+    pub document: Option<String>,
     /// Account of bastions and clusters [default: the role's, else that of the credentials]
     #[arg(long, value_name = "ID")]
     pub account_id: Option<String>,
@@ -61,6 +65,7 @@ impl PolicySettings {
         sources.flags.add_flag(&ACCESS.bastion, &args.bastion);
         sources.flags.add_flag(&ACCESS.clusters, &args.cluster);
         sources.flags.add_flag(&ACCESS.forwards, &args.forward);
+        sources.flags.add_flag(&ACCESS.document, &args.document);
         sources.flags.add_flag(&ACCESS.fargate_task_role, &args.fargate_task_role);
         sources.flags.add_flag(&ACCESS.fargate_task_definition, &args.fargate_task_definition);
         let access = all(&sources, environment, &mut problems);

@@ -18,7 +18,10 @@ use super::{
     Environment, MetricsAddress, Oidc, Problem, ProxyPlace, duration,
     source::{Given, Origin},
 };
-use crate::{bastion::Bastion, forward::Forward};
+use crate::{
+    bastion::{Bastion, SessionDocument},
+    forward::Forward,
+};
 
 /// A setting, and all that is said of it anywhere.
 #[derive(Debug)]
@@ -419,7 +422,7 @@ macro_rules! values {
     };
 }
 
-values!(bool, u16, usize, String, Bastion, Forward, MetricsAddress, Oidc, ProxyPlace);
+values!(bool, u16, usize, String, Bastion, Forward, MetricsAddress, Oidc, ProxyPlace, SessionDocument);
 
 impl Value for Duration {
     fn read(text: &str, _given: &Given, _environment: &Environment) -> Option<Self> {

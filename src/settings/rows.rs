@@ -14,12 +14,13 @@ use super::{
     proxy::{is_metrics_address, is_proxy_place},
     row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
     values::{
-        is_audience, is_bastion, is_cluster_name, is_context, is_context_prefix, is_external_id, is_forward, is_image,
-        is_profile, is_reason, is_region, is_role, is_role_arn, is_security_group, is_session_name, is_subnet,
+        is_audience, is_bastion, is_cluster_name, is_context, is_context_prefix, is_document, is_external_id,
+        is_forward, is_image, is_profile, is_reason, is_region, is_role, is_role_arn, is_security_group,
+        is_session_name, is_subnet,
     },
 };
 use crate::{
-    bastion::{Bastion, FargateOptions, SshFiles, is_task_definition},
+    bastion::{Bastion, FargateOptions, SessionDocument, SshFiles, is_task_definition},
     forward::Forward,
 };
 
@@ -157,6 +158,12 @@ table! {
         /// Reason for the sessions, shown in CloudTrail and in Session Manager's history
         reason: Option<String> =
             text("TEXT", is_reason, "a reason that Session Manager accepts: 1 to 256 characters on one line")
+            .in_entry(),
+        /// Session document of this account that leads to the API server and nowhere else, in place of the one of AWS, which leads
+        /// to any host that the bastion sees; `{cluster}` in its name stands for the name of the cluster or forward.
+        /// `autoheal-pa policy --document` makes them
+        document: Option<SessionDocument> = text("NAME", is_document, SessionDocument::EXPECTED)
+            .variables(&["AUTOHEAL_PA_DOCUMENT"])
             .in_entry(),
         /// Task definition to run for `--bastion fargate`, so that none is made; its container must live as long as
         /// `--fargate-ttl` says

@@ -1,6 +1,10 @@
 //! The rules of settings that are text: what each may be, wherever it is given.
 
-use crate::{bastion::Bastion, forward::Forward, util::arn::Arn};
+use crate::{
+    bastion::{Bastion, SessionDocument},
+    forward::Forward,
+    util::arn::Arn,
+};
 
 /// Most characters in a session's reason, which is the limit of `StartSession`.
 const MAX_REASON_LEN: usize = 256;
@@ -25,6 +29,10 @@ const MAX_AUDIENCE_LEN: usize = 255;
 
 pub(super) fn is_bastion(text: &str) -> bool {
     text.parse::<Bastion>().is_ok()
+}
+
+pub(super) fn is_document(text: &str) -> bool {
+    text.parse::<SessionDocument>().is_ok()
 }
 
 pub(super) fn is_forward(text: &str) -> bool {

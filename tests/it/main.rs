@@ -44,6 +44,7 @@ mod profiles;
 mod proxy;
 mod refusals;
 mod screen;
+mod session_documents;
 mod sessions;
 mod ssh;
 mod started_by_kubectl;

@@ -146,6 +146,7 @@ impl Dial for MemoryDial {
         &'a self,
         target: &'a Target,
         destination: &'a Destination,
+        _document: Option<String>,
     ) -> BoxFuture<'a, Result<(SessionHandle, Transport), DialError>> {
         Box::pin(self.open(target.clone(), destination.clone()))
     }
@@ -171,7 +172,7 @@ fn dial_error(action: &'static str, target: Option<&Target>, error: ApiError) ->
         ("ThrottlingException", _) => DialError::Throttled { action, source: error.into() },
         ("ExpiredTokenException", _) => DialError::Credentials { action, source: error.into() },
         ("InvalidDocument" | "InvalidParameters", _) => {
-            DialError::DocumentRefused { document: DOCUMENT, source: error.into() }
+            DialError::DocumentRefused { document: DOCUMENT.to_owned(), source: error.into() }
         }
         _ => DialError::Service { action, source: error.into() },
     }

@@ -115,12 +115,16 @@ impl<'a> Fixes<'a> {
             DialError::AccessDenied { .. } if is_explicit_deny(error).is_some() => Vec::new(),
             DialError::AccessDenied { action: "ssm:StartSession", .. } => {
                 let partition = self.partition();
-                let document = format!("arn:{partition}:ssm:{region}::document/{DOCUMENT}");
+                let account = self.place.caller.as_ref().map_or("ACCOUNT", |caller| caller.account.as_str());
+                let document = match &self.place.document {
+                    Some(document) => format!("arn:{partition}:ssm:{region}:{account}:document/{document}"),
+                    None => format!("arn:{partition}:ssm:{region}::document/{DOCUMENT}"),
+                };
                 vec![grant(self.place, &["ssm:StartSession"], &[self.target_arn(), document])]
             }
             DialError::AccessDenied { action, .. } => vec![self.grant_session(action)],
             DialError::DocumentRefused { document, .. } => {
-                vec![command!("aws ssm describe-document --name {} --region {}", document, region)]
+                vec![command!("aws ssm describe-document --name {} --region {}", &**document, region)]
             }
             DialError::Refused { source, .. } => {
                 let account = self.place.caller.as_ref().map_or("ACCOUNT", |caller| caller.account.as_str());

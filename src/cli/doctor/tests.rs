@@ -60,6 +60,7 @@ fn place(arn: &str, target: &str) -> Place {
         description: Some(Arc::new(description)),
         route: Some(target.to_owned()),
         target: Some(target.parse().unwrap()),
+        document: None,
     }
 }
 

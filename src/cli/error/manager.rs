@@ -29,6 +29,8 @@ impl From<ManagerError> for CommandError {
             }
             error @ ManagerError::Alike { .. } => Self::of(Kind::Usage, error)
                 .hint("leave the proxy out, with `--kubeconfig-mode direct`, or start a manager for each: `--name`"),
+            error @ ManagerError::OneDocument { .. } => Self::of(Kind::Usage, error)
+                .hint("put `{cluster}` into the name of `--document`, or name one cluster with `--cluster`"),
             error @ ManagerError::AuthorityStays => Self::of(Kind::Usage, error).hint(
                 "use `--kubeconfig-mode direct` or `proxy`, or beside such contexts a manager of another `--name`",
             ),

@@ -24,6 +24,7 @@ fn user() -> Principal {
 
 fn grant(region: &str, bastions: Vec<Bastion>, clusters: &[&str]) -> Grant {
     Grant {
+        documents: Vec::new(),
         region: region.to_owned(),
         account: "123456789012".to_owned(),
         principal: Some(role(partition(region))),

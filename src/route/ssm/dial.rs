@@ -34,7 +34,7 @@ pub struct SessionHandle {
 /// upgraded and opened with the session's token, which never leaves the implementation.
 pub trait Dial: Send + Sync + 'static {
     /// Starts a session that forwards to `destination` as the target sees it, and opens its first
-    /// transport. When the transport cannot be opened the session is ended again.
+    /// transport. With a `document` that is used, in which the destination is fixed, and else the one of AWS. When the transport cannot be opened the session is ended again.
     ///
     /// # Errors
     /// See [`DialError`].
@@ -42,6 +42,7 @@ pub trait Dial: Send + Sync + 'static {
         &'a self,
         target: &'a Target,
         destination: &'a Destination,
+        document: Option<String>,
     ) -> BoxFuture<'a, Result<(SessionHandle, Transport), DialError>>;
 
     /// Opens another transport for a session whose last one is lost.
@@ -104,7 +105,7 @@ pub enum DialError {
     #[error("the session document `{document}` was refused")]
     DocumentRefused {
         /// The document's name.
-        document: &'static str,
+        document: String,
         /// What the service answered.
         #[source]
         source: BoxError,

@@ -37,7 +37,7 @@ use tokio_tungstenite::{
 use tracing::Instrument;
 use uuid::Uuid;
 
-use self::errors::{dial_error, foreign, lacking, late, unreachable};
+use self::errors::{dial_error, foreign, lacking, late, refused_document, unreachable};
 use super::{
     Dial, DialError, SessionHandle, SessionId, Transport,
     proto::handshake::CLIENT_VERSION,
@@ -178,11 +178,16 @@ impl Service {
     }
 
     /// Starts a session and opens its first transport.
-    async fn open(&self, target: Target, destination: Destination) -> Result<(SessionHandle, Transport), DialError> {
+    async fn open(
+        &self,
+        target: Target,
+        destination: Destination,
+        document: Option<String>,
+    ) -> Result<(SessionHandle, Transport), DialError> {
         let ssm = self.aws.ssm();
         let call =
             Call { action: START_SESSION, resource: target.as_str(), region: self.aws.region(), host: &ssm.host };
-        let failed = |error| dial_error(START_SESSION, Some(&target), error);
+        let failed = |error| refused_document(document.as_deref(), dial_error(START_SESSION, Some(&target), error));
         self.aws.credentials().await.map_err(failed)?;
         let gateway;
         let answer = {
@@ -193,11 +198,16 @@ impl Service {
                 .client
                 .start_session()
                 .target(target.as_str())
-                .document_name(DOCUMENT)
-                .set_reason(self.shared.reason.as_deref().map(str::to_owned))
-                .parameters("host", vec![destination.host.clone()])
-                .parameters("portNumber", vec![destination.port.to_string()])
-                .parameters("localPortNumber", vec!["0".to_owned()]);
+                .document_name(document.as_deref().unwrap_or(DOCUMENT))
+                .set_reason(self.shared.reason.as_deref().map(str::to_owned));
+            let request = match document {
+                // All of that is fixed in it.
+                Some(_) => request,
+                None => request
+                    .parameters("host", vec![destination.host.clone()])
+                    .parameters("portNumber", vec![destination.port.to_string()])
+                    .parameters("localPortNumber", vec!["0".to_owned()]),
+            };
             let answer = async { request.send().await.map_err(|error| failed(self.aws.failed(call, error))) };
             overlap(answer, self.connect_ahead(gateway.clone())).await
         };
@@ -468,6 +478,7 @@ impl Dial for Service {
         &'a self,
         target: &'a Target,
         destination: &'a Destination,
+        document: Option<String>,
     ) -> BoxFuture<'a, Result<(SessionHandle, Transport), DialError>> {
         Box::pin(async move {
             let (answer, answered) = oneshot::channel();
@@ -475,7 +486,7 @@ impl Dial for Service {
             let (target, destination) = (target.clone(), destination.clone());
             // On a task of its own, so that a caller that goes away leaves no session behind.
             let open = async move {
-                let session = Box::pin(dialer.open(target, destination)).await;
+                let session = Box::pin(dialer.open(target, destination, document)).await;
                 let session =
                     session.map(|session| Unclaimed { session: Some(session), dialer, runtime: Handle::current() });
                 let _unclaimed = answer.send(session);

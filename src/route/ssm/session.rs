@@ -207,7 +207,8 @@ async fn start(
     mailbox: &Mailbox,
 ) -> Option<Result<(SessionHandle, Transport), DialError>> {
     debug!(%target, "starting a session");
-    let mut dial = Box::pin(timeout(START_LIMIT, route.dial.start(target, to.endpoint())));
+    let document = route.config.document.as_ref().map(|document| document.of(to.name()));
+    let mut dial = Box::pin(timeout(START_LIMIT, route.dial.start(target, to.endpoint(), document)));
     let outcome = tokio::select! {
         biased;
         () = mailbox.stop.cancelled() => None,

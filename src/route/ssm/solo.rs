@@ -65,11 +65,13 @@ impl SoloSession {
         dial: Arc<dyn Dial>,
         target: &Target,
         destination: &Destination,
+        document: Option<String>,
         config: proto::Config,
         clock: Clock,
     ) -> Result<Self, DialError> {
         let late = |_| DialError::Timeout { step: "start a session", seconds: START_LIMIT.as_secs() };
-        let (handle, transport) = timeout(START_LIMIT, dial.start(target, destination)).await.map_err(late)??;
+        let (handle, transport) =
+            timeout(START_LIMIT, dial.start(target, destination, document)).await.map_err(late)??;
         let (commands, inbox) = mpsc::unbounded_channel();
         let (report_sender, reports) = mpsc::unbounded_channel();
         let parts = DriverParts {

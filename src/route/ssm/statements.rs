@@ -208,7 +208,7 @@ pub fn note(target: &Target) -> Option<String> {
     ))
 }
 
-/// What StartSession is called on: targets, tasks, and the document, which is AWS's own and so without an account. Nodes that
+/// What StartSession is called on: targets, tasks, and the document: one of AWS, which is without an account, or those of the user's. Nodes that
 /// are found have statements of their own.
 fn resources<'a>(
     grant: &Grant,
@@ -231,7 +231,10 @@ fn resources<'a>(
     });
     let mut resources: Vec<String> = targets.chain(found).chain(of_tasks).collect();
     resources.dedup();
-    resources.push(format!("arn:{}:ssm:{}::document/{DOCUMENT}", grant.partition(), grant.region));
+    if grant.documents.is_empty() {
+        resources.push(format!("arn:{}:ssm:{}::document/{DOCUMENT}", grant.partition(), grant.region));
+    }
+    resources.extend(grant.documents.iter().map(|name| grant.arn("ssm", &format!("document/{name}"))));
     resources
 }
 

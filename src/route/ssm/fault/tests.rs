@@ -33,7 +33,7 @@ fn a_session_that_cannot_be_started() {
         (DialError::TargetNotConnected { target: target(0), source: source() }, Class::Away),
         (DialError::TargetNotFound { target: target(0), region: "r".into(), source: source() }, Class::Gone),
         (denied(action), Class::Denied),
-        (DialError::DocumentRefused { document: "d", source: source() }, Class::Refused),
+        (DialError::DocumentRefused { document: "d".to_owned(), source: source() }, Class::Refused),
         (DialError::Refused { action, resource: "mi-1".into(), source: source() }, Class::Refused),
         (DialError::ForeignStreamUrl { host: "h".into() }, Class::Unfit),
         (DialError::Credentials { action, source: source() }, Class::Identity),

@@ -93,7 +93,7 @@ fn a_resume_that_fails() {
     for (error, expected) in [
         (DialError::SessionEnded { id }, None),
         (denied(action), None),
-        (DialError::DocumentRefused { document: "d", source: source() }, None),
+        (DialError::DocumentRefused { document: "d".to_owned(), source: source() }, None),
         (DialError::Refused { action, resource: "s".into(), source: source() }, None),
         (DialError::ForeignStreamUrl { host: "h".into() }, None),
         (DialError::TargetNotConnected { target: target(1), source: source() }, None),

@@ -25,7 +25,9 @@ pub(super) fn dial_error(action: &'static str, target: Option<&Target>, error: A
             (Refusal::Target, Some(target)) => {
                 DialError::TargetNotConnected { target: target.clone(), source: source.into() }
             }
-            (Refusal::Document, _) => DialError::DocumentRefused { document: DOCUMENT, source: source.into() },
+            (Refusal::Document, _) => {
+                DialError::DocumentRefused { document: DOCUMENT.to_owned(), source: source.into() }
+            }
             (
                 Refusal::Target
                 | Refusal::Request
@@ -74,6 +76,16 @@ pub(super) fn dial_error(action: &'static str, target: Option<&Target>, error: A
             let resource = target.map_or_else(|| "*".to_owned(), |target| target.as_str().to_owned());
             DialError::Refused { action, resource, source: error.into() }
         }
+    }
+}
+
+/// Names the document of the user's that a session was to be started with.
+pub(super) fn refused_document(document: Option<&str>, error: DialError) -> DialError {
+    match (document, error) {
+        (Some(document), DialError::DocumentRefused { source, .. }) => {
+            DialError::DocumentRefused { document: document.to_owned(), source }
+        }
+        (_, error) => error,
     }
 }
 

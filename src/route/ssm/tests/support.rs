@@ -186,6 +186,7 @@ impl Dial for Network {
         &'a self,
         target: &'a Target,
         _destination: &'a cluster::Destination,
+        _document: Option<String>,
     ) -> BoxFuture<'a, Result<(SessionHandle, Transport), DialError>> {
         Box::pin(async move {
             self.calls.send(Call::Start(target.to_string())).unwrap();

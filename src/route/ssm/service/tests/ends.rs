@@ -25,7 +25,7 @@ async fn a_caller_that_leaves_leaves_no_session() {
     let aws = aws(&fake).await;
     let dialer = Service::new(aws.clone(), None);
     let (target, destination) = (target(), destination());
-    let start = dialer.start(&target, &destination);
+    let start = dialer.start(&target, &destination, None);
     tokio::select! {
         biased;
         _ = start => panic!("started"),
@@ -132,7 +132,7 @@ async fn a_session_is_in_the_journal_from_before_it_is_dialled_until_it_is_over(
     let aws = aws(&fake).await;
     let dialer = Service::with_journal(aws.clone(), None, journal, &caller());
     let (target, destination) = (target(), destination());
-    let begin = dialer.start(&target, &destination);
+    let begin = dialer.start(&target, &destination, None);
     let look = async {
         gateway.head().await;
         assert_eq!(left(dir.path()), ["me-0123"], "it is being dialled");
@@ -146,14 +146,14 @@ async fn a_session_is_in_the_journal_from_before_it_is_dialled_until_it_is_over(
 
     // The service has said so through the transport.
     gate.add_permits(1);
-    let (session, _transport) = in_time(dialer.start(&target, &destination)).await.unwrap();
+    let (session, _transport) = in_time(dialer.start(&target, &destination, None)).await.unwrap();
     assert_eq!(left(dir.path()), ["me-0123"]);
     dialer.ended(&session);
     in_time(aws.settle()).await;
     assert_eq!(left(dir.path()), [""; 0]);
 
     // It was started, could not be dialled, and was ended again.
-    assert!(in_time(dialer.start(&target, &destination)).await.is_err());
+    assert!(in_time(dialer.start(&target, &destination, None)).await.is_err());
     in_time(aws.settle()).await;
     assert_eq!(fake.operations().last().unwrap(), "TerminateSession");
     assert_eq!(left(dir.path()), [""; 0]);
@@ -190,7 +190,7 @@ async fn the_journal_keeps_what_could_not_be_ended() {
         })
         .await;
         let dialer = Service::with_journal(aws(&fake).await, None, journal, &caller());
-        let (session, _transport) = in_time(dialer.start(&target(), &destination())).await.unwrap();
+        let (session, _transport) = in_time(dialer.start(&target(), &destination(), None)).await.unwrap();
         assert!(in_time(dialer.resume(&session)).await.is_err());
         let _outcome = in_time(dialer.terminate(&session)).await;
         assert_eq!(left(dir.path()).len(), expected);
