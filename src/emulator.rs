@@ -41,6 +41,7 @@ mod sigv4;
 mod silence;
 mod sshd;
 mod ssm;
+mod sso;
 mod sts;
 #[cfg(test)]
 mod tests;
@@ -80,6 +81,7 @@ pub use self::{
     },
     session::{SessionInfo, SessionState},
     sshd::{Sshd, SshdConfig},
+    sso::{SsoConfig, Verdict},
     vpc::{ConnectEndpointConfig, SubnetConfig, VpcConfig},
 };
 use self::{
@@ -237,9 +239,8 @@ impl Emulator {
 
     /// Endpoints and region.
     fn base_environment(&self) -> Vec<(String, String)> {
-        let mut variables: Vec<(String, String)> = ["STS", "EKS", "SSM", "ECS", "EC2", "EC2_INSTANCE_CONNECT"]
-            .map(|service| (format!("AWS_ENDPOINT_URL_{service}"), self.endpoint()))
-            .into();
+        let mut variables: Vec<(String, String)> =
+            SERVICES.map(|service| (format!("AWS_ENDPOINT_URL_{service}"), self.endpoint())).into();
         variables.push(("AWS_REGION".to_owned(), self.world.config.region.clone()));
         variables.push(("AWS_EC2_METADATA_DISABLED".to_owned(), "true".to_owned()));
         if let Some(path) = self.gateway_authority() {
@@ -484,6 +485,9 @@ impl Emulator {
         lock(&self.world.routes).insert(destination.into(), place.into());
     }
 }
+
+/// The services that the environment names an endpoint of, as the variables call them.
+const SERVICES: [&str; 8] = ["STS", "EKS", "SSM", "ECS", "EC2", "EC2_INSTANCE_CONNECT", "SSO", "SSO_OIDC"];
 
 const TOKEN_FILE: &str = "oidc-token";
 

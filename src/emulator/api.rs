@@ -13,7 +13,7 @@ use super::{
     journal::Event,
     script::Failure,
     sigv4::{SignatureError, Signed, claim_of_headers, parse_query},
-    ssm, sts,
+    ssm, sso, sts,
     world::{World, lock},
 };
 
@@ -52,6 +52,10 @@ enum Service {
     Ec2,
     /// JSON 1.1.
     InstanceConnect,
+    /// REST with JSON, unsigned.
+    SsoOidc,
+    /// REST with JSON, unsigned.
+    Sso,
 }
 
 impl Service {
@@ -64,6 +68,8 @@ impl Service {
             Self::Ecs => "ecs",
             Self::Ec2 => "ec2",
             Self::InstanceConnect => "ec2-instance-connect",
+            Self::SsoOidc => "sso-oidc",
+            Self::Sso => "sso",
         }
     }
 
@@ -81,7 +87,7 @@ impl Service {
         match self {
             Self::Ec2 => ec2::signature_error(error),
             Self::Sts => ApiError::new(403, of_query, error.to_string()),
-            Self::Eks => ApiError::new(403, of_json, error.to_string()),
+            Self::Eks | Self::SsoOidc | Self::Sso => ApiError::new(403, of_json, error.to_string()),
             Self::Ssm | Self::Ecs | Self::InstanceConnect => ApiError::new(400, of_json, error.to_string()),
         }
     }
@@ -92,7 +98,7 @@ impl Service {
         match self {
             Self::Ec2 => ec2::access_denied(caller, action),
             Self::Sts => ApiError::new(403, "AccessDenied", message),
-            Self::Eks => ApiError::new(403, "AccessDeniedException", message),
+            Self::Eks | Self::SsoOidc | Self::Sso => ApiError::new(403, "AccessDeniedException", message),
             Self::Ssm | Self::Ecs | Self::InstanceConnect => ApiError::new(400, "AccessDeniedException", message),
         }
     }
@@ -100,7 +106,8 @@ impl Service {
     fn render(self, error: &ApiError, request_id: &str) -> Response {
         let mut rendered = match self {
             Self::Sts => response(error.status, "text/xml", sts::error_document(error, request_id)),
-            Self::Eks => json(error.status, &json!({"message": error.message})),
+            Self::Eks | Self::Sso => json(error.status, &json!({"message": error.message})),
+            Self::SsoOidc => json(error.status, &sso::oidc_error_document(error)),
             Self::Ssm => response(error.status, "application/x-amz-json-1.1", ssm::error_document(error).to_string()),
             Self::Ecs => response(error.status, "application/x-amz-json-1.1", ecs::error_document(error).to_string()),
             Self::InstanceConnect => response(
@@ -110,7 +117,7 @@ impl Service {
             ),
             Self::Ec2 => response(error.status, "text/xml;charset=UTF-8", ec2::error_document(error, request_id)),
         };
-        if let (Self::Eks, Ok(code)) = (self, error.code.parse()) {
+        if let (Self::Eks | Self::SsoOidc | Self::Sso, Ok(code)) = (self, error.code.parse()) {
             rendered.headers_mut().insert("x-amzn-errortype", code);
         }
         rendered
@@ -153,6 +160,9 @@ pub(super) async fn answer(world: &Arc<World>, request: FullRequest) -> Response
     delay(world).await;
     if request.path() == "/oidc" {
         return ci_token(world, &request);
+    }
+    if let Some(page) = sso::page(world, &request) {
+        return page;
     }
     let Some((service, operation)) = recognize(&request) else {
         return text(404, "no such API here");
@@ -254,6 +264,12 @@ fn recognize(request: &FullRequest) -> Option<(Service, String)> {
     if let Some(operation) = eks::operation(method, request.path()) {
         return Some((Service::Eks, operation.to_owned()));
     }
+    if let Some(operation) = sso::oidc_operation(method, request.path()) {
+        return Some((Service::SsoOidc, operation.to_owned()));
+    }
+    if let Some(operation) = sso::portal_operation(method, request.path()) {
+        return Some((Service::Sso, operation.to_owned()));
+    }
     if request.path() != "/" {
         return None;
     }
@@ -276,6 +292,13 @@ fn dispatch(
     if service == Service::Sts && operation == "AssumeRoleWithWebIdentity" {
         return sts::assume_role_with_web_identity(world, request);
     }
+    // Nobody has credentials yet.
+    if service == Service::SsoOidc {
+        return sso::answer_oidc(world, operation, request);
+    }
+    if service == Service::Sso {
+        return sso::answer_portal(world, request);
+    }
     let (caller, region) = authenticate(world, request, service).map_err(|error| service.signature_error(&error))?;
     let call = Call { world, caller, region, action: action.to_owned(), service };
     match service {
@@ -285,6 +308,8 @@ fn dispatch(
         Service::Ecs => ecs::answer(&call, operation, request),
         Service::Ec2 => ec2::answer(&call, operation, request),
         Service::InstanceConnect => instance_connect::answer(&call, operation, request),
+        Service::SsoOidc => sso::answer_oidc(world, operation, request),
+        Service::Sso => sso::answer_portal(world, request),
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use super::{ConnectEndpointConfig, EcsConfig, Settings, SshServerConfig, VpcConfig, vpc::DEFAULT_VPC};
+use super::{ConnectEndpointConfig, EcsConfig, Settings, SshServerConfig, SsoConfig, VpcConfig, vpc::DEFAULT_VPC};
 
 /// Everything that an emulator is started with. The default is one account in `us-east-1` with two
 /// private clusters and one bastion.
@@ -41,6 +41,8 @@ pub struct Config {
     /// Lifetime of the OIDC tokens in the token file and from the CI endpoint. The file is written
     /// again before its token expires.
     pub oidc_token_lifetime: Duration,
+    /// IAM Identity Center.
+    pub sso: SsoConfig,
     /// How long a session's token opens a transport.
     pub stream_token_lifetime: Duration,
     /// Scheme of the stream URLs.
@@ -88,6 +90,7 @@ impl Default for Config {
             role_max_duration: Duration::from_secs(43_200),
             credential_lifetime: None,
             oidc_token_lifetime: Duration::from_secs(3600),
+            sso: SsoConfig::default(),
             stream_token_lifetime: Duration::from_secs(60),
             stream_scheme: StreamScheme::Ws,
             list_page_len: 100,

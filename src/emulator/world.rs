@@ -20,6 +20,7 @@ use super::{
     place::Place,
     script::{Command, Failure, Settings},
     session::{Control, Session, SessionState},
+    sso::Sso,
 };
 
 /// A lock whose holder panicked is still good: every holder changes it in one step.
@@ -83,6 +84,7 @@ pub(super) struct World {
     pub(super) settings_version: watch::Sender<u64>,
     pub(super) credentials: Mutex<Credentials>,
     pub(super) oidc: Oidc,
+    pub(super) sso: Mutex<Sso>,
     /// What the CI endpoint wants as its bearer token.
     pub(super) ci_request_token: String,
     /// Part of the user id of each role, by name.
@@ -134,6 +136,7 @@ impl World {
             settings_version: watch::Sender::new(0),
             credentials: Mutex::default(),
             oidc: Oidc::new(),
+            sso: Mutex::default(),
             ci_request_token: upper_alphanumeric(32),
             role_ids: config
                 .roles
