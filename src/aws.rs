@@ -8,7 +8,7 @@
 //! * A stream URL is dialled only if `endpoint` takes its host for the region's message gateway.
 //!
 //! Modules: `identity` (source of credentials, roles), `token` (web identity tokens), `cache`, `clusters`
-//! (EKS discovery), `ecs`, `ec2`, `instance_connect`, `nodes` (of Systems Manager), `connect` (TCP, proxy, TLS), `files` (that the SDK reads),
+//! (EKS discovery), `ecs`, `ec2`, `instance_connect`, `nodes` (of Systems Manager), `connect` (TCP, proxy, TLS), `sso` (signing in), `files` (that the SDK reads),
 //! `endpoint`, `sign`, `tls`, [`error`].
 //! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
 
@@ -34,6 +34,7 @@ mod program;
 mod routes;
 
 pub(crate) mod sign;
+mod sso;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -58,12 +59,13 @@ use aws_types::os_shim_internal::Env;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-pub use cache::{CredentialStatus, RenewalFailure};
+pub use cache::{CredentialStatus, RenewalFailure, SignInEnd};
 pub use clusters::{ClusterDescription, Discovery, SkipReason};
 pub use error::AwsError;
 pub use offset::Off;
 pub use profile::fault::{Place, ProfileFault};
 pub use routes::ProxyError;
+pub use sso::{Approval, SignIn};
 
 use bundle::Bundle;
 use cache::{CredentialCache, Origin};
@@ -360,7 +362,13 @@ impl Aws {
     /// # Cancel safety
     /// Can be dropped at any time and called again.
     pub async fn keep_credentials(&self) {
-        self.inner.credentials.keep().await;
+        let Inner { credentials, identity, .. } = &*self.inner;
+        match identity.choice {
+            Choice::WebIdentity { .. } => credentials.keep().await,
+            Choice::Role { .. } | Choice::Ambient => {
+                tokio::join!(credentials.keep(), sso::watch(&identity.ambient, credentials));
+            }
+        }
     }
 
     /// Tells how long the credentials last and what keeps them from being renewed, now and later.

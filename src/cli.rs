@@ -30,6 +30,7 @@ pub mod forward;
 pub mod kubeconfig;
 pub mod limits;
 pub mod log;
+pub mod login;
 pub mod logs;
 pub mod man;
 pub mod output;
@@ -115,6 +116,15 @@ pub enum Command {
         after_help = "Examples:\n  autoheal-pa forward --bastion i-0dc03fbcae2a87472 db.internal:5432@5432\n  \
                             autoheal-pa forward --bastion i-0dc03fbcae2a87472 db=db.internal:5432@15432 cache=10.0.7.20:6379@16379 --detach")]
     Forward(forward::ForwardArgs),
+    /// Signs in to IAM Identity Center, for the profile and for all tools that use it
+    ///
+    /// Shows a page and a code, and waits until somebody allows it there, in any browser on any machine. The token is kept
+    /// where the AWS CLI and the AWS SDKs look for it. Tunnels that are open stay so, and a running manager takes the new
+    /// token by itself.
+    #[command(
+        after_help = "Examples:\n  autoheal-pa login --profile dev\n  autoheal-pa login --profile dev --no-browser"
+    )]
+    Login(login::LoginArgs),
     /// Shows the log of the manager in the background
     #[command(after_help = "Examples:\n  autoheal-pa logs\n  autoheal-pa logs -f -n 20")]
     Logs(logs::LogsArgs),
@@ -206,6 +216,7 @@ impl Cli {
             | Command::Down(_)
             | Command::Env(_)
             | Command::Kubeconfig(_)
+            | Command::Login(_)
             | Command::Logs(_)
             | Command::Man(_)
             | Command::Policy(_)
@@ -224,6 +235,7 @@ impl Cli {
             Command::Down(_)
             | Command::Status(_)
             | Command::Exec(_)
+            | Command::Login(_)
             | Command::Logs(_)
             | Command::Reload
             | Command::Clusters(_)
@@ -262,6 +274,7 @@ impl Cli {
             Command::Down(args) => Box::pin(down::run(args, global, printer)).await,
             Command::Status(args) => Box::pin(status::run(args, global, printer)).await,
             Command::Exec(args) => Box::pin(exec::run(args, global, printer)).await,
+            Command::Login(args) => Box::pin(login::run(args, global, printer)).await,
             Command::Logs(args) => Box::pin(logs::run(args, global, printer)).await,
             Command::Reload => Box::pin(reload::run(global, printer)).await,
             Command::Clusters(args) => Box::pin(clusters::run(args, global, printer)).await,
@@ -287,6 +300,9 @@ async fn open(
     printer: &Printer,
 ) -> Result<ExitCode, CommandError> {
     let settings = UpSettings::load(&global, &args, &Environment::read())?;
+    if !args.background {
+        login::offer(settings.access.iter().map(|access| &access.aws), printer).await?;
+    }
     if args.detach {
         return Box::pin(background::launch(&settings, printer)).await;
     }

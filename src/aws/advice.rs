@@ -273,8 +273,22 @@ fn profile(name: &str, fault: &ProfileFault) -> (Concern, String) {
             ),
         ),
         ProfileFault::SignedOut { profile, .. } => {
-            (Concern::Identity, command!("sign in: `aws sso login --profile {}`", profile))
+            (Concern::Identity, command!("sign in: `autoheal-pa login --profile {}`", profile))
         }
+        ProfileFault::NoSignIn { .. } => (
+            Concern::Settings,
+            command!("name another profile, or make one with `aws configure sso --profile {}`", name),
+        ),
+        ProfileFault::SignInDenied => {
+            (Concern::Identity, "run it again, and allow the request in the browser".to_owned())
+        }
+        ProfileFault::SignInLate => {
+            (Concern::Identity, "run it again, and open the page with any browser, on any machine".to_owned())
+        }
+        ProfileFault::SignInRefused { .. } => {
+            usage("check `sso_start_url` and `sso_region`: the region is the one that IAM Identity Center is set up in")
+        }
+        ProfileFault::TokenNotKept { .. } => usage("the AWS CLI keeps it there as well: make that folder writable"),
         ProfileFault::Process { .. } => (
             Concern::Identity,
             command!(

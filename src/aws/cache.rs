@@ -64,6 +64,17 @@ pub struct CredentialStatus {
     pub expires: Option<SystemTime>,
     /// Why they cannot be renewed; `None`: the last attempt was good, or it is not time yet.
     pub failure: Option<RenewalFailure>,
+    /// When somebody has to sign in again; `None`: nobody, as far as is known.
+    pub sign_in: Option<SignInEnd>,
+}
+
+/// The end of a sign-in to IAM Identity Center.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignInEnd {
+    /// The profile that is signed in.
+    pub profile: String,
+    /// By this machine's clock.
+    pub at: SystemTime,
 }
 
 /// Why credentials cannot be renewed.
@@ -116,6 +127,8 @@ struct State {
     doubted: Option<[u8; 32]>,
     /// See [`CredentialStatus`].
     failure: Option<RenewalFailure>,
+    /// See [`CredentialStatus`].
+    sign_in: Option<SignInEnd>,
 }
 
 #[derive(Clone)]
@@ -233,7 +246,8 @@ impl State {
             (None, Some(current)) => current.end(),
             (None, None) => None,
         };
-        CredentialStatus { expires: end.map(system_time), failure: self.failure.clone() }
+        let (failure, sign_in) = (self.failure.clone(), self.sign_in.clone());
+        CredentialStatus { expires: end.map(system_time), failure, sign_in }
     }
 }
 
@@ -350,6 +364,42 @@ impl CredentialCache {
         }
     }
 
+    /// Takes note that somebody is signed in, until `end` if that is known, and asks for credentials that could not be had
+    /// before. Returns whether they still cannot be had.
+    pub(super) async fn signed_in(&self, end: Option<SignInEnd>) -> bool {
+        let is_due = {
+            let mut state = self.inner.state();
+            let now = (self.inner.wall)();
+            let was_out = state.failure.as_ref().is_some_and(|failure| failure.error.wants_sign_in());
+            let is_due = state.current.as_ref().is_none_or(|current| !current.is_valid(now) || current.is_due(now));
+            if !was_out && state.sign_in == end {
+                return false;
+            }
+            state.sign_in = end;
+            if was_out {
+                state.failed = None;
+                if !is_due {
+                    state.failure = None;
+                }
+            }
+            self.inner.tell(&state);
+            was_out && is_due
+        };
+        is_due && self.get().await.is_err_and(|error| error.wants_sign_in())
+    }
+
+    /// Takes note that somebody has to sign in before credentials can be renewed.
+    pub(super) fn signed_out(&self, error: AwsError) {
+        let mut state = self.inner.state();
+        state.sign_in = None;
+        if state.failure.as_ref().is_none_or(|failure| !failure.error.wants_sign_in()) {
+            let since =
+                state.failure.as_ref().map_or_else(|| system_time((self.inner.wall)()), |failure| failure.since);
+            state.failure = Some(RenewalFailure { since, error });
+        }
+        self.inner.tell(&state);
+    }
+
     /// Forgets the credentials, once for each set: a service does not know them, and somebody may have put others in their
     /// place. Where the source gives the same again they are used as before.
     pub(super) fn doubt(&self) {
@@ -390,10 +440,10 @@ impl Inner {
 
     /// Tells whoever watches, with times by this machine's clock.
     fn tell(&self, state: &State) {
-        let CredentialStatus { expires, failure } = state.status();
+        let CredentialStatus { expires, failure, sign_in } = state.status();
         let here = |time| self.offset.here(time);
         let failure = failure.map(|failure| RenewalFailure { since: here(failure.since), ..failure });
-        self.status.send_replace(CredentialStatus { expires: expires.map(here), failure });
+        self.status.send_replace(CredentialStatus { expires: expires.map(here), failure, sign_in });
     }
 }
 

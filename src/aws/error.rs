@@ -283,6 +283,12 @@ impl AwsError {
         super::advice::find(self)
     }
 
+    /// Whether somebody has to sign in to IAM Identity Center.
+    #[must_use]
+    pub fn wants_sign_in(&self) -> bool {
+        matches!(self, Self::Profile { fault, .. } if matches!(**fault, ProfileFault::SignedOut { .. }))
+    }
+
     pub(crate) fn malformed(action: &'static str, wanted: &'static str) -> Self {
         Self::Malformed { action, wanted }
     }

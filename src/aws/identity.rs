@@ -25,6 +25,7 @@ use super::{
     error::{AwsError, Call, Refusal, ServiceAnswer, TokenOrigin, classify, classify_credentials},
     offset::ClockOffset,
     profile::{ProfileCredentials, Profiles},
+    sso::SignIn,
     token::TokenSource,
 };
 use crate::{
@@ -78,14 +79,29 @@ impl Choice {
 /// The SDK's default chain, made anew for each load: its providers keep what they have read.
 #[derive(Clone)]
 pub(super) struct Ambient {
-    load: Arc<dyn Fn() -> BoxFuture<'static, Result<Credentials, AwsError>> + Send + Sync>,
+    load: Load<Credentials>,
+    sign_in: Load<Option<SignIn>>,
 }
+
+type Load<T> = Arc<dyn Fn() -> BoxFuture<'static, Result<T, AwsError>> + Send + Sync>;
 
 impl Ambient {
     /// Takes what the chain is made of. With `alone` credentials come from the profile and from nowhere else, as with
     /// `--profile` of the AWS CLI; else keys in the environment come first.
     pub(super) fn new(region: &str, sdk: Sdk, profiles: Profiles, variables: SdkVariables, alone: bool) -> Self {
         let parts = Arc::new((sdk, profiles, variables, region.to_owned()));
+        let for_sign_in = Arc::clone(&parts);
+        let sign_in = move || -> BoxFuture<'static, _> {
+            let parts = Arc::clone(&for_sign_in);
+            Box::pin(async move {
+                let (sdk, profiles, variables, _) = &*parts;
+                if !alone && variables.get("AWS_ACCESS_KEY_ID").is_some() {
+                    return Ok(None);
+                }
+                let profile = profiles.credentials().await?;
+                Ok(profile.sign_in(sdk, variables).await)
+            })
+        };
         let load = move || -> BoxFuture<'static, _> {
             let parts = Arc::clone(&parts);
             Box::pin(async move {
@@ -103,6 +119,9 @@ impl Ambient {
                 if !has_keys && let Some(credentials) = profile.run_process().await? {
                     return Ok(credentials);
                 }
+                if !has_keys && let Some(sign_in) = profile.sign_in(sdk, variables).await {
+                    sign_in.renew().await?;
+                }
                 let variables = variables.clone();
                 let variables = if alone { profile.variables_alone(variables) } else { variables };
                 let (text, name) = profile.for_sdk();
@@ -114,7 +133,7 @@ impl Ambient {
                 loaded.map_err(|error| profile.refine(classify_credentials(region, error)))
             })
         };
-        Self { load: Arc::new(load) }
+        Self { load: Arc::new(load), sign_in: Arc::new(sign_in) }
     }
 
     /// Takes a provider instead of the default chain.
@@ -127,7 +146,15 @@ impl Ambient {
                 provider.provide_credentials().await.map_err(|error| classify_credentials(&region, error))
             })
         };
-        Self { load: Arc::new(load) }
+        Self { load: Arc::new(load), sign_in: Arc::new(|| Box::pin(async { Ok(None) })) }
+    }
+
+    /// Returns the sign-in that the credentials rest on, if they do on one.
+    ///
+    /// # Errors
+    /// Whatever is wrong with profiles.
+    pub(super) async fn sign_in(&self) -> Result<Option<SignIn>, AwsError> {
+        (self.sign_in)().await
     }
 
     async fn get(&self) -> Result<Credentials, AwsError> {

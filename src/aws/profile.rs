@@ -30,7 +30,11 @@ use self::{
     fault::{FileFault, Place, ProfileFault},
     ini::{Fault, Section, Value},
 };
-use super::error::AwsError;
+use super::{
+    Sdk,
+    error::AwsError,
+    sso::{Portal, SignIn},
+};
 use crate::{
     settings::{
         AwsSettings, SdkVariables, Takes,
@@ -234,8 +238,35 @@ impl ProfileCredentials {
     /// [`AwsError::Profile`].
     pub(super) async fn run_process(&mut self) -> Result<Option<Credentials>, AwsError> {
         let Some(chain) = &mut self.chain else { return Ok(None) };
-        let name = shown(self.name.as_deref().unwrap_or(DEFAULT));
-        chain.run_process().await.map_err(|fault| AwsError::Profile { name, fault: Arc::new(fault) })
+        let run = chain.run_process().await;
+        run.map_err(|fault| AwsError::Profile { name: self.shown_name(), fault: Arc::new(fault) })
+    }
+
+    /// Returns the sign-in that the credentials rest on, if they do on one.
+    pub(super) async fn sign_in(&self, sdk: &Sdk, variables: &SdkVariables) -> Option<SignIn> {
+        let portal = self.chain.as_ref()?.portal(variables)?;
+        Some(SignIn::new(self.shown_name(), portal, sdk, variables).await)
+    }
+
+    /// Returns where the profile is signed in.
+    ///
+    /// # Errors
+    /// [`AwsError::Profile`] for one that is not, with what it is instead.
+    pub(super) fn portal(&self, variables: &SdkVariables) -> Result<Portal, AwsError> {
+        let portal = self.chain.as_ref().and_then(|chain| chain.portal(variables));
+        portal.ok_or_else(|| {
+            let has = match (&self.chain, &self.keys[..]) {
+                (Some(chain), _) => chain.source().to_owned(),
+                (None, []) => "it is not there, or empty".to_owned(),
+                (None, keys) => format!("it has no credentials, only {}", fault::list(keys)),
+            };
+            AwsError::Profile { name: self.shown_name(), fault: Arc::new(ProfileFault::NoSignIn { has }) }
+        })
+    }
+
+    /// Returns the name that the profile is called by.
+    pub(super) fn shown_name(&self) -> String {
+        shown(self.name.as_deref().unwrap_or(DEFAULT))
     }
 
     /// Returns what the SDK finds in its environment where this profile is to be used and nothing else.
@@ -255,7 +286,7 @@ impl ProfileCredentials {
 
     /// Gives failures the meaning that they have for this profile.
     pub(super) fn refine(&self, error: AwsError) -> AwsError {
-        let name = || shown(self.name.as_deref().unwrap_or(DEFAULT));
+        let name = || self.shown_name();
         match (error, &self.chain) {
             (AwsError::AccessDenied { action, source, .. }, Some(chain)) if action == "sts:AssumeRole" => {
                 match (&chain.mfa_serial, chain.role()) {

@@ -27,8 +27,7 @@ const MAX_ANSWER_LEN: usize = 256;
 
 /// Returns what asks on the terminal, if there is somebody to ask.
 pub(super) fn on_terminal(printer: &Printer) -> Option<Ask> {
-    let is_watched = io::stdin().is_terminal() && io::stderr().is_terminal();
-    if !is_watched || Environment::read().get("CI").is_some() {
+    if !is_somebody_there() {
         return None;
     }
     // One question at a time.
@@ -43,6 +42,33 @@ pub(super) fn on_terminal(printer: &Printer) -> Option<Ask> {
             })
         })
     }))
+}
+
+/// Whether there is somebody to ask.
+pub(super) fn is_somebody_there() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal() && Environment::read().get("CI").is_none()
+}
+
+/// Asks something that is answered with `yes` or `no`; nobody there is a `no`.
+pub(super) async fn yes_or_no(question: &str, printer: &Printer) -> bool {
+    let answer = async {
+        let terminal = Terminal::open()?;
+        let still = printer.hold_still();
+        terminal.forget_typed()?;
+        loop {
+            still.prompt(question);
+            let Some(line) = terminal.line().await? else { return Ok(false) };
+            match line.trim().to_ascii_lowercase().as_str() {
+                "y" | "yes" => return Ok(true),
+                "n" | "no" => return Ok(false),
+                _ => printer.progress("please answer `yes` or `no`"),
+            }
+        }
+    };
+    answer.await.unwrap_or_else(|error: io::Error| {
+        tracing::debug!(%error, "nobody can be asked");
+        false
+    })
 }
 
 async fn ask(question: &Question, printer: &Printer) -> io::Result<bool> {

@@ -83,6 +83,12 @@ fn show(event: Event, printer: &Printer) {
             let until = until.map(|end| format!(", until {}", rfc3339(end))).unwrap_or_default();
             printer.progress(&format!("the AWS credentials are valid again{until}"));
         }
+        Event::SignInEnds { left, profile } => {
+            let message =
+                format!("the sign-in of profile `{profile}` to IAM Identity Center ends in {}", in_words(left));
+            let hint = command!("sign in again, in any shell: `autoheal-pa login --profile {}`", profile);
+            printer.caution(&CommandError::new(Kind::Credentials, message).hint(hint));
+        }
         Event::Caution(caution) => printer.caution(&caution.into()),
         Event::Notice(notice) => printer.progress(&notice),
     }

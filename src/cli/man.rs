@@ -137,6 +137,10 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
     (&["XDG_CONFIG_HOME"], "Where to look for the configuration file; otherwise `~/.config`."),
     (&["USER", "LOGNAME"], "The name of the user, for the name of the role's session."),
     (&["PATH"], "Where to find this program if it was started by name: kubeconfigs refer to it by its path."),
+    (
+        &["DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION", "CI"],
+        "Whether `login` can open a browser here, by `xdg-open`, and whether there is somebody to ask.",
+    ),
     (&["SHELL"], "The shell that `env` writes for without `--shell`."),
     (&["NO_COLOR", "TERM"], "With `NO_COLOR`, or on a `dumb` terminal, there are no colours and no animation."),
 ];

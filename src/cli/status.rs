@@ -13,6 +13,7 @@ use super::table::Columns;
 use super::{
     GlobalArgs,
     error::{CommandError, Kind},
+    login,
     output::{Paint, Printer},
     screen,
     signals::Signals,
@@ -150,6 +151,9 @@ fn not_json(error: serde_json::Error) -> CommandError {
     CommandError::new(Kind::Unexpected, "cannot write the status as JSON").with_source(error)
 }
 
+/// How long before the end of a sign-in it is said what to do.
+const SIGN_IN_NOTICE: Duration = Duration::from_secs(3600);
+
 fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + clock::wall()
 }
@@ -170,6 +174,12 @@ fn text(status: &ManagerStatus, now: SystemTime, paint: Paint) -> String {
             (Some(at), Some(error)) => format!(", credentials {}: cannot be renewed: {error}", left(at, now)),
         };
         head("identity", &format!("{} in {}{expire}", access.identity, access.region));
+        if let Some(hint) = access.credentials_hint.as_ref().filter(|hint| !hint.is_empty()) {
+            head("hint", hint);
+        }
+        if let (Some(at), Some(profile)) = (access.sign_in_ends, &access.sign_in_profile) {
+            head("sign-in", &sign_in(at, profile, now));
+        }
         if !access.source.is_empty() {
             head("source", &access.source);
         }
@@ -323,6 +333,16 @@ fn notes(session: &SessionReport) -> impl Iterator<Item = String> {
 fn ago(at: Timestamp, now: SystemTime) -> String {
     let time = now.duration_since(at.time()).unwrap_or_default();
     in_words(Duration::from_secs(time.as_secs()))
+}
+
+/// When a sign-in ends, and from when on it is time what to do.
+fn sign_in(at: Timestamp, profile: &str, now: SystemTime) -> String {
+    let left = at.time().duration_since(now).unwrap_or_default();
+    if left > SIGN_IN_NOTICE {
+        return format!("until {at}, profile `{profile}`");
+    }
+    let ends = if left.is_zero() { "has ended".to_owned() } else { format!("ends in {}", in_words(left)) };
+    format!("{ends}: sign in again with `{}`", login::command_for(profile))
 }
 
 /// How long something lasts, or that it is over.

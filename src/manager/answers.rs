@@ -18,7 +18,7 @@ use super::{
     supervisor::{Board, Supervisor, Wanted},
 };
 use crate::{
-    aws::CredentialStatus,
+    aws::{CredentialStatus, advice},
     clock,
     doctor::{self, Finding, ImportedCluster, Limits, Subject},
     remote::Remote,
@@ -301,6 +301,9 @@ fn access_status(access: &OpenAccess, credentials: &CredentialStatus) -> AccessS
         clock: access.aws.clock_off().map(|off| off.to_string()),
         credentials_expire: credentials.expires.map(Timestamp::from),
         credentials_error: credentials.failure.as_ref().map(|failure| sentence(&failure.error)),
+        credentials_hint: credentials.failure.as_ref().map(|failure| advice::assess(&failure.error).1.join("; ")),
+        sign_in_ends: credentials.sign_in.as_ref().map(|end| Timestamp::from(end.at)),
+        sign_in_profile: credentials.sign_in.as_ref().map(|end| end.profile.clone()),
         bastions: access.settings.bastion.iter().map(ToString::to_string).collect(),
     }
 }

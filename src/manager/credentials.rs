@@ -8,10 +8,16 @@ use std::time::{Duration, SystemTime};
 use tokio::{sync::watch, time::timeout};
 
 use super::{Event, Listener};
-use crate::{aws::CredentialStatus, clock};
+use crate::{
+    aws::{CredentialStatus, SignInEnd},
+    clock,
+};
 
 /// Times before the end at which it is said again.
 const REMINDERS: [Duration; 3] = [Duration::from_secs(300), Duration::from_secs(120), Duration::from_secs(60)];
+
+/// How long before its end a sign-in is foretold that cannot be renewed: time for a person to find the browser.
+const SIGN_IN_NOTICE: Duration = Duration::from_secs(900);
 
 /// Longest time between two looks at the wall clock while there is something to say.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
@@ -22,6 +28,11 @@ pub(super) async fn watch(mut status: watch::Receiver<CredentialStatus>, listene
     loop {
         let now = SystemTime::UNIX_EPOCH + clock::wall();
         let (notice, next) = notices.look(&status.borrow_and_update(), now);
+        let (sign_in, later) = notices.look_at_sign_in(&status.borrow(), now);
+        let next = [next, later].into_iter().flatten().min();
+        if let Some(event) = sign_in {
+            listener.tell(event);
+        }
         if let Some(event) = notice {
             let are_renewed = matches!(event, Event::CredentialsRenewed { .. });
             listener.tell(event);
@@ -50,9 +61,24 @@ enum Stage {
 #[derive(Debug, Default)]
 struct Notices {
     said: Option<Stage>,
+    /// The end of a sign-in that has been foretold.
+    foretold: Option<SystemTime>,
 }
 
 impl Notices {
+    /// Returns what is to be said of the end of a sign-in, and how long there is nothing to say.
+    fn look_at_sign_in(&mut self, status: &CredentialStatus, now: SystemTime) -> (Option<Event>, Option<Duration>) {
+        let Some(SignInEnd { profile, at }) = &status.sign_in else { return (None, None) };
+        let left = at.duration_since(now).unwrap_or_default();
+        if left > SIGN_IN_NOTICE {
+            return (None, Some(left - SIGN_IN_NOTICE));
+        }
+        if left.is_zero() || self.foretold.replace(*at) == Some(*at) {
+            return (None, None);
+        }
+        (Some(Event::SignInEnds { left, profile: profile.clone() }), None)
+    }
+
     /// Returns what is to be said now, and how long there is nothing more to say unless the status changes;
     /// `None`: for ever.
     fn look(&mut self, status: &CredentialStatus, now: SystemTime) -> (Option<Event>, Option<Duration>) {
@@ -96,7 +122,7 @@ mod tests {
 
     fn status(expires: Option<u64>, fails: bool) -> CredentialStatus {
         let failure = || RenewalFailure { since: time(0), error: AwsError::NotRenewed { origin: "x".to_owned() } };
-        CredentialStatus { expires: expires.map(time), failure: fails.then(failure) }
+        CredentialStatus { expires: expires.map(time), failure: fails.then(failure), sign_in: None }
     }
 
     /// What is said at a time, in short, and after how many seconds to look again.
@@ -146,6 +172,29 @@ mod tests {
         let failing = status(Some(10_000), true);
         assert_eq!(look(&mut notices, &failing, 9_701), (expires_in(299), Some(179)));
         assert!(look(&mut notices, &failing, 50_000).0.unwrap() == "have expired");
+    }
+
+    #[test]
+    fn the_end_of_a_sign_in_is_foretold_once() {
+        let mut notices = Notices::default();
+        let until = |end| CredentialStatus {
+            sign_in: Some(SignInEnd { profile: "dev".to_owned(), at: time(end) }),
+            ..status(Some(50_000), false)
+        };
+        let mut look = |end, now| {
+            let (said, next) = notices.look_at_sign_in(&until(end), time(now));
+            let left = said.map(|event| {
+                let Event::SignInEnds { left, .. } = event else { panic!("{event:?}") };
+                left.as_secs()
+            });
+            (left, next.map(|next| next.as_secs()))
+        };
+        assert_eq!(look(10_000, 1_000), (None, Some(8_100)));
+        assert_eq!(look(10_000, 9_100), (Some(900), None));
+        assert_eq!(look(10_000, 9_200), (None, None));
+        assert_eq!(look(18_000, 9_300), (None, Some(7_800)), "somebody has signed in again");
+        assert_eq!(look(18_000, 17_990), (Some(10), None));
+        assert_eq!(look(18_000, 18_000), (None, None));
     }
 
     #[test]

@@ -82,6 +82,12 @@ pub(crate) enum Event {
         /// When these expire.
         until: Option<SystemTime>,
     },
+    /// Somebody has to sign in to IAM Identity Center again, or credentials cannot be renewed.
+    SignInEnds {
+        left: Duration,
+        /// The profile that is signed in.
+        profile: String,
+    },
     /// A tunnel has found something that the user has to know.
     Caution(Caution),
     /// A route has chosen, made or ended something on the user's behalf.

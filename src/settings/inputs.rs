@@ -96,7 +96,7 @@ const fn to_sdk(input: Input) -> Input {
 }
 
 /// All but the variables that only a setting has, see [`variables`].
-pub static INPUTS: [Input; 93] = [
+pub static INPUTS: [Input; 98] = [
     // Not a secret, and often a secret stands there by mistake.
     to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Secret)),
     to_sdk(both("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Takes::Secret)),
@@ -119,6 +119,7 @@ pub static INPUTS: [Input; 93] = [
     key("sso_session", Takes::Text),
     key("sso_start_url", Takes::Url),
     key("sso_region", Takes::Region),
+    key("sso_registration_scopes", Takes::Text),
     key("sso_account_id", Takes::Word),
     key("sso_role_name", Takes::Word),
     key("credential_process", Takes::Text),
@@ -186,6 +187,10 @@ pub static INPUTS: [Input; 93] = [
     variable("PATH", Takes::Text),
     variable("SHELL", Takes::Path),
     variable("SSH_AUTH_SOCK", Takes::Path),
+    variable("SSH_CONNECTION", Takes::Text),
+    variable("DISPLAY", Takes::Text),
+    variable("WAYLAND_DISPLAY", Takes::Text),
+    variable("CI", Takes::Text),
     variable("TERM", Takes::Text),
     variable("NO_COLOR", Takes::Text),
     variable("COLUMNS", Takes::Text),

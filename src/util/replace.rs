@@ -33,10 +33,23 @@ const TEMPORARY_ATTEMPTS: u32 = 8;
 /// # Errors
 /// What the system says, or a [`Refusal`]; the file is then as it was.
 pub fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
+    replace_with(path, contents, 0o777)
+}
+
+/// As [`replace`], for a file with secrets: whatever mode it had, nobody but its owner may read it.
+///
+/// # Errors
+/// As those of [`replace`].
+pub fn replace_private(path: &Path, contents: &[u8]) -> io::Result<()> {
+    replace_with(path, contents, 0o700)
+}
+
+/// Replaces a file, and keeps no more of its mode than is in `mask`.
+fn replace_with(path: &Path, contents: &[u8], mask: u32) -> io::Result<()> {
     let place = Place::behind(path, Missing::Make)?;
     let old = old(&place)?;
     sweep(place.folder());
-    let new = prepare(place.folder(), contents, old.as_ref())?;
+    let new = prepare(place.folder(), contents, old.as_ref(), mask)?;
     new.file.sync_all()?;
     match (new.rename_to(&place), old) {
         (Err(error), Some(old)) if error.kind() == ErrorKind::ResourceBusy => return overwrite(&old, contents),
@@ -59,7 +72,7 @@ pub fn check_replaceable(path: &Path, len: usize) -> io::Result<()> {
         End::Missing => None,
         End::Folder => return Err(Refusal::NotRegular(folder.path().to_owned()).into()),
     };
-    prepare(&folder, &vec![0; len], old.as_ref()).map(drop)
+    prepare(&folder, &vec![0; len], old.as_ref(), 0o777).map(drop)
 }
 
 /// Opens the file that is to be replaced, if it is there. It has to be writable: a rename needs no permission on the file
@@ -73,23 +86,23 @@ fn old(place: &Place) -> io::Result<Option<File>> {
 }
 
 /// Makes the file that is to take the place of another, complete but for its name.
-fn prepare(folder: &Folder, contents: &[u8], old: Option<&File>) -> io::Result<Temporary> {
+fn prepare(folder: &Folder, contents: &[u8], old: Option<&File>, mask: u32) -> io::Result<Temporary> {
     let mut new = Temporary::make(folder)?;
     new.file.write_all(contents)?;
     if let Some(old) = old {
-        take_after(&new.file, &old.metadata()?)?;
+        take_after(&new.file, &old.metadata()?, mask)?;
     }
     Ok(new)
 }
 
-/// Gives a new file the owner and the mode of an old one.
-fn take_after(new: &File, old: &Metadata) -> io::Result<()> {
+/// Gives a new file the owner of an old one, and what is in `mask` of its mode.
+fn take_after(new: &File, old: &Metadata, mask: u32) -> io::Result<()> {
     let made = new.metadata()?;
     if (old.uid(), old.gid()) != (made.uid(), made.gid()) {
         // Only root may give files away; for all others the file becomes their own, as if edited by hand.
         let _kept = std::os::unix::fs::fchown(new, Some(old.uid()), Some(old.gid()));
     }
-    let mode = old.mode() & 0o777;
+    let mode = old.mode() & mask;
     if made.mode() & 0o777 == mode {
         return Ok(());
     }

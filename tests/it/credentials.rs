@@ -21,7 +21,7 @@ use super::support::{Lab, Running, within};
 const LIFETIME: Duration = Duration::from_secs(8);
 
 /// A client that has got its token from the kubeconfig's exec plugin.
-async fn client(lab: &Lab) -> Result<Client, Box<dyn std::error::Error>> {
+pub(super) async fn client(lab: &Lab) -> Result<Client, Box<dyn std::error::Error>> {
     let kubeconfig = Kubeconfig::read_from(lab.kubeconfig())?;
     let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Ok(Client::try_from(config)?)

@@ -31,6 +31,7 @@ mod kubernetes;
 mod lab;
 mod line;
 mod local_tls;
+mod login;
 mod manager;
 mod matrix;
 mod metrics;

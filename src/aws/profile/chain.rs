@@ -1,13 +1,17 @@
 //! Which source of credentials a profile names, through all roles that are assumed on the way: by botocore's order
 //! (`credentials.py`, `AssumeRoleProvider` and `ProfileProviderBuilder`), where the SDK's is another.
 
-use std::{fmt::Write, sync::Arc};
+use std::{fmt::Write, path::Path, sync::Arc};
 
 use aws_credential_types::Credentials;
 
 use super::{Entry, Files, Profiles, fault::ProfileFault, process};
 use crate::{
-    settings::inputs::{Wrong, shown},
+    aws::sso::{self, Portal},
+    settings::{
+        SdkVariables,
+        inputs::{Wrong, shown},
+    },
     util::read::read_text,
 };
 
@@ -19,6 +23,9 @@ const BASE: &str = "base";
 
 /// The SDK's name of the metadata of an instance.
 const EC2: &str = "Ec2InstanceMetadata";
+
+/// What the AWS CLI asks for where a session names no `sso_registration_scopes`.
+const USUAL_SCOPE: &str = "sso:account:access";
 
 /// Longest file of a token, in bytes: STS takes tokens of at most 20,000 characters.
 const MAX_TOKEN_LEN: u64 = 64 << 10;
@@ -114,6 +121,44 @@ impl Chain {
         match &self.base {
             Base::Sso { profile, .. } => Some(profile),
             Base::Named(_) | Base::Keys(_) | Base::Process(_) => None,
+        }
+    }
+
+    /// Returns where that profile is signed in.
+    pub(super) fn portal(&self, variables: &SdkVariables) -> Option<Portal> {
+        let Base::Sso { profile, keys, session } = &self.base else { return None };
+        let of_session = session.as_ref().map(|(_, keys)| keys);
+        let value = |wanted: &str| {
+            let mut all = of_session.into_iter().chain([keys]).flatten();
+            all.find(|(key, _)| *key == wanted).map(|(_, value)| value.clone())
+        };
+        let start_url = value("sso_start_url")?;
+        let name = session.as_ref().map_or(start_url.as_str(), |(name, _)| name);
+        let file = variables.get("HOME").map(|home| sso::token_file(Path::new(home), name));
+        let scopes = value("sso_registration_scopes");
+        let scopes = match (session, &scopes) {
+            // Tokens of the old kind cannot be renewed anywhere.
+            (None, _) => Vec::new(),
+            (Some(_), None) => vec![USUAL_SCOPE.to_owned()],
+            (Some(_), Some(scopes)) => {
+                scopes.split(',').map(str::trim).filter(|scope| !scope.is_empty()).map(str::to_owned).collect()
+            }
+        };
+        Some(Portal { profile: shown(profile), region: value("sso_region")?, scopes, file, start_url })
+    }
+
+    /// Says where the credentials come from.
+    pub(super) fn source(&self) -> &'static str {
+        match (&self.base, self.roles.is_empty()) {
+            (Base::Keys(keys), _) if keys.iter().any(|(key, _)| *key == "web_identity_token_file") => {
+                "it has a web identity token"
+            }
+            (Base::Keys(_), true) => "it has keys of its own",
+            (Base::Keys(_), false) => "it assumes a role with keys",
+            (Base::Process(_), true) => "it has a `credential_process`",
+            (Base::Process(_), false) => "it assumes a role with what a `credential_process` gives",
+            (Base::Named(_), _) => "it assumes a role with the credentials of this machine",
+            (Base::Sso { .. }, _) => "it is one of IAM Identity Center",
         }
     }
 
@@ -274,7 +319,7 @@ fn sso(files: &Files, profile: &Entry, name: &str) -> Result<Base, ProfileFault>
         }));
     }
     let both = Entry { parts: [&section.parts[..], &profile.parts].concat() };
-    let of_session = keys(&both, &OF_SESSION)?;
+    let of_session = keys(&both, &["sso_start_url", "sso_region", "sso_registration_scopes"])?;
     own.push(("sso_session", session.clone()));
     Ok(Base::Sso { profile: name.to_owned(), keys: own, session: Some((session, of_session)) })
 }

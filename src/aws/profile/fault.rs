@@ -133,6 +133,35 @@ pub enum ProfileFault {
         #[source]
         source: Cause,
     },
+    /// There is nothing to sign in to.
+    #[error("it does not sign in to IAM Identity Center: {has}")]
+    NoSignIn {
+        /// What it has instead, in words.
+        has: String,
+    },
+    /// Who was asked to approve of the sign-in has said no.
+    #[error("its sign-in was denied in the browser")]
+    SignInDenied,
+    /// Nobody has approved of the sign-in.
+    #[error("nobody has approved of its sign-in in time")]
+    SignInLate,
+    /// IAM Identity Center does not know what the profile names.
+    #[error("IAM Identity Center in `{region}` refuses a sign-in at `{start_url}`")]
+    SignInRefused {
+        start_url: String,
+        region: String,
+        /// What it answered.
+        #[source]
+        source: Cause,
+    },
+    /// The token of a sign-in cannot be written.
+    #[error("the token of its sign-in cannot be kept in `{}`", path.display())]
+    TokenNotKept {
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: Arc<io::Error>,
+    },
     /// The file of its web identity token cannot be read. The SDK would name neither of the two, and wait for ever for the
     /// writer of a pipe.
     #[error("its `web_identity_token_file` `{}` cannot be read", path.display())]
@@ -171,7 +200,7 @@ fn header(key: &str, name: &str) -> String {
     if name.contains(char::is_whitespace) { format!("{kind} '{name}'") } else { format!("{kind} {name}") }
 }
 
-fn list(keys: &[impl AsRef<str>]) -> String {
+pub(super) fn list(keys: &[impl AsRef<str>]) -> String {
     let keys: Vec<_> = keys.iter().map(|key| format!("`{}`", key.as_ref())).collect();
     keys.join(", ")
 }

@@ -107,6 +107,9 @@ pub(in crate::cli) fn status() -> ManagerStatus {
             clock: Some("2 h 1 min ahead of AWS's".to_owned()),
             credentials_expire: Some(stamp("2026-11-22T03:30:00Z")),
             credentials_error: None,
+            credentials_hint: None,
+            sign_in_ends: None,
+            sign_in_profile: None,
             bastions: vec!["i-0dc03fbcae2a87472".to_owned()],
         }],
         tunnels: vec![active, failed],
@@ -132,6 +135,26 @@ fn is_coloured_by_state() {
     assert!(text.contains("\x1b[32mactive  \x1b[0m  4 min"), "{text}");
     assert!(text.contains("\x1b[31mfailed  \x1b[0m  4 min"), "{text}");
     assert!(text.contains("\x1b[33mdegraded\x1b[0m since"), "{text}");
+}
+
+#[test]
+fn the_end_of_a_sign_in_is_told_and_what_mends_it() {
+    let mut status = status();
+    status.access[0].sign_in_ends = Some(stamp("2026-11-22T09:00:00Z"));
+    status.access[0].sign_in_profile = Some("dev".to_owned());
+    let line = |now: &str| {
+        let text = text(&status, at(now), Paint::plain());
+        text.lines().find(|line| line.starts_with("sign-in")).unwrap().to_owned()
+    };
+    assert_eq!(line("2026-11-22T03:00:00Z"), "sign-in     until 2026-11-22T09:00:00Z, profile `dev`");
+    assert_eq!(
+        line("2026-11-22T08:50:00Z"),
+        "sign-in     ends in 10 min: sign in again with `autoheal-pa login --profile dev`"
+    );
+    assert_eq!(
+        line("2026-11-22T09:50:00Z"),
+        "sign-in     has ended: sign in again with `autoheal-pa login --profile dev`"
+    );
 }
 
 #[test]
@@ -201,6 +224,9 @@ const ACCESS: &[(&str, &str)] = &[
     ("clock", "string or null"),
     ("credentials_expire", "string or null"),
     ("credentials_error", "string or null"),
+    ("credentials_hint", "string or null"),
+    ("sign_in_ends", "string or null"),
+    ("sign_in_profile", "string or null"),
     ("bastions", "array"),
 ];
 const TUNNEL: &[(&str, &str)] = &[

@@ -84,6 +84,15 @@ pub struct AccessStatus {
     pub credentials_expire: Option<Timestamp>,
     /// Why they cannot be renewed; `null`: they can, or it is not time yet.
     pub credentials_error: Option<String>,
+    /// What to do about that.
+    #[serde(default)]
+    pub credentials_hint: Option<String>,
+    /// When somebody has to sign in to IAM Identity Center again; `null`: nobody, as far as is known.
+    #[serde(default)]
+    pub sign_in_ends: Option<Timestamp>,
+    /// The profile that has to be signed in then.
+    #[serde(default)]
+    pub sign_in_profile: Option<String>,
     /// The bastions in order of preference.
     pub bastions: Vec<String>,
 }
