@@ -8,7 +8,7 @@
 //! * A stream URL is dialled only if `endpoint` takes its host for the region's message gateway.
 //!
 //! Modules: `identity` (source of credentials, roles), `token` (web identity tokens), `cache`, `clusters`
-//! (EKS discovery), `ecs`, `ec2`, `instance_connect`, `nodes` (of Systems Manager), `connect` (TCP, proxy, TLS), `sso` (signing in), `files` (that the SDK reads),
+//! (EKS discovery), `ecs`, `ec2`, `instance_connect`, `nodes` (of Systems Manager), `connect` (TCP, proxy, TLS), `sso` (signing in), `mfa`, `files` (that the SDK reads),
 //! `endpoint`, `sign`, `tls`, [`error`].
 //! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
 
@@ -26,6 +26,7 @@ mod files;
 pub(crate) mod fuzzing;
 mod identity;
 mod instance_connect;
+pub mod mfa;
 pub mod nodes;
 pub(crate) mod offset;
 mod outbound;

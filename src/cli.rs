@@ -10,8 +10,11 @@ use error::CommandError;
 use log::LogFile;
 use output::Printer;
 
-use crate::settings::{Environment, Settings, UpSettings};
 pub use crate::settings::{GlobalArgs, LogFormat, PolicyArgs, UpArgs};
+use crate::{
+    aws::mfa,
+    settings::{Environment, Settings, UpSettings},
+};
 
 mod ask;
 mod background;
@@ -267,6 +270,11 @@ impl Cli {
     /// # Errors
     /// [`CommandError`], to be shown to the user.
     pub async fn run(self, log: Option<PathBuf>, printer: &Printer) -> Result<ExitCode, CommandError> {
+        if !self.is_in_background()
+            && let Some(ask) = ask::for_codes(printer)
+        {
+            mfa::ask_by(ask);
+        }
         let Self { global, command } = self;
         match command {
             Command::Up(args) => Box::pin(open(args, global, log, printer)).await,

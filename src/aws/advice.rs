@@ -264,10 +264,15 @@ fn profile(name: &str, fault: &ProfileFault) -> (Concern, String) {
                 profile
             ),
         ),
+        ProfileFault::Mfa { asked: true, .. } => (
+            Concern::Identity,
+            "a code is good once: wait for the next one; else check `mfa_serial`, and who may assume the role"
+                .to_owned(),
+        ),
         ProfileFault::Mfa { .. } => (
             Concern::Identity,
             command!(
-                "let the AWS CLI ask for the code: `eval \"$(aws configure export-credentials --profile {} --format \
+                "run it on a terminal, which is where it asks for the code, or let the AWS CLI ask: `eval \"$(aws configure export-credentials --profile {} --format \
                  env)\"`, then run this again without the profile",
                 name
             ),

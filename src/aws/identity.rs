@@ -111,26 +111,28 @@ impl Ambient {
                     return Err(AwsError::HalfKeys);
                 }
                 let has_keys = !alone && id.is_some();
-                let mut profile = match profiles.credentials().await {
-                    // Nothing is wanted of it, so nothing that is wrong with it matters.
-                    Err(_) if has_keys => ProfileCredentials::default(),
-                    read => read?,
+                // With keys nothing is wanted of it, so nothing that is wrong with it matters.
+                let mut profile = match has_keys {
+                    true => ProfileCredentials::default(),
+                    false => profiles.credentials().await?,
                 };
-                if !has_keys && let Some(credentials) = profile.run_process().await? {
+                if let Some(credentials) = profile.run_process().await? {
                     return Ok(credentials);
                 }
-                if !has_keys && let Some(sign_in) = profile.sign_in(sdk, variables).await {
+                if let Some(sign_in) = profile.sign_in(sdk, variables).await {
                     sign_in.renew().await?;
                 }
                 let variables = variables.clone();
-                let variables = if alone { profile.variables_alone(variables) } else { variables };
+                let variables =
+                    if alone || profile.names_a_source() { profile.variables_alone(variables) } else { variables };
                 let (text, name) = profile.for_sdk();
                 let sdk = sdk.loader(&variables, &text).profile_name(name).load().await;
                 let loaded = match sdk.credentials_provider() {
                     Some(provider) => provider.provide_credentials().await,
                     None => Err(CredentialsError::not_loaded("the default chain is empty")),
                 };
-                loaded.map_err(|error| profile.refine(classify_credentials(region, error)))
+                let loaded = loaded.map_err(|error| profile.refine(classify_credentials(region, error)))?;
+                profile.assume_roles(loaded, &sdk, region).await
             })
         };
         Self { load: Arc::new(load), sign_in: Arc::new(sign_in) }
@@ -303,7 +305,7 @@ impl Identity {
 }
 
 /// Takes the credentials out of an answer of STS.
-fn assumed(
+pub(super) fn assumed(
     call: Call<'_>,
     credentials: Option<aws_sdk_sts::types::Credentials>,
     user: Option<AssumedRoleUser>,

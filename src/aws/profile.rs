@@ -9,12 +9,14 @@
 //! * A fault matters to whoever uses the section that it is in; elsewhere it is a warning.
 //! * Files are read at each load of credentials, since they are rewritten.
 //!
-//! Modules: `ini` (the form of the files), `chain` (which source of credentials a profile names), [`fault`].
+//! Modules: `ini` (the form of the files), `chain` (which source of credentials a profile names), `roles` (that it assumes with
+//! them), [`fault`].
 
 mod chain;
 pub(super) mod fault;
 mod ini;
 mod process;
+mod roles;
 
 use std::{
     collections::BTreeMap,
@@ -23,16 +25,19 @@ use std::{
     sync::Arc,
 };
 
+use aws_config::SdkConfig;
 use aws_credential_types::Credentials;
 
 use self::{
     chain::Chain,
     fault::{FileFault, Place, ProfileFault},
     ini::{Fault, Section, Value},
+    roles::Failed,
 };
 use super::{
     Sdk,
     error::AwsError,
+    identity::session_name,
     sso::{Portal, SignIn},
 };
 use crate::{
@@ -81,6 +86,8 @@ pub(super) struct Profiles {
     paths: [Option<PathBuf>; 2],
     name: Option<String>,
     variables: SdkVariables,
+    /// The name of sessions of roles that profiles do not name.
+    session_name: String,
 }
 
 /// What a profile says besides its credentials.
@@ -102,6 +109,7 @@ pub(super) struct ProfileSettings {
 pub(super) struct ProfileCredentials {
     /// Its name, if it was asked for.
     name: Option<String>,
+    session_name: String,
     chain: Option<Chain>,
     /// What it has instead of credentials.
     keys: Vec<String>,
@@ -113,6 +121,7 @@ impl Profiles {
             paths: settings.profile_files.clone(),
             name: settings.profile.clone().filter(|name| !name.is_empty()),
             variables: settings.sdk_variables.clone(),
+            session_name: session_name(settings),
         }
     }
 
@@ -195,7 +204,8 @@ impl Profiles {
             None => None,
         };
         let keys = profile.map(Entry::keys).unwrap_or_default();
-        Ok(ProfileCredentials { name: self.name.clone(), chain, keys })
+        let (name, session_name) = (self.name.clone(), self.session_name.clone());
+        Ok(ProfileCredentials { name, session_name, chain, keys })
     }
 
     /// Finds the profile. There need not be a default one.
@@ -269,6 +279,31 @@ impl ProfileCredentials {
         shown(self.name.as_deref().unwrap_or(DEFAULT))
     }
 
+    /// Whether the credentials are those of a container or a machine because the profile says so.
+    pub(super) fn names_a_source(&self) -> bool {
+        self.chain.as_ref().is_some_and(Chain::names_a_source)
+    }
+
+    /// Assumes the roles of the profile, one after the other.
+    ///
+    /// # Errors
+    /// [`AwsError::Profile`], [`AwsError::RoleDenied`], and why STS cannot be asked.
+    pub(super) async fn assume_roles(
+        &self,
+        mut credentials: Credentials,
+        sdk: &SdkConfig,
+        region: &str,
+    ) -> Result<Credentials, AwsError> {
+        for role in self.chain.iter().flat_map(|chain| chain.roles.iter().rev()) {
+            let assumed = role.assume(credentials, sdk, region, &self.session_name).await;
+            credentials = assumed.map_err(|failed| match failed {
+                Failed::Profile(fault) => AwsError::Profile { name: self.shown_name(), fault: Arc::new(fault) },
+                Failed::Other(error) => error,
+            })?;
+        }
+        Ok(credentials)
+    }
+
     /// Returns what the SDK finds in its environment where this profile is to be used and nothing else.
     pub(super) fn variables_alone(&self, variables: SdkVariables) -> SdkVariables {
         let keeps = |name: &str| self.chain.as_ref().is_some_and(|chain| chain.needs(name));
@@ -288,18 +323,6 @@ impl ProfileCredentials {
     pub(super) fn refine(&self, error: AwsError) -> AwsError {
         let name = || self.shown_name();
         match (error, &self.chain) {
-            (AwsError::AccessDenied { action, source, .. }, Some(chain)) if action == "sts:AssumeRole" => {
-                match (&chain.mfa_serial, chain.role()) {
-                    (Some(serial), _) => {
-                        let fault = ProfileFault::Mfa { serial: shown(serial), source };
-                        AwsError::Profile { name: name(), fault: Arc::new(fault) }
-                    }
-                    (None, role) => {
-                        let role = shown(role.unwrap_or_default());
-                        AwsError::RoleDenied { role, passed_over: Vec::new(), source }
-                    }
-                }
-            }
             (AwsError::CredentialSource { source }, Some(chain)) => match (chain.signed_in(), signed_out(&*source)) {
                 (Some(profile), Some(expired)) => {
                     let fault = ProfileFault::SignedOut { profile: shown(profile), expired, source };

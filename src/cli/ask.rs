@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::future::BoxFuture;
 use rustix::{
     fs::{Mode, OFlags},
     process::getpgrp,
@@ -18,12 +19,17 @@ use tokio::{io::unix::AsyncFd, sync::Mutex};
 
 use super::output::Printer;
 use crate::{
+    aws::mfa::Wanted,
     route::ssh::{Ask, Question},
+    secret::Secret,
     settings::Environment,
 };
 
 /// Longest answer, in bytes.
 const MAX_ANSWER_LEN: usize = 256;
+
+/// What STS takes for a code, in digits.
+const MFA_CODE_LEN: usize = 6;
 
 /// Returns what asks on the terminal, if there is somebody to ask.
 pub(super) fn on_terminal(printer: &Printer) -> Option<Ask> {
@@ -69,6 +75,48 @@ pub(super) async fn yes_or_no(question: &str, printer: &Printer) -> bool {
         tracing::debug!(%error, "nobody can be asked");
         false
     })
+}
+
+/// Returns what asks for the codes of MFA devices on the terminal, if there is somebody to ask. They are shown as they are
+/// typed: each is good once, and is spent when it has been read.
+pub(super) fn for_codes(
+    printer: &Printer,
+) -> Option<impl Fn(Wanted) -> BoxFuture<'static, Option<Secret<String>>> + Send + Sync + 'static> {
+    if !is_somebody_there() {
+        return None;
+    }
+    let (printer, alone) = (printer.clone(), Arc::new(Mutex::new(())));
+    Some(move |wanted| -> BoxFuture<'static, _> {
+        let (printer, alone) = (printer.clone(), Arc::clone(&alone));
+        Box::pin(async move {
+            let _alone = alone.lock().await;
+            code(&wanted, &printer).await.unwrap_or_else(|error| {
+                tracing::debug!(%error, "nobody can be asked");
+                None
+            })
+        })
+    })
+}
+
+async fn code(wanted: &Wanted, printer: &Printer) -> io::Result<Option<Secret<String>>> {
+    let terminal = Terminal::open()?;
+    let still = printer.hold_still();
+    terminal.forget_typed()?;
+    let Wanted { serial, role, again } = wanted;
+    if *again {
+        printer.progress("this code is not taken: wait for the next one");
+    }
+    printer.progress(&format!("the role `{role}` needs a code from the MFA device `{serial}`"));
+    loop {
+        still.prompt("code: ");
+        let Some(line) = terminal.line().await? else { return Ok(None) };
+        let line = Secret::new(line);
+        let code = line.expose().trim();
+        if code.len() == MFA_CODE_LEN && code.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Ok(Some(Secret::new(code.to_owned())));
+        }
+        printer.progress("a code is 6 digits");
+    }
 }
 
 async fn ask(question: &Question, printer: &Printer) -> io::Result<bool> {

@@ -96,7 +96,7 @@ const fn to_sdk(input: Input) -> Input {
 }
 
 /// All but the variables that only a setting has, see [`variables`].
-pub static INPUTS: [Input; 98] = [
+pub static INPUTS: [Input; 99] = [
     // Not a secret, and often a secret stands there by mistake.
     to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Secret)),
     to_sdk(both("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Takes::Secret)),
@@ -116,6 +116,7 @@ pub static INPUTS: [Input; 98] = [
     key("credential_source", Takes::Word),
     key("external_id", Takes::Word),
     key("mfa_serial", Takes::Word),
+    key("duration_seconds", Takes::Number),
     key("sso_session", Takes::Text),
     key("sso_start_url", Takes::Url),
     key("sso_region", Takes::Region),

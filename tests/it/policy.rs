@@ -152,7 +152,7 @@ fn resources_of(action: &str, bastion: &str, session: &Session) -> Option<Vec<St
         // Needs no permission.
         "sts:GetCallerIdentity" => None,
         // Asked of the identity that assumes the role, and of the role's trust policy.
-        "sts:AssumeRole" | "sts:AssumeRoleWithWebIdentity" => None,
+        "sts:AssumeRole" | "sts:AssumeRoleWithWebIdentity" | "sts:TagSession" => None,
         // Asked where it happens to be allowed, and of no use but then: the policy is none the wider for it.
         "ssm:DescribeSessions" => None,
         action if is_of_other_kinds(action) => None,

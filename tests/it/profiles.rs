@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
-    process::Command,
+    process::{Child, ChildStdin, Command},
     task::JoinSet,
 };
 
@@ -32,12 +32,17 @@ const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl";
 struct Case {
     name: String,
     variables: Vec<(String, Vec<u8>)>,
+    without: Vec<String>,
     args: Vec<String>,
+    /// What is typed, if that is on a terminal.
+    types: Option<String>,
     /// The two files, and the names of files for sessions that are signed in.
     files: Vec<(String, Vec<u8>)>,
     signed_in: Vec<String>,
     ours: String,
     cli: String,
+    /// What this program says.
+    says: String,
 }
 
 impl Case {
@@ -49,6 +54,10 @@ impl Case {
             match (line.strip_prefix('|'), word) {
                 (Some(content), _) => case.files.last_mut().unwrap().1.extend(content_line(content)),
                 (_, "config" | "credentials") => case.files.push((line.to_owned(), Vec::new())),
+                (_, "file") => case.files.push((rest.to_owned(), Vec::new())),
+                (_, "without") => case.without.push(rest.to_owned()),
+                (_, "says") => case.says = rest.to_owned(),
+                (_, "types") => case.types = Some(rest.to_owned()),
                 (_, "env") => {
                     let (name, value) = rest.split_once('=').unwrap();
                     case.variables.push((name.to_owned(), bytes(value)));
@@ -70,8 +79,21 @@ impl Case {
     }
 
     /// Writes the files into a home, and returns a command that finds them there and nothing else.
-    fn command(&self, program: &Path, home: &Path, endpoint: &str) -> Command {
-        let mut command = Command::new(program);
+    fn command(&self, program: &Path, args: &[&str], home: &Path, endpoint: &str) -> Command {
+        let args: Vec<_> = args.iter().copied().chain(self.args.iter().map(String::as_str)).collect();
+        let mut command = match self.types {
+            None => Command::new(program),
+            // Which makes a terminal, whose output is kept apart from what the program writes.
+            Some(_) => {
+                let mut command = Command::new("script");
+                let line = format!("exec '{}' {} >'{}'", program.display(), args.join(" "), home.join("out").display());
+                command.args(["-q", "-e", "-c", &line, "/dev/null"]).env("SHELL", "/bin/sh");
+                command
+            }
+        };
+        if self.types.is_none() {
+            command.args(&args);
+        }
         command
             .env_clear()
             .current_dir(home)
@@ -83,25 +105,25 @@ impl Case {
             .env("AWS_EC2_METADATA_DISABLED", "true")
             .env("AWS_ENDPOINT_URL_STS", endpoint)
             .env("AWS_ENDPOINT_URL_SSO", endpoint)
-            .stdin(Stdio::null())
+            .stdin(if self.types.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .kill_on_drop(true);
         for (name, value) in &self.variables {
-            let value = with_home(value, home);
-            let value = match std::str::from_utf8(&value) {
-                Ok(text) => text.replace("ENDPOINT", endpoint).into_bytes(),
-                Err(_) => value,
-            };
-            command.env(name, OsString::from_vec(value));
+            command.env(name, OsString::from_vec(with_places(value, home, endpoint)));
+        }
+        for name in &self.without {
+            command.env_remove(name);
         }
         command
     }
 
-    fn write(&self, home: &Path) {
+    fn write(&self, home: &Path, endpoint: &str) {
         let cache = home.join(".aws/sso/cache");
         std::fs::create_dir_all(&cache).unwrap();
         std::fs::write(home.join("token"), TOKEN).unwrap();
         for (name, content) in &self.files {
-            std::fs::write(home.join(".aws").join(name), with_home(content, home)).unwrap();
+            std::fs::write(home.join(".aws").join(name), with_places(content, home, endpoint)).unwrap();
         }
         for session in &self.signed_in {
             let token = serde_json::json!({
@@ -113,11 +135,10 @@ impl Case {
     }
 }
 
-fn with_home(text: &[u8], home: &Path) -> Vec<u8> {
-    match std::str::from_utf8(text) {
-        Ok(text) => text.replace("TOKENFILE", home.join("token").to_str().unwrap()).into_bytes(),
-        Err(_) => text.to_owned(),
-    }
+fn with_places(text: &[u8], home: &Path, endpoint: &str) -> Vec<u8> {
+    let Ok(text) = std::str::from_utf8(text) else { return text.to_owned() };
+    let text = text.replace("TOKENFILE", home.join("token").to_str().unwrap());
+    text.replace("FOLDER", home.join(".aws").to_str().unwrap()).replace("ENDPOINT", endpoint).into_bytes()
 }
 
 fn content_line(line: &str) -> Vec<u8> {
@@ -153,9 +174,20 @@ fn bytes(text: &str) -> Vec<u8> {
 }
 
 /// Runs a command, and returns the access key id that its token for a cluster is signed with, and what it says.
-async fn identity(mut command: Command, what: &str) -> (String, String) {
-    let output = within(what, command.output()).await.unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+async fn identity(mut command: Command, case: &Case, home: &Path) -> (String, String) {
+    let what = &case.name;
+    let mut child = command.spawn().unwrap();
+    let mut asked = None;
+    if let Some(typed) = &case.types {
+        // Closed, the terminal would end before what is in it is read.
+        asked = Some(type_when_asked(&mut child, typed).await);
+    }
+    let mut output = within(what, child.wait_with_output()).await.unwrap();
+    let mut said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if let Some((_keyboard, shown)) = asked {
+        said = shown + &String::from_utf8_lossy(&output.stdout);
+        output.stdout = std::fs::read(home.join("out")).unwrap();
+    }
     assert!(!said.contains("panicked") && output.status.code().is_some(), "{what}: {said}");
     if !output.status.success() {
         return ("refused".to_owned(), said);
@@ -168,7 +200,27 @@ async fn identity(mut command: Command, what: &str) -> (String, String) {
     (key.replace("%0D", "\\r").replace("%20", " ").replace("%23", "#"), said)
 }
 
-/// Answers for STS, for IAM Identity Center, and for the host of a container.
+/// Types something into a terminal once it is asked for: what is typed before does not count. Returns what was shown.
+async fn type_when_asked(child: &mut Child, typed: &str) -> (ChildStdin, String) {
+    let (mut keyboard, screen) = (child.stdin.take().unwrap(), child.stdout.as_mut().unwrap());
+    let mut shown = Vec::new();
+    let asked = async {
+        // `Enter MFA code for arn:…: ` of the AWS CLI, `code: ` of this program.
+        while !(shown.ends_with(b": ") && String::from_utf8_lossy(&shown).contains("code")) {
+            let mut byte = [0];
+            if screen.read(&mut byte).await.unwrap_or_default() == 0 {
+                return;
+            }
+            shown.extend(byte);
+        }
+    };
+    within("the question", asked).await;
+    // It has ended if nobody asks.
+    let _typed = keyboard.write_all(format!("{typed}\n").as_bytes()).await;
+    (keyboard, String::from_utf8_lossy(&shown).into_owned())
+}
+
+/// Answers for STS, for IAM Identity Center, for the host of a container, and for an instance's metadata.
 async fn serve(stream: TcpStream) -> Option<()> {
     let mut stream = BufReader::new(stream);
     loop {
@@ -188,12 +240,14 @@ async fn serve(stream: TcpStream) -> Option<()> {
         let mut body = vec![0; len];
         stream.read_exact(&mut body).await.ok()?;
         let body = String::from_utf8(body).ok()?;
-        let answer = match start.as_str() {
+        let (status, answer) = match start.as_str() {
             start if start.starts_with("POST ") => sts(&body, &caller)?,
-            start if start.contains("role_name=") => sso(start)?,
-            _ => container(),
+            start if start.contains("role_name=") => (200, sso(start)?),
+            start if start.contains("/latest/") => metadata(start),
+            _ => (200, container()),
         };
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", answer.len());
+        let ttl = "x-aws-ec2-metadata-token-ttl-seconds: 21600";
+        let head = format!("HTTP/1.1 {status} OK\r\n{ttl}\r\ncontent-length: {}\r\n\r\n", answer.len());
         stream.write_all([head, answer].concat().as_bytes()).await.ok()?;
     }
 }
@@ -213,17 +267,61 @@ fn container() -> String {
     credentials.to_string()
 }
 
-fn sts(body: &str, caller: &str) -> Option<String> {
+/// What an instance says of itself: a token for its questions, the name of its role, and the role's credentials.
+fn metadata(start: &str) -> (u16, String) {
+    let path = start.split(' ').nth(1).unwrap_or_default();
+    match path.trim_end_matches('/') {
+        "/latest/api/token" => (200, "token".to_owned()),
+        "/latest/meta-data/iam/security-credentials" => (200, "machine".to_owned()),
+        "/latest/meta-data/iam/security-credentials/machine" => {
+            let credentials = serde_json::json!({
+                "Code": "Success", "LastUpdated": "2026-01-01T00:00:00Z", "Type": "AWS-HMAC", "AccessKeyId": "ASIAMACHINE",
+                "SecretAccessKey": "s", "Token": "t", "Expiration": "2100-01-01T00:00:00Z",
+            });
+            (200, credentials.to_string())
+        }
+        _ => (404, String::new()),
+    }
+}
+
+/// Some roles want something: see the head of the cases.
+fn sts(body: &str, caller: &str) -> Option<(u16, String)> {
     let parameter = |name: &str| body.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
     let (action, role) = (parameter("Action")?, parameter("RoleArn")?.rsplit("%2F").next()?);
     let caller = if action == "AssumeRoleWithWebIdentity" { "WEB" } else { caller };
-    Some(format!(
+    let is = |name, value| parameter(name) == Some(value);
+    let seconds = parameter("DurationSeconds").and_then(|text| text.parse::<u32>().ok());
+    let refused = match role {
+        "EXTERNAL" if !is("ExternalId", "xy") => Some("AccessDenied"),
+        "NAMED" if !is("RoleSessionName", "ann%40example.com") => Some("AccessDenied"),
+        "CODE"
+            if !(is("SerialNumber", "arn%3Aaws%3Aiam%3A%3A123456789012%3Amfa%2Fann") && is("TokenCode", "123456")) =>
+        {
+            Some("AccessDenied")
+        }
+        "LONG" if seconds != Some(7200) => Some("AccessDenied"),
+        "SHORT" if seconds.is_some_and(|seconds| seconds > 3600) => Some("ValidationError"),
+        _ => None,
+    };
+    if let Some(code) = refused {
+        let message = "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.";
+        let message = if code == "AccessDenied" { "not authorized" } else { message };
+        return Some((
+            if code == "AccessDenied" { 403 } else { 400 },
+            format!(
+                "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
+                 <Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"
+            ),
+        ));
+    }
+    let answer = format!(
         "<{action}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result><Credentials>\
          <AccessKeyId>ASIA{role}{caller}</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>\
          <Expiration>2100-01-01T00:00:00Z</Expiration></Credentials><AssumedRoleUser>\
          <Arn>arn:aws:sts::123456789012:assumed-role/{role}/x</Arn><AssumedRoleId>A:x</AssumedRoleId></AssumedRoleUser>\
          </{action}Result></{action}Response>"
-    ))
+    );
+    Some((200, answer))
 }
 
 /// The lab's keys, endpoint and certificate authority in a profile of this name, and nothing of them in the environment.
@@ -305,18 +403,21 @@ async fn profiles_and_environments_lead_to_whom_the_aws_cli_takes() {
             let (cli, endpoint) = (cli.clone(), &endpoint);
             async move {
                 let home = tempfile::tempdir().unwrap();
-                case.write(home.path());
-                let mut command = case.command(Path::new(PROGRAM), home.path(), endpoint);
-                command.args(["token", "--cluster-name", "c"]).args(&case.args);
-                let (ours, said) = identity(command, &case.name).await;
+                case.write(home.path(), endpoint);
+                let command =
+                    case.command(Path::new(PROGRAM), &["token", "--cluster-name", "c"], home.path(), endpoint);
+                let (ours, said) = identity(command, case, home.path()).await;
                 let mut wrong = Vec::new();
+                if !said.contains(&case.says) {
+                    wrong.push(format!("{}: it does not say {}:\n{said}", case.name, case.says));
+                }
                 if ours != case.ours {
                     wrong.push(format!("{}: {ours}, not {}\n{said}", case.name, case.ours));
                 }
                 if let Some(cli) = cli {
-                    let mut command = case.command(&cli, home.path(), endpoint);
-                    command.args(["eks", "get-token", "--cluster-name", "c"]).args(&case.args);
-                    let (theirs, said) = identity(command, &case.name).await;
+                    let args = ["eks", "get-token", "--cluster-name", "c"];
+                    let command = case.command(&cli, &args, home.path(), endpoint);
+                    let (theirs, said) = identity(command, case, home.path()).await;
                     if theirs != case.cli {
                         wrong.push(format!("{}: the AWS CLI: {theirs}, not {}\n{said}", case.name, case.cli));
                     }

@@ -1,25 +1,23 @@
 //! Which source of credentials a profile names, through all roles that are assumed on the way: by botocore's order
 //! (`credentials.py`, `AssumeRoleProvider` and `ProfileProviderBuilder`), where the SDK's is another.
 
-use std::{fmt::Write, path::Path, sync::Arc};
+use std::{fmt::Write, path::Path, sync::Arc, time::SystemTime};
 
 use aws_credential_types::Credentials;
 
-use super::{Entry, Files, Profiles, fault::ProfileFault, process};
+use super::{Entry, Files, Profiles, fault::ProfileFault, process, roles::Role};
 use crate::{
     aws::sso::{self, Portal},
+    clock,
     settings::{
         SdkVariables,
         inputs::{Wrong, shown},
     },
-    util::read::read_text,
+    util::{read::read_text, written::rfc3339},
 };
 
-/// The profile of the SDK's file that is to be used.
+/// The profile of the SDK's file.
 pub(super) const OUTERMOST: &str = "profile-0";
-
-/// The profile of the SDK's file that needs no other.
-const BASE: &str = "base";
 
 /// The SDK's name of the metadata of an instance.
 const EC2: &str = "Ec2InstanceMetadata";
@@ -39,11 +37,9 @@ type Keys = Vec<(&'static str, String)>;
 /// The source, and the roles that are assumed with it.
 #[derive(Debug)]
 pub(super) struct Chain {
-    /// What each role is assumed with, the one first that is assumed last.
-    roles: Vec<Keys>,
+    /// The one first that is assumed last.
+    pub(super) roles: Vec<Role>,
     base: Base,
-    /// The device whose code one of the roles may want.
-    pub(super) mfa_serial: Option<String>,
 }
 
 /// Credentials that need no others.
@@ -69,7 +65,7 @@ impl std::fmt::Debug for Base {
 impl Chain {
     /// Finds the source of a profile's credentials; `None` if it has none.
     pub(super) fn resolve(files: &Files, name: &str, profiles: &Profiles) -> Result<Option<Self>, ProfileFault> {
-        let (mut roles, mut mfa_serial) = (Vec::new(), None);
+        let mut roles = Vec::new();
         let mut visited: Vec<String> = Vec::new();
         let mut name = name.to_owned();
         let base = loop {
@@ -83,8 +79,14 @@ impl Chain {
                 break base(files, profile, &name, profiles)?;
             }
             visited.push(name.clone());
-            roles.push(keys(profile, &["role_arn", "role_session_name", "external_id"])?);
-            mfa_serial = mfa_serial.or(profile.value("mfa_serial")?);
+            roles.push(Role {
+                arn: profile.value("role_arn")?.unwrap_or_default(),
+                session_name: profile.value("role_session_name")?,
+                external_id: profile.value("external_id")?,
+                // What is more than anything that STS takes is refused by it.
+                duration: profile.value("duration_seconds")?.map(|text| text.parse().unwrap_or(i32::MAX)),
+                mfa_serial: profile.value("mfa_serial")?,
+            });
             match (profile.value("source_profile")?, profile.value("credential_source")?) {
                 (Some(_), Some(_)) => {
                     let (one, other) = ("source_profile", "credential_source");
@@ -104,16 +106,10 @@ impl Chain {
             }
         };
         match base {
-            Some(base) => Ok(Some(Self { roles, base, mfa_serial })),
+            Some(base) => Ok(Some(Self { roles, base })),
             None if roles.is_empty() => Ok(None),
             None => Err(ProfileFault::EmptySource { source_profile: shown(&name) }),
         }
-    }
-
-    /// Returns the role that is assumed, if it is one only.
-    pub(super) fn role(&self) -> Option<&str> {
-        let [role] = &self.roles[..] else { return None };
-        role.iter().find(|(key, _)| *key == "role_arn").map(|(_, value)| value.as_str())
     }
 
     /// Returns the profile that is signed in to IAM Identity Center, if the credentials come from there.
@@ -167,6 +163,10 @@ impl Chain {
     pub(super) async fn run_process(&mut self) -> Result<Option<Credentials>, ProfileFault> {
         let Base::Process(command) = &self.base else { return Ok(None) };
         let credentials = process::run(command).await?;
+        let now = SystemTime::UNIX_EPOCH + clock::wall();
+        if let Some(end) = credentials.expiry().filter(|end| *end <= now) {
+            return Err(ProfileFault::Process { what: format!("gave credentials that expired at {}", rfc3339(end)) });
+        }
         if self.roles.is_empty() {
             return Ok(Some(credentials));
         }
@@ -190,26 +190,20 @@ impl Chain {
         }
     }
 
-    /// Writes a file for the SDK.
+    /// Whether it is a source that the profile names by a word.
+    pub(super) fn names_a_source(&self) -> bool {
+        matches!(self.base, Base::Named(_))
+    }
+
+    /// Writes a file for the SDK, for the credentials that need no others.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
-        for (index, role) in self.roles.iter().enumerate() {
-            write_section(&mut text, &format!("profile profile-{index}"), role);
-            let source = if index + 1 == self.roles.len() { BASE.to_owned() } else { format!("profile-{}", index + 1) };
-            match self.base {
-                Base::Named(named) if source == BASE => write_key(&mut text, "credential_source", named),
-                Base::Named(_) | Base::Keys(_) | Base::Process(_) | Base::Sso { .. } => {
-                    write_key(&mut text, "source_profile", &source);
-                }
-            }
-        }
-        let name = if self.roles.is_empty() { OUTERMOST } else { BASE };
         match &self.base {
-            // The SDK runs no program: it is given what this one has said.
+            // The SDK runs no program: it is given what this one has said. Other sources are in its environment.
             Base::Named(_) | Base::Process(_) => {}
-            Base::Keys(keys) => write_section(&mut text, &format!("profile {name}"), keys),
+            Base::Keys(keys) => write_section(&mut text, &format!("profile {OUTERMOST}"), keys),
             Base::Sso { keys, session, .. } => {
-                write_section(&mut text, &format!("profile {name}"), keys);
+                write_section(&mut text, &format!("profile {OUTERMOST}"), keys);
                 if let Some((session, keys)) = session {
                     write_section(&mut text, &format!("sso-session {session}"), keys);
                 }

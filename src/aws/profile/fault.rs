@@ -111,9 +111,15 @@ pub enum ProfileFault {
     #[error("it is signed in with `aws login`, whose sessions only the AWS CLI can read")]
     Login { profile: String },
     /// Its role is not given without a code from a device.
-    #[error("its role needs a code from the MFA device `{serial}`, which cannot be asked for here")]
+    #[error("{}", if *asked {
+        format!("its role is not given with this code of the MFA device `{serial}`")
+    } else {
+        format!("its role needs a code from the MFA device `{serial}`, which cannot be asked for here")
+    })]
     Mfa {
         serial: String,
+        /// Somebody has given a code.
+        asked: bool,
         /// What AWS said.
         #[source]
         source: Cause,

@@ -24,7 +24,8 @@ impl Home {
     fn profiles(&self, name: Option<&str>) -> Profiles {
         let path = |name| Some(self.folder.path().join(name));
         let paths = [path("config"), path("credentials")];
-        Profiles { paths, name: name.map(Into::into), variables: self.variables.clone() }
+        let session_name = "autoheal-pa".to_owned();
+        Profiles { paths, name: name.map(Into::into), variables: self.variables.clone(), session_name }
     }
 
     async fn settings(&self, name: Option<&str>) -> ProfileSettings {
@@ -327,15 +328,10 @@ async fn writes_for_the_sdk_what_botocore_would_take() {
     home.variables.add("AWS_ACCESS_KEY_ID", "of-env");
     home.variables.add("AWS_SECRET_ACCESS_KEY", "s");
     for (name, expected) in [
-        (
-            "top role",
-            "[profile profile-0]\nrole_arn = arn:1\nexternal_id = x\nsource_profile = base\n\
-             [profile base]\naws_access_key_id = a\naws_secret_access_key = b\naws_session_token = c\n",
-        ),
+        ("top role", "[profile profile-0]\naws_access_key_id = a\naws_secret_access_key = b\naws_session_token = c\n"),
         (
             "m\u{fc}ller",
-            "[profile profile-0]\nrole_arn = arn:2\nsource_profile = base\n\
-             [profile base]\naws_access_key_id = a\naws_secret_access_key = b\naws_session_token = c\n",
+            "[profile profile-0]\naws_access_key_id = a\naws_secret_access_key = b\naws_session_token = c\n",
         ),
         ("process", "[profile profile-0]\naws_access_key_id = early\naws_secret_access_key = s\n"),
         (
@@ -343,12 +339,8 @@ async fn writes_for_the_sdk_what_botocore_would_take() {
             "[profile profile-0]\nsso_account_id = 123456789012\nsso_role_name = r\nsso_session = my.sso\n\
              [sso-session my.sso]\nsso_start_url = https://a/start\nsso_region = r-1\n",
         ),
-        ("ec2", "[profile profile-0]\nrole_arn = arn:3\ncredential_source = Ec2InstanceMetadata\n"),
-        (
-            "env",
-            "[profile profile-0]\nrole_arn = arn:4\nsource_profile = base\n\
-             [profile base]\naws_access_key_id = of-env\naws_secret_access_key = s\n",
-        ),
+        ("ec2", ""),
+        ("env", "[profile profile-0]\naws_access_key_id = of-env\naws_secret_access_key = s\n"),
     ] {
         assert_eq!(home.text(name).await, expected, "{name}");
     }
@@ -365,25 +357,24 @@ async fn files_that_are_not_there_or_no_files_are_empty_and_others_are_named() {
 }
 
 #[tokio::test]
-async fn a_denied_role_that_wants_a_code_is_told_from_one_that_is_denied() {
+async fn reads_what_each_role_is_assumed_with() {
     let home = Home::new(
-        "[profile mfa]\nrole_arn = arn:1\nsource_profile = keys\nmfa_serial = arn:aws:iam::123456789012:mfa/ann\n\
-         [profile plain]\nrole_arn = arn:1\nsource_profile = keys\n[profile keys]\naws_access_key_id = a\n\
-         aws_secret_access_key = s\n",
+        "[profile mfa]\nrole_arn = arn:1\nsource_profile = named\nmfa_serial = arn:mfa\nduration_seconds = 43200\n\
+         [profile named]\nrole_arn = arn:2\nsource_profile = keys\nexternal_id = x\nrole_session_name = ann # of Ann\n\
+         [profile keys]\naws_access_key_id = a\naws_secret_access_key = s\n\
+         [profile soon]\nrole_arn = arn:1\nsource_profile = keys\nduration_seconds = soon\n",
         "",
     );
-    let denied = || AwsError::AccessDenied {
-        action: "sts:AssumeRole".to_owned(),
-        resource: "the role of the profile".to_owned(),
-        source: Arc::new(io::Error::other("AccessDenied")),
-    };
-    let refined = async |name| sentence(&home.profiles(Some(name)).credentials().await.unwrap().refine(denied()));
+    let chain = home.profiles(Some("mfa")).credentials().await.unwrap().chain.unwrap();
+    let [outer, inner] = &chain.roles[..] else { panic!("{:?}", chain.roles) };
     assert_eq!(
-        refined("mfa").await,
-        "the AWS profile `mfa` cannot be used: its role needs a code from the MFA device \
-         `arn:aws:iam::123456789012:mfa/ann`, which cannot be asked for here: AccessDenied"
+        (outer.arn.as_str(), outer.duration, outer.mfa_serial.as_deref()),
+        ("arn:1", Some(43_200), Some("arn:mfa"))
     );
-    assert_eq!(refined("plain").await, "not authorized to assume `arn:1`: AccessDenied");
+    assert_eq!((inner.arn.as_str(), inner.external_id.as_deref()), ("arn:2", Some("x")));
+    assert_eq!((inner.duration, inner.session_name.as_deref()), (None, Some("ann # of Ann")));
+    let refusal = home.refusal(Some("soon")).await;
+    assert!(refusal.ends_with("`duration_seconds` is `soon`, which is not a whole number of at least 1"), "{refusal}");
 }
 
 #[tokio::test]

@@ -279,7 +279,7 @@ fn kinds_of_aws_errors() {
             "`credential_process = aws configure export-credentials --profile 'signed in' --format process`",
         ),
         (
-            profile(ProfileFault::Mfa { serial: "arn".into(), source: cause("") }),
+            profile(ProfileFault::Mfa { serial: "arn".into(), asked: false, source: cause("") }),
             Kind::Credentials,
             "`eval \"$(aws configure export-credentials --profile dev --format env)\"`",
         ),
