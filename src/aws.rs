@@ -184,7 +184,7 @@ impl Aws {
     ///
     /// # Errors
     /// [`AwsError::NoRegion`], [`AwsError::InvalidRegion`], [`AwsError::UnknownProfile`], [`AwsError::ProfileFiles`],
-    /// [`AwsError::CaBundle`].
+    /// [`AwsError::CaBundle`], [`AwsError::TagsOfToken`].
     pub async fn new(settings: &AwsSettings) -> Result<Self, AwsError> {
         Box::pin(Self::build(settings, Surroundings::default())).await
     }
@@ -227,6 +227,7 @@ impl Aws {
             Choice::WebIdentity { .. } => None,
             Choice::Role { .. } | Choice::Ambient => Some(SharedCredentialsProvider::new(ambient.clone())),
         };
+        let tags = identity::tags(settings, &choice)?;
         let identity = Arc::new(Identity {
             choice,
             ambient,
@@ -235,6 +236,7 @@ impl Aws {
             session_name: identity::session_name(settings),
             duration: settings.duration,
             external_id: settings.external_id.clone(),
+            tags,
             profile,
             keys_expire: settings.keys_expire,
             offset: offset.clone(),

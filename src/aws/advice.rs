@@ -146,15 +146,22 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
                 "the audience is usually `sts.amazonaws.com`".to_owned(),
             ],
         ),
-        AwsError::RoleDenied { role, passed_over, .. } => {
+        AwsError::RoleDenied { role, passed_over, source } => {
             let trust = command!(
                 "the role must exist, and its trust policy must match this identity: check with `aws iam get-role \
                  --role-name {} --query Role.AssumeRolePolicyDocument`",
                 role_name(role)
             );
             let others = passed_over.iter().map(|other| format!("passed over {other}"));
-            (Concern::Identity, [trust].into_iter().chain(others).collect())
+            let of_tags = source.to_string().contains("sts:TagSession").then(|| {
+                "for `--tag` the role's trust policy and this identity's policy must allow `sts:TagSession`".to_owned()
+            });
+            (Concern::Identity, of_tags.into_iter().chain([trust]).chain(others).collect())
         }
+        AwsError::TagsOfToken { .. } => one(
+            Concern::Settings,
+            "leave `--tag` out: whoever issues the token puts tags into its claim `https://aws.amazon.com/tags`",
+        ),
         AwsError::DurationTooLong { role, seconds, .. } => (
             Concern::Identity,
             vec![

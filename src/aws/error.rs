@@ -151,6 +151,12 @@ pub enum AwsError {
         #[source]
         source: Cause,
     },
+    /// Session tags were given for a role that is assumed with a web identity token.
+    #[error("session tags cannot be given beside {origin}: they are a part of the token")]
+    TagsOfToken {
+        /// Where the token comes from.
+        origin: TokenOrigin,
+    },
     /// The role's sessions may not last as long as was asked for.
     #[error("`{role}` cannot be assumed for {seconds} s")]
     DurationTooLong {

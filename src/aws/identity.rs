@@ -16,7 +16,7 @@ use aws_credential_types::{
     credential_feature::AwsCredentialFeature,
     provider::{ProvideCredentials, error::CredentialsError, future},
 };
-use aws_sdk_sts::types::AssumedRoleUser;
+use aws_sdk_sts::types::{AssumedRoleUser, Tag};
 use aws_smithy_runtime_api::client::http::HttpConnector;
 use futures_util::future::BoxFuture;
 
@@ -191,6 +191,8 @@ pub(super) struct Identity {
     pub(super) duration: Option<Duration>,
     /// What the role's trust policy asks for of whoever is not trusted for their identity alone.
     pub(super) external_id: Option<String>,
+    /// Tags of the session, and the keys of those that stay with sessions of further roles.
+    pub(super) tags: (Vec<Tag>, Vec<String>),
     pub(super) profile: Option<String>,
     /// When the keys in the environment expire, as far as it says so.
     pub(super) keys_expire: Option<SystemTime>,
@@ -260,6 +262,7 @@ impl Identity {
 
     async fn assume(&self, role: &str) -> Result<Credentials, AwsError> {
         let call = self.call("sts:AssumeRole", role);
+        let (tags, transitive) = &self.tags;
         let answer = self
             .sts
             .client
@@ -268,6 +271,8 @@ impl Identity {
             .role_session_name(&self.session_name)
             .set_duration_seconds(self.duration_seconds())
             .set_external_id(self.external_id.clone())
+            .set_tags((!tags.is_empty()).then(|| tags.clone()))
+            .set_transitive_tag_keys((!transitive.is_empty()).then(|| transitive.clone()))
             .send()
             .await
             .map_err(|error| self.refine(role, None, classify(call, error)))?;
@@ -365,6 +370,21 @@ fn ambient_source(credentials: &Credentials, profile: Option<&str>) -> String {
     } else {
         "default credential chain".to_owned()
     }
+}
+
+/// Returns the tags of role sessions, and the keys of those that stay with sessions of further roles.
+///
+/// # Errors
+/// [`AwsError::TagsOfToken`]: with a web identity they are a part of the token.
+pub(super) fn tags(settings: &AwsSettings, choice: &Choice) -> Result<(Vec<Tag>, Vec<String>), AwsError> {
+    if let Choice::WebIdentity { tokens, .. } = choice
+        && !settings.tags.is_empty()
+    {
+        return Err(AwsError::TagsOfToken { origin: tokens.origin() });
+    }
+    let pairs = settings.tags.iter().filter_map(|tag| tag.split_once('='));
+    let tags = pairs.filter_map(|(key, value)| Tag::builder().key(key).value(value).build().ok());
+    Ok((tags.collect(), settings.transitive_tags.clone()))
 }
 
 /// Returns the name of role sessions: what was asked for, or what identifies user and host, as CloudTrail

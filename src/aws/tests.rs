@@ -165,6 +165,27 @@ async fn an_external_id_goes_with_a_role_that_is_assumed() {
 }
 
 #[tokio::test]
+async fn tags_go_with_a_role_that_is_assumed_and_with_no_token() {
+    let fake = Fake::start(sts).await;
+    let tags = vec!["team=payments".to_owned(), "mail=a=b".to_owned()];
+    let tagged = |settings| AwsSettings { tags: tags.clone(), transitive_tags: vec!["team".to_owned()], ..settings };
+    let region = Some("us-east-1".to_owned());
+    let settings = tagged(AwsSettings { region, role_arn: Some(ROLE.into()), ..AwsSettings::default() });
+    in_time(aws_with(&fake, &settings).await.caller()).await.unwrap();
+    let request = &fake.requests()[0];
+    let tag = |at: u32| ["Key", "Value"].map(|part| request.parameter(&format!("Tags.member.{at}.{part}")));
+    assert_eq!([tag(1), tag(2)], [["team", "payments"], ["mail", "a%3Db"]]);
+    assert_eq!(request.parameter("TransitiveTagKeys.member.1"), "team");
+
+    let (settings, _folder) = with_token(&jwt("{}"));
+    let error = Aws::new(&tagged(settings)).await.unwrap_err();
+    assert!(
+        error.to_string().starts_with("session tags cannot be given beside the web identity token in `"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn tells_what_sts_holds_against_a_token() {
     let (settings, _folder) = with_token(&jwt("{}"));
     let path = settings.web_identity_token_file.clone().unwrap();

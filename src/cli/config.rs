@@ -225,6 +225,7 @@ mod tests {
             format!("role_arn: {ROLE}"),
             "kubeconfig_mode: proxy".to_owned(),
             "on_demand: true".to_owned(),
+            "tags: us-east-1=payments".to_owned(),
         ];
         for row in rows::all() {
             let line = format!("{}: {}", row.name, example(row));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
-    api::{ApiError, Call},
+    api::{ApiError, Call, denial},
     credentials::{Caller, Keys, OidcClaims, OidcError},
     http::{FullRequest, Response, response},
     sigv4::parse_query,
@@ -41,6 +41,7 @@ fn assume_role(call: &Call<'_>, form: &Form) -> Result<Response, ApiError> {
     let world = call.world;
     let role_arn = required(form, "RoleArn")?;
     call.authorize(role_arn)?;
+    tags(call, form, role_arn)?;
     let session_name = session_name(form)?;
     let duration = duration(world, form)?;
     if call.caller.assumed_role && duration > MAX_CHAINED_DURATION {
@@ -52,6 +53,33 @@ fn assume_role(call: &Call<'_>, form: &Form) -> Result<Response, ApiError> {
     let keys = issue(world, caller.clone(), duration);
     Ok(document("AssumeRole", &format!("{}<PackedPolicySize>0</PackedPolicySize>", granted(&caller, &keys))))
 }
+
+/// Tags want a permission of their own, and each key is there once.
+fn tags(call: &Call<'_>, form: &Form, role_arn: &str) -> Result<(), ApiError> {
+    let mut keys = Vec::new();
+    for at in 1.. {
+        let Some(key) = form.get(&format!("Tags.member.{at}.Key")) else { break };
+        let key = key.to_lowercase();
+        if keys.contains(&key) || key.starts_with("aws:") || !form.contains_key(&format!("Tags.member.{at}.Value")) {
+            return Err(ApiError::new(400, "InvalidParameterValue", "Duplicate, reserved or incomplete tag"));
+        }
+        keys.push(key);
+    }
+    for at in 1.. {
+        let Some(key) = form.get(&format!("TransitiveTagKeys.member.{at}")) else { break };
+        if !keys.contains(&key.to_lowercase()) {
+            return Err(ApiError::new(400, "InvalidParameterValue", "A transitive tag key has no tag"));
+        }
+    }
+    if !keys.is_empty() && call.world.settings().denied_actions.contains(TAG_SESSION) {
+        let arn = &call.caller.arn;
+        return Err(ApiError::new(403, "AccessDenied", denial(arn, TAG_SESSION, role_arn)));
+    }
+    Ok(())
+}
+
+/// The permission that tags want besides.
+const TAG_SESSION: &str = "sts:TagSession";
 
 /// Needs no signature: the token is the proof.
 pub(super) fn assume_role_with_web_identity(world: &Arc<World>, request: &FullRequest) -> Result<Response, ApiError> {

@@ -71,6 +71,9 @@ const PASSED_TO_MANAGERS: [&str; 7] = [
 const FILES: [&str; 4] =
     ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "SSL_CERT_FILE"];
 
+/// Most tags of a session.
+const MAX_TAGS: usize = 50;
+
 impl AwsSettings {
     /// Reads the identity; adds what is wrong with it to `problems`.
     pub(super) fn load(stack: &Stack<'_>, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
@@ -92,6 +95,7 @@ impl AwsSettings {
             None => CiOidc::found(environment),
             Some(asked) => Some(CiOidc::asked(asked, environment, settings.oidc_audience.is_some())),
         };
+        refuse_odd_tags(&settings, &counts, problems);
         let ssm_endpoint = ["AWS_ENDPOINT_URL_SSM", "AWS_ENDPOINT_URL"]
             .into_iter()
             .find_map(|name| environment.get(name))
@@ -224,6 +228,25 @@ fn passed<'a>(environment: &'a Environment, name: &str) -> Option<&'a str> {
 /// Returns the variables that a manager needs besides those of its identity.
 pub(super) fn of_managers(environment: &Environment) -> impl Iterator<Item = (&'static str, &str)> {
     PASSED_TO_MANAGERS.into_iter().filter_map(|name| Some((name, passed(environment, name)?)))
+}
+
+/// Refuses tags that STS would refuse together.
+fn refuse_odd_tags(settings: &AwsSettings, counts: &Counts<'_>, problems: &mut Vec<Problem>) {
+    let key = |tag: &str| tag.split_once('=').map_or(tag, |(key, _)| key).to_lowercase();
+    let keys: Vec<_> = settings.tags.iter().map(|tag| key(tag)).collect();
+    let mut refuse = |row: &'static Row, reason| {
+        let origins = counts.find(row).first().map(|given| given.origin.clone());
+        problems.extend(origins.map(|origin| Problem::Unusable { origin, reason }));
+    };
+    if keys.len() > MAX_TAGS {
+        refuse(&AWS.tags, "is one of more than 50 tags");
+    }
+    if keys.iter().enumerate().any(|(at, key)| keys[..at].contains(key)) {
+        refuse(&AWS.tags, "has a key that is there twice, as STS does not tell capitals from small letters");
+    }
+    if !settings.transitive_tags.iter().all(|tag| keys.contains(&key(tag))) {
+        refuse(&AWS.transitive_tags, "is the key of none of the tags that are given");
+    }
 }
 
 fn has_static_keys(environment: &Environment) -> bool {

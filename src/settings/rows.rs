@@ -16,7 +16,7 @@ use super::{
     values::{
         is_audience, is_bastion, is_cluster_name, is_context, is_context_prefix, is_document, is_external_id,
         is_forward, is_image, is_profile, is_reason, is_region, is_role, is_role_arn, is_security_group,
-        is_session_name, is_subnet,
+        is_session_name, is_subnet, is_tag, is_tag_key,
     },
 };
 use crate::{
@@ -57,6 +57,19 @@ table! {
         external_id: Option<String> =
             text("ID", is_external_id, "an external id: 2 to 1224 letters, digits and any of `_+=,.@:/-`")
             .of_role()
+            .in_entry(),
+        /// Tag of the role's session, as KEY=VALUE, for policies and CloudTrail; repeat it for up to 50. Only for a role that is
+        /// assumed from other credentials, whose trust policy has to allow `sts:TagSession`
+        tags: Vec<String> = text("KEY=VALUE", is_tag, "a session tag: a key, `=`, and a value, of those that STS takes")
+            .flag_for_one("tag")
+            .of_role()
+            .list()
+            .in_entry(),
+        /// Key of a tag that stays with sessions of other roles which are assumed from this one; repeat it for more
+        transitive_tags: Vec<String> = text("KEY", is_tag_key, "the key of a session tag")
+            .flag_for_one("transitive-tag")
+            .of_role()
+            .list()
             .in_entry(),
         /// File with an OIDC token, read again at each renewal
         web_identity_token_file: Option<PathBuf> = path()

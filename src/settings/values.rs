@@ -105,6 +105,25 @@ pub(super) fn is_external_id(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&byte))
 }
 
+/// Longest key and longest value of a session tag, in characters.
+const MAX_TAG_LENS: (usize, usize) = (128, 256);
+
+/// Tells whether STS would take this as a session tag.
+pub(super) fn is_tag(text: &str) -> bool {
+    let Some((key, value)) = text.split_once('=') else { return false };
+    is_tag_key(key) && value.chars().count() <= MAX_TAG_LENS.1 && value.chars().all(is_of_tag)
+}
+
+/// Tells whether STS would take this as the key of a session tag, that is of one which is not its own.
+pub(super) fn is_tag_key(text: &str) -> bool {
+    let is_own = text.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("aws:"));
+    (1..=MAX_TAG_LENS.0).contains(&text.chars().count()) && text.chars().all(is_of_tag) && !is_own
+}
+
+fn is_of_tag(c: char) -> bool {
+    c.is_alphanumeric() || c == ' ' || "_.:/=+-@".contains(c)
+}
+
 pub(super) fn is_audience(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_AUDIENCE_LEN && text.bytes().all(|byte| byte.is_ascii_graphic())
 }

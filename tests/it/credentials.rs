@@ -115,6 +115,29 @@ async fn keys_in_the_environment_are_said_to_be_of_no_duration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tags_of_a_role_session_are_taken_or_what_they_want_is_said() {
+    let clusters = vec![ClusterConfig::new("payments")];
+    let lab = Lab::start(Config { clusters, identity: Identity::StaticKeys, ..Config::default() }).await;
+    let role = lab.emulator.role_arn();
+    let args =
+        ["clusters", "--role-arn", &role, "--tag", "team=payments", "--tag", "cost=1", "--transitive-tag", "team"];
+    assert!(lab.run(&args).await.assert_success().contains("payments"));
+    lab.emulator.update(|settings| {
+        settings.denied_actions.insert("sts:TagSession".to_owned());
+    });
+    let ended = lab.run(&args).await;
+    assert_eq!(ended.code(), Some(3), "{ended:#?}");
+    assert!(ended.stderr.contains("hint: for `--tag` the role's trust policy"), "{ended:#?}");
+    assert!(lab.run(&args[..3]).await.assert_success().contains("payments"));
+
+    let token_file = lab.emulator.token_file();
+    let of_token = [&args[..5], &["--web-identity-token-file", token_file.to_str().unwrap()]].concat();
+    let ended = lab.run(&of_token).await;
+    assert_eq!(ended.code(), Some(2), "{ended:#?}");
+    assert!(ended.stderr.contains("session tags cannot be given beside the web identity token in `"), "{ended:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_interrupt_ends_kubectls_plugin() {
     let lab = Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await;
     let (pipe, program) = (lab.home.path().join("pipe"), lab.home.path().join("plugin"));

@@ -452,6 +452,7 @@ fn aws_meaning(error: &AwsError) -> String {
         AwsError::RoleDenied { .. } => {
             "the role does not exist, or its trust policy does not admit the token's subject or this identity"
         }
+        AwsError::TagsOfToken { .. } => "with a web identity the tags are a part of the token",
         AwsError::DurationTooLong { .. } => "the role's longest session is shorter",
         AwsError::NotRenewed { .. } | AwsError::ExpiredCredentials { .. } => {
             "everything that is signed with them is refused"

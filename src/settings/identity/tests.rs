@@ -297,6 +297,31 @@ fn what_is_handed_on_leads_to_the_same_identity() {
 }
 
 #[test]
+fn tags_are_judged_as_sts_does() {
+    let role = ["--role-arn", ROLE];
+    let with = |args: &[&str]| typed(&[&role[..], args].concat());
+    let tags =
+        ["--tag", "team=payments", "--tag", "mail=ann+b@example.com", "--tag", "empty=", "--transitive-tag", "Team"];
+    let (aws, identity) = load(&with(&tags), &environment([]));
+    assert_eq!(aws.tags, ["team=payments", "mail=ann+b@example.com", "empty="]);
+    assert_eq!(identity.args[1..3], ["--tag=team=payments", "--tag=mail=ann+b@example.com"]);
+    assert_eq!(identity.args.last().unwrap(), "--transitive-tag=Team");
+    for (args, said) in [
+        (&["--tag", "team"][..], "is not a session tag"),
+        (&["--tag", "=payments"], "is not a session tag"),
+        (&["--tag", "aws:team=payments"], "is not a session tag"),
+        (&["--tag", "team=a*b"], "is not a session tag"),
+        (&["--tag", "team=a", "--tag", "Team=b"], "has a key that is there twice"),
+        (&["--tag", "team=a", "--transitive-tag", "mail"], "is the key of none of the tags"),
+    ] {
+        let found = problems(&with(args), &environment([]));
+        assert!(found.len() == 1 && found[0].contains(said), "{args:?}: {found:?}");
+    }
+    let alone = problems(&typed(&["--tag", "team=a"]), &environment([]));
+    assert_eq!(alone, ["`--tag` needs a role: add `--role-arn` or set `AWS_ROLE_ARN`"]);
+}
+
+#[test]
 fn an_external_id_belongs_to_a_role() {
     let (aws, identity) = load(&typed(&["--role-arn", ROLE, "--external-id", "tenant-42"]), &environment([]));
     assert_eq!(aws.external_id.as_deref(), Some("tenant-42"));

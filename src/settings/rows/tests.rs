@@ -4,7 +4,7 @@ use super::*;
 use crate::settings::{Environment, Kind, Origin, SettingsError, duration as durations, source::Given};
 
 /// Texts of which every setting takes one.
-const SAMPLES: [&str; 11] = [
+const SAMPLES: [&str; 12] = [
     "us-east-1",
     "i-0abcdef1",
     "arn:aws:iam::123456789012:role/ReadOnly",
@@ -16,6 +16,7 @@ const SAMPLES: [&str; 11] = [
     "db.internal:5432",
     "127.0.0.1:9464",
     "env:TOKEN",
+    "us-east-1=payments",
 ];
 
 /// Returns a value that a setting takes.

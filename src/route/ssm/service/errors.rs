@@ -58,6 +58,7 @@ pub(super) fn dial_error(action: &'static str, target: Option<&Target>, error: A
         | AwsError::InvalidIdentityToken { .. }
         | AwsError::RoleDenied { .. }
         | AwsError::DurationTooLong { .. }
+        | AwsError::TagsOfToken { .. }
         | AwsError::NotRenewed { .. }
         | AwsError::ExpiredCredentials { .. }
         | AwsError::BadKeys { .. }
