@@ -8,7 +8,8 @@
 //! * A stream URL is dialled only if `endpoint` takes its host for the region's message gateway.
 //!
 //! Modules: `identity` (source of credentials, roles), `token` (web identity tokens), `cache`, `clusters`
-//! (EKS discovery), `ecs`, `ec2`, `instance_connect`, `nodes` (of Systems Manager), `connect` (TCP, proxy, TLS), `sso` (signing in), `mfa`, `files` (that the SDK reads),
+//! (EKS discovery), `ecs`, `ec2`, `inventory` (what `setup` looks at), `query` (services without a client), `instance_connect`,
+//! `nodes` (of Systems Manager), `connect` (TCP, proxy, TLS), `sso` (signing in), `mfa`, `files` (that the SDK reads),
 //! `endpoint`, `sign`, `tls`, [`error`].
 //! Retries beyond the SDK's own are left to the tunnels; what to do about an error is left to the command line.
 
@@ -26,12 +27,14 @@ mod files;
 pub(crate) mod fuzzing;
 mod identity;
 mod instance_connect;
+pub mod inventory;
 pub mod mfa;
 pub mod nodes;
 pub(crate) mod offset;
 mod outbound;
 mod profile;
 mod program;
+mod query;
 mod routes;
 
 pub(crate) mod sign;
@@ -43,6 +46,7 @@ mod tls;
 mod token;
 pub mod tunnel;
 pub(crate) mod values;
+mod xml;
 
 use std::{
     collections::BTreeMap,
@@ -71,12 +75,12 @@ pub use sso::{Approval, SignIn};
 use bundle::Bundle;
 use cache::{CredentialCache, Origin};
 use connect::Connector;
-use ec2::Ec2;
 use endpoint::GatewayPolicy;
 use error::{Blame, Call, HostSeen, ServiceAnswer, classify};
 use identity::{Ambient, Choice, Identity};
 use offset::ClockOffset;
 use profile::Profiles;
+use query::Query;
 use routes::Routes;
 use tls::Tls;
 
@@ -117,7 +121,9 @@ struct Inner {
     ssm: Api<aws_sdk_ssm::Client>,
     ecs: Api<aws_sdk_ecs::Client>,
     instance_connect: Api<aws_sdk_ec2instanceconnect::Client>,
-    ec2: Ec2,
+    ec2: Query,
+    iam: Query,
+    auto_scaling: Query,
     /// The host that bearer tokens name.
     sts_host: String,
     gateways: GatewayPolicy,
@@ -255,7 +261,9 @@ impl Aws {
             ssm: ssm(&sdk),
             ecs: ecs(&sdk),
             instance_connect: instance_connect(&sdk),
-            ec2: Ec2::new(sdk),
+            iam: Query::new(&query::IAM, sdk.clone()),
+            auto_scaling: Query::new(&query::AUTO_SCALING, sdk.clone()),
+            ec2: Query::new(&query::EC2, sdk),
             region,
             sts_host,
             gateways: policy,

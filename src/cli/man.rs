@@ -92,10 +92,12 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
         &[
             "AWS_ENDPOINT_URL",
             "AWS_ENDPOINT_URL_STS",
+            "AWS_ENDPOINT_URL_AUTO_SCALING",
             "AWS_ENDPOINT_URL_EC2",
             "AWS_ENDPOINT_URL_EC2_INSTANCE_CONNECT",
             "AWS_ENDPOINT_URL_ECS",
             "AWS_ENDPOINT_URL_EKS",
+            "AWS_ENDPOINT_URL_IAM",
             "AWS_ENDPOINT_URL_SSM",
             "AWS_ENDPOINT_URL_SSO",
             "AWS_ENDPOINT_URL_SSO_OIDC",

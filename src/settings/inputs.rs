@@ -96,7 +96,7 @@ const fn to_sdk(input: Input) -> Input {
 }
 
 /// All but the variables that only a setting has, see [`variables`].
-pub static INPUTS: [Input; 99] = [
+pub static INPUTS: [Input; 101] = [
     // Not a secret, and often a secret stands there by mistake.
     to_sdk(both("AWS_ACCESS_KEY_ID", "aws_access_key_id", Takes::Secret)),
     to_sdk(both("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key", Takes::Secret)),
@@ -129,10 +129,12 @@ pub static INPUTS: [Input; 99] = [
     both("AWS_CA_BUNDLE", "ca_bundle", Takes::Path),
     to_sdk(both("AWS_ENDPOINT_URL", "endpoint_url", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_STS", Takes::Url)),
+    to_sdk(variable("AWS_ENDPOINT_URL_AUTO_SCALING", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_EC2", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_EC2_INSTANCE_CONNECT", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_ECS", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_EKS", Takes::Url)),
+    to_sdk(variable("AWS_ENDPOINT_URL_IAM", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_SSM", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_SSO", Takes::Url)),
     to_sdk(variable("AWS_ENDPOINT_URL_SSO_OIDC", Takes::Url)),

@@ -114,8 +114,8 @@ fn actions_called() -> BTreeSet<String> {
         let text = fs::read_to_string(&file).unwrap();
         let code =
             text.lines().take_while(|line| *line != "#[cfg(test)]").filter(|line| !line.trim_start().starts_with("//"));
-        // What is allowed there is no call.
-        if file.ends_with("tests.rs") || file.ends_with("statements.rs") {
+        // What is allowed there is no call, and what `setup` looks at is an administrator's business.
+        if file.ends_with("tests.rs") || file.ends_with("statements.rs") || file.ends_with("aws/inventory.rs") {
             continue;
         }
         for word in code.flat_map(|line| line.split('"').skip(1).step_by(2)) {

@@ -1,12 +1,15 @@
 //! EC2 against a fake one.
 
-use aws_credential_types::provider::SharedCredentialsProvider;
+use std::time::Duration;
+
+use aws_credential_types::{Credentials, provider::SharedCredentialsProvider};
 
 use super::*;
 use crate::{
     aws::{
         Ambient, Surroundings,
         error::Refusal,
+        query,
         testing::{Answer, Fake, Request, aws, aws_with_shifted_clock, in_time, shifted},
     },
     settings::{AwsSettings, SdkVariables},
@@ -278,7 +281,7 @@ async fn derives_the_endpoints_that_botocore_has() {
         let (region, hosts) = line.split_once(' ').unwrap();
         let kinds = [(false, false), (false, true), (true, false), (true, true)];
         for ((fips, dual_stack), host) in kinds.into_iter().zip(hosts.split(' ')) {
-            let ours = endpoint(region, fips, dual_stack).await.unwrap();
+            let ours = query::endpoint("ec2", region, fips, dual_stack).await.unwrap();
             assert_eq!(ours, format!("https://{host}"), "{region} {fips} {dual_stack}");
             count += 1;
         }

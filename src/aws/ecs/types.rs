@@ -127,6 +127,15 @@ pub enum Architecture {
 }
 
 impl Architecture {
+    /// Returns the name that ECS has for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::X86_64 => "X86_64",
+            Self::Arm64 => "ARM64",
+        }
+    }
+
     pub(super) fn of_sdk(self) -> aws_sdk_ecs::types::CpuArchitecture {
         match self {
             Self::X86_64 => aws_sdk_ecs::types::CpuArchitecture::X8664,

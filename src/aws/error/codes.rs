@@ -87,6 +87,7 @@ const CODES: &[(&str, Class)] = &[
     ("EC2InstanceNotFoundException", Class::Refused(Refusal::Absent)),
     ("InvalidInstanceConnectEndpointId.NotFound", Class::Refused(Refusal::Absent)),
     ("InvalidInstanceID.NotFound", Class::Refused(Refusal::Absent)),
+    ("NoSuchEntity", Class::Refused(Refusal::Absent)),
     ("ResourceNotFoundException", Class::Refused(Refusal::Absent)),
     //
     ("ClusterNotFoundException", Class::Refused(Refusal::EcsCluster)),

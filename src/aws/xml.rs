@@ -1,4 +1,4 @@
-//! Answers of EC2, which are XML: a tree of elements that hold either text or more elements.
+//! Answers of services with the query protocol, which are XML: a tree of elements that hold either text or more elements.
 //!
 //! Invariant: an answer that ends early, or is nested deeper than any of EC2's, is none.
 
@@ -67,6 +67,17 @@ impl Element {
         self.children.iter().find(|child| child.name == name)
     }
 
+    /// Takes a child out.
+    pub(super) fn take(&mut self, name: &str) -> Option<Self> {
+        let at = self.children.iter().position(|child| child.name == name)?;
+        Some(self.children.swap_remove(at))
+    }
+
+    /// Returns its text, if there is any.
+    pub(super) fn own_text(&self) -> Option<&str> {
+        Some(self.text.trim()).filter(|text| !text.is_empty())
+    }
+
     /// Returns the text of a child, if there is any.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.child(name).map(|child| child.text.trim()).filter(|text| !text.is_empty())
@@ -76,7 +87,9 @@ impl Element {
     pub(super) fn items(&self, path: &[&str]) -> Vec<&Self> {
         path.iter().fold(vec![self], |elements, list| {
             let lists = elements.into_iter().filter_map(|element| element.child(list));
-            lists.flat_map(|list| &list.children).filter(|child| child.name == "item").collect()
+            let items = lists.flat_map(|list| &list.children);
+            // EC2 has the former, all other services the latter.
+            items.filter(|child| matches!(child.name.as_str(), "item" | "member")).collect()
         })
     }
 }
