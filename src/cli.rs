@@ -10,7 +10,7 @@ use error::CommandError;
 use log::LogFile;
 use output::Printer;
 
-pub use crate::settings::{GlobalArgs, LogFormat, PolicyArgs, UpArgs};
+pub use crate::settings::{GlobalArgs, LogFormat, PolicyArgs, SetupArgs, UpArgs};
 use crate::{
     aws::mfa,
     settings::{Environment, Settings, UpSettings},
@@ -41,6 +41,7 @@ pub mod policy;
 mod progress;
 pub mod reload;
 mod screen;
+pub mod setup;
 mod signals;
 pub mod status;
 mod table;
@@ -184,6 +185,18 @@ pub enum Command {
                             --role-arn arn:aws:iam::123456789012:role/AutohealReadOnlyRole"
     )]
     Policy(PolicyArgs),
+    /// Prints all that AWS must have for clusters to be reached, as a document that creates it
+    ///
+    /// For an account that has only a VPC and a cluster: bastion, roles, security groups, policy and access entries, filled in
+    /// from what AWS says of the clusters. It creates nothing itself; stderr says how to deploy it, and which `up` works then.
+    /// It is all for the role of `--role-arn`; without one, the document makes a role. With `--check` it looks for every
+    /// piece and names the commands for those that are missing: it exits with 0 if none is, and with 6 otherwise.
+    #[command(after_help = "Examples:\n  autoheal-pa setup --cluster payments > autoheal-pa.json\n  \
+                            autoheal-pa setup --cluster payments --cluster search --private --format terraform > autoheal-pa.tf\n  \
+                            autoheal-pa setup --cluster payments --bastion-kind fargate --namespace team-a --format cli \\\n    \
+                            --role-arn arn:aws:iam::123456789012:role/AutohealReadOnlyRole > autoheal-pa.sh\n  \
+                            autoheal-pa setup --check --cluster payments")]
+    Setup(SetupArgs),
     /// Prints a completion script for a shell
     #[command(after_help = "Examples:\n  eval \"$(autoheal-pa completions bash)\"\n  \
                             autoheal-pa completions zsh > ~/.zfunc/_autoheal-pa\n  \
@@ -224,6 +237,7 @@ impl Cli {
             | Command::Man(_)
             | Command::Policy(_)
             | Command::Reload
+            | Command::Setup(_)
             | Command::Status(_)
             | Command::Token(_) => false,
         }
@@ -248,6 +262,7 @@ impl Cli {
             | Command::Token(_)
             | Command::Doctor(_)
             | Command::Policy(_)
+            | Command::Setup(_)
             | Command::Completions(_)
             | Command::Man(_) => false,
             #[cfg(feature = "demo")]
@@ -293,6 +308,7 @@ impl Cli {
             Command::Kubeconfig(args) => Box::pin(kubeconfig::run(args, global, printer)).await,
             Command::Man(args) => man::run(&args, printer),
             Command::Policy(args) => Box::pin(policy::run(&args, &global, printer)).await,
+            Command::Setup(args) => Box::pin(setup::run(args, global, printer)).await,
             Command::Token(args) => Box::pin(token::run(args, global, printer)).await,
             #[cfg(feature = "demo")]
             Command::Demo(args) => Box::pin(demo::run(args, &global, printer)).await,

@@ -1,5 +1,6 @@
 //! An emulated AWS on loopback, or in memory: STS, EKS, Systems Manager, ECS and EC2 behind one port, the message gateway with
-//! an agent for each session, endpoints of EC2 Instance Connect, and a small Kubernetes API for each cluster.
+//! an agent for each session, endpoints of EC2 Instance Connect, what a template of CloudFormation creates, and a small Kubernetes
+//! API for each cluster.
 //!
 //! It is what the `demo` command, the tests and the `emulator` example run against. The program reaches
 //! it through endpoint settings only. It checks what AWS checks (signatures, tokens, digests) and some
@@ -27,6 +28,7 @@ mod faults;
 mod fleet;
 mod gateway;
 mod http;
+mod iam;
 mod inject;
 mod instance_connect;
 mod journal;
@@ -42,6 +44,7 @@ mod silence;
 mod sshd;
 mod ssm;
 mod sso;
+mod stack;
 mod sts;
 #[cfg(test)]
 mod tests;
@@ -487,7 +490,8 @@ impl Emulator {
 }
 
 /// The services that the environment names an endpoint of, as the variables call them.
-const SERVICES: [&str; 8] = ["STS", "EKS", "SSM", "ECS", "EC2", "EC2_INSTANCE_CONNECT", "SSO", "SSO_OIDC"];
+const SERVICES: [&str; 10] =
+    ["STS", "EKS", "SSM", "ECS", "EC2", "EC2_INSTANCE_CONNECT", "SSO", "SSO_OIDC", "IAM", "AUTO_SCALING"];
 
 const TOKEN_FILE: &str = "oidc-token";
 

@@ -12,15 +12,17 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-pub use access_entry::{ACCESS_POLICY, access_entry_commands};
+pub use access_entry::{ACCESS_POLICY, access_entry_commands, access_policy_arn};
+pub use held::not_allowed;
 pub use principal::Principal;
 pub use terraform::terraform;
 
 use crate::bastion::Bastion;
 
 mod access_entry;
+mod held;
 mod principal;
 mod terraform;
 
@@ -78,7 +80,7 @@ pub struct Document {
 pub struct ServiceRole {
     pub name: String,
     /// The service that may assume it, such as `ecs-tasks.amazonaws.com`.
-    pub service: &'static str,
+    pub service: String,
     pub document: Document,
 }
 
@@ -180,22 +182,26 @@ impl Grant {
 }
 
 impl ServiceRole {
+    /// Returns the trust policy.
+    #[must_use]
+    pub fn trust_policy(&self) -> Value {
+        trust(json!({ "Service": self.service }))
+    }
+
     /// Returns the trust policy as JSON on one line.
     #[must_use]
     pub fn trust(&self) -> String {
-        json!({
-            "Version": VERSION,
-            "Statement": [{
-                "Effect": "Allow",
-                "Principal": { "Service": self.service },
-                "Action": "sts:AssumeRole",
-            }],
-        })
-        .to_string()
+        self.trust_policy().to_string()
     }
 }
 
 impl Document {
+    /// Returns the document as a value of JSON.
+    #[must_use]
+    pub fn to_value(&self) -> Value {
+        serde_json::to_value(self).expect("strings are always JSON")
+    }
+
     /// Returns the document as JSON on one line.
     #[must_use]
     pub fn to_line(&self) -> String {
@@ -207,6 +213,13 @@ impl Document {
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("strings are always JSON")
     }
+}
+
+/// Returns the trust policy of a role that is assumed by this principal.
+#[must_use]
+pub fn trust(principal: Value) -> Value {
+    let statement = json!({ "Effect": "Allow", "Principal": principal, "Action": "sts:AssumeRole" });
+    json!({ "Version": VERSION, "Statement": [statement] })
 }
 
 /// Returns the resource of actions that are on nothing in particular.

@@ -10,6 +10,7 @@
 //!      ├─ kubeconfig  contexts and exec credentials
 //!      ├─ doctor      every link from credentials to the API server, looked at in order
 //!      ├─ iam         the IAM policy and the access entries that all this needs
+//!      ├─ setup       what else AWS must have: a document that creates it, and whether it is there
 //!      ├─ journal     the live sessions, for the next `up` to end if this one is killed
 //!      ├─ fault       what went wrong, by class, with what to do about it
 //!      ├─ util        folders and files that other users cannot get between
@@ -52,5 +53,6 @@ pub mod remote;
 pub mod route;
 pub mod secret;
 pub mod settings;
+pub mod setup;
 pub mod tunnel;
 pub mod util;

@@ -41,7 +41,7 @@ pub enum Kind {
     NotFound = 4,
     /// A tunnel could not be established.
     Tunnel = 5,
-    /// `doctor` has found problems.
+    /// `doctor` has found problems, or `setup --check`.
     Doctor = 6,
     /// SIGINT came before the work was done.
     Interrupted = 130,
@@ -76,7 +76,7 @@ impl Kind {
             Self::Credentials => "credentials or permission",
             Self::NotFound => "cluster, bastion or manager not found",
             Self::Tunnel => "tunnel not established",
-            Self::Doctor => "`doctor` found problems",
+            Self::Doctor => "`doctor` or `setup` found problems",
             Self::Interrupted => "interrupted by SIGINT before the tunnels were ready",
             Self::Terminated => "ended by SIGTERM before the tunnels were ready",
         }
@@ -109,7 +109,7 @@ impl CommandError {
     }
 
     /// Makes an error that says what its cause says.
-    fn of(kind: Kind, error: impl Error + Send + Sync + 'static) -> Self {
+    pub(super) fn of(kind: Kind, error: impl Error + Send + Sync + 'static) -> Self {
         // The cause itself is the message, so only what is behind it is still to be said.
         Self { kind, message: String::new(), source: Some(Box::new(error)), hints: Vec::new() }
     }

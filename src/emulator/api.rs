@@ -9,7 +9,7 @@ use super::{
     credentials::{Caller, OIDC_ISSUER, OidcClaims},
     ec2, ecs, eks,
     http::{FullRequest, Response, json, response, text},
-    instance_connect,
+    iam, instance_connect,
     journal::Event,
     script::Failure,
     sigv4::{SignatureError, Signed, claim_of_headers, parse_query},
@@ -56,6 +56,10 @@ enum Service {
     SsoOidc,
     /// REST with JSON, unsigned.
     Sso,
+    /// Query protocol.
+    Iam,
+    /// Query protocol.
+    AutoScaling,
 }
 
 impl Service {
@@ -70,6 +74,8 @@ impl Service {
             Self::InstanceConnect => "ec2-instance-connect",
             Self::SsoOidc => "sso-oidc",
             Self::Sso => "sso",
+            Self::Iam => "iam",
+            Self::AutoScaling => "autoscaling",
         }
     }
 
@@ -86,7 +92,7 @@ impl Service {
         };
         match self {
             Self::Ec2 => ec2::signature_error(error),
-            Self::Sts => ApiError::new(403, of_query, error.to_string()),
+            Self::Sts | Self::Iam | Self::AutoScaling => ApiError::new(403, of_query, error.to_string()),
             Self::Eks | Self::SsoOidc | Self::Sso => ApiError::new(403, of_json, error.to_string()),
             Self::Ssm | Self::Ecs | Self::InstanceConnect => ApiError::new(400, of_json, error.to_string()),
         }
@@ -97,7 +103,7 @@ impl Service {
         let message = denial(&caller.arn, action, resource);
         match self {
             Self::Ec2 => ec2::access_denied(caller, action),
-            Self::Sts => ApiError::new(403, "AccessDenied", message),
+            Self::Sts | Self::Iam | Self::AutoScaling => ApiError::new(403, "AccessDenied", message),
             Self::Eks | Self::SsoOidc | Self::Sso => ApiError::new(403, "AccessDeniedException", message),
             Self::Ssm | Self::Ecs | Self::InstanceConnect => ApiError::new(400, "AccessDeniedException", message),
         }
@@ -105,7 +111,9 @@ impl Service {
 
     fn render(self, error: &ApiError, request_id: &str) -> Response {
         let mut rendered = match self {
-            Self::Sts => response(error.status, "text/xml", sts::error_document(error, request_id)),
+            Self::Sts | Self::Iam | Self::AutoScaling => {
+                response(error.status, "text/xml", sts::error_document(error, request_id))
+            }
             Self::Eks | Self::Sso => json(error.status, &json!({"message": error.message})),
             Self::SsoOidc => json(error.status, &sso::oidc_error_document(error)),
             Self::Ssm => response(error.status, "application/x-amz-json-1.1", ssm::error_document(error).to_string()),
@@ -142,9 +150,11 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Fails if the script denies the action.
+    /// Fails if the script denies the action, or if the caller's role was made by a template that does not allow it.
     pub(super) fn authorize(&self, resource: &str) -> Result<(), ApiError> {
-        if self.world.settings().denied_actions.contains(&self.action) {
+        let role = self.caller.arn.split(":assumed-role/").nth(1).and_then(|session| session.split('/').next());
+        let allowed = role.and_then(|role| lock(&self.world.stack).allows(role, &self.action));
+        if allowed == Some(false) || self.world.settings().denied_actions.contains(&self.action) {
             return Err(self.denied(resource));
         }
         Ok(())
@@ -276,8 +286,13 @@ fn recognize(request: &FullRequest) -> Option<(Service, String)> {
     let form =
         if method == "POST" { String::from_utf8_lossy(&request.body).into_owned() } else { request.query().to_owned() };
     let form = parse_query(&form);
-    let is_ec2 = form.iter().any(|(name, value)| name == "Version" && value == ec2::VERSION);
-    let service = if is_ec2 { Service::Ec2 } else { Service::Sts };
+    let version = form.iter().find(|(name, _)| name == "Version").map(|(_, version)| version.as_str());
+    let service = match version {
+        Some(ec2::VERSION) => Service::Ec2,
+        Some(iam::VERSION) => Service::Iam,
+        Some(iam::AUTO_SCALING_VERSION) => Service::AutoScaling,
+        _ => Service::Sts,
+    };
     form.into_iter().find(|(name, _)| name == "Action").map(|(_, action)| (service, action))
 }
 
@@ -307,6 +322,7 @@ fn dispatch(
         Service::Ssm => ssm::answer(&call, operation, request),
         Service::Ecs => ecs::answer(&call, operation, request),
         Service::Ec2 => ec2::answer(&call, operation, request),
+        Service::Iam | Service::AutoScaling => iam::answer(&call, operation, request),
         Service::InstanceConnect => instance_connect::answer(&call, operation, request),
         Service::SsoOidc => sso::answer_oidc(world, operation, request),
         Service::Sso => sso::answer_portal(world, request),

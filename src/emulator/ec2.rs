@@ -30,6 +30,8 @@ pub(super) fn answer(call: &Call<'_>, operation: &str, request: &FullRequest) ->
         "DescribeSubnets" => networks::subnets(call, &form)?,
         "DescribeVpcEndpoints" => networks::vpc_endpoints(call, &form)?,
         "DescribeSecurityGroups" => networks::security_groups(call, &form)?,
+        "DescribeRouteTables" => networks::route_tables(call, &form)?,
+        "DescribeLaunchTemplates" => networks::launch_templates(call, &form)?,
         other => {
             let message = format!("The action {other} is not valid for this web service.");
             return Err(ApiError::new(400, "InvalidAction", message));

@@ -1,4 +1,4 @@
-//! EKS: ListClusters and DescribeCluster.
+//! EKS: ListClusters and DescribeCluster, and the access entries that a template has made.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use super::{
     http::{FullRequest, Response, json},
     sigv4::parse_query,
     vpc::VpcConfig,
-    world::Cluster,
+    world::{Cluster, lock},
 };
 
 /// Most names in one answer, whatever is configured.
@@ -21,12 +21,18 @@ pub(super) fn operation(method: &str, path: &str) -> Option<&'static str> {
         None if rest.is_empty() => Some("ListClusters"),
         Some("") => Some("ListClusters"),
         Some(name) if !name.contains('/') => Some("DescribeCluster"),
-        Some(_) | None => None,
+        Some(path) => match path.split('/').collect::<Vec<_>>()[..] {
+            [_, "access-entries", _] => Some("DescribeAccessEntry"),
+            [_, "access-entries", _, "access-policies"] => Some("ListAssociatedAccessPolicies"),
+            _ => None,
+        },
+        None => None,
     }
 }
 
 pub(super) fn answer(call: &Call<'_>, request: &FullRequest) -> Result<Response, ApiError> {
     match request.path().strip_prefix("/clusters/").filter(|name| !name.is_empty()) {
+        Some(path) if path.contains('/') => entry(call, &path.split('/').collect::<Vec<_>>()),
         Some(name) => describe(call, name),
         None => list(call, request.query()),
     }
@@ -78,6 +84,38 @@ fn describe(call: &Call<'_>, name: &str) -> Result<Response, ApiError> {
         ApiError::new(404, "ResourceNotFoundException", format!("No cluster found for name: {name}."))
     })?;
     Ok(json(200, &json!({ "cluster": description(cluster, &call.world.config.vpcs) })))
+}
+
+/// An access entry, or its policies.
+fn entry(call: &Call<'_>, path: &[&str]) -> Result<Response, ApiError> {
+    let [cluster, _, principal, what @ ..] = path else {
+        return Err(ApiError::new(404, "NotFoundException", "no such path"));
+    };
+    let principal = parse_query(&format!("p={principal}")).into_iter().next().map(|(_, arn)| arn).unwrap_or_default();
+    call.authorize(&format!("arn:aws:eks:{}:{}:access-entry/{cluster}", call.region, call.caller.account))?;
+    let stack = lock(&call.world.stack);
+    let found = stack
+        .of_kind("AWS::EKS::AccessEntry")
+        .find(|entry| entry.text("ClusterName") == *cluster && entry.text("PrincipalArn") == principal);
+    let found = found.ok_or_else(|| {
+        let message = format!("The specified principalArn could not be found. You can view your available access entries with 'list-access-entries'. ({principal})");
+        ApiError::new(404, "ResourceNotFoundException", message)
+    })?;
+    if what.is_empty() {
+        return Ok(json(
+            200,
+            &json!({ "accessEntry": { "clusterName": cluster, "principalArn": principal, "type": "STANDARD" } }),
+        ));
+    }
+    let policies = found.properties["AccessPolicies"].as_array().into_iter().flatten().map(|policy| {
+        let scope = &policy["AccessScope"];
+        json!({
+            "policyArn": policy["PolicyArn"],
+            "accessScope": { "type": scope["Type"], "namespaces": scope.get("Namespaces").cloned().unwrap_or_else(|| json!([])) },
+        })
+    });
+    let policies: Vec<Value> = policies.collect();
+    Ok(json(200, &json!({ "clusterName": cluster, "principalArn": principal, "associatedAccessPolicies": policies })))
 }
 
 fn description(cluster: &Cluster, vpcs: &[VpcConfig]) -> Value {

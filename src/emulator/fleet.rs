@@ -81,6 +81,18 @@ impl Fleet {
         self.change(id, |instance| instance.config.public_address = address.map(str::to_owned));
     }
 
+    /// Has an instance running, in place of one that has had its id.
+    pub(super) fn launch(&self, config: BastionConfig, launched: Duration) {
+        let mut instances = lock(&self.instances);
+        instances.retain(|known| known.config.id != config.id);
+        let number = instances.len();
+        instances.push(Instance { config, launched, state: InstanceState::Running, online_at: None, number });
+    }
+
+    pub(super) fn terminate(&self, id: &str) {
+        self.change(id, |instance| instance.state = InstanceState::Terminated);
+    }
+
     fn change(&self, id: &str, change: impl FnOnce(&mut Instance)) {
         if let Some(instance) = lock(&self.instances).iter_mut().find(|instance| instance.config.id == id) {
             change(instance);

@@ -21,6 +21,7 @@ use super::{
     script::{Command, Failure, Settings},
     session::{Control, Session, SessionState},
     sso::Sso,
+    stack::Stack,
 };
 
 /// A lock whose holder panicked is still good: every holder changes it in one step.
@@ -92,6 +93,8 @@ pub(super) struct World {
     pub(super) clusters: Vec<Arc<Cluster>>,
     pub(super) ecs: Ecs,
     pub(super) fleet: Fleet,
+    /// What a template has created.
+    pub(super) stack: Mutex<Stack>,
     /// Where the message gateway listens.
     pub(super) gateway: Place,
     /// The same as a URL: scheme, host and port.
@@ -146,6 +149,7 @@ impl World {
             clusters: places.clusters,
             ecs: Ecs::new(&config, clock.instant()),
             fleet: Fleet::new(&config, clock.wall()),
+            stack: Mutex::default(),
             gateway: places.gateway,
             gateway_url: places.gateway_url,
             tunnels: places.tunnels,
@@ -195,7 +199,12 @@ impl World {
     pub(super) fn role_caller(&self, role_arn: &str, session_name: &str) -> Option<Caller> {
         let account = &self.config.account;
         let role = role_arn.strip_prefix(&format!("arn:aws:iam::{account}:role/"))?;
-        let role_id = self.role_ids.get(role)?;
+        let is_made = || lock(&self.stack).find("AWS::IAM::Role", role).is_some();
+        let role_id = match self.role_ids.get(role) {
+            Some(id) => id.clone(),
+            None if is_made() => "AROAMADEBYATEMPLATE00".to_owned(),
+            None => return None,
+        };
         Some(Caller {
             account: account.clone(),
             arn: format!("arn:aws:sts::{account}:assumed-role/{role}/{session_name}"),

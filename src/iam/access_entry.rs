@@ -7,7 +7,8 @@ use crate::util::quote::{Word, command};
 pub const ACCESS_POLICY: &str = "AmazonEKSViewPolicy";
 
 /// Returns the ARN of the access policy.
-pub(super) fn access_policy_arn(partition: &str) -> String {
+#[must_use]
+pub fn access_policy_arn(partition: &str) -> String {
     format!("arn:{partition}:eks::aws:cluster-access-policy/{ACCESS_POLICY}")
 }
 

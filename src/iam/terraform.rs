@@ -65,7 +65,7 @@ fn role(number: usize, role: &ServiceRole) -> String {
         0 => format!("{RESOURCE}_bastion"),
         _ => format!("{RESOURCE}_bastion_{}", number + 1),
     };
-    let (name, service, policy_name) = (quoted(&role.name), quoted(role.service), quoted(POLICY_NAME));
+    let (name, service, policy_name) = (quoted(&role.name), quoted(&role.service), quoted(POLICY_NAME));
     let statements = statements(&role.document);
     format!(
         r#"

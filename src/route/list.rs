@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Route, direct, ssh, ssm, step::Step};
 use crate::{
-    aws::{Aws, AwsError},
+    aws::{Aws, AwsError, ecs::NewTaskDefinition},
     bastion::{Bastion, Fargate, Search, SshBastion, SshFiles, Target},
     iam::{Document, Grant, ServiceRole},
     journal::Entry,
@@ -34,6 +34,36 @@ pub fn roles(grant: &Grant) -> Vec<ServiceRole> {
         .collect();
     roles.dedup();
     roles
+}
+
+/// Returns the role of an instance whose agent takes sessions.
+#[must_use]
+pub fn instance_role(name: &str, region: &str) -> ServiceRole {
+    ssm::statements::instance_role(name, region)
+}
+
+/// Returns the role of a task whose agent takes sessions.
+#[must_use]
+pub fn task_role(fargate: &Fargate) -> ServiceRole {
+    ssm::statements::task_role(fargate)
+}
+
+/// Returns the role by which ECS fetches the image of a task.
+#[must_use]
+pub fn image_role(name: &str) -> ServiceRole {
+    ssm::statements::image_role(name)
+}
+
+/// Returns the task definition that a task on Fargate is run from, in this region and account.
+#[must_use]
+pub fn task_definition(fargate: &Fargate, region: &str, account: &str) -> NewTaskDefinition {
+    ssm::statements::task_definition(fargate, region, account)
+}
+
+/// Returns the tag by which an instance is found as a bastion.
+#[must_use]
+pub fn bastion_tag() -> (&'static str, &'static str) {
+    (ssm::statements::BASTION_TAG, "true")
 }
 
 /// Returns what to know of the policy.

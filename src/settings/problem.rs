@@ -86,6 +86,12 @@ pub enum Problem {
         clusters: usize,
         left: usize,
     },
+    /// A command is about one access, and there are several.
+    #[error(
+        "the configuration file has {entries} entries of `access`, but this is for one: choose it with `--config /dev/null` and \
+         `--region`"
+    )]
+    OneAccessOnly { entries: usize },
     /// `--github-env` is given outside of GitHub Actions.
     #[error("`--github-env` needs the variable `GITHUB_ENV`, which a step of a GitHub Actions job has")]
     NoGithubEnv,
@@ -130,6 +136,7 @@ impl Problem {
             Self::File(problem) => problem.place(),
             Self::NoBastion
             | Self::ForOneEntry { .. }
+            | Self::OneAccessOnly { .. }
             | Self::NoGithubEnv
             | Self::NotUtf8 { .. }
             | Self::Proxy { .. } => None,
@@ -149,6 +156,7 @@ impl Problem {
             Self::NoBastion
             | Self::NoBastionInEntry { .. }
             | Self::ForOneEntry { .. }
+            | Self::OneAccessOnly { .. }
             | Self::Overlap { .. }
             | Self::ContextTwice { .. }
             | Self::BasePortTooHigh { .. }

@@ -47,6 +47,7 @@ mod refusals;
 mod screen;
 mod session_documents;
 mod sessions;
+mod setup;
 mod ssh;
 mod started_by_kubectl;
 mod support;

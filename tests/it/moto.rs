@@ -30,15 +30,15 @@ use tokio::{
 use super::support::{moto_server, within};
 
 /// A server of moto, gone when it is dropped.
-struct Moto {
-    address: String,
+pub(super) struct Moto {
+    pub(super) address: String,
     folder: TempDir,
     _child: Child,
     _log: JoinSet<()>,
 }
 
 impl Moto {
-    async fn start() -> Option<Self> {
+    pub(super) async fn start() -> Option<Self> {
         let mut command = Command::new(moto_server("5.2.5").await?);
         command.args(["-H", "127.0.0.1", "-p", "0"]).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();

@@ -16,6 +16,7 @@ pub(super) const CHAPTERS: &[Chapter] = &[
     Chapter { name: "configuration", page: include_str!("../../manual/configuration.md") },
     Chapter { name: "iam", page: include_str!("../../manual/iam.md") },
     Chapter { name: "bastions", page: include_str!("../../manual/bastions.md") },
+    Chapter { name: "aws", page: include_str!("../../manual/aws.md") },
     Chapter { name: "troubleshooting", page: include_str!("../../manual/troubleshooting.md") },
 ];
 

@@ -10,11 +10,13 @@
 //! **The data channel.** `ssmmessages:OpenDataChannel` is allowed on every session, as AWS's own managed policies do: it is no use
 //! without the token, good for one time, that only StartSession and ResumeSession give.
 
+pub use super::find::nodes::BASTION_TAG;
 use super::find::{
-    fargate::task::{family, role_arn},
-    nodes::{BASTION_NAME_PATTERNS, BASTION_TAG, GROUP_TAG, NODE_TAG},
+    fargate::task::{definition, family, role_arn},
+    nodes::{BASTION_NAME_PATTERNS, GROUP_TAG, NODE_TAG},
 };
 use crate::{
+    aws::ecs::NewTaskDefinition,
     bastion::{EcsSearch, EcsWhat, Fargate, Search, Target},
     iam::{Grant, Principal, ServiceRole, Statement, every, partition},
     util::{arn::Arn, quote::command},
@@ -182,7 +184,50 @@ pub fn task_role(fargate: &Fargate) -> ServiceRole {
     let role = &fargate.options.task_role;
     let name = Arn::parse(role).map_or(role.as_str(), |arn| arn.name());
     let statements = vec![Statement::allow("AgentOfEcsExec", AGENT_ACTIONS, every())];
-    ServiceRole { name: name.to_owned(), service: TASKS, document: Grant::document_of(statements) }
+    ServiceRole { name: name.to_owned(), service: TASKS.to_owned(), document: Grant::document_of(statements) }
+}
+
+/// Returns the task definition that is registered for a task, unless the user has one.
+#[must_use]
+pub fn task_definition(fargate: &Fargate, region: &str, account: &str) -> NewTaskDefinition {
+    definition(&fargate.options, &role_arn(&fargate.options.task_role, region, account))
+}
+
+/// What fetches an image from ECR (Amazon ECS developer guide, "Amazon ECS task execution IAM role").
+const FETCH_IMAGE: [&str; 4] =
+    ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetAuthorizationToken", "ecr:GetDownloadUrlForLayer"];
+
+/// Returns the role that ECS acts as when it fetches the image of a task from ECR.
+#[must_use]
+pub fn image_role(name: &str) -> ServiceRole {
+    let document = Grant::document_of(vec![Statement::allow("FetchImage", FETCH_IMAGE, every())]);
+    ServiceRole { name: name.to_owned(), service: TASKS.to_owned(), document }
+}
+
+/// What the agent on an instance does besides: it tells Systems Manager that it is there.
+const AGENT_IS_THERE: [&str; 1] = ["ssm:UpdateInstanceInformation"];
+
+/// Returns the role that instances have whose agent takes sessions, and nothing else: less than `AmazonSSMManagedInstanceCore`
+/// (AWS Systems Manager user guide, "Create a custom IAM role for Session Manager").
+#[must_use]
+pub fn instance_role(name: &str, region: &str) -> ServiceRole {
+    let statements = vec![
+        Statement::allow("AgentOfSessions", AGENT_ACTIONS, every()),
+        Statement::allow("AgentIsThere", AGENT_IS_THERE, every()),
+    ];
+    let document = Grant::document_of(statements);
+    ServiceRole { name: name.to_owned(), service: instance_service(region), document }
+}
+
+/// Who instances are to IAM, which is not the same in all partitions.
+fn instance_service(region: &str) -> String {
+    let suffix = match partition(region) {
+        "aws-cn" => "amazonaws.com.cn",
+        "aws-iso" => "c2s.ic.gov",
+        "aws-iso-b" => "sc2s.sgov.gov",
+        _ => "amazonaws.com",
+    };
+    format!("ec2.{suffix}")
 }
 
 fn ecs_cluster(grant: &Grant, name: &str) -> String {

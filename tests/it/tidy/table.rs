@@ -130,6 +130,7 @@ pub(super) const TABLE: &[Row] = &[
     ),
     row("aws", &["fault", "settings", "util"]),
     row("iam", &["bastion", "cluster", "util"]),
+    row("setup", &["aws", "bastion", "cluster", "iam", "route::list", "settings", "util"]),
     row("kubeconfig", &["cluster", "secret", "clock", "util"]),
     row(
         "doctor",

@@ -32,7 +32,7 @@ use crate::{
 pub(in crate::route::ssm) const GROUP_TAG: &str = "aws:autoscaling:groupName";
 
 /// The tag that makes an instance a bastion for `auto`.
-pub(in crate::route::ssm) const BASTION_TAG: &str = "autoheal-pa:bastion";
+pub const BASTION_TAG: &str = "autoheal-pa:bastion";
 
 /// Parts of names that bastions have, and the same as patterns of a policy, which tell small letters from capital ones.
 const BASTION_NAMES: [&str; 2] = ["bastion", "jump"];
