@@ -152,9 +152,11 @@ impl CiOidc {
     /// Finds where the token is that was named; `has_audience`: it is to be for an audience that was named.
     pub(super) fn asked(asked: &Oidc, environment: &Environment, has_audience: bool) -> Self {
         let (system, found, missing) = match asked {
-            Oidc::Of(system) => {
-                (*system, Self::of(*system, environment, has_audience), "this is no job of its with a token".to_owned())
-            }
+            Oidc::Of(system) => (
+                *system,
+                Self::of(*system, environment, has_audience),
+                "this process is in no job that has one".to_owned(),
+            ),
             Oidc::Variable(name) => {
                 let system = CiSystem::Other;
                 (system, variable(system, name, environment), format!("there is no variable `{name}`"))

@@ -74,7 +74,11 @@ async fn programs_of_ci_systems_are_asked_for_a_token_with_its_audience() {
 
     let ended = clusters(&lab, &["--oidc", "buildkite"], &[]).await;
     assert_eq!(ended.code(), Some(3), "{ended:?}");
-    assert!(ended.stderr.contains("Buildkite gave no OIDC token: this is no job of its"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("Buildkite gave no OIDC token: this process is in no job that has one"),
+        "{}",
+        ended.stderr
+    );
 
     fs::write(lab.path("buildkite-agent"), "#!/bin/sh\necho 'no OIDC for you' >&2\nexit 1\n").unwrap();
     let ended = clusters(&lab, &["--oidc", "buildkite"], &of_buildkite).await;

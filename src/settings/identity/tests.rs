@@ -201,7 +201,7 @@ fn each_ci_system_has_its_token_in_its_own_place() {
         assert_eq!(token_of_job(None, None, variables), found, "{name}");
         assert_eq!(token_of_job(Some(name), None, variables), asked, "{name}");
         let missing = token_of_job(Some(name), None, &[]);
-        assert_eq!(missing, "this is no job of its with a token");
+        assert_eq!(missing, "this process is in no job that has one");
     }
     assert_eq!(token_of_job(Some("env:MY_TOKEN"), None, &[("MY_TOKEN", "hunter2")]), "OIDC token in `MY_TOKEN`, once");
     let missing = token_of_job(Some("env:MY_TOKEN"), None, &[]);
