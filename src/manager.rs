@@ -70,6 +70,7 @@ pub mod env_file;
 mod error;
 mod events;
 mod files;
+mod fixed;
 mod hope;
 mod life;
 mod local_tls;
@@ -289,8 +290,9 @@ impl Manager {
     ///
     /// # Errors
     /// Ports cannot be bound, or the kubeconfig cannot be written; then nothing has changed.
-    pub(crate) async fn reload(&mut self, settings: UpSettings) -> Result<Reloaded, ManagerError> {
-        let mut outcome = Reloaded::default();
+    pub(crate) async fn reload(&mut self, mut settings: UpSettings) -> Result<Reloaded, ManagerError> {
+        let later = fixed::told(&fixed::keep(&self.settings, &mut settings));
+        let mut outcome = Reloaded { later, ..Reloaded::default() };
         let old = self.state.borrow().clone();
         self.settings = settings;
 
@@ -335,6 +337,7 @@ impl Manager {
                 && local_port.is_none_or(|port| port == tunnel.port)
                 && tunnel.access.is_same(&access.settings)
                 && tunnel.access.settings.bastion == access.settings.bastion
+                && tunnel.access.settings.document == access.settings.document
         };
         // Those that stay with their ports, the others without.
         let tunnels: Vec<_> = wanted

@@ -30,6 +30,11 @@ use crate::{
 /// [`CommandError`] if something is missing that AWS does not tell either.
 pub async fn run(args: &PolicyArgs, global: &GlobalArgs, printer: &Printer) -> Result<ExitCode, CommandError> {
     let settings = PolicySettings::load(global, args, &Environment::read())?;
+    let mut settings = settings;
+    if args.access_entry {
+        // It has nothing to do with sessions.
+        settings.access.iter_mut().for_each(|access| access.document = None);
+    }
     let (grant, documents) = Box::pin(grant(settings, args.access_entry || args.terraform)).await?;
     print(args, &grant, documents, printer)
 }

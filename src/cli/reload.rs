@@ -34,6 +34,9 @@ pub async fn run(global: GlobalArgs, printer: &Printer) -> Result<ExitCode, Comm
         printer.result(&format!("removed {context}"))?;
     }
     printer.result(&format!("kept {}", changes.kept))?;
+    if let Some(later) = &changes.later {
+        printer.warning(later);
+    }
     match changes.problems.split_first() {
         None => Ok(ExitCode::SUCCESS),
         Some((first, others)) => {

@@ -195,7 +195,7 @@ impl Up {
                 Ok(changes) => {
                     let (added, removed) = (changes.added.len(), changes.removed.len());
                     printer.progress(&format!("tunnels: {added} added, {removed} removed, {} kept", changes.kept));
-                    for problem in &changes.problems {
+                    for problem in changes.later.iter().chain(&changes.problems) {
                         printer.warning(problem);
                     }
                 }

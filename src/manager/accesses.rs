@@ -49,6 +49,7 @@ impl Manager {
                     && access.settings.clusters == settings.clusters
                     && access.settings.import_contexts == settings.import_contexts
                     && access.settings.no_clusters == settings.no_clusters
+                    && access.settings.document == settings.document
                     && access.settings.forwards == settings.forwards =>
             {
                 Ok(Arc::clone(access))

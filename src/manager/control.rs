@@ -134,6 +134,9 @@ pub struct Reloaded {
     pub kept: usize,
     /// What could not be looked at again, in sentences; the tunnels there were not touched either.
     pub problems: Vec<String>,
+    /// What has changed in the settings and counts from the next start on only, as a sentence.
+    #[serde(default)]
+    pub later: Option<String>,
 }
 
 /// Why a request is not answered, for the client's user.

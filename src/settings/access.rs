@@ -86,6 +86,11 @@ impl Access {
     /// Refuses one document for what may be several hosts.
     fn refuse_document(&self, stack: &Stack<'_>, problems: &mut Vec<Problem>) {
         let Some(document) = &self.document else { return };
+        if !self.bastion.is_empty() && !self.bastion.iter().any(Bastion::is_by_session) {
+            let given = stack.one(&ACCESS.document);
+            let expected = "of use without a bastion of Systems Manager, on which alone there are session documents";
+            problems.extend(given.map(|given| given.malformed(expected)));
+        }
         let leads_to = self.clusters.len() + self.forwards.len() + self.import_contexts.len();
         if !document.is_for_each() && leads_to > 1 {
             let given = stack.one(&ACCESS.document);

@@ -31,7 +31,7 @@ pub struct PolicyArgs {
     pub forward: Vec<String>,
     /// Session document of your own that sessions are started with, with `{cluster}` for the name of the cluster, instead of the one
     /// of AWS: the policy allows that and nothing else, and the commands that make the documents are printed beside it
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["access_entry", "terraform"])]
+    #[arg(long, value_name = "NAME", conflicts_with = "access_entry")]
     pub document: Option<String>,
     /// Account of bastions and clusters [default: the role's, else that of the credentials]
     #[arg(long, value_name = "ID")]

@@ -1,9 +1,9 @@
 //! `--document`: session documents in which host and port are fixed.
 
-use autoheal_pa::emulator::{ClusterConfig, Config};
+use autoheal_pa::emulator::{ClusterConfig, Config, SessionInfo};
 use serde_json::Value;
 
-use super::support::{Lab, has_ended};
+use super::support::{Lab, Running, has_ended};
 
 const BASTION: &str = "i-0dc03fbcae2a87472";
 const OF_AWS: &str = "AWS-StartPortForwardingSessionToRemoteHost";
@@ -52,6 +52,30 @@ async fn each_cluster_is_reached_by_the_document_that_leads_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_another_document() {
+    let lab = lab().await;
+    lab.emulator.update(|settings| {
+        let payments = settings.session_documents["pa-payments"].clone();
+        settings.session_documents.insert("new-payments".to_owned(), payments);
+    });
+    let file = lab.path("config.yaml");
+    let write = |document: &str, more: &str| {
+        let text = format!("bastion: {BASTION}\nbase_port: 0\nclusters: [payments]\ndocument: '{document}'\n{more}");
+        std::fs::write(&file, text).unwrap();
+    };
+    write("pa-{cluster}", "");
+    let mut up = Running::start(&mut lab.program(&["up", "--config", file.to_str().unwrap()]));
+    up.ready().await;
+    write("new-{cluster}", "audit: audit.jsonl\n");
+    lab.run(&["reload"]).await.assert_success();
+    let is_new = |session: &SessionInfo| !has_ended(session) && session.document == "new-payments";
+    lab.wait_until("a session with the new document", |emulator| emulator.sessions().iter().any(is_new)).await;
+    assert!(up.says("changes of `--audit` count from the next start on").await);
+    up.stop().await.assert_success();
+    assert!(!lab.path("audit.jsonl").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_stands_in_the_way_is_told_with_the_document() {
     let lab = lab().await;
     let denied = lab.run(&["up", "--base-port", "0", "--timeout", "20s"]).await;
@@ -66,6 +90,9 @@ async fn what_stands_in_the_way_is_told_with_the_document() {
     let both = lab.run(&both).await;
     assert_eq!(both.code(), Some(2));
     assert!(both.stderr.contains("is not of use to several hosts"), "{}", both.stderr);
+    let elsewhere = lab.run(&["up", "--bastion", "direct", "--document", "pa-{cluster}"]).await;
+    assert_eq!(elsewhere.code(), Some(2));
+    assert!(elsewhere.stderr.contains("is not of use without a bastion of Systems Manager"), "{}", elsewhere.stderr);
     // A document that leads elsewhere is found out by the certificate.
     lab.emulator.update(|settings| {
         let search = settings.session_documents["pa-search"].clone();

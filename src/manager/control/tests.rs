@@ -176,7 +176,7 @@ async fn every_request_has_its_answers() {
         for (line, answer) in [
             (
                 r#"{"version":1,"request":"reload"}"#,
-                r#""answer":"reloaded","added":["pa-new"],"removed":[],"kept":2,"problems":[]}"#,
+                r#""answer":"reloaded","added":["pa-new"],"removed":[],"kept":2,"problems":[],"later":null}"#,
             ),
             (r#"{"version":1,"request":"stop"}"#, r#""answer":"stopping"}"#),
             (r#"{"version":1,"request":"doctor"}"#, r#""answer":"finding","finding":{"id":[]}}"#),
