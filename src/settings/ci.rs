@@ -143,10 +143,10 @@ pub(super) fn is_oidc(text: &str) -> bool {
 
 impl CiOidc {
     /// Finds what the job's author has asked for.
-    pub(super) fn found(environment: &Environment) -> Option<Self> {
-        [CiSystem::GitHub, CiSystem::GitLab, CiSystem::Bitbucket]
-            .into_iter()
-            .find_map(|system| Self::of(system, environment, false))
+    pub(super) fn found(environment: &Environment, has_audience: bool) -> Option<Self> {
+        let systems = [CiSystem::GitHub, CiSystem::GitLab, CiSystem::Bitbucket];
+        let found = systems.into_iter().find_map(|system| Self::of(system, environment, false));
+        found.map(|found| found.for_audience(has_audience))
     }
 
     /// Finds where the token is that was named; `has_audience`: it is to be for an audience that was named.
@@ -162,15 +162,22 @@ impl CiOidc {
                 (system, variable(system, name, environment), format!("there is no variable `{name}`"))
             }
         };
-        let nowhere = |reason| Self { system, from: TokenFrom::Nowhere(reason) };
         match found {
-            Some(found) if has_audience && !found.takes_audience() => nowhere(format!(
-                "the audience of the {found} is not chosen here, so leave out `--oidc-audience`, and have the IAM OIDC provider \
-                 take the token's own"
-            )),
-            Some(found) => found,
-            None => nowhere(missing),
+            Some(found) => found.for_audience(has_audience),
+            None => Self { system, from: TokenFrom::Nowhere(missing) },
         }
+    }
+
+    /// Returns the same, unless it is to be for an audience and cannot.
+    fn for_audience(self, has_audience: bool) -> Self {
+        if !has_audience || self.takes_audience() {
+            return self;
+        }
+        let reason = format!(
+            "the audience of the {self} is not chosen here, so leave out `--oidc-audience`, and have the IAM OIDC provider take \
+             the token's own"
+        );
+        Self { from: TokenFrom::Nowhere(reason), ..self }
     }
 
     fn of(system: CiSystem, environment: &Environment, has_audience: bool) -> Option<Self> {

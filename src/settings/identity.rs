@@ -92,7 +92,7 @@ impl AwsSettings {
             problems.extend(useless.map(|given| Problem::NeedsRole { origin: given.origin.clone() }));
         }
         let ci_oidc = match &settings.oidc {
-            None => CiOidc::found(environment),
+            None => CiOidc::found(environment, settings.oidc_audience.is_some()),
             Some(asked) => Some(CiOidc::asked(asked, environment, settings.oidc_audience.is_some())),
         };
         refuse_odd_tags(&settings, &counts, problems);
@@ -141,7 +141,7 @@ impl<'a> Counts<'a> {
     fn new(stack: &'a Stack<'a>, environment: &Environment) -> Self {
         let set = |row| !stack.environment.get(row).is_empty();
         let near = |row| stack.near(row).is_some();
-        let token = set(&AWS.web_identity_token_file) || CiOidc::found(environment).is_some();
+        let token = set(&AWS.web_identity_token_file) || CiOidc::found(environment, false).is_some();
         let near_role = near(&AWS.role_arn) || near(&AWS.web_identity_token_file) || near(&AWS.oidc);
         let nearer = has_static_keys(environment) || near(&AWS.profile);
         let role_is_overruled = set(&AWS.role_arn) && token && !near_role && nearer;

@@ -110,6 +110,9 @@ impl AwsSettings {
             add(true, Source::Profile(name).to_string(), remedy);
         }
         let has_token_file = self.token_file_in_environment && !matches!(taken, Source::TokenFile(_));
+        if let Some(path) = self.web_identity_token_file.clone().filter(|_| is(&Source::CiJob)) {
+            add(!has_token_file, Source::TokenFile(path).to_string(), String::new());
+        }
         add(has_token_file, "web identity token of `AWS_WEB_IDENTITY_TOKEN_FILE`".to_owned(), String::new());
         let remedy = match taken {
             Source::Keys => "; without `AWS_ACCESS_KEY_ID` it is taken",
@@ -175,6 +178,8 @@ mod tests {
             let (source, has_role, _) = chosen(what, false);
             assert_eq!((source.as_str(), has_role), (taken, true), "{what:?}");
         }
+        let passed_over = chosen(&["role", "ci", "--oidc", "file"], false).2;
+        assert_eq!(passed_over, ["web identity token `/token`: `--oidc` was given"]);
         // Without a role that token is good for nothing.
         assert_eq!(chosen(&["ci", "keys"], false).2, Vec::<String>::new());
     }

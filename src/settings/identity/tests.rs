@@ -222,6 +222,8 @@ fn an_audience_is_chosen_only_where_that_can_be() {
         let said = token_of_job(Some(name), Some("mine"), variables);
         assert!(said.contains("is not chosen here, so leave out `--oidc-audience`"), "{said}");
     }
+    let found = token_of_job(None, Some("mine"), &[("BITBUCKET_STEP_OIDC_TOKEN", "hunter2")]);
+    assert!(found.contains("is not chosen here, so leave out `--oidc-audience`"), "{found}");
 }
 
 #[test]
