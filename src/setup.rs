@@ -14,6 +14,8 @@
 //!
 //! Leaves out the words around it, which are the command line's.
 
+use serde_json::{Value, json};
+
 use crate::{
     aws::ecs::NewTaskDefinition,
     bastion::Bastion,
@@ -31,7 +33,7 @@ pub mod names;
 pub mod survey;
 mod terraform;
 
-pub use check::{Looked, State, look};
+pub use check::{Looked, Mend, State, look};
 pub use survey::{SurveyError, survey};
 
 /// Most characters of a policy within a role, without blanks (IAM user guide, "IAM and AWS STS quotas"): those of all together.
@@ -77,6 +79,8 @@ pub struct Plan {
     pub items: Vec<Item>,
     /// What the document cannot do, and what to do about it.
     pub notes: Vec<String>,
+    /// What could not be looked at, so that the plan may not suit.
+    pub unseen: Vec<String>,
 }
 
 /// A piece, with the name that it has in documents: letters and digits.
@@ -195,6 +199,43 @@ impl Template {
     pub const DEVICE: &str = "/dev/xvda";
     /// In GiB: as much as the image has.
     pub const VOLUME: u8 = 8;
+
+    /// Returns what instances are started from, as EC2 takes it, in this group.
+    fn data(group: Value) -> Value {
+        json!({
+            "ImageId": Self::IMAGE,
+            "InstanceType": Self::INSTANCE_TYPE,
+            "MetadataOptions": { "HttpTokens": "required", "HttpEndpoint": "enabled", "HttpPutResponseHopLimit": 1 },
+            "BlockDeviceMappings": [{
+                "DeviceName": Self::DEVICE,
+                "Ebs": { "Encrypted": true, "VolumeType": "gp3", "VolumeSize": Self::VOLUME, "DeleteOnTermination": true },
+            }],
+            "NetworkInterfaces": [{
+                "DeviceIndex": 0,
+                "AssociatePublicIpAddress": false,
+                "DeleteOnTermination": true,
+                "Groups": [group],
+            }],
+        })
+    }
+}
+
+/// Returns the containers of a task definition, as ECS takes them.
+fn containers(definition: &NewTaskDefinition) -> Value {
+    let container = &definition.container;
+    let mut value = json!({
+        "name": container.name,
+        "image": container.image,
+        "command": container.command,
+        "essential": true,
+        "linuxParameters": { "initProcessEnabled": true },
+        "cpu": definition.cpu,
+        "memory": definition.memory,
+    });
+    if let Some(limit) = container.stop_timeout {
+        value["stopTimeout"] = limit.as_secs().into();
+    }
+    json!([value])
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use crate::{
     doctor::{Entry, Status},
     iam::Principal,
     settings::{Environment, SetupArgs, SetupSettings},
-    setup::{Looked, Order, Piece, Plan, State, SurveyError, look, survey},
+    setup::{Looked, Mend, Order, Piece, Plan, State, SurveyError, look, survey},
     util::{
         peer_text::sentence,
         quote::{Word, command},
@@ -44,7 +44,7 @@ pub async fn run(args: SetupArgs, global: GlobalArgs, printer: &Printer) -> Resu
     }
     let document = plan.document(args.format);
     printer.result(&document)?;
-    for note in &plan.notes {
+    for note in plan.notes.iter().chain(&plan.unseen) {
         printer.warning(note);
     }
     printer.hint(&plan.how_to_deploy(args.format, &document));
@@ -58,7 +58,10 @@ async fn check(aws: &Aws, plan: &Plan, json: bool, printer: &Printer) -> Result<
     let mut sheet = Sheet::new(json, printer);
     look(aws, plan, |looked| sheet.add(entry(plan, looked))).await;
     for note in &plan.notes {
-        sheet.add(note_entry(plan, note));
+        sheet.add(note_entry(plan, note, Status::Failed));
+    }
+    for note in &plan.unseen {
+        sheet.add(note_entry(plan, note, Status::Warning));
     }
     let outcome = sheet.finish();
     if outcome.is_ok() {
@@ -74,10 +77,10 @@ fn entry(plan: &Plan, looked: Looked<'_>) -> Entry {
     let (status, answer, fixes) = match state {
         State::There(what) => (Status::Ok, what, Vec::new()),
         State::Missing => (Status::Failed, "there is none".to_owned(), make()),
-        State::Differs { how, is_mended: true } => {
+        State::Differs { how, mend: Mend::Last } => {
             (Status::Failed, how, make().into_iter().next_back().into_iter().collect())
         }
-        State::Differs { how, is_mended: false } => (Status::Failed, how, Vec::new()),
+        State::Differs { how, mend: Mend::By(command) } => (Status::Failed, how, vec![command]),
         State::Unknown(error) => (Status::Warning, sentence(&error), Vec::new()),
     };
     Entry {
@@ -95,12 +98,12 @@ fn entry(plan: &Plan, looked: Looked<'_>) -> Entry {
     }
 }
 
-/// Says what no document can mend.
-fn note_entry(plan: &Plan, note: &str) -> Entry {
+/// Says what no document can mend, or what could not be looked at.
+fn note_entry(plan: &Plan, note: &str, status: Status) -> Entry {
     Entry {
         id: "setup.note".to_owned(),
         title: "by hand".to_owned(),
-        status: Status::Failed,
+        status,
         region: Some(plan.region.clone()),
         cluster: None,
         target: None,

@@ -20,6 +20,7 @@ use crate::{
     },
     iam::{Document, ServiceRole, not_allowed},
     route::list,
+    util::quote::command,
 };
 
 /// How a piece is found.
@@ -29,10 +30,19 @@ pub enum State {
     There(String),
     /// Not at all.
     Missing,
-    /// Otherwise than it has to be, in words. The last of the commands that make it mends it, unless that takes a person.
-    Differs { how: String, is_mended: bool },
+    /// Otherwise than it has to be, in words.
+    Differs { how: String, mend: Mend },
     /// It may not be looked at, or cannot be.
     Unknown(AwsError),
+}
+
+/// What makes a piece as it has to be.
+#[derive(Debug)]
+pub enum Mend {
+    /// The last of the commands that make it.
+    Last,
+    /// This command, or what it shows.
+    By(String),
 }
 
 /// What was looked at, and how.
@@ -70,12 +80,12 @@ fn there(what: impl Into<String>) -> State {
 
 /// What the last of the commands that make a piece mends.
 fn differs(how: impl Into<String>) -> State {
-    State::Differs { how: how.into(), is_mended: true }
+    State::Differs { how: how.into(), mend: Mend::Last }
 }
 
-/// What those commands do not mend.
-fn is_another(how: impl Into<String>) -> State {
-    State::Differs { how: how.into(), is_mended: false }
+/// What another command mends.
+fn is_another(how: impl Into<String>, mend: String) -> State {
+    State::Differs { how: how.into(), mend: Mend::By(mend) }
 }
 
 impl Look<'_> {
@@ -130,7 +140,13 @@ impl Look<'_> {
         let Some(found) = self.aws.role(&role.name).await? else { return Ok(State::Missing) };
         let trusted = &found.trust["Statement"];
         if !trust_names(trusted, "Service", &role.service) {
-            return Ok(is_another(format!("`{}` may not assume it", role.service)));
+            let how = format!("`{}` may not assume it", role.service);
+            let mend = command!(
+                "aws iam update-assume-role-policy --role-name {} --policy-document {}",
+                role.name,
+                role.trust_policy().to_string()
+            );
+            return Ok(is_another(how, mend));
         }
         self.policy(&role.name, &role.document, true).await
     }
@@ -165,7 +181,18 @@ impl Look<'_> {
             None => State::Missing,
             Some(roles) if roles.iter().any(|known| known == role) => there(format!("with the role `{role}`")),
             Some(roles) if roles.is_empty() => differs("it has no role"),
-            Some(roles) => is_another(format!("it has the role `{}`", roles.join("`, `"))),
+            Some(roles) => {
+                let other = roles.first().map(String::as_str).unwrap_or_default();
+                let mend = command!(
+                    "aws iam remove-role-from-instance-profile --instance-profile-name {} --role-name {}; aws iam \
+                     add-role-to-instance-profile --instance-profile-name {} --role-name {}",
+                    name,
+                    other,
+                    name,
+                    role
+                );
+                is_another(format!("it has the role `{}`", roles.join("`, `")), mend)
+            }
         })
     }
 
@@ -231,10 +258,21 @@ impl Look<'_> {
     async fn scaling(&self, scaling: &Scaling) -> Result<State, AwsError> {
         let Some(group) = self.aws.scaling_group(&scaling.name).await? else { return Ok(State::Missing) };
         if group.wanted == 0 {
-            return Ok(is_another("it is to have no instance"));
+            let mend = command!(
+                "aws autoscaling update-auto-scaling-group --region {} --auto-scaling-group-name {} --min-size 1 --max-size 1 \
+                 --desired-capacity 1",
+                self.plan.region,
+                scaling.name
+            );
+            return Ok(is_another("it is to have no instance", mend));
         }
         if group.in_service.is_empty() {
-            return Ok(is_another("it has no instance in service, or not yet"));
+            let mend = command!(
+                "aws autoscaling describe-scaling-activities --region {} --auto-scaling-group-name {} --max-items 3",
+                self.plan.region,
+                scaling.name
+            );
+            return Ok(is_another("it has no instance in service, or not yet", mend));
         }
         let (tag, _) = list::bastion_tag();
         let wanted = scaling.tags.iter().find(|(key, _)| *key == tag);
@@ -243,7 +281,16 @@ impl Look<'_> {
             wanted.is_none_or(|(key, value)| instance.tags.get(*key).is_some_and(|known| **known == **value))
         };
         match instances.iter().find(|instance| !is_tagged(instance)) {
-            Some(instance) => Ok(is_another(format!("its instance {} has lost its tag `{tag}`", instance.id))),
+            Some(instance) => {
+                let (key, value) = wanted.map(|(key, value)| (*key, value.as_str())).unwrap_or_default();
+                let mend = command!(
+                    "aws ec2 create-tags --region {} --resources {} --tags {}",
+                    self.plan.region,
+                    &*instance.id,
+                    format!("Key={key},Value={value}")
+                );
+                Ok(is_another(format!("its instance {} has lost its tag `{tag}`", instance.id), mend))
+            }
             None => Ok(there(group.in_service.join(", "))),
         }
     }
@@ -260,8 +307,22 @@ impl Look<'_> {
         let right = of_service.iter().find(|found| found.private_dns || !needs_name);
         Ok(match right {
             Some(found) if found.state == "available" => there(found.id.as_str()),
-            Some(found) => is_another(format!("{} is {}", found.id, found.state)),
-            None => is_another(format!("{} does not have the service's own name", first.id)),
+            Some(found) => {
+                let mend = command!(
+                    "aws ec2 describe-vpc-endpoints --region {} --vpc-endpoint-ids {}",
+                    self.plan.region,
+                    &*found.id
+                );
+                is_another(format!("{} is {}", found.id, found.state), mend)
+            }
+            None => {
+                let mend = command!(
+                    "aws ec2 modify-vpc-endpoint --region {} --vpc-endpoint-id {} --private-dns-enabled",
+                    self.plan.region,
+                    &*first.id
+                );
+                is_another(format!("{} does not have the service's own name", first.id), mend)
+            }
         })
     }
 
@@ -270,7 +331,14 @@ impl Look<'_> {
         let is_ready = |state: &str| matches!(state, "create-complete" | "update-complete" | "update-in-progress");
         Ok(match (found.iter().find(|endpoint| is_ready(&endpoint.state)), found.first()) {
             (Some(endpoint), _) => there(endpoint.id.as_str()),
-            (None, Some(endpoint)) => is_another(format!("{} is {}", endpoint.id, endpoint.state)),
+            (None, Some(endpoint)) => {
+                let mend = command!(
+                    "aws ec2 describe-instance-connect-endpoints --region {} --instance-connect-endpoint-ids {}",
+                    self.plan.region,
+                    &*endpoint.id
+                );
+                is_another(format!("{} is {}", endpoint.id, endpoint.state), mend)
+            }
             (None, None) => State::Missing,
         })
     }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Endpoint, EndpointKind, Entry, Group, GroupRef, Item, Piece, Plan, Rule, Scaling, Template,
+    Endpoint, EndpointKind, Entry, Group, GroupRef, Item, Piece, Plan, Rule, Scaling, Template, containers,
     survey::{endpoint_name, trust_of_users},
 };
 use crate::iam::POLICY_NAME;
@@ -115,7 +115,6 @@ fn resource(plan: &Plan, item: &Item) -> Value {
         Piece::EcsCluster { name } => json!({ "Type": "AWS::ECS::Cluster", "Properties": { "ClusterName": name } }),
         Piece::TaskDefinition(definition) => {
             let role = |arn: &Option<String>| arn.as_deref().map(|arn| arn_of_role(plan, arn));
-            let container = &definition.container;
             let mut properties = json!({
                 "Family": definition.family,
                 "RequiresCompatibilities": ["FARGATE"],
@@ -127,16 +126,7 @@ fn resource(plan: &Plan, item: &Item) -> Value {
                     "OperatingSystemFamily": "LINUX",
                 },
                 "TaskRoleArn": role(&definition.task_role),
-                "ContainerDefinitions": [{
-                    "Name": container.name,
-                    "Image": container.image,
-                    "Command": container.command,
-                    "Essential": true,
-                    "LinuxParameters": { "InitProcessEnabled": true },
-                    "StopTimeout": container.stop_timeout.map_or(0, |limit| limit.as_secs()),
-                    "Cpu": definition.cpu,
-                    "Memory": definition.memory,
-                }],
+                "ContainerDefinitions": in_pascal_case(containers(definition)),
             });
             if let Some(role) = role(&definition.execution_role) {
                 properties["ExecutionRoleArn"] = role;
@@ -173,22 +163,23 @@ fn resource(plan: &Plan, item: &Item) -> Value {
     }
 }
 
+/// Names what the API of ECS has as templates have it.
+fn in_pascal_case(value: Value) -> Value {
+    match value {
+        Value::Array(values) => values.into_iter().map(in_pascal_case).collect(),
+        Value::Object(fields) => {
+            let named = fields.into_iter().map(|(name, value)| {
+                let (first, rest) = name.split_at(1.min(name.len()));
+                (format!("{}{rest}", first.to_uppercase()), in_pascal_case(value))
+            });
+            Value::Object(named.collect())
+        }
+        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_)) => other,
+    }
+}
+
 fn launch_data(plan: &Plan, template: &Template) -> Value {
-    let mut data = json!({
-        "ImageId": Template::IMAGE,
-        "InstanceType": Template::INSTANCE_TYPE,
-        "MetadataOptions": { "HttpTokens": "required", "HttpEndpoint": "enabled", "HttpPutResponseHopLimit": 1 },
-        "BlockDeviceMappings": [{
-            "DeviceName": Template::DEVICE,
-            "Ebs": { "Encrypted": true, "VolumeType": "gp3", "VolumeSize": Template::VOLUME, "DeleteOnTermination": true },
-        }],
-        "NetworkInterfaces": [{
-            "DeviceIndex": 0,
-            "AssociatePublicIpAddress": false,
-            "DeleteOnTermination": true,
-            "Groups": [{ "Ref": super::GroupOf::Bastion.id() }],
-        }],
-    });
+    let mut data = Template::data(json!({ "Ref": super::GroupOf::Bastion.id() }));
     if template.profile.is_some() {
         data["IamInstanceProfile"] = json!({ "Arn": { "Fn::GetAtt": ["BastionProfile", "Arn"] } });
     }

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    Endpoint, EndpointKind, Entry, Group, GroupOf, GroupRef, Item, Piece, Plan, Rule, Scaling, Template,
+    Endpoint, EndpointKind, Entry, Group, GroupOf, GroupRef, Item, Piece, Plan, Rule, Scaling, Template, containers,
     survey::{endpoint_name, trust_of_users},
 };
 use crate::{
@@ -164,17 +164,6 @@ pub(super) fn of(plan: &Plan, item: &Item) -> Vec<String> {
             vec![command!("aws ecs create-cluster --region {} --cluster-name {}", region, name)]
         }
         Piece::TaskDefinition(definition) => {
-            let container = &definition.container;
-            let containers = json!([{
-                "name": container.name,
-                "image": container.image,
-                "command": container.command,
-                "essential": true,
-                "linuxParameters": { "initProcessEnabled": true },
-                "stopTimeout": container.stop_timeout.map_or(0, |limit| limit.as_secs()),
-                "cpu": definition.cpu,
-                "memory": definition.memory,
-            }]);
             let mut register = command!(
                 "aws ecs register-task-definition --region {} --family {} --requires-compatibilities FARGATE --network-mode awsvpc \
                  --cpu {} --memory {} --runtime-platform {} --container-definitions {}",
@@ -183,7 +172,7 @@ pub(super) fn of(plan: &Plan, item: &Item) -> Vec<String> {
                 definition.cpu,
                 definition.memory,
                 format!("cpuArchitecture={},operatingSystemFamily=LINUX", definition.architecture.as_str()),
-                containers.to_string()
+                containers(definition).to_string()
             );
             for (option, role) in
                 [("--task-role-arn", &definition.task_role), ("--execution-role-arn", &definition.execution_role)]
@@ -278,21 +267,7 @@ fn with_group(plan: &Plan, value: &Value, of: &GroupRef) -> Word {
 
 /// Writes what instances are started from, as one word.
 fn launch_data(plan: &Plan, template: &Template) -> Word {
-    let mut data = json!({
-        "ImageId": Template::IMAGE,
-        "InstanceType": Template::INSTANCE_TYPE,
-        "MetadataOptions": { "HttpTokens": "required", "HttpEndpoint": "enabled", "HttpPutResponseHopLimit": 1 },
-        "BlockDeviceMappings": [{
-            "DeviceName": Template::DEVICE,
-            "Ebs": { "Encrypted": true, "VolumeType": "gp3", "VolumeSize": Template::VOLUME, "DeleteOnTermination": true },
-        }],
-        "NetworkInterfaces": [{
-            "DeviceIndex": 0,
-            "AssociatePublicIpAddress": false,
-            "DeleteOnTermination": true,
-            "Groups": [LOOKED_UP],
-        }],
-    });
+    let mut data = Template::data(LOOKED_UP.into());
     if let Some(profile) = &template.profile {
         data["IamInstanceProfile"] = json!({ "Name": profile });
     }

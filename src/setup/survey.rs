@@ -132,6 +132,7 @@ struct Site<'a> {
     tables: Vec<RouteTable>,
     endpoints: Vec<VpcEndpoint>,
     notes: Vec<String>,
+    unseen: Vec<String>,
 }
 
 impl<'a> Site<'a> {
@@ -154,6 +155,7 @@ impl<'a> Site<'a> {
             tables: Vec::new(),
             endpoints: Vec::new(),
             notes: Vec::new(),
+            unseen: Vec::new(),
         };
         match order.kind {
             BastionKind::Direct => {}
@@ -171,7 +173,8 @@ impl<'a> Site<'a> {
             Ok(tables) => tables,
             Err(AwsError::AccessDenied { source, .. }) => {
                 let told = sentence(&*source);
-                self.notes.push(format!("whether the subnets have a way to Systems Manager could not be seen: {told}"));
+                self.unseen
+                    .push(format!("whether the subnets have a way to Systems Manager could not be seen: {told}"));
                 Vec::new()
             }
             Err(error) => return Err(error.into()),
@@ -255,12 +258,13 @@ impl<'a> Site<'a> {
             options,
             items: Vec::new(),
             notes: Vec::new(),
+            unseen: Vec::new(),
         };
         self.identity(&plan, &mut items)?;
         plan.items = items.0;
         // Other services learn of what is new in IAM some seconds later, so that comes first.
         plan.items.sort_by_key(|item| !item.piece.is_of_iam());
-        plan.notes = self.notes;
+        (plan.notes, plan.unseen) = (self.notes, self.unseen);
         Ok(plan)
     }
 
@@ -493,6 +497,15 @@ impl<'a> Site<'a> {
         let mut number = 0;
         for Found { description, .. } in &self.clusters {
             let ClusterDescription { name: cluster, authentication_mode, endpoint_private, .. } = description;
+            if !endpoint_private && self.order.kind != BastionKind::Direct {
+                self.notes.push(command!(
+                    "`{}` has no endpoint in its network, so that the rule of its security group is of no use: `aws eks \
+                     update-cluster-config --region {} --name {} --resources-vpc-config endpointPrivateAccess=true`",
+                    cluster,
+                    plan.region,
+                    cluster
+                ));
+            }
             if authentication_mode.as_ref().is_some_and(|mode| *mode == "CONFIG_MAP") {
                 self.notes.push(command!(
                     "`{}` knows no access entries, as its authentication mode is CONFIG_MAP: `aws eks update-cluster-config --region {} \
@@ -503,15 +516,6 @@ impl<'a> Site<'a> {
                     cluster
                 ));
                 continue;
-            }
-            if !endpoint_private && self.order.kind != BastionKind::Direct {
-                self.notes.push(command!(
-                    "`{}` has no endpoint in its network, so that the rule of its security group is of no use: `aws eks \
-                     update-cluster-config --region {} --name {} --resources-vpc-config endpointPrivateAccess=true`",
-                    cluster,
-                    plan.region,
-                    cluster
-                ));
             }
             number += 1;
             let entry = Entry {

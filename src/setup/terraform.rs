@@ -1,7 +1,7 @@
 //! A plan as a configuration of Terraform, for the provider `aws`.
 
 use super::{
-    Endpoint, EndpointKind, Entry, Group, GroupOf, GroupRef, Item, Piece, Plan, Rule, Scaling, Template,
+    Endpoint, EndpointKind, Entry, Group, GroupOf, GroupRef, Item, Piece, Plan, Rule, Scaling, Template, containers,
     hcl::{Block, Value},
     survey::{endpoint_name, trust_of_users},
 };
@@ -125,17 +125,6 @@ fn resources(plan: &Plan, item: &Item) -> Vec<Block> {
             let platform = Block::new("runtime_platform", &[])
                 .set("cpu_architecture", definition.architecture.as_str())
                 .set("operating_system_family", "LINUX");
-            let container = &definition.container;
-            let containers = serde_json::json!([{
-                "name": container.name,
-                "image": container.image,
-                "command": container.command,
-                "essential": true,
-                "linuxParameters": { "initProcessEnabled": true },
-                "stopTimeout": container.stop_timeout.map_or(0, |limit| limit.as_secs()),
-                "cpu": definition.cpu,
-                "memory": definition.memory,
-            }]);
             let role = |arn: &Option<String>| arn.as_deref().map(|arn| arn_of_role(plan, arn));
             vec![
                 resource("aws_ecs_task_definition")
@@ -148,7 +137,7 @@ fn resources(plan: &Plan, item: &Item) -> Vec<Block> {
                     .set_some("execution_role_arn", role(&definition.execution_role))
                     .block(platform)
                     .gap()
-                    .set("container_definitions", Value::encoded(&containers)),
+                    .set("container_definitions", Value::encoded(&containers(definition))),
             ]
         }
         Piece::UserRole { name } => vec![

@@ -56,6 +56,7 @@ fn site<'a>(order: &'a Order, region: &str, names: &[String]) -> Site<'a> {
         tables: Vec::new(),
         endpoints: Vec::new(),
         notes: Vec::new(),
+        unseen: Vec::new(),
     }
 }
 

@@ -69,6 +69,34 @@ async fn what_is_taken_away_is_named() {
     assert_eq!(missing(&lab).await, pieces.into_iter().map(str::to_owned).collect());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_not_be_looked_at_is_not_missing() {
+    let lab = lab(Config::default()).await;
+    deployed(&lab).await;
+    lab.emulator.update(|settings| {
+        settings.denied_actions.insert("ec2:DescribeRouteTables".to_owned());
+    });
+    let ended = run(&lab, &["payments".to_owned()], &["--private", "--check", "--json"]).await;
+    let said: Value = serde_json::from_str(ended.assert_success()).unwrap();
+    let others: Vec<&Value> =
+        said["checks"].as_array().unwrap().iter().filter(|check| check["status"] != "ok").collect();
+    assert_eq!(others.len(), 1, "{others:#?}");
+    assert_eq!((&others[0]["id"], &others[0]["status"]), (&"setup.note".into(), &"warning".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_things_that_a_cluster_lacks_are_told() {
+    let mut cluster = autoheal_pa::emulator::ClusterConfig::new("payments");
+    cluster.authentication_mode = Some("CONFIG_MAP".to_owned());
+    (cluster.private_access, cluster.public_access) = (false, true);
+    let lab = lab(Config { clusters: vec![cluster], ..Config::default() }).await;
+    let ended = run(&lab, &["payments".to_owned()], &["--private"]).await;
+    ended.assert_success();
+    for said in ["authenticationMode=API_AND_CONFIG_MAP", "endpointPrivateAccess=true"] {
+        assert!(ended.stderr.contains(said), "{said}: {}", ended.stderr);
+    }
+}
+
 /// What `doctor` fails at, as the role that was made.
 async fn doctor(lab: &Lab, role: &str) -> Vec<String> {
     let args = ["doctor", "--bastion", "auto", "--cluster", "payments", "--role-arn", role, "--json"];
