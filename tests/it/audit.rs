@@ -5,15 +5,16 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Stdio, time::Du
 use autoheal_pa::emulator::{ClusterConfig, Config};
 use serde_json::Value;
 
-use super::{
-    databases::programs,
-    support::{Lab, Running, kubectl, within},
-};
+use super::support::{Lab, Running, kubectl, within};
 
 const BASTION: &str = "i-0dc03fbcae2a87472";
 
 /// Connects to a port and keeps the connection until its input ends.
 const HOLD: &str = "exec 3<>/dev/tcp/127.0.0.1/$0; read -r line; exec 3>&-";
+
+/// Has a proxy connect, and keeps the connection until its input ends.
+const CONNECT: &str =
+    r#"exec 3<>"/dev/tcp/$0/$1"; printf 'CONNECT %s HTTP/1.1\r\n\r\n' "$2" >&3; read -r line; exec 3>&-"#;
 
 async fn lab() -> Lab {
     Lab::start(Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() }).await
@@ -91,23 +92,33 @@ async fn each_connection_has_its_program_its_session_and_its_bytes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_through_the_proxy_is_named_and_not_the_proxy() {
     let lab = lab().await;
-    let Some([curl]) = programs("AUTOHEAL_PA_TEST_REQUIRES_CURL", ["curl"]) else { return };
     let audit = lab.path("audit.jsonl");
     let args = ["--bastion", BASTION, "--proxy", "0", "--audit", audit.to_str().unwrap()];
     let _up = lab.up(&args).await;
     let status = lab.status(&[]).await;
-    let proxy = format!("http://{}", status["proxy"]["address"].as_str().unwrap());
-    let url = format!("https://{}/version", status["tunnels"][0]["endpoint"].as_str().unwrap());
-    // It watches, so that it is there when it is looked for.
-    let watch = format!("{}/api/v1/pods?watch=true", url.trim_end_matches("/version"));
-    let mut curl = lab.bare_command(curl);
-    let mut curl = curl.args(["--silent", "--insecure", "--proxy", &proxy, &watch]).spawn().unwrap();
+    let address = status["proxy"]["address"].as_str().unwrap();
+    let (host, port) = address.rsplit_once(':').unwrap();
+    let endpoint = status["tunnels"][0]["endpoint"].as_str().unwrap();
+    let mut bash = lab.bare_command("bash");
+    let bash = bash.args(["-c", CONNECT, host, port, endpoint]).stdin(Stdio::piped());
+    let mut bash = bash.spawn().unwrap();
     let opened = line(&audit, &[("event", "opened".into()), ("by_proxy", true.into())]).await;
-    // Unauthorised, it may be gone by the time that it is looked for.
-    assert!(opened["pid"].is_null() || opened["pid"] == curl.id().unwrap(), "{opened}");
-    assert!(opened["port"] == status["tunnels"][0]["port"], "{opened}");
-    curl.wait().await.unwrap();
+    assert_eq!((&opened["program"], opened["pid"].as_u64()), (&"bash".into(), bash.id().map(u64::from)), "{opened}");
+    assert_eq!(opened["port"], status["tunnels"][0]["port"]);
+    drop(bash.stdin.take());
+    bash.wait().await.unwrap();
     line(&audit, &[("event", "closed".into()), ("connection", opened["connection"].clone())]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_comes_to_nothing_ends_its_file() {
+    let lab = lab().await;
+    let audit = lab.path("audit.jsonl");
+    let args =
+        ["up", "--base-port", "0", "--cluster", "nope", "--bastion", BASTION, "--audit", audit.to_str().unwrap()];
+    let ended = lab.run(&args).await;
+    assert_eq!(ended.code(), Some(4), "{ended:?}");
+    assert_eq!(lines(&audit).iter().map(|line| &line["event"]).collect::<Vec<_>>(), ["started", "stopped"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
