@@ -199,10 +199,7 @@ impl Aws {
         let profiles = Profiles::new(settings);
         let of_profile = profiles.settings().await?;
         files::check_all(settings.root_certificates.as_deref(), &of_profile.variables).await?;
-        let bundle = match settings.ca_bundle.as_ref().or(of_profile.ca_bundle.as_ref()) {
-            Some(path) => Some(Bundle::read(path).await?),
-            None => None,
-        };
+        let bundle = Bundle::of(settings, &of_profile).await?;
         let profile = settings.profile.clone().filter(|profile| !profile.is_empty());
         let given = settings.region.clone().filter(|region| !region.is_empty());
         let region = given.or(of_profile.region).ok_or(AwsError::NoRegion)?;

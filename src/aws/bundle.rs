@@ -10,8 +10,8 @@ use std::{path::Path, sync::Arc};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::{RootCertStore, pki_types::CertificateDer};
 
-use super::error::AwsError;
-use crate::util::read::read;
+use super::{error::AwsError, profile::ProfileSettings};
+use crate::{settings::AwsSettings, util::read::read};
 
 /// Largest bundle, in bytes; those of systems have some 250 KB.
 const MAX_LEN: u64 = 16 << 20;
@@ -44,6 +44,17 @@ enum BundleError {
 }
 
 impl Bundle {
+    /// Reads the one that the settings or the profile name.
+    ///
+    /// # Errors
+    /// [`AwsError::CaBundle`].
+    pub(super) async fn of(settings: &AwsSettings, profile: &ProfileSettings) -> Result<Option<Self>, AwsError> {
+        match settings.ca_bundle.as_ref().or(profile.ca_bundle.as_ref()) {
+            Some(path) => Self::read(path).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Reads a bundle.
     ///
     /// # Errors

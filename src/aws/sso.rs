@@ -145,10 +145,7 @@ impl SignIn {
         let profiles = Profiles::new(settings);
         let of_profile = profiles.settings().await?;
         files::check_all(settings.root_certificates.as_deref(), &of_profile.variables).await?;
-        let bundle = match settings.ca_bundle.as_ref().or(of_profile.ca_bundle.as_ref()) {
-            Some(path) => Some(Bundle::read(path).await?),
-            None => None,
-        };
+        let bundle = Bundle::of(settings, &of_profile).await?;
         let credentials = profiles.credentials().await?;
         let portal = credentials.portal(&of_profile.variables)?;
         let routes = Arc::new(Routes::new(settings.proxies.clone()));
@@ -213,8 +210,10 @@ impl SignIn {
         let client = Client {
             id: registered.client_id.ok_or_else(lacking)?,
             secret: Secret::new(registered.client_secret.ok_or_else(lacking)?),
-            expires: SystemTime::UNIX_EPOCH
-                + Duration::from_secs(u64::try_from(registered.client_secret_expires_at).map_err(|_| lacking())?),
+            expires: u64::try_from(registered.client_secret_expires_at)
+                .ok()
+                .and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
+                .ok_or_else(lacking)?,
         };
         let start = self.oidc.client.start_device_authorization().client_id(&client.id);
         let started = start.client_secret(client.secret.expose()).start_url(start_url).send().await;
