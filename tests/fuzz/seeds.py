@@ -295,6 +295,7 @@ def kubeconfig_seeds():
         "kind: Config\nclusters:\n- {name: k, cluster: {server: 'https://[fd00::1]:8443/k8s/', tls-server-name: api, certificate-authority-data: TFMwdA==}}\n"
         "- {name: i, cluster: {server: 'https://h', insecure-skip-tls-verify: yes}}\nusers: [{name: prod, user: {token: x}}]\n"
         "contexts: [{name: a, context: {cluster: k, user: prod, namespace: n}}, {name: b, context: {cluster: i, user: prod}}]\n",
+        '{"a",!mine :x""a"e}',
     ]
     for index, text in enumerate(files):
         yield index % 8, text

@@ -170,6 +170,7 @@ fn refuses_what_it_cannot_keep() {
         ("a: *nowhere", "anchor"),
         ("{?a: b}", "not every reader"),
         ("- &a0: b", "not every reader"),
+        ("{a: b, !mine :x}", "not every reader"),
     ] {
         let error = parse(text).unwrap_err().to_string();
         assert!(error.contains(message), "{text:?}: {error}");
