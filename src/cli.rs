@@ -47,6 +47,7 @@ pub mod status;
 mod table;
 pub mod token;
 pub mod up;
+pub mod version;
 
 /// Makes private EKS clusters reachable for kubectl through SSM Session Manager.
 ///
@@ -56,7 +57,7 @@ pub mod up;
 #[derive(Debug, Parser)]
 #[command(
     name = "autoheal-pa",
-    version,
+    version = crate::version::long(),
     max_term_width = 100,
     arg_required_else_help = true,
     after_help = "Example:\n  autoheal-pa up --bastion i-0dc03fbcae2a87472 --region us-east-1\n  \
@@ -206,6 +207,11 @@ pub enum Command {
     #[command(after_help = "Examples:\n  autoheal-pa man\n  autoheal-pa man troubleshooting | less\n  \
                             autoheal-pa man up | man -l -\n  autoheal-pa man --out /usr/local/share/man/man1")]
     Man(man::ManArgs),
+    /// Prints the version of this program, and what it was built from
+    ///
+    /// `--version` prints the same on one line.
+    #[command(after_help = "Examples:\n  autoheal-pa version\n  autoheal-pa version --json | jq -r .commit")]
+    Version(version::VersionArgs),
     /// Runs everything on this machine, against an emulated AWS
     ///
     /// Starts an AWS of its own on loopback and `up` against it. With a command, runs it with the tunnels open
@@ -239,7 +245,8 @@ impl Cli {
             | Command::Reload
             | Command::Setup(_)
             | Command::Status(_)
-            | Command::Token(_) => false,
+            | Command::Token(_)
+            | Command::Version(_) => false,
         }
     }
 
@@ -264,7 +271,8 @@ impl Cli {
             | Command::Policy(_)
             | Command::Setup(_)
             | Command::Completions(_)
-            | Command::Man(_) => false,
+            | Command::Man(_)
+            | Command::Version(_) => false,
             #[cfg(feature = "demo")]
             Command::Demo(_) => false,
         }
@@ -310,6 +318,7 @@ impl Cli {
             Command::Policy(args) => Box::pin(policy::run(&args, &global, printer)).await,
             Command::Setup(args) => Box::pin(setup::run(args, global, printer)).await,
             Command::Token(args) => Box::pin(token::run(args, global, printer)).await,
+            Command::Version(args) => version::run(&args, printer),
             #[cfg(feature = "demo")]
             Command::Demo(args) => Box::pin(demo::run(args, &global, printer)).await,
         }

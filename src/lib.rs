@@ -14,6 +14,7 @@
 //!      ├─ journal     the live sessions, for the next `up` to end if this one is killed
 //!      ├─ fault       what went wrong, by class, with what to do about it
 //!      ├─ util        folders and files that other users cannot get between
+//!      ├─ version     what this program is built from
 //!      └─ emulator    AWS, an agent and Kubernetes on loopback, for `demo` and tests
 //! ```
 //!
@@ -56,3 +57,4 @@ pub mod settings;
 pub mod setup;
 pub mod tunnel;
 pub mod util;
+pub mod version;

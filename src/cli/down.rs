@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use futures_util::future::join_all;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::spawn_blocking;
 
 use super::{
@@ -66,6 +67,7 @@ pub async fn run(args: DownArgs, global: GlobalArgs, printer: &Printer) -> Resul
 async fn stop(mut client: Client, settings: &Settings, printer: &Printer) -> Result<(), CommandError> {
     printer.progress(&format!("stopping the manager `{}`", settings.name));
     let dir = &settings.control_dir;
+    let pid = client.pid();
     let stopped = async {
         client.send(&Request::Stop).await?;
         // The connection ends with the manager.
@@ -73,6 +75,14 @@ async fn stop(mut client: Client, settings: &Settings, printer: &Printer) -> Res
         Ok::<_, ControlError>(())
     };
     match tokio::time::timeout(STOP_LIMIT, stopped).await {
+        Ok(Err(error @ ControlError::OtherVersion { .. })) => {
+            let pid = pid.and_then(|pid| Pid::from_raw(pid.try_into().ok()?)).ok_or(error)?;
+            tracing::debug!(%pid, "the manager does not understand the request: asking it by a signal");
+            kill_process(pid, Signal::TERM).map_err(|error| {
+                let message = format!("cannot end the manager `{}`, process {pid}, by a signal", settings.name);
+                CommandError::new(Kind::Unexpected, message).with_source(error)
+            })?;
+        }
         Ok(outcome) => outcome?,
         Err(_) => tracing::debug!("the manager did not close the connection"),
     }

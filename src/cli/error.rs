@@ -3,7 +3,7 @@
 //! Every error of the layers below is converted here, once. Only this module knows hints and exit codes;
 //! hints name the next step with the user's own names filled in.
 
-use std::{error::Error, fmt, io, path::Path, process::ExitCode, sync::Arc};
+use std::{borrow::Cow, error::Error, fmt, io, path::Path, process::ExitCode, sync::Arc};
 
 use crate::{
     aws::{
@@ -314,10 +314,14 @@ impl From<KubeconfigError> for CommandError {
 /// What to do about a manager's directory that cannot be used.
 const OWN_DIRECTORY: &str = "set `XDG_RUNTIME_DIR` to a directory of your own that nobody else can write to";
 
-/// How to stop the manager in a directory, which is called as it is.
+/// How to stop the manager in a directory.
 fn stop_hint(dir: &Path) -> String {
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    command!("stop it with `autoheal-pa down{}`, or give this one another `--name`", name_option(&name))
+    command!("stop it with `autoheal-pa down{}`, or give this one another `--name`", name_option(&manager_name(dir)))
+}
+
+/// The name of the manager in a directory, which is called as it is.
+fn manager_name(dir: &Path) -> Cow<'_, str> {
+    dir.file_name().unwrap_or_default().to_string_lossy()
 }
 
 /// The option that names a manager, with a blank before it, where it has to be given.
@@ -350,6 +354,13 @@ impl From<ControlError> for CommandError {
                 (Kind::Usage, Some("set `XDG_RUNTIME_DIR` to a shorter path, or choose a shorter `--name`".to_owned()))
             }
             ControlError::NotRunning { .. } => (Kind::NotFound, Some("start it with `autoheal-pa up`".to_owned())),
+            ControlError::OtherVersion { dir, .. } => (
+                Kind::Unexpected,
+                Some(command!(
+                    "`autoheal-pa down{}` stops it whatever its version, then start it again",
+                    name_option(&manager_name(dir))
+                )),
+            ),
             ControlError::Timeout { pid: Some(pid), .. } => (
                 Kind::Unexpected,
                 Some(command!(

@@ -26,6 +26,7 @@ use crate::{
     },
     settings::{Environment, Settings},
     util::written::{Timestamp, in_words},
+    version,
 };
 
 /// Longest time between two pictures: ages move on when nothing else does.
@@ -158,6 +159,19 @@ fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + clock::wall()
 }
 
+/// How a manager becomes the program that asks it.
+const RESTART: &str = "`autoheal-pa down`, then start it again to have this one";
+
+/// Says of a manager of another version than this program that it is, and what to do.
+fn other_version(manager: Option<&str>, own: &str) -> Option<String> {
+    let manager = match manager {
+        Some(manager) if manager == own => return None,
+        Some(manager) => format!("the manager is version {manager}"),
+        None => "the manager is an older version".to_owned(),
+    };
+    Some(format!("{manager}, this program {own}: {RESTART}"))
+}
+
 /// Writes a status for people.
 fn text(status: &ManagerStatus, now: SystemTime, paint: Paint) -> String {
     let mut text = String::new();
@@ -167,6 +181,9 @@ fn text(status: &ManagerStatus, now: SystemTime, paint: Paint) -> String {
     };
     let state = paint.state(&status.state, &status.state);
     head("manager", &format!("{}, process {}, {state} since {}", status.name, status.pid, ago(status.since, now)));
+    if let Some(note) = other_version(status.program.as_deref(), &version::short()) {
+        head("version", &note);
+    }
     for access in &status.access {
         let expire = match (access.credentials_expire, &access.credentials_error) {
             (None, _) => String::new(),

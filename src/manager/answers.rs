@@ -25,6 +25,7 @@ use crate::{
     settings::UpSettings,
     tunnel::{LinkStatus, TunnelStatus},
     util::{peer_text::sentence, written::Timestamp},
+    version,
 };
 
 mod token;
@@ -185,6 +186,7 @@ impl View {
         let opening = !state.opened && !board.stopping;
         ManagerStatus {
             version: 1,
+            program: Some(version::short()),
             name: self.name.clone(),
             state: if opening { "starting" } else { board.overall().as_str() }.to_owned(),
             pid: std::process::id(),

@@ -6,7 +6,8 @@
 //!
 //! # Protocol
 //!
-//! One JSON object per line, either way, each with `"version": 1`. A connection takes any number of requests,
+//! One JSON object per line, either way, each with `"version": 1`, the version of the protocol, and with `program`, the version
+//! of the program that has written it. A connection takes any number of requests,
 //! one after another. `request` says what is asked, `answer` what is answered:
 //!
 //! | request | fields | answers |
@@ -18,20 +19,21 @@
 //! | `doctor` | `clusters`: names, all if it is left out or empty | `finding` for each check, then `done` |
 //!
 //! ```text
-//! {"version":1,"request":"token","cluster":"prod","region":"us-east-1"}
-//! {"version":1,"answer":"token","token":"k8s-aws-v1.…","expires":1795317508}
-//! {"version":1,"request":"status"}
-//! {"version":1,"answer":"status","status":{"version":1,"name":"default","state":"active",…}}
+//! {"version":1,"program":"0.1.0","request":"token","cluster":"prod","region":"us-east-1"}
+//! {"version":1,"program":"0.1.0","answer":"token","token":"k8s-aws-v1.…","expires":1795317508}
+//! {"version":1,"program":"0.1.0","request":"status"}
+//! {"version":1,"program":"0.1.0","answer":"status","status":{"version":1,"name":"default","state":"active",…}}
 //! ```
 //!
 //! `expires` counts seconds since the Unix epoch; `status` is what [`ManagerStatus`] says. Everything that cannot
 //! be answered, a request that is not known included, gets a code and a sentence, and the connection stays:
 //!
 //! ```text
-//! {"version":1,"answer":"error","code":"unknown-request","message":"…"}
+//! {"version":1,"program":"0.1.0","answer":"error","code":"unknown-request","message":"…"}
 //! ```
 //!
-//! Fields that a side does not know are ignored. A request has at most 64 KiB, an answer 8 MiB.
+//! Fields that a side does not know are ignored, so programs of other versions understand each other as long as nothing is asked
+//! that one of them does not know. Where they do not, it is the version that is told. A request has at most 64 KiB, an answer 8 MiB.
 //!
 //! Leaves out what the answers are: a [`Handler`] knows.
 
@@ -43,7 +45,7 @@ use std::{
 
 use futures_util::stream::BoxStream;
 
-use crate::secret::Secret;
+use crate::{secret::Secret, version};
 
 mod client;
 mod directory;
@@ -208,7 +210,19 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
-    /// The manager's answer cannot be understood: it may be of another version.
+    /// The manager is of another version, and they do not understand each other.
+    #[error(
+        "the manager in `{}` is {}, which does not understand this one, {}",
+        dir.display(),
+        program.as_ref().map_or("an older version".to_owned(), |program| format!("version {program}")),
+        version::short()
+    )]
+    OtherVersion {
+        dir: PathBuf,
+        /// Its version, if it says so.
+        program: Option<String>,
+    },
+    /// The manager's answer cannot be understood.
     #[error("cannot understand the manager's answer")]
     Malformed {
         #[source]

@@ -54,5 +54,6 @@ mod support;
 mod tidy;
 mod transfer;
 mod up;
+mod versions;
 mod watch;
 mod wrong_input;

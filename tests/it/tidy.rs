@@ -38,6 +38,7 @@ const TOUCHES_FILES: &[&str] = &[
 
 /// Files that may do some of that, and why.
 const TOUCH_FILES: &[(&str, &[&str], &str)] = &[
+    ("build.rs", &["fs::read"], "no part of the program: what cargo leaves in a package"),
     ("tunnel/listener.rs", &["fs::read"], "the kernel's tables"),
     ("tunnel/program.rs", &["fs::read"], "the kernel's tables"),
     ("tunnel/socket_user.rs", &["fs::read"], "the kernel's tables"),

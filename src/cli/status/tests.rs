@@ -78,6 +78,7 @@ pub(in crate::cli) fn status() -> ManagerStatus {
     failed.hint = Some("`i-0dc03fbcae2a87472` has to run".to_owned());
     ManagerStatus {
         version: 1,
+        program: Some(version::short()),
         name: "default".to_owned(),
         state: "degraded".to_owned(),
         pid: 4711,
@@ -170,6 +171,27 @@ fn credentials_that_cannot_be_renewed_are_told() {
 }
 
 #[test]
+fn a_manager_of_another_version_is_told() {
+    let note = |program: Option<&str>| other_version(program, "0.2.0 (534c2ea1f00d)");
+    assert_eq!(note(Some("0.2.0 (534c2ea1f00d)")), None);
+    assert_eq!(
+        note(Some("0.1.0")).unwrap(),
+        "the manager is version 0.1.0, this program 0.2.0 (534c2ea1f00d): `autoheal-pa down`, then start it again to have \
+         this one"
+    );
+    assert!(note(None).unwrap().starts_with("the manager is an older version, this program"));
+
+    let mut status = status();
+    let has_line = |status: &ManagerStatus| {
+        let text = text(status, at("2026-11-22T03:04:05Z"), Paint::plain());
+        text.lines().any(|line| line.starts_with("version "))
+    };
+    assert!(!has_line(&status));
+    status.program = None;
+    assert!(has_line(&status));
+}
+
+#[test]
 fn only_all_tunnels_are_ready() {
     let mut status = status();
     let error = ready(&status).unwrap_err();
@@ -191,6 +213,7 @@ fn numbers_of_bytes() {
 /// What `status --json` promises: every field and what it may be. A field that is added is added here.
 const MANAGER: &[(&str, &str)] = &[
     ("version", "number"),
+    ("program", "string or null"),
     ("name", "string"),
     ("state", "string"),
     ("pid", "number"),

@@ -292,6 +292,7 @@ fn has_ended(error: &ControlError) -> bool {
         | ControlError::PathTooLong { .. }
         | ControlError::OtherUser { .. }
         | ControlError::Timeout { .. }
+        | ControlError::OtherVersion { .. }
         | ControlError::Malformed { .. } => false,
     }
 }

@@ -73,6 +73,12 @@ impl Client {
         }
     }
 
+    /// Returns the manager's process, as the system tells it of the other end of the socket.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.stream.get_ref().peer_cred().ok()?.pid()?.try_into().ok()
+    }
+
     /// Sends a request.
     ///
     /// # Errors
@@ -85,7 +91,8 @@ impl Client {
     /// Waits for the next answer; `None`: the manager has closed the connection.
     ///
     /// # Errors
-    /// [`ControlError::Refused`] with the manager's words, [`ControlError::Connection`], [`ControlError::Malformed`].
+    /// [`ControlError::Refused`] with the manager's words, [`ControlError::Connection`], [`ControlError::Malformed`],
+    /// [`ControlError::OtherVersion`].
     ///
     /// # Cancel safety
     /// Nothing is lost: what has been read of an answer is kept.
@@ -101,7 +108,7 @@ impl Client {
         }
         let line = std::mem::replace(&mut self.begun, Secret::new(Vec::new()));
         match std::str::from_utf8(line.expose()) {
-            Ok(text) if text.ends_with('\n') => wire::decode_answer(text).map(Some),
+            Ok(text) if text.ends_with('\n') => wire::decode_answer(text, &self.dir).map(Some),
             Ok(text) if text.len() as u64 == MAX_ANSWER_LEN => {
                 Err(failed(&self.dir, io::Error::other("an answer is too long")))
             }

@@ -2,6 +2,8 @@
 //!
 //! Built for the fuzzer and for unit tests only.
 
+use std::path::Path;
+
 use super::{Answer, ControlError, MAX_REQUEST_LEN, wire};
 
 /// Reads a line as a request and as an answer.
@@ -17,7 +19,7 @@ pub fn control(data: &[u8]) {
             assert!(matches!(refusal.code.as_str(), "malformed-request" | "unknown-version" | "unknown-request"));
             let encoded = wire::encode_refusal(&refusal);
             assert_is_line(encoded.expose());
-            let Err(ControlError::Refused { source }) = wire::decode_answer(encoded.expose()) else {
+            let Err(ControlError::Refused { source }) = wire::decode_answer(encoded.expose(), Path::new("/")) else {
                 panic!("a refusal is read as one");
             };
             assert_eq!(source, refusal);
@@ -25,10 +27,11 @@ pub fn control(data: &[u8]) {
             assert!(data.len() as u64 > MAX_REQUEST_LEN / 8 || encoded.expose().len() as u64 <= MAX_REQUEST_LEN);
         }
     }
-    if let Ok(answer) = wire::decode_answer(line) {
+    if let Ok(answer) = wire::decode_answer(line, Path::new("/")) {
         let encoded = wire::encode_answer(&answer);
         assert_is_line(encoded.expose());
-        let again = wire::decode_answer(encoded.expose()).expect("what this program writes can be read");
+        let again =
+            wire::decode_answer(encoded.expose(), Path::new("/")).expect("what this program writes can be read");
         assert_eq!(wire::encode_answer(&again).expose(), encoded.expose());
         if let Answer::Token(token) = &answer {
             assert!(!format!("{answer:?}").contains(token.token.expose()) || token.token.expose().len() < 16);

@@ -12,6 +12,9 @@ use crate::util::written::Timestamp;
 pub struct ManagerStatus {
     /// The version of this form: 1.
     pub version: u32,
+    /// The version of the program that the manager is; `null`: one that did not say so yet.
+    #[serde(default)]
+    pub program: Option<String>,
     /// The manager's name.
     pub name: String,
     /// `starting`, `active` (all tunnels), `degraded` (some), `failed` (none) or `stopping`.

@@ -57,6 +57,7 @@ impl Handler for OneCluster {
 fn status() -> ManagerStatus {
     ManagerStatus {
         version: 1,
+        program: None,
         name: "default".into(),
         state: "active".into(),
         pid: 1,
@@ -86,6 +87,15 @@ impl Handler for Silent {
 }
 
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// How every line of this program begins.
+fn head() -> String {
+    format!(r#"{{"version":1,"program":"{}","#, version::short())
+}
+
+fn decode(line: &str) -> Result<Answer, ControlError> {
+    wire::decode_answer(line, Path::new("/run/default"))
+}
 
 fn request(cluster: &str) -> TokenRequest {
     TokenRequest { cluster: cluster.to_owned(), region: "us-east-1".to_owned(), account: None, starts: None }
@@ -136,7 +146,7 @@ async fn the_protocol_is_what_the_documentation_says() {
     with_server(OneCluster, async |dir: &Path| {
         assert_eq!(
             exchange(dir, r#"{"version":1,"request":"token","cluster":"no","region":"r","more":[]}"#).await,
-            "{\"version\":1,\"answer\":\"token\",\"token\":\"token for r\",\"expires\":1795317508}\n"
+            head() + "\"answer\":\"token\",\"token\":\"token for r\",\"expires\":1795317508}\n"
         );
         for (line, code) in [
             (r#"{"version":1,"request":"song"}"#, "unknown-request"),
@@ -149,7 +159,7 @@ async fn the_protocol_is_what_the_documentation_says() {
         ] {
             let answer = exchange(dir, line).await;
             assert!(
-                answer.starts_with(&format!(r#"{{"version":1,"answer":"error","code":"{code}","message":""#)),
+                answer.starts_with(&format!(r#"{}"answer":"error","code":"{code}","message":""#, head())),
                 "{answer}"
             );
         }
@@ -182,10 +192,10 @@ async fn every_request_has_its_answers() {
             (r#"{"version":1,"request":"doctor"}"#, r#""answer":"finding","finding":{"id":[]}}"#),
             (
                 r#"{"version":1,"request":"status"}"#,
-                r#""answer":"status","status":{"version":1,"name":"default","state":"active","#,
+                r#""answer":"status","status":{"version":1,"program":null,"name":"default","state":"active","#,
             ),
         ] {
-            assert!(exchange(dir, line).await.starts_with(&format!("{{\"version\":1,{answer}")), "{line}");
+            assert!(exchange(dir, line).await.starts_with(&format!("{}{answer}", head())), "{line}");
         }
         let mut client = Client::connect(dir).await.unwrap();
         client.send(&Request::Doctor { clusters: vec!["a".into()] }).await.unwrap();
@@ -299,20 +309,53 @@ async fn nobody_is_there() {
 
 #[test]
 fn nonsense_from_a_manager_is_an_error() {
-    for line in [
-        "",
-        "{}",
-        "[1]",
-        r#"{"version":1,"answer":"token"}"#,
-        r#"{"version":2,"answer":"token","token":"t","expires":1}"#,
-        r#"{"version":1,"answer":"token","token":"t","expires":-1}"#,
-        r#"{"version":1,"answer":"song"}"#,
-    ] {
-        let error = wire::decode_answer(line).unwrap_err();
+    for line in ["".to_owned(), "{}".to_owned(), "[1]".to_owned()].into_iter().chain(
+        [r#""answer":"token"}"#, r#""answer":"token","token":"t","expires":-1}"#, r#""answer":"song"}"#]
+            .map(|rest| head() + rest),
+    ) {
+        let error = decode(&line).unwrap_err();
         assert!(matches!(error, ControlError::Malformed { .. }), "{line}: {error}");
     }
     // Whatever the number, it does not panic.
-    let _far = wire::decode_answer(r#"{"version":1,"answer":"token","token":"t","expires":18446744073709551615}"#);
+    let _far = decode(&(head() + r#""answer":"token","token":"t","expires":18446744073709551615}"#));
+}
+
+#[test]
+fn a_manager_of_another_version_is_told_where_it_is_not_understood() {
+    let told = |line: &str| match decode(line).unwrap_err() {
+        ControlError::OtherVersion { program, .. } => program,
+        error => panic!("{line}: {error}"),
+    };
+    for rest in [
+        r#""answer":"song"}"#,
+        r#""answer":"token","token":7}"#,
+        r#""answer":"error","code":"unknown-request","message":"no"}"#,
+        r#""answer":"error","code":"unknown-version","message":"no"}"#,
+        r#""answer":"error","code":"malformed-request","message":"no"}"#,
+    ] {
+        assert_eq!(told(&format!(r#"{{"version":1,{rest}"#)), None);
+        assert_eq!(told(&format!(r#"{{"version":1,"program":"0.0.9",{rest}"#)), Some("0.0.9".to_owned()));
+    }
+    // Whatever it has meant to say.
+    let next = r#"{"version":2,"program":"9.0.0","answer":"token","token":"t","expires":1}"#;
+    assert_eq!(told(next), Some("9.0.0".to_owned()));
+    let error = decode(next).unwrap_err();
+    let expected = format!(
+        "the manager in `/run/default` is version 9.0.0, which does not understand this one, {}",
+        version::short()
+    );
+    assert_eq!(error.to_string(), expected);
+
+    // What is understood is taken, whoever says it.
+    for program in ["", r#""program":"0.0.9","#] {
+        let answer = format!(r#"{{"version":1,{program}"answer":"token","token":"t","expires":1}}"#);
+        assert!(matches!(decode(&answer).unwrap(), Answer::Token(_)));
+        let refusal = format!(r#"{{"version":1,{program}"answer":"error","code":"unknown-cluster","message":"no"}}"#);
+        assert!(matches!(decode(&refusal).unwrap_err(), ControlError::Refused { .. }));
+    }
+    // Of the same version it is no question of versions.
+    let error = decode(&(head() + r#""answer":"error","code":"unknown-request","message":"no"}"#)).unwrap_err();
+    assert!(matches!(error, ControlError::Refused { .. }), "{error}");
 }
 
 #[tokio::test]

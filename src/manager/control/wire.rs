@@ -1,12 +1,15 @@
 //! The lines of the control protocol, which the module above describes.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use serde::{Deserialize, Serialize, de::Error};
 use serde_json::Value;
 
 use super::{Answer, ControlError, ManagerStatus, Refusal, Reloaded, Request, TokenAnswer, TokenRequest};
-use crate::secret::Secret;
+use crate::{secret::Secret, version};
 
 /// The version of the protocol. Another one means that old fields have changed their meaning.
 const VERSION: u32 = 1;
@@ -14,10 +17,15 @@ const VERSION: u32 = 1;
 /// The names of the requests.
 const REQUESTS: [&str; 5] = ["token", "status", "reload", "stop", "doctor"];
 
+/// The codes with which a request is refused that is not understood, whatever it is about.
+const NOT_UNDERSTOOD: [&str; 3] = ["unknown-version", "unknown-request", "malformed-request"];
+
 /// A line, either way.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Line<T> {
     version: u32,
+    /// Which program has written it.
+    program: String,
     #[serde(flatten)]
     content: T,
 }
@@ -129,13 +137,23 @@ pub(super) fn encode_refusal(refusal: &Refusal) -> Secret<String> {
     Secret::new(line(AnswerLine::Error { code, message }))
 }
 
-pub(super) fn decode_answer(line: &str) -> Result<Answer, ControlError> {
-    let malformed = |source| ControlError::Malformed { source };
-    let Line { version, content } = serde_json::from_str(line).map_err(malformed)?;
-    if version != VERSION {
-        return Err(malformed(serde_json::Error::custom(format_args!("its version is {version}, not {VERSION}"))));
+/// Reads an answer of the manager whose directory this is.
+pub(super) fn decode_answer(line: &str, dir: &Path) -> Result<Answer, ControlError> {
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+        /// Managers did not say so before.
+        program: Option<String>,
     }
-    Ok(match content {
+    let malformed = |source| ControlError::Malformed { source };
+    let Head { version, program } = serde_json::from_str(line).map_err(malformed)?;
+    let is_other = program.as_deref() != Some(version::short().as_str());
+    let other = || ControlError::OtherVersion { dir: dir.to_owned(), program: program.clone() };
+    if version != VERSION {
+        return Err(other());
+    }
+    let content = serde_json::from_str(line);
+    Ok(match content.map_err(|error| if is_other { other() } else { malformed(error) })? {
         AnswerLine::Token { token, expires, port } => {
             let expires = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(expires));
             let expires = expires.ok_or_else(|| malformed(serde_json::Error::custom("its time is out of range")))?;
@@ -146,6 +164,7 @@ pub(super) fn decode_answer(line: &str) -> Result<Answer, ControlError> {
         AnswerLine::Stopping {} => Answer::Stopping,
         AnswerLine::Finding { finding } => Answer::Finding(finding),
         AnswerLine::Done {} => Answer::Done,
+        AnswerLine::Error { code, .. } if is_other && NOT_UNDERSTOOD.contains(&code.as_str()) => return Err(other()),
         AnswerLine::Error { code, message } => {
             return Err(ControlError::Refused { source: Refusal { code, message } });
         }
@@ -158,7 +177,7 @@ pub(super) fn unexpected() -> ControlError {
 }
 
 fn line(content: impl Serialize) -> String {
-    let line = Line { version: VERSION, content };
+    let line = Line { version: VERSION, program: version::short(), content };
     let mut line = serde_json::to_string(&line).expect("strings and numbers are always JSON");
     line.push('\n');
     line

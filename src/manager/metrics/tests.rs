@@ -22,6 +22,7 @@ fn status() -> ManagerStatus {
     };
     ManagerStatus {
         version: 1,
+        program: Some(crate::version::short()),
         name: "default".to_owned(),
         state: "degraded".to_owned(),
         pid: 1,

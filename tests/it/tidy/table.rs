@@ -28,6 +28,7 @@ const fn row(module: &'static str, may: &'static [&'static str]) -> Row {
 /// `manager` needs none, and `cli` may use everything.
 pub(super) const TABLE: &[Row] = &[
     row("util", &[]),
+    row("version", &[]),
     row("bastion", &["util"]),
     row("cluster", &[]),
     row("forward", &["cluster"]),
