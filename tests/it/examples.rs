@@ -108,49 +108,6 @@ async fn sandbox_start_returns_when_the_tunnels_are_ready() {
     assert!(ended.stderr.contains("no bastion is given"), "{ended:#?}");
 }
 
-/// The steps of the workflow, one after the other as GitHub runs them.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_workflow_has_its_tunnels_and_closes_them() {
-    let lab = Lab::start(Config::default()).await;
-    let workflow: serde_yaml::Value = serde_yaml::from_str(include_str!("../../examples/github-actions.yml")).unwrap();
-    let github_env = lab.path("github-env");
-    std::fs::write(&github_env, "").unwrap();
-    let bin = lab.path("bin");
-    std::fs::create_dir(&bin).unwrap();
-    std::os::unix::fs::symlink(PROGRAM, bin.join("autoheal-pa")).unwrap();
-    let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path_variable()))).unwrap();
-    for job in workflow["jobs"].as_mapping().unwrap().values() {
-        for step in job["steps"].as_sequence().unwrap() {
-            let Some(script) =
-                step["run"].as_str().filter(|script| !script.starts_with("cargo ") && !script.starts_with("sudo "))
-            else {
-                continue;
-            };
-            if script.contains("kubectl") && kubectl().is_none() {
-                continue;
-            }
-            let mut bash = lab.command("bash");
-            bash.args([
-                "-e",
-                "-c",
-                &script
-                    .replace("autoheal-pa up", "autoheal-pa up --base-port 0")
-                    .replace("autoheal-pa exec", "autoheal-pa exec --base-port 0"),
-            ]);
-            bash.env("PATH", &path).env("GITHUB_ENV", &github_env);
-            for line in std::fs::read_to_string(&github_env).unwrap().lines() {
-                if let Some((name, value)) = line.split_once('=') {
-                    bash.env(name, value);
-                }
-            }
-            Running::start(&mut bash).ended().await.assert_success();
-        }
-        lab.wait_until("the sessions to end", |emulator| emulator.sessions().iter().all(super::support::has_ended))
-            .await;
-    }
-    lab.assert_clean().await;
-}
-
 /// Processes whose home is in a folder.
 fn processes_at_home_in(folder: &std::path::Path) -> Vec<String> {
     let home = format!("HOME={}/", folder.display());

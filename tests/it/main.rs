@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that meets an error fails")]
 
+mod action;
 mod audit;
 mod ci_jobs;
 mod clients;
