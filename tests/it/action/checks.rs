@@ -1,8 +1,9 @@
-//! The action and the workflows, as their judges see them.
+//! The action and the workflows, as their judges see them, and the scripts of the release.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -11,6 +12,7 @@ use super::{runner::action, tool};
 
 /// Actions of others, by commit, each with the tag that names it in its repository.
 const PINNED: &[(&str, &str, &str)] = &[
+    ("actions/attest", "1e69f48acb82d1966a394da916b4c1698aa569d6", "v4.2.2"),
     ("actions/checkout", "3d3c42e5aac5ba805825da76410c181273ba90b1", "v7.0.1"),
     ("actions/download-artifact", "3e5f45b2cfb9172054b4087a40e8e0b5a5461e7c", "v8.0.1"),
     ("actions/upload-artifact", "bbbca2ddaa5d8feaa63e36b76fdaad77386f024f", "v7.0.0"),
@@ -28,7 +30,10 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 }
 
 fn workflows() -> Vec<PathBuf> {
-    vec![root().join("examples/github-actions.yml")]
+    let mut workflows = files(&root().join(".github/workflows"), "yml");
+    assert_eq!(workflows.len(), 2, "{workflows:?}");
+    workflows.push(root().join("examples/github-actions.yml"));
+    workflows
 }
 
 fn yaml(path: &Path) -> serde_yaml::Value {
@@ -43,6 +48,13 @@ fn steps(workflow: &serde_yaml::Value) -> Vec<(&str, &serde_yaml::Value)> {
         steps.map(move |step| (name.as_str().unwrap(), step))
     })
     .collect()
+}
+
+/// The script of a step of the release.
+fn script(name: &str) -> String {
+    let workflow = yaml(&root().join(".github/workflows/release.yml"));
+    let found = steps(&workflow).into_iter().find(|(_, step)| step["name"] == name);
+    found.unwrap().1["run"].as_str().unwrap().to_owned()
 }
 
 fn said(output: &Output) -> String {
@@ -125,7 +137,7 @@ fn shellcheck_has_nothing_to_say_of_scripts() {
             }
         }
     }
-    assert!(scripts.len() > 2, "{scripts:?}");
+    assert!(scripts.len() > 7, "{scripts:?}");
     let judge = |files: &[PathBuf]| {
         let mut command = Command::new(&program);
         command.args(files);
@@ -214,4 +226,116 @@ fn what_builds_may_not_write_and_what_may_write_builds_nothing() {
             }
         }
     }
+}
+
+/// Runs a script as GitHub does, in a folder, with the programs in its `bin` before others.
+fn run(folder: &Path, script: &str, variables: &[(&str, &str)]) -> Output {
+    let path = format!("{}:/usr/bin:/bin", folder.join("bin").display());
+    let mut bash = Command::new("bash");
+    bash.args(["--noprofile", "--norc", "-eo", "pipefail", "-c", script]).current_dir(folder).env_clear();
+    bash.env("PATH", path).envs(variables.iter().copied()).output().unwrap()
+}
+
+/// A program that writes down how it was called.
+fn note_taker(folder: &Path, name: &str) {
+    let path = folder.join("bin").join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, "#!/bin/sh\nprintf '%s\\n' \"$@\" > \"$CALLS\"\n").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_release_has_the_version_of_its_tag() {
+    let script = script("Compare the tag with the version");
+    let tag = concat!("v", env!("CARGO_PKG_VERSION"));
+    let output = run(root(), &script, &[("GITHUB_REF_NAME", tag)]);
+    assert!(output.status.success(), "{}", said(&output));
+    let output = run(root(), &script, &[("GITHUB_REF_NAME", "v99.0.0")]);
+    let expected = format!("::error::the tag is v99.0.0, and Cargo.toml has version {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!((output.status.code(), said(&output)), (Some(1), expected));
+}
+
+#[test]
+fn a_release_has_what_was_built_and_signed() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let dist = folder.join("dist");
+    fs::create_dir_all(dist.join("image")).unwrap();
+    fs::write(dist.join("autoheal-pa.tar.gz"), "an archive").unwrap();
+    fs::write(dist.join("a b.deb"), "a package").unwrap();
+    let sums = run(&dist, "sha256sum autoheal-pa.tar.gz 'a b.deb' > SHA256SUMS", &[]);
+    assert!(sums.status.success(), "{}", said(&sums));
+    let compare = script("Compare the checksums");
+    assert!(run(folder, &compare, &[]).status.success());
+
+    // Without a key nothing is signed; with one the file is, and the key does not stay.
+    let sign = script("Sign the checksums");
+    let temp = folder.join("temp");
+    fs::create_dir(&temp).unwrap();
+    let calls = folder.join("calls");
+    note_taker(folder, "minisign");
+    let mut variables = vec![
+        ("RUNNER_TEMP", temp.to_str().unwrap()),
+        ("CALLS", calls.to_str().unwrap()),
+        ("GITHUB_REF_NAME", "v0.1.0"),
+        ("MINISIGN_KEY", ""),
+    ];
+    let output = run(folder, &sign, &variables);
+    assert!(output.status.success() && !calls.exists(), "{}", said(&output));
+    variables[3].1 = "untrusted comment: x\nkey";
+    let output = run(folder, &sign, &variables);
+    assert!(output.status.success() && said(&output).is_empty(), "{}", said(&output));
+    let key = temp.join("minisign.key");
+    let expected = format!("-S\n-s\n{}\n-m\ndist/SHA256SUMS\n-t\nautoheal-pa v0.1.0\n", key.display());
+    assert_eq!(fs::read_to_string(&calls).unwrap(), expected);
+    assert!(!key.exists());
+
+    note_taker(folder, "gh");
+    let output = run(folder, &script("Draft the release"), &variables);
+    assert!(output.status.success(), "{}", said(&output));
+    let asked = fs::read_to_string(&calls).unwrap();
+    let asked: Vec<_> = asked.lines().collect();
+    assert_eq!(asked[..4], ["release", "create", "v0.1.0", "--draft"]);
+    assert_eq!(asked[asked.len() - 3..], ["dist/SHA256SUMS", "dist/a b.deb", "dist/autoheal-pa.tar.gz"]);
+
+    // What has changed on the way is not released.
+    fs::write(dist.join("a b.deb"), "another package").unwrap();
+    let output = run(folder, &compare, &[]);
+    assert!(!output.status.success() && said(&output).contains("a b.deb: FAILED"), "{}", said(&output));
+}
+
+#[test]
+fn a_signature_is_one() {
+    if tool("minisign").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::create_dir_all(folder.join("dist")).unwrap();
+    fs::write(folder.join("dist/SHA256SUMS"), "sums\n").unwrap();
+    let made = run(folder, "minisign -G -W -p key.pub -s key.sec >/dev/null", &[]);
+    assert!(made.status.success(), "{}", said(&made));
+    let key = fs::read_to_string(folder.join("key.sec")).unwrap();
+    let variables =
+        [("RUNNER_TEMP", folder.to_str().unwrap()), ("GITHUB_REF_NAME", "v0.1.0"), ("MINISIGN_KEY", key.trim_end())];
+    let output = run(folder, &script("Sign the checksums"), &variables);
+    assert!(output.status.success(), "{}", said(&output));
+    let verified = run(folder, "minisign -V -p key.pub -m dist/SHA256SUMS", &[]);
+    assert!(verified.status.success(), "{}", said(&verified));
+}
+
+/// Names of steps that the tests run, so that none is renamed or added without them.
+#[test]
+fn every_script_of_the_release_is_run_by_a_test() {
+    let workflow = yaml(&root().join(".github/workflows/release.yml"));
+    let mut scripts: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (job, step) in steps(&workflow).into_iter().filter(|(_, step)| step["run"].is_string()) {
+        scripts.entry(job).or_default().push(step["name"].as_str().unwrap());
+    }
+    let expected = [
+        ("build", vec!["Build every package"]),
+        ("check", vec!["Compare the tag with the version", "Run every check"]),
+        ("publish", vec!["Compare the checksums", "Sign the checksums", "Draft the release"]),
+    ];
+    assert_eq!(scripts, BTreeMap::from(expected));
 }
