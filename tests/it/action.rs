@@ -15,14 +15,15 @@ use autoheal_pa::emulator::{Config, SessionState};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::support::{Lab, PROGRAM, Running, kubectl, on_path};
-use host::{Answer, Host};
+pub(crate) use host::{Answer, Host};
+pub(crate) use install::release;
 use runner::{Job, Step};
 
 const BASTION: &str = "i-0dc03fbcae2a87472";
 
 /// A program that the gate installs for these tests, if there is one. In the gate there has to be.
 #[expect(clippy::disallowed_methods, reason = "the gate asks for it by a variable")]
-fn tool(name: &str) -> Option<PathBuf> {
+pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let found = on_path(name);
     let required = std::env::var_os("AUTOHEAL_PA_TEST_REQUIRES_ACTIONS").is_some();
     assert!(found.is_some() || !required, "{name} is not on the PATH");

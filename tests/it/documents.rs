@@ -144,6 +144,12 @@ fn scripts() -> Vec<(String, String)> {
     add("sandbox-start.sh", vec![file("examples/sandbox-start.sh")]);
     let workflow = serde_yaml::from_str(&file("examples/github-actions.yml")).unwrap();
     add("github-actions.yml", scripts_of_workflow(&workflow));
+    let jobs: serde_yaml::Value = serde_yaml::from_str(&file("examples/gitlab-ci.yml")).unwrap();
+    for job in jobs.as_mapping().unwrap().values() {
+        for lines in ["before_script", "script", "after_script"].iter().filter_map(|key| job[*key].as_sequence()) {
+            add("gitlab-ci.yml", lines.iter().map(|line| line.as_str().unwrap().to_owned()).collect());
+        }
+    }
     let service = file("examples/autoheal-pa.service");
     let starts = service.lines().filter_map(|line| line.strip_prefix("ExecStart="));
     add("autoheal-pa.service", starts.map(str::to_owned).collect());

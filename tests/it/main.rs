@@ -44,6 +44,7 @@ mod other_users;
 mod policy;
 mod profiles;
 mod proxy;
+mod recipes;
 mod refusals;
 mod screen;
 mod session_documents;
