@@ -18,6 +18,7 @@
 
 mod agent;
 mod api;
+mod approval;
 mod clock;
 mod config;
 mod credentials;
@@ -67,6 +68,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     api::ApiError,
+    approval::{AccessRequest, AccessStatus, JustInTime},
     config::{AbsentClient, AgentConfig, AgentStart, BastionConfig, ClusterConfig, Config, Identity, StreamScheme},
     credentials::{OIDC_AUDIENCE, OIDC_ISSUER, OidcClaims},
     ecs::{
@@ -509,6 +511,7 @@ fn issue_static_keys(world: &World) -> Keys {
         user_id: "AIDAEMULATEDUSER00000".to_owned(),
         session_name: "emulator".to_owned(),
         assumed_role: false,
+        access_request: None,
     });
     lock(&world.credentials).issue(caller, None)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{
+    approval,
     credentials::{Caller, OIDC_ISSUER, OidcClaims},
     ec2, ecs, eks,
     http::{FullRequest, Response, json, response, text},
@@ -154,7 +155,8 @@ impl Call<'_> {
     pub(super) fn authorize(&self, resource: &str) -> Result<(), ApiError> {
         let role = self.caller.arn.split(":assumed-role/").nth(1).and_then(|session| session.split('/').next());
         let allowed = role.and_then(|role| lock(&self.world.stack).allows(role, &self.action));
-        if allowed == Some(false) || self.world.settings().denied_actions.contains(&self.action) {
+        let is_beyond = approval::denies(&self.caller, &self.action);
+        if is_beyond || allowed == Some(false) || self.world.settings().denied_actions.contains(&self.action) {
             return Err(self.denied(resource));
         }
         Ok(())

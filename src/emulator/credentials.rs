@@ -36,6 +36,8 @@ pub(super) struct Caller {
     pub(super) session_name: String,
     /// Whether the credentials are those of an assumed role.
     pub(super) assumed_role: bool,
+    /// The request for access to a node that the credentials were given for.
+    pub(super) access_request: Option<String>,
 }
 
 /// Keys as they are handed out.

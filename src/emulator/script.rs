@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::ecs::TaskTrouble;
+use super::{approval::JustInTime, ecs::TaskTrouble};
 
 /// What is wrong at the moment; the default is nothing.
 #[derive(Debug, Clone, Default)]
@@ -87,6 +87,8 @@ pub struct Settings {
     pub max_message_rate: Option<u32>,
     /// What is wrong with tasks of Elastic Container Service.
     pub tasks: TaskTrouble,
+    /// Just-in-time access to nodes.
+    pub just_in_time: JustInTime,
 }
 
 impl Settings {

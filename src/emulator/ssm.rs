@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{
     api::{ApiError, Call},
+    approval::{self, SHELL_DOCUMENT},
     config::{BastionConfig, PORT_DOCUMENT, REMOTE_HOST_DOCUMENT},
     ecs::{self, EcsConfig},
     fleet::is_online,
@@ -39,6 +40,8 @@ pub(super) fn answer(call: &Call<'_>, operation: &str, request: &FullRequest) ->
 pub(super) fn output(call: &Call<'_>, operation: &str, input: &Value) -> Result<Value, ApiError> {
     match operation {
         "StartSession" => start(call, input),
+        "StartAccessRequest" => approval::start_access_request(call, input),
+        "GetAccessToken" => approval::get_access_token(call, input),
         "ResumeSession" => resume(call, input),
         "TerminateSession" => terminate(call, input),
         "DescribeSessions" => describe_sessions(call, input),
@@ -50,7 +53,7 @@ pub(super) fn output(call: &Call<'_>, operation: &str, input: &Value) -> Result<
 
 /// Errors whose shapes in the API model have a member `Message`; so has the one that IAM makes. Those of the front end,
 /// which come before the service is asked, have `message`.
-const WITH_UPPER_CASE_MESSAGE: [&str; 10] = [
+const WITH_UPPER_CASE_MESSAGE: [&str; 12] = [
     "AccessDeniedException",
     "DoesNotExistException",
     "InternalServerError",
@@ -60,6 +63,8 @@ const WITH_UPPER_CASE_MESSAGE: [&str; 10] = [
     "InvalidNextToken",
     "InvalidParameters",
     "InvalidTarget",
+    "ResourceNotFoundException",
+    "ServiceQuotaExceededException",
     "TargetNotConnected",
 ];
 
@@ -75,11 +80,11 @@ pub(super) fn error_document(error: &ApiError) -> Value {
     document
 }
 
-fn invalid(message: impl Into<String>) -> ApiError {
+pub(super) fn invalid(message: impl Into<String>) -> ApiError {
     ApiError::new(400, "ValidationException", message)
 }
 
-fn text<'a>(input: &'a Value, name: &str, max_len: usize) -> Result<&'a str, ApiError> {
+pub(super) fn text<'a>(input: &'a Value, name: &str, max_len: usize) -> Result<&'a str, ApiError> {
     match input.get(name).and_then(Value::as_str) {
         Some(value) if !value.is_empty() && value.len() <= max_len => Ok(value),
         Some(_) => {
@@ -89,7 +94,7 @@ fn text<'a>(input: &'a Value, name: &str, max_len: usize) -> Result<&'a str, Api
     }
 }
 
-fn target_arn(call: &Call<'_>, target: &str) -> String {
+pub(super) fn target_arn(call: &Call<'_>, target: &str) -> String {
     let (region, account) = (&call.region, &call.caller.account);
     if target.starts_with("mi-") {
         format!("arn:aws:ssm:{region}:{account}:managed-instance/{target}")
@@ -106,7 +111,10 @@ fn start(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
     let world = call.world;
     let target = text(input, "Target", 400)?;
     call.authorize(&target_arn(call, target))?;
-    let document = input.get("DocumentName").and_then(Value::as_str).unwrap_or("SSM-SessionManagerRunShell");
+    let document = input.get("DocumentName").and_then(Value::as_str).unwrap_or(SHELL_DOCUMENT);
+    if let Some(resource) = approval::denied_start(call, target, document) {
+        return Err(call.denied(&resource));
+    }
     if world.settings().denied_bastions.contains(target) {
         return Err(call.denied(&target_arn(call, target)));
     }

@@ -3,6 +3,7 @@
 
 mod agent;
 mod api;
+mod approval;
 mod bastions;
 mod channel;
 mod ecs;

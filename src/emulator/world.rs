@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    approval::AccessRequest,
     clock::Clock,
     config::{ClusterConfig, Config},
     credentials::{Caller, Credentials, Oidc, upper_alphanumeric},
@@ -104,6 +105,8 @@ pub(super) struct World {
     /// Held by who changes the keys that a server lets in.
     pub(super) pushing: Mutex<()>,
     pub(super) sessions: Mutex<BTreeMap<String, Arc<Session>>>,
+    /// Requests for access to nodes, in their order.
+    pub(super) access_requests: Mutex<Vec<AccessRequest>>,
     /// How many sessions were started.
     pub(super) sessions_started: AtomicU64,
     /// How many connections to the gateway there have been.
@@ -155,6 +158,7 @@ impl World {
             tunnels: places.tunnels,
             pushing: Mutex::default(),
             sessions: Mutex::default(),
+            access_requests: Mutex::default(),
             sessions_started: AtomicU64::new(0),
             transports: AtomicU64::new(0),
             routes: Mutex::new(routes),
@@ -211,6 +215,7 @@ impl World {
             user_id: format!("{role_id}:{session_name}"),
             session_name: session_name.to_owned(),
             assumed_role: true,
+            access_request: None,
         })
     }
 

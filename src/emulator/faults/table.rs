@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::{
-    super::{AgentOutcome, Command, Destination, Failure, Resume, Settings, StartFailure, Upgrade, ecs, fleet},
+    super::{
+        AccessStatus, AgentOutcome, Command, Destination, Failure, Resume, Settings, StartFailure, Upgrade, approval,
+        ecs, fleet,
+    },
     Effect::{Acts, Always, Counted, Every, For, Lined, Named, NamedAs, Partly, Timed},
     Matrix::{self, Elsewhere, Trials},
     Row, Trial,
@@ -11,6 +14,9 @@ use super::{
 
 /// Where the faults of tasks and instances are looked at.
 const BASTIONS: Matrix = Elsewhere("src/emulator/tests/trouble.rs");
+
+/// Where those of just-in-time access are.
+const JUST_IN_TIME: Matrix = Elsewhere("src/emulator/tests/approval.rs");
 
 /// Pauses that a burst of them has.
 const PAUSE_BURST: u32 = 20;
@@ -245,6 +251,36 @@ pub static FAULTS: &[Row] = &[
             },
         ),
         Elsewhere("tests/it/doctor.rs"),
+    ),
+    Row::new(
+        "just-in-time=approved",
+        "take StartSession away, and have requests for access approved, rejected, revoked or expired, or leave them pending",
+        NamedAs(|word| AccessStatus::parse(word).is_some(), approval::decide_from_now_on),
+        JUST_IN_TIME,
+    ),
+    Row::new(
+        "decide-after=30s",
+        "let requests for access be decided this much later",
+        Timed(|settings, time| settings.just_in_time.after = time),
+        JUST_IN_TIME,
+    ),
+    Row::new(
+        "access-window=10m",
+        "let sessions be started for this long after an approval",
+        Timed(|settings, time| settings.just_in_time.window = time),
+        JUST_IN_TIME,
+    ),
+    Row::new(
+        "revoke-access=60s",
+        "revoke every approval, again and again",
+        Acts(|world| approval::decide(world, AccessStatus::Revoked)),
+        JUST_IN_TIME,
+    ),
+    Row::new(
+        "shells-only",
+        "let approved access allow shells alone, as the policies do that AWS publishes",
+        Always(|settings| settings.just_in_time.shells_only = true),
+        JUST_IN_TIME,
     ),
     Row::new(
         "deny-document=NAME",

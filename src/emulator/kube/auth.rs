@@ -57,7 +57,14 @@ pub(super) fn authenticate(api: &Api, client: Option<&str>, authorization: &str)
 fn named(api: &Api, name: &str) -> Caller {
     let name = name.to_owned();
     let account = api.cluster.account.clone();
-    Caller { account, arn: name.clone(), user_id: name.clone(), session_name: name, assumed_role: false }
+    Caller {
+        account,
+        arn: name.clone(),
+        user_id: name.clone(),
+        session_name: name,
+        assumed_role: false,
+        access_request: None,
+    }
 }
 
 fn verify(api: &Api, token: &str) -> Result<Caller, String> {
