@@ -26,6 +26,7 @@ mod recovery;
 pub mod service;
 mod session;
 mod solo;
+mod start;
 pub mod statements;
 pub mod targets;
 #[cfg(test)]

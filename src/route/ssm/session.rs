@@ -14,36 +14,27 @@ use std::{
 };
 
 use futures_util::future::maybe_done;
-use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::{
-    Dial, DialError, Goal, SessionFault, SessionHandle, SsmRoute, Transport,
+    Dial, DialError, SessionFault, SessionHandle, SsmRoute, Transport,
     driver::{Attachment, Driver, DriverParts},
     find::{Fate, Seat},
     hints,
     proto::{CloseReason, MessageIds, Now, PortSession},
     recovery::{self, Denial, History},
+    start::find_and_start,
 };
 use crate::{
-    bastion::Target,
     remote::Remote,
-    route::{End, Fault, LinkState, Mailbox, Report, Reporter, RetryNow, Terms},
+    route::{End, LinkState, Mailbox, Report, Reporter, RetryNow, Terms},
     util::{backoff::Jitter, peer_text::sentence},
 };
 
-/// How long a start may take. [`Dial`] has limits of its own for its steps.
-pub(super) const START_LIMIT: Duration = Duration::from_secs(60);
-
 /// How long one attempt to resume may take.
 pub(super) const RESUME_LIMIT: Duration = Duration::from_secs(20);
-
-/// How long a session that is being started has for coming up, to be ended, after a stop.
-const STOP_START_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long the agent has for acknowledging the end of a session.
 pub(super) const FLAG_LIMIT: Duration = Duration::from_millis(1500);
@@ -98,13 +89,6 @@ pub(super) struct SessionTask {
     heard_at: Option<Now>,
 }
 
-/// How many targets are tried, of those that were found, before the link ends.
-const MAX_TRIES: usize = 5;
-
-/// How long a target that has just come up is tried again before another is, and the pause between.
-const FRESH_LIMIT: Duration = Duration::from_secs(30);
-const FRESH_PAUSE: Duration = Duration::from_secs(2);
-
 /// How long it may take to find out whether a target has gone, before a lost session is tried to be resumed again.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
@@ -124,106 +108,6 @@ pub(super) async fn run(route: Arc<SsmRoute>, to: Arc<Remote>, mut mailbox: Mail
         }
         Err(fault) => mailbox.reports.send(Report::Ended(End { fault, served: false, open: 0 })),
     }
-}
-
-/// A session that has been started.
-struct Started {
-    handle: SessionHandle,
-    transport: Transport,
-    /// Its place on a target that was found.
-    seat: Option<Seat>,
-}
-
-/// Finds a target and starts a session on it. `None`: a stop was asked for.
-async fn find_and_start(
-    route: &SsmRoute,
-    to: &Remote,
-    mailbox: &Mailbox,
-    permit: &mut Option<OwnedSemaphorePermit>,
-) -> Option<Result<Started, Arc<Fault>>> {
-    let finder = match &route.goal {
-        Goal::Fixed(target) => {
-            let outcome = start(route, target, to, mailbox).await?;
-            return Some(match outcome {
-                Ok((handle, transport)) => Ok(Started { handle, transport, seat: None }),
-                Err(error) => Err(SessionFault::Start(error).into_fault(to)),
-            });
-        }
-        Goal::Found { finder, .. } => finder,
-    };
-    let mut tries = 0;
-    loop {
-        let choosing = finder.choose(to, |report| {
-            if matches!(report, Report::Progress(_)) {
-                // What is waited for takes long: others may start meanwhile.
-                drop(permit.take());
-            }
-            mailbox.reports.send(report);
-        });
-        let mut seat = match mailbox.stop.run_until_cancelled(choosing).await? {
-            Ok(seat) => seat,
-            Err(fault) => return Some(Err(fault)),
-        };
-        tries += 1;
-        let mut began = mailbox.terms.clock.now().mono;
-        let error = loop {
-            match start(route, seat.target(), to, mailbox).await? {
-                Ok((handle, transport)) => {
-                    mailbox.reports.send(Report::Notice(seat.notice()));
-                    return Some(Ok(Started { handle, transport, seat: Some(seat) }));
-                }
-                Err(DialError::TargetNotConnected { .. })
-                    if seat.is_fresh() && mailbox.terms.clock.now().mono < began + FRESH_LIMIT =>
-                {
-                    // One that has been up for longer does not have to be waited for.
-                    seat.failed();
-                    if let Some(other) = finder.another(to).await {
-                        (seat, began) = (other, mailbox.terms.clock.now().mono);
-                        continue;
-                    }
-                    let waits = format!("waiting for the agent on `{}`, which has just been started", seat.target());
-                    mailbox.reports.send(Report::Progress(waits));
-                    mailbox.stop.run_until_cancelled(tokio::time::sleep(FRESH_PAUSE)).await?;
-                }
-                Err(error) => break error,
-            }
-        };
-        let is_away = matches!(error, DialError::TargetNotConnected { .. } | DialError::TargetNotFound { .. });
-        if is_away {
-            seat.failed();
-        }
-        if !is_away || tries == MAX_TRIES {
-            return Some(Err(SessionFault::Start(error).into_fault(to)));
-        }
-        debug!(target = %seat.target(), error = sentence(&error), "a target takes no session, trying another");
-    }
-}
-
-/// Starts a session on a target. `None`: a stop was asked for.
-async fn start(
-    route: &SsmRoute,
-    target: &Target,
-    to: &Remote,
-    mailbox: &Mailbox,
-) -> Option<Result<(SessionHandle, Transport), DialError>> {
-    debug!(%target, "starting a session");
-    let document = route.config.document.as_ref().map(|document| document.of(to.name()));
-    let mut dial = Box::pin(timeout(START_LIMIT, route.dial.start(target, to.endpoint(), document)));
-    let outcome = tokio::select! {
-        biased;
-        () = mailbox.stop.cancelled() => None,
-        outcome = &mut dial => Some(outcome),
-    };
-    let Some(outcome) = outcome else {
-        // The session may exist already: it has to be known to be ended.
-        if let Ok(Ok(Ok((handle, transport)))) = timeout(STOP_START_LIMIT, dial).await {
-            call_terminate(&*route.dial, &handle).await;
-            close(transport).await;
-        }
-        return None;
-    };
-    let late = |_| DialError::Timeout { step: "start a session", seconds: START_LIMIT.as_secs() };
-    Some(outcome.map_err(late).and_then(|outcome| outcome))
 }
 
 /// What ends the time that a session is driven, other than a fault.
@@ -564,7 +448,7 @@ async fn terminate(dial: &dyn Dial, handle: &SessionHandle, stop: &CancellationT
     warn!("a session could not be ended: the service will end it when it has been idle");
 }
 
-async fn call_terminate(dial: &dyn Dial, handle: &SessionHandle) {
+pub(super) async fn call_terminate(dial: &dyn Dial, handle: &SessionHandle) {
     note_terminated(timeout(STOP_CALL_LIMIT, dial.terminate(handle)).await);
 }
 

@@ -19,7 +19,8 @@ use super::{
     Dial, DialError, SessionFault, SessionHandle, SessionId,
     driver::{Attachment, Driver, DriverParts},
     proto::{self, CloseReason, MessageIds, PortSession},
-    session::{self, FLAG_LIMIT, RESUME_LIMIT, START_LIMIT, TERMINATE_LIMIT},
+    session::{self, FLAG_LIMIT, RESUME_LIMIT, TERMINATE_LIMIT},
+    start::START_LIMIT,
 };
 use crate::{
     bastion::Target,

@@ -12,7 +12,10 @@ use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
 };
-use tokio_tungstenite::tungstenite::{handshake::derive_accept_key, protocol::Role};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, handshake::derive_accept_key, protocol::Role},
+};
 
 mod ends;
 
@@ -23,6 +26,7 @@ use crate::{
         testing::{Answer, Fake, Request, aws, in_time},
     },
     closed_port::ClosedPort,
+    route::ssm::proto::handshake::CLIENT_VERSION,
     util::folder::Folder,
 };
 
