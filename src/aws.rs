@@ -424,6 +424,15 @@ impl Aws {
         error
     }
 
+    /// Finds the cause of a failed call that was made with other credentials than those of this identity, of which it says
+    /// nothing.
+    pub(crate) fn failed_as_another<E>(call: Call<'_>, error: SdkError<E, HttpResponse>) -> AwsError
+    where
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    {
+        classify(call, error)
+    }
+
     fn eks(&self) -> &Api<aws_sdk_eks::Client> {
         &self.inner.eks
     }

@@ -79,6 +79,16 @@ impl Bastion {
         matches!(self, Self::Target(_) | Self::Found(_) | Self::Fargate(_))
     }
 
+    /// Whether it leads through sessions with an instance or a managed node.
+    #[must_use]
+    pub fn is_node(&self) -> bool {
+        match self {
+            Self::Target(target) => !matches!(target, Target::EcsTask(_)),
+            Self::Found(search) => !matches!(search, Search::Ecs(_)),
+            Self::Fargate(_) | Self::Ssh(_) | Self::Direct => false,
+        }
+    }
+
     /// Returns what a text that is no bastion may have been meant for, if only its kind is mistyped.
     #[must_use]
     pub fn nearest(text: &str) -> Option<String> {

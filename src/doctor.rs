@@ -53,7 +53,7 @@ use crate::{
     route::{
         ProbeError, Route, Routes,
         ssm::{
-            SessionFault, SoloSession,
+            self, SessionFault, SoloSession,
             targets::{Knowledge, Sighting, managed_node},
         },
         step::{Step, Told},
@@ -63,7 +63,7 @@ use crate::{
 };
 
 /// Said to CloudTrail with each session.
-const REASON: &str = "autoheal-pa doctor";
+pub const REASON: &str = "autoheal-pa doctor";
 
 /// Credentials that end sooner than this, when they have just been had, are worth a warning: they are renewed five
 /// minutes ahead of their end, if they can be.
@@ -78,6 +78,8 @@ pub struct Subject {
     pub bastions: Vec<Bastion>,
     /// The session document, if it is not that of AWS.
     pub document: Option<SessionDocument>,
+    /// What requests access to bastions, where that has to be approved.
+    pub approvals: Option<ssm::Approvals>,
     /// The clusters of EKS.
     pub clusters: Wanted,
     /// Clusters that were imported.
@@ -125,11 +127,18 @@ pub struct Limits {
     pub reach: Duration,
     /// Each request to the API server.
     pub request: Duration,
+    /// From a request for access to its approval. A policy approves at once, and no person so soon.
+    pub approval: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { handshake: Duration::from_secs(15), reach: Duration::from_secs(12), request: Duration::from_secs(10) }
+        Self {
+            handshake: Duration::from_secs(15),
+            reach: Duration::from_secs(12),
+            request: Duration::from_secs(10),
+            approval: Duration::from_secs(10),
+        }
     }
 }
 
@@ -360,8 +369,9 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             self.doubtful(Check::BastionKnown, Trouble::NoBastion);
             self.skip(Check::OF_BASTION.iter().copied().skip(1), Check::BastionKnown);
         }
-        let routes =
-            Routes::new(aws, Some(REASON), None).looking_at(subject.tasks_of.clone()).with_ssh(&subject.ssh, None);
+        let routes = Routes::new(aws, Some(REASON), None, None)
+            .looking_at(subject.tasks_of.clone())
+            .with_ssh(&subject.ssh, None);
         let mut ways = Vec::with_capacity(subject.bastions.len());
         for bastion in &subject.bastions {
             self.place.route = Some(bastion.to_string());

@@ -287,6 +287,7 @@ impl UpSettings {
     fn collect(flags: &GlobalArgs, sources: &Sources, environment: &Environment, problems: &mut Vec<Problem>) -> Self {
         let access = access::all(sources, environment, problems);
         access::need_bastions(sources, problems);
+        access::refuse_requests(sources, &access, true, problems);
         let common = Settings::collect(flags, sources, &access, environment, problems);
 
         let stack = sources.stack();
@@ -296,6 +297,8 @@ impl UpSettings {
         if stack.one(&UP.timeout).is_none() && bastions.any(|bastion| bastion.fargate().is_some()) {
             settings.timeout = FARGATE_TIMEOUT;
         }
+        settings.waits_for_people =
+            stack.one(&UP.timeout).is_none() && settings.access.iter().any(|access| access.request_access);
         let given = stack.one(&UP.base_port);
         problems.extend(given.and_then(|given| settings.too_few_ports(given)));
         if !settings.wants_clusters() {

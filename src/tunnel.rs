@@ -401,6 +401,7 @@ impl Running {
             }
             Report::Connecting
             | Report::Progress(_)
+            | Report::Asked(_)
             | Report::Leaving
             | Report::Started { .. }
             | Report::Established { .. }

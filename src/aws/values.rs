@@ -25,6 +25,11 @@ pub(crate) fn is_session_id(text: &str) -> bool {
     text.len() <= MAX_SESSION_ID_LEN && is_plain(&format!("s{text}")) && !text.is_empty()
 }
 
+/// Says whether a text can be the id of a request for access to a node: `oi-` and twelve hexadecimal digits today.
+pub(crate) fn is_access_request_id(text: &str) -> bool {
+    text.starts_with("oi-") && text.len() <= MAX_SESSION_ID_LEN && is_plain(text)
+}
+
 /// Says whether a text can be the ARN of an identity: paths of IAM may have every printable character of ASCII. Nobody else's
 /// ARNs may.
 pub(super) fn is_caller_arn(text: &str) -> bool {

@@ -226,6 +226,7 @@ mod tests {
             "kubeconfig_mode: proxy".to_owned(),
             "on_demand: true".to_owned(),
             "tags: us-east-1=payments".to_owned(),
+            "reason: payments are down".to_owned(),
         ];
         for row in rows::all() {
             let line = format!("{}: {}", row.name, example(row));

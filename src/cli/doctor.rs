@@ -35,6 +35,7 @@ use crate::{
     kubeconfig::import::{self, Import},
     manager::control::{Answer, Client, ControlError, Request},
     remote::Host,
+    route::ssm::Approvals,
     settings::{Access, Environment, Settings, UpArgs},
 };
 
@@ -57,6 +58,12 @@ pub struct DoctorArgs {
     /// AUTOHEAL_PA_DOCUMENT, else the one of AWS]
     #[arg(long, value_name = "NAME", requires = "bastion")]
     pub document: Option<String>,
+    /// Requests access to the bastion, as `up --request-access` does, and tells whether it is approved
+    #[arg(long, requires = "bastion")]
+    pub request_access: bool,
+    /// Reason of that request [default: autoheal-pa doctor]
+    #[arg(long, value_name = "TEXT", requires = "request_access")]
+    pub reason: Option<String>,
     /// Task definition that `--bastion fargate` would run
     #[arg(long, value_name = "ARN", requires = "bastion")]
     pub fargate_task_definition: Option<String>,
@@ -106,7 +113,8 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
         .with_task(args.fargate_task_definition.as_ref(), args.fargate_task_role.as_ref())
         .with_imports(&args.import_context, args.import_kubeconfig.as_ref())
         .with_forwards(&args.forward)
-        .with_document(args.document.as_ref());
+        .with_document(args.document.as_ref())
+        .with_request(args.request_access, args.reason.as_ref());
     let of_hosts_alone = args.cluster.is_empty() && args.import_context.is_empty() && !args.forward.is_empty();
     let given = if of_hosts_alone { given.without_clusters() } else { given };
     let ways = Access::load(&global, &given, &environment)?;
@@ -123,7 +131,10 @@ pub async fn run(args: DoctorArgs, global: GlobalArgs, printer: &Printer) -> Res
         let region = aws.as_ref().map(|aws| aws.region().to_owned()).unwrap_or_default();
         // Whose account it is will be asked.
         let cluster = |import: Import| ImportedCluster { cluster: import.cluster(&region, ""), port: None };
+        let reason = access.reason.as_deref().unwrap_or(doctor::REASON);
+        let requesting = aws.as_ref().ok().filter(|_| access.request_access);
         let subject = Subject {
+            approvals: requesting.map(|aws| Approvals::new(aws.clone(), reason)),
             aws,
             bastions: access.bastion,
             tasks_of: None,

@@ -8,6 +8,7 @@ use crate::{
     aws::Caller,
     journal::Entry,
     manager::{Event, Listener, orphans::NotEnded},
+    route::ssm::Approval,
     util::{
         quote::{Word, command},
         written::{in_words, rfc3339},
@@ -89,6 +90,7 @@ fn show(event: Event, printer: &Printer) {
             let hint = command!("sign in again, in any shell: `autoheal-pa login --profile {}`", profile);
             printer.caution(&CommandError::new(Kind::Credentials, message).hint(hint));
         }
+        Event::ApprovalEnds(approval) => printer.progress(&approval_ends(&approval)),
         Event::Caution(caution) => printer.caution(&caution.into()),
         Event::Notice(notice) => printer.progress(&notice),
     }
@@ -98,6 +100,16 @@ fn show(event: Event, printer: &Printer) {
 fn identity(caller: &Caller) -> String {
     let until = caller.expires.map(|at| format!(", credentials until {}", rfc3339(at))).unwrap_or_default();
     format!("{}, from {}{until}", caller.arn, caller.source)
+}
+
+/// Says that sessions with a bastion cannot be started much longer.
+fn approval_ends(Approval { target, request, until, .. }: &Approval) -> String {
+    let until = until.map(|end| format!(" at {}", rfc3339(end))).unwrap_or_default();
+    let request = request.as_ref().map(|request| format!(" (request `{request}`)")).unwrap_or_default();
+    format!(
+        "the approval of access to `{target}`{request} ends{until}: open connections go on, and a session that is lost after that waits \
+         for another approval"
+    )
 }
 
 fn session_left(session: Entry, error: NotEnded) -> CommandError {

@@ -30,7 +30,7 @@ use super::{
     events::shown,
     limits,
     output::Printer,
-    progress::{failure, until_ready},
+    progress::{failure, in_time, until_ready},
     signals::{Signal, Signals},
 };
 use crate::{
@@ -250,7 +250,7 @@ async fn under(
 async fn ready(manager: &mut Manager, printer: &Printer) -> Result<(), CommandError> {
     manager.open().await?;
     let (board, hope) = (manager.board(), manager.hope());
-    match timeout(manager.settings().timeout, until_ready(board.clone(), &hope, printer)).await {
+    match in_time(manager.settings(), &board, until_ready(board.clone(), &hope, printer)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(hopeless)) => Err(failure(&hopeless, printer)),
         Err(_) => Err(failure(&board.borrow().clone(), printer)),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    pin::pin,
     time::{Duration, SystemTime},
 };
 
@@ -12,8 +13,9 @@ use super::{
     output::{Line, Mark, Printer},
 };
 use crate::{
-    clock,
+    clock::{self, Clock},
     manager::{Hope, supervisor::Board},
+    settings::UpSettings,
     tunnel::{LinkStatus, State, TunnelStatus},
 };
 
@@ -62,6 +64,39 @@ pub(super) async fn until_ready(
         }
     }
 }
+
+/// Waits for tunnels at most as long as the settings say; the time in which they wait for a person counts only where somebody
+/// has said how long that may take.
+///
+/// # Errors
+/// The time is up.
+pub(super) async fn in_time<T>(
+    settings: &UpSettings,
+    board: &watch::Receiver<Board>,
+    ready: impl Future<Output = T>,
+) -> Result<T, TimeIsUp> {
+    let awaits_person = |board: &Board| {
+        let mut unready = board.tunnels.iter().filter(|tunnel| !tunnel.is_ready());
+        unready.any(|tunnel| tunnel.link().is_some_and(|link| link.awaits_person))
+    };
+    let (clock, mut ready, mut left) = (Clock::start(), pin!(ready), settings.timeout);
+    loop {
+        let since = clock.now().mono;
+        if let Ok(outcome) = timeout(left.min(SILENCE_INTERVAL), ready.as_mut()).await {
+            return Ok(outcome);
+        }
+        if !(settings.waits_for_people && awaits_person(&board.borrow())) {
+            left = left.saturating_sub(clock.now().mono.saturating_sub(since));
+        }
+        if left.is_zero() {
+            return Err(TimeIsUp);
+        }
+    }
+}
+
+/// Not all tunnels are ready in time.
+#[derive(Debug)]
+pub(super) struct TimeIsUp;
 
 /// The target whose agent a tunnel that does not work is waiting for, if it has been silent for that long.
 fn awaited(tunnel: &TunnelStatus, silence: Duration) -> Option<&LinkStatus> {
@@ -163,4 +198,88 @@ pub(super) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Pr
         known = states(&now);
     }
     std::future::pending::<()>().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        cluster::Destination,
+        remote::{Host, Remote},
+    };
+
+    fn board(state: State, awaits_person: bool) -> Board {
+        let endpoint = Destination { host: "db".to_owned(), port: 5432 };
+        let [name, region, account] = ["db", "us-east-1", "123456789012"].map(str::to_owned);
+        let to: Remote = Host { name, region, account, endpoint, vpc: None }.into();
+        let since = SystemTime::UNIX_EPOCH;
+        let link = LinkStatus {
+            id: None,
+            started_at: None,
+            route: "i-0".to_owned(),
+            through: None,
+            progress: Some("it waits".to_owned()),
+            awaits_person,
+            is_established: false,
+            silence_hints: Vec::new(),
+            peer_version: None,
+            state,
+            since,
+            open_connections: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            probe_round_trip: None,
+            messages_behind: 0,
+            held_back: false,
+            bytes_held: 0,
+        };
+        let tunnel = TunnelStatus {
+            to: Arc::new(to),
+            port: 10100,
+            state,
+            since,
+            ready_at: None,
+            links: vec![link],
+            open_connections: 0,
+            held_connections: 0,
+            connections_total: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            resumes: 0,
+            restarts: 0,
+            last_error: None,
+            last_probe: None,
+        };
+        Board { tunnels: vec![tunnel], stopping: false, since }
+    }
+
+    /// How many seconds it takes until the time is up; a person takes the first `hours`.
+    async fn up_after(waits_for_people: bool, hours: u64) -> u64 {
+        let settings = UpSettings { timeout: Duration::from_secs(60), waits_for_people, ..UpSettings::default() };
+        let (sender, board_now) = watch::channel(board(State::Starting, true));
+        let clock = Clock::start();
+        let decides = async {
+            tokio::time::sleep(Duration::from_secs(hours * 3600)).await;
+            sender.send_replace(board(State::Starting, false));
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            outcome = in_time(&settings, &board_now, std::future::pending::<()>()) => outcome.unwrap_err(),
+            () = decides => unreachable!("it never ends"),
+        };
+        clock.now().mono.as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_that_a_person_takes_counts_only_where_a_limit_was_given() {
+        assert_eq!(up_after(false, 5).await, 60);
+        let patient = up_after(true, 5).await;
+        assert!((5 * 3600 + 59..=5 * 3600 + 61).contains(&patient), "{patient}");
+        assert_eq!(
+            in_time(&UpSettings::default(), &watch::channel(board(State::Active, false)).1, async { 7 }).await.unwrap(),
+            7
+        );
+    }
 }

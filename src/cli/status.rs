@@ -21,7 +21,9 @@ use super::{
 use crate::{
     clock,
     manager::{
-        control::{self, ANSWER_LIMIT, Answer, Client, ManagerStatus, Request, SessionReport, TunnelReport},
+        control::{
+            self, ANSWER_LIMIT, Answer, ApprovalStatus, Client, ManagerStatus, Request, SessionReport, TunnelReport,
+        },
         metrics,
     },
     settings::{Environment, Settings},
@@ -155,6 +157,9 @@ fn not_json(error: serde_json::Error) -> CommandError {
 /// How long before the end of a sign-in it is said what to do.
 const SIGN_IN_NOTICE: Duration = Duration::from_secs(3600);
 
+/// How long before the end of an approval it is said what follows.
+const APPROVAL_NOTICE: Duration = Duration::from_secs(900);
+
 fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + clock::wall()
 }
@@ -196,6 +201,9 @@ fn text(status: &ManagerStatus, now: SystemTime, paint: Paint) -> String {
         }
         if let (Some(at), Some(profile)) = (access.sign_in_ends, &access.sign_in_profile) {
             head("sign-in", &sign_in(at, profile, now));
+        }
+        for approval in &access.approvals {
+            head("approval", &approved(approval, now));
         }
         if !access.source.is_empty() {
             head("source", &access.source);
@@ -360,6 +368,22 @@ fn sign_in(at: Timestamp, profile: &str, now: SystemTime) -> String {
     }
     let ends = if left.is_zero() { "has ended".to_owned() } else { format!("ends in {}", in_words(left)) };
     format!("{ends}: sign in again with `{}`", login::command_for(profile))
+}
+
+/// How far a request for access to a bastion is, and what follows when it ends.
+fn approved(ApprovalStatus { target, request, state, until }: &ApprovalStatus, now: SystemTime) -> String {
+    const CONSEQUENCES: &str = "open connections go on, and a session that is lost waits for another approval";
+    let request = request.as_ref().map(|request| format!(", request `{request}`")).unwrap_or_default();
+    let left = until.map(|at| (at, at.time().duration_since(now).unwrap_or_default()));
+    match (state.as_str(), left) {
+        ("approved", Some((_, left))) if left <= APPROVAL_NOTICE => {
+            format!("`{target}`{request}: approved for another {}; after that {CONSEQUENCES}", in_words(left))
+        }
+        ("approved", Some((at, _))) => format!("`{target}`{request}: approved until {at} at least"),
+        ("waiting", _) => format!("`{target}`{request}: waiting for approval"),
+        ("over", _) => format!("`{target}`: the approval is over: {CONSEQUENCES}"),
+        (state, _) => format!("`{target}`{request}: {state}"),
+    }
 }
 
 /// How long something lasts, or that it is over.

@@ -6,7 +6,7 @@
 use std::{pin::pin, process::ExitCode, time::Duration};
 
 use sd_notify::NotifyState;
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 
 use super::{
     ask, doctor,
@@ -14,7 +14,7 @@ use super::{
     events::shown,
     limits,
     output::Printer,
-    progress::{failure, report_unready, show_changes, until_ready},
+    progress::{failure, in_time, report_unready, show_changes, until_ready},
     signals::{Reloads, Signal, Signals},
 };
 use crate::{
@@ -102,7 +102,7 @@ impl Up {
         let ready = tokio::select! {
             biased;
             told = &mut early => return Err(told),
-            outcome = timeout(limit, until_ready(board.clone(), &hope, printer)) => outcome,
+            outcome = in_time(manager.settings(), &board, until_ready(board.clone(), &hope, printer)) => outcome,
         };
         match ready {
             Ok(Ok(())) => {}

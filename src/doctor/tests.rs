@@ -17,6 +17,7 @@ const SHORT: Limits = Limits {
     handshake: Duration::from_millis(300),
     reach: Duration::from_millis(300),
     request: Duration::from_secs(10),
+    approval: Duration::from_secs(1),
 };
 
 async fn emulator() -> Emulator {
@@ -33,6 +34,7 @@ async fn subject(emulator: &Emulator, ports: BTreeMap<String, u16>) -> Subject {
         hosts: Vec::new(),
         tasks_of: None,
         document: None,
+        approvals: None,
         ssh: SshFiles::default(),
         ports,
     }
@@ -223,6 +225,7 @@ async fn nothing_is_tried_without_clients() {
         hosts: Vec::new(),
         tasks_of: None,
         document: None,
+        approvals: None,
         ssh: SshFiles::default(),
         ports: BTreeMap::from([("payments".to_owned(), 1)]),
     };

@@ -138,7 +138,14 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
     /// Starts a session. The error is the check that has failed.
     async fn start(&mut self, aws: &Aws, to: &Remote, target: &Target) -> Result<(), Check> {
         let config = proto::Config { handshake_timeout: self.limits.handshake, ..proto::Config::default() };
-        let service = ssm::Service::new(aws.clone(), Some(REASON));
+        let approvals = self.subject.approvals.as_ref();
+        if let Some(approvals) = approvals {
+            let step = approvals.walk(target, to, self.limits.approval).await;
+            if let Some(failed) = self.steps(vec![step]) {
+                return Err(failed);
+            }
+        }
+        let service = ssm::Service::new(aws.clone(), Some(REASON)).approved_by(approvals.cloned());
         let dial = Arc::new(service.clone());
         self.place.document = self.subject.document.as_ref().map(|document| document.of(to.name()));
         match SoloSession::start(dial, target, to.endpoint(), self.place.document.clone(), config, self.clock).await {
@@ -338,6 +345,7 @@ fn is_of_data_channel(error: &DialError) -> bool {
         DialError::TargetNotConnected { .. }
         | DialError::TargetNotFound { .. }
         | DialError::AccessDenied { .. }
+        | DialError::Unapproved(_)
         | DialError::DocumentRefused { .. }
         | DialError::Refused { .. }
         | DialError::SessionEnded { .. }

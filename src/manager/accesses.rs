@@ -10,11 +10,17 @@ use crate::{
     tunnel::{Common, News},
 };
 
+/// Told to whoever approves access, if nothing else is. The service wants a reason.
+const DEFAULT_REASON: &str = "autoheal-pa";
+
 impl Manager {
     /// Finds out who an access is to AWS.
     pub(super) async fn enter(&self, settings: Access, aws: Aws) -> Result<OpenAccess, ManagerError> {
         let caller = aws.caller().await?;
-        let routes = Routes::new(&aws, settings.reason.as_deref(), Some(self.owner(&caller)))
+        let reason = settings.reason.as_deref();
+        let approvals =
+            settings.request_access.then(|| ssm::Approvals::new(aws.clone(), reason.unwrap_or(DEFAULT_REASON)));
+        let routes = Routes::new(&aws, reason, Some(self.owner(&caller)), approvals)
             .with_ssh(&settings.ssh, self.listener.ask());
         let common = Common::audited(self.supervisor.clock(), self.audit.as_ref().map(|file| file.audit().clone()));
         Ok(OpenAccess { settings, aws, caller, routes, common, stop: self.stop.child_token() })
@@ -87,6 +93,13 @@ impl Manager {
                 access.stop.run_until_cancelled(watched).await.unwrap_or_default();
             }
         });
+        if let Some(approvals) = access.routes.approvals().cloned() {
+            let (listener, stop) = (self.listener.clone(), access.stop.clone());
+            self.tasks.spawn(async move {
+                let kept = approvals.keep(|approval| listener.tell(Event::ApprovalEnds(approval)));
+                stop.run_until_cancelled(kept).await.unwrap_or_default();
+            });
+        }
         let (listener, access) = (self.listener.clone(), Arc::clone(access));
         self.tasks.spawn(async move {
             access.stop.run_until_cancelled(tell_news(&access.common, &listener)).await.unwrap_or_default();

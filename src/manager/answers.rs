@@ -13,7 +13,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Life, ManagerState, OpenAccess, TunnelEntry,
-    control::{AccessStatus, Answer, Handler, ManagerStatus, Refusal, Reloaded, Request, SessionReport, TunnelReport},
+    control::{
+        AccessStatus, Answer, ApprovalStatus, Handler, ManagerStatus, Refusal, Reloaded, Request, SessionReport,
+        TunnelReport,
+    },
     proxy::ProxyView,
     supervisor::{Board, Supervisor, Wanted},
 };
@@ -22,6 +25,7 @@ use crate::{
     clock,
     doctor::{self, Finding, ImportedCluster, Limits, Subject},
     remote::Remote,
+    route::ssm,
     settings::UpSettings,
     tunnel::{LinkStatus, TunnelStatus},
     util::{peer_text::sentence, written::Timestamp},
@@ -160,6 +164,7 @@ impl View {
                 bastions: access.settings.bastion.clone(),
                 tasks_of: access.routes.tasks_of(),
                 document: access.settings.document.clone(),
+                approvals: access.routes.approvals().cloned(),
                 clusters: match clusters {
                     [] if access.settings.no_clusters => doctor::Wanted::Named(Vec::new()),
                     [] => doctor::Wanted::of(access.settings.clusters.clone()),
@@ -307,7 +312,18 @@ fn access_status(access: &OpenAccess, credentials: &CredentialStatus) -> AccessS
         sign_in_ends: credentials.sign_in.as_ref().map(|end| Timestamp::from(end.at)),
         sign_in_profile: credentials.sign_in.as_ref().map(|end| end.profile.clone()),
         bastions: access.settings.bastion.iter().map(ToString::to_string).collect(),
+        approvals: access.routes.approvals().map(approvals).unwrap_or_default(),
     }
+}
+
+fn approvals(approvals: &ssm::Approvals) -> Vec<ApprovalStatus> {
+    let status = |approval: ssm::Approval| ApprovalStatus {
+        target: approval.target,
+        request: approval.request,
+        state: approval.stage.as_str().to_owned(),
+        until: approval.until.map(Timestamp::from),
+    };
+    approvals.approvals().into_iter().map(status).collect()
 }
 
 fn report(tunnel: &TunnelStatus, entry: Option<&TunnelEntry>) -> TunnelReport {

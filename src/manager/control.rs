@@ -58,7 +58,7 @@ mod wire;
 pub use client::{ANSWER_LIMIT, Client, ask, late, request_token};
 pub use directory::{Holder, holder, open, open_to_swaps, place, until_free};
 pub use server::Server;
-pub use status::{AccessStatus, ManagerStatus, ProxyStatus, SessionReport, TunnelReport};
+pub use status::{AccessStatus, ApprovalStatus, ManagerStatus, ProxyStatus, SessionReport, TunnelReport};
 
 /// Longest request, in bytes, line feed included.
 const MAX_REQUEST_LEN: u64 = 64 << 10;

@@ -13,7 +13,7 @@ use crate::{
     aws::{AwsError, Caller, SkipReason},
     journal::Entry,
     kubeconfig::{self, KubeconfigError},
-    route::{Caution, ssh::Ask},
+    route::{Caution, ssh::Ask, ssm::Approval},
     tunnel::PortTaken,
 };
 
@@ -88,6 +88,8 @@ pub(crate) enum Event {
         /// The profile that is signed in.
         profile: String,
     },
+    /// Sessions with a bastion cannot be started much longer without another approval.
+    ApprovalEnds(Approval),
     /// A tunnel has found something that the user has to know.
     Caution(Caution),
     /// A route has chosen, made or ended something on the user's behalf.

@@ -66,9 +66,11 @@ impl ManagerState {
 }
 
 impl OpenAccess {
-    /// Tells whether it is the same identity, in the same region.
+    /// Tells whether it is the same identity, in the same region, which gets to bastions in the same manner.
     pub(super) fn is_same(&self, settings: &Access) -> bool {
-        self.settings.aws.region == settings.aws.region && self.settings.identity == settings.identity
+        self.settings.aws.region == settings.aws.region
+            && self.settings.identity == settings.identity
+            && self.settings.request_access == settings.request_access
     }
 
     /// Returns what its bastions are used for by a tunnel to a cluster.

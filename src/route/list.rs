@@ -112,23 +112,31 @@ pub struct Routes {
     aws: Aws,
     sessions: ssm::Targets,
     servers: ssh::Servers,
+    approvals: Option<ssm::Approvals>,
 }
 
 impl Routes {
     /// Makes the routes of an identity; `reason` is for audit trails. Without an owner, nothing is made that would have to be
-    /// ended later.
+    /// ended later. With `approvals`, sessions wait for those.
     #[must_use]
-    pub fn new(aws: &Aws, reason: Option<&str>, owner: Option<ssm::Owner>) -> Self {
+    pub fn new(aws: &Aws, reason: Option<&str>, owner: Option<ssm::Owner>, approvals: Option<ssm::Approvals>) -> Self {
         let service = match owner.as_ref().and_then(|owner| Some((owner.journal.clone()?, &owner.caller))) {
             Some((journal, caller)) => ssm::Service::with_journal(aws.clone(), reason, journal, caller),
             None => ssm::Service::new(aws.clone(), reason),
         };
+        let service = service.approved_by(approvals.clone());
         let sessions = ssm::Targets::new(Arc::new(service), ssm::Config::default());
         let sessions = match owner {
             Some(owner) => sessions.owned_by(owner),
             None => sessions,
         };
-        Self { aws: aws.clone(), sessions, servers: ssh::Servers::new(aws, ssh::Config::default()) }
+        Self { aws: aws.clone(), sessions, servers: ssh::Servers::new(aws, ssh::Config::default()), approvals }
+    }
+
+    /// Returns what requests access to bastions, where that has to be approved.
+    #[must_use]
+    pub fn approvals(&self) -> Option<&ssm::Approvals> {
+        self.approvals.as_ref()
     }
 
     /// Returns the same with other settings of sessions.

@@ -27,6 +27,8 @@ pub enum Report {
     Connecting,
     /// What it waits for before it is there, in words.
     Progress(String),
+    /// The same where that is a person, who may take any time.
+    Asked(String),
     /// It is there. What carries it may still have to answer.
     Started {
         /// What audit trails call it, if they do.

@@ -9,6 +9,7 @@
 //! Invariants: [`proto`] has no sockets, clocks, tasks or randomness; the session's `TokenValue` stays in [`service`];
 //! what is known to people of this way only, such as hints, is in `hints`.
 
+mod approval;
 mod connection;
 pub mod dial;
 mod driver;
@@ -50,6 +51,7 @@ use self::find::{
     nodes::NodesLook,
 };
 pub use self::{
+    approval::{Approval, Approvals, Stage, Unapproved},
     dial::{Dial, DialError, SessionHandle, SessionId},
     fault::SessionFault,
     find::{Crowd, Walk},

@@ -24,6 +24,8 @@ impl StepName {
     pub const AGENT_VERSION: Self = Self { id: "agent-version", title: "agent version" };
     /// Which of all comes first.
     pub const CHOSEN: Self = Self { id: "bastion-chosen", title: "bastion chosen" };
+    /// Somebody has approved access to it.
+    pub const APPROVED: Self = Self { id: "access-approved", title: "access approved" };
     /// How many sessions that one has.
     pub const SESSIONS: Self = Self { id: "bastion-sessions", title: "sessions on bastion" };
 }

@@ -99,6 +99,21 @@ impl Access {
         }
     }
 
+    /// Refuses what access cannot be requested to, and that it is requested without a reason where it `needs` one.
+    fn refuse_request(&self, stack: &Stack<'_>, needs_reason: bool, problems: &mut Vec<Problem>) {
+        if !self.request_access {
+            return;
+        }
+        if needs_reason && self.reason.is_none() {
+            let given = stack.one(&ACCESS.request_access);
+            problems.extend(given.map(|given| given.malformed("of use without `--reason`, which approvers read")));
+        }
+        let is_no_node = |given: &&Given| given.text().parse::<Bastion>().is_ok_and(|bastion| !bastion.is_node());
+        let expected = "a bastion that access can be requested to: that is for instances and managed nodes alone, by id, `tag:`, \
+                        `name:`, `asg:` or `auto`";
+        problems.extend(stack.all(&ACCESS.bastion).iter().filter(is_no_node).map(|given| given.malformed(expected)));
+    }
+
     /// Refuses forwards of which it is known that they can lead nowhere.
     fn refuse_forwards(&self, stack: &Stack<'_>, problems: &mut Vec<Problem>) {
         let given = stack.all(&ACCESS.forwards).first();
@@ -183,6 +198,13 @@ pub(super) fn all(sources: &Sources, environment: &Environment, problems: &mut V
     refuse_contexts_twice(entries, &access, problems);
     refuse_forwards_twice(sources, &stacks, &access, problems);
     access
+}
+
+/// Refuses what access cannot be requested to, and that it is requested without a reason where it `needs` one.
+pub(super) fn refuse_requests(sources: &Sources, access: &[Access], needs_reason: bool, problems: &mut Vec<Problem>) {
+    for (stack, access) in sources.stacks().iter().zip(access) {
+        access.refuse_request(stack, needs_reason, problems);
+    }
 }
 
 /// Refuses an access that has no bastion.

@@ -229,6 +229,14 @@ impl UpArgs {
         self
     }
 
+    /// Has access requested, for this reason.
+    #[must_use]
+    pub fn with_request(mut self, wanted: bool, reason: Option<&String>) -> Self {
+        self.access.add(&super::ACCESS.request_access, wanted.then_some("true"));
+        self.access.add(&super::ACCESS.reason, reason);
+        self
+    }
+
     /// Leaves all clusters out.
     #[must_use]
     pub fn without_clusters(mut self) -> Self {

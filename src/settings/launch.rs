@@ -161,7 +161,7 @@ mod tests {
             .iter()
             .map(|access| {
                 (
-                    (&access.bastion, &access.clusters, &access.forwards, &access.reason),
+                    (&access.bastion, &access.clusters, &access.forwards, &access.reason, access.request_access),
                     (
                         &access.aws.region,
                         &access.aws.profile,
@@ -205,7 +205,7 @@ mod tests {
             &environment,
         );
         there_and_back(
-            "--bastion i-0abcdef3 --region us-east-1 --kubeconfig kube/config --forward db=db:5432 --reason why --timeout 2m \
+            "--bastion i-0abcdef3 --region us-east-1 --kubeconfig kube/config --forward db=db:5432 --reason why --request-access --timeout 2m \
              --ca-bundle ca.pem --on-demand --idle 2h --check tcp",
             &environment,
         );

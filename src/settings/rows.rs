@@ -171,7 +171,12 @@ table! {
         /// Reason for the sessions, shown in CloudTrail and in Session Manager's history
         reason: Option<String> =
             text("TEXT", is_reason, "a reason that Session Manager accepts: 1 to 256 characters on one line")
+            .variables(&["AUTOHEAL_PA_REASON"])
             .in_entry(),
+        /// Requests access to each instance that sessions are to run on, with the reason of `--reason`, waits until it is approved, and
+        /// starts sessions with the credentials that come of it: for accounts with just-in-time node access, which take
+        /// `ssm:StartSession` away
+        request_access: bool = switch().variables(&["AUTOHEAL_PA_REQUEST_ACCESS"]).in_entry(),
         /// Session document of this account that leads to the API server and nowhere else, in place of the one of AWS, which leads
         /// to any host that the bastion sees; `{cluster}` in its name stands for the name of the cluster or forward.
         /// `autoheal-pa policy --document` makes them
@@ -297,6 +302,9 @@ table! {
         pub launch: Launch,
         /// Nothing but contexts is wanted, by which kubectl starts the manager.
         pub contexts_only: bool,
+        /// The time in which tunnels wait for somebody's approval is not part of [`timeout`](Self::timeout), which nobody has
+        /// given.
+        pub waits_for_people: bool,
         /// kubectl has started the manager, so it ends when it has not been used for [`idle`](Self::idle).
         pub ends_unused: bool,
     }

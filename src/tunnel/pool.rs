@@ -375,6 +375,7 @@ impl Pool {
             | Report::Resumed
             | Report::Probed(_)
             | Report::Progress(_)
+            | Report::Asked(_)
             | Report::Caution(_)
             | Report::Notice(_)
             | Report::Returned(_) => {}

@@ -52,6 +52,8 @@ pub(super) struct Slot {
     through: Option<String>,
     /// What a link that is being started waits for.
     progress: Option<String>,
+    /// That is a person.
+    awaits_person: bool,
     /// What the link leads through is about to go.
     leaving: bool,
     established: bool,
@@ -84,6 +86,7 @@ impl Slot {
             route: None,
             through: None,
             progress: None,
+            awaits_person: false,
             leaving: false,
             established: false,
             silence_hints: Vec::new(),
@@ -182,7 +185,7 @@ impl Slot {
         self.attached = false;
         self.established = false;
         self.through = None;
-        self.progress = None;
+        (self.progress, self.awaits_person) = (None, false);
         self.leaving = false;
         self.peer_version = None;
         self.probe_round_trip = None;
@@ -208,11 +211,12 @@ impl Slot {
     /// tells.
     pub(super) fn apply(&mut self, report: Report, in_use: bool, now: Now) -> Option<Wrong> {
         match report {
-            Report::Progress(text) => self.progress = Some(text),
+            Report::Progress(text) => (self.progress, self.awaits_person) = (Some(text), false),
+            Report::Asked(text) => (self.progress, self.awaits_person) = (Some(text), true),
             Report::Started { id, through } => {
                 self.started = Some((id, now.wall));
                 self.through = through;
-                self.progress = None;
+                (self.progress, self.awaits_person) = (None, false);
                 self.attached = true;
             }
             Report::Established { peer_version, .. } => {
@@ -313,6 +317,7 @@ impl Slot {
             route: self.route.clone()?,
             through: self.through.clone(),
             progress: self.progress.clone(),
+            awaits_person: self.awaits_person,
             is_established: self.established,
             silence_hints: self.silence_hints.clone(),
             peer_version: self.peer_version.clone(),

@@ -145,6 +145,8 @@ pub struct LinkStatus {
     pub through: Option<String>,
     /// What it waits for before it is there, in words.
     pub progress: Option<String>,
+    /// That is a person, who may take any time.
+    pub awaits_person: bool,
     /// It takes connections, or has done so.
     pub is_established: bool,
     /// What to do if its other end does not answer; empty once it has.

@@ -25,6 +25,7 @@ mod faults;
 mod forwards;
 mod found;
 mod imports;
+mod just_in_time;
 mod kubeconfigs;
 mod kubernetes;
 #[expect(dead_code, reason = "the examples use the rest")]

@@ -153,6 +153,8 @@ fn resources_of(action: &str, bastion: &str, session: &Session) -> Option<Vec<St
         "sts:GetCallerIdentity" => None,
         // Asked of the identity that assumes the role, and of the role's trust policy.
         "sts:AssumeRole" | "sts:AssumeRoleWithWebIdentity" | "sts:TagSession" => None,
+        // Of those who request access, with a policy of its own.
+        "ssm:StartAccessRequest" | "ssm:GetAccessToken" => None,
         // Asked where it happens to be allowed, and of no use but then: the policy is none the wider for it.
         "ssm:DescribeSessions" => None,
         action if is_of_other_kinds(action) => None,

@@ -123,6 +123,8 @@ impl<'a> Fixes<'a> {
                 vec![grant(self.place, &["ssm:StartSession"], &[self.target_arn(), document])]
             }
             DialError::AccessDenied { action, .. } => vec![self.grant_session(action)],
+            // The step before knows what to do about it.
+            DialError::Unapproved(_) => Vec::new(),
             DialError::DocumentRefused { document, .. } => {
                 vec![command!("aws ssm describe-document --name {} --region {}", &**document, region)]
             }

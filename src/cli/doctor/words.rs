@@ -493,6 +493,7 @@ fn dial_meaning(error: &DialError, place: &Place) -> String {
             denied(error)
         ),
         DialError::AccessDenied { .. } => denied(error),
+        DialError::Unapproved(_) => "what has been approved does not go as far as this session".to_owned(),
         DialError::DocumentRefused { .. } => format!("the session document does not exist in {region}, or is a different one"),
         DialError::SessionEnded { .. } => {
             "the service has ended the session as soon as its WebSocket was gone: open connections do not survive".to_owned()

@@ -112,6 +112,12 @@ pub(in crate::cli) fn status() -> ManagerStatus {
             sign_in_ends: None,
             sign_in_profile: None,
             bastions: vec!["i-0dc03fbcae2a87472".to_owned()],
+            approvals: vec![ApprovalStatus {
+                target: "i-0dc03fbcae2a87472".to_owned(),
+                request: Some("oi-0123456789ab".to_owned()),
+                state: "approved".to_owned(),
+                until: Some(stamp("2026-11-22T04:00:00Z")),
+            }],
         }],
         tunnels: vec![active, failed],
     }
@@ -240,6 +246,7 @@ const PROXY: &[(&str, &str)] = &[
 ];
 const ACCESS: &[(&str, &str)] = &[
     ("region", "string"),
+    ("approvals", "array"),
     ("account", "string"),
     ("identity", "string"),
     ("source", "string"),
@@ -327,4 +334,24 @@ fn json_keeps_its_promises() {
     }
     assert_eq!(value["version"], 1);
     assert!(!line(&status()).unwrap().contains('\n'));
+}
+
+#[test]
+fn an_approval_says_what_follows_before_it_ends() {
+    let now = at("2026-11-22T03:50:00Z");
+    let said = |state: &str, until: Option<&str>| {
+        let request = (state != "over").then(|| "oi-1".to_owned());
+        let (target, state) = ("i-1".to_owned(), state.to_owned());
+        approved(&ApprovalStatus { target, request, state, until: until.map(stamp) }, now)
+    };
+    let then = "open connections go on, and a session that is lost waits for another approval";
+    assert_eq!(
+        said("approved", Some("2026-11-22T05:00:00Z")),
+        "`i-1`, request `oi-1`: approved until 2026-11-22T05:00:00Z at least"
+    );
+    let soon = format!("`i-1`, request `oi-1`: approved for another 10 min; after that {then}");
+    assert_eq!(said("approved", Some("2026-11-22T04:00:00Z")), soon);
+    assert_eq!(said("over", None), format!("`i-1`: the approval is over: {then}"));
+    assert_eq!(said("waiting", None), "`i-1`, request `oi-1`: waiting for approval");
+    assert_eq!(said("rejected", None), "`i-1`, request `oi-1`: rejected");
 }

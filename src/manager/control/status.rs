@@ -98,6 +98,22 @@ pub struct AccessStatus {
     pub sign_in_profile: Option<String>,
     /// The bastions in order of preference.
     pub bastions: Vec<String>,
+    /// The requests for access to bastions; empty without `--request-access`.
+    #[serde(default)]
+    pub approvals: Vec<ApprovalStatus>,
+}
+
+/// A request for access to a bastion.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApprovalStatus {
+    /// The instance or managed node.
+    pub target: String,
+    /// The id of the request; `null`: there is none at present.
+    pub request: Option<String>,
+    /// `waiting`, `approved`, `over` (it was approved), `rejected`, `revoked`, `expired` (nobody approved it) or `withdrawn`.
+    pub state: String,
+    /// Until when sessions can be started for certain; `null`: not now.
+    pub until: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

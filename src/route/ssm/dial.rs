@@ -5,8 +5,8 @@
 use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
-use super::Transport;
-use crate::{bastion::Target, cluster::Destination, fault::BoxError, util::peer_text::PeerText};
+use super::{Transport, Unapproved};
+use crate::{bastion::Target, cluster::Destination, fault::BoxError, route::Report, util::peer_text::PeerText};
 
 /// The id of a session, from `StartSession` to `TerminateSession`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,6 +33,22 @@ pub struct SessionHandle {
 /// Opens sessions and the transports that carry them. A transport that is returned has been
 /// upgraded and opened with the session's token, which never leaves the implementation.
 pub trait Dial: Send + Sync + 'static {
+    /// Gets leave to start sessions on a target, where somebody has to be asked for it; else there is nothing to do. `tell` gets
+    /// what is waited for, and what has come of it.
+    ///
+    /// # Errors
+    /// [`DialError::Unapproved`], and whatever keeps it from being asked for.
+    ///
+    /// # Cancel safety
+    /// Safe: what has been asked for is waited for the next time.
+    fn ask_leave<'a>(
+        &'a self,
+        _target: &'a Target,
+        _tell: &'a (dyn Fn(Report) + Send + Sync),
+    ) -> BoxFuture<'a, Result<(), DialError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Starts a session that forwards to `destination` as the target sees it, and opens its first
     /// transport. With a `document` that is used, in which the destination is fixed, and else the one of AWS. When the transport cannot be opened the session is ended again.
     ///
@@ -101,6 +117,9 @@ pub enum DialError {
         #[source]
         source: BoxError,
     },
+    /// There is no approval, or it does not go so far.
+    #[error(transparent)]
+    Unapproved(Unapproved),
     /// The service does not take the session document or a parameter of it.
     #[error("the session document `{document}` was refused")]
     DocumentRefused {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Crowd, DialError, TransportError, hints, proto::CloseReason};
+use super::{Crowd, DialError, TransportError, Unapproved, hints, proto::CloseReason};
 use crate::{
     bastion::Target,
     remote::Remote,
@@ -158,6 +158,7 @@ fn of_start(error: &DialError) -> Class {
         DialError::TargetNotConnected { .. } => Class::Away,
         DialError::TargetNotFound { .. } => Class::Gone,
         DialError::AccessDenied { .. } => Class::Denied,
+        DialError::Unapproved(unapproved) => of_approval(unapproved),
         DialError::DocumentRefused { .. } | DialError::Refused { .. } => Class::Refused,
         DialError::ForeignStreamUrl { .. } => Class::Unfit,
         DialError::Credentials { .. } | DialError::UpgradeRefused { status: 401 | 403, .. } => Class::Identity,
@@ -167,6 +168,20 @@ fn of_start(error: &DialError) -> Class {
         | DialError::Unreachable { .. }
         | DialError::Service { .. }
         | DialError::Timeout { .. } => Class::Transient,
+    }
+}
+
+fn of_approval(unapproved: &Unapproved) -> Class {
+    match unapproved {
+        Unapproved::Rejected { .. }
+        | Unapproved::Revoked { .. }
+        | Unapproved::Unanswered { .. }
+        | Unapproved::Withdrawn { .. }
+        | Unapproved::Pending { .. }
+        | Unapproved::Beyond { .. } => Class::Denied,
+        Unapproved::NoNode { .. } => Class::Refused,
+        // The next session asks for another.
+        Unapproved::Over { .. } => Class::Transient,
     }
 }
 

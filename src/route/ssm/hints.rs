@@ -1,7 +1,7 @@
 //! What to do about faults of sessions: hints for people, beside the errors that they are about.
 
 use super::{
-    DialError, SessionFault,
+    DialError, SessionFault, Unapproved,
     proto::CloseReason,
     statements::data_channels,
     targets::{NotConnected, Sighting},
@@ -80,7 +80,12 @@ fn dial(to: &Remote, error: &DialError) -> Vec<String> {
         DialError::AccessDenied { action: action @ ("ssm:ResumeSession" | "ssm:TerminateSession"), .. } => {
             vec![allow_on_own_sessions(action, region)]
         }
+        DialError::AccessDenied { action: action @ ("ssm:StartAccessRequest" | "ssm:GetAccessToken"), .. } => {
+            vec![allow_requests(action, region)]
+        }
         DialError::AccessDenied { action, resource, .. } => denied(action, resource),
+        DialError::Unapproved(unapproved) => self::unapproved(unapproved, region),
+        DialError::Refused { action: "ssm:StartAccessRequest", source, .. } => not_requested(&**source),
         DialError::DocumentRefused { document, .. } => vec![command!(
             "check that the document exists: `aws ssm describe-document --name {} --region {}`",
             document,
@@ -116,6 +121,53 @@ fn dial(to: &Remote, error: &DialError) -> Vec<String> {
         | DialError::Refused { .. }
         | DialError::Service { .. }
         | DialError::Timeout { .. } => Vec::new(),
+    }
+}
+
+/// What to do when access may not be requested.
+fn allow_requests(action: &str, region: &str) -> String {
+    command!(
+        "this identity's IAM policy must allow `{}`: `autoheal-pa policy --request-access --bastion TARGET --region {}` prints one \
+         that does",
+        action,
+        region
+    )
+}
+
+/// What to do when a request for access is refused.
+fn not_requested(source: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    let text = sentence(source);
+    if text.contains("not enabled") {
+        return vec![
+            "just-in-time node access has to be turned on for this account and region, in the console of Systems Manager".to_owned(),
+            "without `--request-access` sessions are started by permission alone, `ssm:StartSession`".to_owned(),
+        ];
+    }
+    vec![
+        "access can be requested where exactly one approval policy applies to the node, with credentials of a role, in the node's own \
+         account and region"
+            .to_owned(),
+    ]
+}
+
+/// What to do when there is no approval, or it does not go so far.
+fn unapproved(unapproved: &Unapproved, region: &str) -> Vec<String> {
+    let again = "to request access again, end the manager with `autoheal-pa down` and start it again".to_owned();
+    let shown = |request: &str| {
+        command!("`aws ssm get-ops-item --ops-item-id {} --region {}` shows who has decided", request, region)
+    };
+    match unapproved {
+        Unapproved::Rejected { request, .. } | Unapproved::Revoked { request, .. } => vec![shown(request), again],
+        Unapproved::Unanswered { .. } | Unapproved::Withdrawn { .. } => vec![again],
+        Unapproved::Pending { .. } | Unapproved::Over { .. } | Unapproved::NoNode { .. } => Vec::new(),
+        Unapproved::Beyond { resource, .. } if resource.contains(":document/") => vec![
+            "the policies that AWS publishes for just-in-time access (`AWSSystemsManagerJustInTimeAccessTokenPolicy`, version 6) allow \
+             shells alone, the session document `SSM-SessionManagerRunShell`: ask whoever administers Systems Manager whether \
+             forwarding can be allowed"
+                .to_owned(),
+            "a bastion that is reached otherwise needs no such document: `--bastion ssh://` or `ecs:`".to_owned(),
+        ],
+        Unapproved::Beyond { .. } => vec![again],
     }
 }
 
@@ -219,6 +271,11 @@ fn denied(action: &str, resource: &str) -> Vec<String> {
         hints.push(
             "a statement with a condition on tags allows nothing on a target without these tags, nor on one that does not exist"
                 .to_owned(),
+        );
+    }
+    if action == "ssm:StartSession" && [":instance/", ":managed-instance/"].iter().any(|kind| resource.contains(kind)) {
+        hints.push(
+            "where the account has just-in-time node access instead, `--request-access --reason TEXT` asks for an approval".to_owned(),
         );
     }
     if resource.contains(":task/") {

@@ -53,6 +53,7 @@ fn after_failed_resume(error: &DialError) -> Option<Backoff> {
         // There is nothing left to resume, or it may not be resumed: no use in trying again.
         DialError::SessionEnded { .. }
         | DialError::AccessDenied { .. }
+        | DialError::Unapproved(_)
         | DialError::DocumentRefused { .. }
         | DialError::Refused { .. }
         | DialError::ForeignStreamUrl { .. }

@@ -14,9 +14,13 @@
 mod errors;
 mod upgrade;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    future::ready,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use aws_config::Region;
+use aws_credential_types::Credentials;
 use aws_sdk_ssm::types::{SessionFilter, SessionFilterKey, SessionState};
 use futures_util::future::BoxFuture;
 use tokio::{
@@ -26,9 +30,10 @@ use tokio::{
 use tracing::Instrument;
 use uuid::Uuid;
 
-use self::errors::{dial_error, foreign, lacking, refused_document};
+pub(super) use self::errors::dial_error;
+use self::errors::{foreign, lacking, refused_document};
 use super::{
-    Dial, DialError, SessionHandle, SessionId, Transport,
+    Approvals, Dial, DialError, SessionHandle, SessionId, Transport, Unapproved,
     statements::DOCUMENT,
     targets::{Knowledge, NotConnected, Targets},
 };
@@ -44,11 +49,12 @@ use crate::{
     cluster::Destination,
     journal::{Entry, Journal},
     overlap::overlap,
+    route::Report,
     secret::Secret,
     util::peer_text::sentence,
 };
 
-const START_SESSION: &str = "ssm:StartSession";
+pub(super) const START_SESSION: &str = "ssm:StartSession";
 const RESUME_SESSION: &str = "ssm:ResumeSession";
 const TERMINATE_SESSION: &str = "ssm:TerminateSession";
 const DESCRIBE_SESSIONS: &str = "ssm:DescribeSessions";
@@ -64,6 +70,8 @@ const CONCURRENT_CALLS: usize = 4;
 pub struct Service {
     aws: Aws,
     shared: Arc<Shared>,
+    /// What gets leave for sessions, where the identity has none of its own.
+    approvals: Option<Approvals>,
 }
 
 #[derive(Debug)]
@@ -107,7 +115,13 @@ impl Service {
             targets: Targets::new(),
             refused_signature: Mutex::default(),
         };
-        Self { aws, shared: Arc::new(shared) }
+        Self { aws, shared: Arc::new(shared), approvals: None }
+    }
+
+    /// Has sessions started with the credentials of approvals.
+    #[must_use]
+    pub fn approved_by(self, approvals: Option<Approvals>) -> Self {
+        Self { approvals, ..self }
     }
 
     /// Returns the words with which the gateway has refused a signature since this was last asked.
@@ -116,8 +130,11 @@ impl Service {
         self.refused_signature().take()
     }
 
-    fn note_refused_signature(&self, words: &str) {
-        self.aws.note_refused_signature(words);
+    /// Takes note of a refused signature: with the credentials of the identity, or with those of an approval.
+    fn note_refused_signature(&self, words: &str, is_of_identity: bool) {
+        if is_of_identity {
+            self.aws.note_refused_signature(words);
+        }
         if self.refused_signature().replace(words.to_owned()).is_none() {
             tracing::warn!(
                 answer = words,
@@ -154,7 +171,13 @@ impl Service {
         let call =
             Call { action: START_SESSION, resource: target.as_str(), region: self.aws.region(), host: &ssm.host };
         let failed = |error| refused_document(document.as_deref(), dial_error(START_SESSION, Some(&target), error));
-        self.aws.credentials().await.map_err(failed)?;
+        let keys = match &self.approvals {
+            Some(approvals) => Some(approvals.keys(&target).ok_or_else(|| over(&target))?),
+            None => None,
+        };
+        if keys.is_none() {
+            self.aws.credentials().await.map_err(failed)?;
+        }
         let gateway;
         let answer = {
             let _permit = self.permit().await;
@@ -174,14 +197,21 @@ impl Service {
                     .parameters("portNumber", vec![destination.port.to_string()])
                     .parameters("localPortNumber", vec!["0".to_owned()]),
             };
-            let answer = async { request.send().await.map_err(|error| failed(self.aws.failed(call, error))) };
-            overlap(answer, self.connect_ahead(gateway.clone())).await
+            let request = request.customize().config_override(signed_with(keys.as_ref()));
+            overlap(request.send(), self.connect_ahead(gateway.clone())).await
         };
         let (answer, ahead) = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 // Until a session has been started, connections to the gateway would be for nothing.
                 self.set_likely_gateway(None);
+                let error = match &self.approvals {
+                    Some(approvals) => {
+                        let error = approvals.judge(call.action, &target, Aws::failed_as_another(call, error)).await;
+                        refused_document(document.as_deref(), error)
+                    }
+                    None => failed(self.aws.failed(call, error)),
+                };
                 return Err(self.look_closer(error).await);
             }
         };
@@ -200,12 +230,12 @@ impl Service {
             let url = self.aws.gateway_policy().check(&stream_url).map_err(foreign)?;
             self.set_likely_gateway(Some(url.gateway().clone()));
             let ahead = gateway.filter(|gateway| gateway == url.gateway()).map(|_| ahead);
-            Ok((self.transport(&url, client_id, &token, ahead).await?, stream_url))
+            Ok((self.transport(&url, client_id, &token, keys, ahead).await?, stream_url))
         };
         match opened.await {
             Ok((transport, stream_url)) => Ok((SessionHandle { id, target, client_id, stream_url }, transport)),
             Err(error) => {
-                self.abandon(id, &Handle::current());
+                self.abandon(id, target, &Handle::current());
                 Err(error)
             }
         }
@@ -228,20 +258,35 @@ impl Service {
         let call = Call { action: RESUME_SESSION, resource: &session.id.0, region: self.aws.region(), host: &ssm.host };
         let failed = |error| dial_error(RESUME_SESSION, Some(&session.target), error);
         let ended = || DialError::SessionEnded { id: session.id.clone() };
-        self.aws.credentials().await.map_err(failed)?;
+        let keys = self.keys_of(&session.target).await;
+        if keys.is_none() {
+            self.aws.credentials().await.map_err(failed)?;
+        }
         let gateway = self.aws.gateway_policy().check(&session.stream_url).ok().map(|url| url.gateway().clone());
         let answer = {
             let _permit = self.permit().await;
             let request = ssm.client.resume_session().session_id(&session.id.0);
+            let request = request.customize().config_override(signed_with(keys.as_ref()));
             overlap(request.send(), self.connect_ahead(gateway.clone())).await
         };
-        let (answer, ahead) = match answer.map_err(|error| self.aws.failed(call, error)) {
+        let of = |error| match keys {
+            Some(_) => Aws::failed_as_another(call, error),
+            None => self.aws.failed(call, error),
+        };
+        let (answer, ahead) = match answer.map_err(of) {
             Ok(answer) => answer,
             Err(AwsError::Refused { refusal: Refusal::Absent, .. }) => {
                 self.strike_off(&session.id).await;
                 return Err(ended());
             }
-            Err(error) => return Err(failed(error)),
+            Err(error) => {
+                return Err(match (&self.approvals, &keys) {
+                    (Some(approvals), Some(_)) => approvals.judge(call.action, &session.target, error).await,
+                    // The identity's own credentials were a last resort.
+                    (Some(_), None) if matches!(error, AwsError::AccessDenied { .. }) => over(&session.target),
+                    (Some(_) | None, _) => failed(error),
+                });
+            }
         };
         // The service says so as well, by giving nothing to resume with.
         let Some(token) = answer.token_value.filter(|token| !token.is_empty()).map(Secret::new) else {
@@ -252,11 +297,21 @@ impl Service {
         let url = stream_url.as_deref().unwrap_or(&session.stream_url);
         let url = self.aws.gateway_policy().check(url).map_err(foreign)?;
         let ahead = gateway.filter(|gateway| gateway == url.gateway()).map(|_| ahead);
-        self.transport(&url, session.client_id, &token, ahead).await
+        self.transport(&url, session.client_id, &token, keys, ahead).await
     }
 
-    async fn end(&self, id: &SessionId) -> Result<(), DialError> {
-        let outcome = end_session(&self.aws, &id.0, self.aws.region()).await;
+    /// Returns what sessions with a target are resumed and ended with, if that is not the identity's own: nobody may be waited
+    /// for then.
+    async fn keys_of(&self, target: &Target) -> Option<Credentials> {
+        match &self.approvals {
+            Some(approvals) => approvals.renewed_keys(target).await,
+            None => None,
+        }
+    }
+
+    async fn end(&self, id: &SessionId, target: &Target) -> Result<(), DialError> {
+        let keys = self.keys_of(target).await;
+        let outcome = terminate(&self.aws, &id.0, self.aws.region(), keys).await;
         outcome.map_err(|error| dial_error(TERMINATE_SESSION, None, error))?;
         self.strike_off(id).await;
         Ok(())
@@ -282,10 +337,10 @@ impl Service {
     }
 
     /// Ends a session that nobody will use, without anybody waiting for it.
-    fn abandon(&self, id: SessionId, runtime: &Handle) {
+    fn abandon(&self, id: SessionId, target: Target, runtime: &Handle) {
         let dialer = self.clone();
         let end = async move {
-            if let Err(error) = dialer.end(&id).await {
+            if let Err(error) = dialer.end(&id, &target).await {
                 tracing::debug!(%id, error = %sentence(&error), "abandoned session could not be ended");
             }
         };
@@ -294,6 +349,17 @@ impl Service {
 }
 
 impl Dial for Service {
+    fn ask_leave<'a>(
+        &'a self,
+        target: &'a Target,
+        tell: &'a (dyn Fn(Report) + Send + Sync),
+    ) -> BoxFuture<'a, Result<(), DialError>> {
+        match &self.approvals {
+            Some(approvals) => Box::pin(approvals.ask(target, tell)),
+            None => Box::pin(ready(Ok(()))),
+        }
+    }
+
     fn start<'a>(
         &'a self,
         target: &'a Target,
@@ -324,7 +390,7 @@ impl Dial for Service {
     }
 
     fn terminate<'a>(&'a self, session: &'a SessionHandle) -> BoxFuture<'a, Result<(), DialError>> {
-        Box::pin(self.end(&session.id))
+        Box::pin(self.end(&session.id, &session.target))
     }
 
     fn is_active<'a>(&'a self, session: &'a SessionHandle) -> BoxFuture<'a, Option<bool>> {
@@ -342,11 +408,23 @@ impl Dial for Service {
 /// # Errors
 /// See [`AwsError`].
 pub async fn end_session(aws: &Aws, id: &str, region: &str) -> Result<(), AwsError> {
+    terminate(aws, id, region, None).await
+}
+
+/// Ends a session with these credentials; without, with the identity's own.
+async fn terminate(aws: &Aws, id: &str, region: &str, keys: Option<Credentials>) -> Result<(), AwsError> {
     let ssm = aws.ssm();
     let call = Call { action: TERMINATE_SESSION, resource: id, region, host: &ssm.host };
-    aws.credentials().await?;
-    let request = ssm.client.terminate_session().session_id(id).customize().config_override(there(region));
-    match request.send().await.map_err(|error| aws.failed(call, error)) {
+    if keys.is_none() {
+        aws.credentials().await?;
+    }
+    let settings = signed_with(keys.as_ref()).region(Region::new(region.to_owned()));
+    let request = ssm.client.terminate_session().session_id(id).customize().config_override(settings);
+    let of = |error| match keys {
+        Some(_) => Aws::failed_as_another(call, error),
+        None => aws.failed(call, error),
+    };
+    match request.send().await.map_err(of) {
         Ok(_) => Ok(()),
         Err(AwsError::Refused { refusal: Refusal::Absent, .. }) => Ok(()),
         // A policy that goes by a session's tag denies this as well about one that has ended.
@@ -371,6 +449,19 @@ async fn is_active(aws: &Aws, id: &str, region: &str) -> Option<bool> {
     }
 }
 
+/// Has a request signed with these credentials instead of the identity's own, if there are any.
+fn signed_with(keys: Option<&Credentials>) -> aws_sdk_ssm::config::Builder {
+    let settings = aws_sdk_ssm::config::Builder::new();
+    match keys {
+        Some(keys) => settings.credentials_provider(keys.clone()),
+        None => settings,
+    }
+}
+
+fn over(target: &Target) -> DialError {
+    DialError::Unapproved(Unapproved::Over { target: target.clone() })
+}
+
 /// Sends a request to another region than the client's own.
 fn there(region: &str) -> aws_sdk_ssm::config::Builder {
     aws_sdk_ssm::config::Builder::new().region(Region::new(region.to_owned()))
@@ -393,7 +484,7 @@ impl Drop for Unclaimed {
     fn drop(&mut self) {
         if let Some((session, _transport)) = self.session.take() {
             tracing::debug!(id = %session.id, "nobody waits for the session any more");
-            self.dialer.abandon(session.id, &self.runtime);
+            self.dialer.abandon(session.id, session.target, &self.runtime);
         }
     }
 }

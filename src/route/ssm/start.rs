@@ -1,9 +1,15 @@
-//! The start of a session: finds a target, and starts a session there.
+//! The start of a session: finds a target, gets leave for it where that has to be asked for, and starts a session there.
 //!
-//! Invariants: what has been started and is not wanted any more is ended; nobody who waits for something that is being made
-//! keeps others from starting.
+//! Invariants: what has been started and is not wanted any more is ended; nobody who waits for a person, or for something that
+//! is being made, keeps others from starting.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use tracing::debug;
@@ -50,7 +56,7 @@ pub(super) async fn find_and_start(
 ) -> Option<Result<Started, Arc<Fault>>> {
     let finder = match &route.goal {
         Goal::Fixed(target) => {
-            let outcome = start(route, target, to, mailbox).await?;
+            let outcome = start(route, target, to, mailbox, permit).await?;
             return Some(match outcome {
                 Ok((handle, transport)) => Ok(Started { handle, transport, seat: None }),
                 Err(error) => Err(SessionFault::Start(error).into_fault(to)),
@@ -74,7 +80,7 @@ pub(super) async fn find_and_start(
         tries += 1;
         let mut began = mailbox.terms.clock.now().mono;
         let error = loop {
-            match start(route, seat.target(), to, mailbox).await? {
+            match start(route, seat.target(), to, mailbox, permit).await? {
                 Ok((handle, transport)) => {
                     mailbox.reports.send(Report::Notice(seat.notice()));
                     return Some(Ok(Started { handle, transport, seat: Some(seat) }));
@@ -106,13 +112,29 @@ pub(super) async fn find_and_start(
     }
 }
 
-/// Starts a session on a target. `None`: a stop was asked for.
+/// Starts a session on a target, once there is leave for it. `None`: a stop was asked for.
 async fn start(
     route: &SsmRoute,
     target: &Target,
     to: &Remote,
     mailbox: &Mailbox,
+    permit: &mut Option<OwnedSemaphorePermit>,
 ) -> Option<Result<(SessionHandle, Transport), DialError>> {
+    let tell = |report| mailbox.reports.send(report);
+    let mut leave = pin!(route.dial.ask_leave(target, &tell));
+    // Mostly there is nothing to ask for, or it is there already.
+    let at_once = poll_fn(|context| Poll::Ready(leave.as_mut().poll(context))).await;
+    let granted = match at_once {
+        Poll::Ready(granted) => granted,
+        Poll::Pending => {
+            // Nobody knows how long a person takes: others may start meanwhile.
+            drop(permit.take());
+            mailbox.stop.run_until_cancelled(leave).await?
+        }
+    };
+    if let Err(error) = granted {
+        return Some(Err(error));
+    }
     debug!(%target, "starting a session");
     let document = route.config.document.as_ref().map(|document| document.of(to.name()));
     let mut dial = Box::pin(timeout(START_LIMIT, route.dial.start(target, to.endpoint(), document)));

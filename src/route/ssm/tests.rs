@@ -4,6 +4,7 @@ mod agent;
 mod demand;
 mod found;
 mod hosts;
+mod leave;
 #[cfg(feature = "demo")]
 mod proof;
 mod recovery;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Says what an error means to a tunnel.
-pub(super) fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) -> DialError {
+pub(in crate::route::ssm) fn dial_error(action: &'static str, target: Option<&Target>, error: AwsError) -> DialError {
     match error {
         AwsError::Service { source, .. } => DialError::Service { action, source: source.into() },
         AwsError::Malformed { .. } => DialError::Service { action, source: error.into() },

@@ -51,25 +51,30 @@ struct OpenDataChannel<'a> {
 }
 
 impl Service {
-    /// Opens a WebSocket and sends the opening frame. The connection may be on its way already: `ahead`.
+    /// Opens a WebSocket, signed with `keys` or else by the identity, and sends the opening frame. The connection may be on its
+    /// way already: `ahead`.
     pub(super) async fn transport(
         &self,
         url: &StreamUrl,
         client_id: Uuid,
         token: &Secret<String>,
+        keys: Option<Credentials>,
         ahead: Option<impl Future<Output = Result<Box<dyn Connection>, DialError>>>,
     ) -> Result<Transport, DialError> {
-        let credentials = if url.is_presigned() {
-            None
-        } else {
-            let credentials = self.aws.credentials().await;
-            Some(credentials.map_err(|error| dial_error(OPEN_DATA_CHANNEL, None, error))?)
+        let is_of_identity = keys.is_none();
+        let credentials = match keys {
+            _ if url.is_presigned() => None,
+            Some(keys) => Some(keys),
+            None => {
+                let credentials = self.aws.credentials().await;
+                Some(credentials.map_err(|error| dial_error(OPEN_DATA_CHANNEL, None, error))?)
+            }
         };
         let off = self.aws.clock_off();
         let mut websocket = match self.upgrade_ahead(ahead, url, credentials.as_ref()).await {
             // Nothing has been sent with the token yet, so it can still be used.
             Err(refused @ DialError::UpgradeRefused { status: 403, .. }) if credentials.is_some() => {
-                self.upgrade_again(url, credentials.as_ref(), off, refused).await?
+                self.upgrade_again(url, credentials.as_ref(), is_of_identity, off, refused).await?
             }
             outcome => outcome?,
         };
@@ -95,6 +100,7 @@ impl Service {
         &self,
         url: &StreamUrl,
         credentials: Option<&Credentials>,
+        is_of_identity: bool,
         off: Option<Off>,
         mut refused: DialError,
     ) -> Result<WebSocketStream<Box<dyn Connection>>, DialError> {
@@ -105,7 +111,7 @@ impl Service {
             }
         }
         if let DialError::UpgradeRefused { detail, .. } = &refused {
-            self.note_refused_signature(detail);
+            self.note_refused_signature(detail, is_of_identity);
         }
         match self.upgrade(url, None).await {
             Err(DialError::UpgradeRefused { .. }) => Err(refused),

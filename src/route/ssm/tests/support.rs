@@ -23,7 +23,7 @@ use crate::{
     cluster::{self, Cluster, Origin},
     remote::{Host, Remote},
     route::{
-        PipeEnd, Route,
+        PipeEnd, Report, Route,
         ssm::{self, Dial, DialError, SessionHandle, SessionId, Transport, find::Look},
     },
     tunnel::{
@@ -63,7 +63,7 @@ pub(super) enum Call {
     Terminate(String),
 }
 
-type MakeError = Box<dyn Fn() -> DialError + Send + Sync>;
+pub(super) type MakeError = Box<dyn Fn() -> DialError + Send + Sync>;
 
 /// The outside as a test scripts it.
 pub(super) struct Network {
@@ -91,6 +91,10 @@ pub(super) struct NetworkState {
     pub(super) config: ssm::Config,
     /// What is said of whether sessions are active.
     pub(super) says_active: Option<bool>,
+    /// There is leave for sessions; else it is waited for.
+    leave: watch::Sender<bool>,
+    /// What is answered instead of leave.
+    pub(super) refuse_leave: Option<MakeError>,
 }
 
 struct Session {
@@ -144,6 +148,11 @@ impl NetworkState {
         self.destination = destination;
     }
 
+    /// Gives leave for sessions, or takes it.
+    pub(super) fn give_leave(&self, given: bool) {
+        self.leave.send_replace(given);
+    }
+
     /// Lets starts and resumes through, or not.
     pub(super) fn open_gate(&self, open: bool) {
         self.gate.send_replace(open);
@@ -182,6 +191,21 @@ pub(in crate::route::ssm) fn denied(action: &'static str) -> DialError {
 }
 
 impl Dial for Network {
+    fn ask_leave<'a>(
+        &'a self,
+        target: &'a Target,
+        tell: &'a (dyn Fn(Report) + Send + Sync),
+    ) -> BoxFuture<'a, Result<(), DialError>> {
+        Box::pin(async move {
+            let mut leave = self.state(|state| state.leave.subscribe());
+            if !*leave.borrow_and_update() {
+                tell(Report::Asked(format!("waiting for leave on `{target}`")));
+                leave.wait_for(|granted| *granted).await.unwrap();
+            }
+            self.state(|state| state.refuse_leave.as_ref().map_or(Ok(()), |error| Err(error())))
+        })
+    }
+
     fn start<'a>(
         &'a self,
         target: &'a Target,
@@ -355,6 +379,8 @@ impl World {
             swallow_terminates: false,
             config: session_config(),
             says_active: None,
+            leave: watch::Sender::new(true),
+            refuse_leave: None,
         };
         prepare(&mut state);
         let sessions = state.config.clone();
