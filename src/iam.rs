@@ -47,6 +47,8 @@ pub struct Grant {
     pub clusters: Clusters,
     /// The session documents of the account that may be used, by name or pattern; empty: that of AWS, for any host and port.
     pub documents: Vec<String>,
+    /// Access to bastions is requested, instead of having leave for sessions.
+    pub requests_access: bool,
 }
 
 /// Which clusters of EKS an identity may look at.

@@ -439,6 +439,7 @@ impl Plan {
             bastions: vec![self.bastion.clone()],
             clusters: crate::iam::Clusters::Named(self.clusters.clone()),
             documents: Vec::new(),
+            requests_access: false,
         }
     }
 

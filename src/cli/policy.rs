@@ -42,8 +42,8 @@ pub async fn run(args: &PolicyArgs, global: &GlobalArgs, printer: &Printer) -> R
 /// Completes what the options say with what AWS says. Returns as well what to do about the session documents that it allows.
 async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<(Grant, Vec<String>), CommandError> {
     let PolicySettings { access, account, without_eks } = settings;
-    let [Access { aws, bastion: bastions, clusters, document, forwards, .. }] = <[Access; 1]>::try_from(access)
-        .map_err(|access| {
+    let [Access { aws, bastion: bastions, clusters, document, forwards, request_access, .. }] =
+        <[Access; 1]>::try_from(access).map_err(|access| {
             let message =
                 format!("the configuration file has {} entries of `access`, but a policy is for one", access.len());
             CommandError::new(Kind::Usage, message)
@@ -78,7 +78,15 @@ async fn grant(settings: PolicySettings, needs_principal: bool) -> Result<(Grant
         document.patterns(&names)
     });
     let documents = documents.unwrap_or_default();
-    let grant = Grant { region: aws.region().to_owned(), account, principal, bastions, clusters, documents };
+    let grant = Grant {
+        region: aws.region().to_owned(),
+        account,
+        principal,
+        bastions,
+        clusters,
+        documents,
+        requests_access: request_access,
+    };
     let partition = grant.partition();
     if let Some(principal) = grant.principal.as_ref().filter(|principal| principal.partition() != partition) {
         let message =

@@ -73,7 +73,9 @@ pub fn notes(grant: &Grant) -> Vec<String> {
     let is_of_service = |search: &Search| matches!(search, Search::Ecs(_));
     let of_tasks = searches(grant).any(is_of_service).then(|| ssm::statements::TASKS_NOTE.to_owned());
     let of_own = fargates(grant).find_map(|fargate| fargate.options.task_definition.as_deref());
-    of_targets.into_iter().chain(of_tasks).chain(of_own.map(ssm::statements::execution_role)).collect()
+    let of_requests = grant.requests_access.then(|| ssm::statements::REQUESTS_NOTE.to_owned());
+    let of_own = of_own.map(ssm::statements::execution_role);
+    of_targets.into_iter().chain(of_tasks).chain(of_own).chain(of_requests).collect()
 }
 
 fn searches(grant: &Grant) -> impl Iterator<Item = &Search> + Clone {

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{
     ACCESS, Access, Environment, GlobalArgs, Origin, Problem, SettingsError, Sources,
-    access::{all, need_bastions},
+    access::{all, need_bastions, refuse_requests},
 };
 
 use crate::util::arn::Arn;
@@ -33,6 +33,9 @@ pub struct PolicyArgs {
     /// of AWS: the policy allows that and nothing else, and the commands that make the documents are printed beside it
     #[arg(long, value_name = "NAME", conflicts_with = "access_entry")]
     pub document: Option<String>,
+    /// Allows to request access to bastions, instead of starting sessions without an approval: for `up --request-access`
+    #[arg(long, conflicts_with_all = ["access_entry", "document"])]
+    pub request_access: bool,
     /// Account of bastions and clusters [default: the role's, else that of the credentials]
     #[arg(long, value_name = "ID")]
     pub account_id: Option<String>,
@@ -68,7 +71,9 @@ impl PolicySettings {
         sources.flags.add_flag(&ACCESS.document, &args.document);
         sources.flags.add_flag(&ACCESS.fargate_task_role, &args.fargate_task_role);
         sources.flags.add_flag(&ACCESS.fargate_task_definition, &args.fargate_task_definition);
+        sources.flags.add_flag(&ACCESS.request_access, args.request_access.then_some("true"));
         let access = all(&sources, environment, &mut problems);
+        refuse_requests(&sources, &access, false, &mut problems);
         if !args.access_entry {
             need_bastions(&sources, &mut problems);
         }

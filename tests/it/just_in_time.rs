@@ -191,6 +191,8 @@ async fn what_access_cannot_be_requested_with_is_refused_before_any_call() {
         assert_eq!(ended.code(), Some(2), "{ended:#?}");
         assert!(ended.stderr.contains(said), "{ended:#?}");
     }
+    let policy = lab.run(&["policy", "--request-access", "--bastion", "ecs:tools/bastion"]).await;
+    assert_eq!(policy.code(), Some(2), "{policy:#?}");
     assert_eq!(lab.emulator.events().len(), 0);
 }
 
@@ -245,6 +247,26 @@ async fn doctor_says_how_far_a_request_is() {
         "{pending:#?}"
     );
     assert_eq!(lab.emulator.access_requests()[1].reason, "INC-1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_that_is_printed_allows_requests_and_no_sessions() {
+    let lab = lab(JustInTime::deciding(AccessStatus::Approved)).await;
+    let printed = lab.run(&["policy", "--request-access", "--bastion", NODE]).await;
+    let policy: Value = serde_json::from_str(printed.assert_success()).unwrap();
+    let statement = |action: &str| {
+        let statements = policy["Statement"].as_array().unwrap();
+        statements.iter().find(|statement| statement["Action"][0] == action).map(|found| found["Resource"][0].clone())
+    };
+    let node = format!("arn:aws:ec2:us-east-1:123456789012:instance/{NODE}");
+    assert_eq!(statement("ssm:StartAccessRequest").unwrap(), node);
+    assert_eq!(statement("ssm:GetAccessToken").unwrap(), "*");
+    assert_eq!(statement("ssm:StartSession"), None);
+    assert!(printed.stderr.contains("allow shells alone"), "{}", printed.stderr);
+    let tagged = lab.run(&["policy", "--request-access", "--bastion", "tag:role=bastion"]).await;
+    let policy: Value = serde_json::from_str(tagged.assert_success()).unwrap();
+    let condition = &policy["Statement"][2]["Condition"]["StringEquals"]["ssm:resourceTag/role"];
+    assert_eq!(condition, "bastion", "{policy:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

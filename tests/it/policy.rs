@@ -176,6 +176,7 @@ fn grant(bastion: &Target, principal: Option<&str>, clusters: &[&str]) -> Value 
 fn grant_for(bastion: Bastion, principal: Option<&str>, clusters: &[&str]) -> Value {
     let grant = Grant {
         documents: Vec::new(),
+        requests_access: false,
         region: "us-east-1".to_owned(),
         account: "123456789012".to_owned(),
         principal: principal.map(|arn| Principal::from_arn(arn).unwrap()),

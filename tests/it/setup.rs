@@ -250,6 +250,7 @@ async fn what_is_granted_is_what_policy_prints() {
             bastions: vec![bastion],
             clusters: Clusters::Named(clusters.clone()),
             documents: Vec::new(),
+            requests_access: false,
         };
         let wanted: Value = serde_json::from_str(&list::policy(&grant).to_json()).unwrap();
         assert_eq!(*printed, wanted, "{args:?}");

@@ -25,6 +25,7 @@ fn user() -> Principal {
 fn grant(region: &str, bastions: Vec<Bastion>, clusters: &[&str]) -> Grant {
     Grant {
         documents: Vec::new(),
+        requests_access: false,
         region: region.to_owned(),
         account: "123456789012".to_owned(),
         principal: Some(role(partition(region))),

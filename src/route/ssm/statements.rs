@@ -11,9 +11,12 @@
 //! without the token, good for one time, that only StartSession and ResumeSession give.
 
 pub use super::find::nodes::BASTION_TAG;
-use super::find::{
-    fargate::task::{definition, family, role_arn},
-    nodes::{BASTION_NAME_PATTERNS, GROUP_TAG, NODE_TAG},
+use super::{
+    approval::{GET_ACCESS_TOKEN, START_ACCESS_REQUEST},
+    find::{
+        fargate::task::{definition, family, role_arn},
+        nodes::{BASTION_NAME_PATTERNS, GROUP_TAG, NODE_TAG},
+    },
 };
 use crate::{
     aws::ecs::NewTaskDefinition,
@@ -56,6 +59,9 @@ pub fn statements<'a>(
     searches: impl Iterator<Item = &'a Search> + Clone,
     fargates: impl Iterator<Item = &'a Fargate> + Clone,
 ) -> Vec<Statement> {
+    if grant.requests_access {
+        return requests(grant, targets, searches);
+    }
     let of_fargate = fargates.clone().map(|fargate| tasks(grant, &fargate.cluster, "*"));
     let resources = resources(grant, targets.clone(), searches.clone(), of_fargate);
     let mut statements = vec![start("StartPortForwarding", resources)];
@@ -82,12 +88,64 @@ pub fn statements<'a>(
     if makes_tasks || searches.clone().any(|search| matches!(search, Search::Ecs(_))) {
         statements.push(Statement::allow("OptionalTellsWhyATaskIsFull", ["ssm:DescribeSessions"], every()));
     }
+    statements.extend(find_instances(searches));
+    statements
+}
+
+/// What it takes besides to find instances, or to find them sooner.
+fn find_instances<'a>(searches: impl Iterator<Item = &'a Search> + Clone) -> Option<Statement> {
+    let action = ["ec2:DescribeInstances"];
     if searches.clone().any(|search| matches!(search, Search::Auto { .. })) {
-        statements.push(Statement::allow("FindInstances", ["ec2:DescribeInstances"], every()));
-    } else if searches.into_iter().any(|search| matches!(search, Search::Group(_))) {
-        let sid = "OptionalFindsInstancesOfGroups";
-        statements.push(Statement::allow(sid, ["ec2:DescribeInstances"], every()));
+        return Some(Statement::allow("FindInstances", action, every()));
     }
+    let mut groups = searches.filter(|search| matches!(search, Search::Group(_)));
+    groups.next().map(|_| Statement::allow("OptionalFindsInstancesOfGroups", action, every()))
+}
+
+/// What it takes to request access to targets, and to find them. Sessions are started, resumed and ended with the credentials
+/// that come of it.
+///
+/// What is behind a request for manual approval is made in the requester's name (AWS Systems Manager user guide, "Setting up
+/// just-in-time access with Systems Manager", the policy for those who request access).
+fn requests<'a>(
+    grant: &Grant,
+    targets: impl Iterator<Item = &'a Target>,
+    searches: impl Iterator<Item = &'a Search> + Clone,
+) -> Vec<Statement> {
+    let request = [START_ACCESS_REQUEST];
+    let nodes: Vec<String> = targets.filter_map(|target| node(grant, target)).collect();
+    let (by_id, by_search) = (!nodes.is_empty(), searches.clone().next().is_some());
+    let mut statements = Vec::new();
+    if by_id {
+        statements.push(Statement::allow("RequestAccess", request, nodes));
+    }
+    for search in searches.clone() {
+        statements.extend(tagged(search).into_iter().map(|tagged| {
+            let statement = Statement::allow(tagged.request, request, any_node(grant));
+            tagged.limit(statement)
+        }));
+    }
+    let documents = vec![format!("arn:{}:ssm:*:*:document/*", grant.partition())];
+    let executions = vec![format!("arn:{}:ssm:*:*:automation-execution/*", grant.partition())];
+    let items = vec![format!("arn:{}:ssm:*:*:opsitem/*", grant.partition())];
+    let start = ["ssm:StartAutomationExecution"];
+    statements.extend([
+        Statement::allow("GetApprovedAccess", [GET_ACCESS_TOKEN], every()),
+        Statement::allow("KeepAccessRequests", ["ssm:CreateOpsItem", "ssm:GetOpsItem"], items),
+        Statement::allow("AskApprovers", start, documents).when(
+            "StringEquals",
+            "ssm:DocumentType",
+            "ManualApprovalPolicy",
+        ),
+        Statement::allow("AwaitApprovers", start, executions),
+    ]);
+    if by_search {
+        statements.push(Statement::allow("FindManagedNodes", ["ssm:DescribeInstanceInformation"], every()));
+    } else if by_id {
+        let action = ["ssm:DescribeInstanceInformation"];
+        statements.push(Statement::allow("OptionalTellsWhyABastionIsAway", action, every()));
+    }
+    statements.extend(find_instances(searches));
     statements
 }
 
@@ -98,13 +156,6 @@ fn start(sid: &'static str, resources: Vec<String>) -> Statement {
 
 /// What it takes to find targets, and to start sessions on them as far as they are known by their tags.
 fn found(grant: &Grant, search: &Search) -> Vec<Statement> {
-    let nodes = || vec![grant.arn("ec2", "instance/*"), grant.arn("ssm", "managed-instance/*")];
-    let tagged = |sid, operator, key: &str, values: &[&str]| {
-        let statement = start(sid, nodes());
-        values.iter().fold(statement, |statement, value| {
-            statement.when(operator, format!("ssm:resourceTag/{key}"), (*value).to_owned())
-        })
-    };
     match search {
         Search::Ecs(EcsSearch { cluster, what: EcsWhat::Service(_), .. }) => {
             vec![
@@ -119,19 +170,65 @@ fn found(grant: &Grant, search: &Search) -> Vec<Statement> {
         Search::Ecs(EcsSearch { cluster, what: EcsWhat::Task(id), .. }) => {
             vec![Statement::allow("DescribeTasks", ["ecs:DescribeTasks"], vec![tasks(grant, cluster, id)])]
         }
-        Search::Tag { key, value } => vec![tagged("StartOnTagged", "StringEquals", key, &[value])],
-        Search::Name(name) => vec![tagged("StartOnNamed", "StringEquals", "Name", &[name])],
-        Search::Group(group) => vec![tagged("StartInGroup", "StringEquals", GROUP_TAG, &[group])],
+        Search::Tag { .. } | Search::Name(_) | Search::Group(_) | Search::Auto { .. } => {
+            tagged(search).into_iter().map(|tagged| tagged.limit(start(tagged.start, any_node(grant)))).collect()
+        }
+    }
+}
+
+/// Nodes that are found by a tag.
+struct Tagged<'a> {
+    /// What the statements are called that are about them: for starting sessions, and for requesting access.
+    start: &'static str,
+    request: &'static str,
+    operator: &'static str,
+    key: &'a str,
+    values: Vec<&'a str>,
+}
+
+impl Tagged<'_> {
+    /// Limits a statement to them.
+    fn limit(&self, statement: Statement) -> Statement {
+        self.values.iter().fold(statement, |statement, value| {
+            statement.when(self.operator, format!("ssm:resourceTag/{}", self.key), (*value).to_owned())
+        })
+    }
+}
+
+/// Returns the nodes that a search finds, by the tags that they have.
+fn tagged(search: &Search) -> Vec<Tagged<'_>> {
+    let equal =
+        |start, request, key, value| Tagged { start, request, operator: "StringEquals", key, values: vec![value] };
+    let like = |start, request, key, values| Tagged { start, request, operator: "StringLike", key, values };
+    match search {
+        Search::Ecs(_) => Vec::new(),
+        Search::Tag { key, value } => vec![equal("StartOnTagged", "RequestAccessToTagged", key, value)],
+        Search::Name(name) => vec![equal("StartOnNamed", "RequestAccessToNamed", "Name", name)],
+        Search::Group(group) => vec![equal("StartInGroup", "RequestAccessToGroup", GROUP_TAG, group)],
         Search::Auto { nodes } => {
-            let mut statements = vec![
-                tagged("StartOnBastions", "StringLike", BASTION_TAG, &["*"]),
-                tagged("StartOnNamedBastions", "StringLike", "Name", &BASTION_NAME_PATTERNS),
+            let mut all = vec![
+                like("StartOnBastions", "RequestAccessToBastions", BASTION_TAG, vec!["*"]),
+                like("StartOnNamedBastions", "RequestAccessToNamedBastions", "Name", BASTION_NAME_PATTERNS.to_vec()),
             ];
             if *nodes {
-                statements.push(tagged("StartOnWorkerNodes", "StringLike", NODE_TAG, &["*"]));
+                all.push(like("StartOnWorkerNodes", "RequestAccessToWorkerNodes", NODE_TAG, vec!["*"]));
             }
-            statements
+            all
         }
+    }
+}
+
+/// The pattern of all nodes.
+fn any_node(grant: &Grant) -> Vec<String> {
+    vec![grant.arn("ec2", "instance/*"), grant.arn("ssm", "managed-instance/*")]
+}
+
+/// Returns the ARN of a target that is a node.
+fn node(grant: &Grant, target: &Target) -> Option<String> {
+    match target {
+        Target::Instance(id) => Some(grant.arn("ec2", &format!("instance/{id}"))),
+        Target::ManagedNode(id) => Some(grant.arn("ssm", &format!("managed-instance/{id}"))),
+        Target::EcsTask(_) => None,
     }
 }
 
@@ -243,6 +340,11 @@ pub const TASKS_NOTE: &str = "`ecs:ExecuteCommand` is not needed, since sessions
                               recommends to deny `ssm:StartSession` on tasks, as such sessions are not in the audit log of ECS Exec: a \
                               policy that does so overrules this one";
 
+/// What to know of statements for requests.
+pub const REQUESTS_NOTE: &str = "as AWS publishes them, the policies of the credentials that come of an approval \
+                                 (`AWSSystemsManagerJustInTimeAccessTokenPolicy`, version 6) allow shells alone: whoever administers Systems \
+                                 Manager has to see to it that they allow the document that forwards";
+
 /// Returns what to know of the statements for a target.
 #[must_use]
 pub fn note(target: &Target) -> Option<String> {
@@ -262,8 +364,7 @@ fn resources<'a>(
     of_tasks: impl Iterator<Item = String>,
 ) -> Vec<String> {
     let targets = targets.map(|target| match target {
-        Target::Instance(id) => grant.arn("ec2", &format!("instance/{id}")),
-        Target::ManagedNode(id) => grant.arn("ssm", &format!("managed-instance/{id}")),
+        Target::Instance(_) | Target::ManagedNode(_) => node(grant, target).unwrap_or_default(),
         Target::EcsTask(_) => {
             let (cluster, task) = target.ecs_task().unwrap_or(("*", "*"));
             tasks(grant, cluster, task)
