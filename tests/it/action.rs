@@ -69,7 +69,7 @@ fn with<'a>(inputs: &'a [(&'static str, String)], more: &[(&'a str, &'a str)]) -
     kept.chain(more.iter().copied()).collect()
 }
 
-/// The manager of a step, which is killed if a test ends before it.
+/// The manager of a step.
 fn background(lab: &Lab, step: &Step) -> super::support::Background {
     lab.background(&step.outputs["name"])
 }

@@ -298,7 +298,9 @@ fn the_scripts_of_the_workflow_are_bash() {
 #[test]
 fn what_the_examples_take_from_others_is_named_by_digest() {
     let is_digest = |text: &str, len: usize| text.len() == len && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let images = [file("examples/Dockerfile"), file("examples/sidecar.yaml")].join("\n");
+    let container =
+        file("examples/devcontainer/devcontainer.json").replace("\"image\": \"", "image: ").replace("\",", "");
+    let images = [file("examples/Dockerfile"), file("examples/sidecar.yaml"), container].join("\n");
     let images = images
         .lines()
         .filter_map(|line| line.trim().strip_prefix("FROM ").or_else(|| line.trim().strip_prefix("image: ")));

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output},
     time::Duration,
@@ -158,6 +159,44 @@ fn the_feature_of_a_dev_container_says_what_its_script_reads() {
     assert!(given.keys().eq(options.keys()), "{given:?}");
     let command: Vec<String> = serde_json::from_value(container["postCreateCommand"].clone()).unwrap();
     <autoheal_pa::cli::Cli as clap::Parser>::try_parse_from(command).unwrap();
+}
+
+/// The reference implementation, which looks for a container before it reads anything, and is told of none.
+#[test]
+fn the_feature_of_a_dev_container_is_read_by_its_own_program() {
+    let Some(program) = tool("devcontainer") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let project = folder.path().join("project/.devcontainer");
+    fs::create_dir_all(project.join("autoheal-pa")).unwrap();
+    for name in ["devcontainer.json", "autoheal-pa/devcontainer-feature.json", "autoheal-pa/install.sh"] {
+        fs::copy(example("devcontainer").join(name), project.join(name)).unwrap();
+    }
+    let docker = folder.path().join("docker");
+    fs::write(&docker, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(&program);
+        command
+            .args(args)
+            .env("TMPDIR", folder.path())
+            .env("HOME", folder.path())
+            .current_dir(folder.path())
+            .output()
+            .unwrap()
+    };
+    let read = [
+        ["read-configuration", "--include-features-configuration"],
+        ["--workspace-folder", "project"],
+        ["--docker-path", docker.to_str().unwrap()],
+    ];
+    let output = run(&read.concat());
+    assert!(output.status.success(), "{output:#?}");
+    let read: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let feature = &read["featuresConfiguration"]["featureSets"][0]["features"][0];
+    assert_eq!((&feature["id"], &feature["value"]), (&json!("autoheal-pa"), &json!({"url": "", "sha256": ""})));
+    let output = run(&["features", "package", "project/.devcontainer/autoheal-pa", "--output-folder", "packaged"]);
+    assert!(output.status.success(), "{output:#?}");
+    assert!(folder.path().join("packaged/devcontainer-feature-autoheal-pa.tgz").exists());
 }
 
 /// The parts of Homebrew that the formula uses, which print what they are given.

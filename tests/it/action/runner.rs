@@ -12,7 +12,7 @@ use std::{
 use tokio::process::Command;
 
 use super::{
-    super::support::{Ended, Lab, Running, path_variable},
+    super::support::{Background, Ended, Lab, Running, path_variable},
     tool,
 };
 
@@ -34,6 +34,8 @@ pub(super) struct Job<'a> {
     path: Vec<PathBuf>,
     /// What the uses of the action have handed to their post steps.
     uses: Vec<Variables>,
+    /// Their managers, which are killed if a test ends before them.
+    managers: Vec<Background>,
 }
 
 /// What a step has done.
@@ -90,7 +92,7 @@ impl<'a> Job<'a> {
             fs::create_dir_all(folder.join(place)).unwrap();
             variables.insert(name.to_owned(), folder.join(place).display().to_string());
         }
-        Some(Self { lab, node, folder, variables, path: Vec::new(), uses: Vec::new() })
+        Some(Self { lab, node, folder, variables, path: Vec::new(), uses: Vec::new(), managers: Vec::new() })
     }
 
     pub(super) fn set(&mut self, name: &str, value: &str) {
@@ -138,6 +140,9 @@ impl<'a> Job<'a> {
         let command = self.start_action(inputs);
         let (step, state) = self.see_through(command).await;
         self.uses.push(state);
+        if let Some(name) = step.outputs.get("name") {
+            self.managers.push(self.lab.background(name));
+        }
         step
     }
 
