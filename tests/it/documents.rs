@@ -295,12 +295,17 @@ fn the_scripts_of_the_workflow_are_bash() {
     }
 }
 
+/// The image that everything is built in.
+const TOOLCHAIN: &str =
+    "rust:1.95-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082";
+
 #[test]
 fn what_the_examples_take_from_others_is_named_by_digest() {
     let is_digest = |text: &str, len: usize| text.len() == len && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let container =
         file("examples/devcontainer/devcontainer.json").replace("\"image\": \"", "image: ").replace("\",", "");
-    let images = [file("examples/Dockerfile"), file("examples/sidecar.yaml"), container].join("\n");
+    let workflows = ["ci", "release"].map(|name| file(&format!(".github/workflows/{name}.yml"))).concat();
+    let images = [file("examples/Dockerfile"), file("examples/sidecar.yaml"), container, workflows].join("\n");
     let images = images
         .lines()
         .filter_map(|line| line.trim().strip_prefix("FROM ").or_else(|| line.trim().strip_prefix("image: ")));
@@ -308,6 +313,8 @@ fn what_the_examples_take_from_others_is_named_by_digest() {
     for image in images.filter(|image| *image != "autoheal-pa") {
         let digest = image.split_once("@sha256:").map_or("", |(_, rest)| rest.split(' ').next().unwrap());
         assert!(is_digest(digest, 64), "{image}");
+        // What builds here is what builds there.
+        assert!(!image.starts_with("rust:") || image.starts_with(TOOLCHAIN), "{image}");
     }
 }
 
