@@ -3,6 +3,8 @@
 //! A commit is what was checked out, or what the environment says, as where there is no repository: in an archive. Builds for
 //! development have none, as it would have them built anew with each commit.
 
+#![expect(clippy::disallowed_methods, reason = "cargo tells a build script everything by its environment")]
+
 use std::{env, path::Path, process::Command};
 
 /// The commit, and at the same time where a packager says it.
@@ -35,7 +37,7 @@ fn checked_out() -> Option<String> {
         return Some(sha.to_owned());
     }
     // Not one around it that this is a part of, such as somebody's home or another project.
-    if git(&["rev-parse", "--show-prefix"])? != "" {
+    if !git(&["rev-parse", "--show-prefix"])?.is_empty() {
         return None;
     }
     for name in ["HEAD", "logs/HEAD", "index"] {
@@ -45,7 +47,7 @@ fn checked_out() -> Option<String> {
         println!("cargo::rerun-if-changed={path}");
     }
     let commit = git(&["rev-parse", "HEAD"])?;
-    let is_changed = git(&["status", "--porcelain", "--untracked-files=no"])? != "";
+    let is_changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.is_empty();
     Some(if is_changed { format!("{commit}-changed") } else { commit })
 }
 
