@@ -18,6 +18,7 @@ pub(super) const CHAPTERS: &[Chapter] = &[
     Chapter { name: "bastions", page: include_str!("../../manual/bastions.md") },
     Chapter { name: "aws", page: include_str!("../../manual/aws.md") },
     Chapter { name: "troubleshooting", page: include_str!("../../manual/troubleshooting.md") },
+    Chapter { name: "changes", page: include_str!("../../manual/changes.md") },
 ];
 
 impl Chapter {
