@@ -370,8 +370,14 @@ fn sign_in(at: Timestamp, profile: &str, now: SystemTime) -> String {
     format!("{ends}: sign in again with `{}`", login::command_for(profile))
 }
 
+/// Whether sessions with the bastion of a request can be started for a good while.
+pub(super) fn is_approved(approval: &ApprovalStatus, now: SystemTime) -> bool {
+    let left = approval.until.map(|at| at.time().duration_since(now).unwrap_or_default());
+    approval.state == "approved" && left.is_some_and(|left| left > APPROVAL_NOTICE)
+}
+
 /// How far a request for access to a bastion is, and what follows when it ends.
-fn approved(ApprovalStatus { target, request, state, until }: &ApprovalStatus, now: SystemTime) -> String {
+pub(super) fn approved(ApprovalStatus { target, request, state, until }: &ApprovalStatus, now: SystemTime) -> String {
     const CONSEQUENCES: &str = "open connections go on, and a session that is lost waits for another approval";
     let request = request.as_ref().map(|request| format!(", request `{request}`")).unwrap_or_default();
     let left = until.map(|at| (at, at.time().duration_since(now).unwrap_or_default()));

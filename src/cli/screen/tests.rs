@@ -243,3 +243,16 @@ fn a_screen_on_which_nothing_happens_stays_as_it_is() {
         .count();
     assert!(differences <= 1, "only what is young gets older: {differences}");
 }
+
+#[test]
+fn an_approval_that_is_waited_for_or_ends_soon_is_shown() {
+    let mut screen = Screen::new(status());
+    assert!(!picture(&screen, 150, 20).contains("access to"), "there is nothing to know yet");
+    let approval = &mut screen.status.access[0].approvals[0];
+    (approval.state, approval.until) = ("waiting".to_owned(), None);
+    let said = "access to `i-0dc03fbcae2a87472`, request `oi-0123456789ab`: waiting for approval";
+    assert!(picture(&screen, 150, 20).contains(said));
+    let approval = &mut screen.status.access[0].approvals[0];
+    (approval.state, approval.until) = ("approved".to_owned(), Some(Timestamp::from(now() + Duration::from_secs(60))));
+    assert!(picture(&screen, 150, 20).contains("approved for another 1 min; after that open connections go on"));
+}

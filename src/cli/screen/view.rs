@@ -4,7 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use super::model::{Examination, Progress, SAMPLES, Screen};
 use crate::{
-    cli::{doctor, output::Paint, status::bytes},
+    cli::{
+        doctor,
+        output::Paint,
+        status::{approved, bytes, is_approved},
+    },
     manager::control::TunnelReport,
     util::written::{Timestamp, in_words, rfc3339},
 };
@@ -115,6 +119,11 @@ fn head(screen: &Screen, now: SystemTime) -> Vec<Line> {
             )]),
             _ => line,
         });
+        let news = access.approvals.iter().filter(|approval| !is_approved(approval, now));
+        lines.extend(news.map(|approval| {
+            let text = format!("access to {}", approved(approval, now));
+            Line(vec![(text, Look::State("warning".to_owned()))])
+        }));
     }
     // Many accesses must not leave the tunnels without room.
     lines.truncate(4);
