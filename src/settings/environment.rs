@@ -73,10 +73,11 @@ impl Environment {
         // Once: the file may be replaced while this process runs, and the name that it was started by stays.
         static EXECUTABLE: OnceLock<Option<PathBuf>> = OnceLock::new();
         let executable = EXECUTABLE.get_or_init(|| {
-            let actual = std::env::current_exe().ok()?;
             let name = std::env::args_os().next().unwrap_or_default();
             let path = variables.get("PATH").map(String::as_str).unwrap_or_default();
-            Some(started_as(&name, &current_dir, path, &actual).unwrap_or(actual))
+            // Linux tells it in /proc, which a bare root does not have.
+            let actual = std::env::current_exe().ok();
+            started_as(&name, &current_dir, path, actual.as_deref()).or(actual)
         });
         let executable = executable.clone();
         Self {
@@ -172,11 +173,11 @@ impl Environment {
 
 /// Finds the path that a program was started by: through a link in a folder of `PATH`, say, which leads to the next
 /// version after an upgrade, where the path that the system tells goes with the old one. `None` if it leads elsewhere.
-fn started_as(name: &OsStr, current_dir: &Path, path: &str, actual: &Path) -> Option<PathBuf> {
-    let is_it = |candidate: &PathBuf| match (fs::metadata(candidate), fs::metadata(actual)) {
-        (Ok(candidate), Ok(actual)) => (candidate.dev(), candidate.ino()) == (actual.dev(), actual.ino()),
-        // It has been replaced already.
-        (Ok(candidate), Err(_)) => candidate.is_file(),
+fn started_as(name: &OsStr, current_dir: &Path, path: &str, actual: Option<&Path>) -> Option<PathBuf> {
+    let is_it = |candidate: &PathBuf| match (fs::metadata(candidate), actual.and_then(|path| fs::metadata(path).ok())) {
+        (Ok(candidate), Some(actual)) => (candidate.dev(), candidate.ino()) == (actual.dev(), actual.ino()),
+        // It has been replaced already, or the system does not tell.
+        (Ok(candidate), None) => candidate.is_file(),
         (Err(_), _) => false,
     };
     let folders: Vec<_> = match Path::new(name).parent() {
@@ -206,7 +207,7 @@ mod tests {
         let actual = root.join("Cellar/1.0/autoheal-pa");
         fs::write(&actual, "").unwrap();
         symlink(&actual, root.join("bin/autoheal-pa")).unwrap();
-        let by = |name: &str, path: &str| started_as(OsStr::new(name), root, path, &actual);
+        let by = |name: &str, path: &str| started_as(OsStr::new(name), root, path, Some(&actual));
         let stable = Some(root.join("bin/autoheal-pa"));
         let path = format!("/nowhere:{}:/bin", root.join("bin").display());
         assert_eq!(by("autoheal-pa", &path), stable);
@@ -225,6 +226,10 @@ mod tests {
         fs::remove_file(root.join("bin/autoheal-pa")).unwrap();
         fs::write(root.join("bin/autoheal-pa"), "").unwrap();
         assert_eq!(by("bin/autoheal-pa", ""), stable);
+        // Where the system does not tell it, as without /proc.
+        let alone = |name: &str, path: &str| started_as(OsStr::new(name), root, path, None);
+        assert_eq!(alone("autoheal-pa", &path), stable);
+        assert_eq!((alone("bin/autoheal-pa", ""), alone("bin", ""), alone("", "bin")), (stable, None, None));
     }
 
     #[test]

@@ -322,9 +322,9 @@ fn nonsense_from_a_manager_is_an_error() {
 
 #[test]
 fn a_manager_of_another_version_is_told_where_it_is_not_understood() {
-    let told = |line: &str| match decode(line).unwrap_err() {
-        ControlError::OtherVersion { program, .. } => program,
-        error => panic!("{line}: {error}"),
+    let told = |line: &str| {
+        let Err(ControlError::OtherVersion { program, .. }) = decode(line) else { panic!("{line}") };
+        program
     };
     for rest in [
         r#""answer":"song"}"#,
