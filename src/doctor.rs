@@ -11,6 +11,8 @@
 //!                                            answer, who am I, may I list pods, resume, end      (each cluster)
 //! ```
 //!
+//! Beside the chain, after the identity: whether its role may more than it needs.
+//!
 //! Resuming comes after everything that is done through the session: if it is not allowed, the session is of no
 //! use any more.
 //!
@@ -23,6 +25,7 @@
 mod api;
 mod entry;
 mod finding;
+mod privilege;
 #[cfg(test)]
 mod tests;
 mod through;
@@ -42,6 +45,7 @@ pub use self::{
     api::{ApiError, User},
     entry::{Entry, Status},
     finding::{Check, Fact, Finding, Outcome, Place, Reason, Trouble},
+    privilege::Narrower,
 };
 use crate::{
     aws::{Aws, AwsError, ClusterDescription},
@@ -256,6 +260,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
             }
             Err(error) => return Err(self.cut(Check::Identity, error)),
         }
+        self.privilege(aws).await;
         let (wanted, imports) = (&self.subject.clusters, !self.subject.imported.is_empty());
         let is_enough = imports || !self.subject.hosts.is_empty();
         if let Wanted::Named(names) = wanted

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 pub use access_entry::{ACCESS_POLICY, access_entry_commands, access_policy_arn};
+pub use excess::{Excess, HeldPolicy, Over, POWERS, Power, too_much};
 pub use held::not_allowed;
 pub use principal::Principal;
 pub use terraform::terraform;
@@ -22,6 +23,7 @@ pub use terraform::terraform;
 use crate::bastion::Bastion;
 
 mod access_entry;
+mod excess;
 mod held;
 mod principal;
 mod terraform;

@@ -16,7 +16,7 @@ use super::{
     values::is_plain,
     xml::Element,
 };
-use crate::util::peer_text::PeerText;
+use crate::{iam::HeldPolicy, util::peer_text::PeerText};
 
 const SUBNETS: List = List { action: "ec2:DescribeSubnets", path: &["subnetSet"], page_len: None };
 const ROUTE_TABLES: List = List { action: "ec2:DescribeRouteTables", path: &["routeTableSet"], page_len: None };
@@ -228,11 +228,11 @@ impl Aws {
         }
     }
 
-    /// Returns all policies of a role: its own, and those that are attached to it.
+    /// Returns all policies of a role, each with its name: its own, and those that are attached to it.
     ///
     /// # Errors
     /// See [`AwsError`].
-    pub async fn policies_of_role(&self, name: &str) -> Result<Vec<Value>, AwsError> {
+    pub async fn policies_of_role(&self, name: &str) -> Result<Vec<HeldPolicy>, AwsError> {
         let iam = &self.inner.iam;
         let of_role = || named("RoleName", name);
         let odd = |action| AwsError::malformed(action, "policy that a role can have");
@@ -240,9 +240,10 @@ impl Aws {
         let inline = |item: &Element| item.own_text().map(str::to_owned);
         for policy in self.query_list(iam, INLINE, name, of_role(), inline).await? {
             let mut parameters = of_role();
-            parameters.push(("PolicyName".to_owned(), policy));
+            parameters.push(("PolicyName".to_owned(), policy.clone()));
             if let Some(answer) = absent(self.query(iam, GET_INLINE, name, &parameters).await)? {
-                policies.push(answer.text("PolicyDocument").and_then(document).ok_or_else(|| odd(GET_INLINE))?);
+                let document = answer.text("PolicyDocument").and_then(document).ok_or_else(|| odd(GET_INLINE))?;
+                policies.push(HeldPolicy { name: policy, document });
             }
         }
         let attached = |item: &Element| item.text("PolicyArn").map(str::to_owned);
@@ -255,7 +256,9 @@ impl Aws {
             parameters.push(("VersionId".to_owned(), version.ok_or_else(|| odd(GET_POLICY))?.to_owned()));
             if let Some(answer) = absent(self.query(iam, GET_VERSION, &arn, &parameters).await)? {
                 let text = answer.child("PolicyVersion").and_then(|version| version.text("Document"));
-                policies.push(text.and_then(document).ok_or_else(|| odd(GET_VERSION))?);
+                let document = text.and_then(document).ok_or_else(|| odd(GET_VERSION))?;
+                let name = arn.rsplit('/').next().unwrap_or_default().to_owned();
+                policies.push(HeldPolicy { name, document });
             }
         }
         Ok(policies)

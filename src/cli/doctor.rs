@@ -4,6 +4,7 @@
 //! Here it is printed: findings as they come, or one JSON object at the end. Both are the result, so they go to
 //! stdout.
 
+mod excess;
 mod fixes;
 mod names;
 mod plugin;

@@ -6,12 +6,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{ApiError, User};
+use super::{ApiError, User, privilege::Narrower};
 use crate::{
     aws::{AwsError, Caller, ClusterDescription, Off, SkipReason},
     bastion::Target,
     cluster::{Cluster, Destination},
     fault::Fault,
+    iam::Excess,
     remote::Remote,
     route::{
         ssm::{DialError, SessionFault, SessionId, targets::Sighting},
@@ -30,6 +31,8 @@ pub enum Check {
     Credentials,
     /// They are good, for somebody, and for how long.
     Identity,
+    /// The caller's role may no more than is needed.
+    Privilege,
     /// EKS lists its clusters.
     ListClusters,
     /// EKS describes the cluster.
@@ -73,10 +76,11 @@ pub enum Check {
 
 impl Check {
     /// All, in their order, but for those that only some kinds of bastions have.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Region,
         Self::Credentials,
         Self::Identity,
+        Self::Privilege,
         Self::ListClusters,
         Self::DescribeCluster,
         Self::ClusterStatus,
@@ -132,6 +136,7 @@ impl Check {
             Self::Region => "region",
             Self::Credentials => "credentials",
             Self::Identity => "identity",
+            Self::Privilege => "least-privilege",
             Self::ListClusters => "list-clusters",
             Self::DescribeCluster => "describe-cluster",
             Self::ClusterStatus => "cluster-status",
@@ -253,6 +258,11 @@ pub enum Fact {
         /// Until when.
         expires: Option<SystemTime>,
     },
+    /// The caller's role is allowed no more than is needed.
+    NoMore {
+        /// Its name.
+        role: String,
+    },
     /// The names of all clusters.
     Clusters(Vec<String>),
     /// A step has come to this.
@@ -311,6 +321,15 @@ pub enum Trouble {
     Expiring {
         /// How long they last.
         left: Duration,
+    },
+    /// The caller's role is allowed more than is needed.
+    TooMuch {
+        /// Its name.
+        role: String,
+        /// By which statements; never empty.
+        excess: Vec<Excess>,
+        /// What prints the policy that allows no more.
+        narrower: Narrower,
     },
     /// There are no clusters.
     NoClusters,
@@ -389,6 +408,8 @@ pub enum Reason {
     NotListed,
     /// The list of managed nodes, which is optional, cannot be had.
     Unasked(AwsError),
+    /// The policies of the caller's role, which few may read, cannot be had.
+    Unread(AwsError),
     /// What a step would have told cannot be found out.
     Untold { why: String, hints: Vec<String> },
     /// The API server is too old to be asked.

@@ -86,7 +86,9 @@ fn policies(call: &Call<'_>, role: &str) -> Result<Vec<(String, Value)>, ApiErro
     let names =
         |policy: &&Resource| policy.properties["Roles"].as_array().into_iter().flatten().any(|name| name == role);
     let others = stack.of_kind("AWS::IAM::Policy").filter(names).map(|policy| of(&policy.properties));
-    Ok(own.chain(others).collect())
+    let is_assumed = world.config.roles.iter().any(|known| known == role);
+    let of_settings = world.settings().role_policies.clone().into_iter().filter(|_| is_assumed);
+    Ok(own.chain(others).chain(of_settings).collect())
 }
 
 fn profile(call: &Call<'_>, name: &str) -> Result<String, ApiError> {

@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use super::{approval::JustInTime, ecs::TaskTrouble};
 
 /// What is wrong at the moment; the default is nothing.
@@ -18,6 +20,8 @@ use super::{approval::JustInTime, ecs::TaskTrouble};
 pub struct Settings {
     /// IAM actions that are denied, such as `ssm:ResumeSession`.
     pub denied_actions: BTreeSet<String>,
+    /// The policies of the roles that can be assumed, by name: what they say decides nothing, but can be read.
+    pub role_policies: Vec<(String, Value)>,
     /// Bastions that `ssm:StartSession` is denied on.
     pub denied_bastions: BTreeSet<String>,
     /// The account is in the standard tier, in which no session can be started on a managed node, `mi-…`.

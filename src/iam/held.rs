@@ -61,7 +61,7 @@ fn is_same(one: &Value, other: &Value) -> bool {
 }
 
 /// What is one or a list in a policy.
-fn several(value: &Value) -> Vec<&Value> {
+pub(super) fn several(value: &Value) -> Vec<&Value> {
     match value {
         Value::Array(items) => items.iter().collect(),
         Value::Null => Vec::new(),
@@ -69,8 +69,13 @@ fn several(value: &Value) -> Vec<&Value> {
     }
 }
 
+/// The texts of what is one or a list in a policy.
+pub(super) fn texts(value: &Value) -> Vec<&str> {
+    several(value).into_iter().filter_map(Value::as_str).collect()
+}
+
 /// Whether a pattern, in which `*` stands for any characters and `?` for one, covers a text, which may have those itself.
-fn matches(pattern: &str, text: &str) -> bool {
+pub(super) fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut at, mut of) = (0, 0);
     // Where to go on after the last star, with one character more for it.

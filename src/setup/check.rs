@@ -168,6 +168,7 @@ impl Look<'_> {
             return Ok(State::Missing);
         }
         let held = self.aws.policies_of_role(role).await?;
+        let held: Vec<_> = held.into_iter().map(|policy| policy.document).collect();
         let missing = not_allowed(document, &held);
         if missing.is_empty() {
             return Ok(there(format!("`{role}` is allowed all of it")));

@@ -499,6 +499,7 @@ async fn json_has_the_documented_keys_and_types() {
             "region",
             "credentials",
             "identity",
+            "least-privilege",
             "list-clusters",
             "describe-cluster",
             "cluster-status",

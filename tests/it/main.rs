@@ -43,6 +43,7 @@ mod not_found;
 mod odd_files;
 mod other_users;
 mod policy;
+mod privilege;
 mod profiles;
 mod proxy;
 mod recipes;

@@ -3,7 +3,7 @@
 //! What other commands say as hints is taken from there. A command is one line; where its pieces are not known it
 //! finds them itself.
 
-use super::{names::Names, words::is_explicit_deny};
+use super::{excess, names::Names, words::is_explicit_deny};
 use crate::{
     aws::{
         AwsError, ClusterDescription, SkipReason,
@@ -47,6 +47,7 @@ impl<'a> Fixes<'a> {
         match trouble {
             Trouble::Aws(error) => self.aws(error),
             Trouble::Expiring { .. } => assess(&AwsError::NotRenewed { origin: String::new() }).1,
+            Trouble::TooMuch { excess, narrower, .. } => excess::fixes(self.place, excess, narrower),
             Trouble::NoClusters | Trouble::NoSuchCluster => vec![command!("aws eks list-clusters --region {}", region)],
             Trouble::Unusable(reason) => self.unusable(reason),
             Trouble::PublicOnly => vec![
@@ -486,7 +487,7 @@ fn principal(place: &Place) -> Word {
 }
 
 /// Returns the ARN of the caller or, of a role's session, of the role as far as it is known.
-fn principal_arn(place: &Place) -> String {
+pub(super) fn principal_arn(place: &Place) -> String {
     let Some(caller) = &place.caller else { return "ARN_OF_THE_ROLE".to_owned() };
     match (given_role(place), assumed_role(&caller.arn)) {
         (Some(role), _) => role.to_owned(),

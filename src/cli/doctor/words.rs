@@ -4,6 +4,7 @@
 //! Nothing is guessed: where the wire does not tell two causes apart both are named.
 
 use super::{
+    excess,
     fixes::{Fixes, grant},
     names::Names,
 };
@@ -45,6 +46,7 @@ pub fn entry(finding: &Finding) -> Entry {
                 }
                 Reason::Untold { hints, .. } => hints.clone(),
                 Reason::Unasked(_)
+                | Reason::Unread(_)
                 | Reason::Needs(_)
                 | Reason::NotListed
                 | Reason::NotServed
@@ -85,6 +87,7 @@ pub(super) fn title(check: Check) -> &'static str {
         Check::Region => "region and profile",
         Check::Credentials => "credentials",
         Check::Identity => "identity",
+        Check::Privilege => "least privilege",
         Check::ListClusters => "list clusters",
         Check::DescribeCluster => "describe cluster",
         Check::ClusterStatus => "cluster status",
@@ -115,6 +118,7 @@ fn tried(check: Check, place: &Place) -> String {
             .to_owned(),
         Check::Credentials => "to load AWS credentials".to_owned(),
         Check::Identity => "`sts:GetCallerIdentity`, which needs no permission".to_owned(),
+        Check::Privilege => "the role's policies, by `iam:ListRolePolicies` and `iam:ListAttachedRolePolicies`".to_owned(),
         Check::ListClusters => format!("`eks:ListClusters` in {region}"),
         Check::DescribeCluster => format!("`eks:DescribeCluster` of `{cluster}` in {region}"),
         Check::ClusterStatus => format!("the status, endpoint and certificate authority of `{cluster}`"),
@@ -157,6 +161,7 @@ fn told(fact: &Fact, place: &Place) -> String {
                 None => format!("{arn}, credentials that do not expire"),
             }
         }
+        Fact::NoMore { role } => format!("`{role}` may no more than tunnels need, as far as its policies say"),
         Fact::Clusters(names) => list(names),
         Fact::Described => {
             let description = place.description.as_deref();
@@ -221,7 +226,10 @@ fn skipped(reason: &Reason, place: &Place) -> String {
         Reason::Unasked(AwsError::AccessDenied { action, .. }) => {
             format!("`{action}` is optional and not allowed: `start session` will show")
         }
-        Reason::Unasked(error) => sentence(error),
+        Reason::Unread(AwsError::AccessDenied { action, .. }) => {
+            format!("`{action}` is optional and not allowed: whether the role may more than it needs is not known")
+        }
+        Reason::Unasked(error) | Reason::Unread(error) => sentence(error),
         Reason::Untold { why, .. } => why.clone(),
         Reason::NotServed => "the API server is older than Kubernetes 1.28, which cannot say".to_owned(),
         Reason::SessionOver => "the agent has ended the session".to_owned(),
@@ -241,6 +249,7 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
             Some(caller) => format!("{}, credentials for {}", caller.arn, in_words(*left)),
             None => format!("credentials for {}", in_words(*left)),
         },
+        Trouble::TooMuch { role, excess, .. } => excess::answer(role, excess),
         Trouble::NoClusters => format!("there are no EKS clusters in {region}"),
         Trouble::NoSuchCluster => format!("there is no cluster of this name in {region}"),
         Trouble::Unusable(reason) => reason.to_string(),
@@ -289,6 +298,7 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
              resumed"
                 .to_owned()
         }
+        Trouble::TooMuch { excess, .. } => excess::meaning(excess),
         Trouble::NoClusters => {
             "the region or account may be the wrong one, or there is nothing to open a tunnel to".to_owned()
         }

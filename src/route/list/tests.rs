@@ -6,6 +6,8 @@ use crate::{
     route::ssm::statements::data_channels,
 };
 
+mod excess;
+
 fn bastion(id: &str) -> Bastion {
     id.parse().unwrap()
 }

@@ -147,6 +147,7 @@ pub(super) const TABLE: &[Row] = &[
             "secret",
             "settings",
             "kubeconfig",
+            "iam",
             "util",
         ],
     ),
