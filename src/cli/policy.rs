@@ -24,6 +24,10 @@ use crate::{
     },
 };
 
+/// What to know where the role's session is tagged. Trust policies are no part of what is printed.
+const TAGS_NOTE: &str = "for `--tag` and `--transitive-tag` the role's trust policy, and the policy of whoever assumes it, must allow \
+                         `sts:TagSession` besides `sts:AssumeRole`";
+
 /// Prints the policy.
 ///
 /// # Errors
@@ -35,8 +39,10 @@ pub async fn run(args: &PolicyArgs, global: &GlobalArgs, printer: &Printer) -> R
         // It has nothing to do with sessions.
         settings.access.iter_mut().for_each(|access| access.document = None);
     }
-    let (grant, documents) = Box::pin(grant(settings, args.access_entry || args.terraform)).await?;
-    print(args, &grant, documents, printer)
+    let is_tagged = settings.access.iter().any(|access| !access.aws.tags.is_empty());
+    let (grant, mut notes) = Box::pin(grant(settings, args.access_entry || args.terraform)).await?;
+    notes.extend((is_tagged && !args.access_entry).then(|| TAGS_NOTE.to_owned()));
+    print(args, &grant, notes, printer)
 }
 
 /// Completes what the options say with what AWS says. Returns as well what to do about the session documents that it allows.

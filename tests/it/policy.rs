@@ -374,6 +374,20 @@ async fn a_configuration_file_says_what_it_is_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tags_of_the_role_s_session_need_more_than_a_policy() {
+    let lab = Lab::start(Config::default()).await;
+    let arguments = ["policy", "--bastion", "i-0dc03fbcae2a87472", "--region", "us-east-1"];
+    let role = ["--role-arn", "arn:aws:iam::123456789012:role/ReadOnly"];
+    for (tags, is_said) in [(&["--tag", "team=a", "--transitive-tag", "team"][..], true), (&[], false)] {
+        let mut command = lab.bare_command(PROGRAM);
+        let ended = Running::start(command.args(arguments).args(role).args(tags)).ended().await;
+        let policy: Value = serde_json::from_str(ended.assert_success()).unwrap();
+        assert_eq!(policy["Version"], "2012-10-17");
+        assert_eq!(ended.stderr.contains("must allow `sts:TagSession`"), is_said, "{ended:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn says_what_it_cannot_do() {
     let lab = Lab::start(Config::default()).await;
     for (args, code, text) in [
