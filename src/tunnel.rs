@@ -31,6 +31,8 @@ mod prober;
 mod program;
 mod recovery;
 mod slot;
+#[cfg(any(target_os = "macos", test))]
+mod socket_list;
 #[cfg(target_os = "linux")]
 mod socket_user;
 mod status;

@@ -4,6 +4,8 @@ pub mod arn;
 pub mod backoff;
 pub mod connection;
 pub mod folder;
+#[cfg(target_os = "macos")]
+pub mod kernel;
 pub(crate) mod peer_text;
 pub(crate) mod quote;
 pub mod read;

@@ -1,4 +1,4 @@
-//! Who may connect to a local port: by default, on Linux, only programs of this process's user and of root.
+//! Who may connect to a local port: by default only programs of this process's user and of root.
 //!
 //! A port on loopback is open to everybody on the machine. What waits behind a tunnel trusts whoever comes out of the
 //! cluster, so the port must not be a door for other users.
@@ -7,7 +7,7 @@
 //!
 //! * Each connection is judged once, when it is accepted and before a byte of it is read.
 //! * Whoever is not shown to be allowed is turned away with a reset. Only where the system tells nothing about any
-//!   connection (elsewhere than on Linux, or with no `/proc`) everybody is let in.
+//!   connection (Linux with no `/proc`, a macOS whose list of sockets cannot be read) everybody is let in.
 
 use std::{
     collections::BTreeSet,
@@ -16,6 +16,8 @@ use std::{
 
 use tracing::{debug, warn};
 
+#[cfg(target_os = "macos")]
+use super::socket_list::Sockets;
 #[cfg(target_os = "linux")]
 use super::socket_user::Sockets;
 use crate::route::Ends;
@@ -30,8 +32,9 @@ pub struct Admission(Option<Arc<Users>>);
 /// The user of the program at the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum User {
-    /// It has this user id, and the socket this inode; 0: the program has closed it.
-    Known { id: u32, inode: u32 },
+    /// It has this user id. By the other number its program is found: on Linux it is the inode of the socket, on macOS
+    /// the id of the process; 0: the program has closed it.
+    Known { id: u32, key: u32 },
     /// The program has closed the connection, and the system has forgotten whose it was.
     Gone,
     /// The system does not tell.
@@ -42,7 +45,6 @@ pub(super) enum User {
 struct Users {
     /// The user that this process acts as.
     own: u32,
-    #[cfg(target_os = "linux")]
     sockets: Sockets,
     /// Users that have been named in the log.
     named: Mutex<BTreeSet<u32>>,
@@ -54,14 +56,7 @@ impl Admission {
     /// Lets in programs of this process's user and of root, as far as the system tells whose they are.
     #[must_use]
     pub fn owner() -> Self {
-        #[cfg(target_os = "linux")]
-        {
-            Self::of(rustix::process::geteuid().as_raw())
-        }
-        #[cfg(not(target_os = "linux"))]
-        {
-            Self::everyone()
-        }
+        Self::of(rustix::process::geteuid().as_raw())
     }
 
     /// Lets in programs of all users of this machine.
@@ -70,7 +65,6 @@ impl Admission {
         Self(None)
     }
 
-    #[cfg(target_os = "linux")]
     fn of(own: u32) -> Self {
         Self(Some(Arc::new(Users { own, sockets: Sockets::default(), named: Mutex::default(), untold: false.into() })))
     }
@@ -83,7 +77,7 @@ impl Admission {
 
 impl Users {
     fn admits(&self, ends: Ends) -> bool {
-        match self.user(ends) {
+        match self.sockets.user(ends) {
             User::Known { id, .. } if id == self.own || id == 0 => true,
             User::Known { id: user, .. } => {
                 let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,20 +105,9 @@ impl Users {
             }
         }
     }
-
-    #[cfg(target_os = "linux")]
-    fn user(&self, ends: Ends) -> User {
-        self.sockets.user(ends)
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn user(&self, _ends: Ends) -> User {
-        User::Untold
-    }
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")]
 mod tests {
     use std::net::{SocketAddr, TcpListener, TcpStream};
 

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeSet,
-    fmt, fs,
+    fmt,
     future::poll_fn,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -350,9 +350,16 @@ fn listen(address: IpAddr, port: u16) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Finds the process that listens on a port, as far as `/proc` shows it.
+/// Finds the process that listens on a port, as far as the kernel's list of sockets shows it.
+#[cfg(target_os = "macos")]
 fn owner_of(port: u16) -> Option<Process> {
-    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(fs::read_to_string);
+    Process::with_id(super::socket_list::listener_on(port)?)
+}
+
+/// Finds the process that listens on a port, as far as `/proc` shows it.
+#[cfg(target_os = "linux")]
+fn owner_of(port: u16) -> Option<Process> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(std::fs::read_to_string);
     let inodes: Vec<u64> = tables.iter().flatten().flat_map(|table| listening_inodes(table, port)).collect();
     Process::with_socket(&inodes)
 }
@@ -360,6 +367,7 @@ fn owner_of(port: u16) -> Option<Process> {
 /// Returns the inodes of the sockets that listen on a port, from the text of `/proc/net/tcp`.
 ///
 /// Source of the format: `Documentation/networking/proc_net_tcp.rst` of Linux; state 0A is `LISTEN`.
+#[cfg(target_os = "linux")]
 fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
     let inode = |line: &str| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -374,6 +382,7 @@ fn listening_inodes(table: &str, port: u16) -> Vec<u64> {
 mod tests {
     use super::*;
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn reads_the_kernels_table() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -393,9 +402,7 @@ mod tests {
         let bound = Listeners::bind(first.port(), 2, false, Admission::owner()).unwrap();
         assert!(bound.listeners.iter().all(|listeners| listeners.port() > first.port()));
         assert_eq!(bound.skipped[0].port, first.port());
-        if cfg!(target_os = "linux") {
-            assert_eq!(bound.skipped[0].owner.as_ref().map(|owner| owner.pid), Some(std::process::id()));
-        }
+        assert_eq!(bound.skipped[0].owner.as_ref().map(|owner| owner.pid), Some(std::process::id()));
     }
 
     #[tokio::test]

@@ -1,12 +1,14 @@
 //! The programs of this machine that have sockets, as far as the system tells.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
-
+use std::path::PathBuf;
 #[cfg(target_os = "linux")]
-use super::{admission::User, socket_user::Sockets};
+use std::{fs, path::Path};
+
+use super::admission::User;
+#[cfg(target_os = "macos")]
+use super::socket_list::Sockets;
+#[cfg(target_os = "linux")]
+use super::socket_user::Sockets;
 use crate::{route::Ends, util::peer_text::PeerText};
 
 /// A process of this machine.
@@ -14,14 +16,47 @@ use crate::{route::Ends, util::peer_text::PeerText};
 pub struct Process {
     /// Its process id.
     pub pid: u32,
-    /// Its command's name, as the kernel keeps it: at most 15 bytes.
+    /// Its command's name. Linux keeps at most 15 bytes of it.
     pub command: PeerText,
     /// The file that it runs, where that is shown.
     pub executable: Option<PathBuf>,
 }
 
 impl Process {
+    /// Finds the process that a [`User::Known`] has a key to.
+    fn behind(key: u32) -> Option<Self> {
+        if key == 0 {
+            return None;
+        }
+        #[cfg(target_os = "linux")]
+        {
+            Self::with_socket(&[u64::from(key)])
+        }
+        #[cfg(target_os = "macos")]
+        {
+            Self::with_id(key)
+        }
+    }
+
+    /// Describes a process, as far as `ps` does.
+    #[cfg(target_os = "macos")]
+    pub(super) fn with_id(pid: u32) -> Option<Self> {
+        use std::{
+            ffi::OsString,
+            os::unix::ffi::OsStringExt,
+            process::{Command, Stdio},
+        };
+        // The system call for this is none that safe code can make. `-ww`: nothing of a long path is cut off.
+        let mut ps = Command::new("/bin/ps");
+        ps.args(["-ww", "-o", "comm=", "-p"]).arg(pid.to_string());
+        let output = ps.env_clear().stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+        let path = PathBuf::from(OsString::from_vec(output.stdout.trim_ascii_end().to_vec()));
+        let command = PeerText::new(&path.file_name()?.to_string_lossy());
+        Some(Self { pid, command, executable: path.is_absolute().then_some(path) })
+    }
+
     /// Finds a process that has one of the sockets with these inodes open. The kernel shows this user's, and root all.
+    #[cfg(target_os = "linux")]
     pub(super) fn with_socket(inodes: &[u64]) -> Option<Self> {
         if inodes.is_empty() {
             return None;
@@ -47,10 +82,9 @@ pub struct Client {
     pub process: Option<Process>,
 }
 
-/// Tells who has made connections to local ports. It reads `/proc`, so it may block for some milliseconds.
+/// Tells who has made connections to local ports. It reads `/proc` or runs `ps`, so it may block for some milliseconds.
 #[derive(Debug, Default)]
 pub struct Programs {
-    #[cfg(target_os = "linux")]
     sockets: Sockets,
 }
 
@@ -59,26 +93,14 @@ impl Programs {
     /// ended nothing.
     #[must_use]
     pub fn client(&self, ends: Ends) -> Client {
-        #[cfg(target_os = "linux")]
-        {
-            match self.sockets.user(ends) {
-                User::Known { id, inode } => {
-                    let inodes: &[u64] = if inode == 0 { &[] } else { &[u64::from(inode)] };
-                    Client { user: Some(id), process: Process::with_socket(inodes) }
-                }
-                User::Gone | User::Untold => Client::default(),
-            }
-        }
-        #[cfg(not(target_os = "linux"))]
-        {
-            let _ = ends;
-            Client::default()
+        match self.sockets.user(ends) {
+            User::Known { id, key } => Client { user: Some(id), process: Process::behind(key) },
+            User::Gone | User::Untold => Client::default(),
         }
     }
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")]
 mod tests {
     use std::net::{TcpListener, TcpStream};
 

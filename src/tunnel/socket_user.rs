@@ -161,7 +161,7 @@ fn read_answer(answer: &[u8]) -> Option<Option<User>> {
 
 /// A socket that its program has closed has no inode, and before Linux 6.17 its user is given as 0.
 fn user_of(id: u32, inode: u32) -> User {
-    if id == 0 && inode == 0 { User::Gone } else { User::Known { id, inode } }
+    if id == 0 && inode == 0 { User::Gone } else { User::Known { id, key: inode } }
 }
 
 fn number(bytes: &[u8], at: usize) -> Option<u32> {
@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     fn is_own(user: User) -> bool {
-        matches!(user, User::Known { id, inode: 1.. } if id == rustix::process::geteuid().as_raw())
+        matches!(user, User::Known { id, key: 1.. } if id == rustix::process::geteuid().as_raw())
     }
 
     fn connected(listen: &str, connect: impl Fn(u16) -> SocketAddr) -> (TcpStream, TcpStream, SocketAddr, SocketAddr) {
@@ -282,8 +282,8 @@ mod tests {
         assert_eq!((loopback.as_str(), port.as_str()), ("0100007F:9C40", "0100007F:2774"));
         // The server's end of the same connection comes first.
         let table = line(&port, &loopback, 7, 7) + &line(&loopback, &port, 1000, 8);
-        assert_eq!(in_table(&table, peer, local), Some(User::Known { id: 1000, inode: 8 }));
-        assert_eq!(in_table(&line(&loopback, &port, 0, 8), peer, local), Some(User::Known { id: 0, inode: 8 }));
+        assert_eq!(in_table(&table, peer, local), Some(User::Known { id: 1000, key: 8 }));
+        assert_eq!(in_table(&line(&loopback, &port, 0, 8), peer, local), Some(User::Known { id: 0, key: 8 }));
         assert_eq!(in_table(&line(&loopback, &port, 0, 0), peer, local), Some(User::Gone));
         assert_eq!(in_table("nonsense\n  1: x y\n", peer, local), None);
     }
