@@ -30,7 +30,6 @@ use crate::{
     clock,
     util::{
         folder::{Missing, Place},
-        read::read_text,
         replace::{Temporary, sweep},
     },
 };
@@ -50,9 +49,6 @@ const RECORD_LEN: usize = 256;
 /// Most of a machine's name that is written, in characters; Linux has no longer ones.
 const MAX_HOST_LEN: usize = 64;
 
-/// Most that is read of the id of a machine's start, in bytes; it has 36 and a line feed.
-const MAX_BOOT_ID_LEN: u64 = 64;
-
 /// A lock that is held. Dropping it removes the file.
 #[derive(Debug)]
 pub(super) struct Lock {
@@ -69,7 +65,7 @@ pub struct Holder {
     pub pid: u32,
     /// The machine's name.
     pub host: String,
-    /// Changes when the machine is started, and is the same in its containers; only Linux has it.
+    /// Changes when the machine is started, and is the same in its containers, where the system has it.
     boot: Option<String>,
 }
 
@@ -77,10 +73,7 @@ impl Holder {
     /// This process.
     fn own() -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().chars().take(MAX_HOST_LEN).collect();
-        let boot = read_text(Path::new("/proc/sys/kernel/random/boot_id"), MAX_BOOT_ID_LEN)
-            .ok()
-            .map(|id| id.trim().to_owned());
-        Self { program: PROGRAM.to_owned(), pid: std::process::id(), host, boot }
+        Self { program: PROGRAM.to_owned(), pid: std::process::id(), host, boot: boot_id() }
     }
 
     /// Reads a lock file; `None` if it is not ours.
@@ -105,6 +98,21 @@ impl Holder {
     #[must_use]
     pub fn is_here(&self) -> bool {
         self.shares_machine_with(&Self::own())
+    }
+}
+
+/// Returns the id of this start of the machine.
+fn boot_id() -> Option<String> {
+    #[cfg(target_os = "linux")]
+    {
+        /// Most that is read of it, in bytes; it has 36 and a line feed.
+        const MAX_LEN: u64 = 64;
+        let id = crate::util::read::read_text(Path::new("/proc/sys/kernel/random/boot_id"), MAX_LEN).ok()?;
+        Some(id.trim().to_owned())
+    }
+    #[cfg(target_os = "macos")]
+    {
+        crate::util::kernel::text("kern.bootsessionuuid")
     }
 }
 
