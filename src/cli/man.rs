@@ -129,7 +129,8 @@ const ENVIRONMENT: &[(&[&str], &str)] = &[
     (&["HOME"], "Where `~/.kube` is; otherwise taken from the user database."),
     (
         &["XDG_RUNTIME_DIR"],
-        "Where the manager's lock and control socket are; otherwise in a private folder below the temporary directory.",
+        "Where the manager's lock and control socket are; otherwise in a private folder below the temporary directory, on \
+         macOS in `~/Library/Application Support/autoheal-pa`.",
     ),
     (
         &["XDG_STATE_HOME"],

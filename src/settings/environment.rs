@@ -159,12 +159,19 @@ impl Environment {
     }
 
     /// Returns the directory for sockets of this user's programs: `$XDG_RUNTIME_DIR/autoheal-pa` where that directory is
-    /// really this user's and nobody else may change it, else `autoheal-pa-<uid>` in the temporary directory.
+    /// really this user's and nobody else may change it; on macOS else the one below `~/Library`; else
+    /// `autoheal-pa-<uid>` in the temporary directory.
     pub(super) fn runtime_dir(&self) -> PathBuf {
+        self.runtime_dir_on(cfg!(target_os = "macos"))
+    }
+
+    fn runtime_dir_on(&self, macos: bool) -> PathBuf {
         // After `su` or `sudo` the variable may still name the directory of another user.
         let is_own = |folder: Folder| folder.owner() == self.uid && !folder.may_be_swapped();
-        let usable = |dir: &&Path| dir.is_absolute() && Folder::open(dir).is_ok_and(is_own);
-        match self.get("XDG_RUNTIME_DIR").map(Path::new).filter(usable) {
+        let usable = |dir: &PathBuf| dir.is_absolute() && Folder::open(dir).is_ok_and(is_own);
+        // macOS removes what is older than three days from the temporary directory, be it of a manager that is running.
+        let lasting = || self.home.as_ref().filter(|_| macos).map(|home| home.join("Library/Application Support"));
+        match self.get("XDG_RUNTIME_DIR").map(PathBuf::from).filter(usable).or_else(|| lasting().filter(usable)) {
             Some(dir) => dir.join("autoheal-pa"),
             None => self.current_dir.join(&self.temp_dir).join(format!("autoheal-pa-{}", self.uid)),
         }
@@ -282,5 +289,23 @@ mod tests {
             let environment = base().with([("XDG_RUNTIME_DIR", unusable)]);
             assert_eq!(environment.runtime_dir(), Path::new("/tmp").join(format!("autoheal-pa-{uid}")));
         }
+    }
+    #[test]
+    fn macos_has_a_directory_that_it_does_not_sweep() {
+        let home = tempfile::tempdir().unwrap();
+        let uid = home.path().metadata().unwrap().uid();
+        let environment =
+            Environment { home: Some(home.path().to_owned()), temp_dir: "/tmp".into(), uid, ..Environment::default() };
+        let temporary = Path::new("/tmp").join(format!("autoheal-pa-{uid}"));
+        assert_eq!(environment.runtime_dir_on(true), temporary, "it is not there");
+        let lasting = home.path().join("Library/Application Support");
+        fs::create_dir_all(&lasting).unwrap();
+        assert_eq!(environment.runtime_dir_on(true), lasting.join("autoheal-pa"));
+        assert_eq!(environment.runtime_dir_on(false), temporary);
+        let other = Environment { uid: uid + 1, ..environment.clone() };
+        assert_eq!(other.runtime_dir_on(true), Path::new("/tmp").join(format!("autoheal-pa-{}", uid + 1)));
+        let given = home.path().to_str().unwrap();
+        let given = environment.with([("XDG_RUNTIME_DIR", given)]).runtime_dir_on(true);
+        assert_eq!(given, home.path().join("autoheal-pa"));
     }
 }
