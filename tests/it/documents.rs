@@ -354,6 +354,41 @@ fn the_unit_is_one() {
     }
 }
 
+#[test]
+fn the_agent_is_one() {
+    const AS_JSON: &str = "import json, plistlib, sys; print(json.dumps(plistlib.load(open(sys.argv[1], 'rb'))))";
+    let output = Command::new("python3").args(["-c", AS_JSON, "examples/autoheal-pa.plist"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let agent: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&agent["Label"], &agent["RunAtLoad"]), (&"autoheal-pa".into(), &true.into()));
+    assert_eq!(agent["KeepAlive"], serde_json::json!({ "SuccessfulExit": false }));
+    assert_eq!(agent["Umask"], 0o077);
+    // The bound of a stop.
+    assert!(agent["ExitTimeOut"].as_u64().unwrap() > 20);
+    let arguments: Vec<&str> =
+        agent["ProgramArguments"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    assert_eq!(arguments, ["/usr/local/bin/autoheal-pa", "up"]);
+    for log in ["StandardOutPath", "StandardErrorPath"] {
+        assert!(agent[log].as_str().unwrap().starts_with("/Users/you/"), "what is replaced: {log}");
+    }
+    // What has a meaning for launchd: see launchd.plist(5).
+    let known = [
+        "Label",
+        "ProgramArguments",
+        "EnvironmentVariables",
+        "RunAtLoad",
+        "KeepAlive",
+        "ThrottleInterval",
+        "ExitTimeOut",
+        "Umask",
+        "StandardOutPath",
+        "StandardErrorPath",
+    ];
+    for key in agent.as_object().unwrap().keys() {
+        assert!(known.contains(&key.as_str()), "{key}");
+    }
+}
+
 /// The lines of a Dockerfile, continued ones joined, without comments.
 fn instructions(dockerfile: &str) -> Vec<(String, String)> {
     let lines = dockerfile.replace("\\\n", " ");
