@@ -34,6 +34,11 @@ def install():
         if not (TOOLS / "bin" / crate.split("@")[0]).exists():
             # Debug: they run for seconds, and an optimised build takes minutes.
             run("cargo", "install", "--quiet", "--locked", "--debug", "--root", TOOLS, crate)
+    install_compiler()
+
+
+def install_compiler():
+    """Installs Debian's compiler, which has the sources of its standard library with it."""
     if not (RUST / "rustc").exists():
         unpack_compiler()
     version = run(RUST / "rustc", "--version")
