@@ -54,7 +54,7 @@ pub struct Order {
     pub namespaces: Vec<String>,
     /// Whom it is for; `None`: a role that is to be made.
     pub principal: Option<Principal>,
-    /// The image of the task on Fargate; `None`: the usual one.
+    /// The image of tasks on Fargate; `None`: the usual one.
     pub fargate_image: Option<String>,
 }
 
@@ -119,6 +119,8 @@ pub enum Piece {
     },
     /// With the role that it has for its image, if it needs one.
     TaskDefinition(NewTaskDefinition),
+    /// What keeps one task running.
+    Service(Service),
     /// The role of whoever uses all this.
     UserRole {
         name: String,
@@ -247,6 +249,26 @@ pub struct Scaling {
     pub tags: Vec<(&'static str, String)>,
 }
 
+/// A service of ECS with one task on Fargate, in the group of the bastion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// The name of the ECS cluster.
+    pub cluster: String,
+    pub name: String,
+    /// Of its task definition.
+    pub family: String,
+    pub subnets: Vec<String>,
+}
+
+impl Service {
+    /// Returns where its tasks are, as ECS takes it, in this group.
+    fn network(&self, group: Value) -> Value {
+        json!({
+            "awsvpcConfiguration": { "subnets": self.subnets, "securityGroups": [group], "assignPublicIp": "DISABLED" },
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// Such as `ssmmessages`.
@@ -291,6 +313,7 @@ impl Piece {
             Self::ConnectEndpoint { .. } => "Instance Connect Endpoint",
             Self::EcsCluster { .. } => "ECS cluster",
             Self::TaskDefinition(_) => "task definition",
+            Self::Service(_) => "ECS service",
             Self::UserRole { .. } => "role",
             Self::Policy { .. } => "policy",
             Self::Entry(_) => "access entry",
@@ -311,6 +334,7 @@ impl Piece {
             | Self::ConnectEndpoint { .. }
             | Self::EcsCluster { .. }
             | Self::TaskDefinition(_)
+            | Self::Service(_)
             | Self::Entry(_) => false,
         }
     }
@@ -336,10 +360,16 @@ impl Plan {
             | Piece::ConnectEndpoint { .. }
             | Piece::EcsCluster { .. }
             | Piece::TaskDefinition(_)
+            | Piece::Service(_)
             | Piece::Policy { .. }
             | Piece::Entry(_) => false,
         };
         self.items.iter().find(is_it).map(|item| item.id.as_str())
+    }
+
+    /// Returns what has to be there before a task starts: without a way to its image it fails, and its service is given up.
+    fn ways(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter().filter(|item| matches!(item.piece, Piece::Endpoint(_) | Piece::Rule(_)))
     }
 
     /// Returns what a group that is made is called.

@@ -34,6 +34,7 @@ const INLINE: Listed = Listed { action: "iam:ListRolePolicies", path: &["PolicyN
 const ATTACHED: Listed = Listed { action: "iam:ListAttachedRolePolicies", path: &["AttachedPolicies"] };
 
 const DESCRIBE_ECS_CLUSTERS: &str = "ecs:DescribeClusters";
+const DESCRIBE_ECS_SERVICES: &str = "ecs:DescribeServices";
 const DESCRIBE_ENTRY: &str = "eks:DescribeAccessEntry";
 const ENTRY_POLICIES: &str = "eks:ListAssociatedAccessPolicies";
 
@@ -94,6 +95,16 @@ pub struct ScalingGroup {
     pub wanted: u32,
     /// Ids of the instances that are in service.
     pub in_service: Vec<String>,
+}
+
+/// A service of ECS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EcsService {
+    /// How many tasks there are to be, and how many run.
+    pub wanted: u32,
+    pub running: u32,
+    /// Its new tasks have the agent for sessions.
+    pub exec_enabled: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -287,6 +298,29 @@ impl Aws {
         // One that is not there is among the failures.
         let clusters = answer.clusters.unwrap_or_default();
         Ok(clusters.iter().any(|cluster| cluster.status.as_deref() == Some("ACTIVE")))
+    }
+
+    /// Returns a service of ECS; `None` if there is none of this name, or no such ECS cluster.
+    ///
+    /// # Errors
+    /// See [`AwsError`].
+    pub async fn ecs_service(&self, cluster: &str, name: &str) -> Result<Option<EcsService>, AwsError> {
+        let ecs = self.ecs();
+        let call = Call { action: DESCRIBE_ECS_SERVICES, resource: name, region: self.region(), host: &ecs.host };
+        let answer = ecs.client.describe_services().cluster(cluster).services(name).send().await;
+        let answer = match answer.map_err(|error| self.failed(call, error)) {
+            Ok(answer) => answer,
+            Err(AwsError::Refused { refusal: Refusal::EcsCluster, .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // One that was deleted is told of for a while.
+        let mut services = answer.services.unwrap_or_default().into_iter();
+        let service = services.find(|service| service.status.as_deref() == Some("ACTIVE"));
+        Ok(service.map(|service| EcsService {
+            wanted: service.desired_count.try_into().unwrap_or_default(),
+            running: service.running_count.try_into().unwrap_or_default(),
+            exec_enabled: service.enable_execute_command,
+        }))
     }
 
     /// Returns the access policies of an identity's access entry in a cluster; `None` if it has no entry.

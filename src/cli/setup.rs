@@ -128,6 +128,7 @@ fn cluster_of(piece: &Piece) -> Option<String> {
         | Piece::ConnectEndpoint { .. }
         | Piece::EcsCluster { .. }
         | Piece::TaskDefinition(_)
+        | Piece::Service(_)
         | Piece::UserRole { .. }
         | Piece::Policy { .. } => None,
     }
@@ -145,6 +146,7 @@ fn name_of(piece: &Piece) -> Option<String> {
         Piece::Scaling(scaling) => Some(scaling.name.clone()),
         Piece::Endpoint(endpoint) => Some(endpoint.service_name.clone()),
         Piece::TaskDefinition(definition) => Some(definition.family.clone()),
+        Piece::Service(service) => Some(service.name.clone()),
         Piece::Policy { role, .. } => Some(role.clone()),
         Piece::Entry(entry) => Some(entry.principal.clone()),
         Piece::Rule(_) | Piece::ConnectEndpoint { .. } => None,

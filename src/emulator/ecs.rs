@@ -9,6 +9,7 @@ mod definitions;
 mod life;
 mod run;
 mod services;
+mod stack;
 mod target;
 mod task;
 mod tasks;
@@ -29,6 +30,7 @@ pub use self::{
 use self::{definitions::Definition, run::Tokens, services::Service, task::Task};
 pub(super) use self::{
     services::{begin, deploy},
+    stack::{create, delete},
     target::connected,
     tasks::{age, infos, is_admitted, stop_all, stop_one},
 };
@@ -62,7 +64,8 @@ struct Store {
     clusters: BTreeSet<(String, String)>,
     definitions: Vec<Arc<Definition>>,
     tasks: BTreeMap<String, Task>,
-    services: Vec<Service>,
+    /// By their numbers.
+    services: BTreeMap<u64, Service>,
     tokens: Tokens,
     /// How many tasks were made.
     made: u32,
@@ -259,7 +262,7 @@ fn cluster_description(call: &Call<'_>, store: &Store, name: &str) -> Value {
         "registeredContainerInstancesCount": 0,
         "runningTasksCount": count(task::Status::Running),
         "pendingTasksCount": count(task::Status::Pending),
-        "activeServicesCount": store.services.iter().filter(|service| service.config.cluster == name).count(),
+        "activeServicesCount": store.services.values().filter(|service| service.config.cluster == name).count(),
         "statistics": [], "tags": [], "settings": [], "capacityProviders": [], "defaultCapacityProviderStrategy": [],
     })
 }

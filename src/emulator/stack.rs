@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::{
     BastionConfig, Emulator,
     config::GROUP_TAG,
+    ecs,
     script::Destination,
     world::{World, lock},
 };
@@ -90,6 +91,9 @@ fn physical(kind: &str, name: &str, properties: &Value) -> String {
         "AWS::IAM::Role" => named("RoleName"),
         "AWS::IAM::InstanceProfile" => named("InstanceProfileName"),
         "AWS::AutoScaling::AutoScalingGroup" => named("AutoScalingGroupName"),
+        "AWS::ECS::Cluster" => named("ClusterName"),
+        "AWS::ECS::TaskDefinition" => named("Family"),
+        "AWS::ECS::Service" => named("ServiceName"),
         "AWS::EC2::SecurityGroup" => Some(format!("sg-{}", number())),
         "AWS::EC2::LaunchTemplate" => Some(format!("lt-{}", number())),
         "AWS::EC2::VPCEndpoint" => Some(format!("vpce-{}", number())),
@@ -127,10 +131,19 @@ fn resolve(value: &Value, resources: &BTreeMap<String, Resource>, account: &str)
 }
 
 impl Emulator {
-    /// Creates what a template says, in place of what another one did. Instances of Auto Scaling groups run at once.
+    /// Creates what a template says, in place of what another one did. Instances of Auto Scaling groups and tasks of services run
+    /// at once.
     pub fn create_stack(&self, template: &Value) {
         let world = &self.world;
+        let old: Vec<Resource> = lock(&world.stack).0.values().cloned().collect();
+        for Resource { kind, properties, .. } in &old {
+            ecs::delete(world, kind, properties);
+        }
         lock(&world.stack).create(template, &world.config.account);
+        for kind in ["AWS::ECS::Cluster", "AWS::ECS::TaskDefinition", "AWS::ECS::Service"] {
+            let made: Vec<Resource> = lock(&world.stack).of_kind(kind).cloned().collect();
+            made.iter().for_each(|made| ecs::create(world, kind, &made.properties));
+        }
         let groups: Vec<Resource> = {
             let stack = lock(&world.stack);
             stack.of_kind("AWS::AutoScaling::AutoScalingGroup").cloned().collect()
@@ -156,6 +169,7 @@ impl Emulator {
             if resource.kind == "AWS::AutoScaling::AutoScalingGroup" {
                 self.world.fleet.terminate(&instance_of(&resource.physical));
             }
+            ecs::delete(&self.world, &resource.kind, &resource.properties);
             settle(&self.world);
         }
         gone.is_some()
@@ -180,6 +194,10 @@ fn settle(world: &Arc<World>) {
         let role = profile.properties["Roles"][0].as_str().unwrap_or_default();
         stack.find("AWS::IAM::Role", role).is_some()
     });
+    let is_made = |role: &str| stack.find("AWS::IAM::Role", role.rsplit('/').next().unwrap_or_default()).is_some();
+    let is_of_ecs = has("AWS::ECS::Service");
+    let tasks_have_role =
+        stack.of_kind("AWS::ECS::TaskDefinition").all(|definition| is_made(definition.text("TaskRoleArn")));
     let bastions: Vec<&str> = stack.of_kind("AWS::EC2::SecurityGroup").map(|group| group.physical.as_str()).collect();
     let admits = |group: &str| {
         stack
@@ -196,7 +214,15 @@ fn settle(world: &Arc<World>) {
         .collect();
     let has_entry = has("AWS::EKS::AccessEntry");
     drop(stack);
+    let tasks = if is_of_ecs { ecs::infos(world) } else { Vec::new() };
     world.update(|settings| {
+        for target in tasks.into_iter().flat_map(|task| task.targets) {
+            if tasks_have_role {
+                settings.offline_bastions.remove(&target);
+            } else {
+                settings.offline_bastions.insert(target);
+            }
+        }
         for instance in instances {
             if has_credentials {
                 settings.offline_bastions.remove(&instance);

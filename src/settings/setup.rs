@@ -27,7 +27,7 @@ pub struct SetupArgs {
     /// Namespace that may be looked at, which may have `*`; repeat it for more [default: all, and what is in none]
     #[arg(long, value_name = "NAME")]
     pub namespace: Vec<String>,
-    /// Image of the task of `--bastion-kind fargate`, with `--private` one in a private repository of ECR
+    /// Image of the task of `--bastion-kind fargate` and `ecs`, with `--private` one in a private repository of ECR
     #[arg(long, value_name = "IMAGE")]
     pub fargate_image: Option<String>,
     /// Compares with what is there, and names what is missing, instead of printing
@@ -58,6 +58,8 @@ pub enum BastionKind {
     Ec2,
     /// An instance that is reached by SSH, through an EC2 Instance Connect Endpoint.
     Ssh,
+    /// A task on Fargate that always runs, which a service of ECS replaces.
+    Ecs,
     /// A task on Fargate, which `up` starts when it is needed.
     Fargate,
     /// Nothing, for clusters that can be reached already: the policy and the access entries alone.
@@ -71,8 +73,17 @@ impl BastionKind {
         match self {
             Self::Ec2 => "ec2",
             Self::Ssh => "ssh",
+            Self::Ecs => "ecs",
             Self::Fargate => "fargate",
             Self::Direct => "direct",
+        }
+    }
+
+    /// Tells whether it is a container, which has an image.
+    fn runs_tasks(self) -> bool {
+        match self {
+            Self::Ecs | Self::Fargate => true,
+            Self::Ec2 | Self::Ssh | Self::Direct => false,
         }
     }
 }
@@ -109,10 +120,10 @@ impl SetupSettings {
         problems.extend(odd.map(|name| {
             Problem::malformed(&namespace, name, "a namespace: at most 63 small letters, digits, `-` and `*`")
         }));
-        if args.fargate_image.is_some() && args.bastion_kind != BastionKind::Fargate {
+        if args.fargate_image.is_some() && !args.bastion_kind.runs_tasks() {
             let image = args.fargate_image.as_deref().unwrap_or_default();
             let origin = Origin::Flag(ACCESS.fargate_image.flag().into());
-            problems.push(Problem::malformed(&origin, image, "of use without `--bastion-kind fargate`"));
+            problems.push(Problem::malformed(&origin, image, "of use without `--bastion-kind fargate` or `ecs`"));
         }
         SettingsError::unless_empty(problems)?;
         let Access { mut aws, clusters, fargate_image, .. } = access.into_iter().next().unwrap_or_default();
@@ -182,7 +193,10 @@ mod tests {
         assert!(load(&long, &[], &[]).unwrap_err().starts_with("`--namespace`: `aaa"));
         let image = SetupArgs { fargate_image: Some("i".to_owned()), ..args() };
         let error = load(&image, &[], &[]).unwrap_err();
-        assert_eq!(error, "`--fargate-image`: `i` is not of use without `--bastion-kind fargate`");
+        assert_eq!(error, "`--fargate-image`: `i` is not of use without `--bastion-kind fargate` or `ecs`");
+        for bastion_kind in [BastionKind::Ecs, BastionKind::Fargate] {
+            assert!(load(&SetupArgs { bastion_kind, ..image.clone() }, &[], &[]).is_ok(), "{bastion_kind:?}");
+        }
         let odd = SetupArgs { cluster: vec!["a b".to_owned()], ..SetupArgs::default() };
         assert!(load(&odd, &[], &[]).unwrap_err().contains("is not the name of a cluster"));
     }

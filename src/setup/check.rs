@@ -10,7 +10,8 @@ use std::{cell::OnceCell, collections::BTreeSet};
 use serde_json::Value;
 
 use super::{
-    Endpoint, EndpointKind, Entry, Group, GroupOf, GroupRef, Item, Piece, Plan, Rule, Scaling, survey::trust_of_users,
+    Endpoint, EndpointKind, Entry, Group, GroupOf, GroupRef, Item, Piece, Plan, Rule, Scaling, Service,
+    survey::trust_of_users,
 };
 use crate::{
     aws::{
@@ -20,7 +21,7 @@ use crate::{
     },
     iam::{Document, ServiceRole, not_allowed},
     route::list,
-    util::quote::command,
+    util::quote::{Word, command},
 };
 
 /// How a piece is found.
@@ -129,6 +130,9 @@ impl Look<'_> {
                     Some(found) => there(format!("revision {}", found.revision)),
                 });
                 (tried("`ecs:DescribeTaskDefinition`", &definition.family), state)
+            }
+            Piece::Service(service) => {
+                (tried("`ecs:DescribeServices`", &service.name), self.ecs_service(service).await)
             }
             Piece::UserRole { name } => (tried("`iam:GetRole`", name), self.user_role(name).await),
             Piece::Policy { role, document } => (tried("the policies", role), self.policy(role, document, false).await),
@@ -294,6 +298,37 @@ impl Look<'_> {
             }
             None => Ok(there(group.in_service.join(", "))),
         }
+    }
+
+    async fn ecs_service(&self, service: &Service) -> Result<State, AwsError> {
+        let Service { cluster, name, .. } = service;
+        let Some(found) = self.aws.ecs_service(cluster, name).await? else { return Ok(State::Missing) };
+        let update = |options: &str| {
+            let region = &self.plan.region;
+            command!(
+                "aws ecs update-service --region {} --cluster {} --service {}{}",
+                region,
+                cluster,
+                name,
+                Word::raw(options)
+            )
+        };
+        Ok(if found.wanted == 0 {
+            is_another("it is to have no task", update(" --desired-count 1"))
+        } else if !found.exec_enabled {
+            is_another("its tasks are without ECS Exec", update(" --enable-execute-command --force-new-deployment"))
+        } else if found.running == 0 {
+            let mend = command!(
+                "aws ecs describe-services --region {} --cluster {} --services {} --query 'services[].events[:3].message'",
+                self.plan.region,
+                cluster,
+                name
+            );
+            is_another("it has no task that runs, or not yet", mend)
+        } else {
+            let tasks = if found.running == 1 { "task" } else { "tasks" };
+            there(format!("{} {tasks}", found.running))
+        })
     }
 
     async fn endpoint(&self, endpoint: &Endpoint) -> Result<State, AwsError> {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Endpoint, EndpointKind, Entry, Group, GroupRef, Item, Piece, Plan, Rule, Scaling, Template, containers,
+    Endpoint, EndpointKind, Entry, Group, GroupRef, Item, Piece, Plan, Rule, Scaling, Service, Template, containers,
     survey::{endpoint_name, trust_of_users},
 };
 use crate::iam::POLICY_NAME;
@@ -132,6 +132,26 @@ fn resource(plan: &Plan, item: &Item) -> Value {
                 properties["ExecutionRoleArn"] = role;
             }
             json!({ "Type": "AWS::ECS::TaskDefinition", "Properties": properties })
+        }
+        Piece::Service(service) => {
+            let Service { name, .. } = service;
+            let mut network = in_pascal_case(service.network(Value::Null));
+            network["AwsvpcConfiguration"]["SecurityGroups"] = json!([group(&GroupRef::Made(super::GroupOf::Bastion))]);
+            let ways: Vec<&str> = plan.ways().map(|item| item.id.as_str()).collect();
+            json!({
+                "Type": "AWS::ECS::Service",
+                "DependsOn": ways,
+                "Properties": {
+                    "ServiceName": name,
+                    "Cluster": { "Ref": "Cluster" },
+                    "TaskDefinition": { "Ref": "TaskDefinition" },
+                    "DesiredCount": 1,
+                    "LaunchType": "FARGATE",
+                    "EnableExecuteCommand": true,
+                    "NetworkConfiguration": network,
+                    "DeploymentConfiguration": { "DeploymentCircuitBreaker": { "Enable": true, "Rollback": true } },
+                },
+            })
         }
         Piece::UserRole { name } => json!({
             "Type": "AWS::IAM::Role",

@@ -5,7 +5,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    Endpoint, EndpointKind, Entry, Group, GroupOf, GroupRef, Item, Piece, Plan, Rule, Scaling, Template, containers,
+    Endpoint, EndpointKind, Entry, Group, GroupOf, GroupRef, Item, Piece, Plan, Rule, Scaling, Service, Template,
+    containers,
     survey::{endpoint_name, trust_of_users},
 };
 use crate::{
@@ -62,6 +63,7 @@ fn title(piece: &Piece) -> String {
         | Piece::ConnectEndpoint { .. }
         | Piece::EcsCluster { .. }
         | Piece::TaskDefinition(_)
+        | Piece::Service(_)
         | Piece::UserRole { .. }
         | Piece::Policy { .. } => title,
     }
@@ -182,6 +184,20 @@ pub(super) fn of(plan: &Plan, item: &Item) -> Vec<String> {
                 }
             }
             vec![register]
+        }
+        Piece::Service(service) => {
+            let Service { cluster, name, family, .. } = service;
+            let network = service.network(LOOKED_UP.into());
+            vec![command!(
+                "aws ecs create-service --region {} --cluster {} --service-name {} --task-definition {} --desired-count 1 \
+                 --launch-type FARGATE --enable-execute-command --network-configuration {} --deployment-configuration {}",
+                region,
+                cluster,
+                name,
+                family,
+                with_group(plan, &network, &GroupRef::Made(GroupOf::Bastion)),
+                "deploymentCircuitBreaker={enable=true,rollback=true}"
+            )]
         }
         Piece::UserRole { name } => vec![create_role(name, &trust_of_users(plan))],
         Piece::Policy { role, document } => vec![put_policy(role, &document.to_value())],

@@ -19,13 +19,15 @@ use crate::{
         Aws, AwsError, ClusterDescription, SkipReason,
         inventory::{RouteTable, Subnet, VpcEndpoint},
     },
-    bastion::{Bastion, Fargate, FargateOptions, KeySource, Search, SshBastion, SshHost, SshInstance, Via},
+    bastion::{Bastion, KeySource, Search, SshBastion, SshHost, SshInstance, Via},
     cluster::Vpc,
     iam::{self, Principal, access_policy_arn},
     route::list,
     settings::BastionKind,
     util::{arn::Arn, peer_text::sentence, quote::command},
 };
+
+mod tasks;
 
 /// The first word of all names.
 const NAME: &str = "autoheal-pa";
@@ -36,11 +38,8 @@ const SSH: u16 = 22;
 /// What Amazon Linux lets in.
 const SSH_USER: &str = "ec2-user";
 
-/// What an agent calls, and what a task on Fargate takes its image from besides.
+/// What an agent on an instance calls.
 const AGENT_SERVICES: [&str; 2] = ["ssm", "ssmmessages"];
-const TASK_SERVICES: [&str; 3] = ["ssmmessages", "ecr.api", "ecr.dkr"];
-/// Layers of images are there; a gateway endpoint for it costs nothing.
-const LAYERS: &str = "s3";
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -159,7 +158,9 @@ impl<'a> Site<'a> {
         };
         match order.kind {
             BastionKind::Direct => {}
-            BastionKind::Ec2 | BastionKind::Ssh | BastionKind::Fargate => site.look_at_network(aws).await?,
+            BastionKind::Ec2 | BastionKind::Ssh | BastionKind::Ecs | BastionKind::Fargate => {
+                site.look_at_network(aws).await?;
+            }
         }
         Ok(site)
     }
@@ -240,7 +241,8 @@ impl<'a> Site<'a> {
         match self.order.kind {
             BastionKind::Ec2 => self.instance(&mut items, true),
             BastionKind::Ssh => self.instance(&mut items, false),
-            BastionKind::Fargate => self.task(&mut items, &bastion),
+            BastionKind::Ecs => self.service(&mut items),
+            BastionKind::Fargate => self.task(&mut items),
             BastionKind::Direct => {}
         }
         let partition = iam::partition(&self.region);
@@ -305,26 +307,8 @@ impl<'a> Site<'a> {
                 };
                 (Bastion::Ssh(Box::new(server)), Vec::new())
             }
-            BastionKind::Fargate => {
-                if self.order.private && self.order.fargate_image.is_none() {
-                    return Err(SurveyError::NoImage);
-                }
-                let (family, role) = (self.name("", names::ECS), self.name("task", names::ROLE));
-                let own = self.clusters.iter().flat_map(|found| &found.vpc.subnets).collect::<BTreeSet<_>>();
-                let chosen: Vec<_> = self.subnets.iter().map(|subnet| subnet.id.clone()).collect();
-                // Those of the clusters go without saying.
-                let subnets = if chosen.len() == own.len() { Vec::new() } else { chosen };
-                let mut options =
-                    vec![("--fargate-task-definition", family.clone()), ("--fargate-task-role", role.clone())];
-                options.extend(subnets.iter().map(|subnet| ("--fargate-subnet", subnet.clone())));
-                let fargate = FargateOptions {
-                    task_definition: Some(family.clone()),
-                    task_role: role,
-                    subnets,
-                    ..FargateOptions::default()
-                };
-                (Bastion::Fargate(Fargate { cluster: family, options: fargate }), options)
-            }
+            BastionKind::Ecs => (self.service_bastion()?, Vec::new()),
+            BastionKind::Fargate => self.task_bastion()?,
         })
     }
 
@@ -359,32 +343,6 @@ impl<'a> Site<'a> {
         let tags = vec![("Name", name.clone()), (key, mark.to_owned())];
         let subnets = self.subnets.iter().map(|subnet| subnet.id.clone()).collect();
         items.add("Bastion", Piece::Scaling(Scaling { name, template, subnets, tags }));
-    }
-
-    /// What a task on Fargate is run from. It is in the security groups of the clusters, so that they let it in.
-    fn task(&self, items: &mut Items, bastion: &Bastion) {
-        let Some(fargate) = bastion.fargate() else { return };
-        let mut fargate = fargate.clone();
-        if let Some(image) = &self.order.fargate_image {
-            fargate.options.image.clone_from(image);
-        }
-        items.add("TaskRole", Piece::ServiceRole(list::task_role(&fargate)));
-        let mut definition = list::task_definition(&fargate, &self.region, &self.account);
-        definition.family.clone_from(&fargate.cluster);
-        definition.tags.clear();
-        if self.order.fargate_image.is_some() {
-            let role = self.name("image", names::ROLE);
-            definition.execution_role =
-                Some(format!("arn:{}:iam::{}:role/{role}", iam::partition(&self.region), self.account));
-            items.add("ImageRole", Piece::ServiceRole(list::image_role(&role)));
-        }
-        if self.order.private {
-            let groups: Vec<_> = self.groups().into_iter().map(|(_, group)| GroupRef::There(group)).collect();
-            self.endpoints(items, &TASK_SERVICES, &groups);
-            self.layers(items);
-        }
-        items.add("Cluster", Piece::EcsCluster { name: fargate.cluster.clone() });
-        items.add("TaskDefinition", Piece::TaskDefinition(definition));
     }
 
     fn group(&self, items: &mut Items, of: GroupOf, about: &'static str) {
@@ -451,20 +409,6 @@ impl<'a> Site<'a> {
             let kind = EndpointKind::Interface { subnets: subnets.clone() };
             let service_name = service_name(service, &self.region);
             items.add(&id_of_service(service), Piece::Endpoint(Endpoint { service, service_name, kind }));
-        }
-    }
-
-    /// The way to the layers of images.
-    fn layers(&self, items: &mut Items) {
-        let is_of =
-            |table: &&RouteTable| table.is_main || self.subnets.iter().any(|subnet| table.subnets.contains(&subnet.id));
-        let tables = self.tables.iter().filter(is_of).map(|table| table.id.clone()).collect();
-        let service_name = service_name(LAYERS, &self.region);
-        let own_name = endpoint_name(&self.name("", names::STACK), LAYERS);
-        let is_own = |endpoint: &VpcEndpoint| endpoint.name.as_ref().is_some_and(|name| **name == *own_name);
-        if !self.endpoints.iter().any(|endpoint| endpoint.service == service_name && !is_own(endpoint)) {
-            let kind = EndpointKind::Gateway { tables };
-            items.add(&id_of_service(LAYERS), Piece::Endpoint(Endpoint { service: LAYERS, service_name, kind }));
         }
     }
 

@@ -1,7 +1,8 @@
 //! A plan as a configuration of Terraform, for the provider `aws`.
 
 use super::{
-    Endpoint, EndpointKind, Entry, Group, GroupOf, GroupRef, Item, Piece, Plan, Rule, Scaling, Template, containers,
+    Endpoint, EndpointKind, Entry, Group, GroupOf, GroupRef, Item, Piece, Plan, Rule, Scaling, Service, Template,
+    containers,
     hcl::{Block, Value},
     survey::{endpoint_name, trust_of_users},
 };
@@ -140,6 +141,7 @@ fn resources(plan: &Plan, item: &Item) -> Vec<Block> {
                     .set("container_definitions", Value::encoded(&containers(definition))),
             ]
         }
+        Piece::Service(made) => vec![service(plan, resource("aws_ecs_service"), made)],
         Piece::UserRole { name } => vec![
             resource("aws_iam_role")
                 .set("name", name)
@@ -173,6 +175,34 @@ fn resources(plan: &Plan, item: &Item) -> Vec<Block> {
             ]
         }
     }
+}
+
+fn service(plan: &Plan, resource: Block, service: &Service) -> Block {
+    let Service { name, subnets, .. } = service;
+    let network = Block::new("network_configuration", &[])
+        .set("subnets", subnets.as_slice())
+        .set("security_groups", vec![group(&GroupRef::Made(GroupOf::Bastion))])
+        .set("assign_public_ip", false);
+    let breaker = Block::new("deployment_circuit_breaker", &[]).set("enable", true).set("rollback", true);
+    // An agent that may not connect asks again after ever longer pauses, so its role has its policy first.
+    let roles = plan.items.iter().filter(|item| matches!(item.piece, Piece::ServiceRole(_)));
+    let roles = roles.map(|item| ("aws_iam_role_policy", item));
+    let ways = plan.ways().map(|item| {
+        let is_endpoint = matches!(item.piece, Piece::Endpoint(_));
+        (if is_endpoint { "aws_vpc_endpoint" } else { "aws_vpc_security_group_ingress_rule" }, item)
+    });
+    let before = roles.chain(ways).map(|(kind, item)| Value::raw(format!("{kind}.{}", snake(&item.id))));
+    resource
+        .set("name", name)
+        .set("cluster", Value::raw("aws_ecs_cluster.cluster.arn"))
+        .set("task_definition", Value::raw("aws_ecs_task_definition.task_definition.arn"))
+        .set("desired_count", 1)
+        .set("launch_type", "FARGATE")
+        .set("enable_execute_command", true)
+        .block(network)
+        .block(breaker)
+        .gap()
+        .set("depends_on", before.collect::<Vec<_>>())
 }
 
 fn launch_template(resource: Block, template: &Template) -> Block {

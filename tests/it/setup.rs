@@ -18,6 +18,9 @@ use serde_json::Value;
 
 use super::support::{Ended, Lab, Running, on_path};
 
+/// An image in a private repository.
+const IMAGE: &str = "123456789012.dkr.ecr.us-east-1.amazonaws.com/busybox:stable";
+
 /// What is asked for, with a name for its files.
 const ORDERS: &[(&str, &[&str])] = &[
     ("ec2", &[]),
@@ -34,17 +37,10 @@ const ORDERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("ssh", &["--bastion-kind", "ssh"]),
+    ("ecs", &["--bastion-kind", "ecs"]),
+    ("ecs-private", &["--bastion-kind", "ecs", "--private", "--fargate-image", IMAGE]),
     ("fargate", &["--bastion-kind", "fargate"]),
-    (
-        "fargate-private",
-        &[
-            "--bastion-kind",
-            "fargate",
-            "--private",
-            "--fargate-image",
-            "123456789012.dkr.ecr.us-east-1.amazonaws.com/busybox:stable",
-        ],
-    ),
+    ("fargate-private", &["--bastion-kind", "fargate", "--private", "--fargate-image", IMAGE]),
     ("direct", &["--bastion-kind", "direct"]),
 ];
 
@@ -100,11 +96,13 @@ fn script(name: &str) -> PathBuf {
 async fn says_what_it_prints_and_what_to_do_with_it() {
     let lab = lab(Config::default()).await;
     for (format, _) in FORMATS {
-        let ended = run(&lab, &["payments".to_owned()], &["--format", format]).await;
-        insta::assert_snapshot!(
-            format!("ec2_as_{format}"),
-            format!("{}\n---\n{}", ended.assert_success(), ended.stderr)
-        );
+        for (name, args) in [("ec2", &[][..]), ("ecs", &["--bastion-kind", "ecs"])] {
+            let ended = run(&lab, &["payments".to_owned()], &[&["--format", format], args].concat()).await;
+            insta::assert_snapshot!(
+                format!("{name}_as_{format}"),
+                format!("{}\n---\n{}", ended.assert_success(), ended.stderr)
+            );
+        }
     }
     // Whoever asks again gets the same.
     let again = async || run(&lab, &["payments".to_owned()], &[]).await.stdout;
@@ -212,6 +210,7 @@ async fn every_call_of_a_script_is_one_that_aws_has() {
         "CreateLaunchTemplate",
         "CreateRole",
         "CreateSecurityGroup",
+        "CreateService",
         "CreateVpcEndpoint",
         "PutRolePolicy",
         "RegisterTaskDefinition",
@@ -223,6 +222,10 @@ async fn every_call_of_a_script_is_one_that_aws_has() {
     let data = &template["LaunchTemplateData"];
     assert_eq!(data["NetworkInterfaces"][0]["Groups"][0], "sg-0a1b2c3d4e5f60718");
     assert_eq!(data["MetadataOptions"]["HttpTokens"], "required");
+    let (_, service) = operations["CreateService"].iter().find(|(name, _)| *name == "ecs").unwrap();
+    let network = &service["networkConfiguration"]["awsvpcConfiguration"];
+    assert_eq!(network["securityGroups"], serde_json::json!(["sg-0a1b2c3d4e5f60718"]));
+    assert_eq!(service["deploymentConfiguration"]["deploymentCircuitBreaker"]["enable"], true);
     let (_, scope) = operations["AssociateAccessPolicy"].iter().find(|(name, _)| *name == "given").unwrap();
     assert_eq!(scope["accessScope"], serde_json::json!({ "type": "namespace", "namespaces": ["team-a", "dev-*"] }));
 }
@@ -288,6 +291,8 @@ async fn says_what_cannot_be() {
         (&["none"], &[], 4, "there is no cluster `none` in us-east-1"),
         (&["new"], &[], 4, "`new` cannot be reached: its status is CREATING"),
         (&["far"], &["--bastion-kind", "fargate", "--private"], 2, "give it with `--fargate-image`"),
+        (&["far"], &["--bastion-kind", "ecs", "--private"], 2, "give it with `--fargate-image`"),
+        (&["far"], &["--bastion-kind", "ecs"], 2, "has a way to Systems Manager"),
         (
             &["payments"],
             &["--role-arn", "arn:aws:iam::999999999999:role/R"],

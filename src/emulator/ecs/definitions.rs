@@ -60,6 +60,19 @@ impl Definition {
         }
     }
 
+    /// The one of a template, whose properties have the names of the API with capitals.
+    pub(super) fn of_template(properties: &Value, region: &str, account: &str) -> Self {
+        let body = in_camel_case(properties);
+        Self {
+            family: body["family"].as_str().unwrap_or_default().to_owned(),
+            revision: 1,
+            region: region.to_owned(),
+            account: account.to_owned(),
+            body,
+            tags: BTreeMap::new(),
+        }
+    }
+
     pub(super) fn arn(&self) -> String {
         let Self { region, account, family, revision, .. } = self;
         format!("arn:aws:ecs:{region}:{account}:task-definition/{family}:{revision}")
@@ -120,6 +133,20 @@ impl Definition {
         body["status"] = "ACTIVE".into();
         body["compatibilities"] = json!(["EC2", "FARGATE"]);
         body
+    }
+}
+
+fn in_camel_case(value: &Value) -> Value {
+    match value {
+        Value::Array(values) => values.iter().map(in_camel_case).collect(),
+        Value::Object(fields) => {
+            let named = fields.iter().map(|(name, value)| {
+                let (first, rest) = name.split_at(1.min(name.len()));
+                (format!("{}{rest}", first.to_lowercase()), in_camel_case(value))
+            });
+            Value::Object(named.collect())
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.clone(),
     }
 }
 

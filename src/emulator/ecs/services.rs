@@ -74,30 +74,53 @@ pub(in crate::emulator) fn begin(world: &Arc<World>) {
     for config in &world.config.ecs.services {
         let (region, account) = (&world.config.region, &world.config.account);
         let definition = Arc::new(Definition::of_service(&config.name, &config.containers, region, account));
-        let now = world.clock.wall();
-        let service = Service {
-            config: config.clone(),
-            definition: definition.clone(),
-            deployments: VecDeque::from([Deployment::new(now)]),
-            events: VecDeque::new(),
-            created: now,
-        };
-        let number = {
-            let mut store = lock(&world.ecs.store);
-            store.definitions.push(definition);
-            store.services.push(service);
-            store.services.len() - 1
-        };
-        step(world, number, true);
-        world.tasks.spawn(keep(world.clone(), number));
+        lock(&world.ecs.store).definitions.push(definition.clone());
+        add(world, config.clone(), definition);
     }
+}
+
+/// Makes a service whose tasks run at once, and keeps it.
+pub(super) fn add(world: &Arc<World>, config: ServiceConfig, definition: Arc<Definition>) {
+    let now = world.clock.wall();
+    let redeploy = config.redeploy;
+    let service = Service {
+        config,
+        definition,
+        deployments: VecDeque::from([Deployment::new(now)]),
+        events: VecDeque::new(),
+        created: now,
+    };
+    let number = {
+        let mut store = lock(&world.ecs.store);
+        let number = store.services.last_key_value().map_or(0, |(last, _)| last + 1);
+        store.services.insert(number, service);
+        number
+    };
+    step(world, number, true);
+    world.tasks.spawn(keep(world.clone(), number, redeploy));
+}
+
+/// Deletes a service, whose tasks stop.
+pub(super) fn delete(world: &World, cluster: &str, name: &str) {
+    let mut store = lock(&world.ecs.store);
+    let is_it = |service: &Service| service.config.cluster == cluster && service.config.name == name;
+    let Some(number) = store.services.iter().find(|(_, service)| is_it(service)).map(|(number, _)| *number) else {
+        return;
+    };
+    let Some(service) = store.services.remove(&number) else { return };
+    let wall = world.clock.wall();
+    for task in store.tasks.values_mut().filter(|task| service.is_own(task)) {
+        task.ask_to_stop(StopCause::new("ServiceSchedulerInitiated", "Service was deleted."), wall);
+    }
+    drop(store);
+    world.ecs.changed();
 }
 
 /// Deploys a service anew, or all of them; returns how many.
 pub(in crate::emulator) fn deploy(world: &World, name: Option<&str>) -> usize {
     let wall = world.clock.wall();
     let mut store = lock(&world.ecs.store);
-    let services = store.services.iter_mut().filter(|service| name.is_none_or(|name| service.config.name == name));
+    let services = store.services.values_mut().filter(|service| name.is_none_or(|name| service.config.name == name));
     let count = services.map(|service| service.deploy(wall)).count();
     drop(store);
     world.ecs.changed();
@@ -105,11 +128,10 @@ pub(in crate::emulator) fn deploy(world: &World, name: Option<&str>) -> usize {
 }
 
 /// Keeps the tasks of one service.
-async fn keep(world: Arc<World>, number: usize) {
+async fn keep(world: Arc<World>, number: u64, redeploy: Option<Duration>) {
     let mut changes = world.ecs.version.subscribe();
-    let redeploy = world.config.ecs.services[number].redeploy;
     let mut due = redeploy.map(|every| world.clock.instant() + every);
-    loop {
+    while lock(&world.ecs.store).services.contains_key(&number) {
         step(&world, number, false);
         let deployment = async {
             match due {
@@ -122,7 +144,9 @@ async fn keep(world: Arc<World>, number: usize) {
             () = world.stop.cancelled() => return,
             () = deployment => {
                 let wall = world.clock.wall();
-                lock(&world.ecs.store).services[number].deploy(wall);
+                if let Some(service) = lock(&world.ecs.store).services.get_mut(&number) {
+                    service.deploy(wall);
+                }
                 due = redeploy.map(|every| world.clock.instant() + every);
             }
             changed = changes.changed() => if changed.is_err() { return },
@@ -151,13 +175,13 @@ fn next_step(store: &Store, service: &Service) -> Step {
 }
 
 /// Starts what is missing, and stops what is superfluous.
-fn step(world: &Arc<World>, number: usize, is_running: bool) {
+fn step(world: &Arc<World>, number: u64, is_running: bool) {
     let vpc = world.config.vpcs.first();
     let Some((vpc, subnet)) = vpc.and_then(|vpc| Some((vpc, vpc.subnets.first()?))) else { return };
     let network = Network { vpc, subnet, groups: Vec::new(), public_address: false };
     let (making, missing) = {
         let mut store = lock(&world.ecs.store);
-        let Some(service) = store.services.get(number) else { return };
+        let Some(service) = store.services.get(&number) else { return };
         let Step { missing, superfluous } = next_step(&store, service);
         let Some(primary) = service.deployments.front().map(|deployment| deployment.id.clone()) else { return };
         let definition = service.definition.clone();
@@ -169,7 +193,7 @@ fn step(world: &Arc<World>, number: usize, is_running: bool) {
                 task.ask_to_stop(StopCause::new("ServiceSchedulerInitiated", reason), wall);
             }
         }
-        let service = &mut store.services[number];
+        let Some(service) = store.services.get_mut(&number) else { return };
         if !superfluous.is_empty() {
             let name = &service.config.name;
             let text = format!("(service {name}) has stopped {} running tasks.", superfluous.len());
@@ -210,7 +234,9 @@ fn step(world: &Arc<World>, number: usize, is_running: bool) {
     }
     let text = format!("(service {}) has started {missing} tasks.", config.name);
     let wall = world.clock.wall();
-    lock(&world.ecs.store).services[number].tell(wall, text);
+    if let Some(service) = lock(&world.ecs.store).services.get_mut(&number) {
+        service.tell(wall, text);
+    }
 }
 
 fn service_arn(call: &Call<'_>, cluster: &str, name: &str) -> String {
@@ -231,7 +257,7 @@ pub(super) fn describe(call: &Call<'_>, input: &Value) -> Result<Value, ApiError
     let store = lock(&call.world.ecs.store);
     let (mut services, mut failures) = (Vec::new(), Vec::new());
     for name in asked.into_iter().map(|name| name.rsplit('/').next().unwrap_or_default()) {
-        match store.services.iter().find(|known| known.config.name == name && known.config.cluster == cluster) {
+        match store.services.values().find(|known| known.config.name == name && known.config.cluster == cluster) {
             Some(service) => services.push(description(call, &store, service, no_exec)),
             None => failures.push(json!({"arn": service_arn(call, &cluster, name), "reason": "MISSING"})),
         }
@@ -295,9 +321,8 @@ pub(super) fn update(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> 
     let wall = call.world.clock.wall();
     let no_exec = call.world.settings().tasks.no_exec;
     let mut store = lock(&call.world.ecs.store);
-    let number = store.services.iter().position(|known| known.config.name == name && known.config.cluster == cluster);
-    let number = number.ok_or_else(|| ApiError::new(400, "ServiceNotFoundException", "Service not found."))?;
-    let service = &mut store.services[number];
+    let found = store.services.values_mut().find(|known| known.config.name == name && known.config.cluster == cluster);
+    let service = found.ok_or_else(|| ApiError::new(400, "ServiceNotFoundException", "Service not found."))?;
     if let Some(count) = input.get("desiredCount").and_then(Value::as_u64) {
         service.config.desired_count = usize::try_from(count).unwrap_or_default();
     }
@@ -307,7 +332,8 @@ pub(super) fn update(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> 
     if input.get("forceNewDeployment").and_then(Value::as_bool) == Some(true) {
         service.deploy(wall);
     }
-    let described = description(call, &store, &store.services[number], no_exec);
+    let is_it = |known: &&Service| known.config.name == name && known.config.cluster == cluster;
+    let described = store.services.values().find(is_it).map(|service| description(call, &store, service, no_exec));
     drop(store);
     call.world.ecs.changed();
     Ok(json!({ "service": described }))

@@ -139,7 +139,7 @@ pub(super) fn list(call: &Call<'_>, input: &Value) -> Result<Value, ApiError> {
     forget_old(&mut store, call.world);
     let service = service.map(|name| name.rsplit('/').next().unwrap_or_default());
     if let Some(name) = service
-        && !store.services.iter().any(|known| known.config.name == name && known.config.cluster == cluster)
+        && !store.services.values().any(|known| known.config.name == name && known.config.cluster == cluster)
     {
         return Err(ApiError::new(400, "ServiceNotFoundException", "Service not found."));
     }

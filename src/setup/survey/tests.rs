@@ -1,6 +1,6 @@
 //! Plans of networks as they are found, without AWS.
 
-use super::*;
+use super::{tasks::STAYS, *};
 use crate::{
     cluster::{Cluster, Destination, Origin},
     settings::SetupFormat,
@@ -64,7 +64,8 @@ fn one() -> Vec<String> {
     vec!["payments".to_owned()]
 }
 
-const KINDS: [BastionKind; 4] = [BastionKind::Ec2, BastionKind::Ssh, BastionKind::Fargate, BastionKind::Direct];
+const KINDS: [BastionKind; 5] =
+    [BastionKind::Ec2, BastionKind::Ssh, BastionKind::Ecs, BastionKind::Fargate, BastionKind::Direct];
 const FORMATS: [SetupFormat; 3] = [SetupFormat::Cloudformation, SetupFormat::Terraform, SetupFormat::Cli];
 
 #[test]
@@ -78,7 +79,8 @@ fn every_partition_has_its_own_names() {
         for kind in KINDS {
             let mut order = order(kind);
             order.private = true;
-            order.fargate_image = (kind == BastionKind::Fargate).then(|| "i".to_owned());
+            let runs_tasks = matches!(kind, BastionKind::Ecs | BastionKind::Fargate);
+            order.fargate_image = runs_tasks.then(|| "i".to_owned());
             let plan = site(&order, region, &one()).plan().unwrap();
             for format in FORMATS {
                 let document = plan.document(format);
@@ -87,10 +89,10 @@ fn every_partition_has_its_own_names() {
                     assert!(!document.contains(other), "{region} {kind:?}: {other}");
                 }
                 assert_eq!(document.contains(instances), kind == BastionKind::Ec2, "{region} {kind:?}");
-                assert_eq!(document.contains(registry), kind == BastionKind::Fargate, "{region} {kind:?}");
+                assert_eq!(document.contains(registry), runs_tasks, "{region} {kind:?}");
                 let messages = format!("\"com.amazonaws.{region}.ssmmessages\"");
                 let has_messages = document.contains(messages.trim_matches('"'));
-                assert_eq!(has_messages, matches!(kind, BastionKind::Ec2 | BastionKind::Fargate), "{region} {kind:?}");
+                assert_eq!(has_messages, runs_tasks || kind == BastionKind::Ec2, "{region} {kind:?}");
             }
         }
     }
@@ -118,6 +120,9 @@ fn all_names_are_short_enough_whatever_the_clusters_are_called() {
                 Piece::Scaling(scaling) => assert!(scaling.name.len() <= names::SCALING_GROUP),
                 Piece::EcsCluster { name } => assert!(name.len() <= names::ECS),
                 Piece::TaskDefinition(definition) => assert!(definition.family.len() <= names::ECS),
+                Piece::Service(service) => {
+                    assert!(service.cluster.len() <= names::ECS && service.name.len() <= names::ECS)
+                }
                 Piece::UserRole { name } => assert!(name.len() <= names::ROLE),
                 Piece::Policy { document, .. } => assert!(document.to_line().len() <= MAX_ROLE_POLICY_LEN),
                 Piece::Endpoint(_) | Piece::ConnectEndpoint { .. } | Piece::Entry(_) => {}
@@ -253,4 +258,34 @@ fn the_same_bastion_is_printed_as_is_looked_for() {
         assert_eq!(read.to_string(), plan.bastion.to_string());
         assert_eq!(plan.check(&order).contains("--bastion-kind"), kind != BastionKind::Ec2);
     }
+}
+
+/// A task can be in five security groups, a service has one of its own; what it runs does not end by itself.
+#[test]
+fn a_service_keeps_one_task_that_stays() {
+    let names: Vec<String> = (0..9).map(|number| format!("cluster-{number}")).collect();
+    let mut order = order(BastionKind::Ecs);
+    (order.private, order.fargate_image) = (true, Some("i".to_owned()));
+    let plan = site(&order, "us-east-1", &names).plan().unwrap();
+    assert_eq!(plan.bastion.to_string(), "ecs:autoheal-pa-vpc-0a0b0c0d0e0f01020/bastion");
+    assert_eq!(plan.items.iter().filter(|item| item.id.starts_with("ClusterRule")).count(), names.len());
+    let Some(Item { piece: Piece::TaskDefinition(own), .. }) = plan.item("TaskDefinition") else { panic!("{plan:?}") };
+    assert_eq!((own.container.command.as_slice(), own.container.image.as_str()), (&STAYS.map(str::to_owned)[..], "i"));
+    // All that its tasks need before they start is named, and made, by that name.
+    let text = plan.document(SetupFormat::Terraform);
+    let (_, named) = text.split_once("depends_on = [").unwrap();
+    let named: Vec<&str> = named.split(']').next().unwrap().split(", ").collect();
+    for name in &named {
+        let (kind, id) = name.split_once('.').unwrap();
+        assert!(text.contains(&format!("resource \"{kind}\" \"{id}\" {{")), "{name}");
+    }
+    // Two roles, four endpoints, the rule to them and those to the clusters.
+    assert_eq!(named.len(), 2 + 4 + 1 + names.len());
+
+    order.kind = BastionKind::Fargate;
+    let plan = site(&order, "us-east-1", &names).plan().unwrap();
+    let Some(Item { piece: Piece::TaskDefinition(other), .. }) = plan.item("TaskDefinition") else {
+        panic!("{plan:?}")
+    };
+    assert!(other.family != own.family && other.container.command != own.container.command, "{other:?}");
 }

@@ -1,42 +1,73 @@
 //! What is deployed is found; what is taken away is named, by `setup --check`, and by `doctor` where it can see it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use autoheal_pa::emulator::Config;
-use serde_json::Value;
+use autoheal_pa::emulator::{Config, TaskInfo};
+use serde_json::{Value, json};
 
 use super::{
-    super::support::{Lab, Running},
-    lab, run,
+    super::support::{DEADLINE, Lab, Running},
+    IMAGE, lab, run, split,
 };
 
-/// A piece of the template, what is missing with it, and the check of `doctor` that fails without it.
-const PIECES: &[(&str, &[&str], Option<&str>)] = &[
-    ("BastionRole", &["BastionRole", "BastionProfile"], Some("bastion-online")),
-    ("BastionProfile", &["BastionProfile"], Some("bastion-online")),
-    ("BastionGroup", &["BastionGroup", "ClusterRule1", "EndpointRule1"], Some("endpoint")),
-    ("ClusterRule1", &["ClusterRule1"], Some("endpoint")),
-    ("EndpointGroup", &["EndpointGroup", "EndpointRule1"], None),
-    ("EndpointRule1", &["EndpointRule1"], None),
-    ("EndpointSsm", &["EndpointSsm"], None),
-    ("EndpointSsmmessages", &["EndpointSsmmessages"], None),
-    ("BastionTemplate", &["BastionTemplate"], None),
-    ("Bastion", &["Bastion"], Some("bastion-known")),
-    ("UserRole", &["UserRole", "UserPolicy"], None),
-    ("UserPolicy", &["UserPolicy"], Some("describe-cluster")),
-    ("AccessEntry1", &["AccessEntry1"], Some("api")),
-];
+/// A kind of bastion that there may be.
+struct Kind {
+    args: &'static [&'static str],
+    /// Each piece of its template, what is missing with it, and the check of `doctor` that fails without it.
+    pieces: &'static [(&'static str, &'static [&'static str], Option<&'static str>)],
+}
 
-async fn deployed(lab: &Lab) -> Value {
-    let ended = run(lab, &["payments".to_owned()], &["--private"]).await;
+const EC2: Kind = Kind {
+    args: &["--private"],
+    pieces: &[
+        ("BastionRole", &["BastionRole", "BastionProfile"], Some("bastion-online")),
+        ("BastionProfile", &["BastionProfile"], Some("bastion-online")),
+        ("BastionGroup", &["BastionGroup", "ClusterRule1", "EndpointRule1"], Some("endpoint")),
+        ("ClusterRule1", &["ClusterRule1"], Some("endpoint")),
+        ("EndpointGroup", &["EndpointGroup", "EndpointRule1"], None),
+        ("EndpointRule1", &["EndpointRule1"], None),
+        ("EndpointSsm", &["EndpointSsm"], None),
+        ("EndpointSsmmessages", &["EndpointSsmmessages"], None),
+        ("BastionTemplate", &["BastionTemplate"], None),
+        ("Bastion", &["Bastion"], Some("bastion-known")),
+        ("UserRole", &["UserRole", "UserPolicy"], None),
+        ("UserPolicy", &["UserPolicy"], Some("describe-cluster")),
+        ("AccessEntry1", &["AccessEntry1"], Some("api")),
+    ],
+};
+
+const ECS: Kind = Kind {
+    args: &["--bastion-kind", "ecs", "--private", "--fargate-image", IMAGE],
+    pieces: &[
+        ("Cluster", &["Cluster", "BastionService"], Some("bastion-known")),
+        ("TaskRole", &["TaskRole"], Some("start-session")),
+        ("ImageRole", &["ImageRole"], None),
+        ("BastionGroup", &["BastionGroup", "ClusterRule1", "EndpointRule1"], Some("endpoint")),
+        ("ClusterRule1", &["ClusterRule1"], Some("endpoint")),
+        ("EndpointGroup", &["EndpointGroup", "EndpointRule1"], None),
+        ("EndpointRule1", &["EndpointRule1"], None),
+        ("EndpointSsmmessages", &["EndpointSsmmessages"], None),
+        ("EndpointEcrApi", &["EndpointEcrApi"], None),
+        ("EndpointEcrDkr", &["EndpointEcrDkr"], None),
+        ("EndpointS3", &["EndpointS3"], None),
+        ("TaskDefinition", &["TaskDefinition"], None),
+        ("BastionService", &["BastionService"], Some("bastion-known")),
+        ("UserRole", &["UserRole", "UserPolicy"], None),
+        ("UserPolicy", &["UserPolicy"], Some("describe-cluster")),
+        ("AccessEntry1", &["AccessEntry1"], Some("api")),
+    ],
+};
+
+async fn deployed(lab: &Lab, kind: &Kind) -> Value {
+    let ended = run(lab, &["payments".to_owned()], kind.args).await;
     let template: Value = serde_json::from_str(ended.assert_success()).unwrap();
     lab.emulator.create_stack(&template);
     template
 }
 
-/// The ids of the pieces that are not as they have to be.
-async fn missing(lab: &Lab) -> BTreeSet<String> {
-    let ended = run(lab, &["payments".to_owned()], &["--private", "--check", "--json"]).await;
+/// The pieces that are not as they have to be, with what mends them.
+async fn to_mend(lab: &Lab, kind: &Kind) -> BTreeMap<String, String> {
+    let ended = run(lab, &["payments".to_owned()], &[kind.args, &["--check", "--json"]].concat()).await;
     let said: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:#?}"));
     let checks = said["checks"].as_array().unwrap();
     let failed: Vec<&Value> = checks.iter().filter(|check| check["status"] != "ok").collect();
@@ -48,31 +79,71 @@ async fn missing(lab: &Lab) -> BTreeSet<String> {
         (ended.code(), said["ok"].as_bool()),
         if failed.is_empty() { (Some(0), Some(true)) } else { (Some(6), Some(false)) }
     );
-    failed.iter().map(|check| check["id"].as_str().unwrap().strip_prefix("setup.").unwrap().to_owned()).collect()
+    let id = |check: &Value| check["id"].as_str().unwrap().strip_prefix("setup.").unwrap().to_owned();
+    failed.iter().map(|check| (id(check), check["fixes"].to_string())).collect()
+}
+
+async fn missing(lab: &Lab, kind: &Kind) -> BTreeSet<String> {
+    to_mend(lab, kind).await.into_keys().collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_taken_away_is_named() {
-    let lab = lab(Config::default()).await;
-    let template = deployed(&lab).await;
-    let pieces: BTreeSet<&str> = template["Resources"].as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(PIECES.iter().map(|(piece, ..)| *piece).collect::<BTreeSet<_>>(), pieces);
-    assert_eq!(missing(&lab).await, BTreeSet::new());
-    for (piece, named, _) in PIECES {
-        lab.emulator.create_stack(&template);
-        assert!(lab.emulator.delete_resource(piece), "{piece}");
-        let named: BTreeSet<String> = named.iter().map(|&name| name.to_owned()).collect();
-        assert_eq!(missing(&lab).await, named, "without {piece}");
+    for kind in [&EC2, &ECS] {
+        let lab = lab(Config::default()).await;
+        let template = deployed(&lab, kind).await;
+        let pieces: BTreeSet<&str> = template["Resources"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(kind.pieces.iter().map(|(piece, ..)| *piece).collect::<BTreeSet<_>>(), pieces);
+        assert_eq!(missing(&lab, kind).await, BTreeSet::new());
+        for (piece, named, _) in kind.pieces {
+            lab.emulator.create_stack(&template);
+            assert!(lab.emulator.delete_resource(piece), "{piece}");
+            let named: BTreeSet<String> = named.iter().map(|&name| name.to_owned()).collect();
+            assert_eq!(missing(&lab, kind).await, named, "without {piece}");
+        }
+        // On an account that has nothing all of it is missing.
+        lab.emulator.create_stack(&serde_json::json!({}));
+        assert_eq!(missing(&lab, kind).await, pieces.into_iter().map(str::to_owned).collect());
     }
-    // On an account that has nothing all of it is missing.
-    lab.emulator.create_stack(&serde_json::json!({}));
-    assert_eq!(missing(&lab).await, pieces.into_iter().map(str::to_owned).collect());
+}
+
+/// A service that is there is of no use without a task that has the agent.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_service_lacks_is_told() {
+    let lab = lab(Config::default()).await;
+    let template = deployed(&lab, &ECS).await;
+    let cluster = template["Resources"]["Cluster"]["Properties"]["ClusterName"].clone();
+    let key = lab.emulator.new_access_key();
+    // What is started now is long in coming.
+    lab.emulator.update(|settings| settings.tasks.delay = DEADLINE);
+    for (change, mend) in [
+        (
+            json!({ "desiredCount": 0 }),
+            "aws ecs update-service --region us-east-1 --cluster {} --service bastion --desired-count 1",
+        ),
+        (
+            json!({ "desiredCount": 1, "enableExecuteCommand": false }),
+            "aws ecs update-service --region us-east-1 --cluster {} --service bastion --enable-execute-command --force-new-deployment",
+        ),
+        (
+            json!({ "enableExecuteCommand": true }),
+            "aws ecs describe-services --region us-east-1 --cluster {} --services bastion --query 'services[].events[:3].message'",
+        ),
+    ] {
+        let mut input = change.clone();
+        (input["cluster"], input["service"]) = (cluster.clone(), "bastion".into());
+        lab.emulator.call_ecs(&key, "UpdateService", &input).await.unwrap();
+        let is_running = |task: &TaskInfo| task.status == "RUNNING";
+        lab.wait_until("the task to stop", |emulator| !emulator.tasks().iter().any(is_running)).await;
+        let mend = json!([mend.replace("{}", cluster.as_str().unwrap())]).to_string();
+        assert_eq!(to_mend(&lab, &ECS).await, BTreeMap::from([("BastionService".to_owned(), mend)]), "{change}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_be_looked_at_is_not_missing() {
     let lab = lab(Config::default()).await;
-    deployed(&lab).await;
+    deployed(&lab, &EC2).await;
     lab.emulator.update(|settings| {
         settings.denied_actions.insert("ec2:DescribeRouteTables".to_owned());
     });
@@ -97,9 +168,16 @@ async fn both_things_that_a_cluster_lacks_are_told() {
     }
 }
 
+/// The words of the `up` that is printed, behind its name.
+fn up_of(template: &Value) -> Vec<String> {
+    let printed = template["Outputs"]["Up"]["Value"].as_str().unwrap();
+    split(printed.strip_prefix("autoheal-pa up ").unwrap())
+}
+
 /// What `doctor` fails at, as the role that was made.
-async fn doctor(lab: &Lab, role: &str) -> Vec<String> {
-    let args = ["doctor", "--bastion", "auto", "--cluster", "payments", "--role-arn", role, "--json"];
+async fn doctor(lab: &Lab, template: &Value) -> Vec<String> {
+    let up = up_of(template);
+    let args: Vec<&str> = ["doctor", "--json"].into_iter().chain(up.iter().map(String::as_str)).collect();
     let ended = lab.run(&args).await;
     let said: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:#?}"));
     let checks = said["checks"].as_array().unwrap().iter();
@@ -108,16 +186,17 @@ async fn doctor(lab: &Lab, role: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_finds_nothing_to_mend_until_something_is_gone() {
-    let lab = lab(Config::default()).await;
-    let template = deployed(&lab).await;
-    let role = template["Outputs"]["Role"]["Value"].as_str().unwrap();
-    assert_eq!(doctor(&lab, role).await, [""; 0]);
-    for (piece, _, check) in PIECES {
-        let Some(check) = check else { continue };
-        lab.emulator.create_stack(&template);
-        assert!(lab.emulator.delete_resource(piece), "{piece}");
-        let failed = doctor(&lab, role).await;
-        assert_eq!(failed.first().map(String::as_str), Some(*check), "without {piece}: {failed:?}");
+    for kind in [&EC2, &ECS] {
+        let lab = lab(Config::default()).await;
+        let template = deployed(&lab, kind).await;
+        assert_eq!(doctor(&lab, &template).await, [""; 0]);
+        for (piece, _, check) in kind.pieces {
+            let Some(check) = check else { continue };
+            lab.emulator.create_stack(&template);
+            assert!(lab.emulator.delete_resource(piece), "{piece}");
+            let failed = doctor(&lab, &template).await;
+            assert_eq!(failed.first().map(String::as_str), Some(*check), "without {piece}: {failed:?}");
+        }
     }
 }
 
@@ -125,15 +204,15 @@ async fn doctor_finds_nothing_to_mend_until_something_is_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_up_that_is_printed_works() {
     let Some(kubectl) = super::super::support::kubectl() else { return };
-    let lab = lab(Config::default()).await;
-    let template = deployed(&lab).await;
-    let printed = template["Outputs"]["Up"]["Value"].as_str().unwrap();
-    let args: Vec<&str> = printed.strip_prefix("autoheal-pa up ").unwrap().split(' ').collect();
-    let up = lab.up(&args).await;
-    let kubeconfig = lab.kubeconfig();
-    let mut command = lab.command(kubectl);
-    command.args(["--kubeconfig", kubeconfig.to_str().unwrap(), "--context", "pa-payments", "get", "pods", "-A"]);
-    let ended = Running::start(&mut command).ended().await;
-    assert!(ended.assert_success().contains("NAMESPACE"), "{ended:#?}");
-    up.stop().await;
+    for kind in [&EC2, &ECS] {
+        let lab = lab(Config::default()).await;
+        let words = up_of(&deployed(&lab, kind).await);
+        let up = lab.up(&words.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        let kubeconfig = lab.kubeconfig();
+        let mut command = lab.command(&kubectl);
+        command.args(["--kubeconfig", kubeconfig.to_str().unwrap(), "--context", "pa-payments", "get", "pods", "-A"]);
+        let ended = Running::start(&mut command).ended().await;
+        assert!(ended.assert_success().contains("NAMESPACE"), "{ended:#?}");
+        up.stop().await;
+    }
 }

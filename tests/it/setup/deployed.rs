@@ -54,10 +54,11 @@ async fn what_is_deployed_is_what_policy_prints_and_is_found() {
     let plain = lab(Config::default()).await;
     let network = network(&plain, &moto, &python).await;
     let lab = in_network(&network).await;
-    // What `--check` makes of moto's faults: policies within a role are not written as JSON and so cannot be read, and a task
-    // definition of a template has no role.
+    // What `--check` makes of moto's faults: policies within a role are not written as JSON and so cannot be read, a task
+    // definition of a template has no role, and a service no tasks and no ECS Exec.
     for (name, args, unreadable, wrong) in [
         ("ec2", &["--private"][..], &["BastionRole"][..], &[][..]),
+        ("ecs", &["--bastion-kind", "ecs"], &["TaskRole"], &["TaskDefinition", "BastionService"]),
         ("fargate", &["--bastion-kind", "fargate"], &["TaskRole"], &["TaskDefinition"]),
         ("direct", &["--bastion-kind", "direct"], &[], &[]),
     ] {

@@ -16,5 +16,5 @@ for (const file of process.argv.slice(2)) {
   assert.strictEqual(await format(text), text, `${file} is not formatted`);
   read[file] = await parse(file, text);
 }
-console.log(JSON.stringify(read));
-process.exit(0);
+// A pipe takes it in parts.
+process.stdout.write(JSON.stringify(read) + "\n", () => process.exit(0));
