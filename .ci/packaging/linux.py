@@ -111,7 +111,9 @@ def rpm(out, base, arch, files, version):
         source.write_bytes(content)
         kind = "license" if "/licenses/" in path else "doc" if re.match("/usr/share/(doc|man)", path) else ""
         contents.append({"src": str(source), "dst": path, "type": kind, "file_info": {"mode": mode, "mtime": stamp()}})
-    changes = [{"semver": f"{version}-1", "date": stamp(), "packager": MAINTAINER, "changes": [{"note": "See CHANGELOG.md"}]}]
+    changes = [
+        {"semver": f"{version}-1", "date": stamp(), "packager": MAINTAINER, "changes": [{"note": "See CHANGELOG.md"}]}
+    ]
     (base / "changes.yaml").write_text(json.dumps(changes))
     config = {
         "name": NAME,

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import subprocess
 import tarfile
 
@@ -55,13 +56,14 @@ def install():
 
 
 def archive(path):
-    """In a root with nothing but certificate authorities and kubectl: no libraries, no shell, no /proc."""
+    """In a root with nothing but certificate authorities, kubectl and /dev/null: no libraries, no shell, no /proc."""
     with unpacked(path) as top, folder() as root:
         (root / "etc/ssl/certs").mkdir(parents=True)
         shutil.copy("/etc/ssl/certs/ca-certificates.crt", root / "etc/ssl/certs")
         for program in (top / NAME, KUBECTL):
             shutil.copy(program, root)
         (root / "tmp").mkdir()
+        null(root)
         pods(inside(root, f"/{NAME}", "demo", "--", *PODS, PATH="/"))
     return "demo with kubectl in an empty chroot"
 
@@ -110,7 +112,7 @@ def debian(path, newer):
         # Debian's smallest has no man.
         expect(run("man", "-l", root / f"usr/share/man/man1/{NAME}-up.1.gz"), "--bastion")
         script = f". /usr/share/bash-completion/completions/{NAME} && complete -p {NAME}"
-        expect(inside(root, "bash", "-c", script), "complete -F ")
+        expect(inside(root, "bash", "-c", script), "-F _")
         inside(root, "dpkg", "--install", f"/tmp/{newer.name}")
         expect(inside(root, "dpkg-query", "--show", NAME), newer.name.split("_")[1])
         pods(inside(root, NAME, "demo", "--", *PODS))
@@ -134,11 +136,12 @@ def rpm(path):
         options = ("--root", root, "--nodeps", "--nosignature")
         run("rpm", *options, "--install", path, quiet=True)
         (root / "tmp").mkdir(exist_ok=True)
+        null(root)
         shutil.copy(KUBECTL, root / "usr/bin")
         pods(inside(root, f"/usr/bin/{NAME}", "demo", "--", *PODS))
         (root / "usr/bin/kubectl").unlink()
         run("rpm", *options, "--erase", NAME, quiet=True)
-        left = {name for name in listing(root) if not re.match("var|tmp", name) and (root / name).is_file()}
+        left = {name for name in listing(root) if not re.match("dev|root|tmp|var", name) and (root / name).is_file()}
         if left:
             raise Problem(f"the package leaves {sorted(left)}")
     return "rpmlint; installed, demo with kubectl, removed in an empty root"
@@ -221,6 +224,12 @@ def npm(main, platform):
         if refused.returncode != 1 or "is not installed" not in refused.stderr:
             raise Problem(f"npx does not say what is missing: {refused}")
     return "npm install, npx, demo with kubectl, exit codes; without this machine's package"
+
+
+def null(root):
+    """What the demo gives its children as their input."""
+    (root / "dev").mkdir(exist_ok=True)
+    os.mknod(root / "dev/null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
 
 
 def pods(text):
