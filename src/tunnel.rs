@@ -178,23 +178,8 @@ impl Tunnel {
     ) -> Self {
         assert!(!routes.is_empty(), "a tunnel needs a route");
         let to = Arc::new(to.into());
-        let status = TunnelStatus {
-            to: Arc::clone(&to),
-            port: listeners.port(),
-            state: State::Starting,
-            since: system_time(common.clock().now().wall),
-            ready_at: None,
-            links: Vec::new(),
-            open_connections: 0,
-            held_connections: 0,
-            connections_total: 0,
-            bytes_sent: 0,
-            bytes_received: 0,
-            resumes: 0,
-            restarts: 0,
-            last_error: None,
-            last_probe: None,
-        };
+        let since = system_time(common.clock().now().wall);
+        let status = TunnelStatus::new(Arc::clone(&to), listeners.port(), since);
         let shared = Arc::new(Shared { to, routes, config, common });
         Self { shared, listeners, status: watch::Sender::new(status), wanted: Arc::default() }
     }

@@ -235,23 +235,7 @@ mod tests {
             held_back: false,
             bytes_held: 0,
         };
-        let tunnel = TunnelStatus {
-            to: Arc::new(to),
-            port: 10100,
-            state,
-            since,
-            ready_at: None,
-            links: vec![link],
-            open_connections: 0,
-            held_connections: 0,
-            connections_total: 0,
-            bytes_sent: 0,
-            bytes_received: 0,
-            resumes: 0,
-            restarts: 0,
-            last_error: None,
-            last_probe: None,
-        };
+        let tunnel = TunnelStatus { state, links: vec![link], ..TunnelStatus::new(Arc::new(to), 10100, since) };
         Board { tunnels: vec![tunnel], stopping: false, since }
     }
 

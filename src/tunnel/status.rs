@@ -105,6 +105,27 @@ pub struct TunnelStatus {
 }
 
 impl TunnelStatus {
+    /// A tunnel that has just been made: it is starting, and nothing has come of it yet.
+    pub(crate) fn new(to: Arc<Remote>, port: u16, since: SystemTime) -> Self {
+        Self {
+            to,
+            port,
+            state: State::Starting,
+            since,
+            ready_at: None,
+            links: Vec::new(),
+            open_connections: 0,
+            held_connections: 0,
+            connections_total: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            resumes: 0,
+            restarts: 0,
+            last_error: None,
+            last_probe: None,
+        }
+    }
+
     /// Returns the link that is always there.
     #[must_use]
     pub fn link(&self) -> Option<&LinkStatus> {

@@ -353,6 +353,19 @@ fn a_manager_of_another_version_is_told_where_it_is_not_understood() {
         let refusal = format!(r#"{{"version":1,{program}"answer":"error","code":"unknown-cluster","message":"no"}}"#);
         assert!(matches!(decode(&refusal).unwrap_err(), ControlError::Refused { .. }));
     }
+    // Nor does a manager hide from commands what it is.
+    let refused = |line: &str| wire::decode_request(line).unwrap_err().message;
+    let own = version::short();
+    assert_eq!(
+        refused(r#"{"version":1,"program":"9.0.0","request":"song"}"#),
+        format!("this manager, version {own}, does not know the request `song` of a command of version 9.0.0")
+    );
+    assert_eq!(
+        refused(r#"{"version":2,"request":"status"}"#),
+        format!(
+            "this manager, version {own}, speaks version 1 of the protocol, and a command of an older version speaks 2"
+        )
+    );
     // Of the same version it is no question of versions.
     let error = decode(&(head() + r#""answer":"error","code":"unknown-request","message":"no"}"#)).unwrap_err();
     assert!(matches!(error, ControlError::Refused { .. }), "{error}");

@@ -82,17 +82,25 @@ pub(super) fn decode_request(line: &str) -> Result<Request, Refusal> {
     #[derive(Deserialize)]
     struct Head {
         version: u32,
+        /// Commands did not say so before.
+        program: Option<String>,
         request: String,
     }
     let malformed =
         |error: serde_json::Error| Refusal::new("malformed-request", format!("the request is malformed: {error}"));
     let head: Head = serde_json::from_str(line).map_err(malformed)?;
+    let program = head.program.as_ref();
+    let asks = program.map_or("an older version".to_owned(), |program| format!("version {program}"));
+    let manager = format!("this manager, version {},", version::short());
     if head.version != VERSION {
-        let message = format!("this manager speaks version {VERSION} of the protocol, not {}", head.version);
+        let message = format!(
+            "{manager} speaks version {VERSION} of the protocol, and a command of {asks} speaks {}",
+            head.version
+        );
         return Err(Refusal::new("unknown-version", message));
     }
     if !REQUESTS.contains(&head.request.as_str()) {
-        let message = format!("this manager does not know the request `{}`", head.request);
+        let message = format!("{manager} does not know the request `{}` of a command of {asks}", head.request);
         return Err(Refusal::new("unknown-request", message));
     }
     Ok(match serde_json::from_str(line).map_err(malformed)? {

@@ -165,7 +165,9 @@ fn unapproved(unapproved: &Unapproved, region: &str) -> Vec<String> {
              shells alone, the session document `SSM-SessionManagerRunShell`: ask whoever administers Systems Manager whether \
              forwarding can be allowed"
                 .to_owned(),
-            "a bastion that is reached otherwise needs no such document: `--bastion ssh://` or `ecs:`".to_owned(),
+            "a bastion that is no node takes no approval: `--bastion ssh://`, or tasks of ECS (`ecs:`, `fargate`), whose sessions take a \
+             permission of yours"
+                .to_owned(),
         ],
         Unapproved::Beyond { .. } => vec![again],
     }
