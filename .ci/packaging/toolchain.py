@@ -41,6 +41,8 @@ def install_compiler():
     """Installs Debian's compiler, which has the sources of its standard library with it."""
     if not (RUST / "rustc").exists():
         unpack_compiler()
+    if RUST.stat().st_uid not in (0, os.geteuid()):
+        raise Problem(f"`{RUST}` is another user's, and is not run: remove it")
     version = run(RUST / "rustc", "--version")
     if f"rustc {COMPILER} " not in version:
         raise Problem(f"`{RUST}` has {version.strip()}, and not {COMPILER}: remove it")
