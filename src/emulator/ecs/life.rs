@@ -101,7 +101,7 @@ impl Life {
     /// Waits until something stops the task.
     async fn run(&self) {
         let started = self.time();
-        if !self.plan.is_running || self.plan.agent != AgentOutcome::Running {
+        if !self.plan.is_running {
             if !self.pause(self.world.config.ecs.times.agent).await {
                 return;
             }

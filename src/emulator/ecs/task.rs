@@ -163,6 +163,7 @@ impl Task {
             status: if is_running { Status::Running } else { Status::Provisioning },
             agent: match making.plan.agent {
                 AgentOutcome::Running if is_running => AgentStatus::Running { since: seen_at },
+                AgentOutcome::Stopped if is_running => AgentStatus::Stopped,
                 AgentOutcome::Running | AgentOutcome::Pending | AgentOutcome::Stopped => AgentStatus::Pending,
             },
             started: is_running.then_some(created),
