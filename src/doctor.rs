@@ -25,6 +25,7 @@
 mod api;
 mod entry;
 mod finding;
+mod pieces;
 mod privilege;
 #[cfg(test)]
 mod tests;
@@ -219,21 +220,22 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         }
         let usable: Vec<&Remote> = clusters.iter().flatten().map(|(_, to)| to).collect();
         let bastions = self.bastions(aws, &usable).await;
-        for outcome in clusters {
+        for outcome in &clusters {
             let (description, to) = match outcome {
                 Ok(found) => found,
                 Err((name, check)) => {
-                    self.place.cluster = Some(name);
-                    self.skip(Check::OF_SESSION.iter().copied(), check);
+                    self.place.cluster = Some(name.clone());
+                    self.skip(Check::OF_SESSION.iter().copied(), *check);
                     self.place.cluster = None;
                     continue;
                 }
             };
-            self.place.name_remote(description, &to);
-            Box::pin(self.through(aws, &to, &bastions)).await;
+            self.place.name_remote(description.clone(), to);
+            Box::pin(self.through(aws, to, &bastions)).await;
             self.place.name(None, None);
             (self.place.route, self.place.target) = (None, None);
         }
+        Box::pin(self.pieces(aws, &usable)).await;
     }
 
     /// Finds out who asks, and about which clusters.

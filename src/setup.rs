@@ -29,11 +29,13 @@ mod check;
 mod cloudformation;
 mod commands;
 mod hcl;
+mod made;
 pub mod names;
 pub mod survey;
 mod terraform;
 
 pub use check::{Looked, Mend, State, look};
+pub use made::{Lack, Made, kind_of, made};
 pub use survey::{SurveyError, survey};
 
 /// Most characters of a policy within a role, without blanks (IAM user guide, "IAM and AWS STS quotas"): those of all together.
@@ -322,6 +324,24 @@ impl Piece {
 }
 
 impl Piece {
+    /// Returns what it is called, if it has a name.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::ServiceRole(role) => Some(&role.name),
+            Self::InstanceProfile { name, .. } | Self::EcsCluster { name } | Self::UserRole { name } => Some(name),
+            Self::Group(group) => Some(&group.name),
+            Self::Template(template) => Some(&template.name),
+            Self::Scaling(scaling) => Some(&scaling.name),
+            Self::Endpoint(endpoint) => Some(&endpoint.service_name),
+            Self::TaskDefinition(definition) => Some(&definition.family),
+            Self::Service(service) => Some(&service.name),
+            Self::Policy { role, .. } => Some(role),
+            Self::Entry(entry) => Some(&entry.principal),
+            Self::Rule(_) | Self::ConnectEndpoint { .. } => None,
+        }
+    }
+
     /// Tells whether IAM has it.
     fn is_of_iam(&self) -> bool {
         match self {

@@ -8,6 +8,7 @@ mod excess;
 mod fixes;
 mod names;
 mod plugin;
+mod skipped;
 mod words;
 
 use std::{

@@ -89,7 +89,7 @@ fn entry(plan: &Plan, looked: Looked<'_>) -> Entry {
         status,
         region: Some(plan.region.clone()),
         cluster: cluster_of(&item.piece),
-        target: name_of(&item.piece),
+        target: item.piece.name().map(str::to_owned),
         tried,
         answer: Some(answer),
         meaning: None,
@@ -131,25 +131,6 @@ fn cluster_of(piece: &Piece) -> Option<String> {
         | Piece::Service(_)
         | Piece::UserRole { .. }
         | Piece::Policy { .. } => None,
-    }
-}
-
-/// Returns what a piece is called.
-fn name_of(piece: &Piece) -> Option<String> {
-    match piece {
-        Piece::ServiceRole(role) => Some(role.name.clone()),
-        Piece::InstanceProfile { name, .. } | Piece::EcsCluster { name } | Piece::UserRole { name } => {
-            Some(name.clone())
-        }
-        Piece::Group(group) => Some(group.name.clone()),
-        Piece::Template(template) => Some(template.name.clone()),
-        Piece::Scaling(scaling) => Some(scaling.name.clone()),
-        Piece::Endpoint(endpoint) => Some(endpoint.service_name.clone()),
-        Piece::TaskDefinition(definition) => Some(definition.family.clone()),
-        Piece::Service(service) => Some(service.name.clone()),
-        Piece::Policy { role, .. } => Some(role.clone()),
-        Piece::Entry(entry) => Some(entry.principal.clone()),
-        Piece::Rule(_) | Piece::ConnectEndpoint { .. } => None,
     }
 }
 

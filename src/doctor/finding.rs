@@ -19,6 +19,7 @@ use crate::{
         step::StepName,
     },
     settings::PassedOver,
+    setup::Made,
     util::peer_text::PeerText,
 };
 
@@ -72,11 +73,13 @@ pub enum Check {
     ResumeSession,
     /// The session can be ended.
     TerminateSession,
+    /// What `setup` has made for the bastion is all there.
+    Setup,
 }
 
 impl Check {
     /// All, in their order, but for those that only some kinds of bastions have.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Region,
         Self::Credentials,
         Self::Identity,
@@ -99,6 +102,7 @@ impl Check {
         Self::ListPods,
         Self::ResumeSession,
         Self::TerminateSession,
+        Self::Setup,
     ];
 
     /// Those of each cluster that EKS answers.
@@ -124,9 +128,10 @@ impl Check {
     /// Those of what only an API server answers.
     pub const OF_API_SERVER: [Self; 4] = [Self::Certificate, Self::Api, Self::WhoAmI, Self::ListPods];
 
-    /// Those that come after one, but for that of a tunnel, which there may not be.
+    /// Those that come after one, but for that of a tunnel and that of what `setup` has made, which there may not be.
     pub fn after(check: Self) -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().filter(move |other| *other > check && *other != Self::LocalPort)
+        let is_always = |other: &Self| !matches!(other, Self::LocalPort | Self::Setup);
+        Self::ALL.into_iter().filter(move |other| *other > check && is_always(other))
     }
 
     /// Returns the name for programs.
@@ -156,6 +161,7 @@ impl Check {
             Self::ListPods => "list-pods",
             Self::ResumeSession => "resume-session",
             Self::TerminateSession => "terminate-session",
+            Self::Setup => "setup",
         }
     }
 }
@@ -310,6 +316,11 @@ pub enum Fact {
     Resumed,
     /// The session has been ended.
     Terminated,
+    /// All that `setup` has made for the bastion is there.
+    Whole {
+        /// How many pieces.
+        pieces: usize,
+    },
 }
 
 /// What is not as it should be.
@@ -397,6 +408,8 @@ pub enum Trouble {
         /// His name, if the API server tells.
         user: Option<PeerText>,
     },
+    /// Some of what `setup` has made for the bastion is missing, or not as it has to be.
+    Incomplete(Made),
 }
 
 /// Why a check was not made.
@@ -410,6 +423,8 @@ pub enum Reason {
     Unasked(AwsError),
     /// The policies of the caller's role, which few may read, cannot be had.
     Unread(AwsError),
+    /// What `setup` has made, which few may look at, cannot be seen.
+    Unseen(AwsError),
     /// What a step would have told cannot be found out.
     Untold { why: String, hints: Vec<String> },
     /// The API server is too old to be asked.

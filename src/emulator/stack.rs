@@ -96,6 +96,7 @@ fn physical(kind: &str, name: &str, properties: &Value) -> String {
         "AWS::ECS::Service" => named("ServiceName"),
         "AWS::EC2::SecurityGroup" => Some(format!("sg-{}", number())),
         "AWS::EC2::LaunchTemplate" => Some(format!("lt-{}", number())),
+        "AWS::EC2::InstanceConnectEndpoint" => Some(format!("eice-{}", number())),
         "AWS::EC2::VPCEndpoint" => Some(format!("vpce-{}", number())),
         _ => None,
     };

@@ -22,7 +22,8 @@ use super::{
     script::{Command, Failure, Settings},
     session::{Control, Session, SessionState},
     sso::Sso,
-    stack::Stack,
+    stack::{Resource, Stack},
+    vpc::ConnectEndpointConfig,
 };
 
 /// A lock whose holder panicked is still good: every holder changes it in one step.
@@ -197,6 +198,24 @@ impl World {
 
     pub(super) fn session(&self, id: &str) -> Option<Arc<Session>> {
         lock(&self.sessions).get(id).cloned()
+    }
+
+    /// All endpoints of EC2 Instance Connect: those of the configuration, and those that a template has made.
+    pub(super) fn connect_endpoints(&self) -> Vec<ConnectEndpointConfig> {
+        let made = |resource: &Resource| {
+            let subnet = resource.text("SubnetId");
+            let vpc = self.config.vpcs.iter().find(|vpc| vpc.subnets.iter().any(|known| known.id == subnet));
+            ConnectEndpointConfig {
+                id: resource.physical.clone(),
+                vpc: vpc.map(|vpc| vpc.id.clone()).unwrap_or_default(),
+                subnet: subnet.to_owned(),
+                dns_name: None,
+                state: "create-complete".to_owned(),
+            }
+        };
+        let stack = lock(&self.stack);
+        let made = stack.of_kind("AWS::EC2::InstanceConnectEndpoint").map(made);
+        self.config.connect_endpoints.iter().cloned().chain(made).collect()
     }
 
     /// The caller that assuming a role makes; `None` if there is no such role.

@@ -5,7 +5,7 @@
 //! * A piece is there if it does what it is for, whoever has made it, as far as that can be read.
 //! * What may not be looked at is said to be unknown, and is not missing.
 
-use std::{cell::OnceCell, collections::BTreeSet};
+use std::{collections::BTreeSet, sync::OnceLock};
 
 use serde_json::Value;
 
@@ -57,7 +57,7 @@ pub struct Looked<'a> {
 
 /// Looks at each piece, in their order.
 pub async fn look<'a>(aws: &Aws, plan: &'a Plan, mut report: impl FnMut(Looked<'a>)) {
-    let look = Look { aws, plan, groups: OnceCell::new(), endpoints: OnceCell::new() };
+    let look = Look { aws, plan, groups: OnceLock::new(), endpoints: OnceLock::new() };
     for item in &plan.items {
         let (tried, state) = match Box::pin(look.at(&item.piece)).await {
             (tried, Ok(state)) => (tried, state),
@@ -71,8 +71,8 @@ struct Look<'a> {
     aws: &'a Aws,
     plan: &'a Plan,
     /// The groups of the plan that there are.
-    groups: OnceCell<Vec<SecurityGroup>>,
-    endpoints: OnceCell<Vec<VpcEndpoint>>,
+    groups: OnceLock<Vec<SecurityGroup>>,
+    endpoints: OnceLock<Vec<VpcEndpoint>>,
 }
 
 fn there(what: impl Into<String>) -> State {

@@ -32,8 +32,11 @@ mod tasks;
 /// The first word of all names.
 const NAME: &str = "autoheal-pa";
 
-const HTTPS: u16 = 443;
+pub(super) const HTTPS: u16 = 443;
 const SSH: u16 = 22;
+
+/// The name in documents of the role that takes images out of ECR.
+pub(super) const IMAGE_ROLE: &str = "ImageRole";
 
 /// What Amazon Linux lets in.
 const SSH_USER: &str = "ec2-user";

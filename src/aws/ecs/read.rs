@@ -77,6 +77,8 @@ pub(super) fn definition(definition: types::TaskDefinition, of_it: Option<Vec<ty
         revision: definition.revision,
         tags: tags(of_it),
         task_role: plain(definition.task_role_arn)?,
+        execution_role: plain(definition.execution_role_arn)?,
+        image: definition.container_definitions.and_then(|containers| text(containers.into_iter().next()?.image)),
         cpu: text(definition.cpu),
         memory: text(definition.memory),
         network_mode: definition.network_mode.map(|mode| mode.as_str().into()),

@@ -109,6 +109,10 @@ pub struct TaskDefinition {
     pub tags: Tags,
     /// An ARN, or the name of a role.
     pub task_role: Option<String>,
+    /// The same of the role that ECS takes images with.
+    pub execution_role: Option<String>,
+    /// That of the first container.
+    pub image: Option<PeerText>,
     /// In units of 1024 to a processor.
     pub cpu: Option<PeerText>,
     /// In MiB.

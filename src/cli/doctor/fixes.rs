@@ -83,6 +83,7 @@ impl<'a> Fixes<'a> {
             }
             Trouble::Unauthorized => self.access_entry(),
             Trouble::MayNotListPods { user } => self.view_policy(user.as_ref()),
+            Trouble::Incomplete(made) => vec![made.check.clone()],
         }
     }
 

@@ -7,6 +7,7 @@ use super::{
     excess,
     fixes::{Fixes, grant},
     names::Names,
+    skipped::skipped,
 };
 use crate::{
     aws::{
@@ -14,7 +15,6 @@ use crate::{
         advice::is_foreign,
         error::{Blame, blame},
     },
-    bastion::Target,
     doctor::{Check, Entry, Fact, Finding, Outcome, Place, Reason, Status, Trouble},
     route::ssm::proto::{CloseReason, Version, handshake::HandshakeError},
     route::{
@@ -47,6 +47,7 @@ pub fn entry(finding: &Finding) -> Entry {
                 Reason::Untold { hints, .. } => hints.clone(),
                 Reason::Unasked(_)
                 | Reason::Unread(_)
+                | Reason::Unseen(_)
                 | Reason::Needs(_)
                 | Reason::NotListed
                 | Reason::NotServed
@@ -107,6 +108,7 @@ pub(super) fn title(check: Check) -> &'static str {
         Check::ListPods => "may list pods",
         Check::ResumeSession => "resume session",
         Check::TerminateSession => "end session",
+        Check::Setup => "what setup made",
     }
 }
 
@@ -143,6 +145,7 @@ fn tried(check: Check, place: &Place) -> String {
         Check::ListPods => format!("a `SelfSubjectAccessReview` in `{cluster}`: list pods in all namespaces"),
         Check::ResumeSession => "to drop the WebSocket, `ssm:ResumeSession`, and to hear the agent again".to_owned(),
         Check::TerminateSession => "`ssm:TerminateSession` on the session of this check".to_owned(),
+        Check::Setup => "each piece of a bastion that `autoheal-pa setup` makes".to_owned(),
     }
 }
 
@@ -198,6 +201,7 @@ fn told(fact: &Fact, place: &Place) -> String {
         Fact::MayListPods => "in all namespaces".to_owned(),
         Fact::Resumed => "resumed, and the agent answers through the new WebSocket".to_owned(),
         Fact::Terminated => "no session is left behind".to_owned(),
+        Fact::Whole { pieces } => format!("all {pieces} pieces are there"),
     }
 }
 
@@ -213,30 +217,6 @@ fn list(names: &[String]) -> String {
         1 => format!("1: {shown}"),
         count if count <= MAX_NAMES => format!("{count}: {shown}"),
         count => format!("{count}: {shown} and {} more", count - MAX_NAMES),
-    }
-}
-
-fn skipped(reason: &Reason, place: &Place) -> String {
-    match reason {
-        Reason::Needs(check) => format!("not tried without `{}`", title(*check)),
-        Reason::NotListed if matches!(place.target, Some(Target::EcsTask(_))) => {
-            "ECS containers are not in the list of managed nodes: `start session` will show".to_owned()
-        }
-        Reason::NotListed => "Systems Manager does not say: `start session` will show".to_owned(),
-        Reason::Unasked(AwsError::AccessDenied { action, .. }) => {
-            format!("`{action}` is optional and not allowed: `start session` will show")
-        }
-        Reason::Unread(AwsError::AccessDenied { action, .. }) => {
-            format!("`{action}` is optional and not allowed: whether the role may more than it needs is not known")
-        }
-        Reason::Unasked(error) | Reason::Unread(error) => sentence(error),
-        Reason::Untold { why, .. } => why.clone(),
-        Reason::NotServed => "the API server is older than Kubernetes 1.28, which cannot say".to_owned(),
-        Reason::SessionOver => "the agent has ended the session".to_owned(),
-        Reason::NotNeeded => "does not apply to this route".to_owned(),
-        Reason::Imported => "EKS is not asked for what was imported from a kubeconfig".to_owned(),
-        Reason::NotAnApiServer => "is for clusters: other hosts are not asked what they speak".to_owned(),
-        Reason::TheirUser => "imported, with a user whose credentials are for kubectl alone".to_owned(),
     }
 }
 
@@ -282,6 +262,7 @@ fn answer(trouble: &Trouble, place: &Place) -> String {
         Trouble::Status(status) => status.to_string(),
         Trouble::MayNotListPods { user: Some(user) } => format!("403 Forbidden for `{user}`"),
         Trouble::MayNotListPods { user: None } => "403 Forbidden".to_owned(),
+        Trouble::Incomplete(made) => made.to_string(),
     }
 }
 
@@ -372,6 +353,7 @@ fn meaning(check: Check, place: &Place, trouble: &Trouble) -> String {
              same here, and then `kubectl get pods -n NAMESPACE` works",
             cluster
         ),
+        Trouble::Incomplete(_) => "without them sessions fail, or the bastion is not replaced once it ends".to_owned(),
     }
 }
 

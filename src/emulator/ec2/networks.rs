@@ -19,7 +19,7 @@ pub(super) fn connect_endpoints(call: &Call<'_>, form: &Form) -> Result<String, 
     call.authorize("*")?;
     let filters = form.filters(&["vpc-id", "state", "subnet-id", "instance-connect-endpoint-id"])?;
     let ids = form.list("InstanceConnectEndpointId");
-    let all = &call.world.config.connect_endpoints;
+    let all = call.world.connect_endpoints();
     if let Some(id) = ids.iter().find(|id| !all.iter().any(|endpoint| endpoint.id == **id)) {
         let message = format!("The instance connect endpoint ID '{id}' does not exist");
         return Err(ApiError::new(400, "InvalidInstanceConnectEndpointId.NotFound", message));

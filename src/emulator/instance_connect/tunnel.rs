@@ -133,7 +133,7 @@ fn admit(world: &World, request: &Request) -> Result<Admitted, (u16, &'static st
             "The specified RemotePort is not valid. Specify either 22 or 3389 as the RemotePort and retry your request.",
         ));
     }
-    let endpoint = world.config.connect_endpoints.iter().find(|endpoint| endpoint.id == id);
+    let endpoint = world.connect_endpoints().into_iter().find(|endpoint| endpoint.id == id);
     let endpoint = endpoint.ok_or_else(|| invalid("The specified InstanceConnectEndpointId is not valid."))?;
     let life = match given.get("maxTunnelDuration") {
         None => MAX_LIFE,

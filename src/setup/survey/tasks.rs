@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Endpoint, EndpointKind, GroupOf, GroupRef, Items, Options, Piece, RouteTable, Site, SurveyError, VpcEndpoint,
-    endpoint_name, id_of_service, names, service_name,
+    Endpoint, EndpointKind, GroupOf, GroupRef, IMAGE_ROLE, Items, Options, Piece, RouteTable, Site, SurveyError,
+    VpcEndpoint, endpoint_name, id_of_service, names, service_name,
 };
 use crate::{
     aws::ecs::NewTaskDefinition,
@@ -88,7 +88,7 @@ impl Site<'_> {
             let role = self.name("image", names::ROLE);
             definition.execution_role =
                 Some(format!("arn:{}:iam::{}:role/{role}", iam::partition(&self.region), self.account));
-            items.add("ImageRole", Piece::ServiceRole(list::image_role(&role)));
+            items.add(IMAGE_ROLE, Piece::ServiceRole(list::image_role(&role)));
         }
         if self.order.private {
             self.endpoints(items, &TASK_SERVICES, from);

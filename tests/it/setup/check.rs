@@ -30,7 +30,7 @@ const EC2: Kind = Kind {
         ("EndpointSsmmessages", &["EndpointSsmmessages"], None),
         ("BastionTemplate", &["BastionTemplate"], None),
         ("Bastion", &["Bastion"], Some("bastion-known")),
-        ("UserRole", &["UserRole", "UserPolicy"], None),
+        ("UserRole", &["UserRole", "UserPolicy"], Some("credentials")),
         ("UserPolicy", &["UserPolicy"], Some("describe-cluster")),
         ("AccessEntry1", &["AccessEntry1"], Some("api")),
     ],
@@ -52,11 +52,48 @@ const ECS: Kind = Kind {
         ("EndpointS3", &["EndpointS3"], None),
         ("TaskDefinition", &["TaskDefinition"], None),
         ("BastionService", &["BastionService"], Some("bastion-known")),
-        ("UserRole", &["UserRole", "UserPolicy"], None),
+        ("UserRole", &["UserRole", "UserPolicy"], Some("credentials")),
         ("UserPolicy", &["UserPolicy"], Some("describe-cluster")),
         ("AccessEntry1", &["AccessEntry1"], Some("api")),
     ],
 };
+
+const SSH: Kind = Kind {
+    args: &["--bastion-kind", "ssh", "--private"],
+    pieces: &[
+        ("BastionGroup", &["BastionGroup", "ClusterRule1", "ConnectRule"], None),
+        ("ConnectGroup", &["ConnectGroup", "ConnectRule"], None),
+        ("ConnectRule", &["ConnectRule"], None),
+        ("ConnectEndpoint", &["ConnectEndpoint"], None),
+        ("ClusterRule1", &["ClusterRule1"], None),
+        ("BastionTemplate", &["BastionTemplate"], None),
+        ("Bastion", &["Bastion"], None),
+        ("UserRole", &["UserRole", "UserPolicy"], Some("credentials")),
+        ("UserPolicy", &["UserPolicy"], Some("describe-cluster")),
+        ("AccessEntry1", &["AccessEntry1"], None),
+    ],
+};
+
+const FARGATE: Kind = Kind {
+    args: &["--bastion-kind", "fargate", "--private", "--fargate-image", IMAGE],
+    pieces: &[
+        ("Cluster", &["Cluster"], None),
+        ("TaskRole", &["TaskRole"], None),
+        ("ImageRole", &["ImageRole"], None),
+        ("EndpointGroup", &["EndpointGroup", "EndpointRule1"], None),
+        ("EndpointRule1", &["EndpointRule1"], None),
+        ("EndpointSsmmessages", &["EndpointSsmmessages"], None),
+        ("EndpointEcrApi", &["EndpointEcrApi"], None),
+        ("EndpointEcrDkr", &["EndpointEcrDkr"], None),
+        ("EndpointS3", &["EndpointS3"], None),
+        ("TaskDefinition", &["TaskDefinition"], None),
+        ("UserRole", &["UserRole", "UserPolicy"], Some("credentials")),
+        ("UserPolicy", &["UserPolicy"], Some("describe-cluster")),
+        ("AccessEntry1", &["AccessEntry1"], None),
+    ],
+};
+
+const KINDS: [&Kind; 4] = [&EC2, &ECS, &SSH, &FARGATE];
 
 async fn deployed(lab: &Lab, kind: &Kind) -> Value {
     let ended = run(lab, &["payments".to_owned()], kind.args).await;
@@ -89,7 +126,7 @@ async fn missing(lab: &Lab, kind: &Kind) -> BTreeSet<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_taken_away_is_named() {
-    for kind in [&EC2, &ECS] {
+    for kind in KINDS {
         let lab = lab(Config::default()).await;
         let template = deployed(&lab, kind).await;
         let pieces: BTreeSet<&str> = template["Resources"].as_object().unwrap().keys().map(String::as_str).collect();
@@ -176,12 +213,24 @@ fn up_of(template: &Value) -> Vec<String> {
 
 /// What `doctor` fails at, as the role that was made.
 async fn doctor(lab: &Lab, template: &Value) -> Vec<String> {
-    let up = up_of(template);
+    let checks = checks_of_doctor(lab, &up_of(template)).await;
+    let failed = checks.iter().filter(|check| check["status"] == "failed");
+    failed.map(|check| check["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// What `doctor` says of the pieces of the bastion, as an administrator.
+async fn told_by_doctor(lab: &Lab, template: &Value) -> Value {
+    let mut up = up_of(template);
+    up.truncate(up.iter().position(|word| word == "--role-arn").unwrap());
+    let checks = checks_of_doctor(lab, &up).await;
+    checks.into_iter().find(|check| check["id"] == "setup").unwrap()
+}
+
+async fn checks_of_doctor(lab: &Lab, up: &[String]) -> Vec<Value> {
     let args: Vec<&str> = ["doctor", "--json"].into_iter().chain(up.iter().map(String::as_str)).collect();
     let ended = lab.run(&args).await;
     let said: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:#?}"));
-    let checks = said["checks"].as_array().unwrap().iter();
-    checks.filter(|check| check["status"] == "failed").map(|check| check["id"].as_str().unwrap().to_owned()).collect()
+    said["checks"].as_array().unwrap().clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -197,6 +246,34 @@ async fn doctor_finds_nothing_to_mend_until_something_is_gone() {
             let failed = doctor(&lab, &template).await;
             assert_eq!(failed.first().map(String::as_str), Some(*check), "without {piece}: {failed:?}");
         }
+    }
+}
+
+/// What nothing goes through now is missed as well: it is needed when the bastion is replaced.
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_names_the_pieces_of_the_bastion_that_are_gone() {
+    for kind in KINDS {
+        let lab = lab(Config::default()).await;
+        let template = deployed(&lab, kind).await;
+        let whole = told_by_doctor(&lab, &template).await;
+        assert_eq!(whole["status"], "ok", "{whole:#}");
+        let is_of_user = |piece: &str| ["User", "Access"].iter().any(|start| piece.starts_with(start));
+        for (piece, named, _) in kind.pieces.iter().filter(|(piece, ..)| !is_of_user(piece)) {
+            lab.emulator.create_stack(&template);
+            assert!(lab.emulator.delete_resource(piece), "{piece}");
+            let told = told_by_doctor(&lab, &template).await;
+            assert_eq!(told["status"], "warning", "without {piece}: {told:#}");
+            let answer = told["answer"].as_str().unwrap();
+            for name in *named {
+                assert!(answer.contains(&format!("`{name}`")), "without {piece}, {name}: {answer}");
+            }
+            let fix = told["fixes"][0].as_str().unwrap();
+            assert!(fix.starts_with("autoheal-pa setup --check --region us-east-1 --cluster payments"), "{fix}");
+        }
+        // As the role that was made, which may not look.
+        let checks = checks_of_doctor(&lab, &up_of(&template)).await;
+        let setup = checks.iter().find(|check| check["id"] == "setup").unwrap();
+        assert_eq!(setup["status"], "skipped", "{setup:#}");
     }
 }
 

@@ -146,6 +146,7 @@ pub(super) const TABLE: &[Row] = &[
             "clock",
             "secret",
             "settings",
+            "setup",
             "kubeconfig",
             "iam",
             "util",
