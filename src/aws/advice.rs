@@ -112,6 +112,11 @@ pub(crate) fn assess(error: &AwsError) -> (Concern, Vec<String>) {
             Concern::Identity,
             "check `--web-identity-token-file` and `AWS_WEB_IDENTITY_TOKEN_FILE`, and whatever writes that file",
         ),
+        AwsError::ContainerToken { .. } => one(
+            Concern::Identity,
+            "in a pod, EKS Pod Identity mounts that file: the pod has to be newer than its association; elsewhere check \
+             `AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE`",
+        ),
         AwsError::TokenEndpoint { system, .. } => {
             (Concern::Identity, vec![format!("{}, and network access to its CI system", system.takes())])
         }

@@ -107,6 +107,14 @@ pub enum AwsError {
         #[source]
         source: Cause,
     },
+    /// The file that `AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE` names cannot be read.
+    #[error("the token file of this container, `{}`, cannot be read", path.display())]
+    ContainerToken {
+        path: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: Cause,
+    },
     /// The CI system gave no OIDC token.
     #[error("{system} gave no OIDC token")]
     TokenEndpoint {

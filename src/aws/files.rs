@@ -2,21 +2,23 @@
 //! and read a device without an end.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::error::AwsError;
+use super::error::{AwsError, chain};
 use crate::{
     settings::SdkVariables,
-    util::read::{ReadError, check},
+    util::read::{ReadError, check, read},
 };
 
 /// Largest of these files, in bytes: dozens of times what is in them.
 const MAX_LEN: u64 = 16 << 20;
 
 /// Variables that name files with tokens.
-const TOKENS: [&str; 2] = ["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"];
+const TOKENS: [&str; 2] = ["AWS_WEB_IDENTITY_TOKEN_FILE", OF_CONTAINER];
+const OF_CONTAINER: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE";
 
 /// Finds out whether what is there of these files can be read to its end: the system's certificate authorities, and what the
 /// SDK finds in its environment.
@@ -30,13 +32,28 @@ pub(super) async fn check_all(authorities: Option<&Path>, variables: &SdkVariabl
         if let Some(path) = authorities {
             check_one(&path).map_err(|source| AwsError::CaBundle { path, source: Arc::new(source) })?;
         }
-        for path in tokens.into_iter().flatten() {
+        let [of_identity, of_container] = tokens;
+        if let Some(path) = of_identity {
             check_one(&path).map_err(|source| AwsError::TokenFile { path, source: Arc::new(source) })?;
+        }
+        if let Some(path) = of_container {
+            check_one(&path).map_err(|source| AwsError::ContainerToken { path, source: Arc::new(source) })?;
         }
         Ok(())
     });
     // It has not panicked, and is not aborted.
     checked.await.unwrap_or(Ok(()))
+}
+
+/// Names the file in an error of the SDK, which says only that there is none.
+pub(super) fn named(error: AwsError, variables: &SdkVariables) -> AwsError {
+    let AwsError::CredentialSource { source } = &error else { return error };
+    let Some(path) = variables.get(OF_CONTAINER).map(PathBuf::from) else { return error };
+    let of_reading = chain(&**source).any(|cause| cause.is::<io::Error>());
+    match read(&path, MAX_LEN) {
+        Err(source) if of_reading => AwsError::ContainerToken { path, source: Arc::new(source) },
+        Err(_) | Ok(_) => error,
+    }
 }
 
 /// What is missing or may not be read is for whoever reads it to say.

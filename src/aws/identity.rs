@@ -23,6 +23,7 @@ use futures_util::future::BoxFuture;
 use super::{
     Api, Sdk,
     error::{AwsError, Call, Refusal, ServiceAnswer, TokenOrigin, classify, classify_credentials},
+    files,
     offset::ClockOffset,
     profile::{ProfileCredentials, Profiles},
     sso::SignIn,
@@ -131,7 +132,8 @@ impl Ambient {
                     Some(provider) => provider.provide_credentials().await,
                     None => Err(CredentialsError::not_loaded("the default chain is empty")),
                 };
-                let loaded = loaded.map_err(|error| profile.refine(classify_credentials(region, error)))?;
+                let refine = |error| files::named(profile.refine(classify_credentials(region, error)), &variables);
+                let loaded = loaded.map_err(refine)?;
                 profile.assume_roles(loaded, &sdk, region).await
             })
         };

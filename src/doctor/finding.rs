@@ -79,7 +79,7 @@ pub enum Check {
 
 impl Check {
     /// All, in their order, but for those that only some kinds of bastions have.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 22] = [
         Self::Region,
         Self::Credentials,
         Self::Identity,
@@ -102,7 +102,6 @@ impl Check {
         Self::ListPods,
         Self::ResumeSession,
         Self::TerminateSession,
-        Self::Setup,
     ];
 
     /// Those of each cluster that EKS answers.
@@ -128,10 +127,9 @@ impl Check {
     /// Those of what only an API server answers.
     pub const OF_API_SERVER: [Self; 4] = [Self::Certificate, Self::Api, Self::WhoAmI, Self::ListPods];
 
-    /// Those that come after one, but for that of a tunnel and that of what `setup` has made, which there may not be.
+    /// Those that come after one, but for that of a tunnel, which there may not be.
     pub fn after(check: Self) -> impl Iterator<Item = Self> {
-        let is_always = |other: &Self| !matches!(other, Self::LocalPort | Self::Setup);
-        Self::ALL.into_iter().filter(move |other| *other > check && is_always(other))
+        Self::ALL.into_iter().filter(move |other| *other > check && *other != Self::LocalPort)
     }
 
     /// Returns the name for programs.

@@ -1,9 +1,19 @@
 //! Jobs of CI systems, in environments as those systems make them.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use autoheal_pa::emulator::{ClusterConfig, Config};
-use tokio::process::Command;
+use autoheal_pa::emulator::{ClusterConfig, Config, Identity};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    task::JoinSet,
+};
 
 use super::support::{Ended, Lab, PROGRAM, Running};
 
@@ -99,4 +109,82 @@ async fn a_token_that_has_run_out_says_that_the_job_has_no_other() {
     assert!(ended.stderr.contains("the OIDC token in `GITLAB_OIDC_TOKEN` has expired"), "{}", ended.stderr);
     assert!(ended.stderr.contains("the job has no other"), "{}", ended.stderr);
     assert!(!ended.stderr.contains(&token[..20]), "{}", ended.stderr);
+}
+
+/// The agent of EKS Pod Identity: whoever shows the token of the pod gets credentials. Returns where it is, and its task.
+async fn pod_identity_agent(token: PathBuf, credentials: String) -> (String, JoinSet<()>) {
+    async fn answer(stream: TcpStream, token: &Path, credentials: &str) -> Option<()> {
+        let mut stream = BufReader::new(stream);
+        let (mut line, mut shown) = (String::new(), String::new());
+        while stream.read_line(&mut line).await.ok()? > 2 {
+            if let Some((name, value)) = line.trim_end().split_once(": ")
+                && name.eq_ignore_ascii_case("authorization")
+            {
+                value.clone_into(&mut shown);
+            }
+            line.clear();
+        }
+        let is_right = shown == fs::read_to_string(token).ok()?;
+        let (status, body) = if is_right { ("200 OK", credentials) } else { ("401 Unauthorized", "") };
+        let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all([&head, body].concat().as_bytes()).await.ok()
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1/credentials", listener.local_addr().unwrap());
+    let mut agent = JoinSet::new();
+    agent.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let _answered = answer(stream, &token, &credentials).await;
+        }
+    });
+    (url, agent)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_an_association_asks_its_agent_with_the_token_of_the_moment() {
+    let config = Config { clusters: vec![ClusterConfig::new("payments")], ..Config::default() };
+    let lab = Lab::start(Config { identity: Identity::StaticKeys, ..config }).await;
+    let key = |name: &str| lab.emulator.environment().into_iter().find(|(key, _)| key == name).unwrap().1;
+    let credentials = serde_json::json!({
+        "AccessKeyId": key("AWS_ACCESS_KEY_ID"), "SecretAccessKey": key("AWS_SECRET_ACCESS_KEY"),
+        "Token": key("AWS_SESSION_TOKEN"),
+        "AccountId": "123456789012", "Expiration": "2100-01-01T00:00:00Z",
+    });
+    let token = lab.path("eks-pod-identity-token");
+    let (url, _agent) = pod_identity_agent(token.clone(), credentials.to_string()).await;
+    // As the webhook of the add-on sets them.
+    let variables = [
+        ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &*url),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.to_str().unwrap()),
+    ];
+    let clusters = async || {
+        let mut command = job(&lab, &["clusters"], &variables);
+        for name in ["AWS_ROLE_ARN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"] {
+            command.env_remove(name);
+        }
+        Running::start(&mut command).ended().await
+    };
+    // The kubelet puts another token into the file before the old one runs out.
+    for content in ["first", "second"] {
+        fs::write(&token, content).unwrap();
+        assert!(clusters().await.assert_success().contains("payments"));
+    }
+    fs::remove_file(&token).unwrap();
+    let ended = clusters().await;
+    assert_eq!(ended.code(), Some(3), "{ended:?}");
+    let said = format!("the token file of this container, `{}`, cannot be read: No such file", token.display());
+    assert!(ended.stderr.contains(&said), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_a_role_of_its_service_account_needs_nothing_else() {
+    let lab = lab().await;
+    fs::write(lab.path("token"), token(&lab)).unwrap();
+    let path = lab.path("token");
+    let variables = [
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", path.to_str().unwrap()),
+        ("AWS_STS_REGIONAL_ENDPOINTS", "regional"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ];
+    assert!(clusters(&lab, &[], &variables).await.assert_success().contains("payments"));
 }

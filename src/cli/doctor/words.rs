@@ -434,9 +434,10 @@ fn aws_meaning(error: &AwsError) -> String {
         AwsError::CredentialSource { .. } | AwsError::CredentialTimeout { .. } => {
             "a source of credentials is configured, but gives none"
         }
-        AwsError::TokenFile { .. } | AwsError::TokenEndpoint { .. } | AwsError::TokenMalformed { .. } => {
-            "there is no OIDC token to assume the role with"
-        }
+        AwsError::TokenFile { .. }
+        | AwsError::ContainerToken { .. }
+        | AwsError::TokenEndpoint { .. }
+        | AwsError::TokenMalformed { .. } => "there is no OIDC token to assume the role with",
         AwsError::TokenExpired { .. } => "whoever issues the OIDC token has not renewed it",
         AwsError::InvalidIdentityToken { .. } => {
             "the token was made for another audience, or by an issuer that the account has no IAM OIDC provider for"

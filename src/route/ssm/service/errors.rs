@@ -52,6 +52,7 @@ pub(in crate::route::ssm) fn dial_error(action: &'static str, target: Option<&Ta
         | AwsError::CredentialSource { .. }
         | AwsError::CredentialTimeout { .. }
         | AwsError::TokenFile { .. }
+        | AwsError::ContainerToken { .. }
         | AwsError::TokenEndpoint { .. }
         | AwsError::TokenMalformed { .. }
         | AwsError::TokenExpired { .. }
