@@ -41,8 +41,7 @@ const PAYLOAD_LEN: f64 = 1024.0;
 const FRAME_UP: f64 = 8.0;
 const FRAME_DOWN: f64 = 4.0;
 
-/// Messages a second that an agent's pace comes to, and that this client allows itself in the long run, so that no second
-/// has more than 900.
+/// Messages a second that an agent's pace comes to, and that this client allows itself in the long run.
 const AGENT_RATE: f64 = 699.0;
 const CLIENT_RATE: f64 = 850.0;
 

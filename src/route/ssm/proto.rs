@@ -57,8 +57,9 @@ pub struct Config {
     /// Largest number of bytes that are held because an earlier message is missing. What does not fit
     /// is dropped unacknowledged, so that the agent repeats it.
     pub reorder_budget: usize,
-    /// Messages per second in any second, acknowledgements included. The service answers about 1000
-    /// with a pause, and then closes. `None`: no limit.
+    /// Messages per second in the long run, acknowledgements included; what a quiet session has not used may be sent
+    /// later, two seconds' worth at most and at twice this rate. The service answers more than about 1000 for more than two
+    /// seconds with a pause, and then closes. `None`: no limit.
     pub messages_per_second: Option<u32>,
     /// Largest number of streams from which nothing has come back yet. The agent connects to the
     /// destination for one stream at a time and stops reading at 1024 that wait.

@@ -104,7 +104,7 @@ pub(super) async fn run(route: Arc<SsmRoute>, to: Arc<Remote>, mut mailbox: Mail
         Ok(started) => {
             let span = info_span!("session", id = %started.handle.id);
             let task = SessionTask::new(route, to, started.handle, started.seat, mailbox);
-            task.run(started.transport).instrument(span).await;
+            Box::pin(task.run(started.transport)).instrument(span).await;
         }
         Err(fault) => mailbox.reports.send(Report::Ended(End { fault, served: false, open: 0 })),
     }
