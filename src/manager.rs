@@ -53,8 +53,8 @@ use crate::{
     overlap::overlap,
     remote::Remote,
     route::ssm,
-    settings::{ForwardCheck, MetricsAddress, UpSettings},
-    tunnel::{self, Admission, Listeners, Ports, Readiness, Tunnel},
+    settings::{ForwardCheck, MetricsAddress, Sessions, UpSettings},
+    tunnel::{self, Admission, Listeners, Ports, Readiness, Sharing, Tunnel},
     util::folder::Folder,
 };
 
@@ -499,7 +499,11 @@ impl Manager {
             presence: self.tried.presence(&self.settings, access, &to),
             probe_interval: self.settings.probe_interval,
             up_within: self.settings.timeout,
-            links: self.settings.sessions,
+            links: self.settings.sessions.most(),
+            sharing: match self.settings.sessions {
+                Sessions::Auto => Sharing::WhileBusy,
+                Sessions::UpTo(_) => Sharing::ForConnections,
+            },
             ..tunnel::Config::default()
         };
         let mut sessions = ssm::Config { resume_budget: self.settings.reconnect_timeout, ..ssm::Config::default() };

@@ -56,6 +56,11 @@ pub trait Route: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Whether a second link beside a busy one carries more than one does, and takes a place from nobody.
+    fn has_room(&self) -> bool {
+        false
+    }
+
     /// Returns what to do about a link that has been started and is not [established](Report::Established) yet.
     fn advise_silence(&self) -> Vec<String>;
 }

@@ -24,6 +24,7 @@ pub use proxy::{MetricsAddress, ProxyAddress, ProxyOthers, ProxyPlace, ProxySett
 pub use row::{Kind, Row, Table};
 pub use rows::{Access, AwsSettings, UpSettings};
 pub use schema::schema;
+pub use sessions::Sessions;
 pub use setup::{BastionKind, SetupArgs, SetupFormat, SetupSettings};
 pub use source::{Origin, Place};
 pub use sources::{Chosen, PassedOver, Source};
@@ -51,6 +52,7 @@ mod proxy;
 mod row;
 pub mod rows;
 mod schema;
+mod sessions;
 mod setup;
 mod source;
 mod sources;

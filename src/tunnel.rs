@@ -78,6 +78,8 @@ pub struct Config {
     /// How many links carry the tunnel's connections at most, at least 1. One is always there, others while there is
     /// something to share: 0.6 to 0.8 MB/s is all that some take.
     pub links: usize,
+    /// When another link is started.
+    pub sharing: Sharing,
     /// What it takes for the tunnel to be ready.
     pub readiness: Readiness,
     /// How long the path to the API server may go unproved before it is probed; zero: it is probed
@@ -105,6 +107,7 @@ impl Default for Config {
             up_within: Duration::from_secs(30),
             receive_budget: RECEIVE_BUDGET,
             links: 1,
+            sharing: Sharing::ForConnections,
             readiness: Readiness::Proved,
             probe_interval: Duration::from_secs(30),
             hold_time: Duration::from_secs(30),
@@ -122,6 +125,16 @@ impl Config {
     fn keeps_warm(&self) -> bool {
         !self.probe_interval.is_zero()
     }
+}
+
+/// When a tunnel that may have several links starts another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// When a connection comes that would share one with others that may carry a lot. It waits for it.
+    ForConnections,
+    /// When those that there are have been busy for a while, on routes that [have room](Route::has_room): whatever comes next
+    /// finds one that is not. Nobody waits unless it is on its way.
+    WhileBusy,
 }
 
 /// When a tunnel has a link.

@@ -245,6 +245,15 @@ impl Route for SsmRoute {
         behind_bastion(to, error)
     }
 
+    /// The agents of ECS take a few sessions only, which others need.
+    fn has_room(&self) -> bool {
+        match &self.goal {
+            Goal::Fixed(Target::EcsTask(_)) => false,
+            Goal::Fixed(Target::Instance(_) | Target::ManagedNode(_)) => true,
+            Goal::Found { finder, .. } => !finder.finds_capped(),
+        }
+    }
+
     fn advise_silence(&self) -> Vec<String> {
         hints::silent_agent()
     }

@@ -15,7 +15,7 @@ use clap::{
 };
 
 use super::{
-    Environment, MetricsAddress, Oidc, Problem, ProxyPlace, duration,
+    Environment, MetricsAddress, Oidc, Problem, ProxyPlace, Sessions, duration,
     source::{Given, Origin},
 };
 use crate::{
@@ -422,7 +422,7 @@ macro_rules! values {
     };
 }
 
-values!(bool, u16, usize, String, Bastion, Forward, MetricsAddress, Oidc, ProxyPlace, SessionDocument);
+values!(bool, u16, usize, String, Bastion, Forward, MetricsAddress, Oidc, ProxyPlace, SessionDocument, Sessions);
 
 impl Value for Duration {
     fn read(text: &str, _given: &Given, _environment: &Environment) -> Option<Self> {

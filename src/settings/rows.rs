@@ -13,6 +13,7 @@ use super::{
     ci::is_oidc,
     proxy::{is_metrics_address, is_proxy_place},
     row::{Row, Table, choice, duration, duration_or_zero, number, path, port, switch, table, text},
+    sessions::{Sessions, is_sessions},
     values::{
         is_audience, is_bastion, is_cluster_name, is_context, is_context_prefix, is_document, is_external_id,
         is_forward, is_image, is_profile, is_reason, is_region, is_role, is_role_arn, is_security_group,
@@ -264,12 +265,13 @@ table! {
         probe_interval: Duration = duration_or_zero("1s", "1h").default("30s"),
         /// How long to try to resume a lost session, which keeps open connections, before starting a new one
         reconnect_timeout: Duration = duration("1s", "1h").default("90s"),
-        // One is enough for kubectl, and each costs a call and a line in CloudTrail. In parallel they were observed to carry up
-        // to about 10 MB/s together, which eleven reach.
-        /// Maximum number of sessions for a cluster. An agent sends 0.6 to 0.8 MB/s through one, and small requests queue behind
-        /// large ones. More are started when connections come while the others carry data; these connections wait up to 2 s
-        /// for them. An additional session ends after a minute without connections
-        sessions: usize = number("N", "a number of sessions", 1, 16).default("1"),
+        // Each costs a call and a line in CloudTrail. In parallel they were observed to carry up to about 10 MB/s together, which
+        // eleven reach.
+        /// Maximum number of sessions for a cluster, 1 to 16. An agent sends 0.6 to 0.8 MB/s through one, and small requests queue
+        /// behind large ones. More are started when connections come while the others carry data; these connections wait up to 2 s
+        /// for them. `auto`: a second one while the first has been busy for two seconds, so that nothing waits for it, but not on
+        /// tasks of ECS, which take a few. An additional session ends after a minute without connections
+        sessions: Sessions = text("N", is_sessions, Sessions::EXPECTED).default("auto"),
         /// Binds the ports and writes the contexts as always, and starts a cluster's session with the first connection, which
         /// waits for it. One session for each bastion is started at once, so that `tunnel ready` means that there can be one
         on_demand: bool = switch(),

@@ -27,7 +27,7 @@ fn defaults() {
     assert_eq!(settings.base_port, 10100);
     assert_eq!((settings.timeout, settings.probe_interval), (Duration::from_secs(60), Duration::from_secs(30)));
     assert_eq!(settings.reconnect_timeout, Duration::from_secs(90));
-    assert_eq!((settings.sessions, settings.payload_size, settings.no_rate_limit), (1, None, false));
+    assert_eq!((settings.sessions, settings.payload_size, settings.no_rate_limit), (Sessions::Auto, None, false));
     assert_eq!(settings.context_prefix, "pa-");
     assert_eq!(settings.common.name, "default");
     assert_eq!(settings.common.kubeconfig, Path::new("/home/alice/.kube/autoheal-pa.yaml"));
@@ -90,7 +90,10 @@ fn takes_every_flag() {
     assert_eq!(settings.context_prefix, "");
     assert_eq!((settings.timeout, settings.probe_interval), (Duration::from_secs(300), Duration::ZERO));
     assert_eq!(settings.reconnect_timeout, Duration::from_secs(600));
-    assert_eq!((settings.sessions, settings.payload_size, settings.no_rate_limit), (4, Some(8192), true));
+    assert_eq!(
+        (settings.sessions, settings.payload_size, settings.no_rate_limit),
+        (Sessions::UpTo(4), Some(8192), true)
+    );
     assert_eq!(settings.access[0].reason.as_deref(), Some("INC-42: smoke test"));
     assert_eq!(settings.env_file.as_deref(), Some(Path::new("/home/alice/env")));
     assert_eq!(settings.github_env.as_deref(), Some(Path::new("/gh/env")));
@@ -330,7 +333,10 @@ fn flags_win_over_the_environment_and_that_over_the_top_level() {
     assert!(settings.strict_ports && settings.allow_other_users && !settings.set_current);
     assert!(settings.context_prefix.is_empty());
     assert_eq!((settings.base_port, settings.probe_interval), (1, Duration::ZERO));
-    assert_eq!((settings.timeout.as_secs(), settings.reconnect_timeout.as_secs(), settings.sessions), (300, 60, 3));
+    assert_eq!(
+        (settings.timeout.as_secs(), settings.reconnect_timeout.as_secs(), settings.sessions),
+        (300, 60, Sessions::UpTo(3))
+    );
 
     let shell = environment([
         ("AWS_DEFAULT_REGION", "us-west-1"),

@@ -17,6 +17,9 @@ const MOVING_BYTES: u64 = 128 << 10;
 /// How far apart two marks are, so that bytes count for one to two of it.
 const WINDOW: Duration = Duration::from_secs(1);
 
+/// Seconds in a row in which a link that is busy has moved [`MOVING_BYTES`]: nobody starts another for what is over by then.
+const BUSY_WINDOWS: u32 = 2;
+
 /// For how long a connection counts as one that may carry a lot. A burst comes within milliseconds, and commands in a loop
 /// are further apart: the connection of one that has ended may look open for a while, as its program need not say so.
 const FRESH: Duration = Duration::from_millis(250);
@@ -36,6 +39,8 @@ pub(super) struct Load {
     given: VecDeque<Duration>,
     open: usize,
     moved: u64,
+    /// Windows in a row in which it has moved a lot.
+    moving_windows: u32,
 }
 
 /// What links are compared by. The least is the best.
@@ -45,7 +50,7 @@ pub(super) struct Rank {
     pub(super) rivals: usize,
     /// They do, or others have that are gone and what has been queued for them is not. All that move anything move
     /// about the same, as each is paced alike, so more bytes are no more load.
-    moving: bool,
+    pub(super) moving: bool,
     pub(super) open: usize,
 }
 
@@ -54,6 +59,8 @@ impl Load {
     /// together.
     pub(super) fn observe(&mut self, now: Duration, open: usize, moved: u64) {
         if now >= self.newer.at + WINDOW {
+            let is_moving = moved.saturating_sub(self.newer.moved) >= MOVING_BYTES;
+            self.moving_windows = if is_moving { self.moving_windows.saturating_add(1) } else { 0 };
             self.older = self.newer;
             self.newer = Mark { at: now, moved };
         }
@@ -65,6 +72,11 @@ impl Load {
         self.open += 1;
         self.given.retain(|at| now < *at + FRESH);
         self.given.push_back(now);
+    }
+
+    /// Whether it has moved a lot for a while, for connections that are still open.
+    pub(super) fn is_busy(&self) -> bool {
+        self.open > 0 && self.moving_windows >= BUSY_WINDOWS
     }
 
     /// Returns what to compare it by.
@@ -139,6 +151,24 @@ mod tests {
         }
         link.passes(2000);
         assert!(link.look().rivals == 0);
+    }
+
+    #[test]
+    fn busy_is_what_moves_a_lot_for_longer_than_a_moment() {
+        let mut link = Link::settled(1);
+        for second in 0..5 {
+            link.moved += 900_000;
+            assert_eq!(link.load.is_busy(), second >= 2, "after {second} s");
+            link.passes(1000);
+        }
+        link.passes(2000);
+        assert!(!link.load.is_busy(), "it has come to an end");
+        // A list of all pods now and then is no reason for another link.
+        for _ in 0..10 {
+            link.moved += 900_000;
+            link.passes(2000);
+            assert!(!link.load.is_busy());
+        }
     }
 
     #[test]

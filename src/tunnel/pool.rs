@@ -18,6 +18,9 @@
 //! links are not there yet. Connections that come one after the other, or beside idle watches, never wait and start
 //! nothing. An extra link without connections is kept for [`SHARE_IDLE`], so a loop of commands starts none anew.
 //!
+//! That is what it takes to spread a burst ([`Sharing::ForConnections`](super::Sharing)). Without being asked for that, a tunnel
+//! starts its one extra link when it has been [busy](super::load) for a while, before anybody waits, and keeps it for as long.
+//!
 //! Extra links are probed as all are, which also keeps those that carry idle watches from being ended by the service.
 //! What becomes of them is no matter for the tunnel: one that cannot be had is tried again with a growing pause, while
 //! connections take what there is; one that is lost is resumed for its connections' sake, and closed if it has none.

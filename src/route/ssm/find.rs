@@ -97,6 +97,11 @@ pub(super) trait Look: fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether the targets take a few sessions only.
+    fn finds_capped(&self) -> bool {
+        false
+    }
+
     /// Whether nothing is found any more.
     fn is_over(&self) -> bool {
         false
@@ -278,6 +283,11 @@ impl Finder {
             changed: Notify::new(),
             counts: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// Whether the targets take a few sessions only.
+    pub(super) fn finds_capped(&self) -> bool {
+        self.look.finds_capped()
     }
 
     /// Whether it finds nothing any more.

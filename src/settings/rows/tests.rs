@@ -4,7 +4,7 @@ use super::*;
 use crate::settings::{Environment, Kind, Origin, SettingsError, duration as durations, source::Given};
 
 /// Texts of which every setting takes one.
-const SAMPLES: [&str; 12] = [
+const SAMPLES: [&str; 13] = [
     "us-east-1",
     "i-0abcdef1",
     "arn:aws:iam::123456789012:role/ReadOnly",
@@ -17,6 +17,7 @@ const SAMPLES: [&str; 12] = [
     "127.0.0.1:9464",
     "env:TOKEN",
     "us-east-1=payments",
+    "auto",
 ];
 
 /// Returns a value that a setting takes.
@@ -52,7 +53,7 @@ fn every_default_is_within_its_range() {
         }
     }
     let (up, aws) = (UpSettings::read(|_| &[], &Environment::default(), &mut Vec::new()), AwsSettings::default());
-    assert_eq!((up.base_port, up.sessions, aws.duration), (10100, 1, None));
+    assert_eq!((up.base_port, up.sessions, aws.duration), (10100, Sessions::Auto, None));
 }
 
 #[test]

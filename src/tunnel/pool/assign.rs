@@ -7,7 +7,7 @@ use tracing::{debug, info};
 use super::{Pool, RELIEF_PATIENCE, SHARE_IDLE, SHARE_PATIENCE};
 use crate::{
     tunnel::{
-        State,
+        Sharing, State,
         member::{Member, Role},
         recovery,
     },
@@ -74,8 +74,26 @@ impl Pool {
         for place in gone {
             self.remove_gone(place, now);
         }
+        self.share_load(now);
         self.look_for_better_route(now);
         rests
+    }
+
+    /// Starts an extra link while all links are busy, and keeps those that there are.
+    fn share_load(&mut self, now: Now) {
+        let config = &self.shared.config;
+        let is_busy = |member: &Member| member.is_counted() && member.load.is_busy();
+        if config.sharing != Sharing::WhileBusy || !self.members.values().any(is_busy) {
+            return;
+        }
+        for member in self.members.values_mut().filter(|member| member.role == Role::Extra) {
+            member.used_at = now.mono;
+        }
+        let may_be_another = |member: &Member| !member.is_counted() || member.load.is_busy();
+        let Some(route) = self.base().map(|(_, base)| base.route) else { return };
+        if self.members.values().all(may_be_another) && self.shared.routes[route].has_room() {
+            self.share(now, route, 1);
+        }
     }
 
     /// Ends all links, none of which has a connection, until one comes.
@@ -152,8 +170,12 @@ impl Pool {
         let free = self.members.iter().filter(ready).filter(|(_, member)| !member.slot.is_behind());
         let free = free.map(|(&number, member)| (member.load.rank(now.mono), number, member.route));
         if let Some((rank, number, place)) = free.min() {
-            if rank.open > 0 && waited < SHARE_PATIENCE {
-                if rank.rivals > 0 {
+            let shares = match self.shared.config.sharing {
+                Sharing::ForConnections => rank.open > 0,
+                Sharing::WhileBusy => rank.moving,
+            };
+            if shares && waited < SHARE_PATIENCE {
+                if rank.rivals > 0 && self.shared.config.sharing == Sharing::ForConnections {
                     self.share(now, place, waiting);
                 }
                 // Who has begun to wait does so until they are there, or the burst would end up on the first one.

@@ -262,6 +262,10 @@ impl std::fmt::Display for Lack {
 }
 
 impl Look for EcsLook {
+    fn finds_capped(&self) -> bool {
+        true
+    }
+
     fn look<'a>(&'a self, to: &'a Remote, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
         Box::pin(self.find(to, in_use))
     }

@@ -480,6 +480,10 @@ impl Maker {
 }
 
 impl Look for FargateLook {
+    fn finds_capped(&self) -> bool {
+        true
+    }
+
     fn look<'a>(&'a self, to: &'a Remote, in_use: &'a [Target]) -> BoxFuture<'a, Result<Sight, Fault>> {
         Box::pin(self.find(to, in_use, 0))
     }

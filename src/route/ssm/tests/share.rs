@@ -1,14 +1,17 @@
 //! Connections spread over sessions that come and go with the load.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     agent::{Destination, Note, Order},
     support::{Call, Local, NetworkState, Stopwatch, World, config, pattern, target, unreachable},
 };
 use crate::{
-    route::PipeEnd,
-    tunnel::{Config, State, TunnelStatus},
+    route::{
+        PipeEnd,
+        ssm::{self, Dial, Targets},
+    },
+    tunnel::{Config, Sharing, State, TunnelStatus},
 };
 
 /// At most so many sessions.
@@ -307,4 +310,90 @@ async fn extra_sessions_move_to_a_better_target_with_the_base() {
     let status = world.until(|status| status.links.len() == 1).await;
     assert_eq!((status.link().unwrap().route.clone(), status.restarts), (target(0).to_string(), 0));
     ask(&mut new).await;
+}
+
+/// An active tunnel that starts a second session by itself.
+async fn auto() -> World {
+    let config = Config { sharing: Sharing::WhileBusy, ..settings(2) };
+    let mut world = World::with(Destination::Echo, config, 1, "", forget_soon);
+    world.until_state(State::Active).await;
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_session_gets_a_second_one_before_anybody_waits() {
+    let mut world = auto().await;
+    let mut bulk = world.connect();
+    // Two seconds of it, and then as much again twice.
+    carry(&mut bulk).await;
+    assert_eq!(starts(&mut world), 1, "nobody starts another for what may be over");
+    carry(&mut bulk).await;
+    carry(&mut bulk).await;
+    assert_eq!(starts(&mut world), 1, "the second one");
+    world.until(|status| status.links.len() == 2 && status.state == State::Active).await;
+    let clock = Stopwatch::start();
+    let mut small = world.connect();
+    ask(&mut small).await;
+    assert!(clock.elapsed() < Duration::from_millis(50), "{:?}", clock.elapsed());
+    let status = world.until(|status| status.open_connections == 2).await;
+    assert_eq!(spread(&status), [1, 1]);
+
+    // It stays for as long as the transfer goes on, with or without connections.
+    drop(small);
+    for _ in 0..60 {
+        carry(&mut bulk).await;
+    }
+    assert_eq!(starts(&mut world), 0);
+    assert_eq!(world.until(|status| status.open_connections == 1).await.links.len(), 2);
+
+    // Then it ends, and both can carry as before.
+    drop(bulk);
+    tokio::time::sleep(Duration::from_secs(65)).await;
+    assert_eq!(world.until(|status| status.open_connections == 0).await.links.len(), 1);
+    ask(&mut world.connect()).await;
+    assert_eq!(starts(&mut world), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_connections_starts_no_session_by_itself_and_waits_for_none() {
+    let mut world = auto().await;
+    for _ in 0..20 {
+        let clock = Stopwatch::start();
+        let mut burst: Vec<Local> = (0..8).map(|_| world.connect()).collect();
+        for local in &mut burst {
+            ask(local).await;
+        }
+        // A list of all pods.
+        burst[0].write(&pattern(400_000)).await;
+        burst[0].expect(&pattern(400_000)).await;
+        assert!(clock.elapsed() < Duration::from_millis(500), "{:?}", clock.elapsed());
+        drop(burst);
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+    }
+    assert_eq!(starts(&mut world), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_session_that_cannot_be_had_keeps_nobody_waiting() {
+    let mut world = auto().await;
+    let mut bulk = world.connect();
+    world.network.state(|state| state.refuse_starts(1000, unreachable));
+    for _ in 0..10 {
+        carry(&mut bulk).await;
+        let clock = Stopwatch::start();
+        ask(&mut world.connect()).await;
+        assert!(clock.elapsed() < Duration::from_millis(50), "{:?}", clock.elapsed());
+    }
+    let tries = starts(&mut world);
+    assert!((2..=6).contains(&tries), "{tries} in twenty seconds");
+    assert_eq!(world.until(|status| status.open_connections == 1).await.state, State::Active);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tasks_of_ecs_have_no_room_for_a_second_session() {
+    let world = auto().await;
+    let targets = Targets::new(Arc::clone(&world.network) as Arc<dyn Dial>, ssm::Config::default());
+    let has_room = |target: &str| targets.route(target.parse().unwrap()).has_room();
+    assert!(has_room("i-0dc03fbcae2a87472") && has_room("mi-0dc03fbcae2a87472"));
+    assert!(!has_room("ecs:tools_0f9de17a6465404e8b1b2356dc13c2f8_0f9de17a6465404e8b1b2356dc13c2f8-1234567890"));
 }
