@@ -70,7 +70,7 @@ def sbom(target):
     # These would be others each time, or tell where it was made.
     document.pop("serialNumber", None)
     document["metadata"]["timestamp"] = datetime.datetime.fromtimestamp(epoch(), datetime.UTC).isoformat()
-    text = json.dumps(document, indent=1).replace(f"path+file://{ROOT}", f"path+file:///{NAME}")
+    text = json.dumps(document, indent=1).replace(f"path+{ROOT.as_uri()}", f"path+file:///{NAME}")
     return text.encode()
 
 
