@@ -10,7 +10,7 @@ use std::{
 
 use autoheal_pa::emulator::{
     AgentConfig, BastionConfig, ClusterConfig, Config, Emulator, Link, Place, Settings, SshServerConfig, Sshd,
-    SshdConfig,
+    SshdConfig, Upgrade,
 };
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     BoxError,
     destination::{self, accept, bind, relay},
+    least,
     processes::start_destination,
 };
 
@@ -46,6 +47,9 @@ pub(crate) struct World {
     /// Fraction of the messages that are lost, each way
     #[arg(long, default_value_t = 0.0)]
     pub(crate) loss: f64,
+    /// A session for the least client is started
+    #[arg(long)]
+    pub(crate) least: bool,
     /// OpenSSH's server, by which the first cluster is reached then
     #[arg(long)]
     pub(crate) sshd: Option<PathBuf>,
@@ -54,7 +58,7 @@ pub(crate) struct World {
 /// On this machine, with agents that do not pause.
 impl Default for World {
     fn default() -> Self {
-        Self { clusters: 1, paced: false, short_queues: false, delay_ms: 0, loss: 0.0, sshd: None }
+        Self { clusters: 1, paced: false, short_queues: false, delay_ms: 0, loss: 0.0, least: false, sshd: None }
     }
 }
 
@@ -73,6 +77,7 @@ impl World {
         ];
         args.extend(self.paced.then(|| "--paced".to_owned()));
         args.extend(self.short_queues.then(|| "--short-queues".to_owned()));
+        args.extend(self.least.then(|| "--least".to_owned()));
         args.extend(self.sshd.iter().map(|program| format!("--sshd={}", program.display())));
         args
     }
@@ -89,10 +94,13 @@ impl World {
         } else {
             AgentConfig::default()
         };
+        // The least client signs nothing.
+        let upgrade = if self.least { Upgrade::SignedOrNot } else { Upgrade::Signed };
+        let api_delay = 2 * self.delay();
         Config {
             agent,
             pod_churn: None,
-            settings: Settings { upstream: link, downstream: link, api_delay: 2 * self.delay(), ..Settings::default() },
+            settings: Settings { upstream: link, downstream: link, api_delay, upgrade, ..Settings::default() },
             ..Config::with_clusters(self.clusters)
         }
     }
@@ -109,6 +117,8 @@ pub(crate) struct Hello {
     pub(crate) destination: SocketAddr,
     /// A relay to it, with the delay of the messages.
     pub(crate) relay: SocketAddr,
+    /// The session of the least client, if there is one.
+    pub(crate) least: Option<least::Start>,
     /// How the SSH server is reached, if there is one.
     pub(crate) ssh: Option<SshHello>,
 }
@@ -166,6 +176,7 @@ pub(crate) async fn run(world: World, ready: impl FnOnce(Hello) -> io::Result<()
         }
         server = Some((sshd, hello));
     }
+    let bastion = config.bastions.first().map(|bastion| bastion.id.clone()).ok_or("there is no bastion")?;
     let emulator = Emulator::start(config).await?;
     let first = emulator.api_servers().into_iter().next().ok_or("there is no cluster")?;
     let Place::Socket(api_server) = first.place else { return Err("the API server is not at a socket".into()) };
@@ -175,6 +186,10 @@ pub(crate) async fn run(world: World, ready: impl FnOnce(Hello) -> io::Result<()
     if front.is_none() {
         emulator.route(format!("{}:443", first.host), address);
     }
+    let least = match world.least {
+        true => Some(least::Start::new(&emulator, &bastion, &first.host).await?),
+        false => None,
+    };
     let (relay_listener, relay_address) = bind().await?;
     let delay = world.delay();
     ready(Hello {
@@ -182,6 +197,7 @@ pub(crate) async fn run(world: World, ready: impl FnOnce(Hello) -> io::Result<()
         cluster: first.cluster,
         destination: address,
         relay: relay_address,
+        least,
         ssh: server.as_ref().map(|(_, hello)| hello.clone()),
     })?;
     accept(relay_listener, move |stream| relay(stream, address, delay)).await;

@@ -2,6 +2,7 @@
 
 mod latency;
 mod resources;
+mod scale;
 mod ssh;
 mod stage;
 mod start;
@@ -38,6 +39,8 @@ pub(crate) enum Group {
     Memory,
     /// From the start of the process to tunnels that are ready
     Start,
+    /// Many tunnels in one process
+    Scale,
     /// A token for kubectl
     Token,
     /// The way through an SSH server, beside OpenSSH's client
@@ -65,6 +68,10 @@ pub(crate) struct Plan {
     pub(crate) idle_tunnels: [usize; 3],
     /// The same for the start.
     pub(crate) started_clusters: [usize; 3],
+    /// Numbers of tunnels for what many of them take: one, and many. How long they are idle for it, and how often that is looked at.
+    pub(crate) many_tunnels: [usize; 4],
+    pub(crate) idle: Duration,
+    pub(crate) scale_runs: usize,
     /// How long a process is left alone before its memory counts.
     pub(crate) settle: Duration,
     /// How many connections there are at once where there are many.
@@ -134,6 +141,9 @@ impl Plan {
             slow_requests: 40,
             idle_tunnels: [1, 10, 100],
             started_clusters: [1, 10, 50],
+            many_tunnels: [1, 100, 500, 2000],
+            idle: Duration::from_secs(60),
+            scale_runs: 3,
             settle: Duration::from_secs(2),
             many: 300,
             beside_slow: Duration::from_secs(3),
@@ -158,6 +168,9 @@ impl Plan {
             slow_requests: 2,
             idle_tunnels: [1, 2, 3],
             started_clusters: [1, 2, 3],
+            many_tunnels: [1, 2, 2, 3],
+            idle: Duration::from_millis(100),
+            scale_runs: 1,
             settle: Duration::ZERO,
             many: 3,
             beside_slow: Duration::from_millis(20),
@@ -191,6 +204,7 @@ pub(crate) async fn measure(plan: &Plan, only: &[Group]) -> Result<Vec<Figure>, 
                 [idle, resources::loaded_memory(&workshop, plan, &plan.near).await?].concat()
             }
             Group::Start => start::ready(&workshop, plan, &plan.near).await?,
+            Group::Scale => scale::scale(&workshop, plan).await?,
             Group::Token => start::token(&workshop, plan, &plan.near).await?,
             Group::Ssh => ssh::measure(&workshop, plan).await?,
             // It is a table of its own, see `line`.

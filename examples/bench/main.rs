@@ -19,6 +19,7 @@ mod figures;
 #[expect(dead_code, reason = "the matrix, the soak and the tests use the rest")]
 #[path = "../../tests/lab/lab.rs"]
 mod lab;
+mod least;
 mod line;
 mod load;
 mod measure;
@@ -76,6 +77,9 @@ enum Role {
     /// The far half of the bare WebSocket
     #[command(hide = true)]
     BareServer { destination: SocketAddr, delay_ms: u64 },
+    /// The least client of Session Manager
+    #[command(hide = true)]
+    LeastClient { url: String, token: String },
     /// The near half of the bare WebSocket
     #[command(hide = true)]
     BareClient { server: SocketAddr, relay: SocketAddr },
@@ -88,7 +92,7 @@ fn main() -> ExitCode {
         Some(Role::Emulator(_) | Role::Destination { .. } | Role::BareServer { .. }) | None => {
             tokio::runtime::Builder::new_current_thread()
         }
-        Some(Role::BareClient { .. }) => tokio::runtime::Builder::new_multi_thread(),
+        Some(Role::BareClient { .. } | Role::LeastClient { .. }) => tokio::runtime::Builder::new_multi_thread(),
     };
     let outcome = runtime.enable_all().build().map_err(BoxError::from).and_then(|runtime| {
         runtime.block_on(async {
@@ -113,6 +117,7 @@ async fn play(role: Role) -> Result<(), BoxError> {
             Role::BareServer { destination, delay_ms } => {
                 bare::serve(destination, Duration::from_millis(delay_ms), |hello| say(&hello)).await?;
             }
+            Role::LeastClient { url, token } => least::run(url, token, |hello| say(&hello)).await?,
             Role::BareClient { server, relay } => bare::run_client(server, relay, |hello| say(&hello)).await?,
         }
         Ok(())

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{BoxError, emulator::World, load::within, measure::Usage};
-use super::{bare, destination, emulator};
+use super::{bare, destination, emulator, least};
 
 /// What `up` prints when every tunnel works.
 const READY_LINE: &str = "tunnel ready";
@@ -85,6 +85,12 @@ impl Workshop {
         let client = ["bare-client".to_owned(), server.hello.address.to_string(), aws.relay.to_string()];
         let client = self.role(&client).await?;
         Ok((server, client))
+    }
+
+    /// Starts the least client, for which the emulated AWS has a session.
+    pub(crate) async fn least(&self, aws: &emulator::Hello) -> Result<Role<least::Hello>, BoxError> {
+        let least::Start { url, token } = aws.least.clone().ok_or("there is no session for it")?;
+        self.role(&["least-client".to_owned(), url, token]).await
     }
 
     /// Runs the program to its end. Returns how long that took.

@@ -17,6 +17,8 @@ pub(crate) enum Unit {
     Cost,
     /// Bytes, shown in MiB.
     Memory,
+    /// Part of a processor.
+    Share,
 }
 
 impl Unit {
@@ -29,6 +31,7 @@ impl Unit {
             Self::Rate => format!("{value:.0} /s"),
             Self::Cost => format!("{} s/GiB", digits(value)),
             Self::Memory => format!("{} MiB", digits(value / f64::from(1 << 20))),
+            Self::Share => format!("{} %", digits(value * 100.0)),
         }
     }
 }

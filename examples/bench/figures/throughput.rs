@@ -65,7 +65,9 @@ pub(crate) async fn far(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>,
 
 /// As fast as it goes.
 async fn unbounded(workshop: &Workshop, plan: &Plan, direction: Direction) -> Result<Vec<Figure>, BoxError> {
-    let stage = Stage::start(workshop, &World::default(), &["--no-rate-limit"]).await?;
+    let world = World { least: true, ..World::default() };
+    let stage = Stage::start(workshop, &world, &["--no-rate-limit"]).await?;
+    let least = workshop.least(&stage.aws.hello).await?;
     let name = match direction {
         Direction::Down => "download",
         Direction::Up => "upload",
@@ -74,17 +76,19 @@ async fn unbounded(workshop: &Workshop, plan: &Plan, direction: Direction) -> Re
     for connections in CONNECTIONS {
         let name = format!("{name}, {}", count_of(connections, "connection"));
         let mut figure = Figure::new(name, Unit::Throughput);
-        let references = [
+        let mut references = vec![
             ("bare WebSocket", stage.bare()),
             ("the same in batches", stage.bare_in_batches()),
             ("direct TCP", stage.aws.hello.destination),
         ];
-        for (what, _) in references {
+        // It carries one connection at a time.
+        references.extend((connections == 1).then_some(("least client", least.hello.address)));
+        for &(what, _) in &references {
             figure = figure.against(what);
         }
         for _ in 0..plan.runs {
             let mut values = Vec::new();
-            for (_, address) in references {
+            for &(_, address) in &references {
                 values.push(transfer(address, direction, connections, plan.near.bulk).await?);
             }
             figure.push(transfer(stage.up.address, direction, connections, plan.near.bulk).await?, &values);

@@ -29,8 +29,10 @@ const INITIAL: usize = 64 << 10;
 /// What the window never falls below, in bytes.
 const MIN: usize = 16 << 10;
 
-/// By how much the window grows in a round trip, in bytes, once it has been too large.
+/// By how much the window grows in a round trip once it has been too large: so many bytes, or this part of it if that is
+/// more. A large one would take minutes to find a path again by steps of the same size.
 const STEP: usize = 8 << 10;
+const STEP_SHARE: usize = 16;
 
 /// Most that may be on its way on top of the window, in bytes: what a copy has to be kept of.
 pub(in super::super) const MAX_RETURNING: usize = 8 << 20;
@@ -181,7 +183,7 @@ impl Window {
         }
         if excess.is_zero() && on_its_way >= self.size / 2 {
             // What is not used shows nothing, and does not grow.
-            let growth = if self.found { STEP * len / self.size.max(1) } else { len };
+            let growth = if self.found { (STEP * len / self.size.max(1)).max(len / STEP_SHARE) } else { len };
             self.size = (self.size + growth.max(1)).min(self.limit());
         }
     }
@@ -259,6 +261,21 @@ mod tests {
             // 256 KiB in 250 ms are still 900 messages a second.
             assert!(delivered > 850 * 20 * PAYLOAD, "{delivered} bytes in 20 s at {delay} ms");
         }
+    }
+
+    /// What a path of 50 MB/s holds at 80 ms is sixteen times 256 KiB.
+    #[test]
+    fn a_fast_path_is_used_from_far_away_and_found_again_when_it_was_slow() {
+        let mut window = Window::new(8 << 20);
+        let time = Duration::from_secs(10);
+        let (delivered, longest) = run(&mut window, &mut path(50_000.0, 80), Duration::ZERO, time);
+        assert!(delivered > 45_000 * 10 * PAYLOAD, "{delivered} bytes in 10 s");
+        assert!(longest < 3 * QUEUE_TARGET, "{longest:?}");
+        run(&mut window, &mut path(500.0, 80), time, 3 * time);
+        assert!(window.size() < 128 << 10, "{}", window.size());
+        // By steps of 8 KiB in a round trip it would take a minute.
+        let (delivered, _) = run(&mut window, &mut path(50_000.0, 80), 4 * time, 2 * time);
+        assert!(delivered > 35_000 * 20 * PAYLOAD, "{delivered} bytes in 20 s");
     }
 
     #[test]
