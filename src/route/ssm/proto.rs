@@ -59,7 +59,7 @@ pub struct Config {
     /// is dropped unacknowledged, so that the agent repeats it.
     pub reorder_budget: usize,
     /// Messages per second in the long run, acknowledgements included; what a quiet session has not used may be sent
-    /// later, two seconds' worth at most and at twice this rate. The service answers more than about 1000 for more than two
+    /// later, two thirds of a second's worth at most and at twice this rate. The service answers more than about 1000 for more than two
     /// seconds with a pause, and then closes. `None`: no limit.
     pub messages_per_second: Option<u32>,
     /// Largest number of streams from which nothing has come back yet. The agent connects to the
