@@ -9,7 +9,7 @@ use std::{
 };
 
 use autoheal_pa::emulator::{
-    AgentConfig, BastionConfig, ClusterConfig, Config, Emulator, Link, Place, Settings, SshServerConfig, Sshd,
+    AgentConfig, BastionConfig, ClusterConfig, Config, Emulator, Line, Link, Place, Settings, SshServerConfig, Sshd,
     SshdConfig, Upgrade,
 };
 use clap::Args;
@@ -47,9 +47,15 @@ pub(crate) struct World {
     /// Fraction of the messages that are lost, each way
     #[arg(long, default_value_t = 0.0)]
     pub(crate) loss: f64,
-    /// A session for the least client is started
+    /// Some clients sign no WebSocket upgrade
     #[arg(long)]
-    pub(crate) least: bool,
+    pub(crate) unsigned: bool,
+    /// Every WebSocket ends after so many milliseconds; 0: none does
+    #[arg(long, default_value_t = 0)]
+    pub(crate) cut_after_ms: u64,
+    /// A line of so many bytes a second to the client and from it, with half a second of them before it; 0: none
+    #[arg(long, default_value_t = 0)]
+    pub(crate) line_rate: u64,
     /// OpenSSH's server, by which the first cluster is reached then
     #[arg(long)]
     pub(crate) sshd: Option<PathBuf>,
@@ -58,7 +64,17 @@ pub(crate) struct World {
 /// On this machine, with agents that do not pause.
 impl Default for World {
     fn default() -> Self {
-        Self { clusters: 1, paced: false, short_queues: false, delay_ms: 0, loss: 0.0, least: false, sshd: None }
+        Self {
+            clusters: 1,
+            paced: false,
+            short_queues: false,
+            delay_ms: 0,
+            loss: 0.0,
+            unsigned: false,
+            cut_after_ms: 0,
+            line_rate: 0,
+            sshd: None,
+        }
     }
 }
 
@@ -77,7 +93,8 @@ impl World {
         ];
         args.extend(self.paced.then(|| "--paced".to_owned()));
         args.extend(self.short_queues.then(|| "--short-queues".to_owned()));
-        args.extend(self.least.then(|| "--least".to_owned()));
+        args.extend([format!("--cut-after-ms={}", self.cut_after_ms), format!("--line-rate={}", self.line_rate)]);
+        args.extend(self.unsigned.then(|| "--unsigned".to_owned()));
         args.extend(self.sshd.iter().map(|program| format!("--sshd={}", program.display())));
         args
     }
@@ -94,15 +111,26 @@ impl World {
         } else {
             AgentConfig::default()
         };
-        // The least client signs nothing.
-        let upgrade = if self.least { Upgrade::SignedOrNot } else { Upgrade::Signed };
-        let api_delay = 2 * self.delay();
-        Config {
-            agent,
-            pod_churn: None,
-            settings: Settings { upstream: link, downstream: link, api_delay, upgrade, ..Settings::default() },
-            ..Config::with_clusters(self.clusters)
-        }
+        let upgrade = if self.unsigned { Upgrade::SignedOrNot } else { Upgrade::Signed };
+        let transport_lifetime = (self.cut_after_ms > 0).then(|| Duration::from_millis(self.cut_after_ms));
+        let line = (self.line_rate > 0).then(|| Line {
+            rate: self.line_rate,
+            buffer: usize::try_from(self.line_rate / 2).unwrap_or(usize::MAX),
+            delay: self.delay(),
+            loss: 0.0,
+        });
+        let link = if line.is_some() { Link::default() } else { link };
+        let settings = Settings {
+            upstream: link,
+            downstream: link,
+            line_up: line,
+            line_down: line,
+            api_delay: 2 * self.delay(),
+            upgrade,
+            transport_lifetime,
+            ..Settings::default()
+        };
+        Config { agent, pod_churn: None, settings, ..Config::with_clusters(self.clusters) }
     }
 }
 
@@ -113,6 +141,8 @@ pub(crate) struct Hello {
     pub(crate) environment: Vec<(String, String)>,
     /// The first cluster, whose tunnel leads to the destination.
     pub(crate) cluster: String,
+    /// The name of its endpoint.
+    pub(crate) host: String,
     /// The destination, with nothing in between.
     pub(crate) destination: SocketAddr,
     /// A relay to it, with the delay of the messages.
@@ -135,8 +165,8 @@ pub(crate) struct SshHello {
     pub(crate) known_hosts: PathBuf,
 }
 
-/// The instance that has the SSH server.
-const SSH_BASTION: &str = "i-0dc03fbcae2a87472";
+/// The instance that sessions run on, or that has the SSH server.
+pub(crate) const BASTION: &str = "i-0dc03fbcae2a87472";
 
 /// Starts an SSH server that lets in a key of its own besides those that are pushed, with its files in a folder.
 fn start_sshd(program: &Path, folder: &Path) -> Result<(Sshd, SshHello), BoxError> {
@@ -150,7 +180,7 @@ fn start_sshd(program: &Path, folder: &Path) -> Result<(Sshd, SshHello), BoxErro
     sshd.admit(&std::fs::read_to_string(identity.with_extension("pub"))?)?;
     let (address, user) = (sshd.address(), sshd.user().to_owned());
     std::fs::write(&known_hosts, format!("[{}]:{} {}\n", address.ip(), address.port(), sshd.host_key()?))?;
-    let bastion = format!("ssh://{user}@{SSH_BASTION}:{}?host_key=new", address.port());
+    let bastion = format!("ssh://{user}@{BASTION}:{}?host_key=new", address.port());
     Ok((sshd, SshHello { bastion, address, user, identity, known_hosts }))
 }
 
@@ -164,7 +194,7 @@ pub(crate) async fn run(world: World, ready: impl FnOnce(Hello) -> io::Result<()
     if let Some(program) = &world.sshd {
         let folder = std::env::home_dir().ok_or("there is no home")?;
         let (sshd, hello) = start_sshd(program, &folder)?;
-        let mut bastion = BastionConfig::new(SSH_BASTION);
+        let mut bastion = BastionConfig::new(BASTION);
         bastion.public_address = Some(sshd.address().ip().to_string());
         bastion.ssh = Some(SshServerConfig::new(sshd.address(), sshd.user(), sshd.keys_of(sshd.user())));
         config.bastions = vec![bastion];
@@ -176,7 +206,6 @@ pub(crate) async fn run(world: World, ready: impl FnOnce(Hello) -> io::Result<()
         }
         server = Some((sshd, hello));
     }
-    let bastion = config.bastions.first().map(|bastion| bastion.id.clone()).ok_or("there is no bastion")?;
     let emulator = Emulator::start(config).await?;
     let first = emulator.api_servers().into_iter().next().ok_or("there is no cluster")?;
     let Place::Socket(api_server) = first.place else { return Err("the API server is not at a socket".into()) };
@@ -186,8 +215,8 @@ pub(crate) async fn run(world: World, ready: impl FnOnce(Hello) -> io::Result<()
     if front.is_none() {
         emulator.route(format!("{}:443", first.host), address);
     }
-    let least = match world.least {
-        true => Some(least::Start::new(&emulator, &bastion, &first.host).await?),
+    let least = match world.unsigned {
+        true => Some(least::Start::new(&emulator, BASTION, &first.host).await?),
         false => None,
     };
     let (relay_listener, relay_address) = bind().await?;
@@ -195,6 +224,7 @@ pub(crate) async fn run(world: World, ready: impl FnOnce(Hello) -> io::Result<()
     ready(Hello {
         environment: emulator.environment(),
         cluster: first.cluster,
+        host: first.host,
         destination: address,
         relay: relay_address,
         least,

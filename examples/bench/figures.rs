@@ -2,6 +2,7 @@
 
 mod latency;
 mod resources;
+mod rivals;
 mod scale;
 mod ssh;
 mod stage;
@@ -16,7 +17,7 @@ use std::{
 
 use clap::ValueEnum;
 
-use super::{BoxError, emulator::World, processes::Workshop, report::Figure};
+use super::{BoxError, emulator::World, processes::Workshop, report::Figure, rivals::Programs};
 
 /// A group of figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -45,6 +46,8 @@ pub(crate) enum Group {
     Token,
     /// The way through an SSH server, beside OpenSSH's client
     Ssh,
+    /// Beside other programs that forward a port through a session, which have to be named
+    Rivals,
     /// What the distance matters for, at 80 ms round trip and 0.1 % loss
     Far,
     /// Slow lines with a buffer before them, on virtual time
@@ -72,6 +75,8 @@ pub(crate) struct Plan {
     pub(crate) many_tunnels: [usize; 4],
     pub(crate) idle: Duration,
     pub(crate) scale_runs: usize,
+    /// How long anything may take through a rival.
+    pub(crate) patience: Duration,
     /// How long a process is left alone before its memory counts.
     pub(crate) settle: Duration,
     /// How many connections there are at once where there are many.
@@ -144,6 +149,7 @@ impl Plan {
             many_tunnels: [1, 100, 500, 2000],
             idle: Duration::from_secs(60),
             scale_runs: 3,
+            patience: Duration::from_secs(60),
             settle: Duration::from_secs(2),
             many: 300,
             beside_slow: Duration::from_secs(3),
@@ -171,6 +177,7 @@ impl Plan {
             many_tunnels: [1, 2, 2, 3],
             idle: Duration::from_millis(100),
             scale_runs: 1,
+            patience: Duration::from_secs(10),
             settle: Duration::ZERO,
             many: 3,
             beside_slow: Duration::from_millis(20),
@@ -182,7 +189,7 @@ impl Plan {
 const CONNECTIONS: [usize; 3] = [1, 8, 64];
 
 /// Measures the groups that are asked for, all if none is.
-pub(crate) async fn measure(plan: &Plan, only: &[Group]) -> Result<Vec<Figure>, BoxError> {
+pub(crate) async fn measure(plan: &Plan, only: &[Group], programs: &Programs) -> Result<Vec<Figure>, BoxError> {
     let workshop = Workshop::new()?;
     let mut figures = Vec::new();
     for group in Group::value_variants().iter().filter(|group| only.is_empty() || only.contains(group)) {
@@ -206,6 +213,7 @@ pub(crate) async fn measure(plan: &Plan, only: &[Group]) -> Result<Vec<Figure>, 
             Group::Start => start::ready(&workshop, plan, &plan.near).await?,
             Group::Scale => scale::scale(&workshop, plan).await?,
             Group::Token => start::token(&workshop, plan, &plan.near).await?,
+            Group::Rivals => rivals::measure(&workshop, plan, programs).await?,
             Group::Ssh => ssh::measure(&workshop, plan).await?,
             // It is a table of its own, see `line`.
             Group::Line => Vec::new(),

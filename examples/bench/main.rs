@@ -26,6 +26,7 @@ mod measure;
 mod openssh;
 mod processes;
 mod report;
+mod rivals;
 
 use std::{
     io::{self, Write as _},
@@ -61,6 +62,8 @@ struct Args {
     /// Prints the table in Markdown
     #[arg(long)]
     markdown: bool,
+    #[command(flatten)]
+    rivals: rivals::Programs,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -136,7 +139,7 @@ async fn measure(args: &Args) -> Result<ExitCode, BoxError> {
     let text = async {
         let mut text = String::new();
         if args.only.is_empty() || args.only.iter().any(|group| *group != Group::Line) {
-            let figures = figures::measure(&plan, &args.only).await?;
+            let figures = figures::measure(&plan, &args.only, &args.rivals).await?;
             text.push_str(&report::table(&figures, form));
             text.push_str(&report::targets(&figures, form));
         }

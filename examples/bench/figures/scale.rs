@@ -7,15 +7,12 @@ use autoheal_pa::clock::Clock;
 use super::{
     super::{
         BoxError,
-        emulator::World,
+        emulator::{BASTION, World},
         processes::{Up, Workshop},
         report::{Figure, Unit},
     },
     Plan, count_of,
 };
-
-/// The bastion of the emulated AWS.
-const BASTION: &str = "i-0dc03fbcae2a87472";
 
 /// Start, memory, idle time on a processor, `status`, a `reload` with one change, and `down`.
 pub(crate) async fn scale(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
@@ -28,10 +25,10 @@ pub(crate) async fn scale(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure
         let mut status = figure("status", Unit::Time);
         let mut reload = figure("reload with one more", Unit::Time);
         let mut down = figure("down", Unit::Time);
-        let aws = workshop.emulator(&World { clusters: tunnels + 1, ..World::default() }).await?;
+        let aws = workshop.emulator(&World { clusters: tunnels, ..World::default() }).await?;
         for _ in 0..plan.runs.min(plan.scale_runs) {
             let file = workshop.home()?.join("config.yaml");
-            fs::write(&file, config(tunnels))?;
+            fs::write(&file, config(""))?;
             let path = file.display().to_string();
             let up = workshop.up(&aws.hello, &["--config", &path]).await?;
             ready.push(up.ready_after.as_secs_f64(), &[]);
@@ -43,7 +40,7 @@ pub(crate) async fn scale(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure
             memory.push(usage.resident as f64, &[]);
             let ask = async |up: &Up, args: &[&str]| workshop.run(&up.home, &aws.hello.environment, args).await;
             status.push(ask(&up, &["status", "--json"]).await?.as_secs_f64(), &[]);
-            fs::write(&file, config(tunnels + 1))?;
+            fs::write(&file, config(&format!("forwards: [more={}:443]\n", aws.hello.host)))?;
             reload.push(ask(&up, &["reload"]).await?.as_secs_f64(), &[]);
             down.push(ask(&up, &["down"]).await?.as_secs_f64(), &[]);
         }
@@ -52,8 +49,7 @@ pub(crate) async fn scale(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure
     Ok(figures)
 }
 
-/// A configuration with so many clusters, as the emulated AWS calls them.
-fn config(tunnels: usize) -> String {
-    let names: Vec<_> = (1..=tunnels).map(|number| format!("demo-{number}")).collect();
-    format!("bastion: {BASTION}\nclusters: [{}]\n", names.join(", "))
+/// A configuration for all clusters, and for more.
+fn config(more: &str) -> String {
+    format!("bastion: {BASTION}\n{more}")
 }

@@ -65,7 +65,7 @@ pub(crate) async fn far(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>,
 
 /// As fast as it goes.
 async fn unbounded(workshop: &Workshop, plan: &Plan, direction: Direction) -> Result<Vec<Figure>, BoxError> {
-    let world = World { least: true, ..World::default() };
+    let world = World { unsigned: true, ..World::default() };
     let stage = Stage::start(workshop, &world, &["--no-rate-limit"]).await?;
     let least = workshop.least(&stage.aws.hello).await?;
     let name = match direction {

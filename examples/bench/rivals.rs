@@ -1,0 +1,167 @@
+//! Other programs that forward a port through a session, each in a process of its own.
+
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::Stdio,
+    time::Duration,
+};
+
+use autoheal_pa::clock::Clock;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    time::sleep,
+};
+
+use super::{
+    BoxError,
+    destination::bind,
+    emulator::{self, BASTION},
+    load::{REQUEST, open_one, within},
+    measure::Usage,
+    processes::{Workshop, command, usage},
+};
+
+/// Where they are, as far as somebody has them.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(crate) struct Programs {
+    /// Tunnel of the library aws-ssm-bridge, built from `tests/peers/aws-ssm-bridge`
+    #[arg(long, value_name = "PATH")]
+    pub(crate) bridge: Option<PathBuf>,
+    /// The official session-manager-plugin, which the AWS CLI on the PATH starts
+    #[arg(long, value_name = "PATH")]
+    pub(crate) plugin: Option<PathBuf>,
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Rival {
+    /// With its version.
+    pub(crate) name: String,
+    how: How,
+}
+
+#[derive(Debug, Clone)]
+enum How {
+    Bridge(PathBuf),
+    AwsCli { plugin: PathBuf },
+}
+
+impl Programs {
+    /// Finds out which there are, and their versions.
+    ///
+    /// # Errors
+    /// If one that was named does not run.
+    pub(crate) async fn find(&self, workshop: &Workshop) -> Result<Vec<Rival>, BoxError> {
+        let home = workshop.home()?;
+        let mut rivals = Vec::new();
+        if let Some(path) = &self.bridge {
+            let name = first_line(command(path, &home).arg("--version")).await?;
+            rivals.push(Rival { name, how: How::Bridge(path.clone()) });
+        }
+        if let Some(plugin) = &self.plugin {
+            let version = first_line(command(plugin, &home).arg("--version")).await?;
+            let cli = first_line(aws_cli(plugin, &home)?.arg("--version")).await?;
+            let cli = cli.split_whitespace().next().unwrap_or_default().replace('/', " ");
+            let name = format!("session-manager-plugin {version} ({cli})");
+            rivals.push(Rival { name, how: How::AwsCli { plugin: plugin.clone() } });
+        }
+        if rivals.is_empty() {
+            writeln!(io::stderr(), "no rival was named: see `--bridge` and `--plugin`")?;
+        }
+        Ok(rivals)
+    }
+}
+
+async fn first_line(command: &mut Command) -> Result<String, BoxError> {
+    let output = within("a version", command.stdin(Stdio::null()).output()).await?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = text.lines().next().map(str::trim).filter(|line| output.status.success() && !line.is_empty());
+    line.map(str::to_owned).ok_or_else(|| "a rival does not say its version".into())
+}
+
+/// The AWS CLI with a plugin on its path.
+#[expect(clippy::disallowed_methods, reason = "programs are found by it")]
+fn aws_cli(plugin: &std::path::Path, home: &std::path::Path) -> Result<Command, BoxError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folder = plugin.parent().ok_or("the plugin is in no folder")?.to_owned();
+    let folders: Vec<PathBuf> = std::iter::once(folder).chain(std::env::split_paths(&path)).collect();
+    let cli = folders.iter().map(|folder| folder.join("aws")).find(|program| program.is_file());
+    let mut command = command(&cli.ok_or("there is no `aws` on the PATH")?, home);
+    command.env("PATH", std::env::join_paths(folders)?);
+    Ok(command)
+}
+
+/// A running one. It ends when it is dropped.
+pub(crate) struct Running {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    /// From the start of the process to the first answer through it.
+    pub(crate) ready_after: Duration,
+}
+
+impl Running {
+    pub(crate) fn usage(&self) -> Result<Usage, BoxError> {
+        usage(&self.child)
+    }
+}
+
+impl Rival {
+    /// Starts one to a cluster, and waits until it leads there.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub(crate) async fn start(
+        &self,
+        workshop: &Workshop,
+        aws: &emulator::Hello,
+        host: &str,
+    ) -> Result<Running, BoxError> {
+        let home = workshop.home()?;
+        let log = home.join("log");
+        let (mut program, port) = match &self.how {
+            How::Bridge(path) => {
+                let mut program = command(path, &home);
+                program.args([BASTION, host, "443"]);
+                (program, None)
+            }
+            How::AwsCli { plugin } => {
+                let mut program = aws_cli(plugin, &home)?;
+                // It says only that it listens, on the port that it was given.
+                let (_, address) = bind().await?;
+                let parameters = format!("host={host},portNumber=443,localPortNumber={}", address.port());
+                program.args(["ssm", "start-session", "--target", BASTION, "--document-name"]);
+                program.args(["AWS-StartPortForwardingSessionToRemoteHost", "--parameters", &parameters]);
+                (program, Some(address))
+            }
+        };
+        program.envs(aws.environment.iter().map(|(name, value)| (name, value)));
+        // What it starts has to end with it.
+        program.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
+        let clock = Clock::start();
+        let mut child = program.spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().ok_or("there is no pipe")?).lines();
+        let address = match port {
+            Some(address) => address,
+            None => {
+                let line = within(&self.name, lines.next_line()).await?;
+                let line = line.ok_or_else(|| std::fs::read_to_string(&log).unwrap_or_default())?;
+                line.trim().parse()?
+            }
+        };
+        let leads = async {
+            while open_one(address, REQUEST).await.is_err() {
+                if child.try_wait()?.is_some() {
+                    return Err(BoxError::from(std::fs::read_to_string(&log)?));
+                }
+                sleep(Duration::from_millis(1)).await;
+            }
+            Ok(clock.now().mono)
+        };
+        let ready_after = within(&self.name, leads).await?;
+        Ok(Running { child, address, ready_after })
+    }
+}
