@@ -9,8 +9,8 @@ use std::{
 };
 
 use autoheal_pa::emulator::{
-    AgentConfig, BastionConfig, ClusterConfig, Config, Emulator, Line, Link, Place, Settings, SshServerConfig, Sshd,
-    SshdConfig, Upgrade,
+    AgentConfig, BastionConfig, ClusterConfig, Config, Emulator, Identity, Line, Link, Place, Settings,
+    SshServerConfig, Sshd, SshdConfig, Upgrade,
 };
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -130,7 +130,14 @@ impl World {
             transport_lifetime,
             ..Settings::default()
         };
-        Config { agent, pod_churn: None, settings, ..Config::with_clusters(self.clusters) }
+        Config {
+            agent,
+            pod_churn: None,
+            // Not every library reads a file with a token that ends in a newline.
+            identity: if self.unsigned { Identity::StaticKeys } else { Identity::WebIdentity },
+            settings,
+            ..Config::with_clusters(self.clusters)
+        }
     }
 }
 
