@@ -1,10 +1,10 @@
 //! The reference for what the protocol itself costs: a client that does what an agent demands, and nothing else.
 //!
-//! It answers the handshake, numbers and hashes what it sends, and acknowledges what comes. It looks at no digest, keeps
+//! It answers the handshake, numbers and hashes what it sends, and acknowledges what comes. It keeps
 //! no copy, repeats nothing, has no window and no pace; the next local connection is a stream of the same session. Up to 64
 //! messages that are ready go out in one write.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use autoheal_pa::{
     clock,
@@ -22,6 +22,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    time::timeout,
 };
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
@@ -38,6 +39,9 @@ const PAYLOAD_LEN: usize = 1024;
 
 /// Messages that go out at once.
 const BATCH: usize = 64;
+
+/// Between two repeats of the first data.
+const REPEAT: Duration = Duration::from_millis(10);
 
 /// A session that nobody has opened yet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -104,8 +108,30 @@ pub(crate) async fn run(
             websocket.send(Frames::Binary(response)).await?;
         }
     }
+    until_it_takes_data(&mut websocket, &mut session).await?;
     ready(Hello { address })?;
     carry(websocket, session, listener).await
+}
+
+/// An agent drops data until its port session is up, which takes a moment: sends something without meaning until it is
+/// acknowledged.
+async fn until_it_takes_data(websocket: &mut Socket, session: &mut Session) -> Result<(), BoxError> {
+    let mut payload = BytesMut::new();
+    Frame::Nop.encode(&mut payload);
+    let message = session.header(PayloadType::Output).encode(&payload);
+    loop {
+        websocket.send(Frames::Binary(message.clone())).await?;
+        while let Ok(frames) = timeout(REPEAT, websocket.next()).await {
+            if let Frames::Binary(bytes) = frames.ok_or("the session is over")??
+                && let message = Message::decode(bytes)?
+                && message.header.message_type == MessageType::Acknowledge
+                && Acknowledgement::decode(&message.payload)?.acknowledged_message_sequence_number + 1
+                    == session.sequence
+            {
+                return Ok(());
+            }
+        }
+    }
 }
 
 type Socket = WebSocketStream<TcpStream>;

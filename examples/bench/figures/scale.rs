@@ -18,7 +18,7 @@ use super::{
 pub(crate) async fn scale(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure>, BoxError> {
     let mut figures = Vec::new();
     for (name, tunnels) in [1, 100, 500, 2000].into_iter().zip(plan.many_tunnels) {
-        let figure = |what: &str, unit| Figure::new(format!("{}, {what}", count_of(name, "tunnel")), unit);
+        let figure = |what: &str, unit| Figure::new(format!("scale, {what}, {}", count_of(name, "tunnel")), unit);
         let mut ready = figure("ready", Unit::Time);
         let mut memory = figure("memory, idle", Unit::Memory);
         let mut idle = figure("processor, idle", Unit::Share);
