@@ -238,6 +238,7 @@ where
     }
 }
 
+/// Other clients than the official ones have other ids, such as that of the session.
 fn parse_opening(text: &str) -> Result<Opening, String> {
     let value: Value = serde_json::from_str(text).map_err(|error| format!("that is not JSON: {error}"))?;
     let field = |name: &str| {
@@ -252,7 +253,7 @@ fn parse_opening(text: &str) -> Result<Opening, String> {
         return Err("of another schema version than 1.0".to_owned());
     }
     uuid("RequestId")?;
-    Ok(Opening { token: field("TokenValue")?, client_id: uuid("ClientId")?, client_version: field("ClientVersion")? })
+    Ok(Opening { token: field("TokenValue")?, client_id: field("ClientId")?, client_version: field("ClientVersion")? })
 }
 
 async fn close<S: AsyncRead + AsyncWrite + Unpin>(mut websocket: WebSocketStream<S>, code: u16, reason: &str) {

@@ -66,7 +66,7 @@ pub struct HandshakeResponse {
     pub errors: Option<Vec<String>>,
 }
 
-/// What became of one requested action.
+/// What became of one requested action. Agents take what is missing for nothing, as `encoding/json` of Go does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ProcessedAction {
@@ -75,8 +75,10 @@ pub struct ProcessedAction {
     /// 1 success, 2 failed, 3 unsupported.
     pub action_status: u32,
     /// The action's result; null but for encryption.
+    #[serde(default)]
     pub action_result: serde_json::Value,
     /// Why the action did not succeed.
+    #[serde(default)]
     pub error: String,
 }
 
