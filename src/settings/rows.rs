@@ -271,7 +271,7 @@ table! {
         /// behind large ones. More are started when connections come while the others carry data; these connections wait up to 2 s
         /// for them. `auto`: a second one while the first has been busy for two seconds, so that nothing waits for it, but not on
         /// tasks of ECS, which take a few. An additional session ends after a minute without connections
-        sessions: Sessions = text("N", is_sessions, Sessions::EXPECTED).default("auto"),
+        sessions: Sessions = text("N", is_sessions, Sessions::EXPECTED).default("auto").bare(),
         /// Binds the ports and writes the contexts as always, and starts a cluster's session with the first connection, which
         /// waits for it. One session for each bastion is started at once, so that `tunnel ready` means that there can be one
         on_demand: bool = switch(),

@@ -163,7 +163,7 @@ mod tests {
             "region: [us-east-1]",
             "base_port: 65536",
             "base_port: -1",
-            "sessions: 0",
+            "sessions: [2]",
             "strict_ports: 'yes'",
             "timeout: 60",
             "timeout: 60 s",
