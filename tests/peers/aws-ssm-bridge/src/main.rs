@@ -4,8 +4,8 @@
 use std::{env, error::Error, sync::Arc};
 
 use aws_ssm_bridge::{
-    EndpointPolicy, PortForwardConfig, PortForwarder, SessionBuilder, ShutdownSignal, documents::PortForwardingToRemoteHost,
-    install_signal_handlers,
+    EndpointPolicy, PortForwardConfig, PortForwarder, SessionBuilder, ShutdownSignal,
+    documents::PortForwardingToRemoteHost, install_signal_handlers,
 };
 
 #[tokio::main]
