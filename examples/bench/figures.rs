@@ -149,7 +149,7 @@ impl Plan {
             many_tunnels: [1, 100, 500, 2000],
             idle: Duration::from_secs(60),
             scale_runs: 3,
-            patience: Duration::from_secs(60),
+            patience: Duration::from_secs(15),
             settle: Duration::from_secs(2),
             many: 300,
             beside_slow: Duration::from_secs(3),

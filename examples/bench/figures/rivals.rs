@@ -1,7 +1,10 @@
 //! The same load through the program and through others that forward a port through a session, in turns, against the same
 //! emulated AWS. What does not get through has no figure.
 
-use std::net::SocketAddr;
+use std::{
+    io::{self, Write as _},
+    net::SocketAddr,
+};
 
 use tokio::time::timeout;
 
@@ -12,7 +15,7 @@ use super::{
         load::{Direction, connects, request_rate, requests, transfer},
         measure::{Usage, percentile},
         processes::{Role, Up, Workshop},
-        report::{Figure, Unit},
+        report::{Figure, Form, Unit, table},
         rivals::{Programs, Rival, Running},
     },
     CONNECTIONS, Plan, count_of,
@@ -136,6 +139,12 @@ async fn all(stage: &Stage, plan: &Plan, mut figure: Figure, load: Load) -> Resu
         figure.push(values[0], &values[1..]);
     }
     let _kept = &stage.aws;
+    // Whoever waits sees how far it is: what does not get through takes its time.
+    writeln!(
+        io::stderr(),
+        "{}",
+        table(std::slice::from_ref(&figure), Form::Text).lines().skip(1).collect::<Vec<_>>().join("\n")
+    )?;
     Ok(figure)
 }
 
