@@ -23,6 +23,10 @@ pub(crate) enum Unit {
 
 impl Unit {
     fn show(self, value: f64) -> String {
+        if !value.is_finite() {
+            // What took no time that could be measured is no measure of anything, nor is what did not get through.
+            return "-".to_owned();
+        }
         match self {
             Self::Throughput => format!("{} MB/s", digits(value / 1e6)),
             Self::Time if value < 1e-3 => format!("{} µs", digits(value * 1e6)),
