@@ -10,9 +10,10 @@ use std::{
 };
 
 use autoheal_pa::clock::Clock;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
     time::sleep,
 };
 
@@ -98,9 +99,19 @@ fn aws_cli(plugin: &std::path::Path, home: &std::path::Path) -> Result<Command, 
 /// A running one. It ends when it is dropped.
 pub(crate) struct Running {
     child: Child,
+    /// Read no more, and not closed: whoever writes to it goes on.
+    _stdout: Lines<BufReader<ChildStdout>>,
     pub(crate) address: SocketAddr,
     /// From the start of the process to the first answer through it.
     pub(crate) ready_after: Duration,
+}
+
+impl Drop for Running {
+    /// The AWS CLI has the plugin as its child.
+    fn drop(&mut self) {
+        let group = self.child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
+        let _gone = group.map(|group| kill_process_group(group, Signal::KILL));
+    }
 }
 
 impl Running {
@@ -162,6 +173,6 @@ impl Rival {
             Ok(clock.now().mono)
         };
         let ready_after = within(&self.name, leads).await?;
-        Ok(Running { child, address, ready_after })
+        Ok(Running { child, _stdout: lines, address, ready_after })
     }
 }

@@ -314,10 +314,12 @@ pub enum Fact {
     Resumed,
     /// The session has been ended.
     Terminated,
-    /// All that `setup` has made for the bastion is there.
+    /// All that `setup` has made for the bastion is there, as far as it may be looked at.
     Whole {
         /// How many pieces.
         pieces: usize,
+        /// How many of them may not be looked at.
+        unseen: usize,
     },
 }
 

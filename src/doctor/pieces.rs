@@ -40,7 +40,7 @@ impl<R: FnMut(Finding) + Send> Examination<'_, R> {
         let limit = self.limits.request * PATIENCE;
         match timeout(limit, Box::pin(made(aws, bastion, clusters))).await {
             Ok(Ok(Some(made))) if made.lacks.is_empty() => {
-                self.passed(Check::Setup, Fact::Whole { pieces: made.count })
+                self.passed(Check::Setup, Fact::Whole { pieces: made.count, unseen: made.unseen })
             }
             Ok(Ok(Some(made))) => self.doubtful(Check::Setup, Trouble::Incomplete(made)),
             // Something else has made the bastion, which has nothing to do with these pieces.

@@ -7,7 +7,7 @@ use super::{
     survey::{HTTPS, IMAGE_ROLE, survey},
 };
 use crate::{
-    aws::Aws,
+    aws::{Aws, AwsError},
     bastion::{Bastion, Search},
     settings::BastionKind,
     util::peer_text::PeerText,
@@ -21,6 +21,8 @@ const ANY_IMAGE: &str = "IMAGE";
 pub struct Made {
     /// How many there are to be.
     pub count: usize,
+    /// How many of them may not be looked at, or cannot be.
+    pub unseen: usize,
     /// Those that are missing, or not as they have to be.
     pub lacks: Vec<Lack>,
     /// The `setup --check` that looks for all of them.
@@ -94,7 +96,8 @@ pub async fn made(aws: &Aws, bastion: &Bastion, clusters: &[String]) -> Result<O
         return Ok(None);
     }
     order.private = seen.iter().any(|looked| is_there(&looked.state) && leads_to_services(&looked.item.piece));
-    let image = image(aws, &plan).await?;
+    // Whoever may not look at it is told so by the piece.
+    let image = image(aws, &plan).await.ok().flatten();
     let is_wanted = |Item { id, piece }: &Item| {
         (image.is_some() || id != IMAGE_ROLE)
             && (order.private || !(leads_to_services(piece) || is_way_to_services(piece)))
@@ -102,7 +105,9 @@ pub async fn made(aws: &Aws, bastion: &Bastion, clusters: &[String]) -> Result<O
     seen.retain(|looked| is_wanted(looked.item));
     order.fargate_image = image.map(|image| image.to_string());
     let lacks = seen.iter().filter_map(lack).collect();
-    Ok(Some(Made { count: seen.len(), lacks, check: Plan { private: order.private, ..plan.clone() }.check(&order) }))
+    let unseen = seen.iter().filter(|looked| matches!(looked.state, State::Unknown(_))).count();
+    let check = Plan { private: order.private, ..plan.clone() }.check(&order);
+    Ok(Some(Made { count: seen.len(), unseen, lacks, check }))
 }
 
 fn is_there(state: &State) -> bool {
@@ -152,7 +157,7 @@ fn is_way_to_services(piece: &Piece) -> bool {
 }
 
 /// Returns the image of tasks, if it is one that a role is needed for.
-async fn image(aws: &Aws, plan: &Plan) -> Result<Option<PeerText>, SurveyError> {
+async fn image(aws: &Aws, plan: &Plan) -> Result<Option<PeerText>, AwsError> {
     let Some(Piece::TaskDefinition(definition)) = plan.item("TaskDefinition").map(|item| &item.piece) else {
         return Ok(None);
     };

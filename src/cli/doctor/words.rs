@@ -201,7 +201,10 @@ fn told(fact: &Fact, place: &Place) -> String {
         Fact::MayListPods => "in all namespaces".to_owned(),
         Fact::Resumed => "resumed, and the agent answers through the new WebSocket".to_owned(),
         Fact::Terminated => "no session is left behind".to_owned(),
-        Fact::Whole { pieces } => format!("all {pieces} pieces are there"),
+        Fact::Whole { pieces, unseen: 0 } => format!("all {pieces} pieces are there"),
+        Fact::Whole { pieces, unseen } => {
+            format!("{} of {pieces} pieces are there, and {unseen} may not be looked at", pieces - unseen)
+        }
     }
 }
 
@@ -431,13 +434,12 @@ fn aws_meaning(error: &AwsError) -> String {
         AwsError::CaBundle { .. } => "TLS connections cannot be verified as was asked for",
         AwsError::HalfKeys => "keys work in pairs only",
         AwsError::NoCredentials { .. } => "no source of AWS credentials has any",
-        AwsError::CredentialSource { .. } | AwsError::CredentialTimeout { .. } => {
+        AwsError::CredentialSource { .. } | AwsError::CredentialTimeout { .. } | AwsError::ContainerToken { .. } => {
             "a source of credentials is configured, but gives none"
         }
-        AwsError::TokenFile { .. }
-        | AwsError::ContainerToken { .. }
-        | AwsError::TokenEndpoint { .. }
-        | AwsError::TokenMalformed { .. } => "there is no OIDC token to assume the role with",
+        AwsError::TokenFile { .. } | AwsError::TokenEndpoint { .. } | AwsError::TokenMalformed { .. } => {
+            "there is no OIDC token to assume the role with"
+        }
         AwsError::TokenExpired { .. } => "whoever issues the OIDC token has not renewed it",
         AwsError::InvalidIdentityToken { .. } => {
             "the token was made for another audience, or by an issuer that the account has no IAM OIDC provider for"

@@ -270,6 +270,18 @@ async fn doctor_names_the_pieces_of_the_bastion_that_are_gone() {
             let fix = told["fixes"][0].as_str().unwrap();
             assert!(fix.starts_with("autoheal-pa setup --check --region us-east-1 --cluster payments"), "{fix}");
         }
+        // What may not be looked at is not said to be there.
+        lab.emulator.create_stack(&template);
+        let (piece, ..) = kind.pieces[0];
+        let call = match template["Resources"][piece]["Type"].as_str().unwrap() {
+            "AWS::IAM::Role" => "iam:GetRole",
+            "AWS::ECS::Cluster" => "ecs:DescribeClusters",
+            _ => "ec2:DescribeLaunchTemplates",
+        };
+        lab.emulator.update(|settings| settings.denied_actions = std::iter::once(call.to_owned()).collect());
+        let told = told_by_doctor(&lab, &template).await;
+        assert!(told["answer"].as_str().unwrap().contains("may not be looked at"), "{call}: {told:#}");
+        lab.emulator.update(|settings| settings.denied_actions.clear());
         // As the role that was made, which may not look.
         let checks = checks_of_doctor(&lab, &up_of(&template)).await;
         let setup = checks.iter().find(|check| check["id"] == "setup").unwrap();
