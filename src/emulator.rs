@@ -91,7 +91,7 @@ pub use self::{
 };
 use self::{
     credentials::{Caller, Keys},
-    pki::Authority,
+    pki::{Authority, KeyKind},
     place::{Listener, Medium},
     session::Control,
     world::{Places, World, lock},
@@ -183,7 +183,7 @@ impl Emulator {
         let (scheme, acceptor) = match config.stream_scheme {
             StreamScheme::Ws => ("ws", None),
             StreamScheme::Wss => {
-                let authority = Authority::new("emulated message gateway")?;
+                let authority = Authority::new("emulated message gateway", KeyKind::Curve)?;
                 std::fs::write(folder.path().join(AUTHORITY_FILE), authority.pem()).map_err(EmulatorError::Folder)?;
                 ("wss", Some(authority.acceptor(vec!["127.0.0.1".to_owned(), "localhost".to_owned()])?))
             }

@@ -35,6 +35,9 @@ pub(crate) struct World {
     /// Number of clusters
     #[arg(long, default_value_t = 1)]
     pub(crate) clusters: usize,
+    /// API servers have keys as those of EKS do
+    #[arg(long)]
+    pub(crate) rsa: bool,
     /// Agents have the pace of real ones
     #[arg(long)]
     pub(crate) paced: bool,
@@ -66,6 +69,7 @@ impl Default for World {
     fn default() -> Self {
         Self {
             clusters: 1,
+            rsa: false,
             paced: false,
             short_queues: false,
             delay_ms: 0,
@@ -91,6 +95,7 @@ impl World {
             format!("--delay-ms={}", self.delay_ms),
             format!("--loss={}", self.loss),
         ];
+        args.extend(self.rsa.then(|| "--rsa".to_owned()));
         args.extend(self.paced.then(|| "--paced".to_owned()));
         args.extend(self.short_queues.then(|| "--short-queues".to_owned()));
         args.extend([format!("--cut-after-ms={}", self.cut_after_ms), format!("--line-rate={}", self.line_rate)]);
@@ -130,13 +135,16 @@ impl World {
             transport_lifetime,
             ..Settings::default()
         };
+        let all = Config::with_clusters(self.clusters);
+        let clusters = all.clusters.into_iter().map(|cluster| ClusterConfig { rsa: self.rsa, ..cluster }).collect();
         Config {
             agent,
+            clusters,
             pod_churn: None,
             // Not every library reads a file with a token that ends in a newline.
             identity: if self.unsigned { Identity::StaticKeys } else { Identity::WebIdentity },
             settings,
-            ..Config::with_clusters(self.clusters)
+            ..Config::default()
         }
     }
 }

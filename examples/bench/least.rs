@@ -1,10 +1,10 @@
 //! The reference for what the protocol itself costs: a client that does what an agent demands, and nothing else.
 //!
 //! It answers the handshake, numbers and hashes what it sends, and acknowledges what comes. It keeps
-//! no copy, repeats nothing, has no window and no pace; the next local connection is a stream of the same session. Up to 64
-//! messages that are ready go out in one write.
+//! no copy, repeats nothing, has no window and no pace, and all of it is one task. Local connections are streams of one
+//! session. Up to 64 messages that are ready go out in one write.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{collections::HashMap, io, net::SocketAddr, time::Duration};
 
 use autoheal_pa::{
     clock,
@@ -16,17 +16,23 @@ use autoheal_pa::{
     },
 };
 use bytes::{Bytes, BytesMut};
-use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _, stream::SplitSink};
+use futures_util::{
+    FutureExt as _, SinkExt as _, StreamExt as _,
+    stream::{self, BoxStream, SelectAll},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     time::timeout,
 };
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
-    tungstenite::{self, Message as Frames, protocol::WebSocketConfig},
+    tungstenite::{Message as Frames, protocol::WebSocketConfig},
 };
 
 use super::{
@@ -71,7 +77,7 @@ pub(crate) struct Hello {
     pub(crate) address: SocketAddr,
 }
 
-/// Opens a session, and carries one local connection after the other.
+/// Opens a session, and carries local connections.
 ///
 /// # Errors
 /// If the session cannot be opened, or is over.
@@ -116,11 +122,9 @@ pub(crate) async fn run(
 /// An agent drops data until its port session is up, which takes a moment: sends something without meaning until it is
 /// acknowledged.
 async fn until_it_takes_data(websocket: &mut Socket, session: &mut Session) -> Result<(), BoxError> {
-    let mut payload = BytesMut::new();
-    Frame::Nop.encode(&mut payload);
-    let message = session.header(PayloadType::Output).encode(&payload);
+    let message = session.frame(&Frame::Nop);
     loop {
-        websocket.send(Frames::Binary(message.clone())).await?;
+        websocket.send(message.clone()).await?;
         while let Ok(frames) = timeout(REPEAT, websocket.next()).await {
             if let Frames::Binary(bytes) = frames.ok_or("the session is over")??
                 && let message = Message::decode(bytes)?
@@ -166,6 +170,12 @@ impl Session {
         }
     }
 
+    fn frame(&mut self, frame: &Frame) -> Frames {
+        let mut payload = BytesMut::new();
+        frame.encode(&mut payload);
+        Frames::Binary(self.header(PayloadType::Output).encode(&payload))
+    }
+
     fn acknowledge(&mut self, header: &Header) -> Bytes {
         Acknowledgement::encode(header, self.ids.next_id(), now_ms())
     }
@@ -175,76 +185,91 @@ fn now_ms() -> u64 {
     u64::try_from(clock::wall().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Carries local connections, one after the other.
+/// Carries local connections, each as a stream of the session.
 async fn carry(websocket: Socket, mut session: Session, listener: TcpListener) -> Result<(), BoxError> {
     let (mut sink, mut stream) = websocket.split();
     let mut decoder = FrameDecoder::default();
-    for number in (3..).step_by(2) {
-        let id = StreamId(number);
-        let (local, _) = listener.accept().await?;
-        local.set_nodelay(true)?;
-        let (mut reader, mut writer) = local.into_split();
-        let mut payload = BytesMut::new();
-        Frame::Syn(id).encode(&mut payload);
-        send(&mut sink, &mut session, &payload).await?;
-        let mut buffer = BytesMut::new();
-        let mut is_open = true;
-        while is_open {
-            buffer.reserve(BATCH * PAYLOAD_LEN);
-            tokio::select! {
-                biased;
-                next = stream.next() => {
-                    let mut next = Some(next);
-                    let mut received = BytesMut::new();
-                    while let Some(frames) = next {
-                        if let Frames::Binary(bytes) = frames.ok_or("the session is over")??
-                            && bytes.starts_with(&DATA)
-                        {
-                            let message = Message::decode(bytes)?;
-                            let acknowledgement = session.acknowledge(&message.header);
-                            sink.feed(Frames::Binary(acknowledgement)).await?;
-                            decoder.push(message.payload);
-                            while let Some(frame) = decoder.next_frame()? {
-                                match frame {
-                                    Frame::Psh(_, data) => received.extend_from_slice(&data),
-                                    Frame::Fin(from) => is_open &= from != id,
-                                    Frame::Syn(_) | Frame::Nop => {}
-                                }
+    let mut ids = (3..).step_by(2).map(StreamId);
+    let (mut writers, mut readers) = (HashMap::new(), SelectAll::new());
+    loop {
+        tokio::select! {
+            biased;
+            next = stream.next() => {
+                let mut next = Some(next);
+                let mut received = HashMap::<_, BytesMut>::new();
+                let (mut messages, mut ended) = (0, Vec::new());
+                while let Some(frames) = next {
+                    if let Frames::Binary(bytes) = frames.ok_or("the session is over")??
+                        && bytes.starts_with(&DATA)
+                    {
+                        let message = Message::decode(bytes)?;
+                        let acknowledgement = session.acknowledge(&message.header);
+                        sink.feed(Frames::Binary(acknowledgement)).await?;
+                        decoder.push(message.payload);
+                        while let Some(frame) = decoder.next_frame()? {
+                            match frame {
+                                Frame::Psh(id, data) => received.entry(id).or_default().extend_from_slice(&data),
+                                Frame::Fin(id) => ended.push(id),
+                                Frame::Syn(_) | Frame::Nop => {}
                             }
                         }
-                        next = (received.len() < BATCH * PAYLOAD_LEN).then(|| stream.next().now_or_never()).flatten();
+                        messages += 1;
                     }
-                    sink.flush().await?;
-                    writer.write_all(&received).await?;
+                    next = (messages < BATCH).then(|| stream.next().now_or_never()).flatten();
                 }
-                count = reader.read_buf(&mut buffer) => {
-                    if count? == 0 {
-                        is_open = false;
+                sink.flush().await?;
+                for (id, data) in received {
+                    if let Some(writer) = writers.get_mut(&id) {
+                        OwnedWriteHalf::write_all(writer, &data).await?;
                     }
-                    for block in buffer.chunks(PAYLOAD_LEN - FRAME_HEADER_LEN) {
-                        let mut message = BytesMut::with_capacity(HEADER_LEN + FRAME_HEADER_LEN + block.len());
+                }
+                ended.iter().for_each(|id| drop(writers.remove(id)));
+            }
+            Some(first) = readers.next(), if !readers.is_empty() => {
+                let (mut next, mut messages) = (Some(first), 0);
+                while let Some((id, block)) = next {
+                    messages += 1;
+                    let block: Bytes = block;
+                    for piece in block.chunks(PAYLOAD_LEN - FRAME_HEADER_LEN) {
+                        let mut message = BytesMut::with_capacity(HEADER_LEN + FRAME_HEADER_LEN + piece.len());
                         message.resize(HEADER_LEN, 0);
-                        put_psh_header(&mut message, id, block.len());
-                        message.extend_from_slice(block);
+                        put_psh_header(&mut message, id, piece.len());
+                        message.extend_from_slice(piece);
                         let message = session.header(PayloadType::Output).seal(message);
                         sink.feed(Frames::Binary(message)).await?;
                     }
-                    sink.flush().await?;
-                    buffer.clear();
+                    if block.is_empty() {
+                        sink.feed(session.frame(&Frame::Fin(id))).await?;
+                        writers.remove(&id);
+                    }
+                    next = (messages < BATCH).then(|| readers.next().now_or_never()).flatten().flatten();
                 }
+                sink.flush().await?;
+            }
+            accepted = listener.accept() => {
+                let (local, _) = accepted?;
+                local.set_nodelay(true)?;
+                let id = ids.next().ok_or("there is no number left")?;
+                let (reader, writer) = local.into_split();
+                sink.send(session.frame(&Frame::Syn(id))).await?;
+                writers.insert(id, writer);
+                readers.push(blocks(id, reader));
             }
         }
-        let mut payload = BytesMut::new();
-        Frame::Fin(id).encode(&mut payload);
-        send(&mut sink, &mut session, &payload).await?;
     }
-    Ok(())
+}
+
+/// What comes from a local program, and nothing at its end.
+fn blocks(id: StreamId, reader: OwnedReadHalf) -> BoxStream<'static, (StreamId, Bytes)> {
+    let read = move |state: Option<(OwnedReadHalf, BytesMut)>| async move {
+        let (mut reader, mut buffer) = state?;
+        buffer.reserve(BATCH * PAYLOAD_LEN);
+        let more = matches!(reader.read_buf(&mut buffer).await, Ok(1..));
+        let block = buffer.split().freeze();
+        Some(((id, block), more.then_some((reader, buffer))))
+    };
+    stream::unfold(Some((reader, BytesMut::new())), read).boxed()
 }
 
 /// What messages with data begin with: the length of their header, and their type.
 const DATA: [u8; 16] = *b"\0\0\0\x74output_strea";
-
-async fn send(sink: &mut SplitSink<Socket, Frames>, session: &mut Session, payload: &[u8]) -> Result<(), BoxError> {
-    let message = session.header(PayloadType::Output).encode(payload);
-    sink.send(Frames::Binary(message)).await.map_err(|error: tungstenite::Error| error.into())
-}

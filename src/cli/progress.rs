@@ -6,7 +6,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{
     error::{CommandError, Kind},
@@ -25,6 +28,10 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// How often to look whether an agent has been silent for long.
 const SILENCE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Pause between two looks at tunnels that come up, for each so many of them: a thousand change all the time.
+const PAUSE: Duration = Duration::from_millis(1);
+const MANY: usize = 100;
+
 /// Shows the tunnels until all are ready. Fails with the board when only a human can help any of them.
 pub(super) async fn until_ready(
     mut board: watch::Receiver<Board>,
@@ -34,7 +41,7 @@ pub(super) async fn until_ready(
     let mut lines: BTreeMap<u16, Line> = BTreeMap::new();
     let mut shown: BTreeMap<u16, bool> = BTreeMap::new();
     loop {
-        let now = board.borrow_and_update().clone();
+        let now = board.borrow().clone();
         for tunnel in &now.tunnels {
             if shown.get(&tunnel.port).copied().unwrap_or_default() {
                 continue;
@@ -59,7 +66,9 @@ pub(super) async fn until_ready(
             }
             return Err(now);
         }
-        if timeout(SILENCE_INTERVAL, board.changed()).await.is_ok_and(|outcome| outcome.is_err()) {
+        sleep(PAUSE * u32::try_from(now.tunnels.len() / MANY).unwrap_or(u32::MAX)).await;
+        let news = timeout(SILENCE_INTERVAL, board.wait_for(|board| board.news != now.news)).await;
+        if news.is_ok_and(|outcome| outcome.is_err()) {
             return Err(board.borrow().clone());
         }
     }
@@ -100,10 +109,11 @@ pub(super) struct TimeIsUp;
 
 /// The target whose agent a tunnel that does not work is waiting for, if it has been silent for that long.
 fn awaited(tunnel: &TunnelStatus, silence: Duration) -> Option<&LinkStatus> {
-    let now = SystemTime::UNIX_EPOCH + clock::wall();
-    let link = tunnel.link().filter(|link| link.awaits_peer(silence, now))?;
     match tunnel.state {
-        State::Starting | State::Reconnecting | State::Failed => Some(link),
+        State::Starting | State::Reconnecting | State::Failed => {
+            let now = SystemTime::UNIX_EPOCH + clock::wall();
+            tunnel.link().filter(|link| link.awaits_peer(silence, now))
+        }
         State::Active | State::Degraded | State::Idle | State::Stopped => None,
     }
 }
@@ -177,27 +187,37 @@ pub(super) fn report_unready(board: &Board, seconds: u64, printer: &Printer) {
 
 /// Says what happens to tunnels. Never ends.
 pub(super) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Printer) {
-    let state = |tunnel: &TunnelStatus| (tunnel.state, awaited(tunnel, SILENCE).map(|link| link.place().to_owned()));
+    let state = |tunnel: &TunnelStatus| (tunnel.state, awaited(tunnel, SILENCE).is_some());
     let states =
         |board: &Board| board.tunnels.iter().map(|tunnel| (tunnel.port, state(tunnel))).collect::<BTreeMap<_, _>>();
-    let mut known = states(&board.borrow_and_update());
-    while timeout(SILENCE_INTERVAL, board.changed()).await.map_or(true, |outcome| outcome.is_ok()) {
-        let now = board.borrow_and_update().clone();
-        for tunnel in &now.tunnels {
-            let is_news = match known.get(&tunnel.port) {
-                // That the agent has spoken is seen by what follows.
-                Some((known, awaits)) => {
-                    *known != tunnel.state || (awaits.is_none() && awaited(tunnel, SILENCE).is_some())
-                }
-                None => true,
-            };
-            if is_news {
-                printer.progress(&format!("{} {}", tunnel.to.name(), progress_text(tunnel)));
-            }
+    let (mut known, mut seen) = {
+        let now = board.borrow();
+        (states(&now), now.news)
+    };
+    loop {
+        let news = timeout(SILENCE_INTERVAL, board.wait_for(|board| board.news != seen)).await;
+        if news.is_ok_and(|outcome| outcome.is_err()) {
+            return std::future::pending().await;
         }
-        known = states(&now);
+        let mut lines = Vec::new();
+        {
+            let now = board.borrow();
+            seen = now.news;
+            for tunnel in &now.tunnels {
+                let is_news = match known.get(&tunnel.port) {
+                    // That the agent has spoken is seen by what follows.
+                    Some((known, awaits)) => *known != tunnel.state || (!awaits && awaited(tunnel, SILENCE).is_some()),
+                    None => true,
+                };
+                lines.extend(is_news.then(|| format!("{} {}", tunnel.to.name(), progress_text(tunnel))));
+            }
+            known = states(&now);
+        }
+        // A terminal may take its time, and the board is not to wait for it.
+        for line in lines {
+            printer.progress(&line);
+        }
     }
-    std::future::pending::<()>().await;
 }
 
 #[cfg(test)]
@@ -236,7 +256,7 @@ mod tests {
             bytes_held: 0,
         };
         let tunnel = TunnelStatus { state, links: vec![link], ..TunnelStatus::new(Arc::new(to), 10100, since) };
-        Board { tunnels: vec![tunnel], stopping: false, since }
+        Board { tunnels: vec![tunnel], stopping: false, since, news: 0 }
     }
 
     /// How many seconds it takes until the time is up; a person takes the first `hours`.
@@ -245,7 +265,7 @@ mod tests {
         let (sender, board_now) = watch::channel(board(State::Starting, true));
         let clock = Clock::start();
         let decides = async {
-            tokio::time::sleep(Duration::from_secs(hours * 3600)).await;
+            sleep(Duration::from_secs(hours * 3600)).await;
             sender.send_replace(board(State::Starting, false));
             std::future::pending::<()>().await;
         };

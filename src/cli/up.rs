@@ -239,9 +239,11 @@ async fn until_stop(requests: &mut Requests) {
 
 /// Keeps the status that systemd shows up to date. Never ends.
 async fn tell_systemd(mut board: watch::Receiver<Board>) {
-    let mut said = String::new();
-    while board.changed().await.is_ok() {
-        let summary = summary(&board.borrow_and_update());
+    let (mut said, mut seen) = (String::new(), board.borrow().news);
+    while let Ok(now) = board.wait_for(|board| board.news != seen).await {
+        seen = now.news;
+        let summary = summary(&now);
+        drop(now);
         if summary != said {
             notify(&[NotifyState::Status(&summary)]);
             said = summary;

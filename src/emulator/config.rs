@@ -163,6 +163,8 @@ pub struct ClusterConfig {
     pub local: bool,
     /// What stands before the API server of a local one and is its endpoint then.
     pub front: Option<SocketAddr>,
+    /// Whether its certificates have the keys that those of EKS have: RSA with 2048 bits. They take long to make.
+    pub rsa: bool,
     /// Whether the roles of the account have an access entry; without it the API server answers 401.
     pub access_entry: bool,
     /// Id of its VPC; empty: EKS does not say.
@@ -190,6 +192,7 @@ impl ClusterConfig {
             ipv6: false,
             local: false,
             front: None,
+            rsa: false,
             access_entry: true,
             vpc: DEFAULT_VPC.to_owned(),
             security_group: None,

@@ -30,7 +30,7 @@ use super::{
     EmulatorError,
     config::{ClusterConfig, Config},
     http,
-    pki::{Authority, ClientCertificate},
+    pki::{Authority, ClientCertificate, KeyKind},
     place::{Listener, Medium, Place, Wire},
     world::{Cluster, World, lock},
 };
@@ -53,7 +53,8 @@ impl Server {
         let (listener, place) = Listener::bind(medium, 0).await?;
         let id = uuid::Uuid::new_v4().simple().to_string().to_uppercase();
         let region = cluster.region.clone().unwrap_or_else(|| config.region.clone());
-        let authority = Authority::new("kubernetes")?;
+        let keys = if cluster.rsa { KeyKind::Rsa } else { KeyKind::Curve };
+        let authority = Authority::new("kubernetes", keys)?;
         let cluster = Cluster {
             config: cluster.clone(),
             region,
@@ -71,7 +72,7 @@ impl Server {
         Ok(Self {
             listener,
             acceptor: cluster.pki.acceptor_for_clients(names.clone())?,
-            wrong_acceptor: Authority::new("somebody else")?.acceptor(names)?,
+            wrong_acceptor: Authority::new("somebody else", keys)?.acceptor(names)?,
             cluster: Arc::new(cluster),
         })
     }

@@ -1,10 +1,10 @@
 //! Certificate authorities and server certificates, made afresh for each emulator.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, PKCS_RSA_SHA256, RsaKeySize,
 };
 use rustls::{
     ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier,
@@ -25,19 +25,43 @@ pub struct ClientCertificate {
     pub(super) der: Vec<u8>,
 }
 
+/// What keys an authority and its certificates have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KeyKind {
+    /// One of its own each, on the curve P-256.
+    Curve,
+    /// RSA with 2048 bits, and the same for all of them, as it takes long to make one.
+    Rsa,
+}
+
+impl KeyKind {
+    fn key(self) -> Result<KeyPair, EmulatorError> {
+        static RSA: OnceLock<Vec<u8>> = OnceLock::new();
+        match (self, RSA.get()) {
+            (Self::Curve, _) => Ok(KeyPair::generate()?),
+            (Self::Rsa, Some(key)) => Ok(KeyPair::try_from(&key[..])?),
+            (Self::Rsa, None) => {
+                let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
+                Ok(KeyPair::try_from(&RSA.get_or_init(|| key.serialize_der())[..])?)
+            }
+        }
+    }
+}
+
 /// A certificate authority.
 pub(super) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
+    keys: KeyKind,
 }
 
 impl Authority {
-    pub(super) fn new(name: &str) -> Result<Self, EmulatorError> {
+    pub(super) fn new(name: &str, keys: KeyKind) -> Result<Self, EmulatorError> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign];
-        Ok(Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
+        Ok(Self { issuer: CertifiedIssuer::self_signed(params, keys.key()?)?, keys })
     }
 
     /// The authority's certificate.
@@ -89,7 +113,7 @@ impl Authority {
         names: Vec<String>,
         config: ConfigBuilder<ServerConfig, WantsServerCert>,
     ) -> Result<TlsAcceptor, EmulatorError> {
-        let key = KeyPair::generate()?;
+        let key = self.keys.key()?;
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, "emulated server");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

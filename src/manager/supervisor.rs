@@ -4,7 +4,7 @@
 //! what the tunnels say themselves; a stop is bounded whatever the tunnels do.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -61,6 +61,9 @@ pub struct Board {
     pub stopping: bool,
     /// Since when they have been together in their [state](Self::overall).
     pub since: SystemTime,
+    /// How often something has changed that is [news](TunnelStatus::is_news). With many tunnels a figure changes all the
+    /// time: who looks at all of them waits for this one to change.
+    pub news: u64,
 }
 
 impl Board {
@@ -150,7 +153,7 @@ impl Supervisor {
     /// Creates a supervisor without tunnels that goes by this clock.
     #[must_use]
     pub fn with_clock(clock: Clock) -> Self {
-        let board = Board { tunnels: Vec::new(), stopping: false, since: wall(clock) };
+        let board = Board { tunnels: Vec::new(), stopping: false, since: wall(clock), news: 0 };
         Self {
             tunnels: JoinSet::new(),
             board: Arc::new(watch::Sender::new(board)),
@@ -203,6 +206,7 @@ impl Supervisor {
             }
             self.wanted.all().remove(port);
         }
+        let ports: BTreeSet<_> = ports.iter().collect();
         let is_gone = |board: &Board| board.tunnels.iter().all(|tunnel| !ports.contains(&tunnel.port));
         // The sender is in this value; each tunnel bounds its own end.
         let mut board = self.board();
@@ -255,9 +259,12 @@ async fn supervise(
     let name = status.borrow().to.name().to_owned();
     let copy = |status: &mut watch::Receiver<TunnelStatus>| {
         let status = status.borrow_and_update().clone();
-        change(&board, clock, |board| {
-            if let Some(place) = board.tunnels.iter_mut().find(|tunnel| tunnel.port == port) {
-                *place = status;
+        board.send_modify(|board| {
+            let Some(place) = board.tunnels.iter().position(|tunnel| tunnel.port == port) else { return };
+            if status.is_news(&board.tunnels[place]) {
+                note(board, clock, |board| board.tunnels[place] = status);
+            } else {
+                board.tunnels[place] = status;
             }
         });
     };
@@ -287,15 +294,18 @@ async fn supervise(
     });
 }
 
-/// Changes the board, and notes the time if the tunnels together are in another state then.
 fn change(board: &watch::Sender<Board>, clock: Clock, change: impl FnOnce(&mut Board)) {
-    board.send_modify(|board| {
-        let before = board.overall();
-        change(board);
-        if board.overall() != before {
-            board.since = wall(clock);
-        }
-    });
+    board.send_modify(|board| note(board, clock, change));
+}
+
+/// Changes the board, and notes the time if the tunnels together are in another state then.
+fn note(board: &mut Board, clock: Clock, change: impl FnOnce(&mut Board)) {
+    let before = board.overall();
+    change(board);
+    board.news += 1;
+    if board.overall() != before {
+        board.since = wall(clock);
+    }
 }
 
 fn wall(clock: Clock) -> SystemTime {
@@ -413,7 +423,7 @@ mod tests {
                     ..status.clone()
                 })
                 .collect();
-            Board { tunnels, stopping: false, since: SystemTime::UNIX_EPOCH }.overall()
+            Board { tunnels, stopping: false, since: SystemTime::UNIX_EPOCH, news: 0 }.overall()
         };
         let (starting, active, away, failed) =
             ((State::Starting, false), (State::Active, true), (State::Reconnecting, true), (State::Failed, false));

@@ -4,13 +4,17 @@
 //! proof also takes an HTTP answer of any status; later ones stop after the handshake, which leaves
 //! no trace in the API server's audit log. No credentials are sent.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::{
-    ClientConfig, RootCertStore,
+    CipherSuite, ClientConfig, NamedGroup, RootCertStore,
     client::Resumption,
-    crypto::aws_lc_rs,
+    crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::{
@@ -31,9 +35,22 @@ use crate::{
 /// Longest status line that is read from the API server, in bytes.
 const MAX_STATUS_LINE: usize = 1024;
 
+/// What probes offer first is what takes least time: nobody is to keep secret what they say. Thousands of tunnels are
+/// probed every 30 s, and a hello with a post-quantum key is two messages instead of one.
+static CHEAP: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups.retain(|group| group.name() != NamedGroup::X25519MLKEM768);
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
+});
+
+/// What carries the bytes of programs is protected as well as it can be.
+static STRONG: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
+
 /// Probes one cluster.
 #[derive(Debug, Clone)]
 pub struct Probe {
+    roots: Arc<RootCertStore>,
     tls: Arc<ClientConfig>,
     name: ServerName<'static>,
     host: String,
@@ -52,15 +69,9 @@ impl Probe {
         };
         let host = cluster.server_name().to_owned();
         let name = ServerName::try_from(host.clone()).map_err(|error| authority(error.into()))?;
-        let mut tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| authority(error.into()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // A resumed TLS session would not show its certificate again.
-        tls.resumption = Resumption::disabled();
-        Ok(Self { tls: Arc::new(tls), name, host })
+        let roots = Arc::new(roots);
+        let tls = tls_config(&CHEAP, &roots, vec![b"http/1.1".to_vec()]).map_err(|error| authority(error.into()))?;
+        Ok(Self { roots, tls, name, host })
     }
 
     /// Makes a TLS connection with the API server over `io`: its certificate has to verify against the cluster's
@@ -72,7 +83,7 @@ impl Probe {
         self.connect_by(&self.tls, io).await
     }
 
-    /// The same, and offers these protocols, of which the API server may choose one.
+    /// The same for the bytes of a program, and offers these protocols, of which the API server may choose one.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -81,9 +92,9 @@ impl Probe {
         protocols: Vec<Vec<u8>>,
         io: S,
     ) -> Result<TlsStream<S>, ProbeError> {
-        let mut tls = ClientConfig::clone(&self.tls);
-        tls.alpn_protocols = protocols;
-        self.connect_by(&Arc::new(tls), io).await
+        let tls = tls_config(&STRONG, &self.roots, protocols);
+        let tls = tls.map_err(|error| ProbeError::Tls { source: io::Error::other(error) })?;
+        self.connect_by(&tls, io).await
     }
 
     async fn connect_by<S: AsyncRead + AsyncWrite + Unpin>(
@@ -156,6 +167,22 @@ impl Probe {
     }
 }
 
+/// Returns how to speak TLS with an API server.
+fn tls_config(
+    provider: &Arc<CryptoProvider>,
+    roots: &Arc<RootCertStore>,
+    protocols: Vec<Vec<u8>>,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let mut tls = ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(Arc::clone(roots))
+        .with_no_client_auth();
+    tls.alpn_protocols = protocols;
+    // A resumed TLS session would not show its certificate again.
+    tls.resumption = Resumption::disabled();
+    Ok(Arc::new(tls))
+}
+
 /// Finds out whether the destination accepts a connection, through a pipe whose other end the link has.
 pub(super) async fn accepts(
     stream: DuplexStream,
@@ -217,6 +244,9 @@ mod tests {
     use super::*;
     use crate::cluster::{Destination, Origin};
 
+    /// Of smux, within a message of 1024 bytes.
+    const FRAME_HEADER_LEN: usize = 8;
+
     #[test]
     fn reads_status_lines() {
         assert_eq!(status_of(b"HTTP/1.1 401 Unauthorized\r\n"), Some(401));
@@ -244,9 +274,8 @@ mod tests {
         assert_eq!(roots(&lines.join("\r\n")).unwrap().len(), 1);
     }
 
-    #[test]
-    fn refuses_authorities_that_hold_no_certificate() {
-        let cluster = |authority: &str, host: &str| Cluster {
+    fn cluster(authority: &str, host: &str) -> Cluster {
+        Cluster {
             name: "c".into(),
             region: "r".into(),
             account: "1".into(),
@@ -255,7 +284,41 @@ mod tests {
             certificate_authority: Some(authority.into()),
             origin: Origin::Eks { token_name: "c".into() },
             vpc: None,
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn a_probe_begins_with_one_message_and_a_program_with_the_strongest_keys() {
+        let own = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        let host = "0123456789ABCDEF0123456789ABCDEF.gr7.ap-southeast-2.eks.amazonaws.com";
+        let probe = Probe::new(&cluster(&STANDARD.encode(own.cert.pem()), host)).unwrap();
+        let strong = u16::from(NamedGroup::X25519MLKEM768).to_be_bytes();
+        for is_probe in [true, false] {
+            let (near, mut far) = tokio::io::duplex(1 << 20);
+            let says = async {
+                let outcome = if is_probe {
+                    probe.connect(near).await
+                } else {
+                    probe.connect_offering(vec![b"h2".to_vec()], near).await
+                };
+                assert!(outcome.is_err(), "nobody answers");
+            };
+            let hears = async {
+                let mut hello = vec![0; 1 << 16];
+                let len = far.read(&mut hello).await.unwrap();
+                drop(far);
+                hello.truncate(len);
+                hello
+            };
+            let ((), hello) = tokio::join!(says, hears);
+            let fits = hello.len() <= 1024 - FRAME_HEADER_LEN;
+            let is_strong = hello.windows(2).any(|pair| pair == strong);
+            assert_eq!((fits, is_strong), (is_probe, !is_probe), "{} bytes", hello.len());
+        }
+    }
+
+    #[test]
+    fn refuses_authorities_that_hold_no_certificate() {
         for authority in ["", "!", "aGVsbG8="] {
             let error = Probe::new(&cluster(authority, "h")).unwrap_err();
             assert!(matches!(error, ProbeError::Authority { .. }), "{error:?}");

@@ -141,6 +141,16 @@ impl TunnelStatus {
         self.last_error = Some(LastError { at, fault: Arc::new(Fault::new(Class::Bug, Panicked { message })) });
     }
 
+    /// Whether more than figures has changed since: what was carried, how many use it, how late answers are.
+    pub(crate) fn is_news(&self, before: &Self) -> bool {
+        let marks = |status: &Self| {
+            let error = status.last_error.as_ref().map(|error| error.at);
+            (status.state, status.since, status.ready_at, status.resumes, status.restarts, error)
+        };
+        let words = |status: &Self| status.links.iter().map(LinkStatus::without_figures).collect::<Vec<_>>();
+        marks(self) != marks(before) || words(self) != words(before)
+    }
+
     /// Whether it can be used: the tunnel is proved to work, is idle, or is being started from there.
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -154,7 +164,7 @@ impl TunnelStatus {
 }
 
 /// One link of a tunnel.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkStatus {
     /// What audit trails call it; `None`: nothing, or there is none yet.
     pub id: Option<String>,
@@ -202,6 +212,19 @@ impl LinkStatus {
         self.through.as_ref().unwrap_or(&self.route)
     }
 
+    /// Returns the same with nothing carried and never probed.
+    fn without_figures(&self) -> Self {
+        Self {
+            open_connections: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            probe_round_trip: None,
+            messages_behind: 0,
+            bytes_held: 0,
+            ..self.clone()
+        }
+    }
+
     /// Whether the link has been started and its other end has not answered yet, for at least `silence`.
     #[must_use]
     pub fn awaits_peer(&self, silence: Duration, now: SystemTime) -> bool {
@@ -247,4 +270,60 @@ pub struct ProbeStatus {
 /// Converts a time since the Unix epoch.
 pub(super) fn system_time(wall: Duration) -> SystemTime {
     SystemTime::UNIX_EPOCH + wall
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cluster::Destination, remote::Host};
+
+    #[test]
+    fn figures_are_no_news() {
+        let at = SystemTime::UNIX_EPOCH;
+        let endpoint = Destination { host: "db".to_owned(), port: 5432 };
+        let [name, region, account] = ["db", "us-east-1", "123456789012"].map(str::to_owned);
+        let host: Remote = Host { name, region, account, endpoint, vpc: None }.into();
+        let link = LinkStatus {
+            id: None,
+            started_at: None,
+            route: "i-1".into(),
+            through: None,
+            progress: None,
+            awaits_person: false,
+            is_established: true,
+            silence_hints: Vec::new(),
+            peer_version: None,
+            state: State::Active,
+            since: at,
+            open_connections: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            probe_round_trip: None,
+            messages_behind: 0,
+            held_back: false,
+            bytes_held: 0,
+        };
+        let before = TunnelStatus { links: vec![link], ..TunnelStatus::new(Arc::new(host), 10100, at) };
+        type Change = fn(&mut TunnelStatus);
+        let changes: [(Change, bool); 8] = [
+            (|_| {}, false),
+            (
+                |now| {
+                    now.last_probe = Some(ProbeStatus { at: now.since, round_trip: Duration::ZERO, http_status: None })
+                },
+                false,
+            ),
+            (|now| now.bytes_received += 1, false),
+            (|now| now.links[0].probe_round_trip = Some(Duration::ZERO), false),
+            (|now| now.state = State::Active, true),
+            (|now| now.links[0].progress = Some("waiting".into()), true),
+            (|now| now.links.clear(), true),
+            (|now| now.set_panicked("a bug".into(), Now { mono: Duration::ZERO, wall: Duration::ZERO }), true),
+        ];
+        for (number, (change, is_news)) in changes.into_iter().enumerate() {
+            let mut now = before.clone();
+            change(&mut now);
+            assert_eq!(now.is_news(&before), is_news, "change {number}");
+        }
+    }
 }

@@ -129,16 +129,25 @@ async fn beside_a_download(
 
 /// How many in a second, when each connection sends the next as soon as it has the answer to the last.
 pub(crate) async fn rate(workshop: &Workshop, plan: &Plan, way: &Way) -> Result<Vec<Figure>, BoxError> {
-    let stage = Stage::start(workshop, &way.world, &[UNLIMITED]).await?;
+    // The least client repeats nothing.
+    let unsigned = way.world.loss == 0.0;
+    let stage = Stage::start(workshop, &World { unsigned, ..way.world.clone() }, &[UNLIMITED]).await?;
+    let mut references =
+        vec![("TCP by a relay", stage.relay()), ("TCP by two relays", stage.two_relays()), (way.bare, stage.bare())];
+    let least = if unsigned { Some(workshop.least(&stage.aws.hello).await?) } else { None };
+    references.extend(least.iter().map(|least| ("least client", least.hello.address)));
     let mut figures = Vec::new();
     for connections in CONNECTIONS {
         let name = way.name(format!("requests, {}", count_of(connections, "connection")));
-        let mut figure = Figure::new(name, Unit::Rate).against("TCP by a relay").against(way.bare);
+        let figure = Figure::new(name, Unit::Rate);
+        let mut figure = references.iter().fold(figure, |figure, (what, _)| figure.against(*what));
         let count = way.rated_requests.max(LEAST_RATED * connections);
         for _ in 0..plan.runs {
-            let relay = request_rate(stage.relay(), connections, count).await?;
-            let bare = request_rate(stage.bare(), connections, count).await?;
-            figure.push(request_rate(stage.up.address, connections, count).await?, &[relay, bare]);
+            let mut values = Vec::new();
+            for &(_, address) in &references {
+                values.push(request_rate(address, connections, count).await?);
+            }
+            figure.push(request_rate(stage.up.address, connections, count).await?, &values);
         }
         figures.push(figure);
     }

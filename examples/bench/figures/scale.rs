@@ -25,7 +25,7 @@ pub(crate) async fn scale(workshop: &Workshop, plan: &Plan) -> Result<Vec<Figure
         let mut status = figure("status", Unit::Time);
         let mut reload = figure("reload with one more", Unit::Time);
         let mut down = figure("down", Unit::Time);
-        let aws = workshop.emulator(&World { clusters: tunnels, ..World::default() }).await?;
+        let aws = workshop.emulator(&World { clusters: tunnels, rsa: true, ..World::default() }).await?;
         for _ in 0..plan.runs.min(plan.scale_runs) {
             let file = workshop.home()?.join("config.yaml");
             fs::write(&file, config(""))?;

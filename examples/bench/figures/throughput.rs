@@ -76,13 +76,12 @@ async fn unbounded(workshop: &Workshop, plan: &Plan, direction: Direction) -> Re
     for connections in CONNECTIONS {
         let name = format!("{name}, {}", count_of(connections, "connection"));
         let mut figure = Figure::new(name, Unit::Throughput);
-        let mut references = vec![
+        let references = [
             ("bare WebSocket", stage.bare()),
             ("the same in batches", stage.bare_in_batches()),
             ("direct TCP", stage.aws.hello.destination),
+            ("least client", least.hello.address),
         ];
-        // It carries one connection at a time.
-        references.extend((connections == 1).then_some(("least client", least.hello.address)));
         for &(what, _) in &references {
             figure = figure.against(what);
         }
