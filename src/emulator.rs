@@ -2,10 +2,9 @@
 //! an agent for each session, endpoints of EC2 Instance Connect, what a template of CloudFormation creates, and a small Kubernetes
 //! API for each cluster.
 //!
-//! It is what the `demo` command, the tests and the `emulator` example run against. The program reaches
-//! it through endpoint settings only. It checks what AWS checks (signatures, tokens, digests) and some
-//! things that AWS lets pass (sequence numbers, acknowledgements), and it misbehaves as AWS does when a
-//! script tells it to.
+//! It is what the `demo` command, the tests and the `emulator` example run against. The program reaches it through endpoint
+//! settings only. It checks what AWS checks (signatures, tokens, digests) and some things that AWS lets pass (sequence numbers,
+//! acknowledgements), and it misbehaves as AWS does when a script tells it to.
 //!
 //! Invariants:
 //! - everything listens on 127.0.0.1, or on nothing at all;
@@ -82,7 +81,8 @@ pub use self::{
     pki::ClientCertificate,
     place::{MemoryListener, MemoryPlace, Place, Wire},
     script::{
-        AgentQuirks, Command, Destination, DialFailure, ExtraAction, Failure, Line, Link, Resume, Settings, Upgrade,
+        AgentQuirks, CallRate, Command, Destination, DialFailure, ExtraAction, Failure, Line, Link, Resume, Settings,
+        Upgrade,
     },
     session::{SessionInfo, SessionState},
     sshd::{Sshd, SshdConfig},

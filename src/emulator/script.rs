@@ -12,6 +12,7 @@ use std::{
 };
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::{approval::JustInTime, ecs::TaskTrouble};
 
@@ -35,6 +36,8 @@ pub struct Settings {
     pub denied_documents: BTreeSet<String>,
     /// IAM actions whose next calls fail.
     pub failing_actions: BTreeMap<String, Failure>,
+    /// IAM actions of which only so many calls a second are answered.
+    pub call_rates: BTreeMap<String, CallRate>,
     /// IAM actions whose calls are answered only after a call of another action has been.
     pub held_actions: BTreeMap<String, String>,
     /// What `ResumeSession` does.
@@ -131,6 +134,37 @@ impl Failure {
     #[must_use]
     pub fn throttled(calls: u32) -> Self {
         Self { status: 400, code: "ThrottlingException".to_owned(), message: "Rate exceeded".to_owned(), calls }
+    }
+}
+
+/// How many calls a second are answered, with as many saved up at most; all others are throttled.
+///
+/// AWS publishes no rates for sessions and clusters; that of ECS is described so, at
+/// <https://docs.aws.amazon.com/AmazonECS/latest/APIReference/request-throttling.html>.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CallRate {
+    per_second: f64,
+    saved: f64,
+    /// When that was.
+    at: Option<Instant>,
+}
+
+impl CallRate {
+    #[must_use]
+    pub fn new(per_second: u32) -> Self {
+        Self { per_second: per_second.into(), saved: per_second.into(), at: None }
+    }
+
+    /// Whether a call is answered now.
+    pub(super) fn admits(&mut self, now: Instant) -> bool {
+        let passed = self.at.map_or(0.0, |at| now.duration_since(at).as_secs_f64());
+        self.saved = (self.saved + passed * self.per_second).min(self.per_second);
+        self.at = Some(now);
+        let admits = self.saved >= 1.0;
+        if admits {
+            self.saved -= 1.0;
+        }
+        admits
     }
 }
 

@@ -241,6 +241,9 @@ impl World {
     /// The next scripted failure of an action, if there is one.
     pub(super) fn take_failure(&self, action: &str) -> Option<Failure> {
         let mut settings = self.settings();
+        if settings.call_rates.get_mut(action).is_some_and(|rate| !rate.admits(self.clock.instant())) {
+            return Some(Failure::throttled(1));
+        }
         let failure = settings.failing_actions.get_mut(action)?;
         failure.calls = failure.calls.saturating_sub(1);
         let taken = failure.clone();

@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 
-use autoheal_pa::emulator::{BastionConfig, ClusterConfig, Config, Event, Identity, StreamScheme};
+use autoheal_pa::emulator::{BastionConfig, CallRate, ClusterConfig, Config, Event, Identity, StreamScheme};
 use rustix::process::Signal;
 
 use super::support::{Lab, PROGRAM, Running};
@@ -66,6 +66,31 @@ async fn ten_clusters_come_up_together() {
     assert_eq!(lab.emulator.sessions().len(), 10);
     assert_eq!(up.stop().await.code(), Some(0));
     lab.assert_clean().await;
+}
+
+/// Nobody knows how many calls AWS answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_clusters_come_up_where_few_calls_a_second_are_answered() {
+    const CLUSTERS: usize = 40;
+    let lab = Lab::start(Config::with_clusters(CLUSTERS)).await;
+    lab.emulator.update(|settings| {
+        for (action, rate) in [("eks:DescribeCluster", 10), ("ssm:StartSession", 5), ("ssm:TerminateSession", 5)] {
+            settings.call_rates.insert(action.to_owned(), CallRate::new(rate));
+        }
+    });
+    let up = lab.up(&[]).await;
+    assert_eq!(lab.emulator.sessions().len(), CLUSTERS);
+    let ended = up.stop().await;
+    assert_eq!(ended.code(), Some(0), "{ended:#?}");
+    for action in ["eks:DescribeCluster", "ssm:StartSession"] {
+        let calls = |throttled| {
+            lab.count(
+                |event| matches!(event, Event::Api { action: a, error } if a == action && error.is_some() == throttled),
+            )
+        };
+        assert_eq!(calls(false), CLUSTERS, "{action}");
+        assert!((1..3 * CLUSTERS).contains(&calls(true)), "{action}: {}", calls(true));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
