@@ -17,6 +17,27 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
+    /// Reads it of all processes of a group together.
+    ///
+    /// # Errors
+    /// If there is none, or the system is not Linux.
+    pub(crate) fn of_group(group: u32) -> io::Result<Self> {
+        let mut sum: Option<Self> = None;
+        for entry in fs::read_dir("/proc")? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // One that ends meanwhile has used nothing any more.
+            let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+            let of = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_ascii_whitespace().nth(2)?.parse().ok());
+            let Some(usage) = (of == Some(group)).then(|| Self::of(pid)).and_then(Result::ok) else { continue };
+            sum = Some(sum.map_or(usage, |sum| Self {
+                cpu: sum.cpu + usage.cpu,
+                resident: sum.resident + usage.resident,
+                peak: sum.peak + usage.peak,
+            }));
+        }
+        sum.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
     /// Reads it of a process that is running.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use super::{
     emulator::{self, BASTION},
     load::{REQUEST, open_one, within},
     measure::Usage,
-    processes::{Workshop, command, usage},
+    processes::{Workshop, command},
 };
 
 /// Where they are, as far as somebody has them.
@@ -115,8 +115,9 @@ impl Drop for Running {
 }
 
 impl Running {
+    /// What it has used so far, with what it has started.
     pub(crate) fn usage(&self) -> Result<Usage, BoxError> {
-        usage(&self.child)
+        Ok(Usage::of_group(self.child.id().ok_or("the process has ended")?)?)
     }
 }
 
@@ -150,6 +151,9 @@ impl Rival {
             }
         };
         program.envs(aws.environment.iter().map(|(name, value)| (name, value)));
+        // The first version of the AWS CLI knows its region by another name.
+        let region = aws.environment.iter().find(|(name, _)| name == "AWS_REGION");
+        program.envs(region.map(|(_, region)| ("AWS_DEFAULT_REGION", region)));
         // What it starts has to end with it.
         program.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
         let clock = Clock::start();

@@ -45,12 +45,12 @@ def main():
     parser.add_argument("--loss", type=float, default=0.001, help="fraction of the packets that are lost, each way")
     parser.add_argument("--rate", type=float, default=12.5e6, help="bytes a second, each way")
     parser.add_argument("--bytes", type=int, default=8 << 20, help="of each upload")
-    parser.add_argument("--connections", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--congestion-control", nargs="+", default=["cubic", "bbr"])
     args = parser.parse_args()
     print(f"round trip {args.rtt:g} ms, {100 * args.loss:g} % lost, {args.rate / 1e6:g} MB/s; medians of {args.runs} runs")
-    print("| congestion control | connections | autoheal-pa | TCP itself | ratio |\n| --- | --- | --- | --- | --- |")
+    print("| congestion control | connections, sessions | autoheal-pa | TCP itself | ratio |\n| --- | --- | --- | --- | --- |")
     for control in args.congestion_control:
         for connections in args.connections:
             pairs = measure(args, control, connections)
@@ -72,7 +72,8 @@ def measure(args, control, connections):
             lead(far, "PREROUTING", FAR, port, "127.0.0.1")
         inside(near, "iptables", "-t", "nat", "-A", "POSTROUTING", "-o", "line1", "-j", "MASQUERADE")
         program = args.bench.resolve().parent.parent / "autoheal-pa"
-        options = ["up", "--base-port", "0", "--no-rate-limit"]
+        # A lossy line limits each TCP connection, of which each session has one.
+        options = ["up", "--base-port", "0", "--no-rate-limit", "--sessions", str(connections)]
         up = start(stack, near, variables | dict(hello["environment"]), program, *options)
         assert up.stdout.readline() == b"tunnel ready\n"
         kubeconfig = (Path(home) / ".kube/autoheal-pa.yaml").read_text()
