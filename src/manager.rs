@@ -417,7 +417,7 @@ impl Manager {
         Ok(outcome)
     }
 
-    /// Returns the tunnels, now and later.
+    /// Returns the tunnels, now and later. Figures such as bytes and round trips are no change.
     pub(crate) fn board(&self) -> watch::Receiver<Board> {
         self.supervisor.board()
     }

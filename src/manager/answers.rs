@@ -8,7 +8,10 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt, stream, stream::BoxStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -36,6 +39,9 @@ mod token;
 
 /// Shortest time between two lines to somebody who follows the status.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often figures are looked at for them.
+const FIGURES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Something that is asked of a manager at its control socket and that only its command can do.
 pub(crate) enum Asked {
@@ -287,7 +293,10 @@ fn follow(view: Arc<View>) -> impl Stream<Item = Result<Answer, Refusal>> {
             if last.is_some() {
                 tokio::time::sleep(FOLLOW_INTERVAL).await;
             }
-            View::changed(&mut board, &mut state).await?;
+            // Figures change without a word.
+            if let Ok(changed) = timeout(FIGURES_INTERVAL, View::changed(&mut board, &mut state)).await {
+                changed?;
+            }
             board.mark_unchanged();
             state.mark_unchanged();
             let status = view.status();

@@ -61,8 +61,8 @@ pub struct Board {
     pub stopping: bool,
     /// Since when they have been together in their [state](Self::overall).
     pub since: SystemTime,
-    /// How often something has changed that is [news](TunnelStatus::is_news). With many tunnels a figure changes all the
-    /// time: who looks at all of them waits for this one to change.
+    /// How often something has changed that is [news](TunnelStatus::is_news). With many tunnels something else changes all
+    /// the time: who looks at all of them waits for this one to change.
     pub news: u64,
 }
 
@@ -214,7 +214,7 @@ impl Supervisor {
         while self.tunnels.try_join_next().is_some() {}
     }
 
-    /// Returns the board, now and later.
+    /// Returns the board, now and later. Figures such as bytes and round trips are no change.
     #[must_use]
     pub fn board(&self) -> watch::Receiver<Board> {
         self.board.subscribe()
@@ -257,16 +257,10 @@ async fn supervise(
     clock: Clock,
 ) {
     let name = status.borrow().to.name().to_owned();
-    let copy = |status: &mut watch::Receiver<TunnelStatus>| {
+    let mut place = 0;
+    let mut copy = |status: &mut watch::Receiver<TunnelStatus>| {
         let status = status.borrow_and_update().clone();
-        board.send_modify(|board| {
-            let Some(place) = board.tunnels.iter().position(|tunnel| tunnel.port == port) else { return };
-            if status.is_news(&board.tunnels[place]) {
-                note(board, clock, |board| board.tunnels[place] = status);
-            } else {
-                board.tunnels[place] = status;
-            }
-        });
+        put(&board, &mut place, status, clock);
     };
     let mut task = JoinSet::new();
     task.spawn(tunnel.run(stop.clone()));
@@ -291,6 +285,26 @@ async fn supervise(
         {
             tunnel.set_panicked(message, clock.now());
         }
+    });
+}
+
+/// Puts a tunnel's status on the board, if it is on it: at its place, which changes when others leave. Whoever waits for a
+/// change is not woken by figures, of which there are many where there are many tunnels.
+fn put(board: &watch::Sender<Board>, place: &mut usize, status: TunnelStatus, clock: Clock) {
+    board.send_if_modified(|board| {
+        if board.tunnels.get(*place).is_none_or(|tunnel| tunnel.port != status.port) {
+            let found = board.tunnels.iter().position(|tunnel| tunnel.port == status.port);
+            let Some(found) = found else { return false };
+            *place = found;
+        }
+        let before = &mut board.tunnels[*place];
+        if status.is_news(before) {
+            note(board, clock, |board| board.tunnels[*place] = status);
+            return true;
+        }
+        let wakes = status.connections() != before.connections();
+        *before = status;
+        wakes
     });
 }
 
@@ -408,6 +422,34 @@ mod tests {
             assert!(Listeners::bind(*port, 1, true, Admission::owner()).is_ok(), "{port} is free again");
         }
         assert!(supervisor.stop().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn figures_wake_nobody_and_are_seen_by_whoever_looks() {
+        let mut supervisor = Supervisor::new();
+        for name in ["one", "two"] {
+            let tunnel = tunnel(&supervisor, name, false);
+            supervisor.start(tunnel);
+        }
+        let (clock, mut watcher, mut place) = (supervisor.clock(), supervisor.board(), 0);
+        let mut status = watcher.borrow_and_update().tunnels[1].clone();
+        let news = watcher.borrow().news;
+        status.bytes_received = 7;
+        put(&supervisor.board, &mut place, status.clone(), clock);
+        assert_eq!((place, watcher.has_changed().unwrap()), (1, false));
+        assert_eq!((watcher.borrow().tunnels[1].bytes_received, watcher.borrow().news), (7, news));
+        status.open_connections = 1;
+        put(&supervisor.board, &mut place, status.clone(), clock);
+        assert!(watcher.has_changed().unwrap(), "somebody may wait for the last connection");
+        assert_eq!(watcher.borrow_and_update().news, news);
+        supervisor.board.send_modify(|board| drop(board.tunnels.remove(0)));
+        watcher.mark_unchanged();
+        status.state = State::Failed;
+        put(&supervisor.board, &mut place, status.clone(), clock);
+        assert_eq!((place, watcher.has_changed().unwrap(), watcher.borrow().news), (0, true, news + 1));
+        status.port += 1;
+        put(&supervisor.board, &mut place, status, clock);
+        assert_eq!(watcher.borrow_and_update().tunnels.len(), 1, "who has left does not come back");
     }
 
     #[tokio::test(start_paused = true)]

@@ -151,6 +151,11 @@ impl TunnelStatus {
         marks(self) != marks(before) || words(self) != words(before)
     }
 
+    /// Returns how many connections there are, and how many there have been.
+    pub(crate) fn connections(&self) -> (usize, usize, u64) {
+        (self.open_connections, self.held_connections, self.connections_total)
+    }
+
     /// Whether it can be used: the tunnel is proved to work, is idle, or is being started from there.
     #[must_use]
     pub fn is_ready(&self) -> bool {
