@@ -244,7 +244,7 @@ mod tests {
     use super::*;
     use crate::cluster::{Destination, Origin};
 
-    /// Of smux, within a message of 1024 bytes.
+    /// What comes before data in a message, of 1024 bytes in all.
     const FRAME_HEADER_LEN: usize = 8;
 
     #[test]
