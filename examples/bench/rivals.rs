@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader, Lines},
     process::{Child, ChildStdout, Command},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -25,6 +25,10 @@ use super::{
     measure::Usage,
     processes::{Workshop, command},
 };
+
+/// How often one is started, and how long it may take to lead anywhere but for the last time.
+const STARTS: usize = 3;
+const START_LIMIT: Duration = Duration::from_secs(15);
 
 /// Where they are, as far as somebody has them.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -96,9 +100,20 @@ fn aws_cli(plugin: &std::path::Path, home: &std::path::Path) -> Result<Command, 
     Ok(command)
 }
 
+/// A process with all that it has started. They end when it is dropped.
+struct Group(Child);
+
+impl Drop for Group {
+    /// The AWS CLI has the plugin as its child.
+    fn drop(&mut self) {
+        let group = self.0.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
+        let _gone = group.map(|group| kill_process_group(group, Signal::KILL));
+    }
+}
+
 /// A running one. It ends when it is dropped.
 pub(crate) struct Running {
-    child: Child,
+    group: Group,
     /// Read no more, and not closed: whoever writes to it goes on.
     _stdout: Lines<BufReader<ChildStdout>>,
     pub(crate) address: SocketAddr,
@@ -106,23 +121,16 @@ pub(crate) struct Running {
     pub(crate) ready_after: Duration,
 }
 
-impl Drop for Running {
-    /// The AWS CLI has the plugin as its child.
-    fn drop(&mut self) {
-        let group = self.child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
-        let _gone = group.map(|group| kill_process_group(group, Signal::KILL));
-    }
-}
-
 impl Running {
     /// What it has used so far, with what it has started.
     pub(crate) fn usage(&self) -> Result<Usage, BoxError> {
-        Ok(Usage::of_group(self.child.id().ok_or("the process has ended")?)?)
+        Ok(Usage::of_group(self.group.0.id().ok_or("the process has ended")?)?)
     }
 }
 
 impl Rival {
-    /// Starts one to a cluster, and waits until it leads there.
+    /// Starts one to a cluster, and waits until it leads there. One whose port has been taken meanwhile, which it does not
+    /// say, is started again.
     ///
     /// # Errors
     /// If it does not.
@@ -132,6 +140,15 @@ impl Rival {
         aws: &emulator::Hello,
         host: &str,
     ) -> Result<Running, BoxError> {
+        for _ in 1..STARTS {
+            if let Ok(started) = timeout(START_LIMIT, self.start_once(workshop, aws, host)).await {
+                return started;
+            }
+        }
+        self.start_once(workshop, aws, host).await
+    }
+
+    async fn start_once(&self, workshop: &Workshop, aws: &emulator::Hello, host: &str) -> Result<Running, BoxError> {
         let home = workshop.home()?;
         let log = home.join("log");
         let (mut program, port) = match &self.how {
@@ -157,8 +174,8 @@ impl Rival {
         // What it starts has to end with it.
         program.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&log)?);
         let clock = Clock::start();
-        let mut child = program.spawn()?;
-        let mut lines = BufReader::new(child.stdout.take().ok_or("there is no pipe")?).lines();
+        let mut group = Group(program.spawn()?);
+        let mut lines = BufReader::new(group.0.stdout.take().ok_or("there is no pipe")?).lines();
         let address = match port {
             Some(address) => address,
             None => {
@@ -169,7 +186,7 @@ impl Rival {
         };
         let leads = async {
             while open_one(address, REQUEST).await.is_err() {
-                if child.try_wait()?.is_some() {
+                if group.0.try_wait()?.is_some() {
                     return Err(BoxError::from(std::fs::read_to_string(&log)?));
                 }
                 sleep(Duration::from_millis(1)).await;
@@ -177,6 +194,6 @@ impl Rival {
             Ok(clock.now().mono)
         };
         let ready_after = within(&self.name, leads).await?;
-        Ok(Running { child, _stdout: lines, address, ready_after })
+        Ok(Running { group, _stdout: lines, address, ready_after })
     }
 }
