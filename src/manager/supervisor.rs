@@ -61,8 +61,8 @@ pub struct Board {
     pub stopping: bool,
     /// Since when they have been together in their [state](Self::overall).
     pub since: SystemTime,
-    /// How often something has changed that is [news](TunnelStatus::is_news). With many tunnels something else changes all
-    /// the time: who looks at all of them waits for this one to change.
+    /// How often something has changed that is no mere figure. With many tunnels figures change all the time: who looks at all
+    /// tunnels waits for this one to change.
     pub news: u64,
 }
 
