@@ -129,8 +129,8 @@ impl Running {
 }
 
 impl Rival {
-    /// Starts one to a cluster, and waits until it leads there. One whose port has been taken meanwhile, which it does not
-    /// say, is started again.
+    /// Starts one to a cluster, and waits until it leads there. One that does not is started again: somebody may have taken
+    /// its port meanwhile.
     ///
     /// # Errors
     /// If it does not.
