@@ -25,7 +25,6 @@ import statistics
 import struct
 import subprocess
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +48,10 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--congestion-control", nargs="+", default=["cubic", "bbr"])
     args = parser.parse_args()
+    if os.geteuid() != 0 or not Path("/dev/net/tun").exists():
+        parser.error("it makes network namespaces and TUN devices, for which it has to be root on Linux")
+    if not args.bench.is_file():
+        parser.error(f"there is no `{args.bench}`: run `cargo build --profile dist --bins --example bench` first")
     print(f"round trip {args.rtt:g} ms, {100 * args.loss:g} % lost, {args.rate / 1e6:g} MB/s; medians of {args.runs} runs")
     print("| congestion control | connections, sessions | autoheal-pa | TCP itself | ratio |\n| --- | --- | --- | --- | --- |")
     for control in args.congestion_control:
