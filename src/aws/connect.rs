@@ -263,9 +263,8 @@ where
     Ok(stream)
 }
 
-/// Has the kernel take little that it cannot send yet: what is urgent goes before what waits here, and how long messages
-/// take says more of the line. Otherwise the kernel holds megabytes, and a window that follows delay takes a TCP that has just
-/// slowed down for a full queue, and keeps it slow.
+/// Has the kernel take little that it cannot send yet: what is urgent goes before what waits here, and not before what waits
+/// there, which may be megabytes on a slow line.
 #[cfg(target_os = "linux")]
 fn hold_little(stream: &TcpStream) {
     // A kernel that does not know it holds more, and works.
