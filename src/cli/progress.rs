@@ -222,40 +222,13 @@ pub(super) async fn show_changes(mut board: watch::Receiver<Board>, printer: &Pr
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::{
-        cluster::Destination,
-        remote::{Host, Remote},
-    };
 
     fn board(state: State, awaits_person: bool) -> Board {
-        let endpoint = Destination { host: "db".to_owned(), port: 5432 };
-        let [name, region, account] = ["db", "us-east-1", "123456789012"].map(str::to_owned);
-        let to: Remote = Host { name, region, account, endpoint, vpc: None }.into();
-        let since = SystemTime::UNIX_EPOCH;
-        let link = LinkStatus {
-            id: None,
-            started_at: None,
-            route: "i-0".to_owned(),
-            through: None,
-            progress: Some("it waits".to_owned()),
-            awaits_person,
-            is_established: false,
-            silence_hints: Vec::new(),
-            peer_version: None,
-            state,
-            since,
-            open_connections: 0,
-            bytes_sent: 0,
-            bytes_received: 0,
-            probe_round_trip: None,
-            messages_behind: 0,
-            held_back: false,
-            bytes_held: 0,
-        };
-        let tunnel = TunnelStatus { state, links: vec![link], ..TunnelStatus::new(Arc::new(to), 10100, since) };
+        let mut tunnel = TunnelStatus::of_a_host(state);
+        let since = tunnel.since;
+        tunnel.links[0].progress = Some("it waits".to_owned());
+        tunnel.links[0].awaits_person = awaits_person;
         Board { tunnels: vec![tunnel], stopping: false, since, news: 0 }
     }
 

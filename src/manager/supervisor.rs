@@ -308,6 +308,7 @@ fn put(board: &watch::Sender<Board>, place: &mut usize, status: TunnelStatus, cl
     });
 }
 
+/// Makes a change that is news.
 fn change(board: &watch::Sender<Board>, clock: Clock, change: impl FnOnce(&mut Board)) {
     board.send_modify(|board| note(board, clock, change));
 }

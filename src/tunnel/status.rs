@@ -278,28 +278,25 @@ pub(super) fn system_time(wall: Duration) -> SystemTime {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{cluster::Destination, remote::Host};
-
-    #[test]
-    fn figures_are_no_news() {
-        let at = SystemTime::UNIX_EPOCH;
-        let endpoint = Destination { host: "db".to_owned(), port: 5432 };
+impl TunnelStatus {
+    /// A tunnel to a host, with one link that has been there from the beginning of time.
+    pub(crate) fn of_a_host(state: State) -> Self {
+        let endpoint = crate::cluster::Destination { host: "db".to_owned(), port: 5432 };
         let [name, region, account] = ["db", "us-east-1", "123456789012"].map(str::to_owned);
-        let host: Remote = Host { name, region, account, endpoint, vpc: None }.into();
+        let to: Remote = crate::remote::Host { name, region, account, endpoint, vpc: None }.into();
+        let since = SystemTime::UNIX_EPOCH;
         let link = LinkStatus {
             id: None,
             started_at: None,
-            route: "i-1".into(),
+            route: "i-0".to_owned(),
             through: None,
             progress: None,
             awaits_person: false,
-            is_established: true,
+            is_established: false,
             silence_hints: Vec::new(),
             peer_version: None,
-            state: State::Active,
-            since: at,
+            state,
+            since,
             open_connections: 0,
             bytes_sent: 0,
             bytes_received: 0,
@@ -308,7 +305,17 @@ mod tests {
             held_back: false,
             bytes_held: 0,
         };
-        let before = TunnelStatus { links: vec![link], ..TunnelStatus::new(Arc::new(host), 10100, at) };
+        Self { state, links: vec![link], ..Self::new(Arc::new(to), 10100, since) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_no_news() {
+        let before = TunnelStatus::of_a_host(State::Starting);
         type Change = fn(&mut TunnelStatus);
         let changes: [(Change, bool); 8] = [
             (|_| {}, false),

@@ -91,6 +91,7 @@ async fn many_clusters_come_up_where_few_calls_a_second_are_answered() {
         assert_eq!(calls(false), CLUSTERS, "{action}");
         assert!((1..3 * CLUSTERS).contains(&calls(true)), "{action}: {}", calls(true));
     }
+    lab.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
